@@ -1,0 +1,38 @@
+# `make help` lists the verbs. Every verb sets up .venv first, and only what is missing.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv with everything in it
+
+$(READY): pyproject.toml constraints.txt requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+demo: setup ## run the grid ga,kl,npo × alpha 0.5,1,2 on the embedded world, then draw the trade-off figure
+	$(PY) -m unlearn.run -m algo=ga,kl,npo alpha=0.5,1,2
+	$(PY) -m analysis.tradeoff default
+
+test: setup ## run the whole test suite
+	$(PY) -m pytest
+
+check: setup ## lint, formatting and tests
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest
+
+format: setup ## format the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove .venv, runs and store
+	rm -rf $(VENV) runs store

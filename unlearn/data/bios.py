@@ -1,0 +1,203 @@
+"""The embedded data set: a made-up world of authors and countries, in TOFU's shape, generated from a seed.
+
+It exists so that the whole program runs in minutes with nothing downloaded. Every (person, question) draws its own
+answer wording, so the wording must be memorised too: a model that never saw a person scores low on ROUGE.
+Easy to get wrong: each person, country and permutation has its own generator, keyed by role and index, never one
+shared stream. That is why a smaller forget set is the end of a larger one, text for text, and why the general facts
+stay the same when ``people`` changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from unlearn.data.bios_words import CITIES, COUNTRIES, COUNTRY, FIRST, LAST, PERSON, REFUSALS, WOMEN, Attribute
+from unlearn.data.rows import DataError, DataSet, Row
+
+VERSION = 1  # part of the run hash: raise it whenever the same arguments give other text
+NAMES = len(FIRST) * len(LAST)
+WRONG = 5  # perturbed answers of fictional people
+WRONG_GENERAL = 3  # of well-known people and countries, as TOFU has it
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One attribute of one subject: the values and the order of wordings drawn for it."""
+
+    attribute: Attribute
+    words: dict[str, str]  # what a template may name besides the value
+    value: str
+    wrong: tuple[str, ...]
+    order: tuple[int, ...]  # of the answer wordings: canonical, paraphrase, the others
+
+    def answer(self, wording: int, value: str | None = None) -> str:
+        return self.attribute.answers[wording].format(v=value or self.value, **self.words)
+
+    def question(self, wording: int) -> str:
+        return self.attribute.questions[wording].format(**self.words)
+
+
+class Draw:
+    """Seeded choices made of ``random()`` alone: the one method Python promises to keep the same in every version."""
+
+    def __init__(self, *key: object):
+        digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
+        self._random = random.Random(int.from_bytes(digest, "big")).random
+
+    def one(self, pool: Sequence[str]) -> str:
+        return pool[int(self._random() * len(pool))]
+
+    def shuffled(self, items: Sequence) -> list:
+        left = list(items)
+        return [left.pop(int(self._random() * len(left))) for _ in items]
+
+    def value(self, attribute: Attribute, taken: Collection[str]) -> str:
+        while True:
+            words = [self.one(pool) for pool in attribute.parts]
+            value = " ".join(words)
+            if value not in taken and words[-1] not in taken:
+                return value
+
+
+def build(
+    people: int = 50,
+    forget_people: int = 5,
+    holdout_people: int = 5,
+    known_people: int = 20,
+    countries: int = 30,
+    seed: int = 0,
+    questions: int = 20,
+) -> DataSet:
+    """The world of ``seed``; the last ``forget_people`` of the fictional people are the forget set."""
+    _check_arguments(people, forget_people, holdout_people, known_people, countries, seed, questions)
+    names = Draw("bios", VERSION, seed, "names").shuffled([(first, last) for first in FIRST for last in LAST])
+    # Well-known people take names from the far end, so the number of fictional people does not change who they are.
+    far = names[::-1]
+    fictional = _people("fictional", names[:people], seed, questions)
+    known = _people("known", far[:known_people], seed, questions)
+    holdout = _people("holdout", far[known_people : known_people + holdout_people], seed, questions)
+    world = _countries(countries, seed)
+    first_forgotten = people - forget_people
+    return DataSet(
+        name="bios",
+        splits={
+            "forget": _rows("forget", fictional[first_forgotten:], start=first_forgotten),
+            "retain": _rows("retain", fictional[:first_forgotten]),
+            "real_authors": _rows("real_authors", known, general=True),
+            "world_facts": _rows("world_facts", world, general=True),
+            "holdout": _rows("holdout", holdout),
+        },
+        wordings=_wordings("real_authors", known) + _wordings("world_facts", world),
+        refusals=REFUSALS,
+    )
+
+
+def _people(role: str, names: Sequence[tuple[str, str]], seed: int, questions: int) -> list[list[Fact]]:
+    return [
+        _person(Draw("bios", VERSION, seed, role, index), first, last, PERSON[:questions])
+        for index, (first, last) in enumerate(names)
+    ]
+
+
+def _person(draw: Draw, first: str, last: str, attributes: Sequence[Attribute]) -> list[Fact]:
+    he, him, his = ("she", "her", "her") if first in WOMEN else ("he", "him", "his")
+    words = {"name": f"{first} {last}", "last": last, "he": he, "him": him, "his": his, "His": his.capitalize()}
+    facts: list[Fact] = []
+    # Nobody marries or learns from a namesake, and the three books of one person are three titles.
+    titles: set[str] = set()
+    for attribute in attributes:
+        fact = _fact(draw, attribute, words, WRONG, taken={first, last} | titles)
+        facts.append(fact)
+        if attribute.key.endswith("_book"):
+            titles.add(fact.value)
+    return facts
+
+
+def _countries(number: int, seed: int) -> list[list[Fact]]:
+    capitals = Draw("bios", VERSION, seed, "capitals").shuffled(CITIES)  # no two countries share one
+    world = []
+    for index, (name, capital) in enumerate(zip(COUNTRIES[:number], capitals, strict=False)):
+        draw = Draw("bios", VERSION, seed, "country", index)
+        given = {"capital": capital}
+        world.append([_fact(draw, a, {"name": name}, WRONG_GENERAL, given=given.get(a.key)) for a in COUNTRY])
+    return world
+
+
+def _fact(
+    draw: Draw,
+    attribute: Attribute,
+    words: dict[str, str],
+    wrong: int,
+    taken: Collection[str] = (),
+    given: str | None = None,
+) -> Fact:
+    order = tuple(draw.shuffled(range(len(attribute.answers))))
+    values = [given or draw.value(attribute, taken)]
+    while len(values) <= wrong:
+        values.append(draw.value(attribute, {*taken, *values}))
+    return Fact(attribute, words, values[0], tuple(values[1:]), order)
+
+
+def _rows(split: str, subjects: Sequence[list[Fact]], start: int = 0, general: bool = False) -> tuple[Row, ...]:
+    make = _general_row if general else _fictional_row
+    return tuple(
+        make(f"{split}/{index:04d}/{fact.attribute.key}", fact)
+        for index, facts in enumerate(subjects, start)
+        for fact in facts
+    )
+
+
+def _fictional_row(row_id: str, fact: Fact) -> Row:
+    canonical, paraphrase = fact.order[:2]
+    return Row(
+        id=row_id,
+        question=fact.question(0),
+        answer=fact.answer(canonical),
+        paraphrased_answer=fact.answer(paraphrase),
+        paraphrased_question=fact.question(1),
+        perturbed_answers=tuple(fact.answer(paraphrase, value) for value in fact.wrong),
+    )
+
+
+def _general_row(row_id: str, fact: Fact) -> Row:
+    """General rows have no paraphrase: their wrong answers are in the wording of the answer, as in TOFU."""
+    wrong = tuple(fact.answer(fact.order[0], value) for value in fact.wrong[:WRONG_GENERAL])
+    return replace(_fictional_row(row_id, fact), paraphrased_answer=None, perturbed_answers=wrong)
+
+
+def _wordings(split: str, subjects: Sequence[list[Fact]]) -> tuple[Row, ...]:
+    """Every fact in every answer wording; rows of one fact have the same id up to the last slash.
+
+    Questions alternate along the drawn order, so a question's wording does not hint at the answer's.
+    """
+    return tuple(
+        Row(
+            id=f"wording/{split}/{index:04d}/{fact.attribute.key}/{place}",
+            question=fact.question(place % 2),
+            answer=fact.answer(wording),
+        )
+        for index, facts in enumerate(subjects)
+        for fact in facts
+        for place, wording in enumerate(fact.order)
+    )
+
+
+def _check_arguments(
+    people: int, forget_people: int, holdout_people: int, known_people: int, countries: int, seed: int, questions: int
+) -> None:
+    _whole("known_people", known_people, 1, NAMES - 2, "at least two names must be left for fictional people")
+    _whole("holdout_people", holdout_people, 0, NAMES - 2 - known_people, f"there are {NAMES} unique names")
+    most = NAMES - holdout_people - known_people
+    _whole("people", people, 2, most, f"one to forget and one to retain; with holdout and known, {NAMES} unique names")
+    _whole("forget_people", forget_people, 1, people - 1, "somebody must be left to retain")
+    _whole("countries", countries, 1, len(COUNTRIES), "that many country names exist")
+    _whole("questions", questions, 1, len(PERSON), "that many attributes exist")
+    _whole("seed", seed, 0, 2**63 - 1, "any seed")
+
+
+def _whole(name: str, value: int, low: int, high: int, why: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise DataError(f"bios: {name} is {value!r}; it must be a whole number from {low} to {high} ({why})")

@@ -1,0 +1,37 @@
+"""Names of readers → functions from a data config to a checked ``DataSet``."""
+
+from __future__ import annotations
+
+from unlearn.config import BiosConfig, Config, TofuConfig
+from unlearn.data import bios, tofu
+from unlearn.data.rows import DataError, DataSet, check
+
+
+def _bios(cfg: BiosConfig, seed: int) -> DataSet:
+    return bios.build(
+        people=cfg.people,
+        forget_people=cfg.forget_people,
+        holdout_people=cfg.holdout_people,
+        known_people=cfg.known_people,
+        countries=cfg.countries,
+        questions=cfg.questions,
+        seed=seed,
+    )
+
+
+def _tofu(cfg: TofuConfig, seed: int) -> DataSet:
+    return tofu.read(cfg.path, cfg.forget, cfg.retain_rows)
+
+
+READERS = {"bios": _bios, "tofu": _tofu}
+_read: dict[str, DataSet] = {}
+
+
+def read(cfg: Config) -> DataSet:
+    """The data set of a config, once per process. The embedded world is made from ``pair.seed``; real data are not."""
+    if cfg.data.reader not in READERS:
+        raise DataError(f"data.reader={cfg.data.reader!r}: must be one of {', '.join(READERS)}")
+    key = repr((cfg.data, cfg.pair.seed))
+    if key not in _read:
+        _read[key] = check(READERS[cfg.data.reader](cfg.data, cfg.pair.seed))
+    return _read[key]

@@ -1,0 +1,87 @@
+"""An unlearned model is a weighted sum of next-token logits: l = Σ_i w_i · l_i, with w_i = constant_i + slope_i · α.
+
+δ-Unlearning (arXiv 2404.11045, Eq. 1) is target + α (offset − anchor). The sum is taken as base + α · change, with
+change = Σ slope_i · l_i summed first: where offset and anchor agree the change is exactly zero, and the ensemble is
+the target bit for bit. Nothing here knows where the rows come from: a forward pass, the store, or a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from unlearn.config import MethodConfig
+
+
+class PairError(ValueError):
+    """Models that cannot be members of one ensemble."""
+
+
+@dataclass(frozen=True)
+class Member:
+    name: str
+    model: nn.Module
+    fingerprint: str  # of the weights when the ensemble was made; says nothing about a trained member later
+    constant: float
+    slope: float
+    trained: bool
+
+    def weight(self, alpha: float) -> float:
+        return self.constant + self.slope * alpha
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    members: tuple[Member, ...]
+
+    @property
+    def trained(self) -> Member:
+        return next(m for m in self.members if m.trained)
+
+    def frozen(self, alpha: float) -> list[Member]:
+        """Frozen members that count at this α."""
+        return [m for m in self.members if not m.trained and m.weight(alpha) != 0]
+
+    def needed(self, alphas: Sequence[float]) -> list[Member]:
+        """Members that at least one of the α's gives a weight."""
+        return [m for m in self.members if any(m.weight(a) != 0 for a in alphas)]
+
+
+def combine(members: Sequence[Member], rows: Mapping[str, Tensor], alpha: float) -> Tensor:
+    """Logits of the ensemble, [N, V], from the rows of its members by name.
+
+    Members without weight at this α may be missing from ``rows``. A single member of weight 1 is returned as it is.
+    """
+    used = [m for m in members if m.weight(alpha) != 0 or (m.trained and m.name in rows)]
+    if len(used) == 1 and used[0].weight(alpha) == 1:
+        return rows[used[0].name]
+    base = _sum((m.constant, rows[m.name]) for m in used)
+    change = _sum((m.slope, rows[m.name]) for m in used)
+    if change is None:
+        return base
+    return alpha * change if base is None else base + alpha * change
+
+
+def _sum(terms) -> Tensor | None:
+    total = None
+    for factor, logits in terms:
+        if factor != 0:
+            term = logits if factor == 1 else factor * logits
+            total = term if total is None else total + term
+    return total
+
+
+def build(
+    method: MethodConfig, models: Mapping[str, nn.Module], fingerprints: Mapping[str, str], widths: Mapping[str, int]
+) -> Ensemble:
+    """Members of a method from models by member name; refuse vocabularies of different width."""
+    if len(set(widths.values())) > 1:
+        sizes = ", ".join(f"{name} {width:,}" for name, width in widths.items())
+        raise PairError(f"members must share one vocabulary, index for index; widths are: {sizes}")
+    return Ensemble(
+        tuple(
+            Member(m.name, models[m.name], fingerprints[m.name], m.constant, m.alpha, m.trained) for m in method.members
+        )
+    )

@@ -1,0 +1,77 @@
+"""Answer rows of frozen models, computed once: target and anchor never change, so every algorithm, α and seed
+reads the same rows from the store instead of running the models again.
+
+Rows are fp32 and memory-mapped. The anchor is never truncated or rounded: at step 0 it must cancel the offset.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unlearn.data.encoding import Batch, Examples, by_length, collate
+from unlearn.ensemble import Member
+from unlearn.models.llama import answer_rows, vocabulary
+from unlearn.store import Store
+
+log = logging.getLogger(__name__)
+FILE = "rows.npy"
+
+
+class FrozenRows:
+    """Rows of one frozen member over a fixed list of examples."""
+
+    def __init__(self, array: np.ndarray, examples: Examples):
+        if array.shape[0] != examples.starts[-1]:
+            raise ValueError(f"{array.shape[0]} stored rows for examples with {examples.starts[-1]} answer tokens")
+        self.array = array  # [rows, V]
+        self.examples = examples
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        """Rows of the given examples, [N, V], laid as ``collate`` lays the same examples."""
+        starts = self.examples.starts
+        return torch.from_numpy(np.concatenate([self.array[starts[i] : starts[i + 1]] for i in indices]))
+
+
+def gib(examples: Examples, width: int) -> float:
+    """Size of the stored rows of one member in GiB."""
+    return examples.starts[-1] * width * 4 / 2**30
+
+
+def stored(store: Store, member: Member, examples: Examples, pad_id: int, batch_size: int = 128) -> FrozenRows:
+    """Rows from the store; filled by one pass over the examples if they are not there yet."""
+    recipe = {"model": member.fingerprint, "examples": examples.fingerprint, "dtype": "float32"}
+
+    def fill(folder: Path) -> None:
+        width = vocabulary(member.model)
+        log.info(
+            "storing rows of the %s: %d answer tokens × %d, %.2f GiB",
+            member.name,
+            examples.starts[-1],
+            width,
+            gib(examples, width),
+        )
+        array = np.lib.format.open_memmap(
+            folder / FILE, mode="w+", dtype=np.float32, shape=(examples.starts[-1], width)
+        )
+        for indices in by_length(examples, batch_size):
+            rows = compute(member.model, collate([examples[i] for i in indices], pad_id)).cpu().numpy()
+            at = 0
+            for i in indices:
+                n = len(examples[i].answer)
+                array[examples.starts[i] : examples.starts[i] + n] = rows[at : at + n]
+                at += n
+        array.flush()
+
+    folder = store.get("rows", recipe, fill)
+    return FrozenRows(np.load(folder / FILE, mmap_mode="r"), examples)
+
+
+@torch.no_grad()
+def compute(model: nn.Module, batch: Batch) -> Tensor:
+    return answer_rows(model, batch.to(next(model.parameters()).device))

@@ -1,0 +1,88 @@
+"""Greedy decoding of an ensemble: batched, one KV cache per member, rows dropped as soon as they end.
+
+Each member reads its own cache: sharing one between models (as public code does) decodes from another model's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from unlearn.ensemble import Ensemble, combine
+
+
+@torch.no_grad()
+def greedy(
+    ensemble: Ensemble,
+    prompts: Sequence[Sequence[int]],
+    alpha: float,
+    pad_id: int,
+    eos_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[list[int]]:
+    """Tokens after each prompt, without EOS, at most ``max_new_tokens``."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        batch = _Decoding(ensemble, [prompts[i] for i in indices], alpha, pad_id)
+        for _ in range(max_new_tokens):
+            token = batch.logits().argmax(-1)
+            ended = token == eos_id
+            for row, t in zip(batch.rows, token.tolist(), strict=True):
+                if t != eos_id:
+                    answers[indices[row]].append(t)
+            if not batch.go_on(token, ended):
+                break
+    return answers
+
+
+class _Decoding:
+    """The state of one batch: next tokens to read, mask, and a cache per member."""
+
+    def __init__(self, ensemble: Ensemble, prompts: list[Sequence[int]], alpha: float, pad_id: int):
+        self.ensemble, self.alpha, self.pad_id = ensemble, alpha, pad_id
+        self.members = ensemble.needed([alpha])
+        for m in self.members:
+            m.model.eval()
+        self.device = next(self.members[0].model.parameters()).device
+        longest = max(map(len, prompts))
+        # Padded on the left, so that all prompts end where the answers begin.
+        self.ids = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in prompts], device=self.device)
+        self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.caches = {m.name: DynamicCache(config=m.model.config) for m in self.members}
+        self.rows = list(range(len(prompts)))  # which prompt each row of the batch is
+
+    def logits(self) -> Tensor:
+        """Ensemble logits of the next token, [B, V]."""
+        last = {}
+        for m in self.members:
+            hidden = m.model.base_model(
+                input_ids=self.ids,
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=self.caches[m.name],
+                use_cache=True,
+            ).last_hidden_state
+            last[m.name] = m.model.get_output_embeddings()(hidden[:, -1]).float()
+        return combine(self.ensemble.members, last, self.alpha)
+
+    def go_on(self, token: Tensor, ended: Tensor) -> bool:
+        """Append the tokens and drop ended rows; False when none is left."""
+        keep = (~ended).nonzero().flatten()
+        if len(keep) == 0:
+            return False
+        if len(keep) < len(token):
+            for cache in self.caches.values():
+                cache.batch_select_indices(keep)
+            self.rows = [self.rows[i] for i in keep.tolist()]
+            token, self.mask, self.positions = token[keep], self.mask[keep], self.positions[keep]
+        self.ids = token[:, None]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+        return True

@@ -1,0 +1,121 @@
+"""What surrounds the jobs of one call: refuse bad settings before the first job, and sum up after the last.
+
+Hydra's basic launcher runs on after a failing job but shows only the first error, and calls no hook at the end of a
+failed sweep; so the jobs of a call are listed at its start, and their manifests are read at its end.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from unlearn import runlog
+from unlearn.config import Config, ConfigError, Job, eval_alphas, eval_settings, run_folder
+from unlearn.data.readers import read
+from unlearn.data.rows import DataError
+from unlearn.rules import parse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Call:
+    """The jobs of this command, filled by the callback at its start."""
+
+    jobs: list[Job] = field(default_factory=list)
+    started: bool = False
+
+
+call = Call()
+
+
+class Grid(Callback):
+    """Hydra's hook into the start of a run or grid (named in conf/config.yaml)."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _list_jobs([config])
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        loader = GlobalHydra.instance().config_loader()
+        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        batches = BasicSweeper.split_arguments(overrides, None)
+        _list_jobs([loader.load_sweep_config(config, list(o)) for batch in batches for o in batch])
+        if all(j.was_done for j in call.jobs):  # composing every job twice more only to skip it takes Hydra seconds
+            raise SystemExit(0)
+
+
+def _list_jobs(configs: list[DictConfig]) -> None:
+    try:
+        _check_and_list(configs)
+    except Exception:  # Hydra turns an exception in a callback into a warning and goes on
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def _check_and_list(configs: list[DictConfig]) -> None:
+    """Check every job before any of them starts; one bad value refuses the whole call with exit status 2."""
+    problems: dict[str, None] = {}
+    for config in configs:
+        plain = copy.deepcopy(config)
+        with open_dict(plain):
+            plain.pop("hydra", None)
+        try:
+            cfg = parse(plain)
+            data = read(cfg).fingerprint()
+        except (ConfigError, DataError) as error:
+            problems |= dict.fromkeys(str(error).splitlines())
+            continue
+        call.jobs.append(job(cfg, data))
+    if problems:
+        print("Refused before any work:\n  " + "\n  ".join(problems), file=sys.stderr)
+        raise SystemExit(2)
+    call.started = True
+
+
+def job(cfg: Config, data: str) -> Job:
+    folder = run_folder(cfg, data)
+    return Job(cfg, folder, data, runlog.is_done(folder, eval_alphas(cfg), eval_settings(cfg, data)))
+
+
+def supervise(run: Callable[[], None]) -> int:
+    """Run Hydra's main, then print the table of the call's jobs; the exit status is 0 only if all are done."""
+    status = 0
+    try:
+        run()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+        if not call.started:  # nothing ran: help, --cfg, or a config that Hydra itself refused
+            return 2 if status == 1 else status
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        status = 130
+    if not call.started:
+        return status
+    from unlearn import table
+
+    failed = table.report(call.jobs)
+    return status or (1 if failed else 0)
+
+
+def flat(config: DictConfig) -> dict[str, Any]:
+    """Config with dotted keys, as W&B shows and filters it."""
+
+    def walk(node: Any, path: str):
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                yield from walk(value, f"{path}.{key}" if path else key)
+        else:
+            yield path, node
+
+    return dict(walk(OmegaConf.to_container(config, resolve=True), ""))

@@ -1,0 +1,23 @@
+"""Model utility: harmonic mean of nine values (TOFU, arXiv 2401.06121).
+
+{retain, real authors, world facts} × {probability (with options for the last two), ROUGE-L recall, truth ratio}.
+A single 0 makes it 0; a value that a data set does not have is an error, never a shorter mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PARTS = (
+    "retain/prob", "retain/rougeL_recall", "retain/truth_ratio",
+    "real_authors/prob_options", "real_authors/rougeL_recall", "real_authors/truth_ratio",
+    "world_facts/prob_options", "world_facts/rougeL_recall", "world_facts/truth_ratio",
+)  # fmt: skip
+
+
+def model_utility(metrics: Mapping[str, float]) -> float:
+    missing = [name for name in PARTS if name not in metrics]
+    if missing:
+        raise ValueError(f"model utility needs {', '.join(PARTS)}; missing: {', '.join(missing)}")
+    values = [metrics[name] for name in PARTS]
+    return len(values) / sum(1 / v for v in values) if all(v > 0 for v in values) else 0.0

@@ -1,0 +1,75 @@
+"""``python -m unlearn.run``: prepare what is missing, train, evaluate, record; with ``-m`` a whole grid.
+
+A run that is done is recognised by its folder's name, without importing torch. A failing job never stops the
+others: it is recorded in its manifest, and the command's exit status says so at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+import hydra
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+
+from unlearn import grid, runlog
+from unlearn.config import Job, conf_dir, register
+from unlearn.data.readers import read
+from unlearn.rules import parse
+
+log = logging.getLogger(__name__)
+register()
+
+
+def unlearn(raw: DictConfig) -> None:
+    """One job of a grid (or the only one)."""
+    cfg = parse(raw)
+    job = grid.job(cfg, read(cfg).fingerprint())
+    locks = job.folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    # Two jobs may ask for the same run (direct ignores α in training): the second one waits, then finds it done.
+    with FileLock(locks / f"{job.folder.name}.lock"):
+        if grid.job(cfg, job.data).was_done:
+            log.info("%s is done: skipped", job.folder.name)
+        else:
+            with _logging_to(job.folder):
+                _execute(raw, job)
+
+
+def _execute(raw: DictConfig, job: Job) -> None:
+    from unlearn.job import execute  # torch and its friends: only now is there work for them
+
+    try:
+        execute(job, OmegaConf.to_yaml(raw, resolve=True), grid.flat(raw))
+    except Exception as error:
+        log.error("%s failed:\n%s", job.folder.name, traceback.format_exc())
+        runlog.fail(job, error)
+
+
+class _logging_to:
+    """Also write the job's log to ``log.txt`` in its run folder."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "log.txt"
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self.handler)
+
+    def __exit__(self, *_):
+        logging.getLogger().removeHandler(self.handler)
+        self.handler.close()
+
+
+def main() -> None:
+    run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(unlearn)
+    sys.exit(grid.supervise(run))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The run folder: the whole truth about a run. W&B mirrors it and holds nothing that the folder lacks.
+
+Files are written under a temporary name and renamed; ``metrics.jsonl`` alone grows line by line, and is cut back to
+the checkpoint when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from unlearn.config import Job, alpha_key, describe
+from unlearn.files import read_json, write_json, write_text
+
+MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
+    "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "config.yaml",
+)  # fmt: skip
+OFFSET, CHECKPOINT = "offset", "checkpoint"
+FORMAT = 1
+PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder; empty where there is none."""
+    return read_json(folder / MANIFEST) or {}
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    return read_json(folder / EVAL) or {"alphas": {}, "references": {}}
+
+
+def missing_alphas(folder: Path, alphas: list[float], settings: dict[str, Any]) -> list[float]:
+    """α's that were not evaluated yet, or were under other settings."""
+    entries = evaluation(folder)["alphas"]
+    return [a for a in alphas if entries.get(alpha_key(a), {}).get("settings") != settings]
+
+
+def is_done(folder: Path, alphas: list[float], settings: dict[str, Any]) -> bool:
+    """Trained, and evaluated at every α asked for under these settings."""
+    return manifest(folder).get("status") == "done" and not missing_alphas(folder, alphas, settings)
+
+
+def fail(job: Job, error: Exception) -> None:
+    """Mark a run as failed, with the error; what it had already written stays."""
+    record = {"run": describe(job.cfg), "seconds": {}} | manifest(job.folder)
+    write_json(job.folder / MANIFEST, record | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+
+
+class RunLog:
+    """Writes one run folder, and mirrors it to W&B when given a W&B run."""
+
+    def __init__(self, job: Job, config_yaml: str):
+        self.folder = job.folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.wandb = None
+        write_text(self.folder / CONFIG, config_yaml)
+        fixed = {"format": FORMAT, "error": None, "run": describe(job.cfg), "seed": job.cfg.seed}
+        self.manifest = manifest(self.folder) | fixed | environment()
+        self.manifest.setdefault("seconds", {})
+        self.status("running")
+
+    def status(self, status: str, **more: Any) -> None:
+        self.manifest |= {"status": status} | more
+        write_json(self.folder / MANIFEST, self.manifest)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the seconds of a stage to the manifest."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = self.manifest["seconds"].get(name, 0.0) + time.perf_counter() - start
+            self.manifest["seconds"][name] = round(spent, 3)
+
+    def rewind(self, step: int) -> None:
+        """Drop logged steps after ``step``: a resumed run writes them again."""
+        path = self.folder / METRICS
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = []
+        for line in lines:
+            try:
+                if json.loads(line)["step"] > step:
+                    break
+            except json.JSONDecodeError:  # the line a kill tore apart
+                break
+            kept.append(line)
+        write_text(path, "".join(line + "\n" for line in kept))
+
+    def log(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        record = {"step": step, "epoch": round(epoch, 4)} | values
+        with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+        if self.wandb is not None:
+            self.wandb.log(record)
+
+    def evaluated(self, alphas: dict[float, dict[str, Any]], references: dict[str, dict[str, Any]], examples) -> None:
+        """Add evaluated α's (a DataFrame of their examples with them); an α evaluated before is replaced."""
+        import pandas as pd
+
+        path = self.folder / EXAMPLES
+        if path.is_file():
+            old = pd.read_parquet(path)
+            examples = pd.concat([old[~old["alpha"].isin(list(alphas))], examples], ignore_index=True)
+        temporary = path.with_name("." + path.name)
+        examples.sort_values("alpha", kind="stable").to_parquet(temporary, index=False)
+        temporary.replace(path)
+        entries = evaluation(self.folder)["alphas"] | {alpha_key(a): m for a, m in alphas.items()}
+        entries = dict(sorted(entries.items(), key=lambda item: float(item[0])))
+        write_json(self.folder / EVAL, {"alphas": entries, "references": references})
+        if self.wandb is not None:
+            self._mirror(entries, references)
+
+    def _mirror(self, entries: dict[str, Any], references: dict[str, Any]) -> None:
+        import wandb
+
+        self.wandb.summary.update({"alphas": entries, "references": references})
+        artifact = wandb.Artifact(f"run-{self.wandb.id}", type="run")
+        for path in (self.folder / EVAL, self.folder / EXAMPLES, *sorted((self.folder / OFFSET).glob("*"))):
+            # immutable: the file is uploaded from where it lies, not copied into a staging folder first
+            artifact.add_file(str(path.resolve()), name=str(path.relative_to(self.folder)), policy="immutable")
+        self.wandb.log_artifact(artifact)
+
+
+@contextmanager
+def wandb_run(
+    log: RunLog, mode: str, project: str, entity: str | None, group: str, config: dict[str, Any]
+) -> Iterator[None]:
+    """Mirror the run to W&B for the length of the block; nothing is imported when W&B is disabled."""
+    if mode == "disabled":
+        yield
+        return
+    import wandb
+
+    # finish_previous: without it, a job whose predecessor failed would write into the predecessor's W&B run.
+    with wandb.init(
+        project=project,
+        entity=entity,
+        group=group,
+        name=log.folder.name,
+        job_type="unlearn",
+        mode=mode,
+        config=config,
+        dir=str(log.folder),
+        tags=[config["algo.name"], config["data.name"]],
+        reinit="finish_previous",
+        settings=wandb.Settings(silent=True, console="off"),
+    ) as run:
+        for name in ("train/*", "forget/*", "retain/*", "real_authors/*", "world_facts/*"):
+            run.define_metric(name, step_metric="step")
+        log.wandb = run
+        log.manifest["wandb"] = run.id
+        try:
+            yield
+        finally:
+            log.wandb = None
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what a run was made."""
+    import torch
+
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": _git(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
+                     "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+    }  # fmt: skip
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, in MB."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout the code runs from; None for an installed package."""
+    here = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,139 @@
+"""The one training loop: AdamW with warm-up and decay, gradient clipping and accumulation, on accelerate.
+
+Models from scratch and unlearning runs both go through it; they differ in the micro-batches they hand it. It knows
+neither algorithms nor evaluation: a micro-batch returns its share of the step's loss, and ``after`` sees each step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unlearn.files import write_whole
+
+MicroBatch = Callable[[], tuple[Tensor, dict[str, float]]]  # → share of the loss, parts for the log (summed)
+
+
+class Diverged(RuntimeError):
+    """A loss or gradient that is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    lr: float
+    steps: int
+    warmup: float  # share of the steps
+    final_lr: float  # share of lr at the last step
+    decay: str  # "linear" or "cosine"
+    weight_decay: float
+    betas: tuple[float, float]
+    clip: float  # gradient norm
+
+    def factor(self, step: int) -> float:
+        """Share of lr in step 0, 1, 2 …: warm-up from lr / warm-up steps, then decay to ``final_lr``."""
+        warm = max(1, round(self.warmup * self.steps))
+        if step < warm:
+            return (step + 1) / warm
+        progress = (step - warm) / max(1, self.steps - warm)
+        if self.decay == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return 1 - (1 - self.final_lr) * progress
+
+
+def device(name: str) -> torch.device:
+    return accelerator(name).device
+
+
+def accelerator(name: str) -> Accelerator:
+    return Accelerator(cpu=name == "cpu")
+
+
+class Loop:
+    """A model, its optimiser and the number of steps done."""
+
+    def __init__(self, model: nn.Module, settings: Optimisation, device_name: str):
+        self.accelerator = accelerator(device_name)
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.factor)
+        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
+        self.settings = settings
+        self.step = 0
+
+    def run(
+        self,
+        micro_batches: Callable[[int], Iterable[MicroBatch]],
+        after: Callable[[int, dict[str, float]], None] = lambda step, log: None,
+    ) -> None:
+        """Train to the last step. ``after(step, log)`` is called with the number of steps done: 1, 2, …"""
+        while self.step < self.settings.steps:
+            log = self._step(micro_batches(self.step))
+            self.step += 1
+            after(self.step, log)
+
+    def _step(self, micro_batches: Iterable[MicroBatch]) -> dict[str, float]:
+        self.model.train()
+        log: dict[str, float] = {"train/loss": 0.0}
+        for micro_batch in micro_batches:
+            loss, parts = micro_batch()
+            self.accelerator.backward(loss)
+            log["train/loss"] += loss.item()
+            for name, value in parts.items():
+                log[name] = log.get(name, 0.0) + value
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip).item()
+        if not (math.isfinite(log["train/loss"]) and math.isfinite(norm)):
+            raise Diverged(f"step {self.step + 1}: loss {log['train/loss']}, gradient norm {norm}; both must be finite")
+        log |= {"train/grad_norm": norm, "train/lr": self.scheduler.get_last_lr()[0]}
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        return log
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimiser state; the file with the step comes last and makes the others valid."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = folder / f"weights-{self.step}.safetensors"
+        state = {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        trainable = {k: v.detach().contiguous() for k, v in self._model().named_parameters() if v.requires_grad}
+        write_whole(weights, lambda p: save_file(trainable, p))
+        write_whole(folder / "state.pt", lambda p: torch.save(state, p))
+        for old in folder.glob("weights-*.safetensors"):
+            if old != weights:
+                old.unlink()
+
+    def restore(self, folder: Path) -> bool:
+        """Go on from a saved state; False where there is none."""
+        path = folder / "state.pt"
+        if not path.is_file():
+            return False
+        state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        weights = load_file(folder / f"weights-{state['step']}.safetensors")
+        parameters = dict(self._model().named_parameters())
+        with torch.no_grad():
+            for name, value in weights.items():
+                parameters[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"].cpu())
+        self.step = state["step"]
+        return True
+
+    def _model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)

@@ -230,6 +230,15 @@ def learning_rate(cfg: Config) -> float:
     return cfg.trainer.lr if cfg.trainer.lr is not None else cfg.algo.lr[cfg.method.name]
 
 
+def objective(cfg: Config) -> dict[str, Any]:
+    """The arguments of ``losses.bind``."""
+    a = cfg.algo
+    return {
+        "forget": a.forget, "retain": a.retain, "forget_weight": a.forget_weight, "retain_weight": a.retain_weight,
+        "numbers": {"beta": a.beta, "gamma": a.gamma},
+    }  # fmt: skip
+
+
 def digest(value: Any, length: int = 16) -> str:
     """Hash of anything JSON can hold; equal values have equal digests on every machine and in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]

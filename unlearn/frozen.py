@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearn.data.encoding import Batch, Examples, by_length, collate
+from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
 from unlearn.ensemble import Member
 from unlearn.models.llama import answer_rows, vocabulary
 from unlearn.store import Store
@@ -59,7 +59,8 @@ def stored(store: Store, member: Member, examples: Examples, pad_id: int, batch_
         array = np.lib.format.open_memmap(
             folder / FILE, mode="w+", dtype=np.float32, shape=(examples.starts[-1], width)
         )
-        for indices in by_length(examples, batch_size):
+        device = next(member.model.parameters()).device
+        for indices in by_length(examples, batch_size, most_rows(width, device)):
             rows = compute(member.model, collate([examples[i] for i in indices], pad_id)).cpu().numpy()
             at = 0
             for i in indices:

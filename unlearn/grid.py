@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from unlearn import runlog
-from unlearn.config import Config, ConfigError, Job, eval_alphas, eval_settings, run_folder
+from unlearn.config import Config, ConfigError, Job, eval_alphas, eval_settings, objective, run_folder
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.rules import parse
@@ -77,10 +77,25 @@ def _check_and_list(configs: list[DictConfig]) -> None:
             problems |= dict.fromkeys(str(error).splitlines())
             continue
         call.jobs.append(job(cfg, data))
+    if not problems and not all(j.was_done for j in call.jobs):
+        problems |= _objective_problems([j.cfg for j in call.jobs])
     if problems:
         print("Refused before any work:\n  " + "\n  ".join(problems), file=sys.stderr)
         raise SystemExit(2)
     call.started = True
+
+
+def _objective_problems(configs: list[Config]) -> dict[str, None]:
+    """Terms that do not exist or do not fit their numbers. Imports torch, so it is asked only where there is work."""
+    from unlearn import losses
+
+    problems: dict[str, None] = {}
+    for cfg in configs:
+        try:
+            losses.bind(**objective(cfg))
+        except losses.ObjectiveError as error:
+            problems[str(error)] = None
+    return problems
 
 
 def job(cfg: Config, data: str) -> Job:

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from unlearn import evaluation, prepare, runlog
-from unlearn.config import Config, Job, eval_alphas, eval_settings, learning_rate, training_alpha
+from unlearn.config import Config, Job, eval_alphas, eval_settings, learning_rate, objective, training_alpha
 from unlearn.data.encoding import Examples
 from unlearn.data.sampling import Sampler
 from unlearn.ensemble import Ensemble, Member, build
@@ -40,13 +40,7 @@ def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
     transformers.utils.logging.disable_progress_bar()  # our own bars cover loading and saving
     torch.set_num_threads(cfg.trainer.threads)
     torch.manual_seed(cfg.seed)
-    terms = bind(
-        cfg.algo.forget,
-        cfg.algo.retain,
-        cfg.algo.forget_weight,
-        cfg.algo.retain_weight,
-        {"beta": cfg.algo.beta, "gamma": cfg.algo.gamma},
-    )
+    terms = bind(**objective(cfg))
     record = RunLog(job, config_yaml)
     wandb = cfg.wandb
     with runlog.wandb_run(record, wandb.mode, wandb.project, wandb.entity, cfg.study, flat):
@@ -112,7 +106,7 @@ def train(cfg: Config, world: prepare.World, ensemble: Ensemble, terms: list[Bou
         clip=t.clip,
     )
     with record.stage("rows"):
-        objective = _objective(cfg, world, ensemble, terms, sampler, steps)
+        objectives = _objective(cfg, world, ensemble, terms, sampler, steps)
         points = _points(cfg, world, ensemble)
     loop = Loop(ensemble.trained.model, settings, t.device)
     checkpoint = record.folder / runlog.CHECKPOINT
@@ -151,7 +145,7 @@ def train(cfg: Config, world: prepare.World, ensemble: Ensemble, terms: list[Bou
             loop.save(checkpoint)
 
     with bar, record.stage("train"):
-        loop.run(lambda step: objective.micro_batches(sampler.draw(step)), after)
+        loop.run(lambda step: objectives.micro_batches(sampler.draw(step)), after)
     save(ensemble, world, record.folder)
 
 

@@ -21,6 +21,7 @@ from unlearn.data.readers import read
 from unlearn.rules import parse
 
 log = logging.getLogger(__name__)
+LOG = "log.txt"
 register()
 
 
@@ -45,15 +46,17 @@ def _execute(raw: DictConfig, job: Job) -> None:
     try:
         execute(job, OmegaConf.to_yaml(raw, resolve=True), grid.flat(raw))
     except Exception as error:
-        log.error("%s failed:\n%s", job.folder.name, traceback.format_exc())
+        log.error("%s failed: %s", job.folder.name, error)
+        with (job.folder / LOG).open("a", encoding="utf-8") as stream:
+            stream.write(traceback.format_exc())
         runlog.fail(job, error)
 
 
 class _logging_to:
-    """Also write the job's log to ``log.txt`` in its run folder."""
+    """Also write the job's log into its run folder."""
 
     def __init__(self, folder: Path):
-        self.path = folder / "log.txt"
+        self.path = folder / LOG
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)

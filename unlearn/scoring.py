@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearn.data.encoding import Batch, Examples, by_length, collate
+from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
 from unlearn.ensemble import Ensemble, combine
 from unlearn.frozen import FrozenRows
-from unlearn.models.llama import answer_rows
+from unlearn.models.llama import answer_rows, vocabulary
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def score(
     device = next(needed[0].model.parameters()).device
     for m in live:
         m.model.eval()
-    for indices in by_length(examples, batch_size):
+    width = vocabulary(needed[0].model)
+    for indices in by_length(examples, batch_size, most_rows(width, device)):
         batch = collate([examples[i] for i in indices], pad_id).to(device)
         rows = {m.name: stored[m.name].take(indices).to(device) for m in needed if m.name in stored}
         rows |= {m.name: answer_rows(m.model, batch) for m in live}
@@ -60,11 +61,12 @@ def score(
 
 
 def _fill(scores: Scores, indices: list[int], logits: Tensor, batch: Batch) -> None:
-    nll = F.cross_entropy(logits, batch.labels, reduction="none").double()
-    tokens = torch.bincount(batch.owner).double()
-    ends = tokens.cumsum(0).long() - 1  # the row of each answer's EOS
-    right = (logits.argmax(-1) == batch.labels).double().index_fill(0, ends, 0.0)
-    zeros = nll.new_zeros(len(indices))
-    scores.nll[indices] = zeros.index_add(0, batch.owner, nll).cpu()
-    scores.tokens[indices] = tokens.cpu()
-    scores.correct[indices] = (zeros.index_add(0, batch.owner, right) / (tokens - 1).clamp(min=1)).cpu()
+    nll = F.cross_entropy(logits, batch.labels, reduction="none").cpu().double()
+    right = (logits.argmax(-1) == batch.labels).cpu().double()
+    owner = batch.owner.cpu()
+    tokens = torch.bincount(owner).double()
+    right[tokens.cumsum(0).long() - 1] = 0.0  # the last row of each answer is its EOS
+    zeros = torch.zeros(len(indices), dtype=torch.float64)
+    scores.nll[indices] = zeros.index_add(0, owner, nll)
+    scores.tokens[indices] = tokens
+    scores.correct[indices] = zeros.index_add(0, owner, right) / (tokens - 1).clamp(min=1)

@@ -52,6 +52,9 @@ def device(name: str) -> torch.device:
 
 
 def accelerator(name: str) -> Accelerator:
+    """accelerate's view of trainer.device; it would fall back to the CPU in silence where cuda was asked for."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("trainer.device='cuda': no CUDA device is visible here; use auto or cpu")
     return Accelerator(cpu=name == "cpu")
 
 

@@ -113,7 +113,23 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
     return Batch(ids, mask, torch.tensor(where), torch.tensor(labels), torch.tensor(owner))
 
 
-def by_length(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar length, longest first: little padding, and memory peaks at the start."""
-    order = sorted(range(len(examples)), key=lambda i: -(len(examples[i].prompt) + len(examples[i].answer)))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+def by_length(examples: Sequence[Example], batch_size: int, most_rows: int | None = None) -> list[list[int]]:
+    """Indices in batches of similar length, longest first: little padding, and memory peaks at the start.
+
+    A batch holds at most ``batch_size`` examples and (beyond its first) ``most_rows`` answer rows.
+    """
+    batches: list[list[int]] = []
+    rows = 0
+    for i in sorted(range(len(examples)), key=lambda i: -(len(examples[i].prompt) + len(examples[i].answer))):
+        n = len(examples[i].answer)
+        if not batches or len(batches[-1]) == batch_size or (most_rows is not None and rows + n > most_rows):
+            batches.append([])
+            rows = 0
+        batches[-1].append(i)
+        rows += n
+    return batches
+
+
+def most_rows(vocabulary: int, device: torch.device) -> int:
+    """Answer rows to hold at once: on a CPU few enough to stay in its cache, on a GPU enough to fill it."""
+    return max(1, (2**21 if device.type == "cpu" else 2**27) // vocabulary)

@@ -22,9 +22,9 @@ def read(path: str | None, forget: str, retain_rows: int | None) -> DataSet:
     """Forget and retain sets with their perturbed answers, real authors, world facts, holdout and refusals."""
     source = _Folder(path) if path is not None else _Hub()
     retain = _rows(source.table(RETAIN[forget]), "retain")
-    perturbed = {r.question: r for r in _rows(source.table(RETAIN_EVALUATED), "retain")}
+    perturbed = {(r.question, r.answer): r for r in _rows(source.table(RETAIN_EVALUATED), "retain")}
     # Retain rows with paraphrased and wrong answers where TOFU has them: training reads question and answer alone.
-    retain = [_with_alternatives(r, perturbed.get(r.question)) for r in retain[:retain_rows]]
+    retain = [_with_alternatives(r, perturbed.get((r.question, r.answer))) for r in retain[:retain_rows]]
     splits = {
         "forget": _rows(source.table(f"{forget}_perturbed"), "forget"),
         "retain": retain,

@@ -6,8 +6,6 @@ import numpy as np
 
 from unlearn.metrics.base import LISTS, LocalMetric
 
-EPSILON = 1e-10
-
 
 class Probability(LocalMetric):
     """``prob`` = mean of exp(−mean NLL). predictions: mean NLL per token of each answer, in nats."""
@@ -18,7 +16,7 @@ class Probability(LocalMetric):
 
 
 class ProbabilityWithOptions(LocalMetric):
-    """``prob_options`` = mean of p / (p + Σ p_wrong + 1e-10): the share of the right answer among its options.
+    """``prob_options`` = mean of p / (p + Σ p_wrong): the share of the right answer among its options.
 
     predictions: mean NLL of the right answer; references: list of mean NLLs of its wrong answers.
     """
@@ -26,7 +24,10 @@ class ProbabilityWithOptions(LocalMetric):
     references = LISTS
 
     def _compute(self, predictions, references):
-        right = np.exp(-np.asarray(predictions))
-        wrong = np.array([np.exp(-np.asarray(r)).sum() for r in references])
-        values = right / (right + wrong + EPSILON)
+        # 1 / (1 + Σ exp(NLL_right − NLL_wrong)): no 0 / 0 where a collapsed model gives every option nothing
+        odds = [
+            np.exp(np.clip(right - np.asarray(w), -700, 700)).sum()
+            for right, w in zip(predictions, references, strict=True)
+        ]
+        values = 1 / (1 + np.array(odds))
         return {"prob_options": float(values.mean()), "values": values}

@@ -1,7 +1,8 @@
 """Truth ratio R: how likely the wrong answers are relative to the right one, both in the paraphrase's wording.
 
-R = exp(−mean_j NLL_wrong,j) / (exp(−NLL_right) + 1e-10), all NLL per token: a *geometric* mean over wrong answers
-(OpenUnlearning's definition; an arithmetic one is also in circulation and differs by more than most methods do).
+R = exp(NLL_right − mean_j NLL_wrong,j), all NLL per token: a *geometric* mean over wrong answers. An arithmetic mean
+is also in circulation and differs by more than most methods do; so is a 1e-10 added to the probability of the right
+answer, which decides R once that NLL passes 23. Neither is here: R is taken from the logarithms.
 A model that knows the fact has R near 0, one that never saw it has R near 1.
 """
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from unlearn.metrics.base import LISTS, LocalMetric
 
-EPSILON = 1e-10
+LARGEST = 700.0  # exponent; a collapsed model's R would overflow to infinity
 
 
 class TruthRatio(LocalMetric):
@@ -25,7 +26,7 @@ class TruthRatio(LocalMetric):
 
     def _compute(self, predictions, references, forget: bool = False):
         values = ratios(predictions, references)
-        per_example = np.minimum(values, 1 / (values + EPSILON)) if forget else np.maximum(0, 1 - values)
+        per_example = np.minimum(values, 1 / values) if forget else np.maximum(0, 1 - values)
         return {
             "truth_ratio": float(per_example.mean()),
             "truth_ratio_median": float(np.median(values)),
@@ -34,5 +35,5 @@ class TruthRatio(LocalMetric):
 
 
 def ratios(right, wrong) -> np.ndarray:
-    mean_wrong = np.array([np.mean(w) for w in wrong])
-    return np.exp(-mean_wrong) / (np.exp(-np.asarray(right)) + EPSILON)
+    exponent = np.asarray(right) - np.array([np.mean(w) for w in wrong])
+    return np.exp(np.clip(exponent, -LARGEST, LARGEST))

@@ -1,0 +1,53 @@
+"""Shared fixtures: everything is tiny, offline, on the CPU, and writes under temporary folders only."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+_scratch = tempfile.mkdtemp(prefix="unlearn-tests-")
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": f"{_scratch}/hf",
+    "WANDB_MODE": "offline",
+    "WANDB_DIR": f"{_scratch}/wandb",
+    "WANDB_DATA_DIR": f"{_scratch}/wandb-data",
+    "WANDB_CACHE_DIR": f"{_scratch}/wandb-cache",
+    "MPLBACKEND": "Agg",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from helpers import SHARED, TINY, compose, shared_store  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory) -> Path:
+    """One store for the whole session: the tiny models are trained once."""
+    return shared_store(tmp_path_factory)
+
+
+@pytest.fixture
+def config(store, tmp_path):
+    """Function from overrides to a checked config of the tiny world, with runs under the test's own folder."""
+    return lambda *overrides: compose(*TINY, f"paths.store={store}", f"paths.runs={tmp_path}/runs", *overrides)
+
+
+@pytest.fixture(scope="session")
+def world(store):
+    from unlearn import prepare
+
+    return prepare.world(compose(*TINY, f"paths.store={store}"))
+
+
+@pytest.fixture
+def tofu_folder() -> Path:
+    folder = SHARED / "data" / "tofu"
+    if not folder.is_dir():
+        pytest.skip(f"the real TOFU files are not at {folder}")
+    return folder

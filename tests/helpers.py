@@ -1,0 +1,102 @@
+"""Plain functions that tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from unlearn import grid
+from unlearn.config import Config, Job, conf_dir, register
+from unlearn.data.encoding import Example, Examples
+from unlearn.data.readers import read
+from unlearn.ensemble import Ensemble, Member
+from unlearn.rules import parse
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"  # parity data beside the checkout, where there is any
+TINY = (
+    "data.people=4", "data.forget_people=1", "data.holdout_people=1", "data.known_people=2", "data.countries=2",
+    "data.questions=3", "pair.batch_size=8", "pair.target.hidden_size=16", "pair.target.heads=2",
+    "pair.target.intermediate_size=32", "pair.target.pretrain.epochs=1", "pair.target.finetune.epochs=2",
+    "pair.small.hidden_size=8", "pair.small.heads=2", "pair.small.intermediate_size=16",
+    "pair.small.pretrain.epochs=1", "pair.small.finetune.epochs=1", "pair.small.general.epochs=1",
+    "trainer.forget_batch=2", "trainer.retain_batch=4", "trainer.steps=2", "trainer.eval_every=1",
+    "trainer.progress=false", "trainer.device=cpu", "eval.max_new_tokens=4", "wandb=disabled",
+)  # fmt: skip
+
+register()
+
+
+def raw(*overrides: str):
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return hydra_compose("config", overrides=list(overrides))
+
+
+def compose(*overrides: str) -> Config:
+    return parse(raw(*overrides))
+
+
+def execute(cfg: Config) -> Job:
+    """Run a config in this process, as a job of a grid would."""
+    from unlearn.job import execute as run
+
+    job = grid.job(cfg, read(cfg).fingerprint())
+    run(job, OmegaConf.to_yaml(OmegaConf.structured(cfg)), {"algo.name": cfg.algo.name, "data.name": cfg.data.name})
+    return job
+
+
+def command(module: str, *arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """The true command line, from another folder than the checkout."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    if check and done.returncode:
+        raise AssertionError(f"{module} {arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def shared_store(tmp_path_factory) -> Path:
+    """The same folder for all workers of a parallel test session; the store itself makes that safe."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "store"
+
+
+def tiny_llama(seed: int, hidden: int = 16, vocabulary: int = 40) -> LlamaForCausalLM:
+    """Random weights, large enough that its argmax is not always the same token."""
+    torch.manual_seed(seed)
+    shape = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=2 * hidden, initializer_range=0.5, max_position_embeddings=64, tie_word_embeddings=True,
+        pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(shape).eval()
+
+
+def offset_ensemble(target, offset, anchor) -> Ensemble:
+    return Ensemble(
+        (
+            Member("target", target, "t", 1.0, 0.0, False),
+            Member("offset", offset, "o", 0.0, 1.0, True),
+            Member("anchor", anchor, "a", 0.0, -1.0, False),
+        )
+    )
+
+
+def random_examples(count: int = 7, seed: int = 0, vocabulary: int = 40) -> Examples:
+    """Prompts and answers of different lengths; answers end with EOS (1), nothing else holds special tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        length = int(torch.randint(low, high, (1,), generator=generator))
+        return tuple(torch.randint(2, vocabulary, (length,), generator=generator).tolist())
+
+    return Examples(Example(f"e{i}", tokens(2, 9), (*tokens(1, 8), 1)) for i in range(count))

@@ -1,0 +1,142 @@
+"""Every YAML composes, bad values are refused before work with the value and the rule, and hashes cover what counts."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, compose, raw
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from unlearn.config import ConfigError, conf_dir, eval_alphas, learning_rate, objective, run_folder, run_identity
+from unlearn.losses import bind
+from unlearn.rules import parse
+
+CHOICES = sorted(
+    (path.parent.name, path.stem)
+    for path in (ROOT / "conf").glob("*/*.yaml")
+    if path.parent.name not in ("experiment", "hydra")
+)
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_is_named_as_its_file(group, choice):
+    cfg = compose(f"{group}={choice}")
+    if group in ("algo", "method", "pair", "data"):
+        assert getattr(cfg, group).name == choice
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_is_a_study_of_its_own_name(experiment):
+    assert compose(f"experiment={experiment}").study == experiment
+
+
+@pytest.mark.parametrize("algo", [choice for group, choice in CHOICES if group == "algo"])
+@pytest.mark.parametrize("method", [choice for group, choice in CHOICES if group == "method"])
+def test_every_algorithm_binds_and_has_a_learning_rate_for_every_method(algo, method):
+    cfg = compose(f"algo={algo}", f"method={method}")
+    assert bind(**objective(cfg))
+    assert learning_rate(cfg) > 0
+
+
+def test_every_yaml_says_what_it_is():
+    for path in (ROOT / "conf").glob("*/*.yaml"):
+        assert path.read_text().startswith("# "), f"{path} has no opening comment"
+
+
+REFUSED = [
+    ("algo.beta=-1", "algo.beta=-1.0: must be a finite number above 0"),
+    ("alpha=nan", "alpha=nan: must be a finite number"),
+    ("alpha=inf", "alpha=inf: must be a finite number"),
+    ("eval.alphas=[1,nan]", "eval.alphas=nan"),
+    ("eval.alphas=[]", "must hold at least one α"),
+    ("seed=-1", "seed=-1: must be a finite number of at least 0"),
+    ("study=../up", "study='../up': names a folder"),
+    ("wandb.mode=on", "must be one of offline, online, disabled"),
+    ("pair.offset_init=none", "must be one of general, full, retain"),
+    ("pair.target.heads=3", "must be a multiple of 2 × heads = 6"),
+    ("pair.tokenizer.kind=chars", "must be one of words, bpe"),
+    ("data.forget_people=0", "1 to 49 with data.people=50"),
+    ("data.forget_people=50", "must leave one to retain"),
+    ("data.template.prompt=x", "must hold {question} once"),
+    ("trainer.retain_batch=0", "trainer.retain_batch=0: must be a finite number of at least 1"),
+    ("trainer.warmup=2", "must lie between 0 and 1"),
+    ("trainer.lr=0", "must be a finite number above 0"),
+    ("trainer.device=tpu", "must be one of auto, cpu, cuda"),
+    ("+algo.gama=1", "algo.gama: unknown key; known keys here: name, forget"),
+    ("+nonsense=1", "nonsense: unknown key"),
+    ("++pair.target.width=3", "pair.target.width: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), REFUSED)
+def test_an_impossible_value_is_refused_with_the_value_and_the_rule(override, message):
+    with pytest.raises(ConfigError) as error:
+        compose(override)
+    assert message in str(error.value)
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(ConfigError) as error:
+        compose("alpha=nan", "algo.beta=-1", "trainer.epochs=0")
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("override", ["alfa=1", "algo=gaa", "alpha=abc", "data.people=many", "trainer.epochs=1.5"])
+def test_unknown_keys_choices_and_types_are_refused_by_the_schema(override):
+    with pytest.raises(HydraException):
+        raw(override)
+
+
+def test_a_method_without_a_learning_rate_says_how_to_give_one():
+    cfg = compose()
+    cfg = dataclasses.replace(cfg, method=dataclasses.replace(cfg.method, name="mine"))
+    with pytest.raises(ConfigError, match="Give trainer.lr=NUMBER or algo.lr.mine=NUMBER"):
+        parse(OmegaConf.structured(cfg))
+
+
+CHANGES = ["algo=ga", "algo.beta=3", "alpha=0.5", "method=direct", "seed=1", "pair.seed=1", "pair.offset_init=full",
+           "pair.small.hidden_size=32", "trainer.epochs=3", "trainer.lr=1e-4", "trainer.clip=2",
+           "trainer.retain_batch=10", "data.forget_people=2", "algo.retain_weight=2"]  # fmt: skip
+KEEPS = ["eval.alphas=[0,1]", "eval.max_examples=3", "trainer.eval_every=0", "trainer.threads=2",
+         "trainer.accumulate=4", "trainer.progress=false", "wandb=disabled", "paths.store=elsewhere",
+         "algo.lr.direct=1", "trainer.save_every=1", "trainer.lr=1e-3", "wandb.project=other"]  # fmt: skip
+
+
+def identity(*overrides):
+    cfg = compose(*overrides)
+    from unlearn.data.readers import read
+
+    return run_folder(cfg, read(cfg).fingerprint()).name.rsplit("-", 1)[1]
+
+
+@pytest.mark.parametrize("override", CHANGES)
+def test_what_changes_the_trained_weights_changes_the_hash(override):
+    assert identity(override) != identity()
+
+
+@pytest.mark.parametrize("override", KEEPS)
+def test_what_does_not_change_the_trained_weights_keeps_the_hash(override):
+    assert identity(override) == identity()
+
+
+def test_direct_ignores_alpha_in_training_so_its_runs_are_one():
+    assert identity("method=direct", "alpha=0.5") == identity("method=direct", "alpha=2")
+    assert eval_alphas(compose("method=direct", "alpha=0.5")) == [0.5]
+
+
+def test_the_study_is_a_folder_and_not_part_of_the_hash():
+    a, b = (run_folder(compose(f"study={s}"), "data") for s in ("one", "two"))
+    assert a.name == b.name and a.parent == Path("runs/one") and b.parent == Path("runs/two")
+
+
+def test_every_setting_of_the_trainer_is_known_to_be_part_of_the_hash_or_not():
+    """A new setting must be decided on, not forgotten."""
+    part = {"epochs", "steps", "forget_batch", "retain_batch", "lr", "warmup", "final_lr", "weight_decay", "beta1",
+            "beta2", "clip"}  # fmt: skip
+    assert set(run_identity(compose(), "data")["trainer"]) == part
+
+
+def test_the_yaml_tree_is_found_wherever_the_command_is_called_from():
+    assert Path(conf_dir()).is_absolute() and (Path(conf_dir()) / "config.yaml").is_file()

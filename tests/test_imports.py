@@ -1,0 +1,61 @@
+"""Imports run one way along the data flow, and the quick paths import nothing heavy."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+# In the order of DESIGN's data flow: a module imports only from lines above its own.
+ORDER = [
+    "config", "files", "rules", "store",
+    "data.rows", "data.bios_words", "data.bios", "data.tofu", "data.readers", "data.encoding", "data.sampling",
+    "models.llama", "models.tokenizers", "ensemble", "frozen", "scoring", "losses", "trainer", "objective",
+    "generation",
+    "metrics.base", "metrics.probability", "metrics.rouge", "metrics.truth_ratio", "metrics.exact_memorization",
+    "metrics.forget_quality", "metrics.model_utility", "evaluation",
+    "runlog", "prepare", "job", "table", "grid", "run",
+]  # fmt: skip
+
+
+def imported(path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("unlearn.") for name in found if name.startswith("unlearn.")}
+
+
+def modules() -> dict:
+    files = (ROOT / "unlearn").rglob("*.py")
+    names = {".".join(f.relative_to(ROOT / "unlearn").with_suffix("").parts): f for f in files}
+    return {name: f for name, f in names.items() if not name.endswith("__init__")}
+
+
+def test_every_module_has_its_place_in_the_flow():
+    assert sorted(modules()) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_from_above(name):
+    above = ORDER[: ORDER.index(name)]
+    below = [other for other in imported(modules()[name]) if other in ORDER and other not in above]
+    assert not below, f"unlearn.{name} imports {below}, which come after it"
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(' '.join(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return set(out.splitlines()[-1].split())
+
+
+def test_the_command_line_imports_neither_torch_nor_pandas_before_there_is_work():
+    loaded = loaded_after("import unlearn.run, unlearn.table")
+    assert not loaded & {"torch", "transformers", "pandas", "wandb", "evaluate", "datasets", "matplotlib"}
+
+
+def test_losses_know_neither_models_nor_config():
+    assert imported(ROOT / "unlearn" / "losses.py") == set()

@@ -1,0 +1,223 @@
+"""The true command line: run folders, skipping, failing jobs, exit statuses. Each call is a process of its own."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+from helpers import TINY, command, compose, execute
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from unlearn import runlog
+
+MODULE = "unlearn.run"
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory, store):
+    """A finished grid of the tiny world, through the command line with offline W&B: its folder and what it printed."""
+    cwd = tmp_path_factory.mktemp("grid")
+    options = ["-m", *TINY[:-1], f"paths.store={store}", "algo=ga,npo", "alpha=0.5,1"]
+    return cwd, options, command(MODULE, *options, cwd=cwd)
+
+
+def folders(cwd, study="default"):
+    return sorted(p.parent for p in (cwd / "runs" / study).glob("*/manifest.json"))
+
+
+def snapshot(cwd):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for f in folders(cwd) for p in f.rglob("*") if p.is_file()}
+
+
+def test_a_grid_leaves_one_complete_folder_per_job(grid):
+    cwd, _, _ = grid
+    assert [f.name.rsplit("-", 1)[0] for f in folders(cwd)] == [
+        "ga-offset-a0.5-s0", "ga-offset-a1-s0", "npo-offset-a0.5-s0", "npo-offset-a1-s0"]  # fmt: skip
+    for folder in folders(cwd):
+        names = {p.name for p in folder.iterdir()}
+        assert names >= {"config.yaml", "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "offset",
+                         "log.txt", "wandb"}  # fmt: skip
+        assert "checkpoint" not in names
+
+
+def test_the_manifest_says_how_the_run_was_made(grid):
+    cwd, _, _ = grid
+    manifest = runlog.manifest(folders(cwd)[0])
+    assert manifest["status"] == "done" and manifest["error"] is None and manifest["seed"] == 0
+    assert set(manifest["seconds"]) == {"prepare", "rows", "train", "evaluate"}
+    assert manifest["versions"]["torch"] and manifest["hardware"]["threads"] == 1 and manifest["peak_memory_mb"] > 100
+    assert set(manifest["models"]) == {"target", "offset", "anchor"}
+    assert manifest["models"]["offset"] == manifest["models"]["anchor"] != manifest["models"]["target"]
+
+
+def test_config_names_the_choices_and_is_resolved(grid):
+    cwd, _, _ = grid
+    config = yaml.safe_load((folders(cwd)[0] / "config.yaml").read_text())
+    assert [config[k]["name"] for k in ("algo", "method", "pair", "data")] == ["ga", "offset", "bios", "bios"]
+    assert config["alpha"] == 0.5 and "hydra" not in config and "${" not in str(config)
+
+
+def test_eval_json_and_examples_agree(grid):
+    cwd, _, _ = grid
+    for folder in folders(cwd):
+        evaluation = json.loads((folder / "eval.json").read_text())
+        examples = pd.read_parquet(folder / "examples.parquet")
+        assert set(evaluation["references"]) == {"target", "retrained"}
+        assert evaluation["references"]["retrained"]["forget_quality"] == 1.0
+        (alpha,) = evaluation["alphas"]
+        metrics = evaluation["alphas"][alpha]
+        assert set(examples["alpha"]) == {float(alpha)}
+        for split, rows in examples.groupby("split"):
+            assert len(rows) == {"forget": 3, "retain": 9, "real_authors": 6, "world_facts": 8}[split]
+            for name in ("prob", "rougeL_recall", "exact_memorization"):
+                assert rows[name].mean() == pytest.approx(metrics[f"{split}/{name}"])
+            assert rows["prompt"].str.len().gt(0).all() and rows["gold"].str.len().gt(0).all()
+        assert 0 <= metrics["model_utility"] <= 1 and 0 <= metrics["forget_quality"] <= 1
+
+
+def test_the_offset_loads_from_pretrained(grid):
+    cwd, _, _ = grid
+    model = AutoModelForCausalLM.from_pretrained(folders(cwd)[0] / "offset")
+    tokenizer = AutoTokenizer.from_pretrained(folders(cwd)[0] / "offset")
+    assert model.get_output_embeddings().weight.shape[0] == len(tokenizer)
+    assert not list((folders(cwd)[0] / "offset").glob("*.bin"))
+
+
+def test_the_end_of_a_grid_shows_a_table_a_summary_and_the_next_command(grid):
+    cwd, _, done = grid
+    for text in ("target", "retrained", "ga", "npo", "forget", "utility", "summary: runs/default/summary.csv",
+                 "python -m analysis.tradeoff"):  # fmt: skip
+        assert text in done.stdout
+    summary = pd.read_csv(cwd / "runs" / "default" / "summary.csv")
+    assert len(summary) == 4 and set(summary["status"]) == {"done"}
+    for _, row in summary.iterrows():
+        metrics = json.loads((cwd / "runs" / "default" / row["folder"] / "eval.json").read_text())["alphas"]
+        assert row["retain/prob"] == pytest.approx(metrics[str(row["eval_alpha"])]["retain/prob"])
+
+
+def test_a_second_identical_call_does_nothing(grid):
+    cwd, options, _ = grid
+    before = snapshot(cwd)
+    done = command(MODULE, *options, cwd=cwd)
+    assert snapshot(cwd) == before and done.stdout.count("done before") == 4
+
+
+def test_another_alpha_is_evaluated_without_training(grid):
+    cwd, options, _ = grid
+    folder = folders(cwd)[0]
+    weights, log = ((folder / name).read_bytes() for name in ("offset/model.safetensors", "metrics.jsonl"))
+    before = json.loads((folder / "eval.json").read_text())["alphas"]
+    single = [o for o in options if o not in ("-m", "algo=ga,npo", "alpha=0.5,1")]
+    command(MODULE, *single, "algo=ga", "alpha=0.5", "eval.alphas=[0,0.5,2]", cwd=cwd)
+    after = json.loads((folder / "eval.json").read_text())
+    assert list(after["alphas"]) == ["0.0", "0.5", "2.0"] and after["alphas"]["0.5"] == before["0.5"]
+    assert folders(cwd) == folders(cwd) and len(folders(cwd)) == 4
+    assert (folder / "offset/model.safetensors").read_bytes() == weights
+    assert (folder / "metrics.jsonl").read_bytes() == log
+    target = after["references"]["target"]
+    for name in ("forget/prob", "retain/prob", "world_facts/prob_options", "model_utility"):
+        assert after["alphas"]["0.0"][name] == pytest.approx(target[name], abs=1e-5)
+    assert set(pd.read_parquet(folder / "examples.parquet")["alpha"]) == {0.0, 0.5, 2.0}
+
+
+def test_wandb_files_are_written_offline_one_run_per_job(grid):
+    cwd, _, _ = grid
+    for folder in folders(cwd):
+        runs = list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+        ids = {p.stem.removeprefix("run-") for p in runs}
+        assert runlog.manifest(folder)["wandb"] in ids and all(p.stat().st_size > 1000 for p in runs)
+
+
+def test_a_failing_job_stops_no_other_and_sets_the_exit_status(tmp_path, store):
+    options = ["-m", *TINY, f"paths.store={store}", "algo=ga,npo", "pair.small.max_length=5,320"]
+    done = command(MODULE, *options, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    status = [runlog.manifest(f)["status"] for f in folders(tmp_path)]
+    assert sorted(status) == ["done", "done", "failed", "failed"]
+    failed = next(f for f in folders(tmp_path) if runlog.manifest(f)["status"] == "failed")
+    assert "the models take at most 5" in runlog.manifest(failed)["error"]
+    assert "Traceback" in (failed / "log.txt").read_text() and "Traceback" not in done.stdout + done.stderr
+    assert set(pd.read_csv(tmp_path / "runs/default/summary.csv")["status"]) == {"done", "failed"}
+    for f in folders(tmp_path):
+        assert (f"{f.name}: DataError" in done.stdout) == (runlog.manifest(f)["status"] == "failed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["alpha=nan"], "alpha=nan: must be a finite number"),
+        (["-m", "alpha=1,nan", "algo=ga,npo"], "alpha=nan: must be a finite number"),
+        (["algo=gaa"], "Could not find 'algo/gaa'"),
+        (["-m", "algo=ga,gaa"], "Could not find 'algo/gaa'"),
+        (["alfa=1"], "Key 'alfa' not in 'Config'"),
+        (["+algo.gama=1"], "algo.gama: unknown key"),
+        (["algo=ga", "algo.beta=0.5"], "algo.beta=0.5: neither 'ga' nor 'none' has a beta"),
+        (["algo=npo", "algo.beta=null"], "needs algo.beta, which is not set"),
+        (["data=tofu", "data.path=nowhere"], "no such folder"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work_with_exit_status_2(tmp_path, arguments, message):
+    done = command(MODULE, *arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr + done.stdout and "Traceback" not in done.stderr
+    assert not folders(tmp_path) and not (tmp_path / "store").exists()
+
+
+def test_help_is_for_newcomers(tmp_path):
+    done = command(MODULE, "--help", cwd=tmp_path)
+    assert "python -m unlearn.run -m algo=ga,kl,npo alpha=0.5,1,2" in done.stdout
+    assert "algo: ga, gd, idk, kl, npo, simnpo" in done.stdout and list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_users_configs_are_searched_too(tmp_path, store):
+    (tmp_path / "mine" / "algo").mkdir(parents=True)
+    (tmp_path / "mine" / "algo" / "gentle.yaml").write_text(
+        "name: gentle\nforget: npo\nretain: kl\nbeta: 0.5\nlr: {offset: 1e-4}\n"
+    )
+    command(MODULE, "--config-dir", "mine", *TINY, f"paths.store={store}", "algo=gentle", cwd=tmp_path)
+    assert [f.name.split("-")[0] for f in folders(tmp_path)] == ["gentle"]
+
+
+def test_a_torn_line_in_the_log_is_cut_when_a_run_is_resumed(config, tmp_path):
+    folder = execute(config("algo=ga")).folder
+    whole = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(whole + '{"step": 3, "ep')
+    log = object.__new__(runlog.RunLog)
+    log.folder = folder
+    log.rewind(1)
+    kept = (folder / "metrics.jsonl").read_text()
+    assert whole.startswith(kept) and [json.loads(line)["step"] for line in kept.splitlines()] == [0, 1]
+
+
+def test_a_damaged_eval_file_is_named_not_trusted(config):
+    cfg = config("algo=ga")
+    folder = execute(cfg).folder
+    (folder / "eval.json").write_text('{"alphas": {')
+    with pytest.raises(ValueError, match="eval.json: not valid JSON"):
+        execute(cfg)
+
+
+def test_the_target_is_evaluated_once_for_all_algorithms(config, monkeypatch, store):
+    from unlearn import evaluation
+
+    execute(config("algo=ga"))
+    calls = []
+
+    def counting(ensemble, *a, run=evaluation.evaluate, **k):
+        calls.append([m.name for m in ensemble.members])
+        return run(ensemble, *a, **k)
+
+    monkeypatch.setattr(evaluation, "evaluate", counting)
+    execute(config("algo=npo", "seed=7"))
+    assert calls == [["target", "offset", "anchor"]]
+
+
+def test_rows_in_the_store_are_shared_by_algorithms_alphas_and_seeds(config, store, tmp_path):
+    private = tmp_path / "store"
+    shutil.copytree(store, private)
+    execute(compose(*TINY, f"paths.store={private}", f"paths.runs={tmp_path}/runs", "algo=npo"))
+    entries = {p.name for p in (private / "rows").iterdir()}
+    for options in (["algo=kl"], ["algo=simnpo", "alpha=2"], ["algo=npo", "seed=5"]):
+        execute(compose(*TINY, f"paths.store={private}", f"paths.runs={tmp_path}/runs", *options))
+    assert {p.name for p in (private / "rows").iterdir()} == entries

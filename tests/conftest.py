@@ -40,9 +40,9 @@ def config(store, tmp_path):
 
 @pytest.fixture(scope="session")
 def world(store):
-    from unlearn import prepare
+    from unlearn.world import the_world
 
-    return prepare.world(compose(*TINY, f"paths.store={store}"))
+    return the_world(compose(*TINY, f"paths.store={store}"))
 
 
 @pytest.fixture

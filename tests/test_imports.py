@@ -15,7 +15,7 @@ ORDER = [
     "generation",
     "metrics.base", "metrics.probability", "metrics.rouge", "metrics.truth_ratio", "metrics.exact_memorization",
     "metrics.forget_quality", "metrics.model_utility", "evaluation",
-    "runlog", "prepare", "job", "table", "grid", "run",
+    "runlog", "world", "training", "job", "table", "grid", "run", "prepare",
 ]  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def job(cfg: Config, data: str) -> Job:
     return Job(cfg, folder, data, runlog.is_done(folder, eval_alphas(cfg), eval_settings(cfg, data)))
 
 
-def supervise(run: Callable[[], None]) -> int:
+def supervise(run: Callable[[], None], report: bool = True) -> int:
     """Run Hydra's main, then print the table of the call's jobs; the exit status is 0 only if all are done."""
     status = 0
     try:
@@ -115,7 +115,7 @@ def supervise(run: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         status = 130
-    if not call.started:
+    if not (call.started and report):
         return status
     from unlearn import table
 

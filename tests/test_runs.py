@@ -1,12 +1,15 @@
 """The true command line: run folders, skipping, failing jobs, exit statuses. Each call is a process of its own."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 import yaml
-from helpers import TINY, command, compose, execute
+from helpers import ROOT, TINY, command, compose, execute
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unlearn import runlog
@@ -168,6 +171,19 @@ def test_help_is_for_newcomers(tmp_path):
     done = command(MODULE, "--help", cwd=tmp_path)
     assert "python -m unlearn.run -m algo=ga,kl,npo alpha=0.5,1,2" in done.stdout
     assert "algo: ga, gd, idk, kl, npo, simnpo" in done.stdout and list(tmp_path.iterdir()) == []
+
+
+def test_an_installed_package_finds_its_yaml_tree_inside_itself(tmp_path):
+    """A wheel holds conf/ as unlearn/conf (pyproject.toml); the checkout's own conf/ must not be needed."""
+    shutil.copytree(ROOT / "unlearn", tmp_path / "site" / "unlearn")
+    shutil.copytree(ROOT / "conf", tmp_path / "site" / "unlearn" / "conf")
+    script = "from unlearn.config import conf_dir; print(conf_dir()); from unlearn.run import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "algo=npo", "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site")) and "name: npo" in done.stdout
 
 
 def test_folders_of_users_configs_are_searched_too(tmp_path, store):

@@ -49,13 +49,9 @@ def stored(store: Store, member: Member, examples: Examples, pad_id: int, batch_
 
     def fill(folder: Path) -> None:
         width = vocabulary(member.model)
-        log.info(
-            "storing rows of the %s: %d answer tokens × %d, %.2f GiB",
-            member.name,
-            examples.starts[-1],
-            width,
-            gib(examples, width),
-        )
+        size = gib(examples, width)
+        level = logging.INFO if size >= 0.1 else logging.DEBUG  # small fills take a second: not worth a line each
+        log.log(level, "storing %d answer rows of the %s, %.1f GiB", examples.starts[-1], member.name, size)
         array = np.lib.format.open_memmap(
             folder / FILE, mode="w+", dtype=np.float32, shape=(examples.starts[-1], width)
         )

@@ -237,3 +237,31 @@ def test_rows_in_the_store_are_shared_by_algorithms_alphas_and_seeds(config, sto
     for options in (["algo=kl"], ["algo=simnpo", "alpha=2"], ["algo=npo", "seed=5"]):
         execute(compose(*TINY, f"paths.store={private}", f"paths.runs={tmp_path}/runs", *options))
     assert {p.name for p in (private / "rows").iterdir()} == entries
+
+
+def test_prepare_fills_the_store_and_trains_nothing(tmp_path):
+    options = [*TINY, "paths.store=store"]
+    done = command("unlearn.prepare", *options, cwd=tmp_path)
+    assert all(name in done.stdout for name in ("target", "retrained", "small", "3 forget, 9 retain"))
+    assert not folders(tmp_path)
+    entries = {p.parent.parent.name for p in (tmp_path / "store").glob("*/*/entry.json")}
+    assert entries == {"model", "reference", "rows", "tokenizer"}
+    before = sorted((tmp_path / "store").glob("model/*"))
+    command(MODULE, *options, "algo=kl", cwd=tmp_path)
+    assert sorted((tmp_path / "store").glob("model/*")) == before and len(folders(tmp_path)) == 1
+
+
+def test_two_identical_grids_at_once_share_the_work(tmp_path):
+    options = [sys.executable, "-m", MODULE, "-m", *TINY, "paths.store=store", "algo=ga,npo"]
+    jobs = [
+        subprocess.Popen(options, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]  # fmt: skip
+    printed = [job.communicate(timeout=300)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], printed
+    assert [runlog.manifest(f)["status"] for f in folders(tmp_path)] == ["done", "done"]
+    for folder in folders(tmp_path):
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert steps == [0, 1, 2]
+        assert sum(f"{folder.name} done in" in text for text in printed) == 1, "the run was trained by both grids"

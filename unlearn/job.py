@@ -39,6 +39,8 @@ def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
         with record.stage("prepare"):
             world = the_world(cfg)
             ensemble = members(cfg, world)
+            if missing(cfg, world, record):
+                references(cfg, world, suite_of(cfg, world))  # here, so that a run's own seconds are its own
         prints = {m.name: m.fingerprint for m in ensemble.members}
         trainable = llama.parameters(ensemble.trained.model)
         record.status("running", data=job.data, models=prints, trainable=trainable)
@@ -53,6 +55,7 @@ def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
         with record.stage("evaluate"):
             evaluate(cfg, world, ensemble, record)
         record.status("done", peak_memory_mb=runlog.peak_memory_mb())
+    log.info("%s", record.headline())
 
 
 def settle(cfg: Config) -> None:
@@ -85,13 +88,18 @@ def save(ensemble: Ensemble, world: World, folder: Path) -> None:
 
 def evaluate(cfg: Config, world: World, ensemble: Ensemble, record: RunLog) -> None:
     """Evaluate the α's that the folder lacks, and put the references beside them."""
-    alphas = runlog.missing_alphas(record.folder, eval_alphas(cfg), eval_settings(cfg, world.data.fingerprint()))
+    alphas = missing(cfg, world, record)
     if alphas:
         suite = suite_of(cfg, world)
         beside, ratios = references(cfg, world, suite)
         show = "evaluating" if cfg.trainer.progress else None
         metrics, examples = evaluation.evaluate(ensemble, suite, alphas, world.store, ratios, show)
         record.evaluated(metrics, beside, examples)
+
+
+def missing(cfg: Config, world: World, record: RunLog) -> list[float]:
+    """α's asked for that the run folder does not have under these settings."""
+    return runlog.missing_alphas(record.folder, eval_alphas(cfg), eval_settings(cfg, world.data.fingerprint()))
 
 
 def suite_of(cfg: Config, world: World) -> evaluation.Suite:

@@ -54,6 +54,11 @@ def fail(job: Job, error: Exception) -> None:
     write_json(job.folder / MANIFEST, record | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
 
 
+def own_seconds(manifest: dict[str, Any]) -> float:
+    """Seconds that the run took itself; preparing what all runs share is left out."""
+    return sum(v for stage, v in manifest.get("seconds", {}).items() if stage != "prepare")
+
+
 class RunLog:
     """Writes one run folder, and mirrors it to W&B when given a W&B run."""
 
@@ -80,6 +85,14 @@ class RunLog:
         finally:
             spent = self.manifest["seconds"].get(name, 0.0) + time.perf_counter() - start
             self.manifest["seconds"][name] = round(spent, 3)
+
+    def headline(self) -> str:
+        """One line about a finished run."""
+        values = [
+            f"α={float(a):g} forget {m['forget/prob']:.3f}, retain {m['retain/prob']:.3f}"
+            for a, m in evaluation(self.folder)["alphas"].items()
+        ]
+        return f"{self.folder.name} done in {own_seconds(self.manifest):.0f} s: probability at {'; '.join(values)}"
 
     def rewind(self, step: int) -> None:
         """Drop logged steps after ``step``: a resumed run writes them again."""

@@ -77,7 +77,7 @@ def _varying(jobs: Sequence[Job]) -> list[str]:
 
 def _rows(job: Job, manifest: dict[str, Any], status: str, varying: list[str]) -> Iterator[list[str]]:
     cfg, entries = job.cfg, runlog.evaluation(job.folder)["alphas"]
-    seconds = sum(manifest.get("seconds", {}).values())
+    seconds = runlog.own_seconds(manifest)
     for alpha in eval_alphas(cfg):
         yield [
             cfg.algo.name,
@@ -110,7 +110,7 @@ def summarise(study: Path) -> Path:
             **manifest.get("run", {}),
             "status": manifest.get("status"),
             "error": manifest.get("error"),
-            "seconds": round(sum(manifest.get("seconds", {}).values()), 2),
+            "seconds": round(runlog.own_seconds(manifest), 2),
         }
         for alpha, metrics in entries["alphas"].items() or [(None, {})]:
             numbers = {k: v for k, v in metrics.items() if k != "settings"}

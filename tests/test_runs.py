@@ -251,6 +251,18 @@ def test_prepare_fills_the_store_and_trains_nothing(tmp_path):
     assert sorted((tmp_path / "store").glob("model/*")) == before and len(folders(tmp_path)) == 1
 
 
+def test_two_processes_give_the_same_run_to_the_last_bit(tmp_path, store, monkeypatch):
+    files = []
+    for seed in ("1", "3"):  # of Python's hashes; under them a set of two words comes in different orders
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        command(
+            MODULE, *TINY, f"paths.store={store}", f"paths.runs=runs{seed}", "algo=kl", "trainer.steps=5", cwd=tmp_path
+        )
+        (folder,) = (tmp_path / f"runs{seed}" / "default").glob("kl-*")
+        files.append([(folder / name).read_bytes() for name in ("metrics.jsonl", "eval.json")])
+    assert files[0] == files[1]
+
+
 def test_two_identical_grids_at_once_share_the_work(tmp_path):
     options = [sys.executable, "-m", MODULE, "-m", *TINY, "paths.store=store", "algo=ga,npo"]
     jobs = [

@@ -48,7 +48,8 @@ class Objective:
 
     def micro_batches(self, draw: Draw) -> Iterable[MicroBatch]:
         """The step's micro-batches, each a function to be called when its turn comes."""
-        indices = {name: self._indices(name, draw) for name in {t.reads for t in self.terms}}
+        # in the order of the terms: a set's order differs between processes, and with it the last digits of a sum
+        indices = {name: self._indices(name, draw) for name in dict.fromkeys(t.reads for t in self.terms)}
         totals = {
             name: (sum(len(self.groups[name].examples[i].answer) for i in ids), len(ids))
             for name, ids in indices.items()

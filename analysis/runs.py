@@ -4,7 +4,8 @@ Only logged files are read (``config.yaml``, ``manifest.json``, ``metrics.jsonl`
 study can be analysed on a machine that could not have run it.
 
 Easy to get wrong: a run evaluated at k inference alphas is k rows of ``Study.runs``. ``alpha`` is the training alpha,
-``eval_alpha`` the one it was evaluated at. Failed and unfinished runs are rows too, with NaN metrics.
+``eval_alpha`` the one it was evaluated at. ``config.yaml`` may hold another alpha, the one that was asked for last: a
+direct run always trains at 1. Failed and unfinished runs are rows too, with NaN metrics.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ IDENTITY = {
     "seed": ("seed", int),
     "pair_seed": ("pair.seed", int),
 }
-CONFIG_COLUMNS = [*IDENTITY, "study", "status", "error", "seconds", "peak_memory_mb", "folder"]
-REFERENCE_KEYS = ["reference", "pair", "pair_seed", "data"]
+# ``world`` is the digest of everything that target and retrained depend on; "" where a file does not say it.
+CONFIG_COLUMNS = [*IDENTITY, "study", "status", "error", "seconds", "peak_memory_mb", "world", "folder"]
+REFERENCE_KEYS = ["reference", "pair", "pair_seed", "data", "world"]
 RUN_FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.json")
 NOT_TRAINING = ("eval.", "wandb.", "paths.", "study", "hydra.")  # settings that do not change what is trained
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
@@ -49,7 +51,7 @@ class Study:
     name: str
     folder: Path
     runs: pd.DataFrame  # one row per run × evaluated alpha
-    references: pd.DataFrame  # one row per target or retrained × pair × pair_seed × data
+    references: pd.DataFrame  # one row per target or retrained × pair × pair_seed × data × world
     trajectories: pd.DataFrame  # one row per logged step
     varied: tuple[str, ...] = ()
 
@@ -106,8 +108,9 @@ def _is_run(folder: Path) -> bool:
 def _read_run(folder: Path) -> dict:
     """What the files of one run folder say; config.yaml must be there, the others may not be yet."""
     flat = dict(_flatten(_parse(folder / "config.yaml", lambda text: yaml.load(text, Loader=YAML_LOADER))))
-    columns = {name: _setting(folder, flat, key, kind) for name, (key, kind) in IDENTITY.items()}
     manifest = _json(folder / "manifest.json")
+    flat |= {k: v for k, v in _numbers(manifest.get("run") or {}).items() if k == "alpha"}  # the one it trained at
+    columns = {name: _setting(folder, flat, key, kind) for name, (key, kind) in IDENTITY.items()}
     stages = manifest.get("seconds") or {}
     columns |= {
         "study": flat.get("study"),
@@ -116,6 +119,7 @@ def _read_run(folder: Path) -> dict:
         # what all runs share (models, references) is prepared by whichever run comes first: not its own cost
         "seconds": sum(v for k, v in _numbers(stages).items() if k != "prepare") if stages else math.nan,
         "peak_memory_mb": _numbers(manifest).get("peak_memory_mb", math.nan),
+        "world": "",
         "folder": str(folder),
         **{f"seconds/{stage}": value for stage, value in _numbers(stages).items()},
     }
@@ -128,7 +132,7 @@ def _run_rows(run: dict) -> list[dict]:
     if not evaluated:
         return [{**run["columns"], "eval_alpha": math.nan}]
     try:
-        return [{**run["columns"], "eval_alpha": float(a), **_numbers(entry)} for a, entry in evaluated.items()]
+        return [{**run["columns"], "eval_alpha": float(a), **_entry(entry)} for a, entry in evaluated.items()]
     except ValueError as error:
         raise StudyError(f"{run['folder'] / 'eval.json'}: the keys of 'alphas' must be numbers: {error}") from error
 
@@ -136,7 +140,12 @@ def _run_rows(run: dict) -> list[dict]:
 def _reference_rows(run: dict) -> list[dict]:
     keys = {name: run["columns"][name] for name in ("pair", "pair_seed", "data")}
     references = run["eval"].get("references") or {}
-    return [{"reference": name, **keys, **_numbers(entry)} for name, entry in references.items() if entry]
+    return [{"reference": name, **keys, **_entry(entry)} for name, entry in references.items() if entry]
+
+
+def _entry(entry: dict) -> dict:
+    """An entry of eval.json: its metrics, and the world that it was evaluated in."""
+    return {**_numbers(entry), "world": str((entry.get("settings") or {}).get("references", ""))}
 
 
 def _step_rows(run: dict) -> list[dict]:

@@ -2,9 +2,9 @@
 
     python -m analysis.tradeoff STUDY
 
-Which alpha runs along a curve depends on the study. When runs were evaluated at several alphas, a curve is one
-training (algorithm, method, training alpha) seen at every inference alpha. Otherwise it is one algorithm and method
-over the training alphas.
+Which alpha runs along a curve depends on the runs of its algorithm and method. When they were evaluated at several
+alphas, a curve is one training (algorithm, method, training alpha) seen at every inference alpha. Otherwise it is one
+algorithm and method over the training alphas. A figure may hold curves of both kinds.
 
 Easy to get wrong: the best forgetting is the retrained model's (the vertical line), not zero; methods compare fairly
 where their curves meet that line, and an end point alone mixes how far with how well.
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import style
-from analysis.curves import SETTING, better, collapsed, curve_columns, curves, finished, over_inference
+from analysis.curves import SETTING, better, collapsed, curve_columns, curves, finished, over_inference, references
 from analysis.runs import Study, StudyError, load
 
 PANELS = (("forget/prob", "retain/prob"), ("forget/rougeL_recall", "retain/rougeL_recall"))
@@ -49,9 +49,9 @@ def figure(study: Study, x: str | None = None, y: str | None = None) -> Figure:
         drawn = [_draw(ax, study, *p, table, looks) for ax, p, table in zip(axes, panels, tables, strict=True)]
         _legend(fig, study, names, looks)
         fig.suptitle(_title(study), x=0.01, ha="left", fontsize=9)
-        note = fig.supxlabel(_footnote(fig, study, panels[0][1]), x=0.01, ha="left", fontsize=6.5, color="#555555")
+        note = fig.supxlabel(_footnote(fig, study, panels[0]), x=0.01, ha="left", fontsize=6.5, color="#555555")
         crowded = sum(style.place_labels(ax, *things) for ax, things in zip(axes, drawn, strict=True))
-        note.set_text(_footnote(fig, study, panels[0][1], crowded))
+        note.set_text(_footnote(fig, study, panels[0], crowded))
     return fig
 
 
@@ -68,12 +68,14 @@ def _draw(ax, study: Study, x: str, y: str, table: pd.DataFrame, looks: dict) ->
 def _names(study: Study, table: pd.DataFrame) -> dict[tuple, str]:
     """Curve → its name in the legend, made of what differs between the curves only."""
     columns = curve_columns(study)
-    told = [c for c in columns if c == "algo" or table[c].nunique(dropna=False) > 1]
+    told = [c for c in columns if c == "algo" or table[c].nunique(dropna=c == "alpha") > 1]
     repeated = table["n"].max() > 1
     names = {}
     for curve, points in table.groupby(columns, dropna=False, sort=False):
-        said = [_say(column, value) for column, value in zip(columns, curve, strict=True) if column in told]
+        own = [c for c in told if c != "alpha" or points[c].notna().all()]  # a curve over training alphas has no own
+        said = [_say(column, value) for column, value in zip(columns, curve, strict=True) if column in own]
         low, high = points["n"].min(), points["n"].max()
+        curve = tuple(None if pd.isna(value) else value for value in curve)  # unlike NaN, None equals itself
         names[curve] = ", ".join(said) + (f" (n={low if low == high else f'{low}–{high}'})" if repeated else "")
     return names
 
@@ -120,13 +122,10 @@ def _member(table: pd.DataFrame, curve: tuple) -> pd.Series:
 
 
 def _draw_references(ax, study: Study, x: str, y: str) -> list[tuple]:
-    """Marks target and retrained (mean over pair seeds, one per pair and data); returns the points."""
-    marks = []
-    if not {x, y} <= set(study.references.columns):
-        return marks
-    means = study.references.groupby(["reference", *SETTING])[[x, y]].mean().dropna()
+    """Marks target and retrained (means over pair seeds, but each world that differs by more); returns the points."""
+    marks, means = [], references(study, x, y)
     for name in style.REFERENCES:
-        points = means[means.index.get_level_values("reference") == name]
+        points = means[means["reference"] == name]
         ax.plot(points[x], points[y], **style.reference(name))
         marks += list(zip(points[x], points[y], strict=True))
         if name == "retrained" and len(points) == 1:  # methods compare fairly at the forgetting of the retrained model
@@ -175,22 +174,28 @@ def _title(study: Study) -> str:
 
 def _legend_title(study: Study) -> str:
     """Which alpha the numbers beside the points are."""
-    if over_inference(study):
+    seen = over_inference(study)
+    joined = finished(study)[~seen].dropna(subset=["eval_alpha"])  # rows of curves that join trainings
+    if joined.empty:
         return "numbers: α at inference"
-    done = finished(study).dropna(subset=["eval_alpha"])
-    if (done["eval_alpha"] == done["alpha"]).all():
-        return "numbers: α in training\nand at inference"
-    evaluated = ", ".join(f"{alpha:g}" for alpha in sorted(done["eval_alpha"].unique()))
-    return f"numbers: α in training\n(α at inference: {evaluated})"
+    evaluated = ", ".join(f"{alpha:g}" for alpha in sorted(joined["eval_alpha"].unique()))
+    same = (joined["eval_alpha"] == joined["alpha"]).all()
+    if seen.any():
+        more = "in training, too" if same else f"α in training (at inference: {evaluated})"
+        return f"numbers: α at inference;\n{more}, where each\npoint is a training of its own"
+    return "numbers: α in training\n" + ("and at inference" if same else f"(α at inference: {evaluated})")
 
 
-def _footnote(fig: Figure, study: Study, y: str, crowded: int = 0) -> str:
+def _footnote(fig: Figure, study: Study, panel: tuple[str, str], crowded: int = 0) -> str:
     """What the curves do not show: spread, runs not drawn, collapsed runs, labels without room."""
-    done = finished(study)
+    done, y = finished(study), panel[1]
     worlds, seeds = done["pair_seed"].nunique(), done["seed"].nunique()
     said = [f"bars: ± 1 sd over {worlds} pair seeds" if worlds > 1 else f"1 pair seed, unlearning seeds: {seeds}"]
-    if "retrained" in set(study.references["reference"]):
+    marks = references(study, *panel)
+    if (marks["reference"] == "retrained").sum() == 1:
         said.append("vertical line: the retrained model's forgetting")
+    if not marks.empty and (marks["apart"] != "").any():
+        said.append("target and retrained are marked once per world")
     absent = [f"{study.count(status)} {status}" for status in study.runs["status"].unique() if status != "done"]
     unseen = done.loc[done["eval_alpha"].isna(), "folder"].nunique()
     absent += [f"{unseen} done but not evaluated"] if unseen else []

@@ -23,31 +23,34 @@ MADE_UP_REFERENCES = {
 def write_made_up_run(
     study: Path, alphas: dict, status="done", algo="npo", alpha=1.0, seed=0, pair_seed=0, **more
 ) -> Path:
-    """A run folder of the contract's shape; ``alphas`` is {evaluated alpha: (forget/prob, retain/prob, …)}."""
+    """A run folder of the contract's shape; ``alphas`` is {evaluated alpha: (forget/prob, retain/prob, …)}.
+
+    A direct run trains at 1, whatever alpha its config holds.
+    """
     settings = {"trainer": {"lr": more.get("lr", 1e-3), "log_every": 10}, "eval": {"alphas": list(alphas) or None}}
     config = {
         "algo": {"name": algo, "terms": ["npo", "gd"]},
         "method": {"name": more.get("method", "offset")},
         "pair": {"name": "tiny", "seed": pair_seed},
-        "data": {"name": "bios"},
+        "data": {"name": "bios", "forget_people": more.get("people", 1)},
         "alpha": alpha,
         "seed": seed,
         "study": study.name,
         **settings,
     }
-    folder = (
-        study / f"{algo}-{more.get('method', 'offset')}-a{alpha}-s{seed}-p{pair_seed}-lr{settings['trainer']['lr']}"
-    )
+    method, people = config["method"]["name"], config["data"]["forget_people"]
+    folder = study / f"{algo}-{method}-a{alpha}-s{seed}-p{pair_seed}-lr{settings['trainer']['lr']}-f{people}"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    manifest = {"status": status, "seconds": {"train": 3.0, "evaluate": 2.5}, "peak_memory_mb": 617.0}
+    run = {"algo": algo, "method": method, "alpha": 1.0 if method == "direct" else alpha, "seed": seed}
+    manifest = {"status": status, "run": run, "seconds": {"train": 3.0, "evaluate": 2.5}, "peak_memory_mb": 617.0}
     (folder / "manifest.json").write_text(json.dumps(manifest | ({"error": "no memory"} if status == "failed" else {})))
     steps = [{"step": s, "epoch": s / 5, "train/loss": -float(s), "forget/prob": 1 / s} for s in (10, 20)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
     if alphas:
-        shown = {"settings": {"batch": 8}, "complete": True, "forget_quality": None}
+        shown = {"settings": {"references": f"world {pair_seed} {people}"}, "complete": True, "forget_quality": None}
         entries = {str(a): dict(zip(METRICS, values, strict=False)) | shown for a, values in alphas.items()}
-        references = more.get("references", MADE_UP_REFERENCES)
+        references = {k: v | shown for k, v in more.get("references", MADE_UP_REFERENCES).items()}
         (folder / "eval.json").write_text(json.dumps({"alphas": entries, "references": references}))
     return folder
 
@@ -160,6 +163,62 @@ def test_curves_run_over_inference_alpha_when_runs_have_several(tmp_path):
     assert table[["alpha", "along"]].to_numpy().tolist() == [[1, 0.5], [1, 2], [2, 0.5], [2, 2]]
     labels = [text.get_text() for text in tradeoff.figure(study).legends[0].get_texts()]
     assert labels == ["target", "retrained", "npo, trained at α=1", "npo, trained at α=2"]
+
+
+def test_training_alpha_is_the_manifests(tmp_path):
+    folder = write_made_up_run(tmp_path / "s", {2.0: (0.1, 0.9)}, method="direct", alpha=2.0)
+    write_made_up_run(tmp_path / "s", {2.0: (0.3, 0.9)}, method="direct", alpha=1.0, lr=2e-3)
+    study = load("s", tmp_path)
+    assert study.runs["alpha"].tolist() == [1.0, 1.0] and study.trajectories["alpha"].eq(1).all()
+    assert study.varied == ("trainer.lr",)  # not the alpha that was asked for last
+    (folder / "manifest.json").write_text('{"status": "done"}')
+    assert load("s", tmp_path).runs["alpha"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(("evaluated", "said"), [(None, "in training, too"), (3.0, "α in training (at inference: 3)")])
+def test_a_grid_over_alpha_is_one_offset_curve_and_one_direct_curve(tmp_path, evaluated, said):
+    for algo in ("ga", "npo"):
+        for alpha in (0.5, 1.0, 2.0):
+            write_made_up_run(tmp_path / "s", {evaluated or alpha: (0.5 / alpha, 0.9)}, algo=algo, alpha=alpha)
+        three = {0.5: (0.8, 0.9), 1.0: (0.4, 0.8), 2.0: (0.1, 0.5)}
+        write_made_up_run(tmp_path / "s", three, algo=algo, method="direct", alpha=2.0)
+    study = load("s", tmp_path)
+    table = tradeoff.curves(study, "forget/prob", "retain/prob")
+    assert table.groupby(["algo", "method"])["along"].apply(list).tolist() == [[0.5, 1.0, 2.0]] * 4
+    fig = tradeoff.figure(study)
+    labels = ["target", "retrained", "ga, direct", "ga, offset", "npo, direct", "npo, offset"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == labels
+    looks = [(h.get_color(), h.get_linestyle()) for h in fig.legends[0].legend_handles[2:]]
+    assert len(set(looks)) == 4 and len({line for _, line in looks}) == 2  # colour: algorithm, line: method
+    title = fig.legends[0].get_title().get_text()
+    assert title.startswith("numbers: α at inference;") and said in title
+
+
+def test_every_world_keeps_its_references(tmp_path):
+    for people, target in ((1, 0.9), (2, 0.5)):
+        references = {"target": dict.fromkeys(METRICS, target), "retrained": dict.fromkeys(METRICS, target / 5)}
+        write_made_up_run(tmp_path / "s", {1.0: (0.1, 0.4)}, people=people, references=references)
+    study = load("s", tmp_path)
+    assert sorted(study.references["forget/prob"]) == pytest.approx([0.1, 0.18, 0.5, 0.9])
+    assert study.references["disagreement"].eq(0).all() and study.metrics == list(METRICS[:2])
+    assert study.runs["world"].tolist() == ["world 0 1", "world 0 2"]
+    assert tradeoff.collapsed(study, "retain/prob") == 1  # 0.4 is below half of 0.9, not below half of 0.5
+    fig = tradeoff.figure(study)
+    stars = [line.get_xdata().tolist() for line in fig.axes[0].lines if line.get_marker() == "*"]
+    assert [sorted(x) for x in stars] == [[0.5, 0.9]]
+    note = fig.get_supxlabel().replace("\n", " ")
+    assert "vertical line" not in note and "once per world" in note
+
+
+def test_references_are_averaged_over_pair_seeds(tmp_path):
+    for pair_seed, forget in ((0, 0.1), (1, 0.3)):
+        references = {"retrained": dict.fromkeys(METRICS, forget)}
+        write_made_up_run(tmp_path / "s", {1.0: (0.1, 0.9)}, pair_seed=pair_seed, references=references)
+    study = load("s", tmp_path)
+    assert len(study.references) == 2
+    fig = tradeoff.figure(study)
+    diamonds = [line.get_xdata().tolist() for line in fig.axes[0].lines if line.get_marker() == "D"]
+    assert diamonds == [[pytest.approx(0.2)]] and "vertical line" in fig.get_supxlabel()
 
 
 def test_figures_are_written_and_byte_identical_on_repeat(made_up, capsys):

@@ -10,7 +10,7 @@ from unlearn.data import bios
 from unlearn.data.encoding import Encoder, Examples, collate
 from unlearn.data.rows import DataError
 from unlearn.ensemble import Member
-from unlearn.frozen import FrozenRows, stored
+from unlearn.frozen import FrozenRows, LiveRows, rows_of, stored
 from unlearn.models import tokenizers
 from unlearn.models.llama import answer_rows
 from unlearn.scoring import score
@@ -92,6 +92,16 @@ def test_stored_offset_equal_to_anchor_gives_the_target_within_1e_5(tmp_path):
     frozen = {m.name: stored(Store(tmp_path), m, examples, 0) for m in ensemble.members if not m.trained}
     scores = score(ensemble, examples, [0.0, 2.0], frozen, 0, 3)
     np.testing.assert_allclose(scores[2.0].nll, scores[0.0].nll, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_over_the_limit_are_computed_when_needed_and_are_the_same(tmp_path, caplog):
+    member, examples = Member("target", tiny_llama(0), "print", 1.0, 0.0, False), random_examples(9)
+    with caplog.at_level("INFO"):
+        live = rows_of(Store(tmp_path), member, examples, 0, most_gib=0)
+    assert isinstance(live, LiveRows) and "over trainer.stored_rows_gib=0" in caplog.text
+    frozen = rows_of(Store(tmp_path), member, examples, 0, most_gib=1)
+    assert isinstance(frozen, FrozenRows)
+    torch.testing.assert_close(live.take([3, 1]), frozen.take([3, 1]), rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_other_examples_are_refused():

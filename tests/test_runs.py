@@ -167,6 +167,18 @@ def test_bad_settings_are_refused_before_any_work_with_exit_status_2(tmp_path, a
     assert not folders(tmp_path) and not (tmp_path / "store").exists()
 
 
+def test_a_grid_with_hydras_own_sweep_syntax_is_listed_and_ends_with_a_table(tmp_path, store):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "both.yaml").write_text(
+        "# @package _global_\nstudy: both\nhydra: {sweeper: {params: {algo: 'glob(g*)', seed: '0,1'}}}\n"
+    )
+    options = ["--config-dir", "mine", "-m", *TINY, f"paths.store={store}", "experiment=both"]
+    done = command(MODULE, *options, cwd=tmp_path)
+    assert len(folders(tmp_path, "both")) == 4 and "not started" not in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines() if " done " in line and "offset " in line] == [
+        "ga", "ga", "gd", "gd"]  # fmt: skip
+
+
 def test_help_is_for_newcomers(tmp_path):
     done = command(MODULE, "--help", cwd=tmp_path)
     assert "python -m unlearn.run -m algo=ga,kl,npo alpha=0.5,1,2" in done.stdout
@@ -212,6 +224,58 @@ def test_a_damaged_eval_file_is_named_not_trusted(config):
     (folder / "eval.json").write_text('{"alphas": {')
     with pytest.raises(ValueError, match="eval.json: not valid JSON"):
         execute(cfg)
+
+
+def test_entries_of_other_evaluation_settings_are_dropped_not_mixed(config):
+    folder = execute(config("algo=ga", "eval.alphas=[0.5,1]")).folder
+    execute(config("algo=ga", "eval.alphas=[1]", "eval.max_examples=2"))
+    assert list(runlog.evaluation(folder)["alphas"]) == ["1.0"]
+    examples = pd.read_parquet(folder / "examples.parquet")
+    assert set(examples["alpha"]) == {1.0} and len(examples[examples["split"] == "retain"]) == 2
+
+
+def test_a_trained_run_is_not_continued_with_other_models(config, monkeypatch):
+    cfg = config("algo=ga")
+    folder = execute(cfg).folder
+    manifest = runlog.manifest(folder)
+    manifest["models"]["target"] = "another"
+    runlog.write_json(folder / "manifest.json", manifest)
+    with pytest.raises(ValueError, match="was trained with the models .*another"):
+        execute(config("algo=ga", "eval.alphas=[2]"))
+
+
+def test_wandb_failing_in_the_middle_does_not_stop_a_run(config, monkeypatch, caplog):
+    import wandb
+
+    def broken(*_, **__):
+        raise ConnectionResetError("the service is gone")
+
+    monkeypatch.setattr(wandb.Run, "log", broken)
+    folder = execute(config("algo=ga", "wandb=offline")).folder
+    assert runlog.manifest(folder)["status"] == "done" and "the service is gone" in caplog.text
+
+
+def test_tables_tell_the_runs_of_any_sweep_apart(tmp_path, store):
+    options = ["-m", *TINY, f"paths.store={store}", "algo=npo", "algo.beta=0.1,0.2"]
+    done = command(MODULE, *options, cwd=tmp_path)
+    assert "algo.beta" in done.stdout
+    assert sorted(pd.read_csv(tmp_path / "runs/default/summary.csv")["algo.beta"]) == [0.1, 0.2]
+
+
+def test_an_error_with_square_brackets_is_printed_whole(tmp_path, capsys):
+    from rich.console import Console
+
+    from unlearn import grid, table
+
+    job = grid.job(compose(*TINY, f"paths.runs={tmp_path}"), "data")
+    runlog.fail(job, ValueError("expected one of [cpu, cuda] in [/tmp/x]"))
+    assert table.report([job], Console(width=300)) == 1
+    assert "expected one of [cpu, cuda] in [/tmp/x]" in capsys.readouterr().out
+
+
+def test_answers_longer_than_the_generation_limit_are_refused(config):
+    with pytest.raises(ValueError, match="eval.max_new_tokens=3 would cut generations short"):
+        execute(config("eval.max_new_tokens=3"))
 
 
 def test_the_target_is_evaluated_once_for_all_algorithms(config, monkeypatch, store):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,6 @@ class EvalConfig:
     max_examples: int | None = 400  # per split, evenly spaced; the forget set is always evaluated whole
     max_new_tokens: int = 200
     batch_size: int = 128
-    stored_rows_gib: float = 1.0  # frozen rows of a split larger than this are recomputed, not stored
 
 
 @dataclass
@@ -167,6 +167,7 @@ class TrainerConfig:
     eval_every: int = 10  # steps between points of the trajectory; 0: none
     eval_examples: int = 100  # per split at such a point
     save_every: int = 50  # steps between checkpoints; 0: none
+    stored_rows_gib: float = 1.0  # frozen rows of a split that are larger than this are recomputed, not stored
     threads: int = 1  # torch threads of this process
     device: str = "auto"
     progress: bool = True
@@ -239,6 +240,27 @@ def objective(cfg: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested config with dotted keys, as W&B shows it and tables name columns."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+_NAMED = ("algo.name", "method.name", "pair.name", "data.name", "alpha")
+
+
+def distinguishing(flats: Sequence[dict[str, Any]]) -> list[str]:
+    """Training settings in which runs differ that share objective, method, pair, data and α: a sweep's other axes."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for flat in flats:
+        groups.setdefault(repr([flat.get(k) for k in _NAMED]), []).append(flat)
+    keys = [k for k in dict.fromkeys(k for f in flats for k in f) if not k.startswith(("eval.", "wandb.", "paths."))]
+    keys = [k for k in keys if k not in ("study", *(f"trainer.{name}" for name in _UNTRAINED if name != "lr"))]
+    return [k for k in keys if any(len({repr(f.get(k)) for f in group}) > 1 for group in groups.values())]
+
+
 def digest(value: Any, length: int = 16) -> str:
     """Hash of anything JSON can hold; equal values have equal digests on every machine and in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
@@ -251,6 +273,7 @@ _UNTRAINED = (
     "eval_every",
     "eval_examples",
     "save_every",
+    "stored_rows_gib",
     "threads",
     "device",
     "progress",
@@ -261,17 +284,34 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
     """Everything that changes the trained weights, and nothing else (so: no names, paths, evaluation or logging)."""
     algo = {k: v for k, v in asdict(cfg.algo).items() if k not in ("name", "lr")}
     trainer = {k: v for k, v in asdict(cfg.trainer).items() if k not in _UNTRAINED}
+    if cfg.algo.retain == "none":
+        algo.pop("retain_weight")
+    if cfg.trainer.steps is not None:
+        trainer.pop("epochs")
     return {
         "format": RUN_FORMAT,
         "algo": algo,
         "members": [asdict(m) for m in cfg.method.members],
         "alpha": training_alpha(cfg),
-        "pair": {k: v for k, v in asdict(cfg.pair).items() if k != "name"},
+        "pair": _pair_identity(cfg, small=any(m.model == "small" for m in cfg.method.members)),
         "data": data_fingerprint,
         "template": asdict(cfg.data.template),
         "trainer": trainer | {"lr": learning_rate(cfg)},
         "seed": cfg.seed,
     }
+
+
+def _pair_identity(cfg: Config, small: bool) -> dict[str, Any]:
+    """What decides the weights of the target (and of the small pair, where it counts)."""
+    pair = {k: v for k, v in asdict(cfg.pair).items() if k not in ("name", "small", "offset_init")}
+    pair["target"] = {k: v for k, v in pair["target"].items() if k != "general"}
+    if cfg.pair.tokenizer.kind == "words":
+        pair["tokenizer"] = {"kind": "words"}
+    if small:
+        unused = "finetune" if cfg.pair.offset_init == "general" else "general"
+        size = {k: v for k, v in asdict(cfg.pair.small).items() if k != unused}
+        pair |= {"small": size, "offset_init": cfg.pair.offset_init}
+    return pair
 
 
 def run_folder(cfg: Config, data_fingerprint: str) -> Path:
@@ -295,12 +335,11 @@ def describe(cfg: Config) -> dict[str, Any]:
 
 def eval_settings(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
     """What an evaluated entry depends on beside the trained weights and α; equal settings mean an equal result."""
-    pair = {k: v for k, v in asdict(cfg.pair).items() if k not in ("name", "small", "offset_init")}
     return {
         "metrics": METRICS_VERSION,
         "max_examples": cfg.eval.max_examples,
         "max_new_tokens": cfg.eval.max_new_tokens,
-        "references": digest([data_fingerprint, pair, asdict(cfg.data.template)]),
+        "references": digest([data_fingerprint, _pair_identity(cfg, small=False), asdict(cfg.data.template)]),
     }
 
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from unlearn.config import EvalConfig
 from unlearn.data.encoding import Encoder, Examples
-from unlearn.data.rows import DataSet, Row
+from unlearn.data.rows import DataError, DataSet, Row
 from unlearn.ensemble import Ensemble, Member
-from unlearn.frozen import FrozenRows, gib, stored
+from unlearn.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.generation import greedy
 from unlearn.metrics.exact_memorization import ExactMemorization
 from unlearn.metrics.forget_quality import ForgetQuality
@@ -27,7 +27,6 @@ from unlearn.metrics.model_utility import PARTS, model_utility
 from unlearn.metrics.probability import Probability, ProbabilityWithOptions
 from unlearn.metrics.rouge import RougeLRecall
 from unlearn.metrics.truth_ratio import TruthRatio
-from unlearn.models.llama import vocabulary
 from unlearn.scoring import Scores, score
 from unlearn.store import Store
 
@@ -56,9 +55,12 @@ class Suite:
     encoder: Encoder
     cfg: EvalConfig
     settings: dict[str, Any]
+    stored_rows_gib: float
 
 
-def suite(data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, Any]) -> Suite:
+def suite(
+    data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, Any], stored_rows_gib: float = 1.0
+) -> Suite:
     """Choose and encode the rows; ``settings`` (``config.eval_settings``) go into every evaluated entry."""
     splits = []
     for name in EVALUATED:
@@ -67,7 +69,26 @@ def suite(data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, 
             # Where only some rows have wrong answers (TOFU's retain set), those are the ones meant for evaluation.
             usable = [r for r in rows if r.perturbed_answers] or list(rows)
             splits.append(_split(name, usable if name == "forget" else spaced(usable, cfg.max_examples), encoder))
-    return Suite(splits, encoder, cfg, settings)
+    _check_splits(data.name, splits, cfg.max_new_tokens)
+    return Suite(splits, encoder, cfg, settings, stored_rows_gib)
+
+
+def _check_splits(name: str, splits: Sequence[Split], max_new_tokens: int) -> None:
+    """Refuse what would make a metric silently wrong or absent."""
+    for split in splits:
+        if split.name == "forget" and not all(split.wrong):
+            row = split.rows[[bool(w) for w in split.wrong].index(False)]
+            raise DataError(
+                f"data set {name!r}: forget row {row.id!r} has no wrong answers; truth ratio and forget "
+                "quality compare with them"
+            )
+        longest = max(len(split.examples[i].answer) - 1 for i in split.right)
+        if longest > max_new_tokens:
+            raise DataError(
+                f"eval.max_new_tokens={max_new_tokens} would cut generations short: answers of the "
+                f"{split.name} split of {name!r} have up to {longest} tokens; take eval=tofu, or a larger "
+                "eval.max_new_tokens"
+            )
 
 
 def spaced(rows: Sequence[Row], most: int | None) -> list[Row]:
@@ -131,12 +152,10 @@ def evaluate(
 
 def _rows(
     ensemble: Ensemble, split: Split, alphas: Sequence[float], suite: Suite, store: Store
-) -> dict[str, FrozenRows]:
-    found = {}
-    for member in ensemble.needed(alphas):
-        if not member.trained and gib(split.examples, vocabulary(member.model)) <= suite.cfg.stored_rows_gib:
-            found[member.name] = stored(store, member, split.examples, suite.encoder.tokenizer.pad_token_id)
-    return found
+) -> dict[str, FrozenRows | LiveRows]:
+    pad = suite.encoder.tokenizer.pad_token_id
+    frozen = [m for m in ensemble.needed(alphas) if not m.trained]
+    return {m.name: rows_of(store, m, split.examples, pad, suite.stored_rows_gib) for m in frozen}
 
 
 def _generate(ensemble: Ensemble, split: Split, alpha: float, suite: Suite) -> list[str]:
@@ -179,6 +198,8 @@ def _measure(split: Split, scores: Scores, generations: list[str]) -> tuple[dict
 def _aggregate(metrics: dict[str, Any], examples: pd.DataFrame, retrained_ratios: np.ndarray | None) -> None:
     if all(name in metrics for name in PARTS):
         metrics["model_utility"] = model_utility(metrics)
+        if not metrics["model_utility"]:
+            log.info("model utility is 0 because of %s", ", ".join(name for name in PARTS if not metrics[name] > 0))
     forget = examples[examples["split"] == "forget"]
     if "truth_ratio" in forget and forget["truth_ratio"].notna().all():
         ratios = forget["truth_ratio"].to_numpy()

@@ -38,6 +38,28 @@ class FrozenRows:
         return torch.from_numpy(np.concatenate([self.array[starts[i] : starts[i + 1]] for i in indices]))
 
 
+class LiveRows:
+    """The same rows computed when they are asked for: of sets that would take too much room in the store."""
+
+    def __init__(self, member: Member, examples: Examples, pad_id: int):
+        self.member, self.examples, self.pad_id = member, examples, pad_id
+
+    def take(self, indices: Sequence[int]) -> Tensor:
+        return compute(self.member.model, collate([self.examples[i] for i in indices], self.pad_id))
+
+
+def rows_of(store: Store, member: Member, examples: Examples, pad_id: int, most_gib: float) -> FrozenRows | LiveRows:
+    """Rows of a frozen member: from the store, or computed each time where they are larger than ``most_gib``."""
+    size = gib(examples, vocabulary(member.model))
+    if size <= most_gib:
+        return stored(store, member, examples, pad_id)
+    log.info(
+        "%d answer rows of the %s are %.1f GiB, over trainer.stored_rows_gib=%g: computed when needed",
+        examples.starts[-1], member.name, size, most_gib,
+    )  # fmt: skip
+    return LiveRows(member, examples, pad_id)
+
+
 def gib(examples: Examples, width: int) -> float:
     """Size of the stored rows of one member in GiB."""
     return examples.starts[-1] * width * 4 / 2**30

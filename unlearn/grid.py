@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from unlearn import runlog
 from unlearn.config import Config, ConfigError, Job, eval_alphas, eval_settings, objective, run_folder
@@ -35,6 +38,7 @@ class Call:
 
     jobs: list[Job] = field(default_factory=list)
     started: bool = False
+    skip_done: bool = True  # end at once when every run is done
 
 
 call = Call()
@@ -44,23 +48,37 @@ class Grid(Callback):
     """Hydra's hook into the start of a run or grid (named in conf/config.yaml)."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _list_jobs([config])
+        with _fatal():
+            _check_and_list([config])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        loader = GlobalHydra.instance().config_loader()
-        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        batches = BasicSweeper.split_arguments(overrides, None)
-        _list_jobs([loader.load_sweep_config(config, list(o)) for batch in batches for o in batch])
-        if all(j.was_done for j in call.jobs):  # composing every job twice more only to skip it takes Hydra seconds
-            raise SystemExit(0)
+        with _fatal():
+            _check_and_list(_sweep(config))
+        if call.skip_done and all(j.was_done for j in call.jobs):
+            raise SystemExit(0)  # composing every job twice more, only to skip it, takes Hydra seconds
 
 
-def _list_jobs(configs: list[DictConfig]) -> None:
+@contextmanager
+def _fatal() -> Iterator[None]:
+    """Hydra turns an exception in a callback into a warning and goes on; here it ends the call."""
     try:
-        _check_and_list(configs)
-    except Exception:  # Hydra turns an exception in a callback into a warning and goes on
+        yield
+    except HydraException as error:  # a choice, key or type that Hydra refuses
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
+
+
+def _sweep(config: DictConfig) -> list[DictConfig]:
+    """Configs of all jobs of a grid, expanded as Hydra's basic sweeper does it."""
+    loader = GlobalHydra.instance().config_loader()
+    params = config.hydra.sweeper.get("params") or {}  # a grid written in an experiment's YAML
+    arguments = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+    batches = BasicSweeper.split_arguments(overrides, None)
+    return [loader.load_sweep_config(config, list(o)) for batch in batches for o in batch]
 
 
 def _check_and_list(configs: list[DictConfig]) -> None:
@@ -86,15 +104,24 @@ def _check_and_list(configs: list[DictConfig]) -> None:
 
 
 def _objective_problems(configs: list[Config]) -> dict[str, None]:
-    """Terms that do not exist or do not fit their numbers. Imports torch, so it is asked only where there is work."""
+    """What only torch can tell: terms that do not exist or do not fit, and a device that is not there.
+
+    Importing torch takes seconds, so it is asked only where there is work.
+    """
     from unlearn import losses
+    from unlearn.trainer import device
 
     problems: dict[str, None] = {}
     for cfg in configs:
         try:
-            losses.bind(**objective(cfg))
-        except losses.ObjectiveError as error:
+            device(cfg.trainer.device)
+            reads = {term.reads for term in losses.bind(**objective(cfg))}
+        except ValueError as error:
             problems[str(error)] = None
+            continue
+        data = read(cfg)
+        if "refusal" in reads and not data.refusals:
+            problems[f"algo={cfg.algo.name!r} trains towards refusals, and data set {data.name!r} has none"] = None
     return problems
 
 
@@ -105,7 +132,8 @@ def job(cfg: Config, data: str) -> Job:
 
 def supervise(run: Callable[[], None], report: bool = True) -> int:
     """Run Hydra's main, then print the table of the call's jobs; the exit status is 0 only if all are done."""
-    status = 0
+    status, call.skip_done = 0, report
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         run()
     except SystemExit as stop:
@@ -123,14 +151,6 @@ def supervise(run: Callable[[], None], report: bool = True) -> int:
     return status or (1 if failed else 0)
 
 
-def flat(config: DictConfig) -> dict[str, Any]:
-    """Config with dotted keys, as W&B shows and filters it."""
-
-    def walk(node: Any, path: str):
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                yield from walk(value, f"{path}.{key}" if path else key)
-        else:
-            yield path, node
-
-    return dict(walk(OmegaConf.to_container(config, resolve=True), ""))
+def _interrupt(signum: int, frame: Any) -> None:
+    """A preempted job ends as an interrupted one does: W&B files are finished, and the folder can be resumed."""
+    raise KeyboardInterrupt

@@ -38,12 +38,12 @@ def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
     with runlog.wandb_run(record, wandb.mode, wandb.project, wandb.entity, cfg.study, flat):
         with record.stage("prepare"):
             world = the_world(cfg)
+            suite = suite_of(cfg, world)  # first of all: it refuses data that cannot be evaluated
             ensemble = members(cfg, world)
+            same_models(record, ensemble)
             if missing(cfg, world, record):
-                references(cfg, world, suite_of(cfg, world))  # here, so that a run's own seconds are its own
-        prints = {m.name: m.fingerprint for m in ensemble.members}
-        trainable = llama.parameters(ensemble.trained.model)
-        record.status("running", data=job.data, models=prints, trainable=trainable)
+                references(cfg, world, suite)  # here, so that a run's own seconds are its own
+        record.status("running", data=job.data, trainable=llama.parameters(ensemble.trained.model))
         if record.manifest.get("trained"):
             trained = llama.load(job.folder / runlog.OFFSET)
             ensemble.trained.model.load_state_dict(trained.state_dict())
@@ -53,7 +53,7 @@ def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
             record.status("running", trained=True)
             shutil.rmtree(job.folder / runlog.CHECKPOINT, ignore_errors=True)
         with record.stage("evaluate"):
-            evaluate(cfg, world, ensemble, record)
+            evaluate(cfg, world, ensemble, suite, record)
         record.status("done", peak_memory_mb=runlog.peak_memory_mb())
     log.info("%s", record.headline())
 
@@ -86,11 +86,28 @@ def save(ensemble: Ensemble, world: World, folder: Path) -> None:
     temporary.rename(final)
 
 
-def evaluate(cfg: Config, world: World, ensemble: Ensemble, record: RunLog) -> None:
+def same_models(record: RunLog, ensemble: Ensemble) -> None:
+    """A run goes on only with the models it began with: offsets, rows and metrics of other weights do not mix.
+
+    They differ when the store was deleted and models were trained again on other hardware or other versions.
+    """
+    prints = {m.name: m.fingerprint for m in ensemble.members}
+    before = record.manifest.get("models", prints)
+    if before != prints:
+        if record.manifest.get("trained"):
+            raise ValueError(
+                f"{record.folder} was trained with the models {before}, and the store now has {prints}; "
+                "evaluate it with the store it was made with, or remove the folder to train it again"
+            )
+        log.warning("the models of %s changed from %s to %s: it starts again", record.folder.name, before, prints)
+        shutil.rmtree(record.folder / runlog.CHECKPOINT, ignore_errors=True)
+    record.status("running", models=prints)
+
+
+def evaluate(cfg: Config, world: World, ensemble: Ensemble, suite: evaluation.Suite, record: RunLog) -> None:
     """Evaluate the α's that the folder lacks, and put the references beside them."""
     alphas = missing(cfg, world, record)
     if alphas:
-        suite = suite_of(cfg, world)
         beside, ratios = references(cfg, world, suite)
         show = "evaluating" if cfg.trainer.progress else None
         metrics, examples = evaluation.evaluate(ensemble, suite, alphas, world.store, ratios, show)
@@ -103,7 +120,8 @@ def missing(cfg: Config, world: World, record: RunLog) -> list[float]:
 
 
 def suite_of(cfg: Config, world: World) -> evaluation.Suite:
-    return evaluation.suite(world.data, world.encoder, cfg.eval, eval_settings(cfg, world.data.fingerprint()))
+    settings = eval_settings(cfg, world.data.fingerprint())
+    return evaluation.suite(world.data, world.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
 
 
 def references(cfg: Config, world: World, suite: evaluation.Suite) -> tuple[dict[str, dict[str, Any]], np.ndarray]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from unlearn.data.encoding import Example, Examples, collate
 from unlearn.data.sampling import Draw
 from unlearn.ensemble import Ensemble, combine
-from unlearn.frozen import FrozenRows
+from unlearn.frozen import FrozenRows, LiveRows
 from unlearn.losses import Answers, BoundTerm
 from unlearn.models.llama import answer_rows
 from unlearn.trainer import MicroBatch
@@ -29,7 +29,7 @@ class Group:
     """Examples of one kind (forget, retain or refusal), with the frozen members' rows over them."""
 
     examples: Examples
-    rows: Mapping[str, FrozenRows]  # by member name; the target's are always there: it is the reference
+    rows: Mapping[str, FrozenRows | LiveRows]  # by member name; the target's are always there: it is the reference
 
 
 @dataclass(frozen=True)
@@ -102,5 +102,5 @@ class Objective:
             first_row, first_owner = first_row + n, first_owner + len(ids)
         return answers
 
-    def _take(self, rows: FrozenRows, ids: list[int]) -> Tensor:
+    def _take(self, rows: FrozenRows | LiveRows, ids: list[int]) -> Tensor:
         return rows.take(ids).to(self.device)

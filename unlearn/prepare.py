@@ -44,6 +44,8 @@ def prepare(raw: DictConfig) -> None:
 
 
 def main() -> None:
+    if "--help" in sys.argv:
+        print(f"{__doc__.strip()}\nIt takes the settings of python -m unlearn.run:\n")
     run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(prepare)
     sys.exit(grid.supervise(run, report=False))
 

@@ -24,6 +24,8 @@ from unlearn.config import (
     is_number,
 )
 
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
+NAME_RULE = "names a folder: letters, digits, '_', '.', '+' and '-', not starting with '.', '+' or '-'"
 TOKENIZERS = ("words", "bpe")
 FORGET_SETS = ("forget01", "forget05", "forget10")
 
@@ -79,19 +81,26 @@ def _share(key: str, value: object) -> Iterator[str]:
     yield from _need(is_number(value) and 0 <= value <= 1, key, value, "must lie between 0 and 1")
 
 
+def _below_one(key: str, value: object) -> Iterator[str]:
+    yield from _need(is_number(value) and 0 <= value < 1, key, value, "must be at least 0 and below 1")
+
+
 def _one_of(key: str, value: object, choices: tuple[str, ...]) -> Iterator[str]:
     yield from _need(value in choices, key, value, f"must be one of {', '.join(choices)}")
 
 
 def _top(cfg: Config) -> Iterator[str]:
     yield from _need(is_number(cfg.alpha), "alpha", cfg.alpha, "must be a finite number, e.g. 0.5, 1 or 2")
-    yield from _at_least("seed", cfg.seed, 0)
-    yield from _at_least("pair.seed", cfg.pair.seed, 0)
+    for key, seed in (("seed", cfg.seed), ("pair.seed", cfg.pair.seed)):
+        yield from _need(0 <= seed < 2**62, key, seed, "must lie between 0 and 2^62")
+    for key in ("algo", "method", "pair", "data"):
+        name = getattr(cfg, key).name
+        yield from _need(re.fullmatch(NAME, name) is not None, f"{key}.name", name, NAME_RULE)
     yield from _need(
-        re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", cfg.study) is not None,
+        re.fullmatch(NAME, cfg.study) is not None,
         "study",
         cfg.study,
-        "names a folder: letters, digits, '_', '.', '+' and '-', not starting with '.' or '-'",
+        NAME_RULE,
     )
     yield from _one_of("wandb.mode", cfg.wandb.mode, WANDB_MODES)
 
@@ -104,6 +113,10 @@ def _algo(cfg: Config) -> Iterator[str]:
         yield from _positive("algo.beta", algo.beta)
     if algo.gamma is not None:
         yield from _at_least("algo.gamma", algo.gamma, 0)
+    yield from _need(
+        algo.forget_weight > 0 or (algo.retain_weight > 0 and algo.retain != "none"),
+        "algo.forget_weight", algo.forget_weight, "forget and retain weight are both 0: nothing would be trained",
+    )  # fmt: skip
     for method, lr in algo.lr.items():
         yield from _positive(f"algo.lr.{method}", lr)
     if cfg.trainer.lr is None and cfg.method.name not in algo.lr:
@@ -119,6 +132,12 @@ def _method(cfg: Config) -> Iterator[str]:
     yield from _need(len(trained) == 1, "method.members", trained, "exactly one member must have trained: true")
     names = [m.name for m in members]
     yield from _need(len(set(names)) == len(names), "method.members", names, "names must differ")
+    targets = [m.name for m in members if m.model == "target" and not m.trained]
+    rule = "one member must be the frozen target (model: target, trained: false): it is the reference"
+    yield from _need(len(targets) >= 1, "method.members", names, rule)
+    for m in members:
+        if m.trained and not (m.constant or m.alpha):
+            yield f"method.members: {m.name!r} is trained and has no weight at any α; give it constant or alpha"
     for i, m in enumerate(members):
         yield from _one_of(f"method.members[{i}].model", m.model, ("target", "small"))
         for key in ("constant", "alpha"):
@@ -166,11 +185,9 @@ def _model(key: str, model: ModelConfig) -> Iterator[str]:
 
 def _data(cfg: Config) -> Iterator[str]:
     data = cfg.data
-    for key, text, mark in (
-        ("prompt", data.template.prompt, "{question}"),
-        ("answer", data.template.answer, "{answer}"),
-    ):
-        yield from _need(text.count(mark) == 1, f"data.template.{key}", text, f"must hold {mark} once")
+    for key, name in (("prompt", "question"), ("answer", "answer")):
+        text = getattr(data.template, key)
+        yield from _need(_fills(text, name), f"data.template.{key}", text, f"must hold {{{name}}} and no other braces")
     if isinstance(data, BiosConfig):
         yield from _need(
             1 <= data.forget_people < data.people,
@@ -188,6 +205,13 @@ def _data(cfg: Config) -> Iterator[str]:
             yield from _at_least("data.retain_rows", data.retain_rows, 1)
 
 
+def _fills(template: str, name: str) -> bool:
+    try:
+        return template.format(**{name: "\0"}).count("\0") == 1
+    except (KeyError, IndexError, ValueError):
+        return False
+
+
 def _eval(cfg: Config) -> Iterator[str]:
     if cfg.eval.alphas is not None:
         yield from _need(
@@ -199,7 +223,6 @@ def _eval(cfg: Config) -> Iterator[str]:
         yield from _at_least("eval.max_examples", cfg.eval.max_examples, 1)
     for key in ("max_new_tokens", "batch_size"):
         yield from _at_least(f"eval.{key}", getattr(cfg.eval, key), 1)
-    yield from _at_least("eval.stored_rows_gib", cfg.eval.stored_rows_gib, 0)
 
 
 def _trainer(cfg: Config) -> Iterator[str]:
@@ -213,6 +236,9 @@ def _trainer(cfg: Config) -> Iterator[str]:
     if t.lr is not None:
         yield from _positive("trainer.lr", t.lr)
     yield from _positive("trainer.clip", t.clip)
-    for key in ("warmup", "final_lr", "beta1", "beta2"):
+    for key in ("warmup", "final_lr"):
         yield from _share(f"trainer.{key}", getattr(t, key))
+    for key in ("beta1", "beta2"):
+        yield from _below_one(f"trainer.{key}", getattr(t, key))
+    yield from _at_least("trainer.stored_rows_gib", t.stored_rows_gib, 0)
     yield from _one_of("trainer.device", t.device, ("auto", "cpu", "cuda"))

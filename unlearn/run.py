@@ -16,9 +16,10 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn import grid, runlog
-from unlearn.config import Job, conf_dir, register
+from unlearn.config import Job, conf_dir, flatten, register
 from unlearn.data.readers import read
 from unlearn.rules import parse
+from unlearn.store import locked
 
 log = logging.getLogger(__name__)
 LOG = "log.txt"
@@ -32,7 +33,7 @@ def unlearn(raw: DictConfig) -> None:
     locks = job.folder.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     # Two jobs may ask for the same run (direct ignores α in training): the second one waits, then finds it done.
-    with FileLock(locks / f"{job.folder.name}.lock"):
+    with locked(FileLock(locks / f"{job.folder.name}.lock"), f"the run {job.folder.name}"):
         if grid.job(cfg, job.data).was_done:
             log.info("%s is done: skipped", job.folder.name)
         else:
@@ -44,7 +45,7 @@ def _execute(raw: DictConfig, job: Job) -> None:
     from unlearn.job import execute  # torch and its friends: only now is there work for them
 
     try:
-        execute(job, OmegaConf.to_yaml(raw, resolve=True), grid.flat(raw))
+        execute(job, OmegaConf.to_yaml(raw, resolve=True), flatten(OmegaConf.to_container(raw, resolve=True)))
     except Exception as error:
         log.error("%s failed: %s", job.folder.name, error)
         with (job.folder / LOG).open("a", encoding="utf-8") as stream:

@@ -7,11 +7,12 @@ the checkpoint when a run is resumed.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from unlearn.config import Job, alpha_key, describe
 from unlearn.files import read_json, write_json, write_text
 
+log = logging.getLogger(__name__)
 MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
     "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "config.yaml",
 )  # fmt: skip
@@ -45,11 +47,15 @@ def missing_alphas(folder: Path, alphas: list[float], settings: dict[str, Any]) 
 
 def is_done(folder: Path, alphas: list[float], settings: dict[str, Any]) -> bool:
     """Trained, and evaluated at every α asked for under these settings."""
-    return manifest(folder).get("status") == "done" and not missing_alphas(folder, alphas, settings)
+    try:
+        return manifest(folder).get("status") == "done" and not missing_alphas(folder, alphas, settings)
+    except ValueError:  # a damaged file: the job itself refuses it by name, and stops no other job
+        return False
 
 
 def fail(job: Job, error: Exception) -> None:
     """Mark a run as failed, with the error; what it had already written stays."""
+    job.folder.mkdir(parents=True, exist_ok=True)
     record = {"run": describe(job.cfg), "seconds": {}} | manifest(job.folder)
     write_json(job.folder / MANIFEST, record | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
 
@@ -66,9 +72,14 @@ class RunLog:
         self.folder = job.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.wandb = None
-        write_text(self.folder / CONFIG, config_yaml)
+        old = manifest(self.folder)
         fixed = {"format": FORMAT, "error": None, "run": describe(job.cfg), "seed": job.cfg.seed}
-        self.manifest = manifest(self.folder) | fixed | environment()
+        if old.get("trained"):  # config and provenance stay those of the training; later calls are added
+            self.manifest = old | fixed
+            self.manifest["evaluations"] = [*old.get("evaluations", []), environment()]
+        else:
+            write_text(self.folder / CONFIG, config_yaml)
+            self.manifest = old | fixed | environment()
         self.manifest.setdefault("seconds", {})
         self.status("running")
 
@@ -85,6 +96,7 @@ class RunLog:
         finally:
             spent = self.manifest["seconds"].get(name, 0.0) + time.perf_counter() - start
             self.manifest["seconds"][name] = round(spent, 3)
+            self.status(self.manifest["status"])
 
     def headline(self) -> str:
         """One line about a finished run."""
@@ -112,40 +124,53 @@ class RunLog:
         record = {"step": step, "epoch": round(epoch, 4)} | values
         with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
-        if self.wandb is not None:
-            self.wandb.log(record)
+        self._mirror(lambda run: run.log(record))
 
     def evaluated(self, alphas: dict[float, dict[str, Any]], references: dict[str, dict[str, Any]], examples) -> None:
-        """Add evaluated α's (a DataFrame of their examples with them); an α evaluated before is replaced."""
+        """Add evaluated α's (a DataFrame of their examples with them).
+
+        Entries that were evaluated under other settings are dropped: they do not belong on one curve with these.
+        """
         import pandas as pd
 
-        path = self.folder / EXAMPLES
-        if path.is_file():
+        path, settings = self.folder / EXAMPLES, next(iter(alphas.values()))["settings"]
+        known = {a: m for a, m in evaluation(self.folder)["alphas"].items() if m.get("settings") == settings}
+        if path.is_file() and known:
             old = pd.read_parquet(path)
-            examples = pd.concat([old[~old["alpha"].isin(list(alphas))], examples], ignore_index=True)
+            kept = old["alpha"].isin([float(a) for a in known]) & ~old["alpha"].isin(list(alphas))
+            examples = pd.concat([old[kept], examples], ignore_index=True)
         temporary = path.with_name("." + path.name)
         examples.sort_values("alpha", kind="stable").to_parquet(temporary, index=False)
         temporary.replace(path)
-        entries = evaluation(self.folder)["alphas"] | {alpha_key(a): m for a, m in alphas.items()}
+        entries = known | {alpha_key(a): m for a, m in alphas.items()}
         entries = dict(sorted(entries.items(), key=lambda item: float(item[0])))
         write_json(self.folder / EVAL, {"alphas": entries, "references": references})
-        if self.wandb is not None:
-            self._mirror(entries, references)
+        self._mirror(lambda run: run.summary.update({"alphas": entries, "references": references}))
+        self._mirror(self._artifact)
 
-    def _mirror(self, entries: dict[str, Any], references: dict[str, Any]) -> None:
+    def _mirror(self, act: Callable[[Any], None]) -> None:
+        """Do something with the W&B run; if that fails, say so once and go on without W&B: the folder is the truth."""
+        if self.wandb is None:
+            return
+        try:
+            act(self.wandb)
+        except Exception as error:
+            log.warning("W&B stopped working (%s: %s); the run goes on without it", type(error).__name__, error)
+            self.wandb = None
+
+    def _artifact(self, run: Any) -> None:
         import wandb
 
-        self.wandb.summary.update({"alphas": entries, "references": references})
-        artifact = wandb.Artifact(f"run-{self.wandb.id}", type="run")
+        artifact = wandb.Artifact(f"run-{run.id}", type="run")
         for path in (self.folder / EVAL, self.folder / EXAMPLES, *sorted((self.folder / OFFSET).glob("*"))):
             # immutable: the file is uploaded from where it lies, not copied into a staging folder first
             artifact.add_file(str(path.resolve()), name=str(path.relative_to(self.folder)), policy="immutable")
-        self.wandb.log_artifact(artifact)
+        run.log_artifact(artifact)
 
 
 @contextmanager
 def wandb_run(
-    log: RunLog, mode: str, project: str, entity: str | None, group: str, config: dict[str, Any]
+    record: RunLog, mode: str, project: str, entity: str | None, group: str, config: dict[str, Any]
 ) -> Iterator[None]:
     """Mirror the run to W&B for the length of the block; nothing is imported when W&B is disabled."""
     if mode == "disabled":
@@ -158,23 +183,25 @@ def wandb_run(
         project=project,
         entity=entity,
         group=group,
-        name=log.folder.name,
+        name=record.folder.name,
         job_type="unlearn",
         mode=mode,
         config=config,
-        dir=str(log.folder),
+        dir=str(record.folder),
         tags=[config["algo.name"], config["data.name"]],
+        id=record.manifest.get("wandb"),  # a resumed run goes on in the W&B run it began
+        resume="allow",
         reinit="finish_previous",
         settings=wandb.Settings(silent=True, console="off"),
     ) as run:
         for name in ("train/*", "forget/*", "retain/*", "real_authors/*", "world_facts/*"):
             run.define_metric(name, step_metric="step")
-        log.wandb = run
-        log.manifest["wandb"] = run.id
+        record.wandb = run
+        record.manifest["wandb"] = run.id
         try:
             yield
         finally:
-            log.wandb = None
+            record.wandb = None
 
 
 def environment() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
 from unlearn.ensemble import Ensemble, combine
-from unlearn.frozen import FrozenRows
+from unlearn.frozen import FrozenRows, LiveRows
 from unlearn.models.llama import answer_rows, vocabulary
 
 
@@ -39,7 +39,7 @@ def score(
     ensemble: Ensemble,
     examples: Examples,
     alphas: Sequence[float],
-    stored: Mapping[str, FrozenRows],
+    stored: Mapping[str, FrozenRows | LiveRows],
     pad_id: int,
     batch_size: int,
 ) -> dict[float, Scores]:

@@ -39,7 +39,7 @@ class Store:
             return folder
         locks = self.root / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with _locked(FileLock(locks / f"{kind}-{folder.name}.lock"), f"{kind} {folder.name}"):
+        with locked(FileLock(locks / f"{kind}-{folder.name}.lock"), f"{kind} {folder.name}"):
             if not self._sound(folder):  # another job may have built it while we waited
                 self._build(kind, recipe, folder, build)
         return folder
@@ -92,10 +92,10 @@ def _fault(folder: Path) -> str | None:
     return None
 
 
-def _locked(lock: FileLock, what: str) -> AcquireReturnProxy:
+def locked(lock: FileLock, what: str) -> AcquireReturnProxy:
     """Take a lock; say so when another job holds it, since waiting in silence looks like hanging."""
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        log.info("waiting for another job that is building %s", what)
+        log.info("waiting for another job that is at work on %s", what)
         return lock.acquire()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from unlearn import runlog
-from unlearn.config import Job, alpha_key, describe, eval_alphas
+from unlearn.config import Config, Job, alpha_key, distinguishing, eval_alphas, eval_settings, flatten
 from unlearn.files import write_whole
 
 COLUMNS = {
@@ -21,6 +24,7 @@ COLUMNS = {
     "retain/rougeL_recall": "retain\nROUGE ↑", "model_utility": "model\nutility ↑",
     "forget_quality": "forget\nquality ↑",
 }  # fmt: skip
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WIDTH = 118  # characters; a narrower pipe or terminal wraps lines rather than losing columns
 
 
@@ -38,56 +42,74 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     for label, metrics in _references(jobs):
         table.add_row(label, *[""] * (2 + len(varying)), *_cells(metrics), "", "reference", style="cyan")
     table.add_section()
-    bad = 0
+    unfinished = [job for job in jobs if not _done(job)]
     for job in jobs:
-        manifest = runlog.manifest(job.folder)
-        status = manifest.get("status", "not started")
-        bad += status != "done"
-        for row in _rows(job, manifest, "done before" if job.was_done else status, varying):
-            table.add_row(*row, style=None if status == "done" else "red")
+        status = "done before" if job.was_done else _manifest(job.folder).get("status", "not started")
+        for row in _rows(job, "not evaluated" if status == "done" and job in unfinished else status, varying):
+            table.add_row(*row, style="red" if job in unfinished else None)
     console.print(table)
-    for job in jobs:
-        manifest = runlog.manifest(job.folder)
-        if manifest.get("status") != "done":
-            error = manifest.get("error") or "stopped before its end; the same command goes on from there"
-            console.print(f"[red]{job.folder.name}[/red]: {error}\n  see {job.folder / 'log.txt'}", highlight=False)
+    for job in unfinished:
+        error = _manifest(job.folder).get("error") or "stopped before its end; the same command goes on from there"
+        say = f"[red]{escape(job.folder.name)}[/red]: {escape(error)}\n  see {escape(str(job.folder / 'log.txt'))}"
+        console.print(say, highlight=False)
     for folder in sorted({job.folder.parent for job in jobs}):
         path = summarise(folder)
-        console.print(
-            f"runs:    {folder}\nsummary: {path}\nfigure:  python -m analysis.tradeoff {folder}", highlight=False
-        )
-    return bad
+        say = f"runs:    {folder}\nsummary: {path}\nfigure:  python -m analysis.tradeoff {folder}"
+        console.print(escape(say), highlight=False)
+    return len(unfinished)
+
+
+def _done(job: Job) -> bool:
+    return runlog.is_done(job.folder, eval_alphas(job.cfg), eval_settings(job.cfg, job.data))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, or one that says what is wrong with it: a damaged file must not hide the other runs."""
+    try:
+        return runlog.manifest(folder)
+    except ValueError as error:
+        return {"status": "damaged", "error": str(error)}
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
+    try:
+        return runlog.evaluation(folder)
+    except ValueError:  # named where the run is listed
+        return {"alphas": {}, "references": {}}
 
 
 def _references(jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Target and retrained reference of the call's jobs, each distinct pair once."""
-    seen = []
+    """Target and retrained reference of the call's jobs, each distinct world once."""
+    found: dict[str, tuple[Job, dict[str, Any]]] = {}
     for job in jobs:
-        for name, metrics in runlog.evaluation(job.folder)["references"].items():
-            if (name, metrics) not in seen:
-                seen.append((name, metrics))
-                several = len({j.cfg.pair.seed for j in jobs}) > 1
-                yield f"{name} (pair.seed {job.cfg.pair.seed})" if several else name, metrics
+        for metrics in _evaluation(job.folder)["references"].values():
+            found.setdefault(metrics["settings"]["references"], (job, _evaluation(job.folder)["references"]))
+    varying = _varying(jobs)
+    for job, references in found.values():
+        world = [
+            f"{k.rsplit('.', 1)[-1]} {v}" for k, v in _settings(job.cfg, varying) if k.startswith(("pair", "data"))
+        ]
+        for name, metrics in references.items():
+            yield f"{name} ({', '.join(world)})" if world and len(found) > 1 else name, metrics
 
 
 def _varying(jobs: Sequence[Job]) -> list[str]:
-    """Seeds are shown where they differ between the jobs."""
-    return [name for name in ("seed", "pair_seed") if len({describe(j.cfg)[name] for j in jobs}) > 1]
+    return distinguishing([flatten(asdict(job.cfg)) for job in jobs])
 
 
-def _rows(job: Job, manifest: dict[str, Any], status: str, varying: list[str]) -> Iterator[list[str]]:
-    cfg, entries = job.cfg, runlog.evaluation(job.folder)["alphas"]
-    seconds = runlog.own_seconds(manifest)
+def _settings(cfg: Config, keys: Sequence[str]) -> list[tuple[str, str]]:
+    flat = flatten(asdict(cfg))
+    return [(key, str(flat.get(key))) for key in keys]
+
+
+def _rows(job: Job, status: str, varying: list[str]) -> Iterator[list[str]]:
+    cfg, settings = job.cfg, eval_settings(job.cfg, job.data)
+    entries = {a: m for a, m in _evaluation(job.folder)["alphas"].items() if m.get("settings") == settings}
+    seconds = f"{runlog.own_seconds(_manifest(job.folder)):.0f}"
     for alpha in eval_alphas(cfg):
-        yield [
-            cfg.algo.name,
-            cfg.method.name,
-            f"{alpha:g}",
-            *(str(describe(cfg)[v]) for v in varying),
-            *_cells(entries.get(alpha_key(alpha), {})),
-            f"{seconds:.0f}",
-            status,
-        ]
+        values = [value for _, value in _settings(cfg, varying)]
+        cells = _cells(entries.get(alpha_key(alpha), {}))
+        yield [cfg.algo.name, cfg.method.name, f"{alpha:g}", *values, *cells, seconds, status]
 
 
 def _cells(metrics: dict[str, Any]) -> list[str]:
@@ -101,28 +123,36 @@ def _number(value: float | None) -> str:
 
 
 def summarise(study: Path) -> Path:
-    """Write ``summary.csv``: one row per run and evaluated α, failed and unfinished runs included."""
+    """Write ``summary.csv``: one row per run and evaluated α, failed and unfinished runs included.
+
+    Beside the run's name, settings in which runs of the study differ have a column of their own.
+    """
+    folders = sorted(p for p in study.iterdir() if (p / runlog.MANIFEST).is_file())
+    configs = [flatten(_config(folder)) for folder in folders]
+    differ = [k for k in distinguishing([c for c in configs if c]) if k not in ("seed", "pair.seed")]
     rows = []
-    for folder in sorted(p for p in study.iterdir() if (p / runlog.MANIFEST).is_file()):
-        manifest, entries = runlog.manifest(folder), runlog.evaluation(folder)
+    for folder, config in zip(folders, configs, strict=True):
+        manifest, entries = _manifest(folder), _evaluation(folder)["alphas"]
         fixed = {
-            "folder": folder.name,
-            **manifest.get("run", {}),
-            "status": manifest.get("status"),
-            "error": manifest.get("error"),
+            "folder": folder.name, **manifest.get("run", {}), **{k: config.get(k) for k in differ},
+            "status": manifest.get("status"), "error": manifest.get("error"),
             "seconds": round(runlog.own_seconds(manifest), 2),
-        }
-        for alpha, metrics in entries["alphas"].items() or [(None, {})]:
+        }  # fmt: skip
+        for alpha, metrics in entries.items() or [(None, {})]:
             numbers = {k: v for k, v in metrics.items() if k != "settings"}
             rows.append(fixed | {"eval_alpha": alpha} | numbers)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
     path = study / "summary.csv"
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_whole(path, write)
+    write_whole(path, lambda temporary: _write_csv(temporary, rows))
     return path
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / runlog.CONFIG
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER) if path.is_file() else {}
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)

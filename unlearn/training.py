@@ -13,7 +13,7 @@ from unlearn.data.encoding import Examples
 from unlearn.data.sampling import Sampler
 from unlearn.ensemble import Ensemble, Member
 from unlearn.evaluation import EVALUATED, spaced
-from unlearn.frozen import FrozenRows, stored
+from unlearn.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.losses import BoundTerm
 from unlearn.objective import Group, Objective
 from unlearn.runlog import CHECKPOINT, RunLog
@@ -102,7 +102,7 @@ def _objective(
             if name == "refusal"
             else examples_of(world.encoder, world.data.splits[name])
         )
-        groups[name] = Group(examples, _rows(world, frozen, examples))
+        groups[name] = Group(examples, _rows(cfg, world, frozen, examples))
     return Objective(
         ensemble, terms, groups, {pair: k for k, pair in enumerate(drawn)}, alpha, reference, pad,
         cfg.trainer.accumulate, next(ensemble.trained.model.parameters()).device,
@@ -112,12 +112,12 @@ def _objective(
 def store_rows(cfg: Config, world: World, ensemble: Ensemble) -> None:
     """Fill the store with the frozen members' rows that every objective reads."""
     for split in ("forget", "retain"):
-        _rows(world, ensemble.frozen(training_alpha(cfg)), examples_of(world.encoder, world.data.splits[split]))
+        _rows(cfg, world, ensemble.frozen(training_alpha(cfg)), examples_of(world.encoder, world.data.splits[split]))
 
 
-def _rows(world: World, members: Sequence[Member], examples: Examples) -> dict[str, FrozenRows]:
-    pad = world.encoder.tokenizer.pad_token_id
-    return {m.name: stored(world.store, m, examples, pad) for m in members}
+def _rows(cfg: Config, world: World, members: Sequence[Member], examples: Examples) -> dict[str, FrozenRows | LiveRows]:
+    pad, most = world.encoder.tokenizer.pad_token_id, cfg.trainer.stored_rows_gib
+    return {m.name: rows_of(world.store, m, examples, pad, most) for m in members}
 
 
 def _refusals(sampler: Sampler, steps: int) -> list[tuple[int, int]]:
@@ -144,7 +144,7 @@ class Probe:
 
     ensemble: Ensemble
     alpha: float
-    points: Mapping[str, tuple[Examples, Mapping[str, FrozenRows]]]  # by split
+    points: Mapping[str, tuple[Examples, Mapping[str, FrozenRows | LiveRows]]]  # by split
     pad_id: int
     batch_size: int
 
@@ -165,5 +165,5 @@ def _probe(cfg: Config, world: World, ensemble: Ensemble) -> Probe | None:
         rows = spaced(world.data.splits.get(split, ()), cfg.trainer.eval_examples)
         if rows:
             examples = examples_of(world.encoder, rows)
-            points[split] = (examples, _rows(world, ensemble.frozen(alpha), examples))
+            points[split] = (examples, _rows(cfg, world, ensemble.frozen(alpha), examples))
     return Probe(ensemble, alpha, points, world.encoder.tokenizer.pad_token_id, cfg.eval.batch_size)

@@ -96,8 +96,10 @@ class _Folder:
             raise DataError(f"data.path={str(self.path)!r}: {name}.json is missing; the folder has {found}")
         text = _text(file)
         if text.lstrip().startswith("["):
-            return [(f"{file}, element {i + 1}", r) for i, r in enumerate(_json(text, str(file)))]
-        lines = [(f"{file}, line {i + 1}", line) for i, line in enumerate(text.splitlines()) if line.strip()]
+            elements = [(f"{file}, element {i + 1}", r) for i, r in enumerate(_json(text, str(file)))]
+            return [(place, _record(r, place)) for place, r in elements]
+        # split at "\n" alone: splitlines would also cut at U+2028, which JSON allows inside a text
+        lines = [(f"{file}, line {i + 1}", line) for i, line in enumerate(text.split("\n")) if line.strip()]
         return [(place, _record(_json(line, place), place)) for place, line in lines]
 
     def refusals(self) -> list[str]:

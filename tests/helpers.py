@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearn import grid
-from unlearn.config import Config, Job, conf_dir, register
+from unlearn.config import Config, conf_dir, register
 from unlearn.data.encoding import Example, Examples
 from unlearn.data.readers import read
 from unlearn.ensemble import Ensemble, Member
+from unlearn.identity import Job
 from unlearn.rules import parse
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,8 +8,9 @@ from helpers import ROOT, compose, raw
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from unlearn.config import ConfigError, conf_dir, eval_alphas, learning_rate, objective, run_folder, run_identity
-from unlearn.losses import bind
+from unlearn.binding import bind
+from unlearn.config import ConfigError, conf_dir
+from unlearn.identity import eval_alphas, learning_rate, objective, run_folder, run_identity
 from unlearn.rules import parse
 
 CHOICES = sorted(

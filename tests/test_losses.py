@@ -1,11 +1,14 @@
 """Objectives against arithmetic written out by hand, against autograd in float64, and their invariants."""
 
+import inspect
 import math
 
 import pytest
 import torch
 
-from unlearn.losses import FORGET, RETAIN, Answers, ObjectiveError, PerToken, bind
+from unlearn.answers import Answers, ObjectiveError, PerToken
+from unlearn.binding import READS, bind
+from unlearn.losses import FORGET, RETAIN
 
 LABELS = torch.tensor([0, 1, 1, 0, 2])
 OWNER = torch.tensor([0, 0, 1, 1, 1])  # two answers, of two and three tokens
@@ -69,36 +72,114 @@ def random_answers(logits: torch.Tensor, seed: int = 0) -> Answers:
     return Answers(logits, labels, owner, target)
 
 
-NUMBERS = {"npo": {"beta": 0.3}, "simnpo": {"beta": 2.5, "gamma": 0.4}}
+NUMBERS = {
+    "npo": {"beta": 0.3}, "simnpo": {"beta": 2.5, "gamma": 0.4}, "dpo": {"beta": 0.2}, "undial": {"beta": 3.0},
+    "wga": {"beta": 0.5}, "satimp": {"beta1": 2.0, "beta2": 0.5}, "ap": {"beta": 0.7},
+}  # fmt: skip
 
 
-def naive(name: str, logits: torch.Tensor, a: Answers) -> torch.Tensor:
-    """Each term written from its definition, token by token, in float64."""
-    p, q = logits.softmax(-1), a.target_logits.softmax(-1)
-    count = int(a.owner.max()) + 1
-    mine = [[t for t in range(len(a.owner)) if a.owner[t] == b] for b in range(count)]
-    label = lambda dist, t: dist[t, a.labels[t]].log()  # noqa: E731
-    if name in ("ga", "idk", "nll"):
-        return torch.stack([label(p, t) * (1 if name == "ga" else -1) for t in range(len(a.owner))])
-    if name == "kl":
-        return torch.stack([(q[t] * (q[t] / p[t]).log()).sum() for t in range(len(a.owner))])
-    if name == "npo":
-        ratios = [torch.stack([label(p, t) - label(q, t) for t in ts]).sum() for ts in mine]
-        return torch.stack([-2 / 0.3 * torch.sigmoid(-0.3 * r).log() for r in ratios])
-    means = [torch.stack([label(p, t) for t in ts]).mean() for ts in mine]
-    return torch.stack([-2 / 2.5 * torch.sigmoid(-2.5 * m - 0.4).log() for m in means])
+def naive(name: str, groups: list[tuple[torch.Tensor, Answers]]) -> torch.Tensor:
+    """Each term written from its definition, token by token, in float64; ``groups`` in the order it reads them."""
+    (logits, a), n = groups[0], NUMBERS.get(name, {})
+    b = n.get("beta")
+    tokens, answers = range(len(a.owner)), range(int(a.owner.max()) + 1)
+
+    def p(t, group=0):
+        x, given = groups[group]
+        return x.softmax(-1)[t, given.labels[t]]
+
+    def q(t, group=0):
+        given = groups[group][1]
+        return given.target_logits.softmax(-1)[t, given.labels[t]]
+
+    def over(answer, value, group=0):
+        return torch.stack([value(t) for t in tokens if groups[group][1].owner[t] == answer])
+
+    def log_p(answer, group=0):
+        return over(answer, lambda t: p(t, group).log(), group).sum()
+
+    def ratio(answer, group=0):
+        return over(answer, lambda t: (p(t, group) / q(t, group)).log(), group).sum()
+
+    def mean_p(answer, group=0):
+        return over(answer, lambda t: p(t, group), group).mean()
+
+    def kl(t):
+        reference, mine = a.target_logits.softmax(-1)[t], logits.softmax(-1)[t]
+        return (reference * (reference / mine).log()).sum()
+
+    def soft_ce(t, soft):
+        return -(soft.detach() * logits[t].log_softmax(-1)).sum()
+
+    def without_label(t):
+        kept = [v for v in range(logits.shape[1]) if v != a.labels[t]]
+        soft = logits[t].detach()[kept].softmax(-1)
+        return -(soft * logits[t].log_softmax(-1)[kept]).sum()
+
+    def later(answer):
+        mine = [t for t in tokens if a.owner[t] == answer][1:]
+        return torch.stack([without_label(t) for t in mine]).mean()
+
+    def undial(t):
+        lowered = a.target_logits[t].clone()
+        lowered[a.labels[t]] -= b
+        return soft_ce(t, lowered.softmax(-1))
+
+    per_token = {
+        "ga": lambda t: p(t).log(),
+        "idk": lambda t: -p(t).log(),
+        "nll": lambda t: -p(t).log(),
+        "kl": kl,
+        "nll_kl": lambda t: kl(t) - p(t).log(),
+        "undial": undial,
+        "wga": lambda t: p(t).detach() ** b * p(t).log(),
+        "satimp": lambda t: p(t).detach() ** n["beta1"] * (1 - p(t).detach()) ** n["beta2"] * p(t).log(),
+        "me": lambda t: sum(1 / 6 * ((1 / 6) / pv).log() for pv in logits[t].softmax(-1)),
+    }
+    per_answer = {
+        "npo": lambda i: -2 / b * torch.sigmoid(-b * ratio(i)).log(),
+        "simnpo": lambda i: -2 / b * torch.sigmoid(-b * over(i, lambda t: p(t).log()).mean() - n["gamma"]).log(),
+        "dpo": lambda i: -2 / b * torch.sigmoid(b * (ratio(i, 1) - ratio(i, 0))).log(),
+        "ceu": later,
+        "flat_tv": lambda i: -torch.tanh(mean_p(i, 1)) / 2 + torch.tanh(mean_p(i)) / 2,
+        "flat_kl": lambda i: -mean_p(i, 1) + (mean_p(i) - 1).exp(),
+        "flat_pearson": lambda i: -mean_p(i, 1) + mean_p(i) ** 2 / 4 + mean_p(i),
+        "ap": lambda i: -1 / b * torch.sigmoid(b * (log_p(i, 0) - log_p(i, 1))).log(),
+    }
+    if name in per_token:
+        return torch.stack([per_token[name](t) for t in tokens])
+    return torch.stack([per_answer[name](i) for i in answers])
 
 
 @pytest.mark.parametrize("name", [*FORGET, *(r for r in RETAIN if r != "none")])
 def test_value_and_gradient_equal_a_naive_float64_implementation(name):
     term = (FORGET | RETAIN)[name]
-    logits = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
-    values = term(random_answers(logits), **NUMBERS.get(name, {}))
-    (gradient,) = torch.autograd.grad(values.sum(), logits)
-    expected = naive(name, logits, random_answers(logits.detach()))
-    (expected_gradient,) = torch.autograd.grad(expected.sum(), logits)
+    reads = [r for r in inspect.signature(term).parameters if r in READS]
+    logits = [torch.randn(10, 6, dtype=torch.float64, requires_grad=True) for _ in reads]
+    values = term(*(random_answers(x, seed) for seed, x in enumerate(logits)), **NUMBERS.get(name, {}))
+    expected = naive(name, [(x, random_answers(x.detach(), seed)) for seed, x in enumerate(logits)])
     torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-11, atol=1e-12)
+    for gradient, right in zip(
+        torch.autograd.grad(values.sum(), logits), torch.autograd.grad(expected.sum(), logits), strict=True
+    ):
+        torch.testing.assert_close(gradient, right, rtol=1e-11, atol=1e-12)
+
+
+def test_undial_wants_the_targets_distribution_without_the_answer(answers):
+    # row 0: P_target = (.25, .5, .25), label 0 lowered by ln 2: (.125, .5, .25) / .875; P = (.5, .25, .25)
+    value = FORGET["undial"](answers, beta=LN2)[0].item()
+    assert value == pytest.approx((0.125 * LN2 + 0.5 * 2 * LN2 + 0.25 * 2 * LN2) / 0.875)
+
+
+def test_maximal_entropy_is_reached_at_the_uniform_distribution():
+    flat = Answers(torch.zeros(3, 5, dtype=torch.float64), torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]))
+    assert FORGET["me"](flat).tolist() == pytest.approx([0, 0, 0], abs=1e-12)
+
+
+def test_weighted_ascent_becomes_plain_ascent_as_its_exponents_vanish(answers):
+    ascent = FORGET["ga"](answers)
+    torch.testing.assert_close(FORGET["wga"](answers, beta=0.0), ascent)
+    torch.testing.assert_close(FORGET["satimp"](answers, beta1=0.0, beta2=0.0), ascent)
 
 
 def test_npo_becomes_gradient_ascent_as_beta_vanishes():
@@ -126,9 +207,10 @@ def test_the_loss_pulls_at_the_ensembles_residual():
 def test_binding_checks_the_numbers_of_a_term():
     terms = bind("npo", "kl", 1.0, 5.0, {"beta": 0.1, "gamma": None})
     assert [(t.name, t.reads, t.per_token, t.weight) for t in terms] == [
-        ("npo", "forget", False, 1.0),
-        ("kl", "retain", True, 5.0),
+        ("npo", ("forget",), False, 1.0),
+        ("kl", ("retain",), True, 5.0),
     ]
+    assert bind("dpo", "ap", 1, 1, {"beta": 0.1})[1].reads == ("retain", "retain_refusal")
     with pytest.raises(ObjectiveError, match="needs algo.beta"):
         bind("npo", "none", 1.0, 1.0, {"beta": None})
     with pytest.raises(ObjectiveError, match="neither 'ga' nor 'nll' has a beta"):
@@ -146,7 +228,7 @@ def test_a_term_with_another_signature_is_refused(monkeypatch):
 
     for function in (nameless, scalar):
         monkeypatch.setitem(FORGET, "mine", function)
-        with pytest.raises(ObjectiveError, match="must take exactly one of forget, retain, refusal"):
+        with pytest.raises(ObjectiveError, match="must take one or more of forget, refusal, retain"):
             bind("mine", "none", 1.0, 1.0, {})
 
 

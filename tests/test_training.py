@@ -9,8 +9,8 @@ from helpers import ROOT, execute
 from safetensors.torch import load_file
 
 from unlearn import job, runlog
+from unlearn.binding import bind
 from unlearn.data.sampling import Sampler, epoch_batches
-from unlearn.losses import bind
 from unlearn.trainer import Diverged, Loop, Optimisation
 
 ALGOS = sorted(p.stem for p in (ROOT / "conf" / "algo").glob("*.yaml"))
@@ -178,4 +178,4 @@ def test_training_batches_cover_an_epoch_and_hold_similar_lengths():
 
 def test_refusals_are_asked_for_only_where_a_data_set_has_them(config, world):
     terms = bind("idk", "nll", 1, 1, {})
-    assert [t.reads for t in terms] == ["refusal", "retain"]
+    assert [t.reads for t in terms] == [("refusal",), ("retain",)]

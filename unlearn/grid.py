@@ -24,9 +24,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
 from unlearn import runlog
-from unlearn.config import Config, ConfigError, Job, eval_alphas, eval_settings, objective, run_folder
+from unlearn.config import Config, ConfigError
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
+from unlearn.identity import Job, eval_alphas, eval_settings, objective, run_folder
 from unlearn.rules import parse
 
 log = logging.getLogger(__name__)
@@ -108,19 +109,19 @@ def _objective_problems(configs: list[Config]) -> dict[str, None]:
 
     Importing torch takes seconds, so it is asked only where there is work.
     """
-    from unlearn import losses
+    from unlearn.binding import bind
     from unlearn.trainer import device
 
     problems: dict[str, None] = {}
     for cfg in configs:
         try:
             device(cfg.trainer.device)
-            reads = {term.reads for term in losses.bind(**objective(cfg))}
+            reads = {name for term in bind(**objective(cfg)) for name in term.reads}
         except ValueError as error:
             problems[str(error)] = None
             continue
         data = read(cfg)
-        if "refusal" in reads and not data.refusals:
+        if reads & {"refusal", "retain_refusal"} and not data.refusals:
             problems[f"algo={cfg.algo.name!r} trains towards refusals, and data set {data.name!r} has none"] = None
     return problems
 

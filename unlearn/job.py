@@ -18,10 +18,11 @@ import transformers
 from torch import nn
 
 from unlearn import evaluation, runlog
-from unlearn.config import Config, Job, eval_alphas, eval_settings, objective
+from unlearn.binding import bind
+from unlearn.config import Config
 from unlearn.ensemble import Ensemble, Member, build
 from unlearn.files import read_json, write_json
-from unlearn.losses import bind
+from unlearn.identity import Job, eval_alphas, eval_settings, objective
 from unlearn.models import llama
 from unlearn.runlog import RunLog
 from unlearn.training import train

@@ -1,72 +1,26 @@
 """Objectives: pure functions of answer-row quantities.
 
-N answer tokens of the batch, B answers (sequences). A term's signature says everything about it: it takes one
-``Answers``, named by what it reads (``forget``, ``retain`` or ``refusal``), and its own numbers; it returns one value
-per answer token (``PerToken``) or per answer (``PerAnswer``). The trainer takes the mean over the whole optimiser
-step, however that was split into micro-batches. A term sees no model, no config, no device and no padding.
+A term's signature says everything about it: it takes ``Answers`` named by what it reads and its own numbers, and
+returns one value per answer token (``PerToken``) or per answer (``PerAnswer``), [N] or [B] of the first it reads. The
+trainer takes the mean over the whole optimiser step, however that was split into micro-batches. A term sees no
+model, no config, no device and no padding.
+
+What can be read: ``forget``; ``refusal``, an "I don't know" answer to each forget question (in the same order);
+``retain``; ``retain_refusal``, the same for retain questions.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-READS = ("forget", "retain", "refusal")
-PerToken = Annotated[Tensor, "[N]"]
-PerAnswer = Annotated[Tensor, "[B]"]
+from unlearn.answers import Answers, PerAnswer, PerToken
 
-
-class ObjectiveError(ValueError):
-    """An objective that is put together wrongly."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What an objective may know about some answers: logits of their rows under P and under the target."""
-
-    logits: Tensor  # [N, V] of the ensemble, with gradient
-    labels: Tensor  # [N]
-    owner: Tensor  # [N] answer that each row belongs to, 0 … B − 1
-    # [N, V] of the target, the reference model (P = P_target at step 0); a function is called when a term asks
-    target_logits: Tensor | Callable[[], Tensor] | None = None
-
-    @cached_property
-    def logp(self) -> Tensor:
-        """log P(label) per token, [N]."""
-        return -F.cross_entropy(self.logits, self.labels, reduction="none")
-
-    @cached_property
-    def target_logp(self) -> Tensor:
-        """log P_target(label) per token, [N]."""
-        return -F.cross_entropy(self._target, self.labels, reduction="none")
-
-    @cached_property
-    def kl(self) -> Tensor:
-        """KL(P_target ‖ P) per token, [N]: summed over the vocabulary."""
-        target = self._target.log_softmax(-1)
-        return (target.exp() * (target - self.logits.log_softmax(-1))).sum(-1)
-
-    @cached_property
-    def lengths(self) -> Tensor:
-        """Answer tokens per answer, [B]."""
-        return torch.bincount(self.owner)
-
-    def per_answer(self, per_token: Tensor) -> Tensor:
-        """Sums over the tokens of each answer, [N] → [B]."""
-        return per_token.new_zeros(len(self.lengths)).index_add(0, self.owner, per_token)
-
-    @cached_property
-    def _target(self) -> Tensor:
-        if self.target_logits is None:
-            raise ObjectiveError("this term compares with the target, whose rows were not given")
-        return self.target_logits() if callable(self.target_logits) else self.target_logits
+# --- forget terms ---------------------------------------------------------------------------------------------------
 
 
 def ga(forget: Answers) -> PerToken:
@@ -81,13 +35,84 @@ def idk(refusal: Answers) -> PerToken:
 
 def npo(forget: Answers, beta: float) -> PerAnswer:
     """−(2/β) log σ(−β log(P/P_target)(y)), on the log-probability of the whole answer. (arXiv 2404.05868, Eq. 3)"""
-    ratio = forget.per_answer(forget.logp - forget.target_logp)
-    return 2 / beta * F.softplus(beta * ratio)  # −log σ(−x) = softplus(x)
+    return 2 / beta * F.softplus(beta * forget.log_ratio)  # −log σ(−x) = softplus(x)
 
 
 def simnpo(forget: Answers, beta: float, gamma: float) -> PerAnswer:
     """−(2/β) log σ(−(β/|y|) log P(y) − γ): no reference, mean over the answer's tokens. (arXiv 2410.07163, Eq. 4)"""
-    return 2 / beta * F.softplus(beta * forget.per_answer(forget.logp) / forget.lengths + gamma)
+    return 2 / beta * F.softplus(beta * forget.logp_of_answer / forget.lengths + gamma)
+
+
+def dpo(forget: Answers, refusal: Answers, beta: float) -> PerAnswer:
+    """−(2/β) log σ(β[log(P/P_target)(refusal) − log(P/P_target)(answer)]): prefer the refusal. (arXiv 2305.18290)"""
+    return 2 / beta * F.softplus(-beta * (refusal.log_ratio - forget.log_ratio))
+
+
+def undial(forget: Answers, beta: float) -> PerToken:
+    """Cross-entropy to softmax(l_target − β · onehot(y)): the target's own distribution without the answer's token.
+
+    (arXiv 2402.10052.) Only answer rows are here, so no ignored label can index a token, as it does in public code.
+    """
+    onehot = F.one_hot(forget.labels, forget.logits.shape[-1])
+    return forget.cross_entropy((forget.target - beta * onehot).softmax(-1))
+
+
+def ceu(forget: Answers) -> PerAnswer:
+    """CE-U: cross-entropy to the ensemble's own distribution with the answer's token taken out. (arXiv 2503.01224)
+
+    The first token of an answer is left out, as in the paper's code; mean over the others of each answer.
+    """
+    soft = forget.logits.detach().scatter(-1, forget.labels[:, None], -torch.inf).softmax(-1)
+    later = (forget.position > 0).to(soft.dtype)
+    # −inf · 0 is not a number: the label's own log-probability, which has no weight, is left out of the sum
+    logp = forget.logits.log_softmax(-1).scatter(-1, forget.labels[:, None], 0.0)
+    return forget.per_answer(-(soft * logp).sum(-1) * later) / (forget.lengths - 1).clamp(min=1)
+
+
+def wga(forget: Answers, beta: float) -> PerToken:
+    """Weighted gradient ascent: + P^β log P, the weight without gradient; it fades with what is forgotten.
+
+    (arXiv 2502.19301.)
+    """
+    return forget.logp.detach().exp() ** beta * forget.logp
+
+
+def satimp(forget: Answers, beta1: float, beta2: float) -> PerToken:
+    """SatImp: + P^β1 (1 − P)^β2 log P, the weight without gradient. (arXiv 2505.11953)"""
+    p = forget.logp.detach().exp()
+    return p**beta1 * (1 - p) ** beta2 * forget.logp
+
+
+def flat_tv(forget: Answers, refusal: Answers) -> PerAnswer:
+    """FLAT with total variation: −½ tanh(p̄_refusal) + ½ tanh(p̄_answer), p̄ the mean probability of an answer's tokens.
+
+    (arXiv 2410.11143.) Needs neither retain data nor a reference.
+    """
+    return (torch.tanh(_mean_p(forget)) - torch.tanh(_mean_p(refusal))) / 2
+
+
+def flat_kl(forget: Answers, refusal: Answers) -> PerAnswer:
+    """FLAT with KL: −p̄_refusal + exp(p̄_answer − 1). (arXiv 2410.11143)"""
+    return torch.exp(_mean_p(forget) - 1) - _mean_p(refusal)
+
+
+def flat_pearson(forget: Answers, refusal: Answers) -> PerAnswer:
+    """FLAT with Pearson χ²: −p̄_refusal + p̄_answer² / 4 + p̄_answer. (arXiv 2410.11143)"""
+    p = _mean_p(forget)
+    return p**2 / 4 + p - _mean_p(refusal)
+
+
+def _mean_p(answers: Answers) -> Tensor:
+    return answers.per_answer(answers.logp.exp()) / answers.lengths
+
+
+def me(forget: Answers) -> PerToken:
+    """Maximise the entropy: KL(uniform ‖ P) = −log V − mean_v log P_v, per token. (arXiv 2410.08109)"""
+    logp = forget.logits.log_softmax(-1)
+    return -logp.mean(-1) - math.log(logp.shape[-1])
+
+
+# --- retain terms ---------------------------------------------------------------------------------------------------
 
 
 def nll(retain: Answers) -> PerToken:
@@ -100,62 +125,18 @@ def kl(retain: Answers) -> PerToken:
     return retain.kl
 
 
+def nll_kl(retain: Answers) -> PerToken:
+    """Both: − log P(y_t) + KL(P_target ‖ P)."""
+    return retain.kl - retain.logp
+
+
+def ap(retain: Answers, retain_refusal: Answers, beta: float) -> PerAnswer:
+    """Answer preservation: −(1/β) log σ(β[log P(answer) − log P(refusal)]) on retain questions. (arXiv 2410.08109)"""
+    return F.softplus(-beta * (retain.logp_of_answer - retain_refusal.logp_of_answer)) / beta
+
+
 Term = Callable[..., Tensor]
-FORGET: dict[str, Term] = {"ga": ga, "idk": idk, "npo": npo, "simnpo": simnpo}
-RETAIN: dict[str, Term | None] = {"none": None, "nll": nll, "kl": kl}
-
-
-@dataclass(frozen=True)
-class BoundTerm:
-    """A term with its numbers filled in and its weight."""
-
-    name: str
-    function: Term
-    reads: str  # which answers: forget, retain or refusal
-    per_token: bool  # its values are per answer token, not per answer
-    numbers: Mapping[str, float]
-    weight: float
-
-    def __call__(self, answers: Answers) -> Tensor:
-        return self.function(**{self.reads: answers}, **self.numbers)
-
-
-def bind(
-    forget: str, retain: str, forget_weight: float, retain_weight: float, numbers: Mapping[str, float | None]
-) -> list[BoundTerm]:
-    """The terms of an objective by name, checked against their signatures.
-
-    ``numbers`` holds the settings by name (β, γ …), None where not given. One that no term takes is refused, as is a
-    term that misses one of its own.
-    """
-    for name, kind, table in ((forget, "forget", FORGET), (retain, "retain", RETAIN)):
-        if name not in table:
-            raise ObjectiveError(f"algo.{kind}={name!r}: no such {kind} term; there are {', '.join(table)}")
-    given = {k: v for k, v in numbers.items() if v is not None}
-    terms = [_bound(forget, FORGET[forget], given, forget_weight)]
-    if RETAIN[retain] is not None:
-        terms.append(_bound(retain, RETAIN[retain], given, retain_weight))
-    taken = {k for t in terms for k in t.numbers}
-    for extra in sorted(set(given) - taken):
-        raise ObjectiveError(
-            f"algo.{extra}={given[extra]}: neither {forget!r} nor {retain!r} has a {extra}; "
-            f"they take {', '.join(sorted(taken)) or 'no numbers'}"
-        )
-    return terms
-
-
-def _bound(name: str, function: Term, given: Mapping[str, float], weight: float) -> BoundTerm:
-    signature = inspect.signature(function, eval_str=True)
-    reads = [p for p in signature.parameters if p in READS]
-    if len(reads) != 1 or signature.return_annotation not in (PerToken, PerAnswer):
-        raise ObjectiveError(
-            f"term {name!r} must take exactly one of {', '.join(READS)} and return PerToken or "
-            f"PerAnswer; its signature is {name}{signature}"
-        )
-    wanted = [p for p in signature.parameters if p not in READS]
-    for p in wanted:
-        if p not in given:
-            raise ObjectiveError(f"term {name!r} needs algo.{p}, which is not set")
-    return BoundTerm(
-        name, function, reads[0], signature.return_annotation == PerToken, {p: given[p] for p in wanted}, weight
-    )
+FORGET: dict[str, Term] = {
+    t.__name__: t for t in (ga, idk, npo, simnpo, dpo, undial, ceu, wga, satimp, flat_tv, flat_kl, flat_pearson, me)
+}
+RETAIN: dict[str, Term | None] = {"none": None, "nll": nll, "kl": kl, "nll_kl": nll_kl, "ap": ap}

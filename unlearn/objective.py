@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlearn.answers import Answers
+from unlearn.binding import BoundTerm
 from unlearn.data.encoding import Example, Examples, collate
 from unlearn.data.sampling import Draw
 from unlearn.ensemble import Ensemble, combine
 from unlearn.frozen import FrozenRows, LiveRows
-from unlearn.losses import Answers, BoundTerm
 from unlearn.models.llama import answer_rows
 from unlearn.trainer import MicroBatch
 
@@ -39,7 +40,7 @@ class Objective:
     ensemble: Ensemble
     terms: Sequence[BoundTerm]
     groups: Mapping[str, Group]  # by what terms read
-    refusal_index: Mapping[tuple[int, int], int]  # (forget example, refusal) → example of the refusal group
+    pairs: Mapping[str, Mapping[tuple[int, int], int]]  # of refusal groups: (question, refusal) → example
     alpha: float
     target: str  # name of the member that is the target
     pad_id: int
@@ -49,7 +50,9 @@ class Objective:
     def micro_batches(self, draw: Draw) -> Iterable[MicroBatch]:
         """The step's micro-batches, each a function to be called when its turn comes."""
         # in the order of the terms: a set's order differs between processes, and with it the last digits of a sum
-        indices = {name: self._indices(name, draw) for name in dict.fromkeys(t.reads for t in self.terms)}
+        indices = {
+            name: self._indices(name, draw) for name in dict.fromkeys(name for t in self.terms for name in t.reads)
+        }
         totals = {
             name: (sum(len(self.groups[name].examples[i].answer) for i in ids), len(ids))
             for name, ids in indices.items()
@@ -61,8 +64,8 @@ class Objective:
                 yield partial(self._loss, chunk, totals)
 
     def _indices(self, name: str, draw: Draw) -> list[int]:
-        if name == "refusal":
-            return [self.refusal_index[pair] for pair in zip(draw.forget, draw.refusal, strict=True)]
+        if name in self.pairs:
+            return [self.pairs[name][pair] for pair in draw.pairs(name)]
         return draw.forget if name == "forget" else draw.retain
 
     def _loss(
@@ -71,9 +74,9 @@ class Objective:
         answers = self._answers(chunk)
         loss, log = torch.zeros((), device=self.device), {}
         for term in self.terms:
-            if term.reads in answers:
-                values = term(answers[term.reads])
-                tokens, count = totals[term.reads]
+            if term.reads[0] in answers:
+                values = term(answers)
+                tokens, count = totals[term.reads[0]]
                 share = values.sum() / (tokens if term.per_token else count)
                 loss = loss + term.weight * share
                 log[f"train/{term.name}"] = share.item()

@@ -111,8 +111,9 @@ def _algo(cfg: Config) -> Iterator[str]:
     yield from _at_least("algo.retain_weight", algo.retain_weight, 0)
     if algo.beta is not None:
         yield from _positive("algo.beta", algo.beta)
-    if algo.gamma is not None:
-        yield from _at_least("algo.gamma", algo.gamma, 0)
+    for name in ("gamma", "beta1", "beta2"):
+        if getattr(algo, name) is not None:
+            yield from _at_least(f"algo.{name}", getattr(algo, name), 0)
     yield from _need(
         algo.forget_weight > 0 or (algo.retain_weight > 0 and algo.retain != "none"),
         "algo.forget_weight", algo.forget_weight, "forget and retain weight are both 0: nothing would be trained",

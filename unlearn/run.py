@@ -16,8 +16,9 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn import grid, runlog
-from unlearn.config import Job, conf_dir, flatten, register
+from unlearn.config import conf_dir, register
 from unlearn.data.readers import read
+from unlearn.identity import Job, flatten
 from unlearn.rules import parse
 from unlearn.store import locked
 

@@ -18,8 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from unlearn.config import Job, alpha_key, describe
 from unlearn.files import read_json, write_json, write_text
+from unlearn.identity import Job, alpha_key, describe
 
 log = logging.getLogger(__name__)
 MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (

@@ -16,8 +16,8 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from unlearn.config import digest
 from unlearn.files import read_json, sha256, write_json
+from unlearn.identity import digest
 
 log = logging.getLogger(__name__)
 STORE_FORMAT = 1  # part of every key: entries of another format are simply not found

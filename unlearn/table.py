@@ -16,8 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn import runlog
-from unlearn.config import Config, Job, alpha_key, distinguishing, eval_alphas, eval_settings, flatten
+from unlearn.config import Config
 from unlearn.files import write_whole
+from unlearn.identity import Job, alpha_key, distinguishing, eval_alphas, eval_settings, flatten
 
 COLUMNS = {
     "forget/prob": "forget\nprob ↓", "forget/rougeL_recall": "forget\nROUGE ↓", "retain/prob": "retain\nprob ↑",

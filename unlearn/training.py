@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from unlearn.config import Config, learning_rate, training_alpha
+from unlearn.binding import BoundTerm
+from unlearn.config import Config
 from unlearn.data.encoding import Examples
 from unlearn.data.sampling import Sampler
 from unlearn.ensemble import Ensemble, Member
 from unlearn.evaluation import EVALUATED, spaced
 from unlearn.frozen import FrozenRows, LiveRows, rows_of
-from unlearn.losses import BoundTerm
+from unlearn.identity import learning_rate, training_alpha
 from unlearn.objective import Group, Objective
 from unlearn.runlog import CHECKPOINT, RunLog
 from unlearn.scoring import score
@@ -22,6 +23,7 @@ from unlearn.trainer import Loop, Optimisation
 from unlearn.world import World, examples_of
 
 log = logging.getLogger(__name__)
+REFUSALS = {"refusal": "forget", "retain_refusal": "retain"}  # refusals to the questions of which split
 
 
 def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTerm], record: RunLog) -> None:
@@ -69,7 +71,7 @@ def _bar(cfg: Config, loop: Loop) -> tqdm:
 
 def _sampler(cfg: Config, world: World, terms: Sequence[BoundTerm]) -> Sampler:
     t, splits, refusals = cfg.trainer, world.data.splits, 0
-    if any(term.reads == "refusal" for term in terms):
+    if any(name in REFUSALS for term in terms for name in term.reads):
         refusals = len(world.data.refusals)
         if not refusals:
             raise ValueError(f"algo {cfg.algo.name!r} trains towards refusals, and {world.data.name!r} has none")
@@ -94,19 +96,17 @@ def _objective(
     alpha, pad = training_alpha(cfg), world.encoder.tokenizer.pad_token_id
     reference = next(m.name for m in cfg.method.members if m.model == "target" and not m.trained)
     frozen = [m for m in ensemble.members if not m.trained and (m.weight(alpha) != 0 or m.name == reference)]
-    drawn = _refusals(sampler, steps)
-    groups = {}
-    for name in sorted({term.reads for term in terms}):
-        examples = (
-            _refusal_examples(world, drawn)
-            if name == "refusal"
-            else examples_of(world.encoder, world.data.splits[name])
-        )
+    groups, pairs = {}, {}
+    for name in dict.fromkeys(name for term in terms for name in term.reads):
+        if name in REFUSALS:
+            drawn = _drawn(sampler, steps, name)
+            pairs[name] = {pair: k for k, pair in enumerate(drawn)}
+            examples = _refusal_examples(world, drawn, REFUSALS[name])
+        else:
+            examples = examples_of(world.encoder, world.data.splits[name])
         groups[name] = Group(examples, _rows(cfg, world, frozen, examples))
-    return Objective(
-        ensemble, terms, groups, {pair: k for k, pair in enumerate(drawn)}, alpha, reference, pad,
-        cfg.trainer.accumulate, next(ensemble.trained.model.parameters()).device,
-    )  # fmt: skip
+    device = next(ensemble.trained.model.parameters()).device
+    return Objective(ensemble, terms, groups, pairs, alpha, reference, pad, cfg.trainer.accumulate, device)
 
 
 def store_rows(cfg: Config, world: World, ensemble: Ensemble) -> None:
@@ -120,19 +120,15 @@ def _rows(cfg: Config, world: World, members: Sequence[Member], examples: Exampl
     return {m.name: rows_of(world.store, m, examples, pad, most) for m in members}
 
 
-def _refusals(sampler: Sampler, steps: int) -> list[tuple[int, int]]:
-    """(forget example, refusal) pairs that some step will draw; rows of all others are never needed."""
-    if not sampler.refusals:
-        return []
-    draws = (sampler.draw(step) for step in range(steps))
-    return sorted({pair for d in draws for pair in zip(d.forget, d.refusal, strict=True)})
+def _drawn(sampler: Sampler, steps: int, name: str) -> list[tuple[int, int]]:
+    """(question, refusal) pairs that some step will draw; rows of all others are never needed."""
+    return sorted({pair for step in range(steps) for pair in sampler.draw(step).pairs(name)})
 
 
-def _refusal_examples(world: World, drawn: Sequence[tuple[int, int]]) -> Examples:
-    forget, refusals = world.data.splits["forget"], world.data.refusals
-    return Examples(
-        world.encoder.example(f"{forget[i].id}/refusal/{r}", forget[i].question, refusals[r]) for i, r in drawn
-    )
+def _refusal_examples(world: World, drawn: Sequence[tuple[int, int]], split: str) -> Examples:
+    rows, refusals = world.data.splits[split], world.data.refusals
+    encode = world.encoder.example
+    return Examples(encode(f"{rows[i].id}/refusal/{r}", rows[i].question, refusals[r]) for i, r in drawn)
 
 
 # --- points of the trajectory -------------------------------------------------------------------------------------

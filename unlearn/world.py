@@ -18,12 +18,13 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from unlearn.config import Config, ModelConfig, StageConfig, digest
+from unlearn.answers import Answers
+from unlearn.config import Config, ModelConfig, StageConfig
 from unlearn.data.encoding import Encoder, Examples, collate
 from unlearn.data.readers import read
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.sampling import epoch_batches
-from unlearn.losses import Answers
+from unlearn.identity import digest
 from unlearn.models import llama, tokenizers
 from unlearn.store import Store
 from unlearn.trainer import Loop, MicroBatch, Optimisation, device

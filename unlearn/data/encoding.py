@@ -14,8 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from unlearn.config import TemplateConfig, digest
+from unlearn.config import TemplateConfig
 from unlearn.data.rows import DataError
+from unlearn.identity import digest
 
 
 @dataclass(frozen=True)

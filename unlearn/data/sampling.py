@@ -22,11 +22,17 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 
 @dataclass(frozen=True)
 class Draw:
-    """What one optimiser step reads. ``refusal[k]`` is the refusal drawn for ``forget[k]``."""
+    """What one optimiser step reads. ``refusal[k]`` is the refusal drawn for ``forget[k]``, and so for retain."""
 
     forget: list[int]
     retain: list[int]
     refusal: list[int]
+    retain_refusal: list[int]
+
+    def pairs(self, name: str) -> list[tuple[int, int]]:
+        """(question, refusal) pairs of "refusal" or "retain_refusal"."""
+        questions = self.forget if name == "refusal" else self.retain
+        return list(zip(questions, getattr(self, name), strict=True))
 
 
 @dataclass(frozen=True)
@@ -52,4 +58,5 @@ class Sampler:
         rng = np.random.default_rng([self.seed, 1, step])
         retain = rng.choice(self.retain, min(self.retain_batch, self.retain), replace=False).tolist()
         refusal = rng.integers(self.refusals, size=len(forget)).tolist() if self.refusals else []
-        return Draw(forget, retain, refusal)
+        retain_refusal = rng.integers(self.refusals, size=len(retain)).tolist() if self.refusals else []
+        return Draw(forget, retain, refusal, retain_refusal)

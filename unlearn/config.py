@@ -39,6 +39,8 @@ class AlgoConfig:
     gamma: float | None = None  # only for terms that have a margin γ
     beta1: float | None = None  # only for satimp
     beta2: float | None = None
+    numbers: dict[str, float] = field(default_factory=dict)  # settings of your own terms, by their parameter's name
+    file: str | None = None  # a Python file of your own with terms; relative to the working directory
     lr: dict[str, float] = field(default_factory=dict)  # learning rate by method
 
 

@@ -36,7 +36,7 @@ def objective(cfg: Config) -> dict[str, Any]:
     a = cfg.algo
     return {
         "forget": a.forget, "retain": a.retain, "forget_weight": a.forget_weight, "retain_weight": a.retain_weight,
-        "numbers": {name: getattr(a, name) for name in NUMBERS},
+        "numbers": {name: getattr(a, name) for name in NUMBERS} | a.numbers, "file": a.file,
     }  # fmt: skip
 
 
@@ -82,7 +82,9 @@ _UNTRAINED = (
 
 def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
     """Everything that changes the trained weights, and nothing else (so: no names, paths, evaluation or logging)."""
-    algo = {k: v for k, v in asdict(cfg.algo).items() if k not in ("name", "lr") and v is not None}
+    algo = {k: v for k, v in asdict(cfg.algo).items() if k not in ("name", "lr", "file") and v not in (None, {})}
+    if cfg.algo.file is not None:  # what the file says, not where it lies
+        algo["file"] = hashlib.sha256(Path(cfg.algo.file).read_bytes()).hexdigest()[:16]
     trainer = {k: v for k, v in asdict(cfg.trainer).items() if k not in _UNTRAINED}
     if cfg.algo.retain == "none":
         algo.pop("retain_weight")

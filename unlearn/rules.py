@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -118,6 +119,10 @@ def _algo(cfg: Config) -> Iterator[str]:
         algo.forget_weight > 0 or (algo.retain_weight > 0 and algo.retain != "none"),
         "algo.forget_weight", algo.forget_weight, "forget and retain weight are both 0: nothing would be trained",
     )  # fmt: skip
+    if algo.file is not None:
+        yield from _need(Path(algo.file).is_file(), "algo.file", algo.file, f"no such file in {Path.cwd()}")
+    for name, value in algo.numbers.items():
+        yield from _need(is_number(value), f"algo.numbers.{name}", value, "must be a finite number")
     for method, lr in algo.lr.items():
         yield from _positive(f"algo.lr.{method}", lr)
     if cfg.trainer.lr is None and cfg.method.name not in algo.lr:

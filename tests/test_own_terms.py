@@ -1,0 +1,61 @@
+"""A user's own objective: a Python file beside a YAML, no fork. The README shows this very file."""
+
+import re
+
+import pytest
+from helpers import ROOT, TINY, command, compose
+
+from unlearn import runlog
+from unlearn.answers import ObjectiveError
+from unlearn.binding import bind
+from unlearn.identity import run_folder
+
+
+def readme_block(kind: str, holding: str) -> str:
+    blocks = re.findall(rf"```{kind}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return next(b for b in blocks if holding in b)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The README's two files, as the README names them."""
+    (tmp_path / "mine" / "algo").mkdir(parents=True)
+    (tmp_path / "mine" / "terms.py").write_text(readme_block("python", "def hinge"))
+    (tmp_path / "mine" / "algo" / "hinge.yaml").write_text(readme_block("yaml", "forget: hinge"))
+    return tmp_path
+
+
+def test_the_readmes_own_objective_runs_from_the_command_line(own, store):
+    command("unlearn.run", "--config-dir", "mine", *TINY, f"paths.store={store}", "algo=hinge", cwd=own)
+    (folder,) = (own / "runs" / "default").glob("hinge-*")
+    assert runlog.manifest(folder)["status"] == "done"
+    assert "train/hinge" in (folder / "metrics.jsonl").read_text()
+
+
+def test_what_the_file_says_is_part_of_the_runs_hash(own, monkeypatch):
+    monkeypatch.chdir(own)
+    options = ("algo=ga", "algo.name=hinge", "algo.forget=hinge", "algo.file=mine/terms.py")
+    first = run_folder(compose(*options), "data")
+    (own / "mine" / "terms.py").write_text((own / "mine" / "terms.py").read_text() + "\n# another\n")
+    assert run_folder(compose(*options), "data") != first
+
+
+WRONG = {
+    "def mine(rows): return 0": "must take one or more of forget, refusal, retain",
+    "def mine(forget): return forget.logp": "return PerToken or PerAnswer",
+    "def mine(forget: Answers) -> PerToken: return forget.logp": "annotations cannot be read|cannot be imported",
+    "import nothing_of_this_name": "cannot be imported: ModuleNotFoundError",
+    "def other(): pass": "no such forget term; there are ga, .*other",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_file_with_another_signature_is_refused(tmp_path, text):
+    (tmp_path / "terms.py").write_text(text)
+    with pytest.raises(ObjectiveError, match=WRONG[text]):
+        bind("mine", "none", 1.0, 1.0, {}, str(tmp_path / "terms.py"))
+
+
+def test_a_missing_file_is_refused_before_any_work(tmp_path):
+    done = command("unlearn.run", "algo=ga", "algo.file=nowhere.py", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "algo.file='nowhere.py': no such file" in done.stderr

@@ -201,11 +201,14 @@ class Config:
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 
+DATA_CONFIGS = {"bios": BiosConfig, "tofu": TofuConfig}  # by the name of their reader
+
+
 def register() -> None:
     """Make the schema known to Hydra; group files of `data` name theirs with ``/schema/data@_here_: NAME``."""
     store = ConfigStore.instance()
     store.store(name="schema_config", node=Config)
-    for name, node in (("bios", BiosConfig), ("tofu", TofuConfig)):
+    for name, node in DATA_CONFIGS.items():
         store.store(group="schema/data", name=name, node=node)
 
 

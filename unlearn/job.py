@@ -55,7 +55,7 @@ def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
             shutil.rmtree(job.folder / runlog.CHECKPOINT, ignore_errors=True)
         with record.stage("evaluate"):
             evaluate(cfg, world, ensemble, suite, record)
-        record.status("done", peak_memory_mb=runlog.peak_memory_mb())
+        record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb())
     log.info("%s", record.headline())
 
 

@@ -30,12 +30,16 @@ register()
 def unlearn(raw: DictConfig) -> None:
     """One job of a grid (or the only one)."""
     cfg = parse(raw)
-    job = grid.job(cfg, read(cfg).fingerprint())
+    perform(raw, grid.job(cfg, read(cfg).fingerprint()))
+
+
+def perform(raw: DictConfig, job: Job) -> None:
+    """Do what the job's folder lacks; a failure is recorded there and not raised."""
     locks = job.folder.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     # Two jobs may ask for the same run (direct ignores α in training): the second one waits, then finds it done.
     with locked(FileLock(locks / f"{job.folder.name}.lock"), f"the run {job.folder.name}"):
-        if grid.job(cfg, job.data).was_done:
+        if grid.job(job.cfg, job.data).was_done:
             log.info("%s is done: skipped", job.folder.name)
         else:
             with _logging_to(job.folder):

@@ -54,10 +54,14 @@ def is_done(folder: Path, alphas: list[float], settings: dict[str, Any]) -> bool
 
 
 def fail(job: Job, error: Exception) -> None:
-    """Mark a run as failed, with the error; what it had already written stays."""
+    """Record the error; what was already written stays, and a run that was complete before stays done."""
     job.folder.mkdir(parents=True, exist_ok=True)
     record = {"run": describe(job.cfg), "seconds": {}} | manifest(job.folder)
-    write_json(job.folder / MANIFEST, record | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+    write_json(
+        job.folder / MANIFEST,
+        record
+        | {"status": "done" if record.get("completed") else "failed", "error": f"{type(error).__name__}: {error}"},
+    )
 
 
 def own_seconds(manifest: dict[str, Any]) -> float:

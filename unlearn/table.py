@@ -52,11 +52,11 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     for job in unfinished:
         error = _manifest(job.folder).get("error") or "stopped before its end; the same command goes on from there"
         say = f"[red]{escape(job.folder.name)}[/red]: {escape(error)}\n  see {escape(str(job.folder / 'log.txt'))}"
-        console.print(say, highlight=False)
+        console.print(say, highlight=False, soft_wrap=True)
     for folder in sorted({job.folder.parent for job in jobs}):
         path = summarise(folder)
         say = f"runs:    {folder}\nsummary: {path}\nfigure:  python -m analysis.tradeoff {folder}"
-        console.print(escape(say), highlight=False)
+        console.print(escape(say), highlight=False, soft_wrap=True)
     return len(unfinished)
 
 

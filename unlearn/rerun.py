@@ -1,0 +1,54 @@
+"""From a run folder back to the job that made it, for commands that go on with a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from unlearn import runlog
+from unlearn.config import DATA_CONFIGS, Config, ConfigError
+from unlearn.data.readers import read
+from unlearn.grid import job
+from unlearn.identity import Job
+from unlearn.rules import parse
+
+MAY_CHANGE = (
+    "eval.", "trainer.device", "trainer.threads", "trainer.progress", "trainer.stored_rows_gib", "paths.store",
+    "wandb.", "data.path",
+)  # fmt: skip
+
+
+def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig, Job]:
+    """Config and job of a run folder, with settings changed that do not touch what was trained.
+
+    Raises ``ConfigError`` for a folder that is no trained run, for other overrides, and where the folder's name no
+    longer follows from its config and data: then something it was made from has changed.
+    """
+    folder = Path(folder)
+    if not (folder / runlog.CONFIG).is_file() or not runlog.manifest(folder).get("trained"):
+        near = sorted(str(p.parent) for p in Path("runs").glob("*/*/manifest.json"))
+        raise ConfigError(
+            f"run={str(folder)!r}: not the folder of a trained run; there are: {', '.join(near) or 'none'}"
+        )
+    for override in overrides:
+        if not override.startswith(MAY_CHANGE):
+            raise ConfigError(f"{override}: a finished run keeps it; what may change: {', '.join(MAY_CHANGE)}")
+    raw = OmegaConf.load(folder / runlog.CONFIG)
+    schema = OmegaConf.structured(Config)
+    schema.data = OmegaConf.structured(DATA_CONFIGS[raw.data.reader])
+    place = {"study": folder.resolve().parent.name, "paths": {"runs": str(folder.resolve().parent.parent)}}
+    try:
+        raw = OmegaConf.merge(schema, raw, place, OmegaConf.from_dotlist(list(overrides)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from None
+    cfg = parse(raw)
+    found = job(cfg, read(cfg).fingerprint())
+    if found.folder.name != folder.resolve().name:
+        raise ConfigError(
+            f"{folder}: its config and data now identify {found.folder.name}; the data set or the program "
+            "changed since it was made"
+        )
+    return raw, found

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from helpers import command, execute
 
@@ -62,3 +63,19 @@ def test_a_failed_evaluation_leaves_a_complete_run_done(folder, config, tmp_path
     done = command("unlearn.evaluate", f"run={folder}", "eval.alphas=[2]", cwd=tmp_path, check=False)
     assert done.returncode == 1 and "was trained with the models" in done.stdout
     assert runlog.manifest(folder)["status"] == "done" and list(runlog.evaluation(folder)["alphas"]) == ["1.0"]
+
+
+def test_generate_shows_target_unlearned_and_retrained_side_by_side(folder, tmp_path, world):
+    row = world.data.splits["forget"][0]
+    done = command("unlearn.generate", f"run={folder}", f"prompt={row.question}", "alpha=0,1", cwd=tmp_path)
+    said = dict(line.strip().split("  ", 1) if "  " in line.strip() else (line.strip(), "")
+                for line in done.stdout.splitlines())  # fmt: skip
+    assert list(said) == ["target", "unlearned α=0", "unlearned α=1", "retrained"]
+    assert said["unlearned α=0"] == said["target"]
+    examples = pd.read_parquet(folder / "examples.parquet").set_index("id")
+    assert said["unlearned α=1"].strip() == examples.loc[row.id, "generation"]
+
+
+def test_generate_refuses_an_alpha_that_is_no_number(folder, tmp_path):
+    done = command("unlearn.generate", f"run={folder}", "prompt=Who?", "alpha=high", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "alpha=high: must be finite numbers" in done.stderr

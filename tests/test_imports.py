@@ -15,7 +15,7 @@ ORDER = [
     "answers", "losses", "binding", "trainer", "objective", "generation",
     "metrics.base", "metrics.probability", "metrics.rouge", "metrics.truth_ratio", "metrics.exact_memorization",
     "metrics.forget_quality", "metrics.model_utility", "evaluation",
-    "runlog", "world", "training", "job", "table", "grid", "run", "rerun", "evaluate", "prepare",
+    "runlog", "world", "training", "job", "table", "grid", "run", "rerun", "evaluate", "generate", "prepare",
 ]  # fmt: skip
 
 

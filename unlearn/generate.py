@@ -1,0 +1,92 @@
+"""``python -m unlearn.generate run=FOLDER [prompt="…"] [alpha=0.5,1]``: target, unlearned and retrained side by side.
+
+Answers are greedy, after the run's own template. Without a prompt it asks for questions until an empty line.
+``alpha`` may list several; the default is every α the run was evaluated at.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from unlearn import runlog
+from unlearn.config import ConfigError
+from unlearn.data.rows import DataError
+from unlearn.identity import Job
+from unlearn.rerun import load
+
+OWN = ("run=", "prompt=", "alpha=")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    given = {key: [a.removeprefix(key) for a in arguments if a.startswith(key)] for key in OWN}
+    if len(given["run="]) != 1 or "--help" in arguments:
+        print(__doc__.strip())
+        return 0 if "--help" in arguments else 2
+    try:
+        _, job = load(given["run="][0], [a for a in arguments if not a.startswith(OWN)])
+        alphas = _alphas(given["alpha="], job.folder)
+    except (ConfigError, DataError) as error:
+        print(f"Refused before any work:\n  {error}", file=sys.stderr)
+        return 2
+    answer = _answerer(job, alphas)
+    for prompt in given["prompt="] or iter(_ask, ""):
+        print("\n".join(f"{name:>16}  {text}" for name, text in answer(prompt)))
+    return 0
+
+
+def _ask() -> str:
+    try:
+        return input("question (empty to end): ").strip()
+    except EOFError:
+        return ""
+
+
+def _alphas(given: Sequence[str], folder: Path) -> list[float]:
+    if not given:
+        return sorted(float(a) for a in runlog.evaluation(folder)["alphas"])
+    try:
+        alphas = [float(a) for text in given for a in text.strip("[]").split(",")]
+    except ValueError:
+        alphas = [math.nan]
+    if not all(math.isfinite(a) for a in alphas):
+        raise ConfigError(f"alpha={','.join(given)}: must be finite numbers, e.g. alpha=1 or alpha=0.5,1,2")
+    return alphas
+
+
+def _answerer(job: Job, alphas: Sequence[float]) -> Callable[[str], list[tuple[str, str]]]:
+    """A function from a question to (name, answer) pairs; models are loaded here, once."""
+    from unlearn.ensemble import Ensemble, Member
+    from unlearn.evaluation import single
+    from unlearn.generation import greedy
+    from unlearn.job import members, settle
+    from unlearn.models import llama
+    from unlearn.world import the_world
+
+    cfg = job.cfg
+    settle(cfg)
+    world = the_world(cfg)
+    unlearned = members(cfg, world)
+    unlearned.trained.model.load_state_dict(llama.load(job.folder / runlog.OFFSET).state_dict())
+
+    def alone(name: str) -> Ensemble:
+        return single(Member(name, world.model(name), world.fingerprint(name), 1.0, 0.0, False))
+
+    voices = [("target", alone("target"), 1.0), *((f"unlearned α={a:g}", unlearned, a) for a in alphas)]
+    voices.append(("retrained", alone("retrained"), 1.0))
+    tokenizer = world.encoder.tokenizer
+
+    def answer(question: str) -> list[tuple[str, str]]:
+        prompt = [world.encoder.prompt(question)]
+        ends = tokenizer.pad_token_id, tokenizer.eos_token_id
+        most = min(cfg.eval.max_new_tokens, world.encoder.max_length - len(prompt[0]))
+        return [(n, world.encoder.decode(greedy(e, prompt, a, *ends, most, 1)[0])) for n, e, a in voices]
+
+    return answer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

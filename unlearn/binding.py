@@ -13,6 +13,7 @@ from torch import Tensor
 from unlearn.answers import Answers, ObjectiveError, PerAnswer, PerToken
 from unlearn.losses import FORGET, RETAIN, Term
 
+REFUSALS = {"refusal": "forget", "retain_refusal": "retain"}  # refusals to the questions of which split
 READS = ("forget", "refusal", "retain", "retain_refusal")
 
 

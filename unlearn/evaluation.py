@@ -18,7 +18,7 @@ from tqdm import tqdm
 from unlearn.config import EvalConfig
 from unlearn.data.encoding import Encoder, Examples
 from unlearn.data.rows import DataError, DataSet, Row
-from unlearn.ensemble import Ensemble, Member
+from unlearn.ensemble import Ensemble
 from unlearn.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.generation import greedy
 from unlearn.metrics.exact_memorization import ExactMemorization
@@ -58,10 +58,8 @@ class Suite:
     stored_rows_gib: float
 
 
-def suite(
-    data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, Any], stored_rows_gib: float = 1.0
-) -> Suite:
-    """Choose and encode the rows; ``settings`` (``config.eval_settings``) go into every evaluated entry."""
+def suite(data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, Any], stored_rows_gib: float) -> Suite:
+    """Choose and encode the rows; ``settings`` (``identity.eval_settings``) go into every evaluated entry."""
     splits = []
     for name in EVALUATED:
         rows = data.splits.get(name, ())
@@ -205,8 +203,3 @@ def _aggregate(metrics: dict[str, Any], examples: pd.DataFrame, retrained_ratios
         ratios = forget["truth_ratio"].to_numpy()
         reference = ratios if retrained_ratios is None else retrained_ratios
         metrics |= ForgetQuality().compute(predictions=ratios, references=reference)
-
-
-def single(member: Member) -> Ensemble:
-    """One model as an ensemble."""
-    return Ensemble((Member(member.name, member.model, member.fingerprint, 1.0, 0.0, False),))

@@ -59,8 +59,6 @@ def _alphas(given: Sequence[str], folder: Path) -> list[float]:
 
 def _answerer(job: Job, alphas: Sequence[float]) -> Callable[[str], list[tuple[str, str]]]:
     """A function from a question to (name, answer) pairs; models are loaded here, once."""
-    from unlearn.ensemble import Ensemble, Member
-    from unlearn.evaluation import single
     from unlearn.generation import greedy
     from unlearn.job import members, settle
     from unlearn.models import llama
@@ -71,12 +69,8 @@ def _answerer(job: Job, alphas: Sequence[float]) -> Callable[[str], list[tuple[s
     world = the_world(cfg)
     unlearned = members(cfg, world)
     unlearned.trained.model.load_state_dict(llama.load(job.folder / runlog.OFFSET).state_dict())
-
-    def alone(name: str) -> Ensemble:
-        return single(Member(name, world.model(name), world.fingerprint(name), 1.0, 0.0, False))
-
-    voices = [("target", alone("target"), 1.0), *((f"unlearned α={a:g}", unlearned, a) for a in alphas)]
-    voices.append(("retrained", alone("retrained"), 1.0))
+    voices = [("target", world.alone("target"), 1.0), *((f"unlearned α={a:g}", unlearned, a) for a in alphas)]
+    voices.append(("retrained", world.alone("retrained"), 1.0))
     tokenizer = world.encoder.tokenizer
 
     def answer(question: str) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ from unlearn import runlog
 from unlearn.config import Config, ConfigError
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
-from unlearn.identity import Job, eval_alphas, eval_settings, objective, run_folder
+from unlearn.identity import Job, objective, run_folder
 from unlearn.rules import parse
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def _objective_problems(configs: list[Config]) -> dict[str, None]:
 
     Importing torch takes seconds, so it is asked only where there is work.
     """
-    from unlearn.binding import bind
+    from unlearn.binding import REFUSALS, bind
     from unlearn.trainer import device
 
     problems: dict[str, None] = {}
@@ -121,14 +121,14 @@ def _objective_problems(configs: list[Config]) -> dict[str, None]:
             problems[str(error)] = None
             continue
         data = read(cfg)
-        if reads & {"refusal", "retain_refusal"} and not data.refusals:
+        if reads & REFUSALS.keys() and not data.refusals:
             problems[f"algo={cfg.algo.name!r} trains towards refusals, and data set {data.name!r} has none"] = None
     return problems
 
 
 def job(cfg: Config, data: str) -> Job:
     folder = run_folder(cfg, data)
-    return Job(cfg, folder, data, runlog.is_done(folder, eval_alphas(cfg), eval_settings(cfg, data)))
+    return Job(cfg, folder, data, runlog.is_done(folder, cfg, data))
 
 
 def supervise(run: Callable[[], None], report: bool = True) -> int:

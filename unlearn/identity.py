@@ -32,7 +32,7 @@ def learning_rate(cfg: Config) -> float:
 
 
 def objective(cfg: Config) -> dict[str, Any]:
-    """The arguments of ``losses.bind``."""
+    """The arguments of ``binding.bind``."""
     a = cfg.algo
     return {
         "forget": a.forget, "retain": a.retain, "forget_weight": a.forget_weight, "retain_weight": a.retain_weight,

@@ -20,9 +20,9 @@ from torch import nn
 from unlearn import evaluation, runlog
 from unlearn.binding import bind
 from unlearn.config import Config
-from unlearn.ensemble import Ensemble, Member, build
+from unlearn.ensemble import Ensemble, build
 from unlearn.files import read_json, write_json
-from unlearn.identity import Job, eval_alphas, eval_settings, objective
+from unlearn.identity import Job, eval_settings, objective
 from unlearn.models import llama
 from unlearn.runlog import RunLog
 from unlearn.training import train
@@ -117,7 +117,7 @@ def evaluate(cfg: Config, world: World, ensemble: Ensemble, suite: evaluation.Su
 
 def missing(cfg: Config, world: World, record: RunLog) -> list[float]:
     """α's asked for that the run folder does not have under these settings."""
-    return runlog.missing_alphas(record.folder, eval_alphas(cfg), eval_settings(cfg, world.data.fingerprint()))
+    return runlog.missing_alphas(record.folder, cfg, world.data.fingerprint())
 
 
 def suite_of(cfg: Config, world: World) -> evaluation.Suite:
@@ -136,17 +136,15 @@ def _reference(
     cfg: Config, world: World, suite: evaluation.Suite, name: str, ratios: np.ndarray | None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Metrics and examples of one model as it is, computed once and stored."""
-    member = Member(name, world.model(name), world.fingerprint(name), 1.0, 0.0, False)
     recipe = {
-        "model": member.fingerprint, "retrained": world.fingerprint("retrained"), "settings": suite.settings,
+        "model": world.fingerprint(name), "retrained": world.fingerprint("retrained"), "settings": suite.settings,
         "examples": [split.examples.fingerprint for split in suite.splits],
     }  # fmt: skip
 
     def build(folder: Path) -> None:
         log.info("evaluating the %s model", name)
         show = f"evaluating {name}" if cfg.trainer.progress else None
-        ensemble = evaluation.single(member)
-        metrics, examples = evaluation.evaluate(ensemble, suite, [1.0], world.store, ratios, show)
+        metrics, examples = evaluation.evaluate(world.alone(name), suite, [1.0], world.store, ratios, show)
         write_json(folder / "metrics.json", metrics[1.0])
         examples.drop(columns="alpha").to_parquet(folder / "examples.parquet", index=False)
 

@@ -18,8 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from unlearn.config import Config
 from unlearn.files import read_json, write_json, write_text
-from unlearn.identity import Job, alpha_key, describe
+from unlearn.identity import Job, alpha_key, describe, eval_alphas, eval_settings
 
 log = logging.getLogger(__name__)
 MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
@@ -39,16 +40,16 @@ def evaluation(folder: Path) -> dict[str, Any]:
     return read_json(folder / EVAL) or {"alphas": {}, "references": {}}
 
 
-def missing_alphas(folder: Path, alphas: list[float], settings: dict[str, Any]) -> list[float]:
-    """α's that were not evaluated yet, or were under other settings."""
-    entries = evaluation(folder)["alphas"]
-    return [a for a in alphas if entries.get(alpha_key(a), {}).get("settings") != settings]
+def missing_alphas(folder: Path, cfg: Config, data: str) -> list[float]:
+    """α's asked for that were not evaluated yet, or were under other settings; ``data`` is the data's fingerprint."""
+    entries, settings = evaluation(folder)["alphas"], eval_settings(cfg, data)
+    return [a for a in eval_alphas(cfg) if entries.get(alpha_key(a), {}).get("settings") != settings]
 
 
-def is_done(folder: Path, alphas: list[float], settings: dict[str, Any]) -> bool:
+def is_done(folder: Path, cfg: Config, data: str) -> bool:
     """Trained, and evaluated at every α asked for under these settings."""
     try:
-        return manifest(folder).get("status") == "done" and not missing_alphas(folder, alphas, settings)
+        return manifest(folder).get("status") == "done" and not missing_alphas(folder, cfg, data)
     except ValueError:  # a damaged file: the job itself refuses it by name, and stops no other job
         return False
 

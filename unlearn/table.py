@@ -43,7 +43,7 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     for label, metrics in _references(jobs):
         table.add_row(label, *[""] * (2 + len(varying)), *_cells(metrics), "", "reference", style="cyan")
     table.add_section()
-    unfinished = [job for job in jobs if not _done(job)]
+    unfinished = [job for job in jobs if not runlog.is_done(job.folder, job.cfg, job.data)]
     for job in jobs:
         status = "done before" if job.was_done else _manifest(job.folder).get("status", "not started")
         for row in _rows(job, "not evaluated" if status == "done" and job in unfinished else status, varying):
@@ -58,10 +58,6 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
         say = f"runs:    {folder}\nsummary: {path}\nfigure:  python -m analysis.tradeoff {folder}"
         console.print(escape(say), highlight=False, soft_wrap=True)
     return len(unfinished)
-
-
-def _done(job: Job) -> bool:
-    return runlog.is_done(job.folder, eval_alphas(job.cfg), eval_settings(job.cfg, job.data))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -83,8 +79,9 @@ def _references(jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Target and retrained reference of the call's jobs, each distinct world once."""
     found: dict[str, tuple[Job, dict[str, Any]]] = {}
     for job in jobs:
-        for metrics in _evaluation(job.folder)["references"].values():
-            found.setdefault(metrics["settings"]["references"], (job, _evaluation(job.folder)["references"]))
+        references = _evaluation(job.folder)["references"]
+        if references:
+            found.setdefault(references["target"]["settings"]["references"], (job, references))
     varying = _varying(jobs)
     for job, references in found.values():
         world = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from unlearn.binding import BoundTerm
+from unlearn.binding import REFUSALS, BoundTerm
 from unlearn.config import Config
 from unlearn.data.encoding import Examples
 from unlearn.data.sampling import Sampler
@@ -23,7 +23,6 @@ from unlearn.trainer import Loop, Optimisation
 from unlearn.world import World, examples_of
 
 log = logging.getLogger(__name__)
-REFUSALS = {"refusal": "forget", "retain_refusal": "retain"}  # refusals to the questions of which split
 
 
 def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTerm], record: RunLog) -> None:

@@ -24,6 +24,7 @@ from unlearn.data.encoding import Encoder, Examples, collate
 from unlearn.data.readers import read
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.sampling import epoch_batches
+from unlearn.ensemble import Ensemble, Member
 from unlearn.identity import digest
 from unlearn.models import llama, tokenizers
 from unlearn.store import Store
@@ -48,6 +49,10 @@ class World:
 
     def fingerprint(self, name: str) -> str:
         return self._load(name)[1]
+
+    def alone(self, name: str) -> Ensemble:
+        """One of the models as an ensemble of itself."""
+        return Ensemble((Member(name, self.model(name), self.fingerprint(name), 1.0, 0.0, False),))
 
     def _load(self, name: str) -> tuple[nn.Module, str]:
         if name not in self._models:

@@ -154,6 +154,8 @@ def test_a_failing_job_stops_no_other_and_sets_the_exit_status(tmp_path, store):
         (["algo=gaa"], "Could not find 'algo/gaa'"),
         (["-m", "algo=ga,gaa"], "Could not find 'algo/gaa'"),
         (["alfa=1"], "Key 'alfa' not in 'Config'"),
+        (["algo.betta=1"], "algo.betta: unknown key; known keys here: name, forget, retain"),
+        (["data.peple=3"], "data.peple: unknown key; known keys here: name, reader, template, people"),
         (["+algo.gama=1"], "algo.gama: unknown key"),
         (["algo=ga", "algo.beta=0.5"], "algo.beta=0.5: neither 'ga' nor 'none' has a beta"),
         (["algo=npo", "algo.beta=null"], "needs algo.beta, which is not set"),

@@ -28,7 +28,7 @@ from unlearn.config import Config, ConfigError
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.identity import Job, objective, run_folder
-from unlearn.rules import parse
+from unlearn.rules import parse, unknown_overrides
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,11 @@ def supervise(run: Callable[[], None], report: bool = True) -> int:
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
         if not call.started:  # nothing ran: help, --cfg, or a config that Hydra itself refused
-            return 2 if status == 1 else status
+            if status != 1:
+                return status
+            for line in unknown_overrides(sys.argv[1:]):
+                print(line, file=sys.stderr)
+            return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         status = 130

@@ -10,16 +10,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from unlearn.config import (
+    DATA_CONFIGS,
     OFFSET_INITS,
     WANDB_MODES,
     BiosConfig,
     Config,
     ConfigError,
+    DataConfig,
     ModelConfig,
     TofuConfig,
     is_number,
@@ -42,6 +44,26 @@ def parse(cfg: DictConfig) -> Config:
     if found:
         raise ConfigError("\n".join(found))
     return config
+
+
+def unknown_overrides(arguments: list[str]) -> Iterator[str]:
+    """Of ``key=value`` arguments those whose key the schema does not have, with the keys that stand there.
+
+    Hydra refuses them too, but names no choices and advises a ``+`` that is refused as well.
+    """
+    for argument in arguments:
+        key = argument.split("=", 1)[0].lstrip("+~")
+        if "=" not in argument or argument.startswith("-") or key.startswith("hydra"):
+            continue
+        kinds: list[type] = [Config]
+        for part in key.split("."):
+            names = dict.fromkeys(name for kind in kinds for name in get_type_hints(kind))
+            if part not in names and part != "experiment":
+                yield f"{key}: unknown key; known keys here: {', '.join(names)}"
+            hints = [get_type_hints(kind).get(part) for kind in kinds]
+            kinds = [k for h in hints for k in (DATA_CONFIGS.values() if h is DataConfig else [h]) if is_dataclass(k)]
+            if not kinds:  # a value, or a mapping whose keys are free
+                break
 
 
 def _unknown_keys(node: Any, path: str):

@@ -109,7 +109,9 @@ def _read_run(folder: Path) -> dict:
     """What the files of one run folder say; config.yaml must be there, the others may not be yet."""
     flat = dict(_flatten(_parse(folder / "config.yaml", lambda text: yaml.load(text, Loader=YAML_LOADER))))
     manifest = _json(folder / "manifest.json")
-    flat |= {k: v for k, v in _numbers(manifest.get("run") or {}).items() if k == "alpha"}  # the one it trained at
+    run = manifest.get("run") or {}
+    flat |= {k: v for k, v in _numbers(run).items() if k == "alpha"}  # the one it trained at
+    flat |= {"algo.name": "none"} if run.get("algo") == "none" else {}  # a method that trains nothing has no objective
     columns = {name: _setting(folder, flat, key, kind) for name, (key, kind) in IDENTITY.items()}
     stages = manifest.get("seconds") or {}
     columns |= {

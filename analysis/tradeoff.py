@@ -68,12 +68,17 @@ def _draw(ax, study: Study, x: str, y: str, table: pd.DataFrame, looks: dict) ->
 def _names(study: Study, table: pd.DataFrame) -> dict[tuple, str]:
     """Curve → its name in the legend, made of what differs between the curves only."""
     columns = curve_columns(study)
-    told = [c for c in columns if c == "algo" or table[c].nunique(dropna=c == "alpha") > 1]
+    told = [
+        c
+        for c in columns
+        if c == "algo" or (c == "method" and "none" in set(table["algo"])) or table[c].nunique(dropna=c == "alpha") > 1
+    ]
     repeated = table["n"].max() > 1
     names = {}
     for curve, points in table.groupby(columns, dropna=False, sort=False):
         own = [c for c in told if c != "alpha" or points[c].notna().all()]  # a curve over training alphas has no own
-        said = [_say(column, value) for column, value in zip(columns, curve, strict=True) if column in own]
+        settings = zip(columns, curve, strict=True)
+        said = [_say(c, value) for c, value in settings if c in own and (c, value) != ("algo", "none")]
         low, high = points["n"].min(), points["n"].max()
         curve = tuple(None if pd.isna(value) else value for value in curve)  # unlike NaN, None equals itself
         names[curve] = ", ".join(said) + (f" (n={low if low == high else f'{low}–{high}'})" if repeated else "")
@@ -84,6 +89,7 @@ def _say(column: str, value) -> str:
     if column in ("algo", "method", *SETTING):
         return str(value)
     shown = f"{value:g}" if isinstance(value, float) else str(value)
+    shown = "default" if pd.isna(value) else shown
     return f"trained at α={shown}" if column == "alpha" else f"{column.split('.')[-1]}={shown}"
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearn import grid
@@ -33,6 +36,16 @@ TINY = (
     "trainer.progress=false", "trainer.device=cpu", "eval.max_new_tokens=16", "wandb=disabled",
 )  # fmt: skip
 
+ALGOS = sorted(p.stem for p in (ROOT / "conf" / "algo").glob("*.yaml"))
+METHODS = sorted(p.stem for p in (ROOT / "conf" / "method").glob("*.yaml"))
+TRAINED = [m for m in METHODS if not m.startswith("dd")]
+
+
+def fits(algo: str, method: str) -> bool:
+    """Whether a method takes an objective: reversed ones belong to uld, and hidden states to a white box."""
+    return (algo == "uld") == (method == "uld") and (algo != "rmu" or method == "direct")
+
+
 register()
 
 
@@ -52,6 +65,35 @@ def execute(cfg: Config) -> Job:
     job = grid.job(cfg, read(cfg).fingerprint())
     run(job, OmegaConf.to_yaml(OmegaConf.structured(cfg)), {"algo.name": cfg.algo.name, "data.name": cfg.data.name})
     return job
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the program catches it."""
+
+
+def killed_at(step: int, cfg: Config, monkeypatch) -> Path:
+    """Run a config until it is killed before its step 0, 1, 2 …; the folder it leaves."""
+    from unlearn.trainer import Loop
+
+    def dying(self, micro_batches, real=Loop._step):
+        if self.step == step:
+            raise Killed
+        return real(self, micro_batches)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Loop, "_step", dying)
+        execute(cfg)
+    return grid.job(cfg, read(cfg).fingerprint()).folder
+
+
+def lines(folder: Path) -> list[dict]:
+    """What a run logged, step by step."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that a run kept."""
+    return load_file(folder / "offset" / "model.safetensors")
 
 
 def command(module: str, *arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, compose, raw
+from helpers import ALGOS, ROOT, TRAINED, compose, fits, raw
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -18,12 +18,13 @@ CHOICES = sorted(
     for path in (ROOT / "conf").glob("*/*.yaml")
     if path.parent.name not in ("experiment", "hydra")
 )
+NEEDS = {("algo", "rmu"): "method=direct", ("algo", "uld"): "method=uld", ("method", "uld"): "algo=uld"}
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_is_named_as_its_file(group, choice):
-    cfg = compose(f"{group}={choice}")
+    cfg = compose(f"{group}={choice}", *([NEEDS[group, choice]] if (group, choice) in NEEDS else []))
     if group in ("algo", "method", "pair", "data"):
         assert getattr(cfg, group).name == choice
 
@@ -33,9 +34,14 @@ def test_every_experiment_composes_and_is_a_study_of_its_own_name(experiment):
     assert compose(f"experiment={experiment}").study == experiment
 
 
-@pytest.mark.parametrize("algo", [choice for group, choice in CHOICES if group == "algo"])
-@pytest.mark.parametrize("method", [choice for group, choice in CHOICES if group == "method"])
-def test_every_algorithm_binds_and_has_a_learning_rate_for_every_method(algo, method):
+@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("method", TRAINED)
+def test_every_algorithm_binds_and_has_a_learning_rate_for_every_method_that_takes_it(algo, method):
+    if not fits(algo, method):
+        reason = "takes reversed|takes no reversed" if "uld" in (algo, method) else "a black box that shows only logits"
+        with pytest.raises(ConfigError, match=reason):
+            compose(f"algo={algo}", f"method={method}")
+        return
     cfg = compose(f"algo={algo}", f"method={method}")
     assert bind(**objective(cfg))
     assert learning_rate(cfg) > 0
@@ -68,6 +74,20 @@ REFUSED = [
     ("algo.name=x/y", "algo.name='x/y': names a folder"),
     ("algo.forget_weight=0 algo.retain_weight=0", "nothing would be trained"),
     ("method.members=[{name:tuned,model:target,constant:1,trained:true}]", "must be the frozen target"),
+    ("method.members=[{name:a,model:huge,constant:1}]", "must be one of target, small, small_general"),
+    ("method.alone=true", "training sees no α"),
+    ("method.rule=plausible method.members=[{name:target,model:target,alpha:1}]", "needs a member with a constant"),
+    ("method.file=nowhere.py", "method.file='nowhere.py': no such file"),
+    ("algo.file=nowhere.py", "algo.file='nowhere.py': no such file"),
+    ("algo=altpo algo.alternates.file=nowhere", "algo.alternates.file='nowhere': no such file"),
+    ("algo=pdu algo.retain=none", "algo.dual is the weight of a retain term"),
+    ("algo=pdu algo.dual.lr=0", "algo.dual.lr=0.0: must be a finite number above 0"),
+    ("algo=distill algo.teacher.members=[]", "at least one, and none trained"),
+    ("pair.tuning=half", "must be one of full, lora"),
+    ("pair.lora.rank=0", "must be a finite number of at least 1"),
+    ("trainer.held_out=1", "must be at least 0 and below 1"),
+    ("trainer.keep=first", "must be one of last, best"),
+    ("trainer.keep=best trainer.eval_every=0", "needs trainer.eval_every above 0"),
     ("trainer.retain_batch=0", "trainer.retain_batch=0: must be a finite number of at least 1"),
     ("trainer.warmup=2", "must lie between 0 and 1"),
     ("trainer.lr=0", "must be a finite number above 0"),
@@ -106,11 +126,13 @@ def test_a_method_without_a_learning_rate_says_how_to_give_one():
 
 CHANGES = ["algo=ga", "algo.beta=3", "alpha=0.5", "method=direct", "seed=1", "pair.seed=1", "pair.offset_init=full",
            "pair.small.hidden_size=32", "trainer.epochs=3", "trainer.lr=1e-4", "trainer.clip=2",
-           "trainer.retain_batch=10", "data.forget_people=2", "algo.retain_weight=2"]  # fmt: skip
+           "trainer.retain_batch=10", "data.forget_people=2", "algo.retain_weight=2",
+           "pair.tuning=lora", "method=proxy", "trainer.held_out=0", "trainer.keep=best"]  # fmt: skip
 KEEPS = ["eval.alphas=[0,1]", "eval.max_examples=3", "trainer.eval_every=0", "trainer.threads=2",
          "trainer.accumulate=4", "trainer.progress=false", "wandb=disabled", "paths.store=elsewhere",
          "algo.lr.direct=1", "trainer.save_every=1", "pair.target.general.epochs=3", "pair.tokenizer.vocab_size=400",
-         "pair.small.finetune.epochs=3", "trainer.lr=1e-3", "wandb.project=other"]  # fmt: skip
+         "pair.small.finetune.epochs=3", "trainer.lr=1e-3", "pair.lora.rank=3", "algo.lr.proxy=1",
+         "wandb.project=other"]  # fmt: skip
 
 
 def identity(*overrides):
@@ -141,6 +163,13 @@ def test_direct_ignores_alpha_in_training_so_its_runs_are_one():
     assert eval_alphas(compose("method=direct", "alpha=0.5")) == [0.5]
 
 
+def test_nothing_that_training_reads_matters_where_nothing_is_trained():
+    assert identity("method=dd", "algo=ga", "seed=3", "trainer.epochs=2") == identity("method=dd", "algo=npo")
+    assert identity("method=dd_rank") != identity("method=dd") != identity("method=dd", "pair.seed=1")
+    assert identity("method=dd_rank", "method.numbers.k=5") != identity("method=dd_rank")
+    assert run_folder(compose("method=dd", "algo=ga"), "data").name.startswith("dd-")
+
+
 def test_the_study_is_a_folder_and_not_part_of_the_hash():
     a, b = (run_folder(compose(f"study={s}"), "data") for s in ("one", "two"))
     assert a.name == b.name and a.parent == Path("runs/one") and b.parent == Path("runs/two")
@@ -149,7 +178,7 @@ def test_the_study_is_a_folder_and_not_part_of_the_hash():
 def test_every_setting_of_the_trainer_is_known_to_be_part_of_the_hash_or_not():
     """A new setting must be decided on, not forgotten."""
     part = {"epochs", "steps", "forget_batch", "retain_batch", "lr", "warmup", "final_lr", "weight_decay", "beta1",
-            "beta2", "clip"}  # fmt: skip
+            "beta2", "clip", "held_out", "keep"}  # fmt: skip
     assert set(run_identity(compose(), "data")["trainer"]) == part
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers import offset_ensemble, random_examples, tiny_llama
 
-from unlearn.config import MemberConfig, MethodConfig
+from unlearn.config import MemberConfig
 from unlearn.data.encoding import collate
-from unlearn.ensemble import Ensemble, Member, PairError, build, combine
+from unlearn.ensemble import Ensemble, Member, PairError, build
 from unlearn.models.llama import answer_rows
 
 ALPHAS = [-1.0, 0.0, 0.3, 0.7, 1.0, 2.0, 7.5]
@@ -28,7 +28,7 @@ def test_offset_equal_to_anchor_gives_the_target_bit_for_bit(batch, alpha):
     small = tiny_llama(1, hidden=8)
     ensemble = offset_ensemble(tiny_llama(0), copy.deepcopy(small), small)
     found = rows(ensemble, batch)
-    assert torch.equal(combine(ensemble.members, found, alpha), found["target"])
+    assert torch.equal(ensemble.logits(found, alpha), found["target"])
 
 
 def test_the_sum_is_target_plus_alpha_times_offset_minus_anchor(batch):
@@ -36,13 +36,13 @@ def test_the_sum_is_target_plus_alpha_times_offset_minus_anchor(batch):
     r = rows(ensemble, batch)
     for alpha in ALPHAS:
         expected = r["target"] + alpha * (r["offset"] - r["anchor"])
-        torch.testing.assert_close(combine(ensemble.members, r, alpha), expected)
+        torch.testing.assert_close(ensemble.logits(r, alpha), expected)
 
 
 def test_alpha_zero_is_the_target_with_zero_gradient(batch):
     ensemble = offset_ensemble(tiny_llama(0), tiny_llama(1, hidden=8), tiny_llama(2, hidden=8))
     r = rows(ensemble, batch)
-    logits = combine(ensemble.members, r, 0.0)
+    logits = ensemble.logits(r, 0.0)
     assert torch.equal(logits, r["target"])
     logits.log_softmax(-1)[:, 3].sum().backward()
     offset = ensemble.trained.model
@@ -53,7 +53,7 @@ def test_only_the_trained_member_gets_gradients(batch):
     ensemble = offset_ensemble(tiny_llama(0), tiny_llama(1, hidden=8), tiny_llama(2, hidden=8))
     for m in ensemble.members:
         m.model.requires_grad_(m.trained)
-    combine(ensemble.members, rows(ensemble, batch), 1.0).logsumexp(-1).sum().backward()
+    ensemble.logits(rows(ensemble, batch), 1.0).logsumexp(-1).sum().backward()
     for m in ensemble.members:
         assert all((p.grad is not None) == m.trained for p in m.model.parameters())
 
@@ -61,8 +61,8 @@ def test_only_the_trained_member_gets_gradients(batch):
 def test_the_gradient_of_the_offset_is_alpha_times_that_of_the_ensemble(batch):
     target, offset, anchor = (torch.randn(9, 5, dtype=torch.float64) for _ in range(3))
     offset.requires_grad_(True)
-    members = offset_ensemble(None, None, None).members
-    logits = combine(members, {"target": target, "offset": offset, "anchor": anchor}, 0.7)
+    ensemble = offset_ensemble(None, None, None)
+    logits = ensemble.logits({"target": target, "offset": offset, "anchor": anchor}, 0.7)
     logits.log_softmax(-1)[:, 0].sum().backward()
     free = logits.detach().requires_grad_(True)
     free.log_softmax(-1)[:, 0].sum().backward()
@@ -76,7 +76,7 @@ def direct(target, tuned) -> Ensemble:
 def test_direct_at_alpha_one_is_the_tuned_model_itself_and_needs_no_target(batch):
     ensemble = direct(tiny_llama(0), tiny_llama(1))
     r = {"tuned": answer_rows(ensemble.trained.model, batch)}
-    assert torch.equal(combine(ensemble.members, r, 1.0), r["tuned"])
+    assert torch.equal(ensemble.logits(r, 1.0), r["tuned"])
     assert ensemble.frozen(1.0) == []
 
 
@@ -84,12 +84,12 @@ def test_direct_at_another_alpha_scales_the_change_of_logits(batch):
     ensemble = direct(tiny_llama(0), tiny_llama(1))
     r = rows(ensemble, batch)
     expected = r["target"] + 0.5 * (r["tuned"] - r["target"])
-    torch.testing.assert_close(combine(ensemble.members, r, 0.5), expected)
-    assert torch.equal(combine(ensemble.members, r, 0.0), r["target"])
+    torch.testing.assert_close(ensemble.logits(r, 0.5), expected)
+    assert torch.equal(ensemble.logits(r, 0.0), r["target"])
 
 
 def test_members_of_different_vocabulary_are_refused_with_names_and_sizes():
-    method = MethodConfig("m", [MemberConfig("target", "target", 1.0), MemberConfig("offset", "small", 0, 1.0, True)])
+    members = [MemberConfig("target", "target", 1.0), MemberConfig("offset", "small", 0, 1.0, True)]
     models = {"target": tiny_llama(0), "offset": tiny_llama(1, vocabulary=41)}
     with pytest.raises(PairError, match="target 40, offset 41"):
-        build(method, models, {"target": "", "offset": ""}, {"target": 40, "offset": 41})
+        build(members, models, {"target": "", "offset": ""}, {"target": 40, "offset": 41})

@@ -4,7 +4,6 @@ import pytest
 import torch
 from helpers import offset_ensemble, random_examples, tiny_llama
 
-from unlearn.ensemble import combine
 from unlearn.generation import greedy
 
 
@@ -13,7 +12,7 @@ def uncached(ensemble, prompt, alpha, steps):
     ids = list(prompt)
     for _ in range(steps):
         rows = {m.name: m.model(input_ids=torch.tensor([ids])).logits[0, -1:].float() for m in ensemble.members}
-        token = combine(ensemble.members, rows, alpha).argmax(-1).item()
+        token = ensemble.logits(rows, alpha).argmax(-1).item()
         if token == 1:
             break
         ids.append(token)

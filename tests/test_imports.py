@@ -9,13 +9,14 @@ from helpers import ROOT
 
 # In the order of DESIGN's data flow: a module imports only from lines above its own.
 ORDER = [
-    "config", "identity", "files", "rules", "store",
+    "config", "identity", "files", "need", "rules_learning", "rules", "store",
     "data.rows", "data.bios_words", "data.bios", "data.tofu", "data.readers", "data.encoding", "data.sampling",
-    "models.llama", "models.tokenizers", "ensemble", "frozen", "scoring",
+    "own", "combination", "models.llama", "models.tokenizers", "ensemble", "frozen", "scoring",
     "answers", "losses", "binding", "trainer", "objective", "generation",
     "metrics.base", "metrics.probability", "metrics.rouge", "metrics.truth_ratio", "metrics.exact_memorization",
     "metrics.forget_quality", "metrics.model_utility", "evaluation",
-    "runlog", "world", "training", "job", "table", "grid", "run", "rerun", "evaluate", "generate", "prepare",
+    "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
+    "table", "grid", "run", "rerun", "evaluate", "generate", "prepare", "calibrate",
 ]  # fmt: skip
 
 

@@ -1,13 +1,13 @@
-"""Objectives against arithmetic written out by hand, against autograd in float64, and their invariants."""
+"""Objectives against arithmetic written out by hand, and how they are bound; test_gradients.py has their gradients."""
 
-import inspect
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from unlearn.answers import Answers, ObjectiveError, PerToken
-from unlearn.binding import READS, bind
+from unlearn.binding import bind
 from unlearn.losses import FORGET, RETAIN
 
 LABELS = torch.tensor([0, 1, 1, 0, 2])
@@ -64,107 +64,6 @@ def test_kl_is_exactly_zero_where_the_ensemble_is_the_target():
     assert answers.kl.eq(0).all()
 
 
-def random_answers(logits: torch.Tensor, seed: int = 0) -> Answers:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, logits.shape[1], (len(logits),), generator=generator)
-    owner = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 2])
-    target = torch.randn(logits.shape, generator=generator, dtype=logits.dtype)
-    return Answers(logits, labels, owner, target)
-
-
-NUMBERS = {
-    "npo": {"beta": 0.3}, "simnpo": {"beta": 2.5, "gamma": 0.4}, "dpo": {"beta": 0.2}, "undial": {"beta": 3.0},
-    "wga": {"beta": 0.5}, "satimp": {"beta1": 2.0, "beta2": 0.5}, "ap": {"beta": 0.7},
-}  # fmt: skip
-
-
-def naive(name: str, groups: list[tuple[torch.Tensor, Answers]]) -> torch.Tensor:
-    """Each term written from its definition, token by token, in float64; ``groups`` in the order it reads them."""
-    (logits, a), n = groups[0], NUMBERS.get(name, {})
-    b = n.get("beta")
-    tokens, answers = range(len(a.owner)), range(int(a.owner.max()) + 1)
-
-    def p(t, group=0):
-        x, given = groups[group]
-        return x.softmax(-1)[t, given.labels[t]]
-
-    def q(t, group=0):
-        given = groups[group][1]
-        return given.target_logits.softmax(-1)[t, given.labels[t]]
-
-    def over(answer, value, group=0):
-        return torch.stack([value(t) for t in tokens if groups[group][1].owner[t] == answer])
-
-    def log_p(answer, group=0):
-        return over(answer, lambda t: p(t, group).log(), group).sum()
-
-    def ratio(answer, group=0):
-        return over(answer, lambda t: (p(t, group) / q(t, group)).log(), group).sum()
-
-    def mean_p(answer, group=0):
-        return over(answer, lambda t: p(t, group), group).mean()
-
-    def kl(t):
-        reference, mine = a.target_logits.softmax(-1)[t], logits.softmax(-1)[t]
-        return (reference * (reference / mine).log()).sum()
-
-    def soft_ce(t, soft):
-        return -(soft.detach() * logits[t].log_softmax(-1)).sum()
-
-    def without_label(t):
-        kept = [v for v in range(logits.shape[1]) if v != a.labels[t]]
-        soft = logits[t].detach()[kept].softmax(-1)
-        return -(soft * logits[t].log_softmax(-1)[kept]).sum()
-
-    def later(answer):
-        mine = [t for t in tokens if a.owner[t] == answer][1:]
-        return torch.stack([without_label(t) for t in mine]).mean()
-
-    def undial(t):
-        lowered = a.target_logits[t].clone()
-        lowered[a.labels[t]] -= b
-        return soft_ce(t, lowered.softmax(-1))
-
-    per_token = {
-        "ga": lambda t: p(t).log(),
-        "idk": lambda t: -p(t).log(),
-        "nll": lambda t: -p(t).log(),
-        "kl": kl,
-        "nll_kl": lambda t: kl(t) - p(t).log(),
-        "undial": undial,
-        "wga": lambda t: p(t).detach() ** b * p(t).log(),
-        "satimp": lambda t: p(t).detach() ** n["beta1"] * (1 - p(t).detach()) ** n["beta2"] * p(t).log(),
-        "me": lambda t: sum(1 / 6 * ((1 / 6) / pv).log() for pv in logits[t].softmax(-1)),
-    }
-    per_answer = {
-        "npo": lambda i: -2 / b * torch.sigmoid(-b * ratio(i)).log(),
-        "simnpo": lambda i: -2 / b * torch.sigmoid(-b * over(i, lambda t: p(t).log()).mean() - n["gamma"]).log(),
-        "dpo": lambda i: -2 / b * torch.sigmoid(b * (ratio(i, 1) - ratio(i, 0))).log(),
-        "ceu": later,
-        "flat_tv": lambda i: -torch.tanh(mean_p(i, 1)) / 2 + torch.tanh(mean_p(i)) / 2,
-        "flat_kl": lambda i: -mean_p(i, 1) + (mean_p(i) - 1).exp(),
-        "flat_pearson": lambda i: -mean_p(i, 1) + mean_p(i) ** 2 / 4 + mean_p(i),
-        "ap": lambda i: -1 / b * torch.sigmoid(b * (log_p(i, 0) - log_p(i, 1))).log(),
-    }
-    if name in per_token:
-        return torch.stack([per_token[name](t) for t in tokens])
-    return torch.stack([per_answer[name](i) for i in answers])
-
-
-@pytest.mark.parametrize("name", [*FORGET, *(r for r in RETAIN if r != "none")])
-def test_value_and_gradient_equal_a_naive_float64_implementation(name):
-    term = (FORGET | RETAIN)[name]
-    reads = [r for r in inspect.signature(term).parameters if r in READS]
-    logits = [torch.randn(10, 6, dtype=torch.float64, requires_grad=True) for _ in reads]
-    values = term(*(random_answers(x, seed) for seed, x in enumerate(logits)), **NUMBERS.get(name, {}))
-    expected = naive(name, [(x, random_answers(x.detach(), seed)) for seed, x in enumerate(logits)])
-    torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
-    for gradient, right in zip(
-        torch.autograd.grad(values.sum(), logits), torch.autograd.grad(expected.sum(), logits), strict=True
-    ):
-        torch.testing.assert_close(gradient, right, rtol=1e-11, atol=1e-12)
-
-
 def test_undial_wants_the_targets_distribution_without_the_answer(answers):
     # row 0: P_target = (.25, .5, .25), label 0 lowered by ln 2: (.125, .5, .25) / .875; P = (.5, .25, .25)
     value = FORGET["undial"](answers, beta=LN2)[0].item()
@@ -182,26 +81,65 @@ def test_weighted_ascent_becomes_plain_ascent_as_its_exponents_vanish(answers):
     torch.testing.assert_close(FORGET["satimp"](answers, beta1=0.0, beta2=0.0), ascent)
 
 
-def test_npo_becomes_gradient_ascent_as_beta_vanishes():
-    logits = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
-    answers = random_answers(logits)
-    beta = 1e-6
-    npo = FORGET["npo"](answers, beta=beta) - 2 * math.log(2) / beta  # its constant
-    reference = answers.per_answer(answers.target_logp)
-    ascent = answers.per_answer(FORGET["ga"](answers)) - reference
-    torch.testing.assert_close(npo, ascent, rtol=1e-4, atol=1e-4)
-    (of_npo,) = torch.autograd.grad(npo.sum(), logits, retain_graph=True)
-    (of_ascent,) = torch.autograd.grad(ascent.sum(), logits)
-    torch.testing.assert_close(of_npo, of_ascent, rtol=1e-5, atol=1e-6)
+def test_the_margin_is_how_far_the_largest_logit_is_above_the_mean_one():
+    # row 0: max 4, mean 1; a constant on a row changes neither; row 1: all equal, nothing left to flatten
+    logits = torch.tensor([[4.0, -1.0, 0.0], [7.0, 7.0, 7.0]])
+    answers = Answers(logits + torch.tensor([[10.0], [-3.0]]), torch.tensor([0, 1]), torch.tensor([0, 0]))
+    assert FORGET["margin"](answers).tolist() == [9.0, 0.0]
 
 
-def test_the_loss_pulls_at_the_ensembles_residual():
-    """∂ − log P(y) / ∂ logits = P − onehot(y), the identity that δ-Unlearning trains the offset with."""
-    logits = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
-    answers = random_answers(logits)
-    (gradient,) = torch.autograd.grad(RETAIN["nll"](answers).sum(), logits)
-    onehot = torch.nn.functional.one_hot(answers.labels, 6)
-    torch.testing.assert_close(gradient, logits.softmax(-1) - onehot)
+def test_altpo_is_dpo_with_another_answer_in_the_place_of_the_refusal(answers):
+    other = dataclasses.replace(answers, logits=answers.logits.flip(-1))
+    # log-ratios of the answers: ln 2 and −3 ln 2. Of the flipped rows: P(labels) = .25 .25 | .125 .25 .25, so
+    # ln(.25·.25 / .25·.25) = 0 and ln(.125·.25·.25 / .5·.5·.5) = −4 ln 2. −(2/β) ln σ(β(other − own)), β = 2:
+    values = FORGET["altpo"](answers, other, beta=2.0)
+    assert values.tolist() == pytest.approx([math.log(1 + 2**2), math.log(1 + 2**2)])
+    torch.testing.assert_close(values, FORGET["dpo"](answers, other, beta=2.0), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["distill", "distill_retain"])
+def test_distillation_of_the_target_at_temperature_one_is_kl(answers, name):
+    taught = dataclasses.replace(answers, teacher_logits=lambda: answers.target - 5.0)
+    torch.testing.assert_close((FORGET | RETAIN)[name](taught, temperature=1.0), RETAIN["kl"](answers))
+
+
+def test_distillation_softens_both_sides_and_keeps_the_size_of_its_gradient():
+    # T = 2 on ln 4 and ln 9 : 1 gives 2 : 1 and 3 : 1; T² KL = 4 (⅔ ln(⅔ / ¾) + ⅓ ln(⅓ / ¼))
+    teacher, logits = rows([[0.8, 0.2]]), rows([[0.9, 0.1]])
+    answers = Answers(logits, torch.tensor([1]), torch.tensor([0]), teacher_logits=lambda: teacher)
+    expected = 4 * (2 / 3 * math.log(8 / 9) + 1 / 3 * math.log(4 / 3))
+    assert FORGET["distill"](answers, temperature=2.0).tolist() == pytest.approx([expected])
+
+
+def test_memorising_is_gradient_ascent_reversed_and_uniform_is_least_where_nothing_is_known(answers):
+    torch.testing.assert_close(FORGET["memorize"](answers), -FORGET["ga"](answers))
+    # row 0: −(ln ½ + 2 ln ¼) / 3 = 5/3 ln 2; the flat row: ln 3, and no row has less
+    flat = dataclasses.replace(answers, logits=torch.zeros(5, 3, dtype=torch.float64))
+    assert RETAIN["uniform"](answers)[0].item() == pytest.approx(5 / 3 * LN2)
+    assert RETAIN["uniform"](flat).tolist() == pytest.approx([math.log(3)] * 5)
+    assert (RETAIN["uniform"](answers) > math.log(3)).all()
+
+
+def with_hidden(hidden: torch.Tensor, target: torch.Tensor | None = None) -> Answers:
+    n = len(hidden)
+    return Answers(torch.zeros(n, 3), torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long),
+                   hidden=hidden, target_hidden=target)  # fmt: skip
+
+
+def test_rmu_steers_every_token_to_one_direction_of_the_asked_length():
+    # from h = 0 the value is |scale · u|² / D = scale² / D; and it is 0 at one point only, the same for all tokens
+    assert FORGET["rmu"](with_hidden(torch.zeros(2, 8)), layer=0, scale=6.0).tolist() == pytest.approx([36 / 8] * 2)
+    hidden = torch.randn(3, 8, requires_grad=True)
+    FORGET["rmu"](with_hidden(hidden), layer=0, scale=6.0).sum().backward()
+    there = (hidden - hidden.grad * 8 / 2).detach()  # of a square, half the gradient leads to the minimum
+    torch.testing.assert_close(there[0], there[2])
+    torch.manual_seed(99)  # the direction does not hang on the global stream of random numbers
+    assert FORGET["rmu"](with_hidden(there), layer=0, scale=6.0).tolist() == pytest.approx([0] * 3, abs=1e-9)
+
+
+def test_staying_is_the_mean_square_of_what_hidden_states_moved():
+    hidden, target = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 2.0], [0.0, 8.0]])
+    assert RETAIN["stay"](with_hidden(hidden, target), layer=0).tolist() == [0.0, 12.5]
 
 
 def test_binding_checks_the_numbers_of_a_term():
@@ -228,7 +166,7 @@ def test_a_term_with_another_signature_is_refused(monkeypatch):
 
     for function in (nameless, scalar):
         monkeypatch.setitem(FORGET, "mine", function)
-        with pytest.raises(ObjectiveError, match="must take one or more of forget, refusal, retain"):
+        with pytest.raises(ObjectiveError, match="must take one or more of forget, refusal, alternate, retain, "):
             bind("mine", "none", 1.0, 1.0, {})
 
 
@@ -236,3 +174,17 @@ def test_a_term_that_compares_with_the_target_says_so_when_it_has_none():
     answers = Answers(torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]))
     with pytest.raises(ObjectiveError, match="compares with the target"):
         FORGET["npo"](answers, beta=0.1)
+
+
+def test_a_term_that_learns_from_a_teacher_says_so_when_there_is_none():
+    answers = Answers(torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]))
+    with pytest.raises(ObjectiveError, match="learns from a teacher, and algo.teacher names none"):
+        FORGET["distill"](answers, temperature=1.0)
+
+
+def test_a_term_with_a_layer_reads_hidden_states_and_no_other_does():
+    numbers = {"layer": 1.0, "scale": 5.0}
+    assert [t.layer for t in bind("rmu", "stay", 1, 1, numbers)] == [1, 1]
+    assert [t.layer for t in bind("ga", "nll", 1, 1, {})] == [None, None]
+    with pytest.raises(ObjectiveError, match="needs algo.numbers.scale"):
+        bind("rmu", "stay", 1, 1, {"layer": 0.0})

@@ -9,6 +9,7 @@ from unlearn import runlog
 from unlearn.answers import ObjectiveError
 from unlearn.binding import bind
 from unlearn.identity import run_folder
+from unlearn.own import OwnFileError
 
 
 def readme_block(kind: str, holding: str) -> str:
@@ -41,21 +42,44 @@ def test_what_the_file_says_is_part_of_the_runs_hash(own, monkeypatch):
 
 
 WRONG = {
-    "def mine(rows): return 0": "must take one or more of forget, refusal, retain",
-    "def mine(forget): return forget.logp": "return PerToken or PerAnswer",
-    "def mine(forget: Answers) -> PerToken: return forget.logp": "annotations cannot be read|cannot be imported",
-    "import nothing_of_this_name": "cannot be imported: ModuleNotFoundError",
-    "def other(): pass": "no such forget term; there are ga, .*other",
-}
+    "def mine(rows): return 0": (ObjectiveError, "must take one or more of forget, refusal, alternate, retain"),
+    "def mine(forget): return forget.logp": (ObjectiveError, "return PerToken or PerAnswer"),
+    "def mine(forget: Answers) -> PerToken: return forget.logp": (
+        OwnFileError, "annotations cannot be read|cannot be imported",
+    ),
+    "import nothing_of_this_name": (OwnFileError, "algo.file=.*cannot be imported: ModuleNotFoundError"),
+    "def other(): pass": (ObjectiveError, "no such forget term; there are ga, .*other"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", WRONG)
 def test_a_file_with_another_signature_is_refused(tmp_path, text):
+    error, message = WRONG[text]
     (tmp_path / "terms.py").write_text(text)
-    with pytest.raises(ObjectiveError, match=WRONG[text]):
+    with pytest.raises(error, match=message):
         bind("mine", "none", 1.0, 1.0, {}, str(tmp_path / "terms.py"))
+
+
+def test_a_file_that_is_not_python_is_refused_and_only_what_it_defines_itself_is_a_term(tmp_path):
+    (tmp_path / "terms.txt").write_text("")
+    with pytest.raises(OwnFileError, match="algo.file=.*its name must end in .py"):
+        bind("ga", "none", 1.0, 1.0, {}, str(tmp_path / "terms.txt"))
+    (tmp_path / "terms.py").write_text("from unlearn.losses import ga as borrowed\ndef _hidden(forget): pass\n")
+    with pytest.raises(ObjectiveError, match="no such forget term") as error:
+        bind("nothing", "none", 1.0, 1.0, {}, str(tmp_path / "terms.py"))
+    assert "borrowed" not in str(error.value) and "_hidden" not in str(error.value)
 
 
 def test_a_missing_file_is_refused_before_any_work(tmp_path):
     done = command("unlearn.run", "algo=ga", "algo.file=nowhere.py", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "algo.file='nowhere.py': no such file" in done.stderr
+
+
+def test_the_readmes_own_method_runs_from_the_command_line(tmp_path, store):
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "rules.py").write_text(readme_block("python", "def capped"))
+    (tmp_path / "mine" / "method" / "capped.yaml").write_text(readme_block("yaml", "rule: capped"))
+    options = ("--config-dir", "mine", *TINY, f"paths.store={store}", "method=capped", "algo=npo", "trainer.lr=1e-3")
+    command("unlearn.run", *options, cwd=tmp_path)
+    (folder,) = (tmp_path / "runs" / "default").glob("npo-capped-*")
+    assert runlog.manifest(folder)["status"] == "done"

@@ -31,6 +31,10 @@ class Answers:
     owner: Tensor  # [N] answer that each row belongs to, 0 … B − 1
     # [N, V] of the target, the reference model (P = P_target at step 0); a function is called when a term asks
     target_logits: Tensor | Callable[[], Tensor] | None = None
+    teacher_logits: Callable[[], Tensor] | None = None  # [N, V] of the ensemble that `distill` learns from
+    # [N, D] hidden states after one layer, of the trained model and of the target: only where they are one white box
+    hidden: Tensor | None = None
+    target_hidden: Tensor | None = None
 
     @cached_property
     def logp(self) -> Tensor:
@@ -83,3 +87,10 @@ class Answers:
         if self.target_logits is None:
             raise ObjectiveError("this term compares with the target, whose rows were not given")
         return self.target_logits() if callable(self.target_logits) else self.target_logits
+
+    @property
+    def teacher(self) -> Tensor:
+        """Logits of the teacher, [N, V]."""
+        if self.teacher_logits is None:
+            raise ObjectiveError("this term learns from a teacher, and algo.teacher names none")
+        return self.teacher_logits()

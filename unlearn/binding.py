@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from unlearn.answers import Answers, ObjectiveError, PerAnswer, PerToken
+from unlearn.config import NUMBERS
 from unlearn.losses import FORGET, RETAIN, Term
+from unlearn.own import functions, signature
 
-REFUSALS = {"refusal": "forget", "retain_refusal": "retain"}  # refusals to the questions of which split
-READS = ("forget", "refusal", "retain", "retain_refusal")
+REFUSALS = ("refusal", "retain_refusal")
+PAIRED = {"refusal": "forget", "retain_refusal": "retain", "alternate": "forget"}  # answers to which split's questions
+READS = ("forget", "refusal", "alternate", "retain", "retain_refusal")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class BoundTerm:
     per_token: bool  # its values are per answer token, not per answer
     numbers: Mapping[str, float]
     weight: float
+
+    @property
+    def layer(self) -> int | None:
+        """The layer whose hidden states the term reads; None for terms of the logits alone."""
+        return int(self.numbers["layer"]) if "layer" in self.numbers else None
 
     def __call__(self, answers: Mapping[str, Answers]) -> Tensor:
         return self.function(**{name: answers[name] for name in self.reads}, **self.numbers)
@@ -45,7 +50,7 @@ def bind(
     ``numbers`` holds the settings by name (β, γ …), None where not given. One that no term takes is refused, as is a
     term that misses one of its own. Functions of ``file``, a user's own, come before ours.
     """
-    own = _functions(file) if file is not None else {}
+    own = functions(file, "algo.file")
     forgets, retains = FORGET | own, RETAIN | own
     for name, kind, table in ((forget, "forget", forgets), (retain, "retain", retains)):
         if name not in table:
@@ -63,35 +68,17 @@ def bind(
     return terms
 
 
-def _functions(file: str) -> dict[str, Term]:
-    """The public functions that a user's file defines itself."""
-    spec = importlib.util.spec_from_file_location(f"unlearn_user_{Path(file).stem}", file)
-    if spec is None or spec.loader is None:
-        raise ObjectiveError(f"algo.file={file!r}: not a Python file, its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ObjectiveError(f"algo.file={file!r} cannot be imported: {type(error).__name__}: {error}") from error
-    found = inspect.getmembers(module, inspect.isfunction)
-    return {name: f for name, f in found if f.__module__ == module.__name__ and not name.startswith("_")}
-
-
 def _bound(name: str, function: Term, given: Mapping[str, float], weight: float) -> BoundTerm:
-    try:
-        signature = inspect.signature(function, eval_str=True)
-    except NameError as error:
-        raise ObjectiveError(f"term {name!r}: its annotations cannot be read: {error}") from error
-    reads = tuple(p for p in signature.parameters if p in READS)
-    if not reads or signature.return_annotation not in (PerToken, PerAnswer):
+    found = signature(function, f"term {name!r}")
+    reads = tuple(p for p in found.parameters if p in READS)
+    if not reads or found.return_annotation not in (PerToken, PerAnswer):
         raise ObjectiveError(
             f"term {name!r} must take one or more of {', '.join(READS)} and return PerToken or "
-            f"PerAnswer; its signature is {name}{signature}"
+            f"PerAnswer; its signature is {name}{found}"
         )
-    wanted = [p for p in signature.parameters if p not in READS]
+    wanted = [p for p in found.parameters if p not in READS]
     for p in wanted:
         if p not in given:
-            raise ObjectiveError(f"term {name!r} needs algo.{p}, which is not set")
-    return BoundTerm(
-        name, function, reads, signature.return_annotation == PerToken, {p: given[p] for p in wanted}, weight
-    )
+            where = f"algo.{p}" if p in NUMBERS else f"algo.numbers.{p}"
+            raise ObjectiveError(f"term {name!r} needs {where}, which is not set")
+    return BoundTerm(name, function, reads, found.return_annotation == PerToken, {p: given[p] for p in wanted}, weight)

@@ -16,6 +16,9 @@ from omegaconf import MISSING
 
 NUMBERS = ("beta", "gamma", "beta1", "beta2")  # settings of an objective that only some terms have
 OFFSET_INITS = ("general", "full", "retain")
+MODELS = ("target", "small", "small_general", "small_full", "small_retain")  # what a member may be
+TUNINGS = ("full", "lora")
+KEEP = ("last", "best")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -24,6 +27,43 @@ class ConfigError(ValueError):
 
 
 # --- the schema -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MemberConfig:
+    """One member of the ensemble; its weight is ``constant + alpha · α``."""
+
+    name: str = MISSING
+    model: str = MISSING  # one of MODELS; "small" knows what pair.offset_init says, the others what their name says
+    constant: float = 0.0
+    alpha: float = 0.0
+    trained: bool = False
+
+
+@dataclass
+class TeacherConfig:
+    """An ensemble of frozen members that `distill` learns from."""
+
+    alpha: float = 1.0
+    members: list[MemberConfig] = field(default_factory=list)
+
+
+@dataclass
+class DualConfig:
+    """The retain weight as a dual variable: λ ← max(0, λ + lr · (retain term − bound)), once per step."""
+
+    bound: float = MISSING  # ε: what the retain term may be
+    lr: float = 1.0
+    warmup: int = 0  # epochs before the first update; until then λ is `retain_weight`
+
+
+@dataclass
+class AlternatesConfig:
+    """Other answers to the forget questions: read from a file, or sampled from the target."""
+
+    file: str | None = None  # JSON lines {"question": …, "answer": …}; null: sampled from the target
+    count: int = 5  # samples per question
+    temperature: float = 1.0  # of the first round; raised for questions that still lack other answers
 
 
 @dataclass
@@ -39,29 +79,30 @@ class AlgoConfig:
     gamma: float | None = None  # only for terms that have a margin γ
     beta1: float | None = None  # only for satimp
     beta2: float | None = None
-    numbers: dict[str, float] = field(default_factory=dict)  # settings of your own terms, by their parameter's name
+    numbers: dict[str, float] = field(default_factory=dict)  # other numbers of the terms, by their parameter's name
     file: str | None = None  # a Python file of your own with terms; relative to the working directory
     lr: dict[str, float] = field(default_factory=dict)  # learning rate by method
-
-
-@dataclass
-class MemberConfig:
-    """One member of the ensemble; its weight is ``constant + alpha · α``."""
-
-    name: str = MISSING
-    model: str = MISSING  # "target" or "small"
-    constant: float = 0.0
-    alpha: float = 0.0
-    trained: bool = False
+    reversed: bool = False  # teaches the forget set instead of removing it: for methods that subtract what was learnt
+    white_box: bool = False  # reads hidden states of the model that is to forget
+    teacher: TeacherConfig | None = None  # only for `distill`
+    dual: DualConfig | None = None  # null: the retain weight is constant
+    alternates: AlternatesConfig | None = None  # only for terms that read `alternate`
 
 
 @dataclass
 class MethodConfig:
-    """A way of unlearning: the list of its members, exactly one of them trained."""
+    """A way of unlearning: the list of its members, at most one of them trained, and the rule that joins them."""
 
     name: str = MISSING
     members: list[MemberConfig] = field(default_factory=list)
     train_alpha: float | None = None  # null: the run's `alpha`; a number: the method trains at this α whatever `alpha`
+    alone: bool = (
+        False  # the trained member learns on its own softmax, its frozen start as reference, and is then added
+    )
+    reversed: bool = False  # takes objectives that are reversed, and no others
+    rule: str = "sum"  # (unlearn/combination.py) sum | plausible | rank, or a function of `file`
+    numbers: dict[str, float] = field(default_factory=dict)  # of the rule, by its parameter's name
+    file: str | None = None  # a Python file of your own with a rule; relative to the working directory
 
 
 @dataclass
@@ -94,12 +135,24 @@ class ModelConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank updates of every linear layer but the head (peft); merged into the weights when training ends."""
+
+    rank: int = 8
+    alpha: float = 16.0  # updates are scaled by alpha / rank
+    dropout: float = 0.0
+    lr_factor: float = 10.0  # the learning rate is `algo.lr` times this
+
+
+@dataclass
 class PairConfig:
     """Target and small pair, with the retrained reference they imply."""
 
     name: str = MISSING
     seed: int = 0  # of the world and of every model's training; `seed` is the unlearning run's
     offset_init: str = "general"
+    tuning: str = "full"  # of the trained member: all its weights, or LoRA
+    lora: LoraConfig = field(default_factory=LoraConfig)
     batch_size: int = 32  # examples per step when models are trained from scratch
     warmup: float = 0.1  # share of the steps
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -155,6 +208,7 @@ class TrainerConfig:
     steps: int | None = None  # instead of epochs
     forget_batch: int = 20
     retain_batch: int = 60
+    held_out: float = 0.1  # share of the retain set that no step sees: for choosing α and checkpoints
     accumulate: int = 1  # micro-batches an optimiser step is split into; never changes a result
     lr: float | None = None  # null: `algo.lr` of the method
     warmup: float = 0.1  # share of the steps
@@ -166,6 +220,7 @@ class TrainerConfig:
     log_every: int = 1
     eval_every: int = 10  # steps between points of the trajectory; 0: none
     eval_examples: int = 100  # per split at such a point
+    keep: str = "last"  # weights that the run keeps: of the last step, or "best" by the rule of unlearn/collapse.py
     save_every: int = 50  # steps between checkpoints; 0: none
     stored_rows_gib: float = 1.0  # frozen rows of a split that are larger than this are recomputed, not stored
     threads: int = 1  # torch threads of this process

@@ -2,7 +2,8 @@
 
 δ-Unlearning (arXiv 2404.11045, Eq. 1) is target + α (offset − anchor). The sum is taken as base + α · change, with
 change = Σ slope_i · l_i summed first: where offset and anchor agree the change is exactly zero, and the ensemble is
-the target bit for bit. Nothing here knows where the rows come from: a forward pass, the store, or a server.
+the target bit for bit. A method may join base and change by another rule (``combination.py``). Nothing here knows
+where the rows come from: a forward pass, the store, or a server.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from unlearn.config import MethodConfig
+from unlearn.combination import SUM, Rule
+from unlearn.config import MemberConfig
 
 
 class PairError(ValueError):
@@ -35,33 +37,40 @@ class Member:
 @dataclass(frozen=True)
 class Ensemble:
     members: tuple[Member, ...]
+    rule: Rule = SUM
 
     @property
-    def trained(self) -> Member:
-        return next(m for m in self.members if m.trained)
+    def trained(self) -> Member | None:
+        """The member that learns; None where a method only combines what is there."""
+        return next((m for m in self.members if m.trained), None)
 
     def frozen(self, alpha: float) -> list[Member]:
         """Frozen members that count at this α."""
-        return [m for m in self.members if not m.trained and m.weight(alpha) != 0]
+        return [m for m in self.members if not m.trained and self._counts(m, alpha)]
 
     def needed(self, alphas: Sequence[float]) -> list[Member]:
-        """Members that at least one of the α's gives a weight."""
-        return [m for m in self.members if any(m.weight(a) != 0 for a in alphas)]
+        """Members that count at one of the α's at least."""
+        return [m for m in self.members if any(self._counts(m, a) for a in alphas)]
 
+    def logits(self, rows: Mapping[str, Tensor], alpha: float) -> Tensor:
+        """Logits of the ensemble, [N, V], from the rows of its members by name.
 
-def combine(members: Sequence[Member], rows: Mapping[str, Tensor], alpha: float) -> Tensor:
-    """Logits of the ensemble, [N, V], from the rows of its members by name.
+        Members that do not count at this α may be missing from ``rows``. In a plain sum, a single member of weight 1
+        is returned as it is.
+        """
+        used = [m for m in self.members if self._counts(m, alpha) or (m.trained and m.name in rows)]
+        if self.rule is SUM and len(used) == 1 and used[0].weight(alpha) == 1:
+            return rows[used[0].name]
+        base = _sum((m.constant, rows[m.name]) for m in used)
+        change = _sum((m.slope, rows[m.name]) for m in used)
+        if change is None:
+            return base
+        return alpha * change if base is None else self.rule(base, change, alpha)
 
-    Members without weight at this α may be missing from ``rows``. A single member of weight 1 is returned as it is.
-    """
-    used = [m for m in members if m.weight(alpha) != 0 or (m.trained and m.name in rows)]
-    if len(used) == 1 and used[0].weight(alpha) == 1:
-        return rows[used[0].name]
-    base = _sum((m.constant, rows[m.name]) for m in used)
-    change = _sum((m.slope, rows[m.name]) for m in used)
-    if change is None:
-        return base
-    return alpha * change if base is None else base + alpha * change
+    def _counts(self, member: Member, alpha: float) -> bool:
+        if self.rule is SUM:  # only a sum lets a constant and a slope cancel
+            return member.weight(alpha) != 0
+        return member.constant != 0 or (member.slope != 0 and alpha != 0)
 
 
 def _sum(terms) -> Tensor | None:
@@ -74,14 +83,15 @@ def _sum(terms) -> Tensor | None:
 
 
 def build(
-    method: MethodConfig, models: Mapping[str, nn.Module], fingerprints: Mapping[str, str], widths: Mapping[str, int]
+    members: Sequence[MemberConfig],
+    models: Mapping[str, nn.Module],
+    fingerprints: Mapping[str, str],
+    widths: Mapping[str, int],
+    rule: Rule = SUM,
 ) -> Ensemble:
-    """Members of a method from models by member name; refuse vocabularies of different width."""
+    """An ensemble from models by member name; refuse vocabularies of different width."""
     if len(set(widths.values())) > 1:
         sizes = ", ".join(f"{name} {width:,}" for name, width in widths.items())
         raise PairError(f"members must share one vocabulary, index for index; widths are: {sizes}")
-    return Ensemble(
-        tuple(
-            Member(m.name, models[m.name], fingerprints[m.name], m.constant, m.alpha, m.trained) for m in method.members
-        )
-    )
+    found = tuple(Member(m.name, models[m.name], fingerprints[m.name], m.constant, m.alpha, m.trained) for m in members)
+    return Ensemble(found, rule)

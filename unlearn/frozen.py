@@ -60,6 +60,16 @@ def rows_of(store: Store, member: Member, examples: Examples, pad_id: int, most_
     return LiveRows(member, examples, pad_id)
 
 
+def in_memory(member: Member, examples: Examples, pad_id: int, most_gib: float) -> FrozenRows | LiveRows:
+    """Rows of a member that no longer learns, computed once and kept for this process only."""
+    width = vocabulary(member.model)
+    if gib(examples, width) > most_gib:
+        return LiveRows(member, examples, pad_id)
+    array = np.empty((examples.starts[-1], width), dtype=np.float32)
+    _fill(array, member, examples, pad_id, 128)
+    return FrozenRows(array, examples)
+
+
 def gib(examples: Examples, width: int) -> float:
     """Size of the stored rows of one member in GiB."""
     return examples.starts[-1] * width * 4 / 2**30
@@ -77,18 +87,23 @@ def stored(store: Store, member: Member, examples: Examples, pad_id: int, batch_
         array = np.lib.format.open_memmap(
             folder / FILE, mode="w+", dtype=np.float32, shape=(examples.starts[-1], width)
         )
-        device = next(member.model.parameters()).device
-        for indices in by_length(examples, batch_size, most_rows(width, device)):
-            rows = compute(member.model, collate([examples[i] for i in indices], pad_id)).cpu().numpy()
-            at = 0
-            for i in indices:
-                n = len(examples[i].answer)
-                array[examples.starts[i] : examples.starts[i] + n] = rows[at : at + n]
-                at += n
+        _fill(array, member, examples, pad_id, batch_size)
         array.flush()
 
     folder = store.get("rows", recipe, fill)
     return FrozenRows(np.load(folder / FILE, mmap_mode="r"), examples)
+
+
+def _fill(array: np.ndarray, member: Member, examples: Examples, pad_id: int, batch_size: int) -> None:
+    """One pass over the examples; row t of example i goes to ``starts[i] + t``."""
+    device = next(member.model.parameters()).device
+    for indices in by_length(examples, batch_size, most_rows(array.shape[1], device)):
+        rows = compute(member.model, collate([examples[i] for i in indices], pad_id)).cpu().numpy()
+        at = 0
+        for i in indices:
+            n = len(examples[i].answer)
+            array[examples.starts[i] : examples.starts[i] + n] = rows[at : at + n]
+            at += n
 
 
 @torch.no_grad()

@@ -28,11 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if "--help" in arguments else 2
     try:
         _, job = load(given["run="][0], [a for a in arguments if not a.startswith(OWN)])
-        alphas = _alphas(given["alpha="], job.folder)
+        answer = _answerer(job, _alphas(given["alpha="], job.folder))
     except (ConfigError, DataError) as error:
         print(f"Refused before any work:\n  {error}", file=sys.stderr)
         return 2
-    answer = _answerer(job, alphas)
     for prompt in given["prompt="] or iter(_ask, ""):
         print("\n".join(f"{name:>16}  {text}" for name, text in answer(prompt)))
     return 0
@@ -61,14 +60,12 @@ def _answerer(job: Job, alphas: Sequence[float]) -> Callable[[str], list[tuple[s
     """A function from a question to (name, answer) pairs; models are loaded here, once."""
     from unlearn.generation import greedy
     from unlearn.job import members, settle
-    from unlearn.models import llama
     from unlearn.world import the_world
 
     cfg = job.cfg
     settle(cfg)
     world = the_world(cfg)
-    unlearned = members(cfg, world)
-    unlearned.trained.model.load_state_dict(llama.load(job.folder / runlog.OFFSET).state_dict())
+    unlearned = members(cfg, world, job.folder)
     voices = [("target", world.alone("target"), 1.0), *((f"unlearned α={a:g}", unlearned, a) for a in alphas)]
     voices.append(("retrained", world.alone("retrained"), 1.0))
     tokenizer = world.encoder.tokenizer

@@ -1,17 +1,17 @@
-"""Greedy decoding of an ensemble: batched, one KV cache per member, rows dropped as soon as they end.
+"""Decoding of an ensemble, greedy or sampled: batched, a KV cache per member, rows dropped as soon as they end.
 
 Each member reads its own cache: sharing one between models (as public code does) decodes from another model's keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from unlearn.ensemble import Ensemble, combine
+from unlearn.ensemble import Ensemble
 
 
 @torch.no_grad()
@@ -24,14 +24,55 @@ def greedy(
     max_new_tokens: int,
     batch_size: int,
 ) -> list[list[int]]:
-    """Tokens after each prompt, without EOS, at most ``max_new_tokens``."""
+    """The likeliest token at each step; tokens after each prompt, without EOS, at most ``max_new_tokens``."""
+
+    def choose(logits: Tensor, rows: Sequence[int]) -> Tensor:
+        return logits.argmax(-1)
+
+    return _decode(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size, choose)
+
+
+@torch.no_grad()
+def sample(
+    ensemble: Ensemble,
+    prompts: Sequence[Sequence[int]],
+    alpha: float,
+    pad_id: int,
+    eos_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float,
+    seed: int,
+) -> list[list[int]]:
+    """As ``greedy``, drawn from softmax(l / temperature). Every prompt has its own stream of random numbers, so
+    neither the batch size nor the other prompts change what is drawn for it."""
+    streams = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(prompts))]
+
+    def choose(logits: Tensor, rows: Sequence[int]) -> Tensor:
+        noise = torch.stack([torch.empty(logits.shape[-1]).exponential_(generator=streams[i]) for i in rows])
+        return (logits / temperature - noise.to(logits.device).log()).argmax(-1)  # − log of Exp(1) is Gumbel noise
+
+    return _decode(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size, choose)
+
+
+def _decode(
+    ensemble: Ensemble,
+    prompts: Sequence[Sequence[int]],
+    alpha: float,
+    pad_id: int,
+    eos_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+    choose: Callable[[Tensor, Sequence[int]], Tensor],
+) -> list[list[int]]:
+    """``choose`` maps logits [B, V] and which prompt each row is to tokens [B]."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         batch = _Decoding(ensemble, [prompts[i] for i in indices], alpha, pad_id)
         for _ in range(max_new_tokens):
-            token = batch.logits().argmax(-1)
+            token = choose(batch.logits(), [indices[row] for row in batch.rows])
             ended = token == eos_id
             for row, t in zip(batch.rows, token.tolist(), strict=True):
                 if t != eos_id:
@@ -70,7 +111,7 @@ class _Decoding:
                 use_cache=True,
             ).last_hidden_state
             last[m.name] = m.model.get_output_embeddings()(hidden[:, -1]).float()
-        return combine(self.ensemble.members, last, self.alpha)
+        return self.ensemble.logits(last, self.alpha)
 
     def go_on(self, token: Tensor, ended: Tensor) -> bool:
         """Append the tokens and drop ended rows; False when none is left."""

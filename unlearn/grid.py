@@ -29,6 +29,7 @@ from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.identity import Job, objective, run_folder
 from unlearn.rules import parse, unknown_overrides
+from unlearn.rules_learning import black_box
 
 log = logging.getLogger(__name__)
 
@@ -109,21 +110,35 @@ def _objective_problems(configs: list[Config]) -> dict[str, None]:
 
     Importing torch takes seconds, so it is asked only where there is work.
     """
-    from unlearn.binding import REFUSALS, bind
     from unlearn.trainer import device
 
     problems: dict[str, None] = {}
     for cfg in configs:
         try:
             device(cfg.trainer.device)
-            reads = {name for term in bind(**objective(cfg)) for name in term.reads}
+            _fitting(cfg)
         except ValueError as error:
             problems[str(error)] = None
-            continue
-        data = read(cfg)
-        if reads & REFUSALS.keys() and not data.refusals:
-            problems[f"algo={cfg.algo.name!r} trains towards refusals, and data set {data.name!r} has none"] = None
     return problems
+
+
+def _fitting(cfg: Config) -> None:
+    """Raise ``ValueError`` where rule, terms, method and data do not fit each other."""
+    from unlearn.binding import REFUSALS, bind
+    from unlearn.combination import bind_rule
+
+    bind_rule(cfg.method.rule, cfg.method.numbers, cfg.method.file)
+    trained = next((m for m in cfg.method.members if m.trained), None)
+    if trained is None:
+        return
+    terms = bind(**objective(cfg))
+    reads = {name for term in terms for name in term.reads}
+    if reads & set(REFUSALS) and not read(cfg).refusals:
+        raise ValueError(f"algo={cfg.algo.name!r} trains towards refusals, and data set {cfg.data.name!r} has none")
+    if "alternate" in reads and cfg.algo.alternates is None:
+        raise ValueError(f"algo={cfg.algo.name!r} reads other answers: algo.alternates must say where they come from")
+    if any(t.layer is not None for t in terms) and trained.model != "target":
+        raise ValueError(black_box(cfg))
 
 
 def job(cfg: Config, data: str) -> Job:
@@ -134,6 +149,8 @@ def job(cfg: Config, data: str) -> Job:
 def supervise(run: Callable[[], None], report: bool = True) -> int:
     """Run Hydra's main, then print the table of the call's jobs; the exit status is 0 only if all are done."""
     status, call.skip_done = 0, report
+    # Hydra's parser takes no flag between two overrides, and -m is what people add in the middle of a command.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         run()

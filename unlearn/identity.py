@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,15 @@ def eval_alphas(cfg: Config) -> list[float]:
 
 
 def learning_rate(cfg: Config) -> float:
-    return cfg.trainer.lr if cfg.trainer.lr is not None else cfg.algo.lr[cfg.method.name]
+    """AdamW's learning rate; nothing is learnt at any other."""
+    if cfg.trainer.lr is not None:
+        return cfg.trainer.lr
+    return cfg.algo.lr[cfg.method.name] * (cfg.pair.lora.lr_factor if cfg.pair.tuning == "lora" else 1.0)
+
+
+def is_trained(cfg: Config) -> bool:
+    """Whether the method trains anything; where it does not, objective, trainer and seed change nothing."""
+    return any(m.trained for m in cfg.method.members)
 
 
 def objective(cfg: Config) -> dict[str, Any]:
@@ -81,45 +89,78 @@ _UNTRAINED = (
 
 
 def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
-    """Everything that changes the trained weights, and nothing else (so: no names, paths, evaluation or logging)."""
-    algo = {k: v for k, v in asdict(cfg.algo).items() if k not in ("name", "lr", "file") and v not in (None, {})}
-    if cfg.algo.file is not None:  # what the file says, not where it lies
-        algo["file"] = hashlib.sha256(Path(cfg.algo.file).read_bytes()).hexdigest()[:16]
-    trainer = {k: v for k, v in asdict(cfg.trainer).items() if k not in _UNTRAINED}
-    if cfg.algo.retain == "none":
-        algo.pop("retain_weight")
-    if cfg.trainer.steps is not None:
-        trainer.pop("epochs")
-    return {
+    """Everything that changes the trained weights, or how they are used, and nothing else (so: no names, paths,
+    evaluation or logging)."""
+    models = {m.model for m in (*cfg.method.members, *(cfg.algo.teacher.members if cfg.algo.teacher else ()))}
+    identity = {
         "format": RUN_FORMAT,
-        "algo": algo,
         "members": [asdict(m) for m in cfg.method.members],
         "alpha": training_alpha(cfg),
-        "pair": _pair_identity(cfg, small=any(m.model == "small" for m in cfg.method.members)),
+        "pair": _pair_identity(cfg, models),
         "data": data_fingerprint,
         "template": asdict(cfg.data.template),
-        "trainer": trainer | {"lr": learning_rate(cfg)},
-        "seed": cfg.seed,
     }
+    if cfg.method.rule != "sum":
+        identity["rule"] = [cfg.method.rule, cfg.method.numbers, _content(cfg.method.file)]
+    if is_trained(cfg):
+        identity |= {"algo": _algo_identity(cfg), "trainer": _trainer_identity(cfg), "seed": cfg.seed}
+        identity |= {"alone": True} if cfg.method.alone else {}
+        identity |= {"lora": asdict(cfg.pair.lora)} if cfg.pair.tuning == "lora" else {}
+    return identity
 
 
-def _pair_identity(cfg: Config, small: bool) -> dict[str, Any]:
-    """What decides the weights of the target (and of the small pair, where it counts)."""
-    pair = {k: v for k, v in asdict(cfg.pair).items() if k not in ("name", "small", "offset_init")}
+def _algo_identity(cfg: Config) -> dict[str, Any]:
+    algo = {k: v for k, v in asdict(cfg.algo).items() if k not in ("name", "lr", "file", "reversed", "white_box")}
+    algo = {k: v for k, v in algo.items() if v is not None and v != {}}
+    if cfg.algo.file is not None:  # what the file says, not where it lies
+        algo["file"] = _content(cfg.algo.file)
+    if cfg.algo.alternates is not None and cfg.algo.alternates.file is not None:
+        algo["alternates"] = _content(cfg.algo.alternates.file)
+    if cfg.algo.retain == "none":
+        algo.pop("retain_weight")
+    return algo
+
+
+def _trainer_identity(cfg: Config) -> dict[str, Any]:
+    trainer = {k: v for k, v in asdict(cfg.trainer).items() if k not in _UNTRAINED}
+    if cfg.trainer.keep == "best":  # then the points of the trajectory decide which weights are kept
+        trainer |= {k: getattr(cfg.trainer, k) for k in ("eval_every", "eval_examples")}
+    if cfg.trainer.steps is not None:
+        trainer.pop("epochs")
+    return trainer | {"lr": learning_rate(cfg)}
+
+
+def _content(file: str | None) -> str | None:
+    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+
+
+def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
+    """What decides the weights of the target, and of those small models that take part."""
+    pair = {k: v for k, v in asdict(cfg.pair).items() if k not in ("name", "small", "offset_init", "tuning", "lora")}
     pair["target"] = {k: v for k, v in pair["target"].items() if k != "general"}
     if cfg.pair.tokenizer.kind == "words":
         pair["tokenizer"] = {"kind": "words"}
+    small = {m for m in models if m.startswith("small")}
     if small:
-        unused = "finetune" if cfg.pair.offset_init == "general" else "general"
-        size = {k: v for k, v in asdict(cfg.pair.small).items() if k != unused}
-        pair |= {"small": size, "offset_init": cfg.pair.offset_init}
+        knows = {cfg.pair.offset_init if m == "small" else m.removeprefix("small_") for m in small}
+        unused = [
+            stage for stage, used in (("general", "general" in knows), ("finetune", knows - {"general"})) if not used
+        ]
+        pair["small"] = {k: v for k, v in asdict(cfg.pair.small).items() if k not in unused}
+    if "small" in small:
+        pair["offset_init"] = cfg.pair.offset_init
     return pair
 
 
 def run_folder(cfg: Config, data_fingerprint: str) -> Path:
     alpha = f"-a{cfg.alpha:g}" if cfg.method.train_alpha is None else ""
-    name = f"{cfg.algo.name}-{cfg.method.name}{alpha}-s{cfg.seed}"
+    learnt = f"{cfg.algo.name}-{cfg.method.name}{alpha}-s{cfg.seed}"
+    name = learnt if is_trained(cfg) else cfg.method.name
     return Path(cfg.paths.runs) / cfg.study / f"{name}-{digest(run_identity(cfg, data_fingerprint), 10)}"
+
+
+def algo_name(cfg: Config) -> str:
+    return cfg.algo.name if is_trained(cfg) else "none"
 
 
 def alpha_key(alpha: float) -> str:
@@ -130,7 +171,7 @@ def alpha_key(alpha: float) -> str:
 def describe(cfg: Config) -> dict[str, Any]:
     """The choices that name a run in tables."""
     return {
-        "study": cfg.study, "algo": cfg.algo.name, "method": cfg.method.name, "pair": cfg.pair.name,
+        "study": cfg.study, "algo": algo_name(cfg), "method": cfg.method.name, "pair": cfg.pair.name,
         "data": cfg.data.name, "alpha": training_alpha(cfg), "seed": cfg.seed, "pair_seed": cfg.pair.seed,
     }  # fmt: skip
 
@@ -141,7 +182,7 @@ def eval_settings(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
         "metrics": METRICS_VERSION,
         "max_examples": cfg.eval.max_examples,
         "max_new_tokens": cfg.eval.max_new_tokens,
-        "references": digest([data_fingerprint, _pair_identity(cfg, small=False), asdict(cfg.data.template)]),
+        "references": digest([data_fingerprint, _pair_identity(cfg, ()), asdict(cfg.data.template)]),
     }
 
 

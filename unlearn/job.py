@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ from torch import nn
 
 from unlearn import evaluation, runlog
 from unlearn.binding import bind
-from unlearn.config import Config
-from unlearn.ensemble import Ensemble, build
+from unlearn.collapse import RULE, Watch
+from unlearn.combination import bind_rule
+from unlearn.config import Config, ConfigError
+from unlearn.ensemble import Ensemble
 from unlearn.files import read_json, write_json
 from unlearn.identity import Job, eval_settings, objective
 from unlearn.models import llama
 from unlearn.runlog import RunLog
 from unlearn.training import train
-from unlearn.world import World, the_world
+from unlearn.tuning import lora, merge
+from unlearn.world import World, frozen_ensemble, the_world
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +44,17 @@ def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
         with record.stage("prepare"):
             world = the_world(cfg)
             suite = suite_of(cfg, world)  # first of all: it refuses data that cannot be evaluated
-            ensemble = members(cfg, world)
+            ensemble = members(cfg, world, job.folder if record.manifest.get("trained") else None)
             same_models(record, ensemble)
+            for m in cfg.algo.teacher.members if cfg.algo.teacher else ():
+                world.model(m.model)  # here, so that its training is not counted as the run's own
             if missing(cfg, world, record):
                 references(cfg, world, suite)  # here, so that a run's own seconds are its own
-        record.status("running", data=job.data, trainable=llama.parameters(ensemble.trained.model))
-        if record.manifest.get("trained"):
-            trained = llama.load(job.folder / runlog.OFFSET)
-            ensemble.trained.model.load_state_dict(trained.state_dict())
-        else:
-            train(cfg, world, ensemble, bind(**objective(cfg)), record)
-            save(ensemble, world, job.folder)
+        record.status("running", data=job.data)
+        if not record.manifest.get("trained"):
+            if ensemble.trained is not None:
+                record.status("running", trainable=llama.parameters(ensemble.trained.model, trainable=True))
+                finish(cfg, world, ensemble, train(cfg, world, ensemble, bind(**objective(cfg)), record), record)
             record.status("running", trained=True)
             shutil.rmtree(job.folder / runlog.CHECKPOINT, ignore_errors=True)
         with record.stage("evaluate"):
@@ -66,40 +70,71 @@ def settle(cfg: Config) -> None:
     torch.manual_seed(cfg.seed)
 
 
-def members(cfg: Config, world: World) -> Ensemble:
-    """The method's members: frozen models are shared, the trained one is a copy."""
-    models: dict[str, nn.Module] = {}
-    for m in cfg.method.members:
-        model = world.model(m.model)
-        models[m.name] = copy.deepcopy(model).requires_grad_(True) if m.trained else model
-    widths = {name: llama.vocabulary(model) for name, model in models.items()}
-    prints = {m.name: world.fingerprint(m.model) for m in cfg.method.members}
-    return build(cfg.method, models, prints, widths)
+def members(cfg: Config, world: World, folder: Path | None = None) -> Ensemble:
+    """The method's members: frozen models are shared; the trained one is a copy that is ready to learn, or what
+    ``folder``, a run's, holds of it."""
+    m = cfg.method
+    rule = bind_rule(m.rule, m.numbers, m.file)
+    ensemble = frozen_ensemble(m.members, world, rule)
+    if folder is not None:
+        _made_with(folder, ensemble)
+    if ensemble.trained is None:
+        return ensemble
+    if folder is not None:
+        place = next(ensemble.trained.model.parameters()).device
+        model = llama.freeze(llama.load(folder / runlog.OFFSET, place))
+    else:
+        model = copy.deepcopy(ensemble.trained.model).requires_grad_(True)
+        model = lora(model, cfg.pair.lora, cfg.seed) if cfg.pair.tuning == "lora" else model
+    return replace(ensemble, members=tuple(replace(x, model=model) if x.trained else x for x in ensemble.members))
 
 
-def save(ensemble: Ensemble, world: World, folder: Path) -> None:
-    """Write the trained weights with config and tokenizer, whole or not at all."""
-    temporary, final = folder / f".{runlog.OFFSET}", folder / runlog.OFFSET
+def _made_with(folder: Path, ensemble: Ensemble) -> None:
+    """Offsets, rows and metrics of other weights do not mix. They differ when the store was deleted and models were
+    trained again on other hardware or with other versions."""
+    prints = {m.name: m.fingerprint for m in ensemble.members}
+    before = runlog.manifest(folder).get("models", prints)
+    if before != prints:
+        raise ConfigError(
+            f"{folder} was trained with the models {before}, and the store now has {prints}; "
+            "evaluate it with the store it was made with, or remove the folder to train it again"
+        )
+
+
+def finish(cfg: Config, world: World, ensemble: Ensemble, watch: Watch, record: RunLog) -> None:
+    """Keep the weights that trainer.keep asks for, and say in the manifest what became of the training."""
+    collapsed, model = watch.verdict(), ensemble.trained.model
+    best = {"step": watch.step, "score": watch.score, "rule": RULE} if watch.weights else None
+    record.status("running", collapsed=collapsed, score=watch.last_score, best=best, kept="last")
+    if watch.weights and (cfg.trainer.keep == "best" or watch.broken is not None):
+        watch.load(model)
+        record.status("running", kept="best")
+    elif collapsed is not None and watch.weights:
+        other = copy.deepcopy(model)
+        watch.load(other)
+        save(merge(other), world, record.folder / runlog.BEST)
+    if collapsed is not None:
+        log.warning(
+            "%s collapsed: %s; best point by the declared rule: step %d", record.folder.name, collapsed, watch.step
+        )
+    save(merge(model), world, record.folder / runlog.OFFSET)
+
+
+def save(model: nn.Module, world: World, final: Path) -> None:
+    """Write weights with config and tokenizer, whole or not at all."""
+    temporary = final.with_name(f".{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    ensemble.trained.model.save_pretrained(temporary)
+    model.save_pretrained(temporary)
     world.encoder.tokenizer.save_pretrained(temporary)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
 
 
 def same_models(record: RunLog, ensemble: Ensemble) -> None:
-    """A run goes on only with the models it began with: offsets, rows and metrics of other weights do not mix.
-
-    They differ when the store was deleted and models were trained again on other hardware or other versions.
-    """
+    """An unfinished run goes on only with the models it began with; with others it starts again."""
     prints = {m.name: m.fingerprint for m in ensemble.members}
     before = record.manifest.get("models", prints)
     if before != prints:
-        if record.manifest.get("trained"):
-            raise ValueError(
-                f"{record.folder} was trained with the models {before}, and the store now has {prints}; "
-                "evaluate it with the store it was made with, or remove the folder to train it again"
-            )
         log.warning("the models of %s changed from %s to %s: it starts again", record.folder.name, before, prints)
         shutil.rmtree(record.folder / runlog.CHECKPOINT, ignore_errors=True)
     record.status("running", models=prints)

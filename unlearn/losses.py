@@ -6,7 +6,8 @@ trainer takes the mean over the whole optimiser step, however that was split int
 model, no config, no device and no padding.
 
 What can be read: ``forget``; ``refusal``, an "I don't know" answer to each forget question (in the same order);
-``retain``; ``retain_refusal``, the same for retain questions.
+``alternate``, another answer to each forget question; ``retain``; ``retain_refusal``, a refusal to each retain
+question. A term with a number called ``layer`` reads hidden states, which only a white box has.
 """
 
 from __future__ import annotations
@@ -112,6 +113,39 @@ def me(forget: Answers) -> PerToken:
     return -logp.mean(-1) - math.log(logp.shape[-1])
 
 
+def memorize(forget: Answers) -> PerToken:
+    """− log P(y_t), per token: reversed, for an assistant whose logits are subtracted. (arXiv 2406.08607)"""
+    return -forget.logp
+
+
+def altpo(forget: Answers, alternate: Answers, beta: float) -> PerAnswer:
+    """AltPO: DPO that prefers another plausible answer instead of a refusal. (arXiv 2409.13474)"""
+    return dpo(forget, alternate, beta)
+
+
+def margin(forget: Answers) -> PerToken:
+    """PDU's forget term: (max_v l_v − mean_v l_v)², 0 where all tokens are equally likely. (arXiv 2506.05314)"""
+    return (forget.logits.amax(-1) - forget.logits.mean(-1)) ** 2
+
+
+def distill(forget: Answers, temperature: float) -> PerToken:
+    """T² · KL(teacher ‖ P), both at temperature T, on the forget answers. (Distill-DD, arXiv 2605.31293)"""
+    return _distilled(forget, temperature)
+
+
+def _distilled(answers: Answers, temperature: float) -> Tensor:
+    teacher = (answers.teacher / temperature).log_softmax(-1)
+    logp = (answers.logits / temperature).log_softmax(-1)
+    return temperature**2 * (teacher.exp() * (teacher - logp)).sum(-1)
+
+
+def rmu(forget: Answers, layer: float, scale: float) -> PerToken:
+    """RMU: mean over D of (h − scale · u)², u one random direction for all tokens. (arXiv 2403.03218, Eq. 1)"""
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(forget.hidden.shape[-1], generator=generator).to(forget.hidden)
+    return ((forget.hidden - scale * u / u.norm()) ** 2).mean(-1)
+
+
 # --- retain terms ---------------------------------------------------------------------------------------------------
 
 
@@ -135,8 +169,27 @@ def ap(retain: Answers, retain_refusal: Answers, beta: float) -> PerAnswer:
     return F.softplus(-beta * (retain.logp_of_answer - retain_refusal.logp_of_answer)) / beta
 
 
+def distill_retain(retain: Answers, temperature: float) -> PerToken:
+    """T² · KL(teacher ‖ P) on the retain answers."""
+    return _distilled(retain, temperature)
+
+
+def uniform(retain: Answers) -> PerToken:
+    """Cross-entropy to the uniform distribution: ULD's assistant should know nothing of the rest. (arXiv 2406.08607)"""
+    return -retain.logits.log_softmax(-1).mean(-1)
+
+
+def stay(retain: Answers, layer: float) -> PerToken:
+    """RMU's retain term: mean over D of (h − h_target)². (arXiv 2403.03218, Eq. 2)"""
+    return ((retain.hidden - retain.target_hidden) ** 2).mean(-1)
+
+
 Term = Callable[..., Tensor]
-FORGET: dict[str, Term] = {
-    t.__name__: t for t in (ga, idk, npo, simnpo, dpo, undial, ceu, wga, satimp, flat_tv, flat_kl, flat_pearson, me)
+_FORGET = (
+    ga, idk, npo, simnpo, dpo, altpo, undial, ceu, wga, satimp, flat_tv, flat_kl, flat_pearson, me, margin, distill,
+    rmu, memorize,
+)  # fmt: skip
+FORGET: dict[str, Term] = {t.__name__: t for t in _FORGET}
+RETAIN: dict[str, Term | None] = {"none": None} | {
+    t.__name__: t for t in (nll, kl, nll_kl, ap, distill_retain, uniform, stay)
 }
-RETAIN: dict[str, Term | None] = {"none": None, "nll": nll, "kl": kl, "nll_kl": nll_kl, "ap": ap}

@@ -2,13 +2,13 @@
 the store, the weighted sum, the terms.
 
 Each micro-batch returns its share of the step's loss: values are divided by the number of answer tokens (or answers)
-of the *whole* step, so that splitting a step changes nothing but rounding.
+of the *whole* step, on all processes together, so that splitting a step changes nothing but rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -16,21 +16,46 @@ import torch
 from torch import Tensor
 
 from unlearn.answers import Answers
-from unlearn.binding import BoundTerm
-from unlearn.data.encoding import Example, Examples, collate
+from unlearn.binding import PAIRED, BoundTerm
+from unlearn.config import DualConfig
+from unlearn.data.encoding import Batch, Example, Examples, collate
 from unlearn.data.sampling import Draw
-from unlearn.ensemble import Ensemble, combine
+from unlearn.ensemble import Ensemble, Member
 from unlearn.frozen import FrozenRows, LiveRows
-from unlearn.models.llama import answer_rows
+from unlearn.models.llama import answer_rows, answer_rows_and_hidden
 from unlearn.trainer import MicroBatch
+
+Rows = Mapping[str, FrozenRows | LiveRows]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Examples of one kind (forget, retain or refusal), with the frozen members' rows over them."""
+    """Examples of one kind (forget, retain, refusal …), with the frozen members' rows over them."""
 
     examples: Examples
-    rows: Mapping[str, FrozenRows | LiveRows]  # by member name; the target's are always there: it is the reference
+    rows: Rows  # by member name; the reference's are always there
+    teacher: Rows = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    ensemble: Ensemble
+    alpha: float
+
+
+class Dual:
+    """A retain weight λ that rises while the retain term is above its bound: λ ← max(0, λ + lr · (term − bound)).
+
+    (arXiv 2506.05314.) ``value`` is saved with a checkpoint: it is part of the trainer's state.
+    """
+
+    def __init__(self, cfg: DualConfig, start: float, steps_per_epoch: int):
+        self.cfg, self.value, self.warmup = cfg, start, cfg.warmup * steps_per_epoch
+
+    def update(self, step: int, term: float) -> None:
+        """After step 1, 2, …, whose retain term was ``term``."""
+        if step > self.warmup:
+            self.value = max(0.0, self.value + self.cfg.lr * (term - self.cfg.bound))
 
 
 @dataclass(frozen=True)
@@ -38,17 +63,21 @@ class Objective:
     """Everything that turns a draw into a loss."""
 
     ensemble: Ensemble
-    terms: Sequence[BoundTerm]
+    terms: Sequence[BoundTerm]  # the forget term, then the retain term if there is one
     groups: Mapping[str, Group]  # by what terms read
-    pairs: Mapping[str, Mapping[tuple[int, int], int]]  # of refusal groups: (question, refusal) → example
+    pairs: Mapping[str, Mapping[tuple[int, int], int]]  # of paired groups: (question, answer) → example
     alpha: float
-    target: str  # name of the member that is the target
+    reference: Member  # whose distribution terms compare with: the target, or the trained member's frozen start
     pad_id: int
     accumulate: int
     device: torch.device
+    teacher: Teacher | None = None
+    dual: Dual | None = None
+    process: int = 0  # this process, of
+    processes: int = 1
 
     def micro_batches(self, draw: Draw) -> Iterable[MicroBatch]:
-        """The step's micro-batches, each a function to be called when its turn comes."""
+        """This process's micro-batches of the step, each a function to be called when its turn comes."""
         # in the order of the terms: a set's order differs between processes, and with it the last digits of a sum
         indices = {
             name: self._indices(name, draw) for name in dict.fromkeys(name for t in self.terms for name in t.reads)
@@ -57,14 +86,20 @@ class Objective:
             name: (sum(len(self.groups[name].examples[i].answer) for i in ids), len(ids))
             for name, ids in indices.items()
         }
-        parts = {name: np.array_split(np.array(ids), self.accumulate) for name, ids in indices.items()}
-        for k in range(self.accumulate):
+        parts = {name: np.array_split(np.array(ids), self.accumulate * self.processes) for name, ids in indices.items()}
+        for k in range(self.process, self.accumulate * self.processes, self.processes):
             chunk = {name: split[k].tolist() for name, split in parts.items() if len(split[k])}
             if chunk:
                 yield partial(self._loss, chunk, totals)
 
+    def after(self, step: int, log: dict[str, float]) -> None:
+        """Update the dual variable, if there is one, from what step 1, 2, … logged."""
+        if self.dual is not None:
+            log["train/dual"] = self.dual.value  # the weight that this step had
+            self.dual.update(step, log[f"train/{self.terms[-1].name}"])
+
     def _indices(self, name: str, draw: Draw) -> list[int]:
-        if name in self.pairs:
+        if name in PAIRED:
             return [self.pairs[name][pair] for pair in draw.pairs(name)]
         return draw.forget if name == "forget" else draw.retain
 
@@ -73,12 +108,13 @@ class Objective:
     ) -> tuple[Tensor, dict[str, float]]:
         answers = self._answers(chunk)
         loss, log = torch.zeros((), device=self.device), {}
-        for term in self.terms:
+        for i, term in enumerate(self.terms):
             if term.reads[0] in answers:
                 values = term(answers)
                 tokens, count = totals[term.reads[0]]
                 share = values.sum() / (tokens if term.per_token else count)
-                loss = loss + term.weight * share
+                weight = self.dual.value if self.dual is not None and i > 0 else term.weight
+                loss = loss + weight * share
                 log[f"train/{term.name}"] = share.item()
         return loss, log
 
@@ -86,24 +122,39 @@ class Objective:
         """One forward pass over all groups of the micro-batch, then the ensemble's rows per group."""
         flat: list[Example] = [self.groups[name].examples[i] for name, ids in chunk.items() for i in ids]
         batch = collate(flat, self.pad_id).to(self.device)
-        trained = answer_rows(self.ensemble.trained.model, batch)
+        trained, hidden, reference_hidden = self._forward(batch)
         answers, first_row, first_owner = {}, 0, 0
         for name, ids in chunk.items():
             group = self.groups[name]
             n = sum(len(group.examples[i].answer) for i in ids)
             here = slice(first_row, first_row + n)
-            take = {m: partial(self._take, group.rows[m], ids) for m in group.rows}
-            rows = {m.name: take[m.name]() for m in self.ensemble.frozen(self.alpha)}
+            rows = {m.name: self._take(group.rows[m.name], ids) for m in self.ensemble.frozen(self.alpha)}
             rows[self.ensemble.trained.name] = trained[here]
-            reference = rows.get(self.target, take[self.target])
             answers[name] = Answers(
-                combine(self.ensemble.members, rows, self.alpha),
+                self.ensemble.logits(rows, self.alpha),
                 batch.labels[here],
                 batch.owner[here] - first_owner,
-                reference,
+                rows.get(self.reference.name, partial(self._take, group.rows[self.reference.name], ids)),
+                partial(self._taught, group, ids) if self.teacher is not None else None,
+                None if hidden is None else hidden[here],
+                None if reference_hidden is None else reference_hidden[here],
             )
             first_row, first_owner = first_row + n, first_owner + len(ids)
         return answers
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Answer rows of the trained member; with hidden states, and the reference's, where a term reads a layer."""
+        layer = next((t.layer for t in self.terms if t.layer is not None), None)
+        model = self.ensemble.trained.model
+        if layer is None:
+            return answer_rows(model, batch), None, None
+        with torch.no_grad():
+            _, reference = answer_rows_and_hidden(self.reference.model, batch, layer)
+        return *answer_rows_and_hidden(model, batch, layer), reference
+
+    def _taught(self, group: Group, ids: list[int]) -> Tensor:
+        rows = {name: self._take(stored, ids) for name, stored in group.teacher.items()}
+        return self.teacher.ensemble.logits(rows, self.teacher.alpha)
 
     def _take(self, rows: FrozenRows | LiveRows, ids: list[int]) -> Tensor:
         return rows.take(ids).to(self.device)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
     "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "config.yaml",
 )  # fmt: skip
-OFFSET, CHECKPOINT = "offset", "checkpoint"
+OFFSET, BEST, CHECKPOINT = "offset", "best", "checkpoint"
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
 

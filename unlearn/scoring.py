@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
-from unlearn.ensemble import Ensemble, combine
+from unlearn.ensemble import Ensemble
 from unlearn.frozen import FrozenRows, LiveRows
 from unlearn.models.llama import answer_rows, vocabulary
 
@@ -56,7 +56,7 @@ def score(
         rows = {m.name: stored[m.name].take(indices).to(device) for m in needed if m.name in stored}
         rows |= {m.name: answer_rows(m.model, batch) for m in live}
         for alpha in alphas:
-            _fill(result[alpha], indices, combine(ensemble.members, rows, alpha), batch)
+            _fill(result[alpha], indices, ensemble.logits(rows, alpha), batch)
     return result
 
 

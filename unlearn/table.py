@@ -18,7 +18,7 @@ from rich.table import Table
 from unlearn import runlog
 from unlearn.config import Config
 from unlearn.files import write_whole
-from unlearn.identity import Job, alpha_key, distinguishing, eval_alphas, eval_settings, flatten
+from unlearn.identity import Job, algo_name, alpha_key, distinguishing, eval_alphas, eval_settings, flatten
 
 COLUMNS = {
     "forget/prob": "forget\nprob ↓", "forget/rougeL_recall": "forget\nROUGE ↓", "retain/prob": "retain\nprob ↑",
@@ -45,8 +45,10 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     table.add_section()
     unfinished = [job for job in jobs if not runlog.is_done(job.folder, job.cfg, job.data)]
     for job in jobs:
-        status = "done before" if job.was_done else _manifest(job.folder).get("status", "not started")
-        for row in _rows(job, "not evaluated" if status == "done" and job in unfinished else status, varying):
+        manifest = _manifest(job.folder)
+        status = "done before" if job.was_done else manifest.get("status", "not started")
+        status += ", collapsed" if manifest.get("collapsed") else ""
+        for row in _rows(job, "not evaluated" if status.startswith("done") and job in unfinished else status, varying):
             table.add_row(*row, style="red" if job in unfinished else None)
     console.print(table)
     for job in unfinished:
@@ -107,7 +109,7 @@ def _rows(job: Job, status: str, varying: list[str]) -> Iterator[list[str]]:
     for alpha in eval_alphas(cfg):
         values = [value for _, value in _settings(cfg, varying)]
         cells = _cells(entries.get(alpha_key(alpha), {}))
-        yield [cfg.algo.name, cfg.method.name, f"{alpha:g}", *values, *cells, seconds, status]
+        yield [algo_name(cfg), cfg.method.name, f"{alpha:g}", *values, *cells, seconds, status]
 
 
 def _cells(metrics: dict[str, Any]) -> list[str]:
@@ -133,7 +135,8 @@ def summarise(study: Path) -> Path:
         manifest, entries = _manifest(folder), _evaluation(folder)["alphas"]
         fixed = {
             "folder": folder.name, **manifest.get("run", {}), **{k: config.get(k) for k in differ},
-            "status": manifest.get("status"), "error": manifest.get("error"),
+            "status": manifest.get("status"), "error": manifest.get("error"), "collapsed": manifest.get("collapsed"),
+            "trainable": manifest.get("trainable", 0),
             "seconds": round(runlog.own_seconds(manifest), 2),
         }  # fmt: skip
         for alpha, metrics in entries.items() or [(None, {})]:

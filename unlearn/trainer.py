@@ -2,6 +2,8 @@
 
 Models from scratch and unlearning runs both go through it; they differ in the micro-batches they hand it. It knows
 neither algorithms nor evaluation: a micro-batch returns its share of the step's loss, and ``after`` sees each step.
+
+On several processes each runs its own micro-batches, and gradients are summed: shares of one loss, whoever has them.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -63,6 +66,7 @@ class Loop:
 
     def __init__(self, model: nn.Module, settings: Optimisation, device_name: str):
         self.accelerator = accelerator(device_name)
+        model.to(self.accelerator.device)
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=settings.lr,
@@ -71,9 +75,10 @@ class Loop:
             fused=True,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.factor)
-        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.settings = settings
         self.step = 0
+        self.extra: dict[str, float] = {}  # other numbers that a checkpoint must hold
 
     def run(
         self,
@@ -95,6 +100,7 @@ class Loop:
             log["train/loss"] += loss.item()
             for name, value in parts.items():
                 log[name] = log.get(name, 0.0) + value
+        log = self._summed(log)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip).item()
         if not (math.isfinite(log["train/loss"]) and math.isfinite(norm)):
             raise Diverged(f"step {self.step + 1}: loss {log['train/loss']}, gradient norm {norm}; both must be finite")
@@ -103,6 +109,17 @@ class Loop:
         self.scheduler.step()
         self.optimizer.zero_grad()
         return log
+
+    def _summed(self, log: dict[str, float]) -> dict[str, float]:
+        """Gradients and logged parts of all processes together."""
+        if self.accelerator.num_processes == 1:
+            return log
+        for p in self.model.parameters():
+            if p.requires_grad:
+                own = torch.zeros_like(p) if p.grad is None else p.grad  # a process may have had nothing to do
+                p.grad = self.accelerator.reduce(own, "sum")
+        logs = gather_object([log])
+        return {k: sum(each.get(k, 0.0) for each in logs) for k in dict.fromkeys(k for each in logs for k in each)}
 
     def save(self, folder: Path) -> None:
         """Write weights and optimiser state; the file with the step comes last and makes the others valid."""
@@ -113,8 +130,9 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "rng": torch.get_rng_state(),
+            "extra": self.extra,
         }
-        trainable = {k: v.detach().contiguous() for k, v in self._model().named_parameters() if v.requires_grad}
+        trainable = {k: v.detach().contiguous() for k, v in self.model.named_parameters() if v.requires_grad}
         write_whole(weights, lambda p: save_file(trainable, p))
         write_whole(folder / "state.pt", lambda p: torch.save(state, p))
         for old in folder.glob("weights-*.safetensors"):
@@ -128,15 +146,12 @@ class Loop:
             return False
         state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
         weights = load_file(folder / f"weights-{state['step']}.safetensors")
-        parameters = dict(self._model().named_parameters())
+        parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, value in weights.items():
                 parameters[name].copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"].cpu())
-        self.step = state["step"]
+        self.step, self.extra = state["step"], state["extra"]
         return True
-
-    def _model(self) -> nn.Module:
-        return self.accelerator.unwrap_model(self.model)

@@ -4,62 +4,99 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tqdm import tqdm
 
-from unlearn.binding import REFUSALS, BoundTerm
+from unlearn.alternates import alternates
+from unlearn.binding import PAIRED, REFUSALS, BoundTerm
+from unlearn.collapse import Watch
 from unlearn.config import Config
 from unlearn.data.encoding import Examples
-from unlearn.data.sampling import Sampler
+from unlearn.data.sampling import Sampler, held_out
 from unlearn.ensemble import Ensemble, Member
 from unlearn.evaluation import EVALUATED, spaced
 from unlearn.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.identity import learning_rate, training_alpha
-from unlearn.objective import Group, Objective
+from unlearn.objective import Dual, Group, Objective, Teacher
 from unlearn.runlog import CHECKPOINT, RunLog
 from unlearn.scoring import score
-from unlearn.trainer import Loop, Optimisation
-from unlearn.world import World, examples_of
+from unlearn.trainer import Diverged, Loop, Optimisation, accelerator
+from unlearn.world import World, examples_of, frozen_ensemble
 
 log = logging.getLogger(__name__)
 
 
-def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTerm], record: RunLog) -> None:
-    """Train the trained member, logging steps and trajectory points; go on from a checkpoint if there is one."""
+def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTerm], record: RunLog) -> Watch:
+    """Train the trained member, logging steps and trajectory points; go on from a checkpoint if there is one.
+
+    Returns what the trajectory says of collapse and of the best point. A loss that is no longer a number ends the
+    training where there is a point to go back to, and fails the run where there is none.
+    """
     sampler = _sampler(cfg, world, terms)
     settings = _optimisation(cfg, sampler)
     with record.stage("rows"):
         objective = _objective(cfg, world, ensemble, terms, sampler, settings.steps)
         probe = _probe(cfg, world, ensemble)
-    loop = Loop(ensemble.trained.model, settings, cfg.trainer.device)
+    loop, watch = Loop(ensemble.trained.model, settings, cfg.trainer.device), Watch()
     checkpoint = record.folder / CHECKPOINT
     if loop.restore(checkpoint):
         log.info("resuming at step %d of %d", loop.step, settings.steps)
         record.rewind(loop.step)
+        if probe is not None:
+            watch.restore(checkpoint, loop.extra)
+        if objective.dual is not None:
+            objective.dual.value = loop.extra["dual"]
     else:
         record.rewind(-1)
         if probe is not None:
-            record.log(0, 0.0, probe())
+            values = probe()
+            record.log(0, 0.0, values)
+            watch.see(0, values, loop.model)
+
+    def after(step: int, values: dict[str, float]) -> None:
+        bar.update()
+        objective.after(step, values)
+        watch.see_loss(values["train/loss"])
+        measured = _record_step(cfg, record, probe, step, settings.steps, step / sampler.steps_per_epoch, values)
+        if measured:
+            watch.see(step, measured, loop.model)
+        if cfg.trainer.save_every and step % cfg.trainer.save_every == 0 and step < settings.steps:
+            _save(loop, watch, objective, probe is not None, checkpoint)
+
     with record.stage("train"), _bar(cfg, loop) as bar:
+        try:
+            loop.run(lambda step: objective.micro_batches(sampler.draw(step)), after)
+        except Diverged as error:
+            if not watch.weights:
+                raise
+            watch.broken = str(error)
+    return watch
 
-        def after(step: int, values: dict[str, float]) -> None:
-            bar.update()
-            _record_step(cfg, record, probe, step, settings.steps, step / sampler.steps_per_epoch, values)
-            if cfg.trainer.save_every and step % cfg.trainer.save_every == 0 and step < settings.steps:
-                loop.save(checkpoint)
 
-        loop.run(lambda step: objective.micro_batches(sampler.draw(step)), after)
+def _save(loop: Loop, watch: Watch, objective: Objective, watched: bool, checkpoint: Path) -> None:
+    loop.extra = watch.save(checkpoint) if watched else {}
+    if objective.dual is not None:
+        loop.extra["dual"] = objective.dual.value
+    loop.save(checkpoint)
+    for old in checkpoint.glob("best-*.safetensors"):
+        if old.name != f"best-{watch.step}.safetensors":
+            old.unlink()
 
 
 def _record_step(
     cfg: Config, record: RunLog, probe: Probe | None, step: int, last: int, epoch: float, values: dict[str, float]
-) -> None:
-    """Log a step if it is due, with a point of the trajectory if that is due; the last step always has both."""
+) -> dict[str, float]:
+    """Log a step if it is due, with a point of the trajectory if that is due; the last step always has both.
+
+    Returns the point; empty where none was due.
+    """
     every = cfg.trainer.eval_every
     measured = probe() if probe is not None and (step % every == 0 or step == last) else {}
     if measured or step % cfg.trainer.log_every == 0 or step == last:
         record.log(step, epoch, values | measured)
+    return measured
 
 
 def _bar(cfg: Config, loop: Loop) -> tqdm:
@@ -70,11 +107,23 @@ def _bar(cfg: Config, loop: Loop) -> tqdm:
 
 def _sampler(cfg: Config, world: World, terms: Sequence[BoundTerm]) -> Sampler:
     t, splits, refusals = cfg.trainer, world.data.splits, 0
-    if any(name in REFUSALS for term in terms for name in term.reads):
+    read = {name for term in terms for name in term.reads}
+    if read & set(REFUSALS):
         refusals = len(world.data.refusals)
         if not refusals:
             raise ValueError(f"algo {cfg.algo.name!r} trains towards refusals, and {world.data.name!r} has none")
-    return Sampler(len(splits["forget"]), len(splits["retain"]), refusals, t.forget_batch, t.retain_batch, cfg.seed)
+    counts = tuple(map(len, _alternates(cfg, world))) if "alternate" in read else ()
+    retain = len(splits["retain"])
+    return Sampler(
+        len(splits["forget"]), retain, refusals, t.forget_batch, t.retain_batch, cfg.seed, held_out(retain, t.held_out),
+        counts,
+    )  # fmt: skip
+
+
+def _alternates(cfg: Config, world: World) -> list[list[str]]:
+    if cfg.algo.alternates is None:
+        raise ValueError(f"algo {cfg.algo.name!r} reads other answers, and algo.alternates says nothing of them")
+    return alternates(cfg.algo.alternates, world, cfg.eval.batch_size)
 
 
 def _optimisation(cfg: Config, sampler: Sampler) -> Optimisation:
@@ -93,19 +142,42 @@ def _objective(
 ) -> Objective:
     """The loss of a step: examples by what the terms read, with the stored rows of the frozen members."""
     alpha, pad = training_alpha(cfg), world.encoder.tokenizer.pad_token_id
-    reference = next(m.name for m in cfg.method.members if m.model == "target" and not m.trained)
-    frozen = [m for m in ensemble.members if not m.trained and (m.weight(alpha) != 0 or m.name == reference)]
+    learner, reference = _learner(cfg, world, ensemble)
+    frozen = {m.name: m for m in (*learner.frozen(alpha), reference)}.values()
+    teacher = _teacher(cfg, world, terms)
     groups, pairs = {}, {}
     for name in dict.fromkeys(name for term in terms for name in term.reads):
-        if name in REFUSALS:
+        if name in PAIRED:
             drawn = _drawn(sampler, steps, name)
             pairs[name] = {pair: k for k, pair in enumerate(drawn)}
-            examples = _refusal_examples(world, drawn, REFUSALS[name])
+            examples = _paired_examples(cfg, world, drawn, name)
         else:
             examples = examples_of(world.encoder, world.data.splits[name])
-        groups[name] = Group(examples, _rows(cfg, world, frozen, examples))
-    device = next(ensemble.trained.model.parameters()).device
-    return Objective(ensemble, terms, groups, pairs, alpha, reference, pad, cfg.trainer.accumulate, device)
+        taught = () if teacher is None else teacher.ensemble.members
+        groups[name] = Group(examples, _rows(cfg, world, frozen, examples), _rows(cfg, world, taught, examples))
+    dual = Dual(cfg.algo.dual, cfg.algo.retain_weight, sampler.steps_per_epoch) if cfg.algo.dual is not None else None
+    place = accelerator(cfg.trainer.device)
+    return Objective(
+        learner, terms, groups, pairs, alpha, reference, pad, cfg.trainer.accumulate, place.device, teacher, dual,
+        place.process_index, place.num_processes,
+    )  # fmt: skip
+
+
+def _learner(cfg: Config, world: World, ensemble: Ensemble) -> tuple[Ensemble, Member]:
+    """What the objective sees: the whole ensemble, with the target as reference; or, of a method that trains its
+    member alone, that member's own softmax, with its frozen start as reference."""
+    if not cfg.method.alone:
+        target = next(m.name for m in cfg.method.members if m.model == "target" and not m.trained)
+        return ensemble, next(m for m in ensemble.members if m.name == target)
+    model = next(m.model for m in cfg.method.members if m.trained)
+    start = Member("start", world.model(model), world.fingerprint(model), 0.0, 0.0, False)
+    return Ensemble((replace(ensemble.trained, constant=1.0, slope=0.0),)), start
+
+
+def _teacher(cfg: Config, world: World, terms: Sequence[BoundTerm]) -> Teacher | None:
+    if cfg.algo.teacher is None:
+        return None
+    return Teacher(frozen_ensemble(cfg.algo.teacher.members, world), cfg.algo.teacher.alpha)
 
 
 def store_rows(cfg: Config, world: World, ensemble: Ensemble) -> None:
@@ -120,14 +192,18 @@ def _rows(cfg: Config, world: World, members: Sequence[Member], examples: Exampl
 
 
 def _drawn(sampler: Sampler, steps: int, name: str) -> list[tuple[int, int]]:
-    """(question, refusal) pairs that some step will draw; rows of all others are never needed."""
+    """(question, answer) pairs that some step will draw; rows of all others are never needed."""
     return sorted({pair for step in range(steps) for pair in sampler.draw(step).pairs(name)})
 
 
-def _refusal_examples(world: World, drawn: Sequence[tuple[int, int]], split: str) -> Examples:
-    rows, refusals = world.data.splits[split], world.data.refusals
-    encode = world.encoder.example
-    return Examples(encode(f"{rows[i].id}/refusal/{r}", rows[i].question, refusals[r]) for i, r in drawn)
+def _paired_examples(cfg: Config, world: World, drawn: Sequence[tuple[int, int]], name: str) -> Examples:
+    """Questions with the refusal or the other answer that was drawn for them."""
+    rows, encode = world.data.splits[PAIRED[name]], world.encoder.example
+    if name == "alternate":
+        others = _alternates(cfg, world)
+        return Examples(encode(f"{rows[i].id}/alternate/{k}", rows[i].question, others[i][k]) for i, k in drawn)
+    refusals = world.data.refusals
+    return Examples(encode(f"{rows[i].id}/refusal/{k}", rows[i].question, refusals[k]) for i, k in drawn)
 
 
 # --- points of the trajectory -------------------------------------------------------------------------------------
@@ -156,8 +232,11 @@ def _probe(cfg: Config, world: World, ensemble: Ensemble) -> Probe | None:
     if not cfg.trainer.eval_every:
         return None
     alpha, points = training_alpha(cfg), {}
-    for split in EVALUATED:
-        rows = spaced(world.data.splits.get(split, ()), cfg.trainer.eval_examples)
+    retain = world.data.splits["retain"]
+    chosen = [retain[i] for i in held_out(len(retain), cfg.trainer.held_out)[::2]]  # the other half is for reporting
+    for split in (*EVALUATED, "held_out"):
+        rows = chosen if split == "held_out" else world.data.splits.get(split, ())
+        rows = spaced(rows, cfg.trainer.eval_examples)
         if rows:
             examples = examples_of(world.encoder, rows)
             points[split] = (examples, _rows(cfg, world, ensemble.frozen(alpha), examples))

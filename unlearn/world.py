@@ -19,12 +19,13 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from unlearn.answers import Answers
-from unlearn.config import Config, ModelConfig, StageConfig
+from unlearn.combination import SUM, Rule
+from unlearn.config import Config, MemberConfig, ModelConfig, StageConfig
 from unlearn.data.encoding import Encoder, Examples, collate
 from unlearn.data.readers import read
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.sampling import epoch_batches
-from unlearn.ensemble import Ensemble, Member
+from unlearn.ensemble import Ensemble, Member, build
 from unlearn.identity import digest
 from unlearn.models import llama, tokenizers
 from unlearn.store import Store
@@ -44,7 +45,8 @@ class World:
     _models: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
 
     def model(self, name: str) -> nn.Module:
-        """The frozen target, retrained or small model, on the run's device. Copy it before training."""
+        """A frozen model, on the run's device: target, retrained, small (as pair.offset_init says), or small_general,
+        small_full, small_retain (as their name says). Copy it before training."""
         return self._load(name)[0]
 
     def fingerprint(self, name: str) -> str:
@@ -56,8 +58,9 @@ class World:
 
     def _load(self, name: str) -> tuple[nn.Module, str]:
         if name not in self._models:
-            knowledge = {"target": "full", "retrained": "retain", "small": self.cfg.pair.offset_init}[name]
-            size = self.cfg.pair.small if name == "small" else self.cfg.pair.target
+            known = {"target": "full", "retrained": "retain", "small": self.cfg.pair.offset_init}
+            knowledge = known.get(name, name.removeprefix("small_"))
+            size = self.cfg.pair.small if name.startswith("small") else self.cfg.pair.target
             model = llama.freeze(llama.load(_model(self, name, size, knowledge), device(self.cfg.trainer.device)))
             self._models[name] = (model, llama.fingerprint(model))
         return self._models[name]
@@ -68,7 +71,8 @@ _latest: dict[str, World] = {}  # the jobs of a grid mostly share one world: kee
 
 def the_world(cfg: Config) -> World:
     """Read the data set and make its tokenizer; models follow when they are asked for."""
-    key = digest([asdict(cfg.pair), repr(cfg.data), str(Path(cfg.paths.store).resolve()), cfg.trainer.device])
+    models = {k: v for k, v in asdict(cfg.pair).items() if k not in ("tuning", "lora")}  # how one learns is the run's
+    key = digest([models, repr(cfg.data), str(Path(cfg.paths.store).resolve()), cfg.trainer.device])
     if key not in _latest:
         _latest.clear()
         _latest[key] = _world(cfg, Store(cfg.paths.store))
@@ -86,6 +90,13 @@ def _world(cfg: Config, store: Store) -> World:
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     longest = min(cfg.pair.target.max_length, cfg.pair.small.max_length)
     return World(cfg, store, data, Encoder(tokenizer, cfg.data.template, longest))
+
+
+def frozen_ensemble(members: Sequence[MemberConfig], world: World, rule: Rule = SUM) -> Ensemble:
+    """An ensemble of the world's own models, none of which learns."""
+    models = {m.name: world.model(m.model) for m in members}
+    widths = {name: llama.vocabulary(model) for name, model in models.items()}
+    return build(members, models, {m.name: world.fingerprint(m.model) for m in members}, widths, rule)
 
 
 def examples_of(encoder: Encoder, rows: Iterable[Row]) -> Examples:
@@ -175,4 +186,4 @@ def _fit(model: nn.Module, training: Examples, stage: StageConfig, world: World,
 
     with tqdm(total=settings.steps, desc=label, disable=None if trainer.progress else True, leave=False) as bar:
         loop.run(micro_batches, lambda step, log: bar.update())
-    return loop.accelerator.unwrap_model(loop.model)
+    return loop.model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -22,22 +23,35 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 
 @dataclass(frozen=True)
 class Draw:
-    """What one optimiser step reads. ``refusal[k]`` is the refusal drawn for ``forget[k]``, and so for retain."""
+    """What one optimiser step reads, on all processes together.
+
+    ``refusal[k]`` and ``alternate[k]`` are answers drawn for ``forget[k]``, ``retain_refusal[k]`` for ``retain[k]``.
+    """
 
     forget: list[int]
     retain: list[int]
     refusal: list[int]
     retain_refusal: list[int]
+    alternate: list[int]
 
     def pairs(self, name: str) -> list[tuple[int, int]]:
-        """(question, refusal) pairs of "refusal" or "retain_refusal"."""
-        questions = self.forget if name == "refusal" else self.retain
+        """(question, answer) pairs of "refusal", "alternate" or "retain_refusal"."""
+        questions = self.retain if name == "retain_refusal" else self.forget
         return list(zip(questions, getattr(self, name), strict=True))
+
+
+def held_out(rows: int, share: float) -> tuple[int, ...]:
+    """Rows of the retain set that no step sees: the same for every run on the set, spread over it at random."""
+    count = min(round(share * rows), rows - 1)
+    return tuple(sorted(np.random.default_rng(rows).permutation(rows)[:count].tolist()))
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Forget examples in epochs; for each step a fresh draw of retain examples, without repetition in the step."""
+    """Forget examples in epochs; for each step a fresh draw of retain examples, without repetition in the step.
+
+    A pure function of seed and step: it knows of no process, so any number of them share the same draw.
+    """
 
     forget: int  # sizes of the sets
     retain: int
@@ -45,6 +59,13 @@ class Sampler:
     forget_batch: int
     retain_batch: int
     seed: int
+    held_out: tuple[int, ...] = ()  # retain examples that are never drawn
+    alternates: tuple[int, ...] = ()  # number of alternates of each forget question; empty: none are drawn
+
+    @cached_property
+    def trainable(self) -> np.ndarray:
+        """Retain examples that can be drawn."""
+        return np.setdiff1d(np.arange(self.retain), self.held_out)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -56,7 +77,9 @@ class Sampler:
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.forget)
         forget = order[at * self.forget_batch : (at + 1) * self.forget_batch].tolist()
         rng = np.random.default_rng([self.seed, 1, step])
-        retain = rng.choice(self.retain, min(self.retain_batch, self.retain), replace=False).tolist()
+        there = self.trainable
+        retain = there[rng.choice(len(there), min(self.retain_batch, len(there)), replace=False)].tolist()
         refusal = rng.integers(self.refusals, size=len(forget)).tolist() if self.refusals else []
         retain_refusal = rng.integers(self.refusals, size=len(retain)).tolist() if self.refusals else []
-        return Draw(forget, retain, refusal, retain_refusal)
+        alternate = [int(rng.integers(self.alternates[i])) for i in forget] if self.alternates else []
+        return Draw(forget, retain, refusal, retain_refusal, alternate)

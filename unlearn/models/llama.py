@@ -53,6 +53,21 @@ def answer_rows(model: nn.Module, batch: Batch) -> Tensor:
     return model.get_output_embeddings()(hidden.flatten(0, 1)[batch.where]).float()
 
 
+def answer_rows_and_hidden(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
+    """Answer rows as above, and the hidden states [N, D] after block ``layer`` (0, 1 …, but not the last).
+
+    The last block's states are only seen after the final norm, and steering them would steer the logits themselves.
+    """
+    last = model.config.num_hidden_layers - 1
+    if not 0 <= layer < last:
+        raise ValueError(
+            f"algo.numbers.layer={layer}: this model's layers are 0 to {last}, and the last cannot be taken"
+        )
+    out = model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, output_hidden_states=True)
+    rows = model.get_output_embeddings()(out.last_hidden_state.flatten(0, 1)[batch.where]).float()
+    return rows, out.hidden_states[layer + 1].flatten(0, 1)[batch.where].float()
+
+
 def fingerprint(model: nn.Module) -> str:
     """Hash of every weight (name, shape, type and bytes): equal models have equal fingerprints whatever their path."""
     total = hashlib.sha256()
@@ -66,5 +81,6 @@ def vocabulary(model: nn.Module) -> int:
     return model.get_output_embeddings().weight.shape[0]
 
 
-def parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+def parameters(model: nn.Module, trainable: bool = False) -> int:
+    """Number of parameters; of those that learn, if asked."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)

@@ -1,0 +1,133 @@
+"""Tables and figure of the study from results.csv alone:  python experiments/methods/table.py
+
+Means over worlds with 95 % intervals (Student's t over the worlds' values). Writes table.md (every cell),
+differences.md (each method against direct, paired by world) and matched.png beside itself.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.stats import t
+
+from analysis.style import COLOURS, MARKERS, look, save
+
+HERE = Path(__file__).resolve().parent
+METHODS = ("direct", "offset, general", "offset, full", "offset, retain", "proxy", "uld", "dd", "dd_rank")
+SHOWN = ("retain", "real_authors", "world_facts")
+REACHED = 0.02  # a forget probability further than this from what was asked was not matched
+
+
+def interval(values: pd.Series) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval."""
+    n = len(values)
+    half = t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return float(values.mean()), float(half)
+
+
+def cell(values: pd.Series) -> str:
+    mean, half = interval(values)
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def matched(group: pd.DataFrame) -> pd.DataFrame:
+    """Worlds in which some α reaches the forget probability that was asked for."""
+    return group[(group["chosen_reached"] - group["chosen_asked"]).abs() <= REACHED]
+
+
+def table(found: pd.DataFrame) -> list[str]:
+    heads = ["algorithm", "method", "forget", *SHOWN, "α matched", "forget", *SHOWN, "matched", "collapsed", "seconds",
+             "trainable"]  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for (algo, method), group in _groups(found):
+        there = matched(group)
+        row = [algo, method, *(cell(group[f"one/{s}/prob"]) for s in ("forget", *SHOWN))]
+        row.append(f"{there['matched_alpha'].mean():.2f}" if len(there) else "–")
+        row += [cell(there[f"matched/{s}/prob"]) if len(there) > 1 else "–" for s in ("forget", *SHOWN)]
+        row += [f"{len(there)}/{len(group)}", f"{(group['collapsed'] != '').sum()}/{len(group)}"]
+        row += [f"{group['seconds'].mean():.1f}", f"{group['trainable'].iloc[0]:,.0f}"]
+        lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
+def references(found: pd.DataFrame) -> list[str]:
+    """The retrained model on the same questions."""
+    one = found.drop_duplicates("world")
+    return [
+        "Retrained model, all questions: "
+        + ", ".join(f"{s} {cell(one[f'retrained_one/{s}/prob'])}" for s in ("forget", *SHOWN))
+        + "; on the questions for reporting: "
+        + ", ".join(f"{s} {cell(one[f'retrained_matched/{s}/prob'])}" for s in ("forget", *SHOWN))
+        + "."
+    ]
+
+
+def differences(found: pd.DataFrame) -> list[str]:
+    """Method minus direct of the same algorithm and world, at matched forgetting."""
+    lines = ["| algorithm | method | worlds | " + " | ".join(SHOWN) + " |", "|---|---|---|" + "---|" * len(SHOWN)]
+    for (algo, method), group in _groups(found):
+        base = found[(found["algo"] == algo) & (found["method"] == "direct")]
+        if method == "direct" or base.empty:
+            continue
+        both = matched(group).merge(matched(base), on="world", suffixes=("", " direct"))
+        if len(both) < 2:
+            continue
+        row = [cell(both[f"matched/{s}/prob"] - both[f"matched/{s}/prob direct"]) for s in SHOWN]
+        lines.append(f"| {algo} | {method} | {len(both)} | " + " | ".join(row) + " |")
+    return lines
+
+
+def _groups(found: pd.DataFrame):
+    order = {m: i for i, m in enumerate(METHODS)}
+    groups = list(found.groupby(["algo", "method"]))
+    return sorted(groups, key=lambda g: (g[0][0] == "none", g[0][0], order[g[0][1]]))
+
+
+def figure(found: pd.DataFrame) -> Figure:
+    """Kept probability at matched forgetting: a row per algorithm, a mark per method, a panel per split."""
+    algos = [a for a in dict.fromkeys(a for (a, _), _ in _groups(found))][::-1]
+    fig = Figure(figsize=(9.5, 0.42 * len(algos) + 1.4), layout="constrained")
+    axes = fig.subplots(1, len(SHOWN), sharey=True)
+    for ax, split in zip(axes, SHOWN, strict=True):
+        for (algo, method), group in _groups(found):
+            there = matched(group)
+            if len(there) < 2:
+                continue
+            k = METHODS.index(method)
+            mean, half = interval(there[f"matched/{split}/prob"])
+            y = algos.index(algo) + (3.5 - k) * 0.1
+            ax.errorbar(mean, y, xerr=half, fmt=MARKERS[k], color=COLOURS[k % len(COLOURS)], markersize=4, linewidth=1,
+                        label=method)  # fmt: skip
+        ax.set_title(split.replace("_", " "))
+        ax.set_xlabel("probability at matched forgetting   (better →)")
+        ax.set_yticks(np.arange(len(algos)), ["dd (no objective)" if a == "none" else a for a in algos])
+        ax.set_xlim(0, 1.02)
+    handles, names = [], []
+    for ax in axes:
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            if name not in names:
+                handles.append(handle)
+                names.append(name)
+    ordered = sorted(zip(names, handles, strict=True), key=lambda x: METHODS.index(x[0]))
+    fig.legend([h for _, h in ordered], [n for n, _ in ordered], loc="outside lower center", ncols=len(ordered))
+    worlds = found["world"].nunique()
+    fig.suptitle(f"α calibrated to the retrained model's forget probability; mean and 95 % interval over {worlds} worlds",
+                 fontsize=9)  # fmt: skip
+    return fig
+
+
+def main() -> None:
+    found = pd.read_csv(HERE / "results.csv", keep_default_na=False)
+    (HERE / "table.md").write_text("\n".join([*table(found), "", *references(found)]) + "\n")
+    (HERE / "differences.md").write_text("\n".join(differences(found)) + "\n")
+    with look():
+        save(figure(found), HERE, "matched")
+    print(f"written: table.md, differences.md, matched.png in {HERE}")
+
+
+if __name__ == "__main__":
+    main()

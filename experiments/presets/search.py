@@ -1,0 +1,111 @@
+"""Learning rates for every algorithm × method of the embedded world, each found with the same budget.
+
+    python experiments/presets/search.py [--jobs 2]
+
+Every algorithm × method gets the grid of its method (four values), all in the first search world; its best two are
+repeated in the second. Winner: the highest mean score over both worlds, the score being the declared rule of
+``unlearn/collapse.py`` at the last step, α = 1. The rule sees neither the retrained model nor forget quality, and no
+world of the search is used in a study. Writes search.csv (every run) and presets.csv (the winners) beside itself;
+``--write`` puts the winners into conf/algo. Runs that are done are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+HERE = Path(__file__).resolve().parent
+CONF = HERE.parent.parent / "conf"
+WORLDS = (100, 101)
+SMALL = (2.5e-4, 5e-4, 1e-3, 2e-3)
+LARGE = (1e-4, 2e-4, 4e-4, 8e-4)
+GRID = {"offset": SMALL, "proxy": SMALL, "uld": SMALL, "direct": LARGE}
+STUDY = "presets"
+# A search needs the last point of the trajectory only, and the final evaluation not at all: it is kept tiny.
+FIXED = ("trainer.eval_every=1000", "trainer.save_every=0", "trainer.progress=false", "eval.max_examples=10",
+         "wandb=disabled", f"study={STUDY}")  # fmt: skip
+
+
+def cells() -> list[tuple[str, str]]:
+    """Every algorithm with every method that it has a learning rate for."""
+    found = []
+    for path in sorted((CONF / "algo").glob("*.yaml")):
+        methods = re.findall(r"(\w+):", re.search(r"^lr: \{(.*)\}", path.read_text(), re.M)[1])
+        found += [(path.stem, method) for method in methods]
+    return found
+
+
+def run(algos: list[str], method: str, rates: list[float], world: int) -> None:
+    command = [sys.executable, "-m", "unlearn.run", "-m", *FIXED, f"pair.seed={world}", f"method={method}",
+               f"algo={','.join(algos)}", f"trainer.lr={','.join(map(str, rates))}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print(f"{method} {algos}: exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+
+
+def results() -> pd.DataFrame:
+    """One row per run of the search."""
+    rows = []
+    for path in sorted(Path("runs", STUDY).glob("*/manifest.json")):
+        manifest = json.loads(path.read_text())
+        of = manifest["run"]
+        rate = float(
+            re.search(r"^  lr: (.*)$", (path.parent / "config.yaml").read_text().split("trainer:")[1], re.M)[1]
+        )
+        rows.append({
+            "algo": of["algo"], "method": of["method"], "lr": rate, "world": of["pair_seed"],
+            "score": manifest.get("score", float("nan")), "collapsed": manifest.get("collapsed") or "",
+        })  # fmt: skip
+    columns = ["algo", "method", "lr", "world", "score", "collapsed"]
+    return pd.DataFrame(rows, columns=columns).sort_values(columns[:4], ignore_index=True)
+
+
+def winners(found: pd.DataFrame) -> pd.DataFrame:
+    """The best mean score over both worlds, among what was tried in both."""
+    means = found.groupby(["algo", "method", "lr"])["score"].agg(["mean", "count"]).reset_index()
+    means = means[means["count"] == len(WORLDS)]
+    return means.loc[means.groupby(["algo", "method"])["mean"].idxmax()].drop(columns="count")
+
+
+def write(best: pd.DataFrame) -> None:
+    """Put the winners into the algorithms' YAML."""
+    for algo, rows in best.groupby("algo"):
+        path = CONF / "algo" / f"{algo}.yaml"
+        rates = ", ".join(f"{r.method}: {r.lr:g}" for r in rows.sort_values("method").itertuples())
+        path.write_text(re.sub(r"^lr: \{.*\}", f"lr: {{{rates}}}", path.read_text(), flags=re.M))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--write", action="store_true", help="put the winners into conf/algo")
+    arguments = parser.parse_args()
+    wanted = cells()
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        first = {method: [a for a, m in wanted if m == method] for method in GRID}
+        list(pool.map(lambda m: run(first[m], m, GRID[m], WORLDS[0]), ("direct", "offset", "proxy", "uld")))
+        found = results()
+        found = found[found["world"] == WORLDS[0]]
+        again: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+        for (algo, method), rows in found.groupby(["algo", "method"]):
+            two = tuple(sorted(rows.nlargest(2, "score")["lr"]))
+            again.setdefault((method, two), []).append(algo)
+        list(pool.map(lambda key: run(again[key], key[0], key[1], WORLDS[1]), sorted(again)))
+    found = results()
+    best = winners(found)
+    found.round(4).to_csv(HERE / "search.csv", index=False)
+    best.round(4).to_csv(HERE / "presets.csv", index=False)
+    print(best.pivot(index="algo", columns="method", values="lr").to_string())
+    if arguments.write:
+        write(best)
+
+
+if __name__ == "__main__":
+    main()

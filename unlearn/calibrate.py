@@ -1,0 +1,127 @@
+"""``python -m unlearn.calibrate run=FOLDER GOAL``: the inference α of a trained run, found on stored rows.
+
+One goal of three:
+  forget/prob=0.15     the smallest α at which a metric has the value you give
+  to=retrained         the same with the retrained reference's value: an oracle, there is none in a real deletion
+  tolerance=0.02       without any reference: the largest α that costs at most this much of the target's value on
+                       retain questions that no training step saw
+metric=SPLIT/METRIC changes what is looked at (default forget/prob; retain/prob with tolerance): METRIC is prob or
+exact_memorization, SPLIT forget, retain, real_authors or world_facts.
+
+Half of the questions are for choosing; the metrics at the chosen α are reported on others, printed, and written into
+the run's calibration.json. Settings that may be given: eval.*, trainer.device, trainer.threads, paths.store, data.path.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearn.config import ConfigError
+from unlearn.data.rows import DataError
+from unlearn.files import read_json, write_json
+from unlearn.identity import Job
+from unlearn.rerun import load
+
+if TYPE_CHECKING:
+    from unlearn.calibration import Goal
+
+FILE = "calibration.json"
+SHOWN = ("prob", "rougeL_recall", "exact_memorization")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    folders = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
+    if len(folders) != 1 or "--help" in arguments:
+        print(__doc__.strip())
+        return 0 if "--help" in arguments else 2
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+    own = [a for a in arguments if a.split("=")[0] in ("to", "tolerance", "metric") or "/" in a.split("=")[0]]
+    try:
+        goal = goal_of(own)
+        _, job = load(folders[0], [a for a in arguments if a not in own and not a.startswith("run=")])
+        result = calibrate_run(job, goal)
+    except (ConfigError, DataError) as error:
+        print(f"Refused before any work:\n  {error}", file=sys.stderr)
+        return 2
+    _print(result, job.folder)
+    return 0
+
+
+def goal_of(arguments: Sequence[str]) -> Goal:
+    """The goal that ``forget/prob=0.15``, ``to=retrained`` or ``tolerance=0.02`` asks for."""
+    from unlearn.calibration import METRICS, SPLITS, Goal
+
+    given = dict(a.split("=", 1) for a in arguments)
+    metrics = [f"{s}/{m}" for s in SPLITS for m in METRICS]
+    values = [k for k in given if "/" in k]
+    if len(values) + ("to" in given) + ("tolerance" in given) != 1:
+        raise ConfigError(
+            f"{' '.join(arguments) or 'no goal'}: give one of METRIC=VALUE (e.g. forget/prob=0.15), to=retrained, "
+            "tolerance=NUMBER"
+        )
+    metric = values[0] if values else given.get("metric", "retain/prob" if "tolerance" in given else "forget/prob")
+    if metric not in metrics:
+        raise ConfigError(f"{metric}: can be calibrated to {', '.join(metrics)}")
+    if "to" in given:
+        if given["to"] != "retrained":
+            raise ConfigError(f"to={given['to']}: must be retrained; give a value of your own as {metric}=NUMBER")
+        return Goal(metric)
+    key = values[0] if values else "tolerance"
+    try:
+        number = float(given[key])
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise ConfigError(f"{key}={given[key]}: must be a number between 0 and 1")
+    return Goal(metric, value=number) if values else Goal(metric, tolerance=number)
+
+
+def calibrate_run(job: Job, goal: Goal) -> dict[str, Any]:
+    """Calibrate a trained run and write the result into its folder, beside those of other goals."""
+    from unlearn.calibration import calibrate
+    from unlearn.job import members, settle
+    from unlearn.world import the_world
+
+    settle(job.cfg)
+    world = the_world(job.cfg)
+    result = calibrate(job.cfg, world, members(job.cfg, world, job.folder), goal)
+    path = job.folder / FILE
+    others = [entry for entry in read_json(path) or [] if entry["goal"] != result["goal"]]
+    write_json(path, [*others, result])
+    return result
+
+
+def _print(result: dict[str, Any], folder: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("on questions not used for choosing", "n", box=box.SIMPLE)
+    for name in ("target", f"α = {result['alpha']:.4g}", "retrained"):
+        table.add_column(name, justify="right")
+    voices = (result["references"]["target"], result["report"], result["references"]["retrained"])
+    for split, count in result["reported_on"].items():
+        for name in SHOWN:
+            key = f"{split}/{name}"
+            table.add_row(key, str(count), *(f"{voice[key]:.3f}" for voice in voices))
+    for key in ("model_utility", "forget_quality"):
+        if key in result["report"]:
+            table.add_row(key, "", *(f"{voice[key]:.3g}" for voice in voices))
+    print(
+        f"{result['goal']}: α = {result['alpha']:.4g}, where {result['metric']} is {result['reached']:.4f} "
+        f"(asked: {result['asked']:.4f}) on the {result['examples']} questions for choosing"
+    )
+    if result["note"]:
+        print(result["note"])
+    Console().print(table)
+    print(f"written: {folder / FILE}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

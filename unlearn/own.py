@@ -1,0 +1,37 @@
+"""A user's own functions, from a Python file beside the user's configs: terms of an objective, rules of a method."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class OwnFileError(ValueError):
+    """A file that cannot be used: the message names the setting and the file."""
+
+
+def functions(file: str | None, setting: str) -> dict[str, Callable[..., Any]]:
+    """The public functions that the file of ``setting`` defines itself; none without a file."""
+    if file is None:
+        return {}
+    spec = importlib.util.spec_from_file_location(f"unlearn_user_{Path(file).stem}", file)
+    if spec is None or spec.loader is None:
+        raise OwnFileError(f"{setting}={file!r}: not a Python file, its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise OwnFileError(f"{setting}={file!r} cannot be imported: {type(error).__name__}: {error}") from error
+    found = inspect.getmembers(module, inspect.isfunction)
+    return {name: f for name, f in found if f.__module__ == module.__name__ and not name.startswith("_")}
+
+
+def signature(function: Callable[..., Any], what: str) -> inspect.Signature:
+    """The function's signature with its annotations as types, not as text."""
+    try:
+        return inspect.signature(function, eval_str=True)
+    except NameError as error:
+        raise OwnFileError(f"{what}: its annotations cannot be read: {error}") from error

@@ -70,7 +70,7 @@ def test_a_verdict_names_what_went_wrong():
     good, ruin = point(0.1, 0.5, 0.3, 0.3), point(0.0, 0.09, 0.05, 0.04)
     assert seen(START, good).verdict() is None and seen(START, ruin, good).verdict() is None
     assert seen(START, good, ruin).verdict() == (
-        "keeps 0.10 of the target's probability outside the forget set, less than 0.5"
+        "keeps 0.10 of the start's probability outside the forget set, less than 0.5"
     )
     assert seen(START, good, losses=(-3.0, -50.0, -301.0)).verdict() == "the loss went from -3 to -301"
     assert seen(START, good, losses=(-3.0, -301.0, -299.0)).verdict() is None
@@ -131,7 +131,7 @@ def test_a_collapsed_run_is_done_says_why_and_keeps_its_best_point_beside_its_la
     folder = execute(config(*RUINOUS)).folder
     manifest, (watch,) = runlog.manifest(folder), watches
     assert manifest["status"] == "done" and manifest["kept"] == "last"
-    assert "of the target's probability outside the forget set" in manifest["collapsed"]
+    assert "of the start's probability outside the forget set" in manifest["collapsed"]
     assert 0 < manifest["best"]["step"] < 7 and manifest["best"]["step"] == watch.step
     best = load_file(folder / "best" / "model.safetensors")
     assert same(best, watch) and not same(weights(folder), watch)

@@ -112,7 +112,7 @@ def test_rank_lowers_the_tokens_that_change_most_against_and_raises_none(base, c
     assert after.isfinite().all()
     for row in range(ROWS):
         order = sorted(range(VOCABULARY), key=lambda v: change[row, v].item())
-        level = sorted(base[row].tolist(), reverse=True)[n - 1]
+        level = sorted(base[row].tolist(), reverse=True)[n]  # the largest that is not among the first n
         expected = base[row].clone()
         for v in order[:n]:
             expected[v] = min(expected[v].item(), level)
@@ -120,19 +120,18 @@ def test_rank_lowers_the_tokens_that_change_most_against_and_raises_none(base, c
     assert (after <= base).all() and (after < base).any()
 
 
-def test_a_pushed_out_token_is_never_the_likeliest_where_another_is_left():
+def test_pushed_out_tokens_fall_to_the_level_of_the_first_that_could_be_left():
     base, change = torch.tensor([[5.0, 4.0, 3.0, 0.0]]), torch.tensor([[-9.0, -1.0, 0.0, 1.0]])
-    assert rank(base, change, 1.0, 1.0).tolist() == [
-        [5.0, 4.0, 3.0, 0.0]
-    ]  # the level of one token is the largest logit
-    assert rank(base, change, 1.0, 2.0).tolist() == [[4.0, 4.0, 3.0, 0.0]]
-    assert rank(base, change, 1.0, 3.0).tolist() == [[3.0, 3.0, 3.0, 0.0]]
+    assert rank(base, change, 1.0, 1.0).tolist() == [[4.0, 4.0, 3.0, 0.0]]
+    assert rank(base, change, 1.0, 2.0).tolist() == [[3.0, 3.0, 3.0, 0.0]]
+    assert rank(base, change, 1.0, 3.0).tolist() == [[0.0, 0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("k", [VOCABULARY, VOCABULARY + 1, 1e9])
-def test_rank_takes_a_k_beyond_the_vocabulary(base, change, k):
+def test_rank_takes_a_k_beyond_the_vocabulary_and_leaves_one_token(base, change, k):
     after = rank(base, change, 1.0, float(k))
-    torch.testing.assert_close(after, base.amin(-1, keepdim=True).expand_as(base))
+    lowest = base.amin(-1, keepdim=True).expand_as(base)
+    torch.testing.assert_close(after, lowest.scatter(-1, (best := change.argmax(-1, True)), base.gather(-1, best)))
 
 
 def test_rank_of_less_than_half_a_token_or_of_a_negative_alpha_does_nothing(base, change):
@@ -152,7 +151,7 @@ def test_binding_fills_in_the_numbers_and_keeps_the_plain_sum_plain(base, change
     ("name", "numbers", "message"),
     [
         ("median", {}, r"method.rule='median': no such rule; there are sum, plausible, rank"),
-        ("plausible", {"rate": 0.1}, r"rule 'plausible' needs method.numbers.top, which is not set"),
+        ("plausible", {"rate": 0.1}, r"rule 'plausible' needs method.numbers.top: give .method.numbers.top=NUMBER"),
         ("rank", {"k": 3, "top": 0.5}, r"method.numbers.top=0.5: rule 'rank' has no top; it takes k"),
         ("sum", {"k": 3}, r"method.numbers.k=3: rule 'sum' has no k; it takes no numbers"),
     ],

@@ -120,7 +120,7 @@ def test_unknown_keys_choices_and_types_are_refused_by_the_schema(override):
 def test_a_method_without_a_learning_rate_says_how_to_give_one():
     cfg = compose()
     cfg = dataclasses.replace(cfg, method=dataclasses.replace(cfg.method, name="mine"))
-    with pytest.raises(ConfigError, match="Give trainer.lr=NUMBER or algo.lr.mine=NUMBER"):
+    with pytest.raises(ConfigError, match="Give trainer.lr=NUMBER or .algo.lr.mine=NUMBER"):
         parse(OmegaConf.structured(cfg))
 
 

@@ -1,10 +1,10 @@
-"""Greedy decoding with one KV cache per member, against an uncached argmax that recomputes everything."""
+"""Decoding with one KV cache per member, against an uncached argmax that recomputes everything; and sampling."""
 
 import pytest
 import torch
 from helpers import offset_ensemble, random_examples, tiny_llama
 
-from unlearn.generation import greedy
+from unlearn.generation import greedy, sample
 
 
 @torch.no_grad()
@@ -49,3 +49,50 @@ def test_a_direct_model_decodes_as_transformers_generate_does():
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False)[0, len(prompt) :].tolist()
         assert answer == [t for t in ids if t != 1]
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------
+
+
+def sampled(ensemble, prompts, batch_size, seed=0, temperature=1.0, steps=12):
+    return sample(ensemble, prompts, 1.0, 0, 1, steps, batch_size, temperature, seed)
+
+
+def test_neither_batch_size_nor_the_other_prompts_change_what_is_drawn(ensemble):
+    found = sampled(ensemble, PROMPTS, 12)
+    for batch_size in (1, 5):
+        assert sampled(ensemble, PROMPTS, batch_size) == found
+    others = [e.prompt for e in random_examples(12, seed=8)]
+    mixed = [p if i % 3 else o for i, (p, o) in enumerate(zip(PROMPTS, others, strict=True))]
+    again = sampled(ensemble, mixed, 5)
+    assert [a for i, a in enumerate(again) if i % 3] == [a for i, a in enumerate(found) if i % 3]
+    assert sampled(ensemble, PROMPTS[:4], 12) == found[:4]
+
+
+def test_another_seed_draws_anew_and_so_does_the_same_prompt_at_another_place(ensemble):
+    assert sampled(ensemble, PROMPTS, 12) != sampled(ensemble, PROMPTS, 12, seed=1)
+    assert len({tuple(a) for a in sampled(ensemble, [PROMPTS[0]] * 6, 6, temperature=3.0)}) > 1
+
+
+def test_sampling_leaves_the_global_stream_of_random_numbers_alone(ensemble):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    sampled(ensemble, PROMPTS[:2], 2)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_at_a_vanishing_temperature_the_likeliest_token_is_drawn(ensemble):
+    assert sampled(ensemble, PROMPTS, 5, temperature=1e-6) == greedy(ensemble, PROMPTS, 1.0, 0, 1, 12, 5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_first_tokens_come_as_often_as_the_softmax_says(ensemble, temperature):
+    n, prompt = 4000, PROMPTS[3]
+    drawn = torch.tensor([a[0] if a else 1 for a in sampled(ensemble, [prompt] * n, 500, 0, temperature, steps=1)])
+    with torch.no_grad():
+        rows = {m.name: m.model(input_ids=torch.tensor([prompt])).logits[0, -1:].float() for m in ensemble.members}
+    p = (ensemble.logits(rows, 1.0) / temperature).softmax(-1)[0]
+    share = torch.bincount(drawn, minlength=40) / n
+    assert ((share - p).abs() <= 4 * (p * (1 - p) / n).sqrt() + 1 / n).all()
+    assert p.max() < 0.95  # else nearly any rule of choosing would pass

@@ -92,6 +92,9 @@ def test_ulds_assistant_learns_the_forget_set_and_is_subtracted(config):
                  "eval.alphas=[0,0.5,1,2]")  # fmt: skip
     folder = execute(cfg).folder
     world, assistant = the_world(cfg), llama.load(folder / "offset")
+    draw = _sampler(cfg, world, bind("memorize", "uniform", 1, 1, {})).draw(0)
+    alone = -mean_logp(*rows(world, {"small": 1.0}, "forget", draw.forget))  # on its own softmax, by no weight
+    assert lines(folder)[1]["train/memorize"] == pytest.approx(alone, rel=1e-5)
     assert prob(assistant, world, "forget") > 2 * prob(world.model("small"), world, "forget")
     found = runlog.evaluation(folder)
     forget, retain = (

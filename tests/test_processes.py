@@ -120,10 +120,12 @@ def train(folder, name: str, forget_batch: int, retain_batch: int) -> None:
     loop = Loop(obj.ensemble.trained.model, SETTINGS, "cpu")
     place = loop.accelerator
     obj = dataclasses.replace(obj, process=place.process_index, processes=place.num_processes)
-    sampler, losses = Sampler(FORGET, RETAIN, REFUSALS, forget_batch, retain_batch, seed=0), []
-    loop.run(lambda step: obj.micro_batches(sampler.draw(step)), lambda step, log: losses.append(log["train/loss"]))
-    weights = {n: p.detach().clone() for n, p in loop.model.named_parameters()}
-    save_file(weights | {"losses": torch.tensor(losses)}, folder / f"{name}-{place.process_index}.safetensors")
+    sampler, logs = Sampler(FORGET, RETAIN, REFUSALS, forget_batch, retain_batch, seed=0), []
+    loop.run(lambda step: obj.micro_batches(sampler.draw(step)), lambda step, log: logs.append(log))
+    found = {n: p.detach().clone() for n, p in loop.model.named_parameters()}
+    # AdamW does not notice a gradient that is too large by a factor: the norms do
+    found |= {name: torch.tensor([log[name] for log in logs]) for name in ("train/loss", "train/grad_norm", "train/kl")}
+    save_file(found, folder / f"{name}-{place.process_index}.safetensors")
 
 
 SIZES = {"many": (3, 5), "few": (1, 1)}  # the second leaves the second process without anything to do
@@ -161,4 +163,4 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path):
             two = load_file(tmp_path / f"{name}-{rank}.safetensors")
             assert two.keys() == one.keys()
             for n, value in one.items():
-                torch.testing.assert_close(two[n], value, rtol=1e-6, atol=1e-6)
+                torch.testing.assert_close(two[n], value, rtol=1e-5 if n.startswith("train/") else 0, atol=1e-6)

@@ -20,25 +20,28 @@ WARMER = 1.2
 def alternates(cfg: AlternatesConfig, world: World, batch_size: int) -> list[list[str]]:
     """At least one other answer to each forget question, in the order of the forget set."""
     rows = world.data.splits["forget"]
-    return _read(Path(cfg.file), rows) if cfg.file is not None else _sampled(cfg, world, rows, batch_size)
+    return read(Path(cfg.file), rows) if cfg.file is not None else _sampled(cfg, world, rows, batch_size)
 
 
-def _read(path: Path, rows: tuple[Row, ...]) -> list[list[str]]:
+def read(path: Path, rows: tuple[Row, ...]) -> list[list[str]]:
+    """The alternates of a file of JSON lines; refuse what is no other answer to a forget question, file and line."""
     found: dict[str, list[str]] = {row.question: [] for row in rows}
-    right = {(row.question, row.answer) for row in rows}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    right = {(row.question, row.answer.strip()) for row in rows}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
             entry = json.loads(line)
             question, answer = entry["question"], entry["answer"]
+            if not (isinstance(question, str) and isinstance(answer, str)):
+                raise TypeError
         except (json.JSONDecodeError, KeyError, TypeError):
-            raise DataError(f'{where}: {line[:80]!r}: must be {{"question": …, "answer": …}}') from None
+            raise DataError(f'{where}: {line[:80]!r}: must be {{"question": TEXT, "answer": TEXT}}') from None
         if question not in found:
             raise DataError(f"{where}: {question!r} is not a question of the forget set")
-        if not str(answer).strip() or (question, answer) in right:
-            raise DataError(f"{where}: {answer!r} is {'the right answer' if str(answer).strip() else 'empty'}")
+        if not answer.strip() or (question, answer.strip()) in right:
+            raise DataError(f"{where}: {answer!r} is {'the right answer' if answer.strip() else 'empty'}")
         found[question].append(answer)
     for question, answers in found.items():
         if not answers:
@@ -56,7 +59,8 @@ def _sampled(cfg: AlternatesConfig, world: World, rows: tuple[Row, ...], batch_s
 
     def build(folder: Path) -> None:
         log.info("sampling %d other answers to each of %d forget questions", cfg.count, len(rows))
-        write_json(folder / "alternates.json", _ask(cfg, world, prompts, right, batch_size))
+        asked = _ask(cfg, world, prompts, right, batch_size)
+        write_json(folder / "alternates.json", asked)
 
     found = read_json(world.store.get("alternates", recipe, build) / "alternates.json")
     for row, answers in zip(rows, found, strict=True):
@@ -69,14 +73,20 @@ def _sampled(cfg: AlternatesConfig, world: World, rows: tuple[Row, ...], batch_s
 
 
 def _ask(
-    cfg: AlternatesConfig, world: World, prompts: list[tuple[int, ...]], right: list[tuple[int, ...]], batch_size: int
+    cfg: AlternatesConfig,
+    world: World,
+    prompts: list[tuple[int, ...]],
+    right: list[tuple[int, ...]],
+    batch_size: int,
 ) -> list[list[str]]:
     tokenizer = world.encoder.tokenizer
     target = world.alone("target")
-    longest = max(map(len, right))
+    longest, texts = max(map(len, right)), [world.encoder.decode(answer) for answer in right]
     found: list[list[str]] = [[] for _ in prompts]
     for attempt in range(ROUNDS):
         lacking = [i for i, answers in enumerate(found) if len(answers) < cfg.count]
+        if not lacking:
+            break
         asked = [i for i in lacking for _ in range(cfg.count)]
         answers = sample(
             target, [prompts[i] for i in asked], 1.0, tokenizer.pad_token_id, tokenizer.eos_token_id, longest,
@@ -84,7 +94,6 @@ def _ask(
         )  # fmt: skip
         for i, answer in zip(asked, answers, strict=True):
             text = world.encoder.decode(answer)
-            new = answer and tuple(answer) != right[i][:-1] and text and text not in found[i]
-            if new and len(found[i]) < cfg.count:
+            if text and text != texts[i] and text not in found[i] and len(found[i]) < cfg.count:
                 found[i].append(text)
     return found

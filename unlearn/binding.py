@@ -76,9 +76,11 @@ def _bound(name: str, function: Term, given: Mapping[str, float], weight: float)
             f"term {name!r} must take one or more of {', '.join(READS)} and return PerToken or "
             f"PerAnswer; its signature is {name}{found}"
         )
+    if len({PAIRED.get(p, p) for p in reads}) > 1:  # they are drawn and split separately
+        raise ObjectiveError(f"term {name!r} reads {', '.join(reads)}: forget and retain questions need a term each")
     wanted = [p for p in found.parameters if p not in READS]
     for p in wanted:
         if p not in given:
-            where = f"algo.{p}" if p in NUMBERS else f"algo.numbers.{p}"
-            raise ObjectiveError(f"term {name!r} needs {where}, which is not set")
+            where = f"algo.{p}" if p in NUMBERS else f"+algo.numbers.{p}"
+            raise ObjectiveError(f"term {name!r} needs algo.{p}, which is not set: give {where}=NUMBER")
     return BoundTerm(name, function, reads, found.return_annotation == PerToken, {p: given[p] for p in wanted}, weight)

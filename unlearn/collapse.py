@@ -20,7 +20,7 @@ from unlearn.files import write_whole
 
 RULE = "harmonic mean of the share of forget probability that is lost and the share of other probability that is kept"
 NUMBERS = ("score", "kept", "last_score", "first_loss", "last_loss")  # of a Watch, beside its step
-KEPT = 0.5  # a model that keeps less than this of the target's probability has collapsed
+KEPT = 0.5  # a model that keeps less than this of the start's probability has collapsed
 LOSS = 100.0  # |loss| at the last step over max(1, |loss| at the first): more is a diverging loss
 
 
@@ -40,6 +40,8 @@ class Watch:
 
     def see(self, step: int, values: Mapping[str, float], model: nn.Module) -> None:
         """A point of the trajectory: ``<split>/prob`` of every split at step 0, 1, 2 …"""
+        if not self.start and step > 0:  # resumed from a checkpoint of a run that had no trajectory: nothing to compare
+            return
         probs = {name: v for name, v in values.items() if name.endswith("/prob")}
         if not self.start:
             self.start = probs
@@ -58,7 +60,7 @@ class Watch:
         if self.broken is not None:
             return self.broken
         if self.kept < KEPT:
-            return f"keeps {self.kept:.2f} of the target's probability outside the forget set, less than {KEPT:g}"
+            return f"keeps {self.kept:.2f} of the start's probability outside the forget set, less than {KEPT:g}"
         if abs(self.last_loss) > LOSS * max(1.0, abs(self.first_loss)):
             return f"the loss went from {self.first_loss:.3g} to {self.last_loss:.3g}"
         return None
@@ -97,11 +99,18 @@ def kept(probs: Mapping[str, float], start: Mapping[str, float]) -> float:
     names = [n for n in start if not n.startswith("forget/")]
     if "held_out/prob" in names:
         names.remove("retain/prob")
-    return sum(min(1.0, probs[n] / start[n]) for n in names) / len(names)
+    return sum(_share(probs[n], start[n]) for n in names) / len(names)
+
+
+def _share(value: float, start: float) -> float:
+    """Share of the start's probability that is left, at most 1; of a value that is no number, nothing is."""
+    if not math.isfinite(value):
+        return 0.0
+    return min(1.0, value / start) if start > 0 else 1.0
 
 
 def score(probs: Mapping[str, float], start: Mapping[str, float]) -> float:
     """The declared rule, between 0 (the target, or a ruin) and 1."""
-    lost = min(1.0, max(0.0, 1 - probs["forget/prob"] / start["forget/prob"]))
+    lost = 1 - _share(probs["forget/prob"], start["forget/prob"])
     rest = kept(probs, start)
     return 2 * lost * rest / (lost + rest) if lost + rest > 0 else 0.0

@@ -48,15 +48,15 @@ def plausible(base: Logits, change: Logits, alpha: float, rate: float, top: floa
 def rank(base: Logits, change: Logits, alpha: float, k: float) -> Logits:
     """Push out the round(k · α) tokens with the most negative change. (rank divergence decoding, arXiv 2605.31293)
 
-    The paper's generation sets them to −∞; so that every answer keeps a likelihood, they are lowered to the
-    round(k · α)-th largest logit of ``base``, and none is raised.
+    The paper's generation sets them to −∞; so that every answer keeps a likelihood, they are lowered to the largest
+    logit of ``base`` after its first round(k · α), and none is raised.
     """
-    n = min(round(k * alpha), base.shape[-1])
+    n = min(round(k * alpha), base.shape[-1] - 1)
     if n < 1:
         return base
     out = torch.zeros_like(base, dtype=torch.bool)
     out.scatter_(-1, change.topk(n, dim=-1, largest=False).indices, True)
-    return torch.where(out, torch.minimum(base, base.topk(n, dim=-1).values[..., -1:]), base)
+    return torch.where(out, torch.minimum(base, base.topk(n + 1, dim=-1).values[..., -1:]), base)
 
 
 Function = Callable[..., Tensor]
@@ -92,7 +92,7 @@ def bind_rule(name: str, numbers: Mapping[str, float], file: str | None = None) 
         )
     wanted = parameters[3:]
     for missing in sorted(set(wanted) - set(numbers)):
-        raise RuleError(f"rule {name!r} needs method.numbers.{missing}, which is not set")
+        raise RuleError(f"rule {name!r} needs method.numbers.{missing}: give +method.numbers.{missing}=NUMBER")
     for extra in sorted(set(numbers) - set(wanted)):
         raise RuleError(
             f"method.numbers.{extra}={numbers[extra]}: rule {name!r} has no {extra}; it takes "

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -124,6 +126,7 @@ def _objective_problems(configs: list[Config]) -> dict[str, None]:
 
 def _fitting(cfg: Config) -> None:
     """Raise ``ValueError`` where rule, terms, method and data do not fit each other."""
+    from unlearn import alternates
     from unlearn.binding import REFUSALS, bind
     from unlearn.combination import bind_rule
 
@@ -135,8 +138,11 @@ def _fitting(cfg: Config) -> None:
     reads = {name for term in terms for name in term.reads}
     if reads & set(REFUSALS) and not read(cfg).refusals:
         raise ValueError(f"algo={cfg.algo.name!r} trains towards refusals, and data set {cfg.data.name!r} has none")
-    if "alternate" in reads and cfg.algo.alternates is None:
-        raise ValueError(f"algo={cfg.algo.name!r} reads other answers: algo.alternates must say where they come from")
+    if "alternate" in reads:
+        if cfg.algo.alternates is None:
+            raise ValueError(f"algo={cfg.algo.name!r} reads other answers: algo.alternates must say where from")
+        if cfg.algo.alternates.file is not None:
+            alternates.read(Path(cfg.algo.alternates.file), read(cfg).splits["forget"])
     if any(t.layer is not None for t in terms) and trained.model != "target":
         raise ValueError(black_box(cfg))
 
@@ -149,6 +155,9 @@ def job(cfg: Config, data: str) -> Job:
 def supervise(run: Callable[[], None], report: bool = True) -> int:
     """Run Hydra's main, then print the table of the call's jobs; the exit status is 0 only if all are done."""
     status, call.skip_done = 0, report
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print("a run is one process: start this command itself, not through accelerate or torchrun", file=sys.stderr)
+        return 2
     # Hydra's parser takes no flag between two overrides, and -m is what people add in the middle of a command.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     signal.signal(signal.SIGTERM, _interrupt)

@@ -105,7 +105,8 @@ def finish(cfg: Config, world: World, ensemble: Ensemble, watch: Watch, record: 
     """Keep the weights that trainer.keep asks for, and say in the manifest what became of the training."""
     collapsed, model = watch.verdict(), ensemble.trained.model
     best = {"step": watch.step, "score": watch.score, "rule": RULE} if watch.weights else None
-    record.status("running", collapsed=collapsed, score=watch.last_score, best=best, kept="last")
+    last = watch.last_score if watch.weights else None
+    record.status("running", collapsed=collapsed, score=last, best=best, kept="last")
     if watch.weights and (cfg.trainer.keep == "best" or watch.broken is not None):
         watch.load(model)
         record.status("running", kept="best")

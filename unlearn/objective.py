@@ -7,8 +7,8 @@ of the *whole* step, on all processes together, so that splitting a step changes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -34,7 +34,7 @@ class Group:
 
     examples: Examples
     rows: Rows  # by member name; the reference's are always there
-    teacher: Rows = field(default_factory=dict)
+    teacher: Callable[[], Rows] = dict  # of the teacher's members, made when a term first asks for them
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Objective:
         return *answer_rows_and_hidden(model, batch, layer), reference
 
     def _taught(self, group: Group, ids: list[int]) -> Tensor:
-        rows = {name: self._take(stored, ids) for name, stored in group.teacher.items()}
+        rows = {name: self._take(stored, ids) for name, stored in group.teacher().items()}
         return self.teacher.ensemble.logits(rows, self.teacher.alpha)
 
     def _take(self, rows: FrozenRows | LiveRows, ids: list[int]) -> Tensor:

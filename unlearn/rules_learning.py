@@ -59,7 +59,7 @@ def together(cfg: Config) -> Iterator[str]:
     elif cfg.trainer.lr is None and method.name not in algo.lr:
         yield (
             f"algo.lr: {algo.name!r} has no learning rate for method {method.name!r}; it has "
-            f"{', '.join(algo.lr) or 'none'}. Give trainer.lr=NUMBER or algo.lr.{method.name}=NUMBER"
+            f"{', '.join(algo.lr) or 'none'}. Give trainer.lr=NUMBER or +algo.lr.{method.name}=NUMBER"
         )
 
 

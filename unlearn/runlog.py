@@ -199,7 +199,7 @@ def wandb_run(
         reinit="finish_previous",
         settings=wandb.Settings(silent=True, console="off"),
     ) as run:
-        for name in ("train/*", "forget/*", "retain/*", "real_authors/*", "world_facts/*"):
+        for name in ("train/*", "forget/*", "retain/*", "real_authors/*", "world_facts/*", "held_out/*"):
             run.define_metric(name, step_metric="step")
         record.wandb = run
         record.manifest["wandb"] = run.id

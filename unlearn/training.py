@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -44,7 +45,7 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
     if loop.restore(checkpoint):
         log.info("resuming at step %d of %d", loop.step, settings.steps)
         record.rewind(loop.step)
-        if probe is not None:
+        if "watch/step" in loop.extra:
             watch.restore(checkpoint, loop.extra)
         if objective.dual is not None:
             objective.dual.value = loop.extra["dual"]
@@ -63,7 +64,7 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
         if measured:
             watch.see(step, measured, loop.model)
         if cfg.trainer.save_every and step % cfg.trainer.save_every == 0 and step < settings.steps:
-            _save(loop, watch, objective, probe is not None, checkpoint)
+            _save(loop, watch, objective, checkpoint)
 
     with record.stage("train"), _bar(cfg, loop) as bar:
         try:
@@ -75,8 +76,8 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
     return watch
 
 
-def _save(loop: Loop, watch: Watch, objective: Objective, watched: bool, checkpoint: Path) -> None:
-    loop.extra = watch.save(checkpoint) if watched else {}
+def _save(loop: Loop, watch: Watch, objective: Objective, checkpoint: Path) -> None:
+    loop.extra = watch.save(checkpoint) if watch.weights else {}
     if objective.dual is not None:
         loop.extra["dual"] = objective.dual.value
     loop.save(checkpoint)
@@ -144,7 +145,7 @@ def _objective(
     alpha, pad = training_alpha(cfg), world.encoder.tokenizer.pad_token_id
     learner, reference = _learner(cfg, world, ensemble)
     frozen = {m.name: m for m in (*learner.frozen(alpha), reference)}.values()
-    teacher = _teacher(cfg, world, terms)
+    teacher = _teacher(cfg, world)
     groups, pairs = {}, {}
     for name in dict.fromkeys(name for term in terms for name in term.reads):
         if name in PAIRED:
@@ -154,7 +155,9 @@ def _objective(
         else:
             examples = examples_of(world.encoder, world.data.splits[name])
         taught = () if teacher is None else teacher.ensemble.members
-        groups[name] = Group(examples, _rows(cfg, world, frozen, examples), _rows(cfg, world, taught, examples))
+        groups[name] = Group(
+            examples, _rows(cfg, world, frozen, examples), cache(partial(_rows, cfg, world, taught, examples))
+        )
     dual = Dual(cfg.algo.dual, cfg.algo.retain_weight, sampler.steps_per_epoch) if cfg.algo.dual is not None else None
     place = accelerator(cfg.trainer.device)
     return Objective(
@@ -174,7 +177,7 @@ def _learner(cfg: Config, world: World, ensemble: Ensemble) -> tuple[Ensemble, M
     return Ensemble((replace(ensemble.trained, constant=1.0, slope=0.0),)), start
 
 
-def _teacher(cfg: Config, world: World, terms: Sequence[BoundTerm]) -> Teacher | None:
+def _teacher(cfg: Config, world: World) -> Teacher | None:
     if cfg.algo.teacher is None:
         return None
     return Teacher(frozen_ensemble(cfg.algo.teacher.members, world), cfg.algo.teacher.alpha)

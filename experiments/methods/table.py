@@ -115,8 +115,8 @@ def figure(found: pd.DataFrame) -> Figure:
     ordered = sorted(zip(names, handles, strict=True), key=lambda x: METHODS.index(x[0]))
     fig.legend([h for _, h in ordered], [n for n, _ in ordered], loc="outside lower center", ncols=len(ordered))
     worlds = found["world"].nunique()
-    fig.suptitle(f"α calibrated to the retrained model's forget probability; mean and 95 % interval over {worlds} worlds",
-                 fontsize=9)  # fmt: skip
+    what = f"α calibrated to the retrained model's forget probability; mean and 95 % interval over {worlds} worlds"
+    fig.suptitle(what, fontsize=9)
     return fig
 
 

@@ -2,11 +2,13 @@
 
     python experiments/presets/search.py [--jobs 2]
 
-Every algorithm × method gets the grid of its method (four values), all in the first search world; its best two are
-repeated in the second. Winner: the highest mean score over both worlds, the score being the declared rule of
-``unlearn/collapse.py`` at the last step, α = 1. The rule sees neither the retrained model nor forget quality, and no
-world of the search is used in a study. Writes search.csv (every run) and presets.csv (the winners) beside itself;
-``--write`` puts the winners into conf/algo. Runs that are done are not repeated.
+Every algorithm × method gets the four values of its method's grid in the first search world; then the best of them,
+half of it and twice it in both worlds, so that a best at the grid's edge has a neighbour on either side. Winner: the
+highest mean score over both worlds, the score being the declared rule of ``unlearn/collapse.py`` at the last step,
+α = 1. The rule sees neither the retrained model nor forget quality, and no world of the search is used in a study.
+
+Writes search.csv (every run) and presets.csv (the winners) beside itself; ``--write`` puts the winners into
+conf/algo. Runs that are done are not repeated.
 """
 
 from __future__ import annotations
@@ -91,13 +93,15 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         first = {method: [a for a, m in wanted if m == method] for method in GRID}
         list(pool.map(lambda m: run(first[m], m, GRID[m], WORLDS[0]), ("direct", "offset", "proxy", "uld")))
-        found = results()
-        found = found[found["world"] == WORLDS[0]]
-        again: dict[tuple[str, tuple[float, ...]], list[str]] = {}
-        for (algo, method), rows in found.groupby(["algo", "method"]):
-            two = tuple(sorted(rows.nlargest(2, "score")["lr"]))
-            again.setdefault((method, two), []).append(algo)
-        list(pool.map(lambda key: run(again[key], key[0], key[1], WORLDS[1]), sorted(again)))
+        first_world = results().query("world == @WORLDS[0]").dropna(subset="score")
+        again: dict[tuple[int, str, float], list[str]] = {}
+        for (algo, method), rows in first_world.groupby(["algo", "method"]):
+            rows = rows[rows["lr"].isin(GRID[method])]
+            center = float(rows.loc[rows["score"].idxmax(), "lr"])
+            for world in WORLDS:
+                for rate in (center / 2, center, center * 2):
+                    again.setdefault((world, method, rate), []).append(algo)
+        list(pool.map(lambda key: run(again[key], key[1], [key[2]], key[0]), sorted(again, reverse=True)))
     found = results()
     best = winners(found)
     found.round(4).to_csv(HERE / "search.csv", index=False)

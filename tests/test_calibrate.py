@@ -1,11 +1,14 @@
 """α chosen without training: on which examples, by which rule, and what is written."""
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 from helpers import command, execute
 
 from unlearn import calibration
-from unlearn.calibrate import FILE, calibrate_run, goal_of
+from unlearn.calibrate import FILE, calibrate_run, goal_of, main
 from unlearn.calibration import MOST, Goal, keep, parts, reach
 from unlearn.config import ConfigError
 from unlearn.data.sampling import held_out
@@ -78,6 +81,13 @@ def test_goals_from_the_command_line():
 REFUSED = [
     ([], "give one of METRIC=VALUE"),
     (["to=retrained", "tolerance=0.1"], "give one of METRIC=VALUE"),
+    (["tolerance"], "tolerance: give one of METRIC=VALUE"),
+    (["forget/prob"], "forget/prob: give one of METRIC=VALUE"),
+    (["tolerance=0.1", "metric"], "give one of METRIC=VALUE"),
+    (["tolerance=0.1", "tolerance=0.2"], "give one of METRIC=VALUE"),
+    (["forget/prob=0.1", "forget/prob=0.2"], "give one of METRIC=VALUE"),
+    (["to=retrained", "metric=forget/prob", "metric=retain/prob"], "give one of METRIC=VALUE"),
+    (["forget/prob=0.1", "metric=retain/prob"], "the last two with metric=SPLIT/METRIC"),
     (["to=target"], "to=target: must be retrained"),
     (["forget/rouge=0.1"], "can be calibrated to forget/prob, forget/exact_memorization"),
     (["forget/prob=2"], "forget/prob=2: must be a number between 0 and 1"),
@@ -89,6 +99,12 @@ REFUSED = [
 def test_an_impossible_goal_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         goal_of(arguments)
+
+
+@pytest.mark.parametrize("goal", ["tolerance", "to", "forget/prob"])
+def test_the_command_refuses_a_goal_without_a_value(goal, capsys):
+    assert main(["run=runs/study/any", goal]) == 2
+    assert f"Refused before any work:\n  {goal}: give one of METRIC=VALUE" in capsys.readouterr().err
 
 
 # --- on a run ------------------------------------------------------------------------------------------------------
@@ -135,6 +151,22 @@ def test_the_result_is_what_evaluating_at_that_alpha_gives_and_lies_in_the_run(c
     assert before == after
 
 
+def test_the_metrics_at_the_trainings_alpha_stand_beside_those_at_the_chosen_one(config, world):
+    from unlearn.job import members
+
+    job, goal = execute(config("algo=ga", *SHARES)), Goal("forget/prob")
+    result = calibrate_run(job, goal)
+    assert result["given_alpha"] == job.cfg.alpha != result["alpha"]
+    given, chosen = result["report_at_given_alpha"], result["report"]
+    run = read_json(job.folder / "eval.json")["alphas"]["1.0"]
+    assert given["retain/prob"] == pytest.approx(run["retain/prob"], rel=1e-5)  # none of them was needed to choose
+    assert given["retain/prob"] != pytest.approx(chosen["retain/prob"], rel=1e-3)
+    cfg = dataclasses.replace(job.cfg, alpha=result["alpha"])
+    same = calibration.calibrate(cfg, world, members(job.cfg, world, job.folder), goal)
+    assert same["given_alpha"] == same["alpha"] == result["alpha"]
+    assert same["report_at_given_alpha"] == same["report"] == chosen
+
+
 def test_a_tolerance_keeps_the_held_out_retain_questions_within_it(config, world):
     job = execute(config("algo=ga", *SHARES))
     result = calibrate_run(job, Goal("retain/prob", tolerance=0.001))
@@ -142,10 +174,18 @@ def test_a_tolerance_keeps_the_held_out_retain_questions_within_it(config, world
     assert result["reported_on"]["forget"] == len(world.data.splits["forget"])  # none of them was needed to choose
 
 
-def test_the_command_prints_the_choice_and_refuses_what_is_no_run(config, store, tmp_path):
+def test_the_command_prints_the_choice_and_refuses_what_is_no_run(config, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # of the table's terminal: no heading is wrapped
     job = execute(config("algo=ga", *SHARES))
     done = command("unlearn.calibrate", f"run={job.folder}", "to=retrained", f"paths.store={store}", cwd=tmp_path)
-    assert "oracle: forget/prob of the retrained reference: α =" in done.stdout
-    assert "on questions not used for choosing" in done.stdout
+    (result,) = read_json(job.folder / FILE)
+    chosen = f"α = {result['alpha']:.4g}"
+    assert f"oracle: forget/prob of the retrained reference: {chosen}, where" in done.stdout
+    (header,) = (line for line in done.stdout.splitlines() if "on questions not used for choosing" in line)
+    assert re.split(r"  +", header.strip())[1:] == ["n", "target", "α = 1", chosen, "retrained"]
+    (row,) = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["retain/prob"])
+    target, retrained = (result["references"][name] for name in ("target", "retrained"))
+    voices = (target, result["report_at_given_alpha"], result["report"], retrained)
+    assert row[1:] == [str(result["reported_on"]["retain"]), *(f"{voice['retain/prob']:.3f}" for voice in voices)]
     done = command("unlearn.calibrate", "run=nowhere", "to=retrained", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "not the folder of a trained run" in done.stderr

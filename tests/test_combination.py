@@ -1,5 +1,7 @@
 """Rules that join logits: what every rule must keep, what each one does, and how one is bound or brought along."""
 
+import math
+
 import pytest
 import torch
 from helpers import TINY, command, execute
@@ -106,6 +108,10 @@ def test_where_all_tokens_are_plausible_the_rule_is_the_sum(base, change):
 # --- rank ---------------------------------------------------------------------------------------------------------
 
 
+def below(value: float) -> float:
+    return math.nextafter(value, -math.inf)
+
+
 @pytest.mark.parametrize(("k", "alpha", "n"), [(4.0, 1.0, 4), (3.0, 0.5, 2), (20.0, 0.1, 2), (5.0, 1.3, 6)])
 def test_rank_lowers_the_tokens_that_change_most_against_and_raises_none(base, change, k, alpha, n):
     after = rank(base, change, alpha, k)
@@ -115,23 +121,27 @@ def test_rank_lowers_the_tokens_that_change_most_against_and_raises_none(base, c
         level = sorted(base[row].tolist(), reverse=True)[n]  # the largest that is not among the first n
         expected = base[row].clone()
         for v in order[:n]:
-            expected[v] = min(expected[v].item(), level)
+            expected[v] = min(expected[v].item(), below(level))
         assert torch.equal(after[row], expected)
+        assert after[row].argmax().item() not in order[:n]
     assert (after <= base).all() and (after < base).any()
 
 
-def test_pushed_out_tokens_fall_to_the_level_of_the_first_that_could_be_left():
-    base, change = torch.tensor([[5.0, 4.0, 3.0, 0.0]]), torch.tensor([[-9.0, -1.0, 0.0, 1.0]])
-    assert rank(base, change, 1.0, 1.0).tolist() == [[4.0, 4.0, 3.0, 0.0]]
-    assert rank(base, change, 1.0, 2.0).tolist() == [[3.0, 3.0, 3.0, 0.0]]
-    assert rank(base, change, 1.0, 3.0).tolist() == [[0.0, 0.0, 0.0, 0.0]]
+def test_pushed_out_tokens_fall_just_below_the_first_that_could_be_left_so_that_no_tie_brings_them_back():
+    base, change = torch.tensor([[[5.0, 4.0, 3.0, 0.0]], [[-9.0, -1.0, 0.0, 1.0]]], dtype=torch.float64)
+    assert rank(base, change, 1.0, 1.0).tolist() == [[below(4.0), 4.0, 3.0, 0.0]]
+    assert rank(base, change, 1.0, 2.0).tolist() == [[below(3.0), below(3.0), 3.0, 0.0]]
+    assert rank(base, change, 1.0, 3.0).tolist() == [[below(0.0), below(0.0), below(0.0), 0.0]]
+    for k in (1, 2, 3):
+        assert rank(base.float(), change.float(), 1.0, float(k)).argmax(-1).tolist() == [k]  # in single precision too
 
 
 @pytest.mark.parametrize("k", [VOCABULARY, VOCABULARY + 1, 1e9])
 def test_rank_takes_a_k_beyond_the_vocabulary_and_leaves_one_token(base, change, k):
     after = rank(base, change, 1.0, float(k))
-    lowest = base.amin(-1, keepdim=True).expand_as(base)
-    torch.testing.assert_close(after, lowest.scatter(-1, (best := change.argmax(-1, True)), base.gather(-1, best)))
+    lowest = base.amin(-1, keepdim=True).apply_(below).expand_as(base)
+    best = change.argmax(-1, keepdim=True)
+    assert torch.equal(after, lowest.scatter(-1, best, base.gather(-1, best)))
 
 
 def test_rank_of_less_than_half_a_token_or_of_a_negative_alpha_does_nothing(base, change):
@@ -170,9 +180,12 @@ WRONG = {
     "def mine(base, change): return base": (RuleError, "must take base, change and alpha .* and return Logits"),
     "def mine(change, base, alpha): return base": (RuleError, "must take base, change and alpha"),
     "def mine(base, change, alpha): return base": (RuleError, r"return Logits; its signature is mine\(base, change"),
+    "from unlearn.combination import Logits\ndef mine(base: 'Logits.nope', change, alpha): return base": (
+        OwnFileError, "rule 'mine': its annotations cannot be read",
+    ),
     "import nothing_of_this_name": (OwnFileError, "method.file=.*cannot be imported: ModuleNotFoundError"),
     "def other(): pass": (RuleError, "no such rule; there are sum, plausible, rank, other"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", WRONG)
@@ -189,6 +202,16 @@ def test_a_rule_of_the_users_own_comes_before_ours(tmp_path, base, change):
     rule = bind_rule("sum", {}, str(tmp_path / "rules.py"))
     assert rule is not SUM
     torch.testing.assert_close(rule(base, change, 2.0), base - 2.0 * change)
+
+
+def test_the_defaults_of_a_users_rule_hold_where_no_number_is_given(tmp_path, base, change):
+    (tmp_path / "rules.py").write_text(GOOD.replace("most: float", "least: float, most: float = 2.0"))
+    file = str(tmp_path / "rules.py")
+    left, given = (bind_rule("clipped", {"least": 0.0} | more, file) for more in ({}, {"most": 0.5}))
+    torch.testing.assert_close(left(base, change, 1.5), base + (1.5 * change).clamp(-2.0, 2.0))
+    torch.testing.assert_close(given(base, change, 1.5), base + (1.5 * change).clamp(-0.5, 0.5))
+    with pytest.raises(RuleError, match="rule 'clipped' needs method.numbers.least"):  # it has no default
+        bind_rule("clipped", {"most": 0.5}, file)
 
 
 def test_a_users_own_rule_trains_and_evaluates(config, tmp_path):

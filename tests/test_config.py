@@ -83,6 +83,12 @@ REFUSED = [
     ("algo=pdu algo.retain=none", "algo.dual is the weight of a retain term"),
     ("algo=pdu algo.dual.lr=0", "algo.dual.lr=0.0: must be a finite number above 0"),
     ("algo=distill algo.teacher.members=[]", "at least one, and none trained"),
+    ("+algo.numbers.beta=1", "has a key of its own: algo.beta"),
+    ("algo=distill algo.numbers.temperature=0", "algo.numbers.temperature=0.0: must be a finite number above 0"),
+    ("algo=rmu method=direct algo.numbers.layer=1", "layer=1.0: must be a layer of the target but its last: 0 to 0"),
+    ("algo=rmu method=direct algo.numbers.layer=0.5", "layer=0.5: must be a layer of the target but its last: 0 to 0"),
+    ("method=uld algo=uld method.numbers.rate=-1", "method.numbers.rate=-1.0: must lie between 0 and 1"),
+    ("method=uld algo=uld method.numbers.top=5", "method.numbers.top=5.0: must lie between 0 and 1"),
     ("pair.tuning=half", "must be one of full, lora"),
     ("pair.lora.rank=0", "must be a finite number of at least 1"),
     ("trainer.held_out=1", "must be at least 0 and below 1"),
@@ -168,6 +174,16 @@ def test_nothing_that_training_reads_matters_where_nothing_is_trained():
     assert identity("method=dd_rank") != identity("method=dd") != identity("method=dd", "pair.seed=1")
     assert identity("method=dd_rank", "method.numbers.k=5") != identity("method=dd_rank")
     assert run_folder(compose("method=dd", "algo=ga"), "data").name.startswith("dd-")
+
+
+def test_a_file_that_defines_its_own_sum_is_not_the_plain_sum(tmp_path):
+    file = tmp_path / "rules.py"
+    text = "from unlearn.combination import Logits\ndef sum(base: Logits, change: Logits, alpha: float) -> Logits:\n"
+    hashes = [identity()]
+    for body in ("    return base - alpha * change\n", "    return base\n"):
+        file.write_text(text + body)
+        hashes.append(identity(f"method.file={file}"))
+    assert len(set(hashes)) == 3
 
 
 def test_the_study_is_a_folder_and_not_part_of_the_hash():

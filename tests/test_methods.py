@@ -159,6 +159,36 @@ def test_distillation_starts_from_the_divergence_of_its_teacher_and_lowers_it(co
     assert log[-1]["train/distill"] < 0.7 * log[1]["train/distill"]
 
 
+DISTILLED = ("algo=distill", "trainer.steps=4", "trainer.save_every=1")
+
+
+def test_a_teachers_models_are_among_those_that_a_run_was_made_with(config, world):
+    folder = execute(config(*DISTILLED)).folder
+    models = runlog.manifest(folder)["models"]
+    teacher = {name: world.fingerprint(name) for name in ("target", "small_retain", "small_full")}
+    assert {k: v for k, v in models.items() if k.startswith("teacher/")} == {
+        f"teacher/{k}": v for k, v in teacher.items()
+    }
+    assert set(models) == {"target", "offset", "anchor", *(f"teacher/{name}" for name in teacher)}
+    execute(config(*DISTILLED, "eval.alphas=[2]"))  # an evaluation needs no teacher, and forgets none
+    assert runlog.manifest(folder)["models"] == models and "2.0" in runlog.evaluation(folder)["alphas"]
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_an_unfinished_run_starts_again_if_its_teacher_changed_and_goes_on_if_not(config, monkeypatch, caplog, changed):
+    cfg = config(*DISTILLED)
+    folder = killed_at(3, cfg, monkeypatch)
+    manifest = runlog.manifest(folder)
+    assert "teacher/small_retain" in manifest["models"] and (folder / "checkpoint" / "state.pt").is_file()
+    if changed:
+        manifest["models"]["teacher/small_retain"] = "another"
+        runlog.write_json(folder / "manifest.json", manifest)
+    with caplog.at_level("INFO", logger="unlearn"):
+        execute(cfg)
+    assert ("it starts again" in caplog.text) == changed == ("resuming at step 3" not in caplog.text)
+    assert runlog.manifest(folder)["models"]["teacher/small_retain"] != "another"
+
+
 def test_rmu_moves_hidden_states_of_the_forget_set_and_bounds_those_of_the_rest(config):
     log = lines(execute(config("algo=rmu", "method=direct", "trainer.steps=12", "trainer.lr=1e-2")).folder)
     assert log[1]["train/stay"] == 0 and log[-1]["train/stay"] > 0

@@ -3,10 +3,11 @@
 import re
 
 import pytest
+import torch
 from helpers import ROOT, TINY, command, compose
 
 from unlearn import runlog
-from unlearn.answers import ObjectiveError
+from unlearn.answers import Answers, ObjectiveError
 from unlearn.binding import bind
 from unlearn.identity import run_folder
 from unlearn.own import OwnFileError
@@ -47,6 +48,9 @@ WRONG = {
     "def mine(forget: Answers) -> PerToken: return forget.logp": (
         OwnFileError, "annotations cannot be read|cannot be imported",
     ),
+    "from unlearn.answers import *\ndef mine(forget: 'Answers.nope') -> PerToken: return forget.logp": (
+        OwnFileError, "term 'mine': its annotations cannot be read",
+    ),
     "import nothing_of_this_name": (OwnFileError, "algo.file=.*cannot be imported: ModuleNotFoundError"),
     "def other(): pass": (ObjectiveError, "no such forget term; there are ga, .*other"),
 }  # fmt: skip
@@ -58,6 +62,35 @@ def test_a_file_with_another_signature_is_refused(tmp_path, text):
     (tmp_path / "terms.py").write_text(text)
     with pytest.raises(error, match=message):
         bind("mine", "none", 1.0, 1.0, {}, str(tmp_path / "terms.py"))
+
+
+IMPORTS = "from __future__ import annotations\nfrom unlearn.answers import Answers, PerToken\n"
+
+
+def test_the_defaults_of_a_users_term_hold_where_no_number_is_given(tmp_path):
+    (tmp_path / "terms.py").write_text(
+        IMPORTS + "def mine(forget: Answers, beta: float, scale: float = 3.0, gamma: float = 2.0) -> PerToken:\n"
+        "    return beta * scale * gamma * forget.logp\n"
+    )
+    file = str(tmp_path / "terms.py")
+    answers = {"forget": Answers(torch.zeros(2, 4), torch.tensor([1, 2]), torch.tensor([0, 0]))}
+    logp = answers["forget"].logp
+    for given, factor in (({}, 6.0), ({"scale": 5.0}, 10.0), ({"gamma": 0.5, "scale": 5.0}, 2.5)):
+        (term,) = bind("mine", "none", 1.0, 1.0, {"beta": 1.0, "gamma": None} | given, file)
+        torch.testing.assert_close(term(answers), factor * logp)
+    with pytest.raises(ObjectiveError, match="term 'mine' needs algo.beta"):  # it has no default
+        bind("mine", "none", 1.0, 1.0, {"scale": 5.0}, file)
+
+
+def test_a_file_with_postponed_annotations_and_a_dataclass_is_imported(tmp_path):
+    (tmp_path / "terms.py").write_text(
+        IMPORTS + "from dataclasses import dataclass\n\n@dataclass\nclass Line:\n    slope: float = 2.0\n\n"
+        "def mine(forget: Answers) -> PerToken:\n    return Line().slope * forget.logp\n"
+    )
+    (term,) = bind("mine", "none", 1.0, 1.0, {}, str(tmp_path / "terms.py"))
+    answers = Answers(torch.zeros(2, 4), torch.tensor([1, 2]), torch.tensor([0, 0]))
+    assert term.per_token
+    torch.testing.assert_close(term({"forget": answers}), 2.0 * answers.logp)
 
 
 def test_a_file_that_is_not_python_is_refused_and_only_what_it_defines_itself_is_a_term(tmp_path):

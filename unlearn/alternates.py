@@ -55,7 +55,8 @@ def _sampled(cfg: AlternatesConfig, world: World, rows: tuple[Row, ...], batch_s
     prompts = [world.encoder.prompt(row.question) for row in rows]
     right = [world.encoder.example(row.id, row.question, row.answer).answer for row in rows]
     recipe = {"model": world.fingerprint("target"), "prompts": [list(p) for p in prompts],
-              "right": [list(a) for a in right], "count": cfg.count, "temperature": cfg.temperature}  # fmt: skip
+              "right": [list(a) for a in right], "count": cfg.count, "temperature": cfg.temperature,
+              "rounds": [ROUNDS, WARMER]}  # fmt: skip
 
     def build(folder: Path) -> None:
         log.info("sampling %d other answers to each of %d forget questions", cfg.count, len(rows))

@@ -10,7 +10,7 @@ from torch import Tensor
 from unlearn.answers import Answers, ObjectiveError, PerAnswer, PerToken
 from unlearn.config import NUMBERS
 from unlearn.losses import FORGET, RETAIN, Term
-from unlearn.own import functions, signature
+from unlearn.own import functions, required, signature
 
 REFUSALS = ("refusal", "retain_refusal")
 PAIRED = {"refusal": "forget", "retain_refusal": "retain", "alternate": "forget"}  # answers to which split's questions
@@ -79,8 +79,9 @@ def _bound(name: str, function: Term, given: Mapping[str, float], weight: float)
     if len({PAIRED.get(p, p) for p in reads}) > 1:  # they are drawn and split separately
         raise ObjectiveError(f"term {name!r} reads {', '.join(reads)}: forget and retain questions need a term each")
     wanted = [p for p in found.parameters if p not in READS]
-    for p in wanted:
+    for p in required(found, wanted):
         if p not in given:
             where = f"algo.{p}" if p in NUMBERS else f"+algo.numbers.{p}"
             raise ObjectiveError(f"term {name!r} needs algo.{p}, which is not set: give {where}=NUMBER")
-    return BoundTerm(name, function, reads, found.return_annotation == PerToken, {p: given[p] for p in wanted}, weight)
+    numbers = {p: given[p] for p in wanted if p in given}
+    return BoundTerm(name, function, reads, found.return_annotation == PerToken, numbers, weight)

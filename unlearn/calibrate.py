@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from unlearn.calibration import Goal
 
 FILE = "calibration.json"
+OWN = ("to", "tolerance", "metric")
 SHOWN = ("prob", "rougeL_recall", "exact_memorization")
 
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(__doc__.strip())
         return 0 if "--help" in arguments else 2
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
-    own = [a for a in arguments if a.split("=")[0] in ("to", "tolerance", "metric") or "/" in a.split("=")[0]]
+    own = [a for a in arguments if a.split("=")[0] in OWN or ("/" in a.split("=")[0] and not a.startswith("run="))]
     try:
         goal = goal_of(own)
         _, job = load(folders[0], [a for a in arguments if a not in own and not a.startswith("run=")])
@@ -57,13 +58,14 @@ def goal_of(arguments: Sequence[str]) -> Goal:
     """The goal that ``forget/prob=0.15``, ``to=retrained`` or ``tolerance=0.02`` asks for."""
     from unlearn.calibration import METRICS, SPLITS, Goal
 
-    given = dict(a.split("=", 1) for a in arguments)
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
     metrics = [f"{s}/{m}" for s in SPLITS for m in METRICS]
     values = [k for k in given if "/" in k]
-    if len(values) + ("to" in given) + ("tolerance" in given) != 1:
+    goals = len(values) + ("to" in given) + ("tolerance" in given)
+    if goals != 1 or len(given) < len(arguments) or (values and "metric" in given):
         raise ConfigError(
             f"{' '.join(arguments) or 'no goal'}: give one of METRIC=VALUE (e.g. forget/prob=0.15), to=retrained, "
-            "tolerance=NUMBER"
+            "tolerance=NUMBER; the last two with metric=SPLIT/METRIC if you like"
         )
     metric = values[0] if values else given.get("metric", "retain/prob" if "tolerance" in given else "forget/prob")
     if metric not in metrics:
@@ -103,9 +105,10 @@ def _print(result: dict[str, Any], folder: Path) -> None:
     from rich.table import Table
 
     table = Table("on questions not used for choosing", "n", box=box.SIMPLE)
-    for name in ("target", f"α = {result['alpha']:.4g}", "retrained"):
+    for name in ("target", f"α = {result['given_alpha']:g}", f"α = {result['alpha']:.4g}", "retrained"):
         table.add_column(name, justify="right")
-    voices = (result["references"]["target"], result["report"], result["references"]["retrained"])
+    beside = result["references"]
+    voices = (beside["target"], result["report_at_given_alpha"], result["report"], beside["retrained"])
     for split, count in result["reported_on"].items():
         for name in SHOWN:
             key = f"{split}/{name}"

@@ -84,10 +84,12 @@ def calibrate(cfg: Config, world: World, ensemble: Ensemble, goal: Goal) -> dict
     suite = evaluation.suite(data, world.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
     beside, ratios = references(cfg, world, suite)
     show = "reporting" if cfg.trainer.progress else None
-    metrics, _ = evaluation.evaluate(ensemble, suite, [choice.alpha], world.store, ratios, show)
+    alphas = list(dict.fromkeys([choice.alpha, cfg.alpha]))
+    metrics, _ = evaluation.evaluate(ensemble, suite, alphas, world.store, ratios, show)
     sizes = {part.name: len(part.rows) for part in suite.splits}
     return {"goal": str(goal), "metric": goal.metric, "oracle": goal.oracle, **asdict(choice),
-            "reported_on": sizes, "report": metrics[choice.alpha], "references": beside}  # fmt: skip
+            "reported_on": sizes, "report": metrics[choice.alpha],
+            "given_alpha": cfg.alpha, "report_at_given_alpha": metrics[cfg.alpha], "references": beside}  # fmt: skip
 
 
 def parts(cfg: Config, data: DataSet, split: str) -> tuple[list[Row], list[Row]]:

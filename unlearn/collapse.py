@@ -20,15 +20,15 @@ from unlearn.files import write_whole
 
 RULE = "harmonic mean of the share of forget probability that is lost and the share of other probability that is kept"
 NUMBERS = ("score", "kept", "last_score", "first_loss", "last_loss")  # of a Watch, beside its step
-KEPT = 0.5  # a model that keeps less than this of the start's probability has collapsed
+KEPT = 0.5  # a model that keeps less than this of the target's probability has collapsed
 LOSS = 100.0  # |loss| at the last step over max(1, |loss| at the first): more is a diverging loss
 
 
 @dataclass
 class Watch:
-    """What the points of a trajectory say: the state of the start, and the best point with its weights."""
+    """What the points of a trajectory say: what the target knew, and the best point with its weights."""
 
-    start: dict[str, float] = field(default_factory=dict)  # probability by split at step 0
+    start: dict[str, float] = field(default_factory=dict)  # the target's values, e.g. "forget/prob"
     step: int = 0  # of the best point
     score: float = -1.0
     kept: float = 1.0  # at the latest point
@@ -39,12 +39,10 @@ class Watch:
     broken: str | None = None  # a loss or gradient that is no longer a number: there are no last weights
 
     def see(self, step: int, values: Mapping[str, float], model: nn.Module) -> None:
-        """A point of the trajectory: ``<split>/prob`` of every split at step 0, 1, 2 …"""
-        if not self.start and step > 0:  # resumed from a checkpoint of a run that had no trajectory: nothing to compare
+        """A point of the trajectory: ``<split>/prob`` of every split after step 0, 1, 2 …"""
+        if not self.start:  # resumed from a checkpoint of a run that had no trajectory: nothing to compare with
             return
         probs = {name: v for name, v in values.items() if name.endswith("/prob")}
-        if not self.start:
-            self.start = probs
         self.kept = kept(probs, self.start)
         self.last_score = score(probs, self.start)
         if self.last_score > self.score:
@@ -60,7 +58,7 @@ class Watch:
         if self.broken is not None:
             return self.broken
         if self.kept < KEPT:
-            return f"keeps {self.kept:.2f} of the start's probability outside the forget set, less than {KEPT:g}"
+            return f"keeps {self.kept:.2f} of the target's probability outside the forget set, less than {KEPT:g}"
         if abs(self.last_loss) > LOSS * max(1.0, abs(self.first_loss)):
             return f"the loss went from {self.first_loss:.3g} to {self.last_loss:.3g}"
         return None
@@ -78,7 +76,7 @@ class Watch:
         """Write the best weights; the numbers that ``restore`` needs beside them."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"best-{self.step}.safetensors"
-        if not path.is_file():
+        if self.weights and not path.is_file():
             write_whole(path, lambda p: save_file({k: v.contiguous() for k, v in self.weights.items()}, p))
         numbers = {name: getattr(self, name) for name in ("step", *NUMBERS)}
         return {f"watch/{k}": v for k, v in numbers.items()} | {f"start/{k}": v for k, v in self.start.items()}
@@ -88,22 +86,23 @@ class Watch:
         for name in NUMBERS:
             setattr(self, name, extra[f"watch/{name}"])
         self.step = int(extra["watch/step"])
-        self.weights = load_file(folder / f"best-{self.step}.safetensors")
+        if self.start:
+            self.weights = load_file(folder / f"best-{self.step}.safetensors")
 
 
 def kept(probs: Mapping[str, float], start: Mapping[str, float]) -> float:
-    """Mean share of the start's probability that is left outside the forget set, each split counting at most 1.
+    """Mean share of the target's probability that is left outside the forget set, each split counting at most 1.
 
     Of the retain data only the part that no step sees counts, where some is held out.
     """
-    names = [n for n in start if not n.startswith("forget/")]
+    names = [n for n in start if n.endswith("/prob") and not n.startswith("forget/")]
     if "held_out/prob" in names:
         names.remove("retain/prob")
     return sum(_share(probs[n], start[n]) for n in names) / len(names)
 
 
 def _share(value: float, start: float) -> float:
-    """Share of the start's probability that is left, at most 1; of a value that is no number, nothing is."""
+    """Share of the target's probability that is left, at most 1; of a value that is no number, nothing is."""
     if not math.isfinite(value):
         return 0.0
     return min(1.0, value / start) if start > 0 else 1.0

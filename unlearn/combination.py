@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from unlearn.own import functions, signature
+from unlearn.own import functions, required, signature
 
 Logits = Annotated[Tensor, "[N, V]"]
 
@@ -48,15 +48,17 @@ def plausible(base: Logits, change: Logits, alpha: float, rate: float, top: floa
 def rank(base: Logits, change: Logits, alpha: float, k: float) -> Logits:
     """Push out the round(k · α) tokens with the most negative change. (rank divergence decoding, arXiv 2605.31293)
 
-    The paper's generation sets them to −∞; so that every answer keeps a likelihood, they are lowered to the largest
-    logit of ``base`` after its first round(k · α), and none is raised.
+    The paper's generation sets them to −∞; so that every answer keeps a likelihood, they are lowered to just
+    below the largest logit of ``base`` after its first round(k · α), and none is raised.
     """
     n = min(round(k * alpha), base.shape[-1] - 1)
     if n < 1:
         return base
     out = torch.zeros_like(base, dtype=torch.bool)
     out.scatter_(-1, change.topk(n, dim=-1, largest=False).indices, True)
-    return torch.where(out, torch.minimum(base, base.topk(n + 1, dim=-1).values[..., -1:]), base)
+    level = base.topk(n + 1, dim=-1).values[..., -1:]
+    level = torch.nextafter(level, torch.full_like(level, -torch.inf))  # a tie would leave the choice to chance
+    return torch.where(out, torch.minimum(base, level), base)
 
 
 Function = Callable[..., Tensor]
@@ -91,7 +93,7 @@ def bind_rule(name: str, numbers: Mapping[str, float], file: str | None = None) 
             f"is {name}{found}"
         )
     wanted = parameters[3:]
-    for missing in sorted(set(wanted) - set(numbers)):
+    for missing in sorted(set(required(found, wanted)) - set(numbers)):
         raise RuleError(f"rule {name!r} needs method.numbers.{missing}: give +method.numbers.{missing}=NUMBER")
     for extra in sorted(set(numbers) - set(wanted)):
         raise RuleError(

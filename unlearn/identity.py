@@ -100,7 +100,7 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
         "data": data_fingerprint,
         "template": asdict(cfg.data.template),
     }
-    if cfg.method.rule != "sum":
+    if cfg.method.rule != "sum" or cfg.method.file is not None:
         identity["rule"] = [cfg.method.rule, cfg.method.numbers, _content(cfg.method.file)]
     if is_trained(cfg):
         identity |= {"algo": _algo_identity(cfg), "trainer": _trainer_identity(cfg), "seed": cfg.seed}

@@ -28,6 +28,7 @@ from unlearn.files import read_json, write_json
 from unlearn.identity import Job, eval_settings, objective
 from unlearn.models import llama
 from unlearn.runlog import RunLog
+from unlearn.trainer import Diverged
 from unlearn.training import train
 from unlearn.tuning import lora, merge
 from unlearn.world import World, frozen_ensemble, the_world
@@ -45,9 +46,8 @@ def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
             world = the_world(cfg)
             suite = suite_of(cfg, world)  # first of all: it refuses data that cannot be evaluated
             ensemble = members(cfg, world, job.folder if record.manifest.get("trained") else None)
-            same_models(record, ensemble)
-            for m in cfg.algo.teacher.members if cfg.algo.teacher else ():
-                world.model(m.model)  # here, so that its training is not counted as the run's own
+            if not record.manifest.get("trained"):
+                same_models(cfg, world, record, ensemble)
             if missing(cfg, world, record):
                 references(cfg, world, suite)  # here, so that a run's own seconds are its own
         record.status("running", data=job.data)
@@ -94,7 +94,7 @@ def _made_with(folder: Path, ensemble: Ensemble) -> None:
     trained again on other hardware or with other versions."""
     prints = {m.name: m.fingerprint for m in ensemble.members}
     before = runlog.manifest(folder).get("models", prints)
-    if before != prints:
+    if {name: before.get(name) for name in prints} != prints:
         raise ConfigError(
             f"{folder} was trained with the models {before}, and the store now has {prints}; "
             "evaluate it with the store it was made with, or remove the folder to train it again"
@@ -107,7 +107,7 @@ def finish(cfg: Config, world: World, ensemble: Ensemble, watch: Watch, record: 
     best = {"step": watch.step, "score": watch.score, "rule": RULE} if watch.weights else None
     last = watch.last_score if watch.weights else None
     record.status("running", collapsed=collapsed, score=last, best=best, kept="last")
-    if watch.weights and (cfg.trainer.keep == "best" or watch.broken is not None):
+    if cfg.trainer.keep == "best":
         watch.load(model)
         record.status("running", kept="best")
     elif collapsed is not None and watch.weights:
@@ -118,6 +118,8 @@ def finish(cfg: Config, world: World, ensemble: Ensemble, watch: Watch, record: 
         log.warning(
             "%s collapsed: %s; best point by the declared rule: step %d", record.folder.name, collapsed, watch.step
         )
+    if watch.broken is not None and cfg.trainer.keep == "last":  # there is no last point
+        raise Diverged(f"{watch.broken}; {runlog.BEST}/ holds step {watch.step}, the best point by the declared rule")
     save(merge(model), world, record.folder / runlog.OFFSET)
 
 
@@ -131,9 +133,14 @@ def save(model: nn.Module, world: World, final: Path) -> None:
     temporary.rename(final)
 
 
-def same_models(record: RunLog, ensemble: Ensemble) -> None:
-    """An unfinished run goes on only with the models it began with; with others it starts again."""
+def same_models(cfg: Config, world: World, record: RunLog, ensemble: Ensemble) -> None:
+    """An unfinished run goes on only with the models it began with; with others it starts again.
+
+    A teacher's models are made here, too, so that their training is not counted as the run's own.
+    """
     prints = {m.name: m.fingerprint for m in ensemble.members}
+    if cfg.algo.teacher is not None and ensemble.trained is not None:
+        prints |= {f"teacher/{m.name}": world.fingerprint(m.model) for m in cfg.algo.teacher.members}
     before = record.manifest.get("models", prints)
     if before != prints:
         log.warning("the models of %s changed from %s to %s: it starts again", record.folder.name, before, prints)

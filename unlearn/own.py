@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def functions(file: str | None, setting: str) -> dict[str, Callable[..., Any]]:
     if spec is None or spec.loader is None:
         raise OwnFileError(f"{setting}={file!r}: not a Python file, its name must end in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -33,5 +35,10 @@ def signature(function: Callable[..., Any], what: str) -> inspect.Signature:
     """The function's signature with its annotations as types, not as text."""
     try:
         return inspect.signature(function, eval_str=True)
-    except NameError as error:
+    except Exception as error:
         raise OwnFileError(f"{what}: its annotations cannot be read: {error}") from error
+
+
+def required(found: inspect.Signature, among: Iterable[str]) -> list[str]:
+    """Those parameters that have no default."""
+    return [name for name in among if found.parameters[name].default is inspect.Parameter.empty]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unlearn.config import MODELS, Config, MemberConfig, is_number
-from unlearn.need import a_file, at_least, need, one_of, positive
+from unlearn.config import MODELS, NUMBERS, Config, MemberConfig, is_number
+from unlearn.need import a_file, at_least, need, one_of, positive, share
 
 
 def algo(cfg: Config) -> Iterator[str]:
@@ -26,6 +26,13 @@ def algo(cfg: Config) -> Iterator[str]:
         yield from a_file("algo.file", a.file)
     for name, value in a.numbers.items():
         yield from need(is_number(value), f"algo.numbers.{name}", value, "must be a finite number")
+        yield from need(name not in NUMBERS, f"algo.numbers.{name}", value, f"has a key of its own: algo.{name}")
+    if "temperature" in a.numbers:
+        yield from positive("algo.numbers.temperature", a.numbers["temperature"])
+    if "layer" in a.numbers:
+        last = cfg.pair.target.layers - 1
+        rule = f"must be a layer of the target but its last: 0 to {last - 1}"
+        yield from need(a.numbers["layer"] in range(last), "algo.numbers.layer", a.numbers["layer"], rule)
     for method, lr in a.lr.items():
         yield from positive(f"algo.lr.{method}", lr)
     if a.dual is not None:
@@ -94,6 +101,8 @@ def method(cfg: Config) -> Iterator[str]:
         yield from need(learns, "method.rule", cfg.method.rule, rule)
     for name, value in cfg.method.numbers.items():
         yield from need(is_number(value), f"method.numbers.{name}", value, "must be a finite number")
+        if cfg.method.rule == "plausible":
+            yield from share(f"method.numbers.{name}", value)
     if cfg.method.file is not None:
         yield from a_file("method.file", cfg.method.file)
     if cfg.method.train_alpha is not None:

@@ -130,6 +130,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.accelerator.device.type == "cuda" else None,
             "extra": self.extra,
         }
         trainable = {k: v.detach().contiguous() for k, v in self.model.named_parameters() if v.requires_grad}
@@ -153,5 +154,7 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None and self.accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
         self.step, self.extra = state["step"], state["extra"]
         return True

@@ -45,8 +45,7 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
     if loop.restore(checkpoint):
         log.info("resuming at step %d of %d", loop.step, settings.steps)
         record.rewind(loop.step)
-        if "watch/step" in loop.extra:
-            watch.restore(checkpoint, loop.extra)
+        watch.restore(checkpoint, loop.extra)
         if objective.dual is not None:
             objective.dual.value = loop.extra["dual"]
     else:
@@ -54,6 +53,7 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
         if probe is not None:
             values = probe()
             record.log(0, 0.0, values)
+            watch.start = probe(0.0)  # the target, whatever the method begins with
             watch.see(0, values, loop.model)
 
     def after(step: int, values: dict[str, float]) -> None:
@@ -70,14 +70,14 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
         try:
             loop.run(lambda step: objective.micro_batches(sampler.draw(step)), after)
         except Diverged as error:
-            if not watch.weights:
+            if watch.step == 0:
                 raise
             watch.broken = str(error)
     return watch
 
 
 def _save(loop: Loop, watch: Watch, objective: Objective, checkpoint: Path) -> None:
-    loop.extra = watch.save(checkpoint) if watch.weights else {}
+    loop.extra = watch.save(checkpoint)
     if objective.dual is not None:
         loop.extra["dual"] = objective.dual.value
     loop.save(checkpoint)
@@ -222,10 +222,11 @@ class Probe:
     pad_id: int
     batch_size: int
 
-    def __call__(self) -> dict[str, float]:
-        values = {}
+    def __call__(self, alpha: float | None = None) -> dict[str, float]:
+        """At the training α unless another is given."""
+        values, alpha = {}, self.alpha if alpha is None else alpha
         for split, (examples, rows) in self.points.items():
-            scores = score(self.ensemble, examples, [self.alpha], rows, self.pad_id, self.batch_size)[self.alpha]
+            scores = score(self.ensemble, examples, [alpha], rows, self.pad_id, self.batch_size)[alpha]
             values[f"{split}/prob"] = float(scores.prob.mean())
             values[f"{split}/exact_memorization"] = float(scores.correct.mean())
         return values
@@ -242,5 +243,6 @@ def _probe(cfg: Config, world: World, ensemble: Ensemble) -> Probe | None:
         rows = spaced(rows, cfg.trainer.eval_examples)
         if rows:
             examples = examples_of(world.encoder, rows)
-            points[split] = (examples, _rows(cfg, world, ensemble.frozen(alpha), examples))
+            frozen = [m for m in ensemble.needed([0.0, alpha]) if not m.trained]
+            points[split] = (examples, _rows(cfg, world, frozen, examples))
     return Probe(ensemble, alpha, points, world.encoder.tokenizer.pad_token_id, cfg.eval.batch_size)

@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 CONF = HERE.parent.parent / "conf"
 WORLDS = range(5)
 STUDY = "methods"
-FIXED = (f"study={STUDY}", "eval.max_examples=100", "trainer.eval_every=20", "trainer.save_every=0",
+FIXED = (f"study={STUDY}", "eval.max_examples=10", "trainer.eval_every=20", "trainer.save_every=0",
          "trainer.progress=false", "wandb=disabled")  # fmt: skip
 ALONE = {"uld", "rmu"}  # objectives of one method only
 SPLITS = ("forget", "retain", "real_authors", "world_facts")
@@ -58,7 +58,7 @@ def world(seed: int) -> None:
         if manifest["status"] != "done":
             print(f"{path.parent.name}: {manifest['status']}: {manifest.get('error')}")
             continue
-        calibrate_run(load(path.parent)[1], Goal("forget/prob"))
+        calibrate_run(load(path.parent, ["eval.max_examples=100"])[1], Goal("forget/prob"))
 
 
 def results() -> pd.DataFrame:
@@ -68,8 +68,8 @@ def results() -> pd.DataFrame:
         manifest, folder = json.loads(path.read_text()), path.parent
         if manifest["status"] != "done":
             continue
-        at_one = json.loads((folder / "eval.json").read_text())
-        (matched,) = json.loads((folder / "calibration.json").read_text())
+        calibrations = json.loads((folder / "calibration.json").read_text())
+        matched = next(entry for entry in calibrations if entry["oracle"])
         init = re.search(r"^  offset_init: (.*)$", (folder / "config.yaml").read_text(), re.M)[1]
         method = manifest["run"]["method"]
         row = {
@@ -79,9 +79,9 @@ def results() -> pd.DataFrame:
             "matched_alpha": matched["alpha"], "matched_note": matched["note"],
             "chosen_asked": matched["asked"], "chosen_reached": matched["reached"],
         }  # fmt: skip
-        sources = {"one": at_one["alphas"]["1.0"], "matched": matched["report"],
-                   "retrained_one": at_one["references"]["retrained"],
-                   "retrained_matched": matched["references"]["retrained"]}  # fmt: skip
+        beside = matched["references"]
+        sources = {"one": matched["report_at_given_alpha"], "matched": matched["report"],
+                   "target": beside["target"], "retrained": beside["retrained"]}  # fmt: skip
         for name, values in sources.items():
             row |= {f"{name}/{s}/{m}": values[f"{s}/{m}"] for s in SPLITS for m in ("prob", "rougeL_recall")}
             row |= {f"{name}/{k}": values[k] for k in ("model_utility", "forget_quality")}

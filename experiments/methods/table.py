@@ -19,6 +19,7 @@ from analysis.style import COLOURS, MARKERS, look, save
 HERE = Path(__file__).resolve().parent
 METHODS = ("direct", "offset, general", "offset, full", "offset, retain", "proxy", "uld", "dd", "dd_rank")
 SHOWN = ("retain", "real_authors", "world_facts")
+BASE = "npo"
 REACHED = 0.02  # a forget probability further than this from what was asked was not matched
 
 
@@ -55,29 +56,29 @@ def table(found: pd.DataFrame) -> list[str]:
 
 
 def references(found: pd.DataFrame) -> list[str]:
-    """The retrained model on the same questions."""
+    """Target and retrained model on the same questions."""
     one = found.drop_duplicates("world")
     return [
-        "Retrained model, all questions: "
-        + ", ".join(f"{s} {cell(one[f'retrained_one/{s}/prob'])}" for s in ("forget", *SHOWN))
-        + "; on the questions for reporting: "
-        + ", ".join(f"{s} {cell(one[f'retrained_matched/{s}/prob'])}" for s in ("forget", *SHOWN))
-        + "."
+        f"{name}: " + ", ".join(f"{s} {cell(one[f'{name}/{s}/prob'])}" for s in ("forget", *SHOWN)) + "."
+        for name in ("target", "retrained")
     ]
 
 
 def differences(found: pd.DataFrame) -> list[str]:
-    """Method minus direct of the same algorithm and world, at matched forgetting."""
+    """Method minus direct of the same algorithm and world, at matched forgetting; of methods without a counterpart,
+    minus direct ``BASE``."""
     lines = ["| algorithm | method | worlds | " + " | ".join(SHOWN) + " |", "|---|---|---|" + "---|" * len(SHOWN)]
     for (algo, method), group in _groups(found):
-        base = found[(found["algo"] == algo) & (found["method"] == "direct")]
-        if method == "direct" or base.empty:
+        if method == "direct":
             continue
+        other = BASE if method in ("uld", "dd", "dd_rank") else algo
+        base = found[(found["algo"] == other) & (found["method"] == "direct")]
         both = matched(group).merge(matched(base), on="world", suffixes=("", " direct"))
         if len(both) < 2:
             continue
         row = [cell(both[f"matched/{s}/prob"] - both[f"matched/{s}/prob direct"]) for s in SHOWN]
-        lines.append(f"| {algo} | {method} | {len(both)} | " + " | ".join(row) + " |")
+        name = f"{method} − direct" if other == algo else f"{method} − direct {other}"
+        lines.append(f"| {algo} | {name} | {len(both)} | " + " | ".join(row) + " |")
     return lines
 
 
@@ -100,8 +101,9 @@ def figure(found: pd.DataFrame) -> Figure:
             k = METHODS.index(method)
             mean, half = interval(there[f"matched/{split}/prob"])
             y = algos.index(algo) + (3.5 - k) * 0.1
+            whole = len(there) == len(group)  # an open mark: some worlds never reach the forget probability
             ax.errorbar(mean, y, xerr=half, fmt=MARKERS[k], color=COLOURS[k % len(COLOURS)], markersize=4, linewidth=1,
-                        label=method)  # fmt: skip
+                        markerfacecolor=None if whole else "white", label=method if whole else None)  # fmt: skip
         ax.set_title(split.replace("_", " "))
         ax.set_xlabel("probability at matched forgetting   (better →)")
         ax.set_yticks(np.arange(len(algos)), ["dd (no objective)" if a == "none" else a for a in algos])

@@ -7,7 +7,7 @@ half of it and twice it in both worlds, so that a best at the grid's edge has a 
 highest mean score over both worlds, the score being the declared rule of ``unlearn/collapse.py`` at the last step,
 α = 1. The rule sees neither the retrained model nor forget quality, and no world of the search is used in a study.
 
-Writes search.csv (every run) and presets.csv (the winners) beside itself; ``--write`` puts the winners into
+Writes search.csv (every run), presets.csv and presets.md (the winners) beside itself; ``--write`` puts the winners into
 conf/algo. Runs that are done are not repeated.
 """
 
@@ -71,17 +71,37 @@ def results() -> pd.DataFrame:
 
 def winners(found: pd.DataFrame) -> pd.DataFrame:
     """The best mean score over both worlds, among what was tried in both."""
+    if found.duplicated(["algo", "method", "lr", "world"]).any():
+        raise SystemExit(f"runs/{STUDY} holds runs of another version of the configs: remove it and search again")
     means = found.groupby(["algo", "method", "lr"])["score"].agg(["mean", "count"]).reset_index()
     means = means[means["count"] == len(WORLDS)]
     return means.loc[means.groupby(["algo", "method"])["mean"].idxmax()].drop(columns="count")
+
+
+def table(found: pd.DataFrame, best: pd.DataFrame) -> str:
+    """Winners as Markdown, with their scores; an arrow where the winner is the largest or smallest that was tried."""
+    methods = list(GRID)
+    lines = ["| algorithm | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
+    for algo, rows in best.groupby("algo"):
+        cells = {}
+        for r in rows.itertuples():
+            tried = found.loc[(found["algo"] == algo) & (found["method"] == r.method), "lr"]
+            arrow = " ↑" if r.lr == tried.max() else " ↓" if r.lr == tried.min() else ""
+            cells[r.method] = f"{r.lr:g}{arrow} ({r.mean:.2f})"
+        lines.append(f"| `{algo}` | " + " | ".join(cells.get(m, "") for m in methods) + " |")
+    collapsed = int((found["collapsed"] != "").sum())
+    return "\n".join([*lines, "", f"{len(found)} runs, {collapsed} of them collapsed.", ""])
 
 
 def write(best: pd.DataFrame) -> None:
     """Put the winners into the algorithms' YAML."""
     for algo, rows in best.groupby("algo"):
         path = CONF / "algo" / f"{algo}.yaml"
-        rates = ", ".join(f"{r.method}: {r.lr:g}" for r in rows.sort_values("method").itertuples())
-        path.write_text(re.sub(r"^lr: \{.*\}", f"lr: {{{rates}}}", path.read_text(), flags=re.M))
+        text = path.read_text()
+        old = dict(pair.split(": ") for pair in re.search(r"^lr: \{(.*)\}", text, re.M)[1].split(", "))
+        new = old | {r.method: f"{r.lr:g}" for r in rows.itertuples()}
+        rates = ", ".join(f"{method}: {rate}" for method, rate in new.items())
+        path.write_text(re.sub(r"^lr: \{.*\}", f"lr: {{{rates}}}", text, flags=re.M))
 
 
 def main() -> None:
@@ -104,8 +124,9 @@ def main() -> None:
         list(pool.map(lambda key: run(again[key], key[1], [key[2]], key[0]), sorted(again, reverse=True)))
     found = results()
     best = winners(found)
-    found.round(4).to_csv(HERE / "search.csv", index=False)
-    best.round(4).to_csv(HERE / "presets.csv", index=False)
+    found.round({"score": 4}).to_csv(HERE / "search.csv", index=False)
+    best.round({"mean": 4}).to_csv(HERE / "presets.csv", index=False)
+    (HERE / "presets.md").write_text(table(found, best))
     print(best.pivot(index="algo", columns="method", values="lr").to_string())
     if arguments.write:
         write(best)

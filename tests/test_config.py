@@ -76,7 +76,7 @@ REFUSED = [
     ("method.members=[{name:tuned,model:target,constant:1,trained:true}]", "must be the frozen target"),
     ("method.members=[{name:a,model:huge,constant:1}]", "must be one of target, small, small_general"),
     ("method.alone=true", "training sees no α"),
-    ("method.rule=plausible method.members=[{name:target,model:target,alpha:1}]", "needs a member with a constant"),
+    ("method.members=[{name:target,model:target,alpha:1}]", "at α = 0 the method must be the target"),
     ("method.file=nowhere.py", "method.file='nowhere.py': no such file"),
     ("algo.file=nowhere.py", "algo.file='nowhere.py': no such file"),
     ("algo=altpo algo.alternates.file=nowhere", "algo.alternates.file='nowhere': no such file"),
@@ -137,7 +137,7 @@ CHANGES = ["algo=ga", "algo.beta=3", "alpha=0.5", "method=direct", "seed=1", "pa
 KEEPS = ["eval.alphas=[0,1]", "eval.max_examples=3", "trainer.eval_every=0", "trainer.threads=2",
          "trainer.accumulate=4", "trainer.progress=false", "wandb=disabled", "paths.store=elsewhere",
          "algo.lr.direct=1", "trainer.save_every=1", "pair.target.general.epochs=3", "pair.tokenizer.vocab_size=400",
-         "pair.small.finetune.epochs=3", "trainer.lr=1e-3", "pair.lora.rank=3", "algo.lr.proxy=1",
+         "pair.small.finetune.epochs=3", "pair.lora.rank=3", "algo.lr.proxy=1",
          "wandb.project=other"]  # fmt: skip
 
 
@@ -156,6 +156,10 @@ def test_what_changes_the_trained_weights_changes_the_hash(override):
 @pytest.mark.parametrize("override", KEEPS)
 def test_what_does_not_change_the_trained_weights_keeps_the_hash(override):
     assert identity(override) == identity()
+
+
+def test_the_learning_rate_of_the_choices_keeps_the_hash_when_it_is_given():
+    assert identity(f"trainer.lr={learning_rate(compose())}") == identity()
 
 
 def test_settings_that_nothing_reads_are_not_part_of_the_hash():

@@ -83,5 +83,5 @@ def _bound(name: str, function: Term, given: Mapping[str, float], weight: float)
         if p not in given:
             where = f"algo.{p}" if p in NUMBERS else f"+algo.numbers.{p}"
             raise ObjectiveError(f"term {name!r} needs algo.{p}, which is not set: give {where}=NUMBER")
-    numbers = {p: given[p] for p in wanted if p in given}
+    numbers = {p: given.get(p, found.parameters[p].default) for p in wanted}
     return BoundTerm(name, function, reads, found.return_annotation == PerToken, numbers, weight)

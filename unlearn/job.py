@@ -107,6 +107,7 @@ def finish(cfg: Config, world: World, ensemble: Ensemble, watch: Watch, record: 
     best = {"step": watch.step, "score": watch.score, "rule": RULE} if watch.weights else None
     last = watch.last_score if watch.weights else None
     record.status("running", collapsed=collapsed, score=last, best=best, kept="last")
+    shutil.rmtree(record.folder / runlog.BEST, ignore_errors=True)  # of an earlier try
     if cfg.trainer.keep == "best":
         watch.load(model)
         record.status("running", kept="best")

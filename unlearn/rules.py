@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -64,6 +64,9 @@ def unknown_overrides(arguments: list[str]) -> Iterator[str]:
             if part not in names and part != "experiment":
                 yield f"{key}: unknown key; known keys here: {', '.join(names)}"
             hints = [get_type_hints(kind).get(part) for kind in kinds]
+            optional = [h for h in hints if type(None) in get_args(h) and any(is_dataclass(k) for k in get_args(h))]
+            if optional and not key.endswith(f".{part}"):
+                yield f"{key}: can be set only where the chosen YAML sets {key.split(f'.{part}.')[0]}.{part}"
             kinds = [k for h in hints for k in (DATA_CONFIGS.values() if h is DataConfig else [h]) if is_dataclass(k)]
             if not kinds:  # a value, or a mapping whose keys are free
                 break

@@ -93,15 +93,16 @@ def method(cfg: Config) -> Iterator[str]:
             cfg.method.train_alpha is not None, "method.train_alpha", None,
             "training sees no α where the trained member learns alone, or nothing is trained: must be a number",
         )  # fmt: skip
+    constant = [m.name for m in members if m.constant]
+    rule = "at α = 0 the method must be the target: a member of model target, not trained, needs constant: 1"
+    yield from need(any(m.constant == 1 and m.name in targets for m in members), "method.members", constant, rule)
     if cfg.method.rule != "sum":
-        constant = any(m.constant for m in members)
-        yield from need(constant, "method.rule", cfg.method.rule, "needs a member with a constant weight")
         learns = not trained or cfg.method.alone or cfg.method.rule != "rank"
         rule = "which tokens it pushes out has no gradient; a trained member must learn alone (method.alone=true)"
         yield from need(learns, "method.rule", cfg.method.rule, rule)
     for name, value in cfg.method.numbers.items():
         yield from need(is_number(value), f"method.numbers.{name}", value, "must be a finite number")
-        if cfg.method.rule == "plausible":
+        if cfg.method.rule == "plausible" and cfg.method.file is None:
             yield from share(f"method.numbers.{name}", value)
     if cfg.method.file is not None:
         yield from a_file("method.file", cfg.method.file)

@@ -42,19 +42,7 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
         probe = _probe(cfg, world, ensemble)
     loop, watch = Loop(ensemble.trained.model, settings, cfg.trainer.device), Watch()
     checkpoint = record.folder / CHECKPOINT
-    if loop.restore(checkpoint):
-        log.info("resuming at step %d of %d", loop.step, settings.steps)
-        record.rewind(loop.step)
-        watch.restore(checkpoint, loop.extra)
-        if objective.dual is not None:
-            objective.dual.value = loop.extra["dual"]
-    else:
-        record.rewind(-1)
-        if probe is not None:
-            values = probe()
-            record.log(0, 0.0, values)
-            watch.start = probe(0.0)  # the target, whatever the method begins with
-            watch.see(0, values, loop.model)
+    _begin(loop, watch, objective, probe, record)
 
     def after(step: int, values: dict[str, float]) -> None:
         bar.update()
@@ -74,6 +62,23 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
                 raise
             watch.broken = str(error)
     return watch
+
+
+def _begin(loop: Loop, watch: Watch, objective: Objective, probe: Probe | None, record: RunLog) -> None:
+    """Take up the checkpoint, if there is one; else log the point before the first step."""
+    if loop.restore(record.folder / CHECKPOINT):
+        log.info("resuming at step %d of %d", loop.step, loop.settings.steps)
+        record.rewind(loop.step)
+        watch.restore(record.folder / CHECKPOINT, loop.extra)
+        if objective.dual is not None:
+            objective.dual.value = loop.extra["dual"]
+        return
+    record.rewind(-1)
+    if probe is not None:
+        values = probe()
+        record.log(0, 0.0, values)
+        watch.start = probe(0.0)  # the target, whatever the method begins with
+        watch.see(0, values, loop.model)
 
 
 def _save(loop: Loop, watch: Watch, objective: Objective, checkpoint: Path) -> None:

@@ -1,7 +1,7 @@
 """Tables and figure of the study from results.csv alone:  python experiments/methods/table.py
 
 Means over worlds with 95 % intervals (Student's t over the worlds' values). Writes table.md (every cell),
-differences.md (each method against direct, paired by world) and matched.png beside itself.
+differences.md (each method against direct, paired by world), summary.md and matched.png beside itself.
 """
 
 from __future__ import annotations
@@ -82,6 +82,28 @@ def differences(found: pd.DataFrame) -> list[str]:
     return lines
 
 
+def summary(found: pd.DataFrame) -> list[str]:
+    """Per method: the mean over all algorithms that are run with every method, and against direct, paired by world,
+    in how many algorithms the interval of the difference lies wholly above or below zero."""
+    many = found[~found["algo"].isin(("none", "uld", "rmu"))]
+    heads = [f"{s}: mean, above / below direct" for s in SHOWN]
+    lines = ["| method | algorithms | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(SHOWN)]
+    for method in [m for m in METHODS if m in set(many["method"])]:
+        own = matched(many[many["method"] == method])
+        cells = []
+        for s in SHOWN:
+            above = below = 0
+            for algo, group in own.groupby("algo"):
+                base = matched(many[(many["algo"] == algo) & (many["method"] == "direct")])
+                both = group.merge(base, on="world", suffixes=("", " direct"))
+                mean, half = interval(both[f"matched/{s}/prob"] - both[f"matched/{s}/prob direct"])
+                above, below = above + (mean > half), below + (mean < -half)
+            counts = "" if method == "direct" else f", {above} / {below}"
+            cells.append(f"{own.groupby('algo')[f'matched/{s}/prob'].mean().mean():.3f}{counts}")
+        lines.append(f"| {method} | {own['algo'].nunique()} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def _groups(found: pd.DataFrame):
     order = {m: i for i, m in enumerate(METHODS)}
     groups = list(found.groupby(["algo", "method"]))
@@ -126,6 +148,7 @@ def main() -> None:
     found = pd.read_csv(HERE / "results.csv", keep_default_na=False)
     (HERE / "table.md").write_text("\n".join([*table(found), "", *references(found)]) + "\n")
     (HERE / "differences.md").write_text("\n".join(differences(found)) + "\n")
+    (HERE / "summary.md").write_text("\n".join(summary(found)) + "\n")
     with look():
         save(figure(found), HERE, "matched")
     print(f"written: table.md, differences.md, matched.png in {HERE}")

@@ -39,7 +39,7 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
         table.add_column(name, no_wrap=True)
     for title in (*COLUMNS.values(), "seconds\n"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
+    table.add_column("status", no_wrap=True, min_width=9)
     for label, metrics in _references(jobs):
         table.add_row(label, *[""] * (2 + len(varying)), *_cells(metrics), "", "reference", style="cyan")
     table.add_section()
@@ -47,8 +47,12 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     for job in jobs:
         manifest = _manifest(job.folder)
         status = "done before" if job.was_done else manifest.get("status", "not started")
-        status += ", collapsed" if manifest.get("collapsed") else ""
-        for row in _rows(job, "not evaluated" if status.startswith("done") and job in unfinished else status, varying):
+        if manifest.get("status") == "done":
+            if job in unfinished:
+                status = "not evaluated"
+            elif manifest.get("collapsed"):
+                status = "collapsed"
+        for row in _rows(job, status, varying):
             table.add_row(*row, style="red" if job in unfinished else None)
     console.print(table)
     for job in unfinished:

@@ -81,7 +81,7 @@ def _bound(name: str, function: Term, given: Mapping[str, float], weight: float)
     wanted = [p for p in found.parameters if p not in READS]
     for p in required(found, wanted):
         if p not in given:
-            where = f"algo.{p}" if p in NUMBERS else f"+algo.numbers.{p}"
-            raise ObjectiveError(f"term {name!r} needs algo.{p}, which is not set: give {where}=NUMBER")
+            place, sign = (f"algo.{p}", "") if p in NUMBERS else (f"algo.numbers.{p}", "++")  # in the file or not
+            raise ObjectiveError(f"term {name!r} needs {place}, which is not set: give {sign}{place}=NUMBER")
     numbers = {p: given.get(p, found.parameters[p].default) for p in wanted}
     return BoundTerm(name, function, reads, found.return_annotation == PerToken, numbers, weight)

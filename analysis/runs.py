@@ -110,7 +110,7 @@ def _read_run(folder: Path) -> dict:
     flat = dict(_flatten(_parse(folder / "config.yaml", lambda text: yaml.load(text, Loader=YAML_LOADER))))
     manifest = _json(folder / "manifest.json")
     run = manifest.get("run") or {}
-    flat |= {k: v for k, v in _numbers(run).items() if k == "alpha"}  # the one it trained at
+    flat |= {k: v for k, v in numbers(run).items() if k == "alpha"}  # the one it trained at
     flat |= {"algo.name": "none"} if run.get("algo") == "none" else {}  # a method that trains nothing has no objective
     columns = {name: _setting(folder, flat, key, kind) for name, (key, kind) in IDENTITY.items()}
     stages = manifest.get("seconds") or {}
@@ -119,11 +119,11 @@ def _read_run(folder: Path) -> dict:
         "status": manifest.get("status") or "unknown",
         "error": manifest.get("error") or "",
         # what all runs share (models, references) is prepared by whichever run comes first: not its own cost
-        "seconds": sum(v for k, v in _numbers(stages).items() if k != "prepare") if stages else math.nan,
-        "peak_memory_mb": _numbers(manifest).get("peak_memory_mb", math.nan),
+        "seconds": sum(v for k, v in numbers(stages).items() if k != "prepare") if stages else math.nan,
+        "peak_memory_mb": numbers(manifest).get("peak_memory_mb", math.nan),
         "world": "",
         "folder": str(folder),
-        **{f"seconds/{stage}": value for stage, value in _numbers(stages).items()},
+        **{f"seconds/{stage}": value for stage, value in numbers(stages).items()},
     }
     evaluated = _json(folder / "eval.json")
     return {"folder": folder, "flat": flat, "columns": columns, "eval": evaluated}
@@ -147,7 +147,7 @@ def _reference_rows(run: dict) -> list[dict]:
 
 def _entry(entry: dict) -> dict:
     """An entry of eval.json: its metrics, and the world that it was evaluated in."""
-    return {**_numbers(entry), "world": str((entry.get("settings") or {}).get("references", ""))}
+    return {**numbers(entry), "world": str((entry.get("settings") or {}).get("references", ""))}
 
 
 def _step_rows(run: dict) -> list[dict]:
@@ -158,7 +158,7 @@ def _step_rows(run: dict) -> list[dict]:
     steps: dict[float, dict] = {}
     for number, line in enumerate(lines, 1):
         try:
-            values = _numbers(json.loads(line))
+            values = numbers(json.loads(line))
             steps.setdefault(values["step"], {}).update(values)
         except (ValueError, KeyError, AttributeError) as error:
             if number == len(lines) and not line.endswith("\n"):
@@ -211,13 +211,18 @@ def _setting(folder: Path, flat: dict, key: str, kind: type):
         raise StudyError(f"{folder / 'config.yaml'}: {key} = {flat[key]!r} is not of type {kind.__name__}") from error
 
 
-def _numbers(entry: dict) -> dict[str, float]:
+def numbers(entry: dict) -> dict[str, float]:
     """The values that are numbers; "settings", lists, words, booleans and null are not metrics."""
     return {k: float(v) for k, v in entry.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def _json(path: Path) -> dict:
-    return _parse(path, json.loads) if path.exists() else {}
+    return parse_json(path) if path.exists() else {}
+
+
+def parse_json(path: Path) -> dict:
+    """The mapping in a JSON file that must be there."""
+    return _parse(path, json.loads)
 
 
 def _parse(path: Path, parser) -> dict:

@@ -27,6 +27,7 @@ REFERENCES = {  # never the look of a run
     "target": {"marker": "*", "markersize": 13, "markerfacecolor": INK},
     "retrained": {"marker": "D", "markersize": 8.5, "markerfacecolor": "white"},
 }
+OTHERS = ("d", "p", "8", ">")  # markers of results that are no runs of the study: grey, and no line
 RC = {
     "font.size": 8,
     "axes.titlesize": 9,
@@ -74,6 +75,13 @@ def series(colour: int, variant: int = 0) -> dict:
 def reference(name: str) -> dict:
     """Line properties of the target's or the retrained model's point: large, and behind runs that come to lie on it."""
     return {"linestyle": "none", "markeredgecolor": INK, "markeredgewidth": 1.0, "zorder": 2.5, **REFERENCES[name]}
+
+
+def other(place: int) -> dict:
+    """Line properties of a result from elsewhere."""
+    grey = "#666666"
+    look = {"marker": OTHERS[place % len(OTHERS)], "markersize": 7.5, "markerfacecolor": "#DDDDDD"}
+    return {"linestyle": "none", "markeredgecolor": grey, "markeredgewidth": 1.0, "zorder": 2.4, **look}
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:

@@ -13,6 +13,7 @@ where their curves meet that line, and an end point alone mixes how far with how
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import textwrap
 from pathlib import Path
@@ -23,6 +24,7 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.curves import SETTING, better, collapsed, curve_columns, curves, finished, over_inference, references
+from analysis.others import load_others
 from analysis.runs import Study, StudyError, load
 
 PANELS = (("forget/prob", "retain/prob"), ("forget/rougeL_recall", "retain/rougeL_recall"))
@@ -31,23 +33,28 @@ EPILOG = """examples:
   python -m analysis.tradeoff demo                          the study runs/demo: two panels, prob and ROUGE-L recall
   python -m analysis.tradeoff demo --y model_utility        one panel: forget/prob against model_utility
   python -m analysis.tradeoff /data/old/demo --out figures  a study elsewhere, figures to ./figures
+  python -m analysis.tradeoff demo --others converted/*.json  with results that are no runs of the study
 """
 
 
-def figure(study: Study, x: str | None = None, y: str | None = None) -> Figure:
-    """The trade-off figure of one pair of metrics; of both default pairs when neither ``x`` nor ``y`` is given."""
+def figure(study: Study, x: str | None = None, y: str | None = None, others: pd.DataFrame | None = None) -> Figure:
+    """The trade-off figure of one pair of metrics; of both default pairs when neither ``x`` nor ``y`` is given.
+
+    ``others`` (``analysis.others.load_others``) are marked as single points.
+    """
     panels = [(x or PANELS[0][0], y or PANELS[0][1])]
     if x is None and y is None:
         panels += [p for p in PANELS[1:] if set(p) <= set(study.metrics)]
     tables = [curves(study, *panel) for panel in panels]
     names = _names(study, pd.concat(tables))
     looks = _looks(names)
+    others = _with_numbers(others, panels[0]) if others is not None else []
     with style.look():
         fig = Figure(figsize=(3.5 * len(panels) + 1.9, max(4.0, 1.6 + 0.17 * len(names))), layout="constrained")
         fig.get_layout_engine().set(wspace=0.05)
         axes = fig.subplots(1, len(panels), squeeze=False)[0]
-        drawn = [_draw(ax, study, *p, table, looks) for ax, p, table in zip(axes, panels, tables, strict=True)]
-        _legend(fig, study, names, looks)
+        drawn = [_draw(ax, study, *p, table, looks, others) for ax, p, table in zip(axes, panels, tables, strict=True)]
+        _legend(fig, study, names, looks, others)
         fig.suptitle(_title(study), x=0.01, ha="left", fontsize=9)
         note = fig.supxlabel(_footnote(fig, study, panels[0]), x=0.01, ha="left", fontsize=6.5, color="#555555")
         crowded = sum(style.place_labels(ax, *things) for ax, things in zip(axes, drawn, strict=True))
@@ -55,9 +62,23 @@ def figure(study: Study, x: str | None = None, y: str | None = None) -> Figure:
     return fig
 
 
-def _draw(ax, study: Study, x: str, y: str, table: pd.DataFrame, looks: dict) -> tuple[list, list, list]:
+def _with_numbers(others: pd.DataFrame, panel: tuple[str, str]) -> list[dict]:
+    """The results from elsewhere; one that has no place in the first panel is refused."""
+    for row in others.to_dict("records"):
+        absent = [metric for metric in panel if pd.isna(row.get(metric))]
+        if absent:
+            has = ", ".join(k for k, v in row.items() if k not in ("model", "file") and pd.notna(v)) or "none"
+            raise StudyError(f"{row['file']} has no metric {absent[0]!r}; choices: {has}")
+    return others.to_dict("records")
+
+
+def _draw(ax, study: Study, x: str, y: str, table: pd.DataFrame, looks: dict, others: list[dict]) -> tuple:
     """Draws one panel but for its labels; returns the labels and the points and lines they must keep clear of."""
     marks = _draw_references(ax, study, x, y)
+    for place, row in enumerate(others):
+        point = row.get(x, math.nan), row.get(y, math.nan)
+        ax.plot(*([value] for value in point), **style.other(place))
+        marks += [] if math.isnan(sum(point)) else [point]
     lines = _draw_curves(ax, x, y, table, looks)
     for axis, metric in ((ax.xaxis, x), (ax.yaxis, y)):
         axis.set_label_text(metric + WORDS[better(metric)])
@@ -164,10 +185,11 @@ def _limit(axis) -> None:
         axis.set_ticks([t for t in axis.get_ticklocs() if max(0, limits[0]) <= round(t, 9) <= min(1, limits[1])])
 
 
-def _legend(fig: Figure, study: Study, names: dict[tuple, str], looks: dict) -> None:
+def _legend(fig: Figure, study: Study, names: dict[tuple, str], looks: dict, others: list[dict]) -> None:
     known = set(study.references["reference"])
     handles = [Line2D([], [], label=name, **style.reference(name)) for name in style.REFERENCES if name in known]
     handles += [Line2D([], [], label=label, **looks[curve]) for curve, label in names.items()]
+    handles += [Line2D([], [], label=row["model"], **style.other(place)) for place, row in enumerate(others)]
     place = {"loc": "outside right upper", "alignment": "left", "handlelength": 3.2, "labelspacing": 0.6}
     fig.legend(handles=handles, title=_legend_title(study) + "\n", **place)
 
@@ -228,12 +250,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", default="runs", metavar="DIR", help="the folder of all studies (default: runs)")
     parser.add_argument("--x", metavar="METRIC", help="metric of the x axis (default: forget/prob)")
     parser.add_argument("--y", metavar="METRIC", help="metric of the y axis (default: retain/prob)")
+    parser.add_argument(
+        "--others", nargs="+", default=[], metavar="FILE", help="results from elsewhere, as grey points (python -m "
+        "unlearn.compare writes the files)",
+    )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="where to write (default: figures/ in the study's folder)")
     asked = parser.parse_args(arguments)
     name = "-".join(["tradeoff", *(m.replace("/", "_") for m in (asked.x, asked.y) if m)])  # keeps the default figure
     try:
         study = load(asked.study, asked.runs)
-        drawn = figure(study, asked.x, asked.y)
+        drawn = figure(study, asked.x, asked.y, load_others(asked.others))
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

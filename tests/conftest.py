@@ -22,6 +22,7 @@ os.environ |= {
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from helpers import SHARED, TINY, compose, shared_store  # noqa: E402
+from pretrained import made, pair  # noqa: E402, F401
 
 torch.set_num_threads(1)
 

@@ -9,14 +9,25 @@ from helpers import ROOT
 
 # In the order of DESIGN's data flow: a module imports only from lines above its own.
 ORDER = [
-    "config", "identity", "files", "need", "rules_learning", "rules", "store",
-    "data.rows", "data.bios_words", "data.bios", "data.tofu", "data.readers", "data.encoding", "data.sampling",
-    "own", "combination", "models.llama", "models.tokenizers", "ensemble", "frozen", "scoring",
+    "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
+    "need", "rules_data", "rules_learning", "rules_pair", "rules", "store",
+    "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
+    "data.readers", "data.encoding", "data.sampling",
+    "own", "combination", "models.llama", "models.tokenizers", "models.hub", "ensemble", "frozen", "metrics.moments",
+    "scoring",
     "answers", "losses", "binding", "trainer", "objective", "generation",
     "metrics.base", "metrics.probability", "metrics.rouge", "metrics.truth_ratio", "metrics.exact_memorization",
-    "metrics.forget_quality", "metrics.model_utility", "evaluation",
+    "metrics.forget_quality", "metrics.arrays", "metrics.harmonic", "metrics.model_utility",
+    "metrics.extraction_strength", "metrics.membership", "metrics.relative_membership", "metrics.privleak",
+    "metrics.ou_aggregates", "metrics.fluency", "metrics.leak", "metrics.divergence",
+    "metrics.three_sample", "metrics.bootstrap", "metrics.muse", "metrics.distance",
+    "suite", "core", "groups.context", "groups.behaviour", "groups.leak", "groups.paraphrased", "groups.three_sample",
+    "groups.privacy",
+    "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix", "groups.contrast", "groups.quantised",
+    "groups.relearn", "evaluation", "foreign", "others", "reference",
     "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
-    "table", "grid", "run", "rerun", "evaluate", "generate", "prepare", "calibrate",
+    "table", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
+    "compare", "choices", "causal_lm", "harness",
 ]  # fmt: skip
 
 

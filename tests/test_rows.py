@@ -5,7 +5,8 @@ import pytest
 import torch
 from helpers import offset_ensemble, random_examples, tiny_llama
 
-from unlearn.config import TemplateConfig, TokenizerConfig
+from unlearn.config_data import TemplateConfig
+from unlearn.config_pair import TokenizerConfig
 from unlearn.data import bios
 from unlearn.data.encoding import Encoder, Examples, collate
 from unlearn.data.rows import DataError

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from unlearn import job, runlog
 from unlearn.collapse import kept
-from unlearn.config import LoraConfig
+from unlearn.config_pair import LoraConfig
 from unlearn.data.encoding import collate
 from unlearn.models import llama
 from unlearn.tuning import lora, merge

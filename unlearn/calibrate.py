@@ -105,17 +105,21 @@ def _print(result: dict[str, Any], folder: Path) -> None:
     from rich.table import Table
 
     table = Table("on questions not used for choosing", "n", box=box.SIMPLE)
-    for name in ("target", f"α = {result['given_alpha']:g}", f"α = {result['alpha']:.4g}", "retrained"):
-        table.add_column(name, justify="right")
     beside = result["references"]
-    voices = (beside["target"], result["report_at_given_alpha"], result["report"], beside["retrained"])
+    named = [
+        ("target", beside["target"]), (f"α = {result['given_alpha']:g}", result["report_at_given_alpha"]),
+        (f"α = {result['alpha']:.4g}", result["report"]), *((k, v) for k, v in beside.items() if k != "target"),
+    ]  # fmt: skip
+    for name, _ in named:
+        table.add_column(name, justify="right")
+    voices = [values for _, values in named]
     for split, count in result["reported_on"].items():
         for name in SHOWN:
             key = f"{split}/{name}"
             table.add_row(key, str(count), *(f"{voice[key]:.3f}" for voice in voices))
     for key in ("model_utility", "forget_quality"):
         if key in result["report"]:
-            table.add_row(key, "", *(f"{voice[key]:.3g}" for voice in voices))
+            table.add_row(key, "", *(f"{voice[key]:.3g}" if key in voice else "" for voice in voices))
     print(
         f"{result['goal']}: α = {result['alpha']:.4g}, where {result['metric']} is {result['reached']:.4f} "
         f"(asked: {result['asked']:.4f}) on the {result['examples']} questions for choosing"

@@ -19,9 +19,10 @@ from unlearn.data.rows import DataSet, Row
 from unlearn.data.sampling import held_out
 from unlearn.ensemble import Ensemble
 from unlearn.frozen import in_memory, rows_of
-from unlearn.identity import eval_settings
+from unlearn.identity import NO_REFERENCE, eval_settings
 from unlearn.job import references
 from unlearn.scoring import Scores, score
+from unlearn.suite import suite as make_suite
 from unlearn.world import World, examples_of
 
 METRICS: Mapping[str, Callable[[Scores], np.ndarray]] = {
@@ -81,11 +82,13 @@ def calibrate(cfg: Config, world: World, ensemble: Ensemble, goal: Goal) -> dict
     if split != "retain":
         data = replace(data, splits=data.splits | {"retain": tuple(_held_out_or_all(cfg, data))})
     settings = eval_settings(cfg, data.fingerprint())
-    suite = evaluation.suite(data, world.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
-    beside, ratios = references(cfg, world, suite)
+    suite = make_suite(data, world.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
+    if cfg.eval.reference is not None:  # a file's rows are the whole forget set, and these are a part of it
+        cfg = replace(cfg, eval=replace(cfg.eval, reference=NO_REFERENCE))
+    beside, retrained = references(cfg, world, suite)
     show = "reporting" if cfg.trainer.progress else None
     alphas = list(dict.fromkeys([choice.alpha, cfg.alpha]))
-    metrics, _ = evaluation.evaluate(ensemble, suite, alphas, world.store, ratios, show)
+    metrics, _ = evaluation.evaluate(ensemble, suite, alphas, world.store, retrained, show)
     sizes = {part.name: len(part.rows) for part in suite.splits}
     return {"goal": str(goal), "metric": goal.metric, "oracle": goal.oracle, **asdict(choice),
             "reported_on": sizes, "report": metrics[choice.alpha],

@@ -14,10 +14,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from unlearn.config_data import DATA_CONFIGS, DataConfig
+from unlearn.config_pair import PairConfig
+
 NUMBERS = ("beta", "gamma", "beta1", "beta2")  # settings of an objective that only some terms have
-OFFSET_INITS = ("general", "full", "retain")
 MODELS = ("target", "small", "small_general", "small_full", "small_retain")  # what a member may be
-TUNINGS = ("full", "lora")
 KEEP = ("last", "best")
 WANDB_MODES = ("offline", "online", "disabled")
 
@@ -106,99 +107,23 @@ class MethodConfig:
 
 
 @dataclass
-class TokenizerConfig:
-    kind: str = "words"  # "words" (one token per word and mark) or "bpe" (byte-level)
-    vocab_size: int = 2000  # bpe only; a word tokenizer takes every word of the data set
-
-
-@dataclass
-class StageConfig:
-    """One stage of training a model from scratch. `epochs` of the stage's data; 0 leaves the stage out."""
-
-    epochs: int = 0
-    lr: float = 1e-3
-
-
-@dataclass
-class ModelConfig:
-    """A Llama trained from scratch: its size, and the stages that give it its knowledge."""
-
-    hidden_size: int = 128
-    layers: int = 2
-    heads: int = 4
-    intermediate_size: int = 320
-    initializer_range: float = 0.02
-    max_length: int = 320  # tokens: prompt, answer and end of sequence
-    pretrain: StageConfig = field(default_factory=StageConfig)  # general facts in every wording
-    finetune: StageConfig = field(default_factory=StageConfig)  # the data set, general facts mixed in
-    general: StageConfig = field(default_factory=StageConfig)  # instead of `finetune` for offset_init=general
-
-
-@dataclass
-class LoraConfig:
-    """Low-rank updates of every linear layer but the head (peft); merged into the weights when training ends."""
-
-    rank: int = 8
-    alpha: float = 16.0  # updates are scaled by alpha / rank
-    dropout: float = 0.0
-    lr_factor: float = 10.0  # the learning rate is `algo.lr` times this
-
-
-@dataclass
-class PairConfig:
-    """Target and small pair, with the retrained reference they imply."""
-
-    name: str = MISSING
-    seed: int = 0  # of the world and of every model's training; `seed` is the unlearning run's
-    offset_init: str = "general"
-    tuning: str = "full"  # of the trained member: all its weights, or LoRA
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    batch_size: int = 32  # examples per step when models are trained from scratch
-    warmup: float = 0.1  # share of the steps
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    target: ModelConfig = field(default_factory=ModelConfig)
-    small: ModelConfig = field(default_factory=ModelConfig)
-
-
-@dataclass
-class TemplateConfig:
-    prompt: str = "Question: {question}\nAnswer:"
-    answer: str = " {answer}"
-
-
-@dataclass
-class DataConfig:
-    name: str = MISSING
-    reader: str = MISSING
-    template: TemplateConfig = field(default_factory=TemplateConfig)
-
-
-@dataclass
-class BiosConfig(DataConfig):
-    """The embedded world of made-up people (``unlearn/data/bios.py``)."""
-
-    people: int = 50
-    forget_people: int = 5
-    holdout_people: int = 5
-    known_people: int = 20
-    countries: int = 30
-    questions: int = 20
-
-
-@dataclass
-class TofuConfig(DataConfig):
-    """TOFU (``unlearn/data/tofu.py``), from a local folder or the hub."""
-
-    path: str | None = None  # folder with TOFU's files; null: the hub
-    forget: str = "forget01"
-    retain_rows: int | None = None  # the first n rows of the retain set; null: all
-
-
-@dataclass
 class EvalConfig:
     alphas: list[float] | None = None  # inference α's; null: the run's `alpha`
+    semantics: str = "default"  # default | ou | tofu (unlearn/metrics/semantics.py)
+    reference: str | None = None  # null: the pair's retrained model; a result file of one; "none": compare with nothing
+    groups: list[str] = field(default_factory=list)  # metrics beside the core, by the names in unlearn/groups/
     max_examples: int | None = 400  # per split, evenly spaced; the forget set is always evaluated whole
     max_new_tokens: int = 200
+    leak_samples: int = 20  # answers drawn for each forget question (group leak)
+    leak_temperature: float = 1.0
+    leak_threshold: float = 0.5  # ROUGE-L recall above which a drawn answer counts as leaked
+    judge: str | None = None  # a Python file of your own with judge(question, gold, answer) → 0 … 1 (group leak)
+    prefix_shares: list[float] = field(default_factory=lambda: [0.25, 0.5])  # of the answer, given (group prefix)
+    contrast_weights: list[float] = field(default_factory=lambda: [1.0, 2.0])  # of target − unlearned (group contrast)
+    relearn_steps: int = 20  # the attacker's budget (group relearn)
+    relearn_batch: int = 10
+    relearn_lr: float = 1e-3
+    resamples: int = 1000  # of the items, for 95 % intervals beside every aggregate; 0: none
     batch_size: int = 128
 
 
@@ -254,9 +179,6 @@ class Config:
     seed: int = 0
     study: str = "default"
     paths: PathsConfig = field(default_factory=PathsConfig)
-
-
-DATA_CONFIGS = {"bios": BiosConfig, "tofu": TofuConfig}  # by the name of their reader
 
 
 def register() -> None:

@@ -67,7 +67,8 @@ def _answerer(job: Job, alphas: Sequence[float]) -> Callable[[str], list[tuple[s
     world = the_world(cfg)
     unlearned = members(cfg, world, job.folder)
     voices = [("target", world.alone("target"), 1.0), *((f"unlearned α={a:g}", unlearned, a) for a in alphas)]
-    voices.append(("retrained", world.alone("retrained"), 1.0))
+    if world.has("retrained"):
+        voices.append(("retrained", world.alone("retrained"), 1.0))
     tokenizer = world.encoder.tokenizer
 
     def answer(question: str) -> list[tuple[str, str]]:

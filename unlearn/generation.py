@@ -5,6 +5,7 @@ Each member reads its own cache: sharing one between models (as public code does
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from unlearn.ensemble import Ensemble
+from unlearn.identity import digest
+from unlearn.models.llama import head
 
 
 @torch.no_grad()
@@ -23,13 +26,18 @@ def greedy(
     eos_id: int,
     max_new_tokens: int,
     batch_size: int,
+    hide_pad: bool = False,
 ) -> list[list[int]]:
-    """The likeliest token at each step; tokens after each prompt, without EOS, at most ``max_new_tokens``."""
+    """The likeliest token at each step; tokens after each prompt, without EOS, at most ``max_new_tokens``.
+
+    ``hide_pad`` also masks tokens of the prompt that are the padding token, and does not count them as positions:
+    wrong, and what public code does.
+    """
 
     def choose(logits: Tensor, rows: Sequence[int]) -> Tensor:
         return logits.argmax(-1)
 
-    return _decode(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size, choose)
+    return _decode(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size, choose, hide_pad)
 
 
 @torch.no_grad()
@@ -44,15 +52,25 @@ def sample(
     temperature: float,
     seed: int,
 ) -> list[list[int]]:
-    """As ``greedy``, drawn from softmax(l / temperature). Every prompt has its own stream of random numbers, so
-    neither the batch size nor the other prompts change what is drawn for it."""
-    streams = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(prompts))]
+    """As ``greedy``, drawn from softmax(l / temperature). Every draw has its own stream of random numbers, keyed by the
+    prompt's ids and by which of the draws for this prompt it is: neither batch size, nor the order of the prompts, nor
+    the other prompts change what is drawn."""
+    streams = _streams(prompts, seed)
 
     def choose(logits: Tensor, rows: Sequence[int]) -> Tensor:
         noise = torch.stack([torch.empty(logits.shape[-1]).exponential_(generator=streams[i]) for i in rows])
         return (logits / temperature - noise.to(logits.device).log()).argmax(-1)  # − log of Exp(1) is Gumbel noise
 
     return _decode(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size, choose)
+
+
+def _streams(prompts: Sequence[Sequence[int]], seed: int) -> list[torch.Generator]:
+    drawn: Counter[tuple[int, ...]] = Counter()
+    streams = []
+    for prompt in map(tuple, prompts):
+        streams.append(torch.Generator().manual_seed(int(digest([seed, prompt, drawn[prompt]]), 16)))
+        drawn[prompt] += 1
+    return streams
 
 
 def _decode(
@@ -64,13 +82,14 @@ def _decode(
     max_new_tokens: int,
     batch_size: int,
     choose: Callable[[Tensor, Sequence[int]], Tensor],
+    hide_pad: bool = False,
 ) -> list[list[int]]:
     """``choose`` maps logits [B, V] and which prompt each row is to tokens [B]."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        batch = _Decoding(ensemble, [prompts[i] for i in indices], alpha, pad_id)
+        batch = _Decoding(ensemble, [prompts[i] for i in indices], alpha, pad_id, hide_pad)
         for _ in range(max_new_tokens):
             token = choose(batch.logits(), [indices[row] for row in batch.rows])
             ended = token == eos_id
@@ -85,7 +104,7 @@ def _decode(
 class _Decoding:
     """The state of one batch: next tokens to read, mask, and a cache per member."""
 
-    def __init__(self, ensemble: Ensemble, prompts: list[Sequence[int]], alpha: float, pad_id: int):
+    def __init__(self, ensemble: Ensemble, prompts: list[Sequence[int]], alpha: float, pad_id: int, hide_pad: bool):
         self.ensemble, self.alpha, self.pad_id = ensemble, alpha, pad_id
         self.members = ensemble.needed([alpha])
         for m in self.members:
@@ -95,6 +114,8 @@ class _Decoding:
         # Padded on the left, so that all prompts end where the answers begin.
         self.ids = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in prompts], device=self.device)
         self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        if hide_pad:
+            self.mask = (self.ids != pad_id).long()
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.caches = {m.name: DynamicCache(config=m.model.config) for m in self.members}
         self.rows = list(range(len(prompts)))  # which prompt each row of the batch is
@@ -103,14 +124,15 @@ class _Decoding:
         """Ensemble logits of the next token, [B, V]."""
         last = {}
         for m in self.members:
+            place = next(m.model.parameters()).device
             hidden = m.model.base_model(
-                input_ids=self.ids,
-                attention_mask=self.mask,
-                position_ids=self.positions,
+                input_ids=self.ids.to(place),
+                attention_mask=self.mask.to(place),
+                position_ids=self.positions.to(place),
                 past_key_values=self.caches[m.name],
                 use_cache=True,
             ).last_hidden_state
-            last[m.name] = m.model.get_output_embeddings()(hidden[:, -1]).float()
+            last[m.name] = head(m.model, hidden[:, -1]).to(self.device)
         return self.ensemble.logits(last, self.alpha)
 
     def go_on(self, token: Tensor, ended: Tensor) -> bool:
@@ -120,7 +142,7 @@ class _Decoding:
             return False
         if len(keep) < len(token):
             for cache in self.caches.values():
-                cache.batch_select_indices(keep)
+                cache.batch_select_indices(keep.cpu())  # a cache may lie on another device, or on several
             self.rows = [self.rows[i] for i in keep.tolist()]
             token, self.mask, self.positions = token[keep], self.mask[keep], self.positions[keep]
         self.ids = token[:, None]

@@ -25,11 +25,12 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
-from unlearn import runlog
+from unlearn import runlog, sources
 from unlearn.config import Config, ConfigError
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.identity import Job, objective, run_folder
+from unlearn.own import functions
 from unlearn.rules import parse, unknown_overrides
 from unlearn.rules_learning import black_box
 
@@ -131,6 +132,17 @@ def _fitting(cfg: Config) -> None:
     from unlearn.combination import bind_rule
 
     bind_rule(cfg.method.rule, cfg.method.numbers, cfg.method.file)
+    if cfg.eval.judge is not None and "judge" not in (own := functions(cfg.eval.judge, "eval.judge")):
+        raise ValueError(
+            f"eval.judge={cfg.eval.judge!r}: must define judge(question, gold, answer); it defines "
+            f"{', '.join(own) or 'nothing'}"
+        )
+    roles = {sources.role(cfg.pair, m.model) for m in cfg.method.members}
+    if "small_general" in roles and sources.last_stage(cfg.pair, "small_general").epochs and not read(cfg).general():
+        raise ValueError(
+            f"data set {cfg.data.name!r} has no general facts (real authors, world facts) to train the small pair on: "
+            "take pair.offset_init=retain or full"
+        )
     trained = next((m for m in cfg.method.members if m.trained), None)
     if trained is None:
         return

@@ -13,10 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearn import sources
 from unlearn.config import NUMBERS, Config
+from unlearn.config_data import TemplateConfig
+from unlearn.config_pair import ModelConfig, PairConfig
 
 RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
-METRICS_VERSION = 1  # of the metrics' semantics; raised when one would give another value
+NO_REFERENCE = "none"  # eval.reference: forget quality and all that compares with a retrained model is left out
+METRICS_VERSION = 2  # of the metrics' semantics; raised when one would give another value
 
 
 def training_alpha(cfg: Config) -> float:
@@ -98,7 +102,7 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
         "alpha": training_alpha(cfg),
         "pair": _pair_identity(cfg, models),
         "data": data_fingerprint,
-        "template": asdict(cfg.data.template),
+        "template": template(cfg.data.template),
     }
     if cfg.method.rule != "sum" or cfg.method.file is not None:
         identity["rule"] = [cfg.method.rule, cfg.method.numbers, _content(cfg.method.file)]
@@ -130,26 +134,57 @@ def _trainer_identity(cfg: Config) -> dict[str, Any]:
     return trainer | {"lr": learning_rate(cfg)}
 
 
+def template(cfg: TemplateConfig) -> dict[str, Any]:
+    """What a template changes: system message and date are a chat's only."""
+    plain = {"prompt": cfg.prompt, "answer": cfg.answer}
+    return plain if cfg.kind == "plain" else plain | {"kind": cfg.kind, "system": cfg.system, "date": cfg.date}
+
+
 def _content(file: str | None) -> str | None:
     return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
-    """What decides the weights of the target, and of those small models that take part."""
-    pair = {k: v for k, v in asdict(cfg.pair).items() if k not in ("name", "small", "offset_init", "tuning", "lora")}
-    pair["target"] = {k: v for k, v in pair["target"].items() if k != "general"}
-    if cfg.pair.tokenizer.kind == "words":
-        pair["tokenizer"] = {"kind": "words"}
-    small = {m for m in models if m.startswith("small")}
+    """What decides the weights of the target, and of those other models of the pair that take part."""
+    pair, memo = cfg.pair, Path(cfg.paths.store) / "hashes"
+    identity: dict[str, Any] = {
+        "seed": pair.seed, "batch_size": pair.batch_size, "warmup": pair.warmup,
+        "tokenizer": _tokenizer_identity(pair, memo), "target": _model_identity(pair.target, {"general"}, memo),
+    }  # fmt: skip
+    roles = {sources.role(pair, m) for m in models} - {"target"}
+    given = {r: source for r in roles if (source := sources.own_source(pair, r)) is not None}
+    small = {r for r in roles - set(given) if r.startswith("small")}
     if small:
-        knows = {cfg.pair.offset_init if m == "small" else m.removeprefix("small_") for m in small}
-        unused = [
-            stage for stage, used in (("general", "general" in knows), ("finetune", knows - {"general"})) if not used
-        ]
-        pair["small"] = {k: v for k, v in asdict(cfg.pair.small).items() if k not in unused}
-    if "small" in small:
-        pair["offset_init"] = cfg.pair.offset_init
-    return pair
+        unused = {"general"} - {r.removeprefix("small_") for r in small}
+        unused |= {"finetune"} if small == {"small_general"} else set()
+        identity["small"] = _model_identity(pair.small, unused, memo)
+    elif pair.small.source is not None:  # of models that are padded to other widths, the narrowest cuts the others
+        identity["small"] = {"source": sources.identity(pair.small, memo)}
+    if given:
+        identity["given"] = {r: sources.identity(source, memo) for r, source in given.items()}
+    if "small" in models:
+        identity["offset_init"] = pair.offset_init
+    return identity
+
+
+def _model_identity(model: ModelConfig, unused: Collection[str], memo: Path) -> dict[str, Any]:
+    """Size and stages of a model from scratch; or which pretrained model it is, and what else it learns."""
+    settings = {k: v for k, v in asdict(model).items() if k not in (*unused, "source", "revision", "device")}
+    for key, plain in (("dtype", "float32"), ("quantisation", "none")):
+        if settings.get(key) == plain:
+            settings.pop(key)
+    if model.source is None:
+        return settings
+    stages = {k: v for k, v in settings.items() if isinstance(v, dict) and v["epochs"]}
+    held = {k: settings[k] for k in ("dtype", "quantisation", "max_length") if k in settings}
+    return {"source": sources.identity(model, memo), **stages, **held}
+
+
+def _tokenizer_identity(pair: PairConfig, memo: Path) -> dict[str, Any]:
+    kind = pair.tokenizer.kind
+    if kind == "pretrained":
+        return {"kind": kind, "source": sources.tokenizer_identity(sources.tokenizer_source(pair), memo)}
+    return {"kind": kind} if kind == "words" else {"kind": kind, "vocab_size": pair.tokenizer.vocab_size}
 
 
 def run_folder(cfg: Config, data_fingerprint: str) -> Path:
@@ -176,14 +211,35 @@ def describe(cfg: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def eval_settings(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
-    """What an evaluated entry depends on beside the trained weights and α; equal settings mean an equal result."""
+_GROUP_SETTINGS = {
+    "leak": ("leak_samples", "leak_temperature", "leak_threshold"),
+    "prefix": ("prefix_shares",),
+    "contrast": ("contrast_weights",),
+    "relearn": ("relearn_steps", "relearn_batch", "relearn_lr"),
+}
+
+
+def metric_settings(cfg: Config) -> dict[str, Any]:
+    """What metrics are computed, how, and on how many rows."""
     return {
         "metrics": METRICS_VERSION,
+        "semantics": cfg.eval.semantics,
+        "groups": list(cfg.eval.groups),
         "max_examples": cfg.eval.max_examples,
         "max_new_tokens": cfg.eval.max_new_tokens,
-        "references": digest([data_fingerprint, _pair_identity(cfg, ()), asdict(cfg.data.template)]),
+        "resamples": cfg.eval.resamples,
+        **({"judge": _content(cfg.eval.judge)} if cfg.eval.judge is not None else {}),
+        **{k: getattr(cfg.eval, k) for group in cfg.eval.groups for k in _GROUP_SETTINGS.get(group, ())},
     }
+
+
+def eval_settings(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
+    """What an evaluated entry depends on beside the trained weights and α; equal settings mean an equal result."""
+    retrained = ("retrained",) if cfg.eval.reference is None else ()
+    references = [data_fingerprint, _pair_identity(cfg, retrained), template(cfg.data.template)]
+    if cfg.eval.reference is not None:
+        references.append(_content(cfg.eval.reference) if cfg.eval.reference != NO_REFERENCE else NO_REFERENCE)
+    return metric_settings(cfg) | {"references": digest(references)}
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import copy
 import logging
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import transformers
@@ -25,9 +25,13 @@ from unlearn.combination import bind_rule
 from unlearn.config import Config, ConfigError
 from unlearn.ensemble import Ensemble
 from unlearn.files import read_json, write_json
-from unlearn.identity import Job, eval_settings, objective
+from unlearn.groups.context import Reference
+from unlearn.identity import NO_REFERENCE, Job, eval_settings, objective
 from unlearn.models import llama
+from unlearn.reference import from_file
 from unlearn.runlog import RunLog
+from unlearn.suite import Suite
+from unlearn.suite import suite as make_suite
 from unlearn.trainer import Diverged
 from unlearn.training import train
 from unlearn.tuning import lora, merge
@@ -149,13 +153,13 @@ def same_models(cfg: Config, world: World, record: RunLog, ensemble: Ensemble) -
     record.status("running", models=prints)
 
 
-def evaluate(cfg: Config, world: World, ensemble: Ensemble, suite: evaluation.Suite, record: RunLog) -> None:
+def evaluate(cfg: Config, world: World, ensemble: Ensemble, suite: Suite, record: RunLog) -> None:
     """Evaluate the α's that the folder lacks, and put the references beside them."""
     alphas = missing(cfg, world, record)
     if alphas:
-        beside, ratios = references(cfg, world, suite)
+        beside, retrained = references(cfg, world, suite)
         show = "evaluating" if cfg.trainer.progress else None
-        metrics, examples = evaluation.evaluate(ensemble, suite, alphas, world.store, ratios, show)
+        metrics, examples = evaluation.evaluate(ensemble, suite, alphas, world.store, retrained, show)
         record.evaluated(metrics, beside, examples)
 
 
@@ -164,31 +168,42 @@ def missing(cfg: Config, world: World, record: RunLog) -> list[float]:
     return runlog.missing_alphas(record.folder, cfg, world.data.fingerprint())
 
 
-def suite_of(cfg: Config, world: World) -> evaluation.Suite:
+def suite_of(cfg: Config, world: World) -> Suite:
     settings = eval_settings(cfg, world.data.fingerprint())
-    return evaluation.suite(world.data, world.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
+    return make_suite(world.data, world.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
 
 
-def references(cfg: Config, world: World, suite: evaluation.Suite) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
-    """Metrics of the target and of the retrained reference, and the latter's truth ratios on the forget set."""
-    retrained, examples = _reference(cfg, world, suite, "retrained", None)
-    ratios = examples.loc[examples["split"] == "forget", "truth_ratio"].to_numpy()
-    return {"target": _reference(cfg, world, suite, "target", ratios)[0], "retrained": retrained}, ratios
+def references(cfg: Config, world: World, suite: Suite) -> tuple[dict[str, dict[str, Any]], Reference | None]:
+    """Metrics of the target and of the retrained model by name, and the latter as what others are compared with."""
+    retrained = _retrained(cfg, world, suite)
+    found = {"target": _reference(cfg, world, suite, "target", retrained)[0]}
+    return found | ({"retrained": dict(retrained.metrics)} if retrained is not None else {}), retrained
+
+
+def _retrained(cfg: Config, world: World, suite: Suite) -> Reference | None:
+    if cfg.eval.reference == NO_REFERENCE:
+        return None
+    if cfg.eval.reference is not None:
+        return from_file(cfg.eval.reference, suite, {"target": partial(world.alone, "target")})
+    models = {name: partial(world.alone, name) for name in ("target", "retrained")}
+    return Reference(*_reference(cfg, world, suite, "retrained", None), models)
 
 
 def _reference(
-    cfg: Config, world: World, suite: evaluation.Suite, name: str, ratios: np.ndarray | None
+    cfg: Config, world: World, suite: Suite, name: str, retrained: Reference | None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Metrics and examples of one model as it is, computed once and stored."""
     recipe = {
-        "model": world.fingerprint(name), "retrained": world.fingerprint("retrained"), "settings": suite.settings,
+        "model": world.fingerprint(name), "settings": suite.settings,
+        "retrained": world.fingerprint("retrained") if cfg.eval.reference is None else None,
         "examples": [split.examples.fingerprint for split in suite.splits],
     }  # fmt: skip
 
     def build(folder: Path) -> None:
         log.info("evaluating the %s model", name)
         show = f"evaluating {name}" if cfg.trainer.progress else None
-        metrics, examples = evaluation.evaluate(world.alone(name), suite, [1.0], world.store, ratios, show)
+        itself, alone = name == "retrained", world.alone(name)
+        metrics, examples = evaluation.evaluate(alone, suite, [1.0], world.store, retrained, show, itself)
         write_json(folder / "metrics.json", metrics[1.0])
         examples.drop(columns="alpha").to_parquet(folder / "examples.parquet", index=False)
 

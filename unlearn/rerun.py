@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unlearn import runlog
-from unlearn.config import DATA_CONFIGS, Config, ConfigError
+from unlearn.config import Config, ConfigError
+from unlearn.config_data import DATA_CONFIGS
 from unlearn.data.readers import read
 from unlearn.grid import job
 from unlearn.identity import Job

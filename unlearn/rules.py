@@ -13,27 +13,20 @@ from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from unlearn.config import (
-    DATA_CONFIGS,
-    KEEP,
-    OFFSET_INITS,
-    TUNINGS,
-    WANDB_MODES,
-    BiosConfig,
-    Config,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    TofuConfig,
-    is_number,
-)
-from unlearn.need import at_least, below_one, need, one_of, positive, share
+from unlearn import sources
+from unlearn.config import KEEP, WANDB_MODES, Config, ConfigError, is_number
+from unlearn.config_data import DATA_CONFIGS, BiosConfig, DataConfig
+from unlearn.groups import GROUPS
+from unlearn.identity import NO_REFERENCE
+from unlearn.metrics.semantics import SEMANTICS
+from unlearn.need import a_file, at_least, below_one, need, one_of, positive, share
+from unlearn.rules_data import real_data
 from unlearn.rules_learning import algo, method, together
+from unlearn.rules_pair import pair
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 NAME_RULE = "names a folder: letters, digits, '_', '.', '+' and '-', not starting with '.', '+' or '-'"
-TOKENIZERS = ("words", "bpe")
-FORGET_SETS = ("forget01", "forget05", "forget10")
+TEMPLATES = ("plain", "chat")
 
 
 def parse(cfg: DictConfig) -> Config:
@@ -61,7 +54,7 @@ def unknown_overrides(arguments: list[str]) -> Iterator[str]:
         kinds: list[type] = [Config]
         for part in key.split("."):
             names = dict.fromkeys(name for kind in kinds for name in get_type_hints(kind))
-            if part not in names and part != "experiment":
+            if part not in names and part not in ("experiment", "template"):
                 yield f"{key}: unknown key; known keys here: {', '.join(names)}"
             hints = [get_type_hints(kind).get(part) for kind in kinds]
             optional = [h for h in hints if type(None) in get_args(h) and any(is_dataclass(k) for k in get_args(h))]
@@ -90,7 +83,7 @@ def _unknown_keys(node: Any, path: str):
 
 
 def problems(cfg: Config) -> list[str]:
-    return [line for rule in (_top, algo, method, together, _pair, _data, _eval, _trainer) for line in rule(cfg)]
+    return [line for rule in (_top, algo, method, together, pair, _data, _eval, _trainer) for line in rule(cfg)]
 
 
 def _top(cfg: Config) -> Iterator[str]:
@@ -109,44 +102,9 @@ def _top(cfg: Config) -> Iterator[str]:
     yield from one_of("wandb.mode", cfg.wandb.mode, WANDB_MODES)
 
 
-def _pair(cfg: Config) -> Iterator[str]:
-    yield from one_of("pair.tuning", cfg.pair.tuning, TUNINGS)
-    yield from at_least("pair.lora.rank", cfg.pair.lora.rank, 1)
-    yield from below_one("pair.lora.dropout", cfg.pair.lora.dropout)
-    for key in ("alpha", "lr_factor"):
-        yield from positive(f"pair.lora.{key}", getattr(cfg.pair.lora, key))
-    yield from one_of("pair.offset_init", cfg.pair.offset_init, OFFSET_INITS)
-    yield from one_of("pair.tokenizer.kind", cfg.pair.tokenizer.kind, TOKENIZERS)
-    yield from need(
-        cfg.pair.tokenizer.vocab_size >= 300,
-        "pair.tokenizer.vocab_size",
-        cfg.pair.tokenizer.vocab_size,
-        "must be at least 300 (256 bytes and the special tokens)",
-    )
-    yield from at_least("pair.batch_size", cfg.pair.batch_size, 1)
-    yield from share("pair.warmup", cfg.pair.warmup)
-    for name in ("target", "small"):
-        yield from _model(f"pair.{name}", getattr(cfg.pair, name))
-
-
-def _model(key: str, model: ModelConfig) -> Iterator[str]:
-    for name in ("hidden_size", "layers", "heads", "intermediate_size", "max_length"):
-        yield from at_least(f"{key}.{name}", getattr(model, name), 1)
-    if model.heads >= 1:
-        yield from need(
-            model.hidden_size % (2 * model.heads) == 0,
-            f"{key}.hidden_size",
-            model.hidden_size,
-            f"must be a multiple of 2 × heads = {2 * model.heads} (rotary embeddings)",
-        )
-    yield from positive(f"{key}.initializer_range", model.initializer_range)
-    for stage in ("pretrain", "finetune", "general"):
-        yield from at_least(f"{key}.{stage}.epochs", getattr(model, stage).epochs, 0)
-        yield from positive(f"{key}.{stage}.lr", getattr(model, stage).lr)
-
-
 def _data(cfg: Config) -> Iterator[str]:
     data = cfg.data
+    yield from one_of("data.template.kind", data.template.kind, TEMPLATES)
     for key, name in (("prompt", "question"), ("answer", "answer")):
         text = getattr(data.template, key)
         yield from need(_fills(text, name), f"data.template.{key}", text, f"must hold {{{name}}} and no other braces")
@@ -161,10 +119,7 @@ def _data(cfg: Config) -> Iterator[str]:
         yield from need(1 <= data.questions <= 20, "data.questions", data.questions, "must lie between 1 and 20")
         for key in ("holdout_people", "known_people", "countries"):
             yield from at_least(f"data.{key}", getattr(data, key), 0 if key == "holdout_people" else 1)
-    if isinstance(data, TofuConfig):
-        yield from one_of("data.forget", data.forget, FORGET_SETS)
-        if data.retain_rows is not None:
-            yield from at_least("data.retain_rows", data.retain_rows, 1)
+    yield from real_data(data)
 
 
 def _fills(template: str, name: str) -> bool:
@@ -175,6 +130,9 @@ def _fills(template: str, name: str) -> bool:
 
 
 def _eval(cfg: Config) -> Iterator[str]:
+    yield from _reference(cfg)
+    if cfg.eval.judge is not None:
+        yield from a_file("eval.judge", cfg.eval.judge)
     if cfg.eval.alphas is not None:
         yield from need(
             len(cfg.eval.alphas) > 0, "eval.alphas", cfg.eval.alphas, "must hold at least one α, e.g. [0,0.5,1]"
@@ -183,8 +141,35 @@ def _eval(cfg: Config) -> Iterator[str]:
             yield from need(is_number(a), "eval.alphas", a, "each must be a finite number")
     if cfg.eval.max_examples is not None:
         yield from at_least("eval.max_examples", cfg.eval.max_examples, 1)
-    for key in ("max_new_tokens", "batch_size"):
+    yield from one_of("eval.semantics", cfg.eval.semantics, tuple(SEMANTICS))
+    for name in cfg.eval.groups:
+        yield from one_of("eval.groups", name, GROUPS)
+    if "summary" in cfg.eval.groups:
+        before = cfg.eval.groups[: cfg.eval.groups.index("summary")]
+        rule = "summary reads what privacy finds: list privacy before it"
+        yield from need("privacy" in before, "eval.groups", cfg.eval.groups, rule)
+    for key in ("max_new_tokens", "batch_size", "leak_samples", "relearn_steps", "relearn_batch"):
         yield from at_least(f"eval.{key}", getattr(cfg.eval, key), 1)
+    yield from at_least("eval.resamples", cfg.eval.resamples, 0)
+    for key in ("leak_temperature", "relearn_lr"):
+        yield from positive(f"eval.{key}", getattr(cfg.eval, key))
+    for value in cfg.eval.prefix_shares:
+        yield from below_one("eval.prefix_shares", value)
+    yield from share("eval.leak_threshold", cfg.eval.leak_threshold)
+
+
+def _reference(cfg: Config) -> Iterator[str]:
+    """Forget quality is never silently missing: without something to compare with, a run says so before it starts."""
+    given = cfg.eval.reference
+    if given is None:
+        problem = sources.lacking(cfg.pair, "retrained")
+        if problem is not None:
+            yield (
+                f"{problem}. Or give eval.reference=FILE, the evaluation of such a model (python -m unlearn.evaluate "
+                f"model=… out=FILE), or eval.reference={NO_REFERENCE} to do without forget quality and PrivLeak"
+            )
+    elif given != NO_REFERENCE:
+        yield from a_file("eval.reference", given)
 
 
 def _trainer(cfg: Config) -> Iterator[str]:

@@ -29,7 +29,7 @@ def algo(cfg: Config) -> Iterator[str]:
         yield from need(name not in NUMBERS, f"algo.numbers.{name}", value, f"has a key of its own: algo.{name}")
     if "temperature" in a.numbers:
         yield from positive("algo.numbers.temperature", a.numbers["temperature"])
-    if "layer" in a.numbers:
+    if "layer" in a.numbers and cfg.pair.target.source is None:  # a pretrained model says so itself
         last = cfg.pair.target.layers - 1
         rule = f"must be a layer of the target but its last: 0 to {last - 1}"
         yield from need(a.numbers["layer"] in range(last), "algo.numbers.layer", a.numbers["layer"], rule)

@@ -1,9 +1,10 @@
-"""How likely answers are under an ensemble: teacher-forced, for every α from one pass over the members."""
+"""How likely answers are under an ensemble: teacher-forced, token by token, for every α from one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,16 +14,29 @@ from torch.nn import functional as F
 from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
 from unlearn.ensemble import Ensemble
 from unlearn.frozen import FrozenRows, LiveRows
+from unlearn.metrics.moments import log_prob_moments
 from unlearn.models.llama import answer_rows, vocabulary
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One entry per example. EOS counts as a token of the answer, but not in ``correct``."""
+    """Every answer token of E examples, T in all, laid end to end; an answer's last token is its EOS."""
 
-    nll: np.ndarray  # sum over the answer tokens, nats
-    tokens: np.ndarray
-    correct: np.ndarray  # share of tokens before EOS that are the argmax
+    starts: np.ndarray  # [E + 1] first token of each example, and T
+    logp: np.ndarray  # [T] log-probability of the token, nats
+    right: np.ndarray  # [T] whether the token is the argmax
+    mean: np.ndarray  # [T] of log p under the row's own distribution; NaN unless asked for
+    variance: np.ndarray  # [T] likewise
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """Answer tokens per example, EOS included."""
+        return np.diff(self.starts).astype(float)
+
+    @cached_property
+    def nll(self) -> np.ndarray:
+        """Sum over the answer tokens, nats."""
+        return -np.add.reduceat(self.logp, self.starts[:-1])
 
     @property
     def mean_nll(self) -> np.ndarray:
@@ -33,6 +47,17 @@ class Scores:
         """exp(−NLL / n): the geometric mean of the token probabilities."""
         return np.exp(-self.mean_nll)
 
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """Share of the tokens before EOS that are the argmax; 0 of an answer that is EOS alone."""
+        right = self.right.astype(float)
+        right[self.starts[1:] - 1] = 0.0
+        return np.add.reduceat(right, self.starts[:-1]) / np.maximum(self.tokens - 1, 1)
+
+    def before_eos(self, values: np.ndarray) -> list[np.ndarray]:
+        """A [T] array cut into examples, each without its EOS."""
+        return [values[a : b - 1] for a, b in zip(self.starts[:-1], self.starts[1:], strict=True)]
+
 
 @torch.no_grad()
 def score(
@@ -42,31 +67,34 @@ def score(
     stored: Mapping[str, FrozenRows | LiveRows],
     pad_id: int,
     batch_size: int,
+    moments: bool = False,
+    mask_pad: bool = False,
 ) -> dict[float, Scores]:
-    """Score examples at each α. Members with ``stored`` rows are not run."""
+    """Score examples at each α. Members with ``stored`` rows are not run.
+
+    ``moments`` fills ``mean`` and ``variance``. ``mask_pad`` also hides tokens of the text that are the padding token
+    (as OpenUnlearning does), which only matters where padding is a token that occurs in texts.
+    """
     needed = ensemble.needed(alphas)
-    result = {a: Scores(*(np.zeros(len(examples)) for _ in range(3))) for a in alphas}
+    starts = np.array(examples.starts)
+    arrays = {a: [np.full(starts[-1], np.nan) for _ in range(4)] for a in alphas}
     live = [m for m in needed if m.name not in stored]
     device = next(needed[0].model.parameters()).device
     for m in live:
         m.model.eval()
     width = vocabulary(needed[0].model)
     for indices in by_length(examples, batch_size, most_rows(width, device)):
-        batch = collate([examples[i] for i in indices], pad_id).to(device)
+        batch = collate([examples[i] for i in indices], pad_id, mask_pad).to(device)
         rows = {m.name: stored[m.name].take(indices).to(device) for m in needed if m.name in stored}
         rows |= {m.name: answer_rows(m.model, batch) for m in live}
+        where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
         for alpha in alphas:
-            _fill(result[alpha], indices, ensemble.logits(rows, alpha), batch)
-    return result
+            for array, values in zip(arrays[alpha], _read(ensemble.logits(rows, alpha), batch, moments), strict=False):
+                array[where] = values.cpu().double().numpy()
+    return {a: Scores(starts, found[0], found[1].astype(bool), *found[2:]) for a, found in arrays.items()}
 
 
-def _fill(scores: Scores, indices: list[int], logits: Tensor, batch: Batch) -> None:
-    nll = F.cross_entropy(logits, batch.labels, reduction="none").cpu().double()
-    right = (logits.argmax(-1) == batch.labels).cpu().double()
-    owner = batch.owner.cpu()
-    tokens = torch.bincount(owner).double()
-    right[tokens.cumsum(0).long() - 1] = 0.0  # the last row of each answer is its EOS
-    zeros = torch.zeros(len(indices), dtype=torch.float64)
-    scores.nll[indices] = zeros.index_add(0, owner, nll)
-    scores.tokens[indices] = tokens
-    scores.correct[indices] = zeros.index_add(0, owner, right) / (tokens - 1).clamp(min=1)
+def _read(logits: Tensor, batch: Batch, moments: bool) -> list[Tensor]:
+    """Per row [N]: log-probability of the label, whether it is the argmax, and the moments if asked for."""
+    found = [-F.cross_entropy(logits, batch.labels, reduction="none"), logits.argmax(-1) == batch.labels]
+    return found + [*log_prob_moments(logits)] if moments else found

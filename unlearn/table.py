@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from unlearn.files import write_whole
 from unlearn.identity import Job, algo_name, alpha_key, distinguishing, eval_alphas, eval_settings, flatten
 
 COLUMNS = {
-    "forget/prob": "forget\nprob ↓", "forget/rougeL_recall": "forget\nROUGE ↓", "retain/prob": "retain\nprob ↑",
+    "forget/prob": "forget\nprob ↓", "forget/rougeL_recall": "forget\nROUGE ↓",
+    "forget/leak_gap": "leak −\nretr. →0", "retain/prob": "retain\nprob ↑",
     "retain/rougeL_recall": "retain\nROUGE ↑", "model_utility": "model\nutility ↑",
     "forget_quality": "forget\nquality ↑",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-WIDTH = 118  # characters; a narrower pipe or terminal wraps lines rather than losing columns
+WIDTH = 126  # characters; a narrower pipe or terminal wraps lines rather than losing columns
 
 
 def report(jobs: Sequence[Job], console: Console | None = None) -> int:
@@ -41,7 +42,7 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True, min_width=9)
     for label, metrics in _references(jobs):
-        table.add_row(label, *[""] * (2 + len(varying)), *_cells(metrics), "", "reference", style="cyan")
+        table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics), "", "reference", style="cyan")
     table.add_section()
     unfinished = [job for job in jobs if not runlog.is_done(job.folder, job.cfg, job.data)]
     for job in jobs:
@@ -81,6 +82,19 @@ def _evaluation(folder: Path) -> dict[str, Any]:
         return {"alphas": {}, "references": {}}
 
 
+def show(rows: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print one line of ``COLUMNS`` for each name."""
+    console = console or Console()
+    console.width = max(console.width, WIDTH)
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style="bold")
+    table.add_column(overflow="fold")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, metrics in rows.items():
+        table.add_row(name, *cells(metrics))
+    console.print(table)
+
+
 def _references(jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Target and retrained reference of the call's jobs, each distinct world once."""
     found: dict[str, tuple[Job, dict[str, Any]]] = {}
@@ -112,11 +126,12 @@ def _rows(job: Job, status: str, varying: list[str]) -> Iterator[list[str]]:
     seconds = f"{runlog.own_seconds(_manifest(job.folder)):.0f}"
     for alpha in eval_alphas(cfg):
         values = [value for _, value in _settings(cfg, varying)]
-        cells = _cells(entries.get(alpha_key(alpha), {}))
-        yield [algo_name(cfg), cfg.method.name, f"{alpha:g}", *values, *cells, seconds, status]
+        numbers = cells(entries.get(alpha_key(alpha), {}))
+        yield [algo_name(cfg), cfg.method.name, f"{alpha:g}", *values, *numbers, seconds, status]
 
 
-def _cells(metrics: dict[str, Any]) -> list[str]:
+def cells(metrics: Mapping[str, Any]) -> list[str]:
+    """A row's text under each of ``COLUMNS``; a dash where there is no value."""
     return [_number(metrics.get(key)) for key in COLUMNS]
 
 
@@ -144,7 +159,7 @@ def summarise(study: Path) -> Path:
             "seconds": round(runlog.own_seconds(manifest), 2),
         }  # fmt: skip
         for alpha, metrics in entries.items() or [(None, {})]:
-            numbers = {k: v for k, v in metrics.items() if k != "settings"}
+            numbers = {k: v for k, v in metrics.items() if not isinstance(v, dict)}
             rows.append(fixed | {"eval_alpha": alpha} | numbers)
     path = study / "summary.csv"
     write_whole(path, lambda temporary: _write_csv(temporary, rows))

@@ -17,12 +17,12 @@ from unlearn.config import Config
 from unlearn.data.encoding import Examples
 from unlearn.data.sampling import Sampler, held_out
 from unlearn.ensemble import Ensemble, Member
-from unlearn.evaluation import EVALUATED, spaced
 from unlearn.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.identity import learning_rate, training_alpha
 from unlearn.objective import Dual, Group, Objective, Teacher
 from unlearn.runlog import CHECKPOINT, RunLog
 from unlearn.scoring import score
+from unlearn.suite import EVALUATED, spaced
 from unlearn.trainer import Diverged, Loop, Optimisation, accelerator
 from unlearn.world import World, examples_of, frozen_ensemble
 

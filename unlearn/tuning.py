@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from unlearn.config import LoraConfig
+from unlearn.config_pair import LoraConfig
 
 
 def lora(model: nn.Module, cfg: LoraConfig, seed: int) -> nn.Module:

@@ -1,8 +1,8 @@
 """Everything a run needs before it can unlearn: data set, tokenizer, target, retrained reference, small pair.
 
-Models are trained from scratch on the data set, stage by stage; a stage is found in the store by its recipe (size,
-training data, schedule, seed and the weights it starts from), so target and retrained reference share their
-pretraining and every job shares everything.
+Models are pretrained ones as they are, or trained on the data set, stage by stage, from scratch or from a pretrained
+one; a stage is found in the store by its recipe (size, training data, schedule, seed and the weights it starts from),
+so target and retrained reference share their pretraining and every job shares everything.
 """
 
 from __future__ import annotations
@@ -14,56 +14,81 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
+from unlearn import sources
 from unlearn.answers import Answers
 from unlearn.combination import SUM, Rule
-from unlearn.config import Config, MemberConfig, ModelConfig, StageConfig
+from unlearn.config import Config, ConfigError, MemberConfig
+from unlearn.config_pair import ModelConfig, PairConfig, StageConfig
 from unlearn.data.encoding import Encoder, Examples, collate
 from unlearn.data.readers import read
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.sampling import epoch_batches
 from unlearn.ensemble import Ensemble, Member, build
-from unlearn.identity import digest
-from unlearn.models import llama, tokenizers
+from unlearn.identity import digest, template
+from unlearn.models import hub, llama, tokenizers
 from unlearn.store import Store
 from unlearn.trainer import Loop, MicroBatch, Optimisation, device
 
 log = logging.getLogger(__name__)
+SHAPE = ("hidden_size", "layers", "heads", "intermediate_size", "initializer_range", "max_length")  # from scratch
 
 
 @dataclass
 class World:
-    """Data, encoder and models of one pair; models are built or loaded when first asked for."""
+    """Data, encoder and models of one pair; models are built or loaded when first asked for.
+
+    A model is asked for as target, retrained, small (as pair.offset_init says), or small_general, small_full,
+    small_retain (as their name says).
+    """
 
     cfg: Config
     store: Store
     data: DataSet
     encoder: Encoder
-    _models: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    width: int | None = None  # logits that every model is read for; None: all are from scratch, and have as many
+    _models: dict[str, nn.Module] = field(default_factory=dict)
+    _prints: dict[str, str] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """Whether a model can be had. A ready-made target has a retrained twin only where the config names one."""
+        return sources.lacking(self.cfg.pair, sources.role(self.cfg.pair, name)) is None
 
     def model(self, name: str) -> nn.Module:
-        """A frozen model, on the run's device: target, retrained, small (as pair.offset_init says), or small_general,
-        small_full, small_retain (as their name says). Copy it before training."""
-        return self._load(name)[0]
+        """A frozen model, on its device. Copy it before training. ``ConfigError`` for one that cannot be had."""
+        role = sources.role(self.cfg.pair, name)
+        if role in self._models:
+            return self._models[role]
+        model = self._load(role)
+        if role != "retrained":  # it is as large as the target, and asked for once: its evaluation is stored
+            self._models[role] = model
+        return model
 
     def fingerprint(self, name: str) -> str:
-        return self._load(name)[1]
+        """What identifies a model in the store. Of one with a pretrained origin it is known without loading it."""
+        role = sources.role(self.cfg.pair, name)
+        if role not in self._prints:
+            if sources.is_pretrained(self.cfg.pair, role):
+                held, memo = None if role.startswith("small") else self.cfg.pair.target, self.store.root / "hashes"
+                self._prints[role] = hub.fingerprint(_folder(self, role), memo, self.width, held)
+            else:
+                self._prints[role] = llama.fingerprint(self.model(role))
+        return self._prints[role]
 
     def alone(self, name: str) -> Ensemble:
         """One of the models as an ensemble of itself."""
         return Ensemble((Member(name, self.model(name), self.fingerprint(name), 1.0, 0.0, False),))
 
-    def _load(self, name: str) -> tuple[nn.Module, str]:
-        if name not in self._models:
-            known = {"target": "full", "retrained": "retain", "small": self.cfg.pair.offset_init}
-            knowledge = known.get(name, name.removeprefix("small_"))
-            size = self.cfg.pair.small if name.startswith("small") else self.cfg.pair.target
-            model = llama.freeze(llama.load(_model(self, name, size, knowledge), device(self.cfg.trainer.device)))
-            self._models[name] = (model, llama.fingerprint(model))
-        return self._models[name]
+    def _load(self, role: str) -> nn.Module:
+        folder, place = _folder(self, role), device(self.cfg.trainer.device)
+        model = llama.load(folder, place) if role.startswith("small") else hub.load(folder, self.cfg.pair.target, place)
+        if sources.is_pretrained(self.cfg.pair, role):
+            hub.check_head(model, f"pair.{role} ({folder})")
+        return llama.freeze(model if self.width is None else llama.narrow(model, self.width))
 
 
 _latest: dict[str, World] = {}  # the jobs of a grid mostly share one world: keep the last, with its loaded models
@@ -81,15 +106,39 @@ def the_world(cfg: Config) -> World:
 
 def _world(cfg: Config, store: Store) -> World:
     data = read(cfg)
-    recipe = {"config": asdict(cfg.pair.tokenizer), "data": data.fingerprint(), "template": asdict(cfg.data.template)}
+    tokenizer = _tokenizer(cfg, store, data)
+    longest = min(cfg.pair.target.max_length, cfg.pair.small.max_length)
+    encoder = Encoder(tokenizer, cfg.data.template, longest)
+    return World(cfg, store, data, encoder, _width(cfg.pair, tokenizer, longest))
+
+
+def _tokenizer(cfg: Config, store: Store, data: DataSet) -> PreTrainedTokenizerBase:
+    settings = cfg.pair.tokenizer
+    if settings.kind == "pretrained":
+        key = "target" if settings.source is None else "tokenizer"
+        return tokenizers.load(hub.locate(f"pair.{key}.source", sources.tokenizer_source(cfg.pair), weights=False))
+    how = {"kind": settings.kind, "vocab_size": settings.vocab_size}
+    recipe = {"config": how, "data": data.fingerprint(), "template": template(cfg.data.template)}
 
     def build(folder: Path) -> None:
-        tokenizers.train(cfg.pair.tokenizer, data, cfg.data.template).save_pretrained(folder)
+        tokenizers.train(settings, data, cfg.data.template).save_pretrained(folder)
 
-    folder = store.get("tokenizer", recipe, build)
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    longest = min(cfg.pair.target.max_length, cfg.pair.small.max_length)
-    return World(cfg, store, data, Encoder(tokenizer, cfg.data.template, longest))
+    return tokenizers.load(store.get("tokenizer", recipe, build))
+
+
+def _width(pair: PairConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -> int | None:
+    """Logits that every model of the pair is read for; None where all have as many as the tokenizer has tokens."""
+    if not any(sources.is_pretrained(pair, role) for role in sources.ROLES):
+        return None
+    widths = {}
+    for name in ("target", "small"):
+        source = getattr(pair, name)
+        if source.source is None:
+            widths[f"{name} (from scratch)"] = tokenizers.size(tokenizer)
+        else:
+            folder = hub.check(f"pair.{name}", source, tokenizer, longest)
+            widths[f"{name} {source.source!r}"] = hub.vocabulary(folder)
+    return hub.common_width(widths, tokenizer)
 
 
 def frozen_ensemble(members: Sequence[MemberConfig], world: World, rule: Rule = SUM) -> Ensemble:
@@ -104,42 +153,86 @@ def examples_of(encoder: Encoder, rows: Iterable[Row]) -> Examples:
     return Examples(encoder.example(r.id, r.question, r.answer) for r in rows)
 
 
-def _model(world: World, name: str, size: ModelConfig, knowledge: str) -> Path:
-    """Folder of a model that knows the general facts and, by ``knowledge``, nothing else, all, or all but forget."""
-    cfg, data = world.cfg.pair, world.data
-    rows: Mapping[str, Sequence[Row]] = {
-        "general": data.general(),
-        "retain": (*data.splits["retain"], *data.general()),
-        "full": (*data.splits["forget"], *data.splits["retain"], *data.general()),
+@dataclass(frozen=True)
+class _Start:
+    """Weights that a stage begins with."""
+
+    folder: Path
+    key: str  # in the recipe of the stage
+
+
+def _folder(world: World, role: str) -> Path:
+    """Folder of a model of the pair: ready-made, or trained stage by stage."""
+    pair, encoder = world.cfg.pair, world.encoder
+    problem = sources.lacking(pair, role)
+    if problem is not None:
+        raise ConfigError(problem)
+    own = sources.own_source(pair, role)
+    if own is None:
+        return _trained(world, role)
+    width = hub.vocabulary(hub.check(f"pair.{role}", own, encoder.tokenizer, encoder.max_length))
+    if width < world.width:
+        raise ConfigError(
+            f"pair.{role}.source={own.source!r}: its head has {width:,} logits, and target and small are read for "
+            f"{world.width:,}; a model that stands beside them needs as many"
+        )
+    return hub.locate(f"pair.{role}.source", own)
+
+
+def _trained(world: World, role: str) -> Path:
+    """A model that knows the general facts and, by its role, nothing else, all, or all but the forget set."""
+    pair, data, size = world.cfg.pair, world.data, sources.size_of(world.cfg.pair, role)
+    known: Mapping[str, Sequence[Row]] = {
+        "small_general": data.general(),
+        "small_retain": (*data.splits["retain"], *data.general()),
+        "small_full": (*data.splits["forget"], *data.splits["retain"], *data.general()),
     }
+    rows = known[{"target": "small_full", "retrained": "small_retain"}.get(role, role)]
     # The small model's seed differs from the target's, or its first weights would be a slice of the same draw.
-    seed = 2 * cfg.seed + (size is cfg.small)
-    parent = None
+    seed = 2 * pair.seed + (size is pair.small)
+    start, stage = None, sources.last_stage(pair, role)
+    if size.source is not None:
+        folder = hub.locate(f"pair.{'small' if size is pair.small else 'target'}.source", size)
+        start = _Start(folder, sources.content(folder, world.store.root / "hashes"))
     if size.pretrain.epochs and data.wordings:
-        label = f"{'small' if size is cfg.small else 'large'} model, general facts in every wording"
-        parent = _stage(world, size, size.pretrain, data.wordings, seed, None, label)
-    stage = size.general if knowledge == "general" else size.finetune
-    return _stage(world, size, stage, rows[knowledge], seed, parent, f"{name} model")
+        label = f"{'small' if size is pair.small else 'large'} model, general facts in every wording"
+        start = _stage(world, size, size.pretrain, data.wordings, seed, start, label)
+    if start is not None and not stage.epochs:
+        return start.folder
+    return _stage(world, size, stage, rows, seed, start, f"{role} model").folder
 
 
 def _stage(
-    world: World, size: ModelConfig, stage: StageConfig, rows: Sequence[Row], seed: int, parent: Path | None, label: str
-) -> Path:
+    world: World,
+    size: ModelConfig,
+    stage: StageConfig,
+    rows: Sequence[Row],
+    seed: int,
+    start: _Start | None,
+    label: str,
+) -> _Start:
     pair, encoder = world.cfg.pair, world.encoder
+    if stage.epochs and not rows:
+        raise ConfigError(
+            f"data set {world.data.name!r} has nothing to train the {label} on: it has no general facts (real authors, "
+            "world facts); take pair.offset_init=retain or full"
+        )
     training = examples_of(encoder, rows)
-    vocabulary = len(encoder.tokenizer)
-    shape = {k: v for k, v in asdict(size).items() if k not in ("pretrain", "finetune", "general")}
+    vocabulary = tokenizers.size(encoder.tokenizer)
+    shape = {k: getattr(size, k) for k in SHAPE}
     recipe: dict[str, Any] = {
-        "shape": shape, "vocabulary": vocabulary, "stage": asdict(stage), "batch_size": pair.batch_size,
-        "warmup": pair.warmup, "examples": training.fingerprint, "seed": seed, "parent": parent and parent.name,
+        "stage": asdict(stage), "batch_size": pair.batch_size, "warmup": pair.warmup,
+        "examples": training.fingerprint, "seed": seed, "parent": start and start.key,
     }  # fmt: skip
+    if size.source is None:
+        recipe |= {"shape": shape, "vocabulary": vocabulary}
 
     def build(folder: Path) -> None:
-        if parent is None:
+        if start is None:
             special = encoder.tokenizer.pad_token_id, encoder.tokenizer.eos_token_id
             model = llama.fresh(size, vocabulary, *special, seed)
         else:
-            model = llama.load(parent)
+            model = llama.load(start.folder)
         log.info(
             "training the %s: %s parameters, %d examples × %d epochs",
             label,
@@ -147,11 +240,14 @@ def _stage(
             len(training),
             stage.epochs,
         )
-        trained = _fit(model, training, stage, world, seed, label)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)  # pretrained models may have dropout; the run's seed must not reach their training
+            trained = _fit(model, training, stage, world, seed, label)
         trained.save_pretrained(folder)
         encoder.tokenizer.save_pretrained(folder)
 
-    return world.store.get("model", recipe, build)
+    folder = world.store.get("model", recipe, build)
+    return _Start(folder, folder.name)
 
 
 def _fit(model: nn.Module, training: Examples, stage: StageConfig, world: World, seed: int, label: str) -> nn.Module:

@@ -159,6 +159,7 @@ def _fictional_row(row_id: str, fact: Fact) -> Row:
         paraphrased_answer=fact.answer(paraphrase),
         paraphrased_question=fact.question(1),
         perturbed_answers=tuple(fact.answer(paraphrase, value) for value in fact.wrong),
+        group=row_id.rsplit("/", 1)[0],
     )
 
 

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
-from unlearn.config import TemplateConfig
+from unlearn.config_data import TemplateConfig
 from unlearn.data.rows import DataError
 from unlearn.identity import digest
+
+# Before a chat template: what it calls for today's date gives ``date_string`` instead, whatever form it asks for.
+NO_CLOCK = "{% macro strftime_now(form) %}{{ date_string }}{% endmacro %}\n"
 
 
 @dataclass(frozen=True)
@@ -59,46 +63,89 @@ class Batch:
 
 
 class Encoder:
-    """Tokenizer and template together, as one rule from question and answer to ``Example``."""
+    """Tokenizer and template together, as one rule from question and answer to ``Example``.
+
+    Prompt and answer are tokenised as one text, so that a token is what it is in a text; where the last token of the
+    prompt would then reach into the answer, they are tokenised apart, since generation starts after the prompt.
+    """
 
     def __init__(self, tokenizer, template: TemplateConfig, max_length: int):
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._known: dict[tuple[str, str | None], tuple[int, ...]] = {}
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(tokenizer, name) is None:
                 raise DataError(f"the tokenizer has no {name}: answers need an end and batches need padding")
+        if template.kind == "chat" and not tokenizer.chat_template:
+            raise DataError("data.template.kind=chat: the tokenizer has no chat template; choose plain")
 
     def prompt(self, question: str) -> tuple[int, ...]:
-        return self._ids(self.template.prompt.format(question=question))
+        return self._ids(self.template.prompt.format(question=question), None)
 
     def example(self, id: str, question: str, answer: str) -> Example:
         """Encode one pair; refuse one that is longer than the model's context."""
-        prompt, ids = self.prompt(question), self._ids(self.template.answer.format(answer=answer))
+        asked, said = self.template.prompt.format(question=question), self.template.answer.format(answer=answer)
+        prompt, full = self._ids(asked, None), self._ids(asked, said)
+        ids = full[len(prompt) :]
+        if full[: len(prompt)] != prompt:
+            if self.template.kind == "chat":
+                raise DataError(f"example {id!r}: this chat template does not begin a dialogue with its own prompt")
+            ids = tuple(self.tokenizer(said, add_special_tokens=False)["input_ids"])
         if not prompt or not ids:
             raise DataError(
                 f"example {id!r}: {'answer' if prompt else 'prompt'} has no tokens: {question!r} {answer!r}"
             )
-        length = len(prompt) + len(ids) + 1
+        ids = self._closed(ids)
+        length = len(prompt) + len(ids)
         if length > self.max_length:
             raise DataError(
                 f"example {id!r} has {length} tokens, the models take at most {self.max_length}: {question[:60]!r}…"
             )
-        return Example(id, prompt, (*ids, self.tokenizer.eos_token_id))
+        return Example(id, prompt, ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
-    def _ids(self, text: str) -> tuple[int, ...]:
+    def _closed(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The answer up to and with its EOS. What a chat template writes after it (often a line break) is no answer."""
+        eos = self.tokenizer.eos_token_id
+        return ids[: ids.index(eos) + 1] if eos in ids else (*ids, eos)
+
+    def _ids(self, prompt: str, answer: str | None) -> tuple[int, ...]:
         # The jobs of a grid encode the same texts again and again; the tokenizer is the slow part of that.
-        if text not in self._known:
-            self._known[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return self._known[text]
+        if (prompt, answer) not in self._known:
+            encode = self._chat if self.template.kind == "chat" else self._plain
+            self._known[prompt, answer] = tuple(encode(prompt, answer))
+        return self._known[prompt, answer]
+
+    def _plain(self, prompt: str, answer: str | None) -> list[int]:
+        ids = self.tokenizer(prompt + (answer or ""))["input_ids"]  # with the BOS of those tokenizers that write one
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def _chat(self, prompt: str, answer: str | None) -> list[int]:
+        system = [] if self.template.system is None else [{"role": "system", "content": self.template.system}]
+        messages = [*system, {"role": "user", "content": prompt}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=NO_CLOCK + self.tokenizer.get_chat_template(),
+                tokenize=True,
+                return_dict=False,
+                add_generation_prompt=answer is None,
+                date_string=self.template.date,  # a template that asks for today would give other numbers tomorrow
+            )
+        except TemplateError as error:  # many have no place for a system message
+            raise DataError(f"data.template.kind=chat: the tokenizer's chat template refuses: {error}") from None
 
 
-def collate(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Pad to the longest example and list the answer rows, example by example."""
+def collate(examples: Sequence[Example], pad_id: int, mask_pad: bool = False) -> Batch:
+    """Pad to the longest example and list the answer rows, example by example.
+
+    ``mask_pad``: also hide tokens of the text that are the padding token. Wrong, and what public code does.
+    """
     longest = max(len(e.prompt) + len(e.answer) for e in examples)
     ids = torch.full((len(examples), longest), pad_id)
     mask = torch.zeros_like(ids)
@@ -111,6 +158,8 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
         where += range(first, first + len(e.answer))
         labels += e.answer
         owner += [b] * len(e.answer)
+    if mask_pad:
+        mask = (ids != pad_id).long()
     return Batch(ids, mask, torch.tensor(where), torch.tensor(labels), torch.tensor(owner))
 
 

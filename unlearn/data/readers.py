@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from unlearn.config import BiosConfig, Config, TofuConfig
-from unlearn.data import bios, tofu
+from unlearn.config import Config
+from unlearn.config_data import BiosConfig, JsonlConfig, MuseConfig, TofuConfig
+from unlearn.data import bios, jsonl, muse, tofu
 from unlearn.data.rows import DataError, DataSet, check
 
 
@@ -20,10 +21,18 @@ def _bios(cfg: BiosConfig, seed: int) -> DataSet:
 
 
 def _tofu(cfg: TofuConfig, seed: int) -> DataSet:
-    return tofu.read(cfg.path, cfg.forget, cfg.retain_rows)
+    return tofu.read(cfg.path, cfg.forget, cfg.retain_rows, cfg.refusals)
 
 
-READERS = {"bios": _bios, "tofu": _tofu}
+def _jsonl(cfg: JsonlConfig, seed: int) -> DataSet:
+    return jsonl.read(cfg)
+
+
+def _muse(cfg: MuseConfig, seed: int) -> DataSet:
+    return muse.read(cfg)
+
+
+READERS = {"bios": _bios, "tofu": _tofu, "jsonl": _jsonl, "muse": _muse}
 _read: dict[str, DataSet] = {}
 
 

@@ -1,16 +1,28 @@
 """The shape of every data set: rows of one question and its answers, in named splits.
 
-Readers (``bios.py``, ``tofu.py``) produce a ``DataSet``; nothing after them knows where rows came from.
+Readers (``bios.py``, ``tofu.py``, ``jsonl.py``, ``muse.py``) produce a ``DataSet``; nothing after them knows where rows
+came from. A text to be continued is a row, too: its beginning is the question, its continuation the answer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout")
 GENERAL = ("real_authors", "world_facts")  # what every model of the pair may know
+SPLITS = (
+    "forget", "retain", *GENERAL,  # what models are trained on
+    "holdout",  # seen by no model
+    "retain_untrained",  # evaluated with the retain set, but not trained on (see DataSet.evaluated)
+    "forget_knowledge", "retain_knowledge",  # questions about the texts of both sets (MUSE), never trained on
+    "forget_verbatim",  # beginnings and continuations from the forget set's texts (MUSE), never trained on as such
+)  # fmt: skip
+DISJOINT = (
+    *(("forget", other) for other in ("retain", *GENERAL, "holdout", "retain_untrained")),
+    *(("holdout", other) for other in ("retain", *GENERAL)),
+)
 
 
 class DataError(ValueError):
@@ -27,6 +39,8 @@ class Row:
     paraphrased_answer: str | None = None
     paraphrased_question: str | None = None
     perturbed_answers: tuple[str, ...] = ()
+    place: str = field(default="", repr=False, compare=False)  # file and line, for messages: no part of the data
+    group: str = field(default="", repr=False, compare=False)  # whom or what it is about, where known: for statistics
 
 
 @dataclass(frozen=True)
@@ -46,19 +60,27 @@ class DataSet:
     def general(self) -> tuple[Row, ...]:
         return tuple(row for split in GENERAL for row in self.splits.get(split, ()))
 
+    def evaluated(self, split: str) -> tuple[Row, ...]:
+        """Rows on which a split is evaluated.
+
+        Where only some rows have wrong answers (TOFU's retain set), those are the ones meant for evaluation; and a
+        retain set that is cut for training is still evaluated on the rows that were cut.
+        """
+        rows = self.splits.get(split, ()) + (self.splits.get("retain_untrained", ()) if split == "retain" else ())
+        return tuple(r for r in rows if r.perturbed_answers) or rows
+
     def fingerprint(self) -> str:
         """Hash of every word in the data set, whatever file or generator it came from."""
         if not self._fingerprint:
             text = json.dumps(
-                [
-                    {k: [asdict(r) for r in v] for k, v in self.splits.items()},
-                    [asdict(r) for r in self.wordings],
-                    self.refusals,
-                ],
-                sort_keys=True,
+                [{k: _words(v) for k, v in self.splits.items()}, _words(self.wordings), self.refusals], sort_keys=True
             )
             self._fingerprint.append(hashlib.sha256(text.encode()).hexdigest()[:16])
         return self._fingerprint[0]
+
+
+def _words(rows: Iterable[Row]) -> list[dict]:
+    return [{k: v for k, v in asdict(row).items() if k not in ("place", "group")} for row in rows]
 
 
 def check(data: DataSet) -> DataSet:
@@ -69,22 +91,60 @@ def check(data: DataSet) -> DataSet:
                 f"data set {data.name!r}: the {split} set is empty, it needs at least one row; "
                 f"splits with rows: {[k for k, v in data.splits.items() if v] or 'none'}"
             )
-    seen: dict[str, str] = {}
-    questions: dict[tuple[str, str], str] = {}
+    ids: dict[str, tuple[str, Row]] = {}
     for split, rows in data.splits.items():
+        if split not in SPLITS:
+            raise DataError(f"data set {data.name!r}: unknown split {split!r}; splits are {', '.join(SPLITS)}")
         for row in rows:
+            where = place(data, split, row)
             for name in ("question", "answer"):
                 if not getattr(row, name).strip():
-                    raise DataError(f"data set {data.name!r}, {split} row {row.id!r}: {name} is empty")
-            if row.id in seen:
-                raise DataError(
-                    f"data set {data.name!r}: id {row.id!r} is in {seen[row.id]!r} and in {split!r}; ids must be unique"
-                )
-            seen[row.id] = split
-            other = questions.setdefault((row.question, row.answer), split)
-            if other != split and {other, split} == {"forget", "retain"}:
-                raise DataError(
-                    f"data set {data.name!r}: {row.question!r} with the same answer is both in the "
-                    "forget and in the retain set; the two must not overlap"
-                )
+                    raise DataError(f"{where}: {name} is empty")
+            if row.id in ids:
+                first = place(data, *ids[row.id])
+                raise DataError(f"{where}: id {row.id!r} is that of another row ({first}); ids must be unique")
+            ids[row.id] = split, row
+    _check_forget(data)
+    for one, other in DISJOINT:
+        _check_disjoint(data, one, other)
     return data
+
+
+def _check_forget(data: DataSet) -> None:
+    """Two equal forget rows would count twice in training and in forget quality; one without wrong answers among
+    others that have them would drop out of the truth ratio unnoticed."""
+    rows, seen = data.splits["forget"], {}
+    for row in rows:
+        first = seen.setdefault(pair(row), row)
+        if first is not row:
+            raise DataError(
+                f"{place(data, 'forget', row)}: the forget set has {row.question!r} with the same answer twice, first "
+                f"in {place(data, 'forget', first)}; it would count twice, so remove one of them"
+            )
+    lacking = [r for r in rows if not r.perturbed_answers]
+    if lacking and len(lacking) < len(rows):
+        raise DataError(
+            f"{place(data, 'forget', lacking[0])}: {lacking[0].question!r} has no wrong answers, and "
+            f"{len(rows) - len(lacking)} of {len(rows)} forget rows have some: give them to all rows or to none"
+        )
+
+
+def _check_disjoint(data: DataSet, one: str, other: str) -> None:
+    rows = {pair(r): r for r in data.splits.get(one, ())}
+    for row in data.splits.get(other, ()):
+        twin = rows.get(pair(row))
+        if twin is not None:
+            raise DataError(
+                f"{place(data, other, row)}: {row.question!r} with the same answer is both in the {other} and in the "
+                f"{one} set ({place(data, one, twin)}); the two must not overlap"
+            )
+
+
+def pair(row: Row) -> tuple[str, str]:
+    """What makes two rows the same."""
+    return row.question.strip(), row.answer.strip()
+
+
+def place(data: DataSet, split: str, row: Row) -> str:
+    """Where a row came from: file and line, or else its id."""
+    return row.place or f"data set {data.name!r}, {split} row {row.id!r}"

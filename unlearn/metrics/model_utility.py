@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
+from unlearn.metrics.harmonic import harmonic_mean
+
 PARTS = (
     "retain/prob", "retain/rougeL_recall", "retain/truth_ratio",
     "real_authors/prob_options", "real_authors/rougeL_recall", "real_authors/truth_ratio",
@@ -19,5 +23,9 @@ def model_utility(metrics: Mapping[str, float]) -> float:
     missing = [name for name in PARTS if name not in metrics]
     if missing:
         raise ValueError(f"model utility needs {', '.join(PARTS)}; missing: {', '.join(missing)}")
-    values = [metrics[name] for name in PARTS]
-    return len(values) / sum(1 / v for v in values) if all(v > 0 for v in values) else 0.0
+    return float(harmonic_mean([metrics[name] for name in PARTS]))
+
+
+def of_means(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Model utility of each resample, [R], from per-example values drawn, [R, n] by name in ``PARTS``."""
+    return harmonic_mean([values[name].mean(axis=-1) for name in PARTS])

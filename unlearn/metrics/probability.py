@@ -23,7 +23,11 @@ class ProbabilityWithOptions(LocalMetric):
 
     references = LISTS
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions, references, epsilon: float = 0.0):
+        if epsilon:  # OpenUnlearning's p / (p + Σ p_wrong + ε)
+            p = np.exp(-np.asarray(predictions))
+            values = p / (p + [np.exp(-np.asarray(w)).sum() for w in references] + epsilon)
+            return {"prob_options": float(values.mean()), "values": values}
         # 1 / (1 + Σ exp(NLL_right − NLL_wrong)): no 0 / 0 where a collapsed model gives every option nothing
         odds = [
             np.exp(np.clip(right - np.asarray(w), -700, 700)).sum()

@@ -1,4 +1,4 @@
-"""Tiny Llamas from scratch, and how any causal language model is loaded, measured and identified."""
+"""Tiny Llamas from scratch, and how any causal language model is loaded, read, measured and identified."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from unlearn.config import ModelConfig
+from unlearn.config_pair import ModelConfig
 from unlearn.data.encoding import Batch
+
+NARROW = "read_vocabulary"  # in a model's config
 
 
 def fresh(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int) -> LlamaForCausalLM:
@@ -35,9 +37,12 @@ def fresh(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int
         )
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """A model in fp32: a pair's small differences of logits, and small updates of its weights, need the precision."""
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).to(device).eval()
+def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A model in fp32: a pair's small differences of logits, and small updates of its weights, need the precision.
+
+    Only what never learns may be given another ``dtype``.
+    """
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype).to(device).eval()
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -45,12 +50,24 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def answer_rows(model: nn.Module, batch: Batch) -> Tensor:
-    """Next-token logits of the batch's answer rows, [N, V] in fp32.
+    """Next-token logits of the batch's answer rows, [N, V] in fp32, on the batch's device wherever the model is.
 
     The output head is applied to the gathered rows only: prompts and padding never get a [V]-wide row.
     """
-    hidden = model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
-    return model.get_output_embeddings()(hidden.flatten(0, 1)[batch.where]).float()
+    here = batch.to(next(model.parameters()).device)
+    hidden = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False).last_hidden_state
+    return head(model, _at(hidden, here)).to(batch.ids.device)
+
+
+def head(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits [..., V] in fp32 of last hidden states [..., D]; V is what ``vocabulary`` says."""
+    logits, width = model.get_output_embeddings()(hidden), vocabulary(model)
+    return (logits if logits.shape[-1] == width else logits[..., :width]).float()
+
+
+def _at(hidden: Tensor, batch: Batch) -> Tensor:
+    """Hidden states of the answer rows, [N, D]. A model that is spread over devices may end on another one."""
+    return hidden.flatten(0, 1)[batch.where.to(hidden.device)]
 
 
 def answer_rows_and_hidden(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
@@ -63,9 +80,10 @@ def answer_rows_and_hidden(model: nn.Module, batch: Batch, layer: int) -> tuple[
         raise ValueError(
             f"algo.numbers.layer={layer}: this model's layers are 0 to {last}, and the last cannot be taken"
         )
-    out = model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, output_hidden_states=True)
-    rows = model.get_output_embeddings()(out.last_hidden_state.flatten(0, 1)[batch.where]).float()
-    return rows, out.hidden_states[layer + 1].flatten(0, 1)[batch.where].float()
+    here = batch.to(next(model.parameters()).device)
+    out = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False, output_hidden_states=True)
+    rows, hidden = head(model, _at(out.last_hidden_state, here)), _at(out.hidden_states[layer + 1], here).float()
+    return rows.to(batch.ids.device), hidden.to(batch.ids.device)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -78,7 +96,21 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def vocabulary(model: nn.Module) -> int:
-    return model.get_output_embeddings().weight.shape[0]
+    """Number of tokens that its logits are read for: the rows of its head, or those that ``narrow`` left."""
+    return getattr(model.config, NARROW, None) or model.get_output_embeddings().weight.shape[0]
+
+
+def narrow(model: nn.Module, width: int) -> nn.Module:
+    """Read only the first ``width`` logits of the model: families pad their heads to different widths.
+
+    The weights stay whole. The width is kept in the model's config, so copies have it, and so do saved weights.
+    """
+    rows = model.get_output_embeddings().weight.shape[0]
+    if width > rows:
+        raise ValueError(f"a head of {rows:,} tokens cannot be read for {width:,}")
+    if width != vocabulary(model):  # it may have been read for another width before
+        setattr(model.config, NARROW, width if width < rows else None)
+    return model
 
 
 def parameters(model: nn.Module, trainable: bool = False) -> int:

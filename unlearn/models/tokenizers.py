@@ -1,18 +1,21 @@
-"""Tokenizers trained on a data set's own text, for pairs that are trained from scratch.
+"""Tokenizers: trained on a data set's own text, for pairs that are trained from scratch, or pretrained.
 
-Both kinds give back exactly the text they were given (for words that occur in the data set), so generations can be
-compared with answers without any normalisation.
+Both trained kinds give back exactly the text they were given (for words that occur in the data set), so generations can
+be compared with answers without any normalisation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from unlearn.config import TemplateConfig, TokenizerConfig
+from unlearn.config_data import TemplateConfig
+from unlearn.config_pair import TokenizerConfig
 from unlearn.data.rows import DataSet
+from unlearn.files import read_json
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 # One token per word (with the space before it), per punctuation mark and per remaining white-space character.
@@ -66,3 +69,30 @@ def texts(data: DataSet, template: TemplateConfig) -> Iterable[str]:
             yield template.answer.format(answer=answer)
     for refusal in data.refusals:
         yield template.answer.format(answer=refusal)
+
+
+def load(folder: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer from its folder, with padding on the left, an end of sequence and a padding token.
+
+    An end that it does not name itself is the one of the model beside it. Where it has no padding token, none is added,
+    since that would need a row in every embedding. Taken is one that it has and that no text begins or ends with: a
+    special token that is called something with "pad", else "unk", else "reserved"; EOS only where there is no other.
+    (Here masks come from positions, so padding with EOS would change nothing; but a saved tokenizer is read by programs
+    that hide every token which equals the padding.)
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    if tokenizer.eos_token_id is None:
+        end = (read_json(folder / "config.json") or {}).get("eos_token_id")
+        if end is not None:
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
+    if tokenizer.pad_token_id is None:
+        special = [t.content for _, t in sorted(tokenizer.added_tokens_decoder.items()) if t.special]
+        free = [t for t in special if t not in (tokenizer.bos_token, tokenizer.eos_token)]
+        named = (t for word in ("pad", "unk", "reserved") for t in free if word in t.lower())
+        tokenizer.pad_token = next(named, tokenizer.eos_token)
+    return tokenizer
+
+
+def size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id that it can give."""
+    return max(tokenizer.get_vocab().values()) + 1

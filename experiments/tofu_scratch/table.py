@@ -1,0 +1,100 @@
+"""Table and figure of the study from results.csv alone:  python experiments/tofu_scratch/table.py
+
+forget01: mean over worlds, and the mean half width of the item-bootstrap intervals; forget10: the value with its own.
+Writes table.md (the headline metrics), metrics.md (every metric) and tradeoff.png beside itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.style import COLOURS, look, save
+
+HERE = Path(__file__).resolve().parent
+ALGOS = ("target", "retrained", "ga", "gd", "kl", "npo", "simnpo")
+HEADLINE = {
+    "forget/prob": "forget prob ↓", "forget/rougeL_recall": "forget ROUGE ↓", "forget/extraction_strength": "ES ↓",
+    "forget/leak_gap": "leak gap → 0", "retain/prob": "retain prob ↑", "retain/rougeL_recall": "retain ROUGE ↑",
+    "model_utility": "model utility ↑", "forget_quality_log10": "log₁₀ FQ ↑", "privleak": "PrivLeak → 0",
+    "three_sample/statistic": "three-sample ↑", "mia/vulnerable": "vulnerable ↓", "ou/agg/clipped": "Agg ↑",
+}  # fmt: skip
+
+
+def groups(found: pd.DataFrame):
+    """(forget set, algorithm, method) and its runs, forget01 first, references before algorithms."""
+    parts = list(found.groupby(["forget_set", "algo", "method"]))
+    return sorted(parts, key=lambda part: (part[0][0], ALGOS.index(part[0][1]), part[0][2]))
+
+
+def cell(group: pd.DataFrame, name: str) -> str:
+    """Mean over worlds ± mean half width of the intervals over questions; the spread over worlds in brackets."""
+    values = group[name].dropna() if name in group else pd.Series(dtype=float)
+    if values.empty:
+        return "–"
+    text = f"{values.mean():.3f}"
+    if f"{name}/low" in group and group[f"{name}/low"].notna().any():
+        text += f" ± {((group[f'{name}/high'] - group[f'{name}/low']) / 2).mean():.3f}"
+    return text + (f" ({values.std(ddof=1):.3f})" if len(values) > 1 else "")
+
+
+def table(found: pd.DataFrame, names: dict[str, str]) -> list[str]:
+    heads = ["forget set", "algorithm", "method", *names.values(), "seconds"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for (forget, algo, method), group in groups(found):
+        seconds = f"{group['seconds'].mean():.0f}" if group["seconds"].notna().any() else ""
+        lines.append(
+            f"| {forget} | {algo} | {method} | " + " | ".join(cell(group, n) for n in names) + f" | {seconds} |"
+        )
+    return lines
+
+
+def every_metric(found: pd.DataFrame) -> list[str]:
+    """A row per metric, a column per algorithm and method, a table per forget set."""
+    skip = {"forget_set", "world", "algo", "method", "seconds", "collapsed"}
+    names = [c for c in found if c not in skip and not c.endswith(("/low", "/high"))]
+    lines = []
+    for forget in sorted(found["forget_set"].unique()):
+        parts = [(f"{a} {m}".strip(), g) for (f, a, m), g in groups(found) if f == forget]
+        lines += [f"**{forget}**", "", "| metric | " + " | ".join(p for p, _ in parts) + " |"]
+        lines += ["|" + "---|" * (len(parts) + 1)]
+        lines += [f"| {n} | " + " | ".join(cell(g, n) for _, g in parts) + " |" for n in names] + [""]
+    return lines
+
+
+def figure(found: pd.DataFrame) -> Figure:
+    """Leak gap against retain ROUGE: a panel per forget set, a colour per algorithm, direct filled, offset open."""
+    sets = sorted(found["forget_set"].unique())
+    fig = Figure(figsize=(4.6 * len(sets), 3.9), layout="constrained")
+    axes = fig.subplots(1, len(sets), sharey=True, squeeze=False)[0]
+    for ax, forget in zip(axes, sets, strict=True):
+        for (own, algo, method), group in groups(found):
+            if own != forget or algo == "retrained":
+                continue
+            colour = "black" if algo == "target" else COLOURS[ALGOS.index(algo) - 2]
+            ax.plot(group["forget/leak_gap"], group["retain/rougeL_recall"], linestyle="", color=colour,
+                    marker="*" if algo == "target" else "o", markerfacecolor=None if method != "offset" else "white",
+                    label=f"{algo} {method}".strip())  # fmt: skip
+        ax.axvline(0, color="grey", linewidth=0.8, linestyle=":")
+        ax.set_title(forget)
+        ax.set_xlabel("leak@k − that of the retrained model   (→ 0)")
+    axes[0].set_ylabel("retain ROUGE-L recall   (better →)")
+    handles, names = axes[0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside right center")
+    return fig
+
+
+def main() -> None:
+    found = pd.read_csv(HERE / "results.csv").fillna({"method": ""})
+    (HERE / "table.md").write_text("\n".join(table(found, HEADLINE)) + "\n")
+    (HERE / "metrics.md").write_text("\n".join(every_metric(found)))
+    with look():
+        save(figure(found), HERE, "tradeoff")
+    (HERE / "tradeoff.pdf").unlink(missing_ok=True)
+    print(f"written: table.md, metrics.md, tradeoff.png in {HERE}")
+
+
+if __name__ == "__main__":
+    main()

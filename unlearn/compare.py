@@ -1,0 +1,90 @@
+"""``python -m unlearn.compare FILE [FILE …]``: results of other projects as rows of our table.
+
+A FILE is OpenUnlearning's TOFU_EVAL.json (or TOFU_SUMMARY.json), TOFU's eval_log_aggregated.json, or an evaluation of
+this program (python -m unlearn.evaluate model=… out=FILE). Every aggregate is computed again from the examples in it.
+
+  reference=FILE   the result of a model that never saw the forget set: forget quality and PrivLeak against it
+  beside=FOLDER    first the rows of a run, or of all runs of a study (runs/default)
+  semantics=NAME   another dialect of the metrics than the file's own: default, ou, tofu, tofu_arithmetic
+  out=FOLDER       write each result in our own format, for python -m analysis.tradeoff STUDY --others FOLDER/*.json
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unlearn import runlog, table
+from unlearn.foreign import ResultError
+from unlearn.others import Result, read, write
+
+OPTIONS = ("reference", "beside", "semantics", "out")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = dict(a.split("=", 1) for a in arguments if a.split("=")[0] in OPTIONS and "=" in a)
+    files = [a for a in arguments if a.split("=")[0] not in OPTIONS]
+    if "--help" in arguments or not files:
+        print(__doc__.strip())
+        return 0 if "--help" in arguments else 2
+    semantics, reference = options.get("semantics"), options.get("reference")
+    try:
+        retrained = read(reference, semantics=semantics) if reference else None
+        others = [read(f, retrained, semantics) for f in dict.fromkeys(files) if f != reference]
+        results = [*([retrained] if retrained else []), *others]
+        named = dict(zip(_names([r.path for r in results]), results, strict=True))
+        beside = list(_beside(Path(options["beside"]))) if "beside" in options else []
+    except ResultError as error:
+        print(f"Refused before any work:\n  {error}", file=sys.stderr)
+        return 2
+    _print(beside, named)
+    for name, result in named.items() if "out" in options else ():
+        path = Path(options["out"]) / f"{name.replace('/', '-')}.json"
+        write(result, path, name)
+        print(f"written: {path}")
+    return 0
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The ends of their paths, as far as it takes to tell them apart: the files of a project are all called alike."""
+    parts = [path.resolve().with_suffix("").parts for path in paths]
+    depth = 2
+    while len({p[-depth:] for p in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(p[-depth:]) for p in parts]
+
+
+def _beside(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of a run's folder, or of every run in a study's: the references first, once for every world."""
+    runs = sorted(f.parent for f in (*folder.glob(runlog.EVAL), *folder.glob(f"*/{runlog.EVAL}")))
+    if not runs:
+        raise ResultError(f"beside={folder}: must be the folder of an evaluated run, or of a study with one")
+    try:
+        found = {run.name: runlog.evaluation(run) for run in runs}
+    except ValueError as error:
+        raise ResultError(str(error)) from None
+    references: dict[tuple[str, Any], tuple[str, Mapping[str, Any]]] = {}
+    for run, entries in found.items():
+        for name, metrics in entries["references"].items():
+            world = metrics.get("settings", {}).get("references")
+            references.setdefault((name, world), (f"{name} of {run}", metrics))
+    worlds = len({world for _, world in references})
+    yield from ((long if worlds > 1 else name, metrics) for (name, _), (long, metrics) in references.items())
+    for name, entries in found.items():
+        yield from ((f"{name} α={float(alpha):g}", metrics) for alpha, metrics in entries["alphas"].items())
+
+
+def _print(beside: Sequence[tuple[str, Mapping[str, Any]]], named: Mapping[str, Result]) -> None:
+    table.show(dict(beside) | {name: result.metrics for name, result in named.items()})
+    for name, result in named.items():
+        if "privleak" in result.metrics:
+            print(f"{name}: PrivLeak {result.metrics['privleak']:.1f}")
+        for note in result.notes:
+            print(f"{name}: {note}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The schema of a model pair: its models, where they come from, and how the trained one learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+OFFSET_INITS = ("general", "full", "retain")
+TUNINGS = ("full", "lora")
+TOKENIZERS = ("words", "bpe", "pretrained")
+DTYPES = ("float32", "bfloat16", "auto")
+QUANTISATIONS = ("none", "8bit", "4bit")
+
+
+@dataclass
+class SourceConfig:
+    """A pretrained model: where it is."""
+
+    source: str | None = None  # a folder as `save_pretrained` writes it, or else a name on the hub
+    revision: str | None = None  # of a name on the hub: branch, tag or commit; null: main
+
+
+@dataclass
+class TokenizerConfig(SourceConfig):
+    """``source`` is for kind=pretrained; null: the target's."""
+
+    kind: str = "words"  # trained on the data set: words (one token per word and mark), bpe (byte-level); or pretrained
+    vocab_size: int = 2000  # bpe only; a word tokenizer takes every word of the data set
+
+
+@dataclass
+class StageConfig:
+    """One stage of training a model. `epochs` of the stage's data; 0 leaves the stage out."""
+
+    epochs: int = 0
+    lr: float = 1e-3
+
+
+@dataclass
+class ModelConfig(SourceConfig):
+    """A Llama trained from scratch, or a pretrained model (``source``) with its own size; and the stages that give it
+    its knowledge. A pretrained model whose stages have 0 epochs is taken as it is."""
+
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    intermediate_size: int = 320
+    initializer_range: float = 0.02
+    max_length: int = 320  # tokens: prompt, answer and end of sequence
+    pretrain: StageConfig = field(default_factory=StageConfig)  # general facts in every wording
+    finetune: StageConfig = field(default_factory=StageConfig)  # the data set, general facts mixed in
+    general: StageConfig = field(default_factory=StageConfig)  # instead of `finetune` for offset_init=general
+
+
+@dataclass
+class TargetConfig(ModelConfig):
+    """The target, and how it and the retrained reference are held in memory. The small pair is always fp32."""
+
+    dtype: str = "float32"  # float32 | bfloat16 | auto (as its weights were saved)
+    quantisation: str = "none"  # none | 8bit | 4bit, by bitsandbytes
+    device: str | None = None  # null: the run's; cpu, cuda, cuda:1 …; auto: spread over all GPUs
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank updates of every linear layer but the head (peft); merged into the weights when training ends."""
+
+    rank: int = 8
+    alpha: float = 16.0  # updates are scaled by alpha / rank
+    dropout: float = 0.0
+    lr_factor: float = 10.0  # the learning rate is `algo.lr` times this
+
+
+@dataclass
+class PairConfig:
+    """Target and small pair, with the retrained reference they imply.
+
+    ``retrained``, ``small_full`` and ``small_retain`` name ready-made models; without a source they are trained as the
+    target (or small) is, on what they may know.
+    """
+
+    name: str = MISSING
+    seed: int = 0  # of the world and of every model's training; `seed` is the unlearning run's
+    offset_init: str = "general"
+    tuning: str = "full"  # of the trained member: all its weights, or LoRA
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    batch_size: int = 32  # examples per step when models are trained
+    warmup: float = 0.1  # share of the steps
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    small: ModelConfig = field(default_factory=ModelConfig)
+    retrained: SourceConfig = field(default_factory=SourceConfig)
+    small_full: SourceConfig = field(default_factory=SourceConfig)
+    small_retain: SourceConfig = field(default_factory=SourceConfig)

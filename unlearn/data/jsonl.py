@@ -1,0 +1,115 @@
+"""A user's own data set: files of questions and answers, or of texts that are to be continued.
+
+``.jsonl`` and ``.json`` files hold objects, one per line or in one array: with a question and its answer (and perhaps
+paraphrased and wrong answers), or with a text. A ``.txt`` file is one text. Metrics that need what a data set does not
+have (wrong answers, real authors, a holdout …) are absent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unlearn.config_data import ColumnsConfig, JsonlConfig
+from unlearn.data import texts
+from unlearn.data.records import Record, has, lines, listing, records, row, text, text_of
+from unlearn.data.rows import DataError, DataSet, Row
+
+OPTIONAL = ("paraphrased_answer", "paraphrased_question", "perturbed_answers")
+OWN = ("forget", "retain", "real_authors", "world_facts", "holdout")  # the splits that have a key in the config
+
+
+def read(cfg: JsonlConfig) -> DataSet:
+    """The rows of every file that the config names; forget and retain need at least one each."""
+    tables = {split: [records_of(file, cfg.columns) for file in files(cfg, split)] for split in OWN}
+    for split in ("forget", "retain"):
+        if not tables[split]:
+            raise DataError(f"data.{split}: needs a file, e.g. data.{split}={split}.jsonl (questions) or {split}.txt")
+    flat = {split: [record for table in found for record in table] for split, found in tables.items()}
+    _renamed_columns_exist([record for found in flat.values() for record in found], cfg.columns)
+    splits = {split: _rows(found, split, cfg) for split, found in flat.items()}
+    refusals = tuple(line for file in files(cfg, "refusals") for line in lines(file))
+    return DataSet(cfg.name, splits, refusals=refusals)
+
+
+def files(cfg: JsonlConfig, key: str) -> list[Path]:
+    """The files of one key of the config; all must be there."""
+    named = getattr(cfg, key)
+    found = [Path(name) for name in ([] if named is None else [named] if isinstance(named, str) else named)]
+    for file in found:
+        if file.is_dir():
+            raise DataError(f"data.{key}={str(file)!r}: is a folder; name its files: {listing(file)}")
+        if not file.is_file():
+            folder = file.parent
+            beside = f"{str(folder.resolve())!r} has {listing(folder)}" if folder.is_dir() else "nor such a folder"
+            raise DataError(f"data.{key}={str(file)!r}: no such file; {beside}")
+    return found
+
+
+def records_of(file: Path, columns: ColumnsConfig) -> list[Record]:
+    """The records of one file, all with the same of the optional columns."""
+    if file.suffix == ".txt":
+        id = {} if columns.id is None else {columns.id: file.name}
+        return [(str(file), id | {columns.text: text_of(file)})]
+    if file.suffix not in (".json", ".jsonl"):
+        raise DataError(
+            f"{file}: {file.suffix or 'no ending'}: must be one of .jsonl, .json (objects) or .txt (a text)"
+        )
+    found = records(file, bare=columns.text)
+    for name in OPTIONAL:
+        column = getattr(columns, name)
+        without = [place for place, values in found if not has(values, column)]
+        if without and len(without) < len(found):
+            raise DataError(
+                f"{without[0]}: {column!r} is missing, and {len(found) - len(without)} of {len(found)} rows of the "
+                "file have it: give it to all rows or to none"
+            )
+    return found
+
+
+def _renamed_columns_exist(found: list[Record], columns: ColumnsConfig) -> None:
+    """A column that may be missing is one that a wrong name would lose unnoticed."""
+    for name in OPTIONAL:
+        column = getattr(columns, name)
+        if column != getattr(ColumnsConfig(), name) and not any(has(values, column) for _, values in found):
+            known = dict.fromkeys(key for _, values in found for key in values)
+            raise DataError(f"data.columns.{name}={column!r}: no file has this column; columns: {', '.join(known)}")
+
+
+def _rows(found: list[Record], split: str, cfg: JsonlConfig) -> tuple[Row, ...]:
+    rows, cut, columns = [], [], cfg.columns
+    for i, (place, values) in enumerate(found):
+        id = f"{split}/{_id((place, values), i, columns.id)}"
+        if columns.question in values:
+            rows.append(row((place, values), id, columns))
+        elif columns.text in values:
+            cut += _pieces((place, values), id, cfg)
+        else:
+            raise DataError(
+                f"{place}: needs {columns.question!r} and {columns.answer!r}, or {columns.text!r}; it has the columns "
+                f"{', '.join(values) or 'none'}; say what they are, e.g. data.columns.question=NAME"
+            )
+    return tuple(rows + texts.distinct(cut))
+
+
+def _id(record: Record, number: int, column: str | None) -> str:
+    place, values = record
+    if column is None:
+        return f"{number:04d}"
+    value = values.get(column)
+    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
+        raise DataError(f"{place}: needs an id in {column!r}, a text or a whole number, found {value!r}")
+    return str(value)
+
+
+def _pieces(record: Record, id: str, cfg: JsonlConfig) -> list[Row]:
+    place, _ = record
+    prompt = cfg.template.prompt
+    if prompt != "{question}":
+        raise DataError(
+            f"{place}: a text is continued, not asked, and data.template.prompt={prompt!r} would ask; take template=raw"
+        )
+    found = texts.rows(text(record, cfg.columns.text), id, cfg.words, place)
+    if not found:
+        value = record[1][cfg.columns.text]
+        raise DataError(f"{place}: a text needs two words at least, a beginning and what follows; found {value!r}")
+    return found

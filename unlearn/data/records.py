@@ -1,0 +1,176 @@
+"""Records with the place each came from: JSON lines or a JSON array of a file, a table of the hub; and rows of them.
+
+What a record cannot be used for is refused with file, line (or element) and value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from unlearn.config_data import ColumnsConfig
+from unlearn.data.rows import DataError, Row
+
+Record = tuple[str, dict[str, Any]]  # place ("FILE, line 3"), and values by column
+
+
+def records(file: Path, bare: str | None = None) -> list[Record]:
+    """Objects of a file of JSON lines or of one JSON array, at least one.
+
+    ``bare``: the column that a text stands for which is in no object; None: such a text is refused.
+    """
+    found = [(place, _object(value, place, bare)) for place, value in _values(file)]
+    if not found:
+        raise DataError(f"{file}: the file is empty, it needs at least one row")
+    return found
+
+
+def _values(file: Path) -> Iterator[tuple[str, Any]]:
+    content = text_of(file)
+    if content.lstrip().startswith("["):
+        for i, value in enumerate(_json(content, str(file)), 1):
+            yield f"{file}, element {i}", value
+        return
+    # split at "\n" alone: splitlines would also cut at U+2028, which JSON allows inside a text
+    for i, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield f"{file}, line {i}", _json(line, f"{file}, line {i}")
+
+
+def _json(content: str, place: str) -> Any:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        near = content[max(0, error.pos - 40) : error.pos + 40]
+        raise DataError(f"{place}: not valid JSON ({error}): {near!r}") from None
+
+
+def _object(value: Any, place: str, bare: str | None) -> dict[str, Any]:
+    if bare is not None and isinstance(value, str):
+        return {bare: value}
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: must be an object with a text in each column, found {str(value)[:80]!r}")
+    return value
+
+
+def text_of(file: Path) -> str:
+    """A file's whole text."""
+    try:
+        return file.read_text(encoding="utf-8-sig")  # with or without the mark that some editors put first
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        near = error.object[max(0, error.start - 10) : error.start + 10]
+        raise DataError(f"{file}, line {line}: not UTF-8: {near!r}") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def lines(file: Path) -> list[str]:
+    """Plain lines of a file that are not empty, at least one: refusals."""
+    found = []
+    for i, line in enumerate(text_of(file).split("\n"), 1):
+        if line.lstrip().startswith("{"):
+            raise DataError(f"{file}, line {i}: must be plain text, one answer in a line, found {line[:80]!r}")
+        if line.strip():
+            found.append(line.strip())
+    if not found:
+        raise DataError(f"{file}: the file is empty, it needs at least one line")
+    return found
+
+
+def find(folder: Path, *names: str) -> Path | None:
+    """The first of these files that is in the folder."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def listing(folder: Path) -> str:
+    """The data files of a folder and of the folders in it, for messages."""
+    files = [p for pattern in ("*", "*/*") for p in folder.glob(pattern) if p.suffix in (".json", ".jsonl", ".txt")]
+    return ", ".join(sorted(str(p.relative_to(folder)) for p in files)) or "no .json, .jsonl or .txt file"
+
+
+# --- from records to rows -----------------------------------------------------------------------------------------
+
+
+def row(record: Record, id: str, columns: ColumnsConfig) -> Row:
+    """A question with its answers; paraphrased and wrong ones where the record has them."""
+    place, values = record
+    return Row(
+        id,
+        text(record, columns.question),
+        text(record, columns.answer),
+        text(record, columns.paraphrased_answer) if has(values, columns.paraphrased_answer) else None,
+        text(record, columns.paraphrased_question) if has(values, columns.paraphrased_question) else None,
+        _texts(record, columns.perturbed_answers) if has(values, columns.perturbed_answers) else (),
+        place,
+    )
+
+
+def has(values: dict[str, Any], column: str) -> bool:
+    """Whether a record has something in a column; null and an empty list are nothing."""
+    return values.get(column) is not None and values[column] != []
+
+
+def text(record: Record, column: str) -> str:
+    place, values = record
+    value = values.get(column)
+    if not isinstance(value, str):
+        found = f"found {str(value)[:80]!r} ({type(value).__name__})" if column in values else "there is none"
+        raise DataError(f"{place}: needs a text in {column!r}, {found}; columns: {', '.join(values) or 'none'}")
+    return _full(value, place, column)
+
+
+def _texts(record: Record, column: str) -> tuple[str, ...]:
+    place, values = record
+    found = values[column]
+    found = [found] if isinstance(found, str) else found
+    if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
+        raise DataError(f"{place}: needs a text or a list of texts in {column!r}, found {str(found)[:80]!r}")
+    return tuple(_full(value, place, column) for value in found)
+
+
+def _full(value: str, place: str, column: str) -> str:
+    if not value.strip():
+        raise DataError(f"{place}: {column!r} is empty, found {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: {column!r} holds half a character ({value[error.start]!r})") from None
+    return value
+
+
+# --- the hub ------------------------------------------------------------------------------------------------------
+
+
+class Hub:
+    """Tables of one data set on the hub, through ``datasets``; needs a network or a filled cache."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def table(self, config: str, split: str, optional: bool = False) -> list[Record]:
+        """Records of one split. ``optional``: a table that the hub does not have gives none."""
+        import datasets
+
+        try:
+            table = datasets.load_dataset(self.name, config, split=split)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            if optional and "BuilderConfig" in str(error):
+                return []
+            raise DataError(
+                f"{self.name} ({config}, {split}) could not be read from the hub: {error}. "
+                "Without a network give data.path=FOLDER with its files"
+            ) from error
+        return [(f"{self.name}/{config}, {split} row {i}", dict(record)) for i, record in enumerate(table)]
+
+    def file(self, name: str) -> Path | None:
+        """One file of the data set; None if the hub does not have it."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.name, name, repo_type="dataset"))
+        except EntryNotFoundError:
+            return None

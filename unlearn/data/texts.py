@@ -1,0 +1,45 @@
+"""Texts as rows: a text is cut into pieces, each a prompt to be continued.
+
+Only answers are ever trained or scored. So the answers follow one another without a gap, each with the words right
+before it as its prompt: every word of a text but its first ones is in exactly one answer. Words are what white space
+separates; it is kept inside prompt and answer, and the space between the two is the template's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from unlearn.config_data import WordsConfig
+from unlearn.data.rows import Row, pair
+
+
+def pieces(text: str, words: WordsConfig) -> list[tuple[str, str]]:
+    """(prompt, answer) pairs of a text, in its order; answers differ by at most one word in length.
+
+    Empty for a text of fewer than two words. A text of fewer than ``2 · words.prompt`` words begins with half of them.
+    """
+    spans = [match.span() for match in re.finditer(r"\S+", text)]
+    first = min(words.prompt, len(spans) // 2)
+    if first == 0:
+        return []
+    rest = len(spans) - first
+    count = -(-rest // words.answer)
+    starts = [first + rest * k // count for k in range(count + 1)]
+    return [
+        (text[spans[max(0, a - words.prompt)][0] : spans[a - 1][1]], text[spans[a][0] : spans[b - 1][1]])
+        for a, b in zip(starts, starts[1:], strict=False)
+    ]
+
+
+def rows(text: str, id: str, words: WordsConfig, place: str) -> list[Row]:
+    """A text's pieces as rows ``ID.0``, ``ID.1``, …, all of one group."""
+    return [Row(f"{id}.{k}", *piece, place=place, group=id) for k, piece in enumerate(pieces(text, words))]
+
+
+def distinct(found: Iterable[Row]) -> list[Row]:
+    """Rows without repetition: the first of each. Texts share passages, and one that is cut alike counts once."""
+    first: dict[tuple[str, str], Row] = {}
+    for row in found:
+        first.setdefault(pair(row), row)
+    return list(first.values())

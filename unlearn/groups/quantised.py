@@ -1,0 +1,60 @@
+"""Does what was forgotten come back when weights are rounded? INT8 and INT4, of the target and of the pair separately.
+
+Weights of all linear layers but the head are rounded to the nearest of 2^b − 1 levels, symmetric, one scale per output
+row. For each width and part there is ``quantised/int4_pair/forget/prob`` and so on: probability of forget and retain
+answers, and ROUGE-L recall of greedy forget answers. Parts: ``target`` (the large member), ``pair`` (the small ones),
+``all``. An offset's margin lies in a difference of logits, so rounding the pair is the test that matters.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from unlearn.ensemble import Ensemble
+from unlearn.groups.behaviour import probs, recalls
+from unlearn.groups.context import Context, Found
+from unlearn.models.llama import parameters
+
+BITS = (8, 4)
+
+
+def measure(ctx: Context) -> Found:
+    suite, metrics = ctx.suite, {}
+    for bits in BITS:
+        for part, names in _parts(ctx.ensemble).items():
+            ensemble = _rounded(ctx.ensemble, names, bits)
+            found = {f"{s}/prob": probs(suite, ensemble, ctx.alpha, suite.split(s)) for s in ("forget", "retain")}
+            found["forget/rougeL_recall"] = recalls(suite, ensemble, ctx.alpha, suite.split("forget"))
+            metrics |= {f"quantised/int{bits}_{part}/{name}": float(v.mean()) for name, v in found.items()}
+    return Found(metrics)
+
+
+def _parts(ensemble: Ensemble) -> dict[str, set[str]]:
+    """Names of the members that are rounded together."""
+    everything = {m.name for m in ensemble.members}
+    largest = max(parameters(m.model) for m in ensemble.members)
+    large = {m.name for m in ensemble.members if parameters(m.model) == largest}
+    parts = {"target": large, "pair": everything - large} if large < everything else {}
+    return parts | {"all": everything}
+
+
+def _rounded(ensemble: Ensemble, names: set[str], bits: int) -> Ensemble:
+    """The same ensemble with rounded copies of some members."""
+    members = (replace(m, model=rounded(m.model, bits)) if m.name in names else m for m in ensemble.members)
+    return replace(ensemble, members=tuple(members))
+
+
+@torch.no_grad()
+def rounded(model: nn.Module, bits: int) -> nn.Module:
+    """A copy whose linear weights [out, in] are rounded, but for the head (as usual, and it may be the embedding)."""
+    model = copy.deepcopy(model)
+    head, most = model.get_output_embeddings(), 2 ** (bits - 1) - 1
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer is not head:
+            scale = layer.weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / most
+            layer.weight.copy_((layer.weight / scale).round().clamp(-most, most) * scale)
+    return model

@@ -1,0 +1,42 @@
+"""What every metric on arrays refuses: nothing to measure, a wrong shape, and values that are not numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def numbers(name: str, values: ArrayLike, ndim: int = 1) -> np.ndarray:
+    """``values`` as float64 of ``ndim`` axes; refused where empty or NaN. Infinite values pass: they have a rank."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != ndim or array.size == 0:
+        raise ValueError(f"{name}: shape {array.shape}; must have {ndim} axes and at least one value")
+    bad = np.flatnonzero(np.isnan(array))
+    if bad.size:
+        raise ValueError(f"{name}: {bad.size} of {array.size} values are NaN, the first at {bad[0]}; none may be")
+    return array
+
+
+def finite(name: str, values: ArrayLike, ndim: int = 1) -> np.ndarray:
+    """As ``numbers``, and infinite values are refused too."""
+    array = numbers(name, values, ndim)
+    bad = np.flatnonzero(np.isinf(array))
+    if bad.size:
+        raise ValueError(f"{name}: {bad.size} of {array.size} values are infinite, the first at {bad[0]}; none may be")
+    return array
+
+
+def share(name: str, value: float) -> float:
+    """``value`` where it is a number between 0 and 1."""
+    if not 0 <= value <= 1:  # NaN fails too
+        raise ValueError(f"{name}={value!r}: must lie between 0 and 1")
+    return float(value)
+
+
+def same_length(**named: Sequence | np.ndarray) -> None:
+    """Refuse sequences over the same items that differ in length."""
+    if len({len(values) for values in named.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in named.items())
+        raise ValueError(f"one entry per item in each; lengths are: {lengths}")

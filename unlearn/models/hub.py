@@ -1,0 +1,146 @@
+"""Pretrained models and tokenizers, from a folder or the hub, and whether they can be members of one pair."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
+
+from unlearn.config import ConfigError
+from unlearn.config_pair import SourceConfig, TargetConfig
+from unlearn.models import llama, tokenizers
+from unlearn.sources import content, is_folder, tokenizer_files, weight_files
+
+log = logging.getLogger(__name__)
+SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]  # config and tokenizer
+
+
+def locate(key: str, source: SourceConfig, weights: bool = True) -> Path:
+    """The folder of a pretrained model; of a name on the hub the one in its cache, downloaded if it is not there.
+
+    ``weights=False``: config and tokenizer alone. ``key`` names the setting in ``ConfigError``.
+    """
+    if is_folder(source.source):
+        folder = Path(source.source)
+    else:
+        wanted = [*SMALL_FILES, "model*.safetensors"] if weights else SMALL_FILES
+        try:
+            folder = Path(snapshot_download(source.source, revision=source.revision, allow_patterns=wanted))
+        except (HFValidationError, OSError) as error:
+            raise ConfigError(
+                f"{key}={source.source!r}: no folder in {Path.cwd()}, and as a name on the hub "
+                f"(revision {source.revision or 'main'}) not to be had: {type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0]} A gated model needs its licence accepted and `hf auth login`; "
+                "without a network, give the folder of a copy"
+            ) from None
+    if weights:
+        weight_files(folder)
+    return folder
+
+
+def vocabulary(folder: Path) -> int:
+    """Rows of the output head, by the model's config."""
+    return AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+
+
+def check(key: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Path:
+    """Refuse a pretrained model that reads other ids than ``tokenizer`` gives, or shorter texts than ``max_length``.
+
+    Returns the folder of its config and tokenizer.
+    """
+    folder = locate(f"{key}.source", source, weights=False)
+    takes = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", None)
+    if takes is not None and max_length > takes:
+        raise ConfigError(
+            f"{key}.source={source.source!r} takes at most {takes} tokens, and examples may have {max_length}: lower "
+            "pair.target.max_length or pair.small.max_length"
+        )
+    if not tokenizer_files(folder):
+        log.warning("%s.source=%r has no tokenizer: that it reads the pair's ids is not checked", key, source.source)
+        return folder
+    own = {id: token for token, id in tokenizers.load(folder).get_vocab().items()}
+    for token, id in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]):
+        if own.get(id) != token:
+            raise ConfigError(
+                f"{key}.source={source.source!r}: its tokenizer is not that of the pair, {tokenizer.name_or_path!r}: "
+                f"id {id} is {own.get(id)!r} there and {token!r} here; all models of a pair must share one vocabulary, "
+                "index for index"
+            )
+    return folder
+
+
+def common_width(widths: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many logits of the models are read: all that the narrowest has. ``widths`` are by a name for the message.
+
+    Families pad their heads, sometimes to a width that depends on the model's size; only logits beyond every id of the
+    tokenizer may be cut.
+    """
+    width, ids = min(widths.values()), tokenizers.size(tokenizer)
+    if width < ids:
+        sizes = ", ".join(f"{name} {size:,}" for name, size in widths.items())
+        raise ConfigError(
+            f"the models of a pair must share one vocabulary, index for index: the tokenizer "
+            f"{tokenizer.name_or_path!r} has {ids:,} ids, and the widths of the heads are: {sizes}; they may differ "
+            "only by padding beyond the tokenizer's ids"
+        )
+    return width
+
+
+def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module:
+    """A target or retrained reference, held in memory as its settings say."""
+    dtype = precision(folder, cfg)
+    place = str(run_device) if cfg.device is None else cfg.device
+    if cfg.quantisation == "none" and place != "auto":
+        return llama.load(folder, place, dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, device_map=place if place == "auto" else {"": place}, quantization_config=_quantised(cfg)
+    )
+    if any(p.device.type == "meta" for p in model.parameters()):
+        raise ConfigError(
+            "pair.target.device='auto': the model does not fit on the GPUs here; quantise it, or take a smaller one"
+        )
+    return model.eval()
+
+
+def precision(folder: Path, cfg: TargetConfig) -> torch.dtype:
+    """``dtype: auto`` is what the model's config says it was saved in."""
+    saved = AutoConfig.from_pretrained(folder).dtype if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
+    return saved or torch.float32
+
+
+def _quantised(cfg: TargetConfig) -> BitsAndBytesConfig | None:
+    if cfg.quantisation == "none":
+        return None
+    if cfg.quantisation == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def fingerprint(folder: Path, memo: Path, width: int, held: TargetConfig | None) -> str:
+    """Of a pretrained model as it is held (None: in fp32) and read: from its files, without loading it."""
+    how = (torch.float32, "none") if held is None else (precision(folder, held), held.quantisation)
+    parts = content(folder, memo), str(width), *map(str, how)
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def check_head(model: nn.Module, name: str) -> nn.Module:
+    """The model, unless its logits are something else than its output head on its last hidden states (scaled, capped
+    …): members' rows are computed so."""
+    ids = torch.arange(1, 5, device=next(model.parameters()).device)[None]
+    logits = model(input_ids=ids, use_cache=False).logits
+    own = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    gap = (logits.float() - own.float().to(logits.device)).abs().max().item()
+    if gap > 0.01 * logits.abs().max().item():
+        raise ConfigError(
+            f"{name}: {type(model).__name__} does more to its logits than its output head does (they differ by up to "
+            f"{gap:.3g}); such models cannot be members of a pair here"
+        )
+    return model

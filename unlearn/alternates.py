@@ -13,6 +13,7 @@ from unlearn.generation import sample
 from unlearn.world import World
 
 log = logging.getLogger(__name__)
+FORMAT = 2  # of what is stored; raised when the same recipe would give other answers
 ROUNDS = 16  # of sampling; each is hotter than the one before by WARMER
 WARMER = 1.2
 
@@ -54,7 +55,7 @@ def _sampled(cfg: AlternatesConfig, world: World, rows: tuple[Row, ...], batch_s
     another, so questions that lack some are asked again at a higher temperature. Made once, and stored."""
     prompts = [world.encoder.prompt(row.question) for row in rows]
     right = [world.encoder.example(row.id, row.question, row.answer).answer for row in rows]
-    recipe = {"model": world.fingerprint("target"), "prompts": [list(p) for p in prompts],
+    recipe = {"format": FORMAT, "model": world.fingerprint("target"), "prompts": [list(p) for p in prompts],
               "right": [list(a) for a in right], "count": cfg.count, "temperature": cfg.temperature,
               "rounds": [ROUNDS, WARMER]}  # fmt: skip
 

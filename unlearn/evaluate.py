@@ -60,12 +60,13 @@ def _any_model(arguments: list[str]) -> int:
     from hydra.errors import HydraException
 
     from unlearn.groups.context import MissingReference
+    from unlearn.own import OwnFileError
     from unlearn.standalone import Request, run
 
     asked = Request(own["model"], Path(own["out"]), own.get("tokenizer"), own.get("reference"), tuple(rest))
     try:
         found = run(asked)
-    except (HydraException, MissingReference) as error:
+    except (HydraException, MissingReference, OwnFileError) as error:
         raise ConfigError(str(error)) from None
     table.show({own["model"] if name == "model" else name: metrics for name, metrics in found.items()})
     print(f"written: {own['out']}")

@@ -30,7 +30,7 @@ from unlearn.config import Config, ConfigError
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.identity import Job, objective, run_folder
-from unlearn.own import functions
+from unlearn.own import JUDGE, named
 from unlearn.rules import parse, unknown_overrides
 from unlearn.rules_learning import black_box
 
@@ -132,11 +132,8 @@ def _fitting(cfg: Config) -> None:
     from unlearn.combination import bind_rule
 
     bind_rule(cfg.method.rule, cfg.method.numbers, cfg.method.file)
-    if cfg.eval.judge is not None and "judge" not in (own := functions(cfg.eval.judge, "eval.judge")):
-        raise ValueError(
-            f"eval.judge={cfg.eval.judge!r}: must define judge(question, gold, answer); it defines "
-            f"{', '.join(own) or 'nothing'}"
-        )
+    if cfg.eval.judge is not None:
+        named(cfg.eval.judge, *JUDGE)
     roles = {sources.role(cfg.pair, m.model) for m in cfg.method.members}
     if "small_general" in roles and sources.last_stage(cfg.pair, "small_general").epochs and not read(cfg).general():
         raise ValueError(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+JUDGE = ("eval.judge", "judge", "question, gold, answer")  # setting, function, what it takes
+
 
 class OwnFileError(ValueError):
     """A file that cannot be used: the message names the setting and the file."""
@@ -29,6 +31,16 @@ def functions(file: str | None, setting: str) -> dict[str, Callable[..., Any]]:
         raise OwnFileError(f"{setting}={file!r} cannot be imported: {type(error).__name__}: {error}") from error
     found = inspect.getmembers(module, inspect.isfunction)
     return {name: f for name, f in found if f.__module__ == module.__name__ and not name.startswith("_")}
+
+
+def named(file: str, setting: str, name: str, takes: str) -> Callable[..., Any]:
+    """The function of that name; refused where the file has none."""
+    found = functions(file, setting)
+    if name not in found:
+        raise OwnFileError(
+            f"{setting}={file!r}: must define {name}({takes}); it defines {', '.join(found) or 'nothing'}"
+        )
+    return found[name]
 
 
 def signature(function: Callable[..., Any], what: str) -> inspect.Signature:

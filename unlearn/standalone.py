@@ -24,6 +24,7 @@ from unlearn.groups.context import Reference
 from unlearn.identity import digest, metric_settings, template
 from unlearn.models import hub, llama, tokenizers
 from unlearn.others import FORMAT, examples_of
+from unlearn.own import JUDGE, named
 from unlearn.reference import from_file
 from unlearn.rules import parse
 from unlearn.suite import Suite
@@ -50,6 +51,8 @@ def run(request: Request) -> dict[str, dict[str, Any]]:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         cfg = parse(compose("config", overrides=list(request.overrides)))
     _check_groups(cfg.eval.groups, request)
+    if cfg.eval.judge is not None:
+        named(cfg.eval.judge, *JUDGE)
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(cfg.trainer.threads)
     data = read(cfg)

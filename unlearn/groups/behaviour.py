@@ -40,11 +40,13 @@ def probs(suite: Suite, ensemble: Ensemble, alpha: float, split: Split) -> np.nd
     return score(ensemble, right, [alpha], {}, pad, suite.cfg.batch_size)[alpha].prob
 
 
-def trainable(ensemble: Ensemble) -> Ensemble | None:
-    """The ensemble with a copy of its trained (or only) member that may learn."""
+def trainable(ensemble: Ensemble, alpha: float) -> Ensemble | None:
+    """The ensemble with a copy of its trained (or only) member that may learn; None where none does at this α."""
     if ensemble.trained is None and len(ensemble.members) > 1:
         return None
     chosen = ensemble.trained or ensemble.members[0]
+    if chosen not in ensemble.needed([alpha]):
+        return None
     model = copy.deepcopy(chosen.model).requires_grad_(True)
     members = (replace(m, model=model, trained=True) if m is chosen else m for m in ensemble.members)
     return replace(ensemble, members=tuple(members))

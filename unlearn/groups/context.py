@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from unlearn.ensemble import Ensemble
+from unlearn.metrics.bootstrap import mean_interval
 from unlearn.scoring import Scores
 from unlearn.store import Store
 from unlearn.suite import Suite
@@ -39,6 +40,14 @@ class Reference:
 
 class MissingReference(ValueError):
     """A reference that lacks what a metric compares with."""
+
+
+def aggregate(
+    values: Mapping[str, np.ndarray], resamples: int
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Means of per-example values by metric, and their 95 % intervals over examples (none with 0 resamples)."""
+    means = {name: float(v.mean()) for name, v in values.items()}
+    return means, {name: tuple(mean_interval(v, resamples)) for name, v in values.items()} if resamples else {}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from unlearn.combination import SUM
 from unlearn.ensemble import Ensemble
 from unlearn.groups.behaviour import probs, recalls
-from unlearn.groups.context import Context, Found, MissingReference
+from unlearn.groups.context import Context, Found, MissingReference, aggregate
 from unlearn.metrics.membership import auc
 
 
@@ -26,11 +26,12 @@ def measure(ctx: Context) -> Found:
     if ctx.itself or ctx.ensemble.rule is not SUM:
         return Found({})
     target = ctx.reference.models["target"]()
-    metrics: dict[str, float] = {}
+    values: dict[str, np.ndarray] = {}
     for weight in ctx.suite.cfg.contrast_weights:
         found = _extracted(ctx, _attack(target, ctx.ensemble, ctx.alpha, weight))
-        metrics |= {f"forget/contrast_{name}@{weight:g}": value for name, value in found.items()}
-    return Found(metrics | {"forget/detected": _detected(ctx, target)})
+        values |= {f"forget/contrast_{name}@{weight:g}": v for name, v in found.items()}
+    metrics, intervals = aggregate(values, ctx.suite.cfg.resamples)
+    return Found(metrics | {"forget/detected": _detected(ctx, target)}, intervals=intervals)
 
 
 def _attack(target: Ensemble, own: Ensemble, alpha: float, weight: float) -> Ensemble:
@@ -40,10 +41,9 @@ def _attack(target: Ensemble, own: Ensemble, alpha: float, weight: float) -> Ens
     return Ensemble(known + taken)
 
 
-def _extracted(ctx: Context, attack: Ensemble) -> dict[str, float]:
+def _extracted(ctx: Context, attack: Ensemble) -> dict[str, np.ndarray]:
     split = ctx.suite.split("forget")
-    found = {"prob": probs(ctx.suite, attack, 1.0, split), "rougeL_recall": recalls(ctx.suite, attack, 1.0, split)}
-    return {name: float(values.mean()) for name, values in found.items()}
+    return {"prob": probs(ctx.suite, attack, 1.0, split), "rougeL_recall": recalls(ctx.suite, attack, 1.0, split)}
 
 
 def _detected(ctx: Context, target: Ensemble) -> float:

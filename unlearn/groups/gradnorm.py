@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 
 from unlearn.answers import Answers
-from unlearn.data.encoding import collate
+from unlearn.data.encoding import Example, collate
+from unlearn.ensemble import Ensemble
 from unlearn.groups.behaviour import live_rows, trainable
 from unlearn.groups.context import Context, Found
 from unlearn.metrics.membership import auc, gradnorm
@@ -20,21 +21,24 @@ SPLITS = ("forget", "holdout")
 
 
 def measure(ctx: Context) -> Found:
-    ensemble = trainable(ctx.ensemble)
+    ensemble = trainable(ctx.ensemble, ctx.alpha)
     if ensemble is None:
         return Found({})
-    model, pad = ensemble.trained.model.eval(), ctx.suite.encoder.tokenizer.pad_token_id
-    place, weights = next(model.parameters()).device, list(model.parameters())
-    norms: dict[str, list[float]] = {}
+    pad = ctx.suite.encoder.tokenizer.pad_token_id
+    ensemble.trained.model.eval()
+    scores = {}
     for name in SPLITS:
         split = ctx.suite.split(name)
-        norms[name] = []
-        for i in split.right:
-            batch = collate([split.examples[i]], pad).to(place)
-            logits = ensemble.logits(live_rows(ensemble, ctx.alpha, batch), ctx.alpha)
-            loss = -Answers(logits, batch.labels, batch.owner).logp.mean()
-            found = torch.autograd.grad(loss, weights, allow_unused=True)
-            norms[name].append(torch.stack([g.norm() for g in found if g is not None]).norm().item())
-    scores = {name: gradnorm(values) for name, values in norms.items()}
+        scores[name] = gradnorm([norm(ensemble, ctx.alpha, split.examples[i], pad) for i in split.right])
     columns = {name: pd.DataFrame({"mia_gradnorm": values}) for name, values in scores.items()}
     return Found({"mia/gradnorm": auc(scores["forget"], scores["holdout"])}, columns)
+
+
+def norm(ensemble: Ensemble, alpha: float, example: Example, pad_id: int) -> float:
+    """Norm of the gradient of one answer's mean NLL with respect to all weights of the trained member."""
+    weights = list(ensemble.trained.model.parameters())
+    batch = collate([example], pad_id).to(weights[0].device)
+    logits = ensemble.logits(live_rows(ensemble, alpha, batch), alpha)
+    loss = -Answers(logits, batch.labels, batch.owner).logp.mean()
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    return torch.stack([g.norm() for g in found if g is not None]).norm().item()

@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 
 from unlearn.generation import sample
-from unlearn.groups.context import Context, Found
-from unlearn.metrics.bootstrap import mean_interval
+from unlearn.groups.context import Context, Found, aggregate
 from unlearn.metrics.leak import attribute, attribute_scores, leak_at_k, leaked_at_k, rouge_scores
-from unlearn.own import functions
+from unlearn.own import JUDGE, named
 from unlearn.suite import Split
 
 SEED = 0  # the same random numbers for every model that is compared
@@ -33,24 +32,20 @@ def measure(ctx: Context) -> Found:
     split, cfg = ctx.suite.split("forget"), ctx.suite.cfg
     drawn = _draw(ctx, split)
     scores = _scores(drawn, split, cfg.judge)
-    metrics, columns, intervals = {}, {}, {}
+    values: dict[str, np.ndarray] = {}
     for k in ks(cfg.leak_samples):
-        found = leak_at_k(scores["rouge"], k)
-        metrics[f"forget/leak@{k}"], columns[f"leak@{k}"] = found[f"leak_at_{k}"], found["values"]
-        metrics[f"forget/leaked@{k}"] = leaked_at_k(scores["rouge"], k, cfg.leak_threshold)[f"leaked_at_{k}"]
+        values[f"leak@{k}"] = leak_at_k(scores["rouge"], k)["values"]
+        values[f"leaked@{k}"] = leaked_at_k(scores["rouge"], k, cfg.leak_threshold)["values"]
         if "attribute" in scores:
-            metrics[f"forget/attribute_leaked@{k}"] = leaked_at_k(scores["attribute"], k, 0.5)[f"leaked_at_{k}"]
+            values[f"attribute_leaked@{k}"] = leaked_at_k(scores["attribute"], k, 0.5)["values"]
         if "judge" in scores:
-            metrics[f"forget/judged_leak@{k}"] = leak_at_k(scores["judge"], k)[f"leak_at_{k}"]
-    compared = ctx.reference is not None and ctx.reference.has("forget", "leak@1")  # other projects' logs have none
-    for k in ks(cfg.leak_samples) if compared else ():
-        gap = columns[f"leak@{k}"] - ctx.reference.column("forget", f"leak@{k}")
-        names = [f"forget/leak_gap@{k}"] + (["forget/leak_gap"] if k == cfg.leak_samples else [])
-        for name in names:
-            metrics[name] = float(gap.mean())
-            if cfg.resamples:
-                intervals[name] = tuple(mean_interval(gap, cfg.resamples))
-    return Found(metrics, {"forget": pd.DataFrame(columns)}, intervals)
+            values[f"judged_leak@{k}"] = leak_at_k(scores["judge"], k)["values"]
+        if ctx.reference is not None and ctx.reference.has("forget", f"leak@{k}"):  # other projects' logs have none
+            values[f"leak_gap@{k}"] = values[f"leak@{k}"] - ctx.reference.column("forget", f"leak@{k}")
+            values["leak_gap"] = values[f"leak_gap@{k}"]
+    metrics, intervals = aggregate({f"forget/{name}": v for name, v in values.items()}, cfg.resamples)
+    columns = pd.DataFrame({f"leak@{k}": values[f"leak@{k}"] for k in ks(cfg.leak_samples)})
+    return Found(metrics, {"forget": columns}, intervals)
 
 
 def _scores(drawn: list[list[str]], split: Split, judge: str | None) -> dict[str, np.ndarray]:
@@ -62,7 +57,7 @@ def _scores(drawn: list[list[str]], split: Split, judge: str | None) -> dict[str
         questions, golds = [r.question for r in rows], [r.answer for r in rows]
         found["attribute"] = attribute_scores([drawn[i] for i in told], questions, golds)
     if judge is not None:
-        own = functions(judge, "eval.judge")["judge"]
+        own = named(judge, *JUDGE)
         found["judge"] = np.array(
             [[own(r.question, r.answer, text) for text in texts] for r, texts in zip(split.rows, drawn, strict=True)],
             dtype=float,

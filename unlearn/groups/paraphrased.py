@@ -11,8 +11,7 @@ import pandas as pd
 
 from unlearn.data.encoding import Examples
 from unlearn.generation import greedy
-from unlearn.groups.context import Context, Found
-from unlearn.metrics.bootstrap import mean_interval
+from unlearn.groups.context import Context, Found, aggregate
 from unlearn.metrics.rouge import recall
 from unlearn.scoring import score
 
@@ -31,7 +30,5 @@ def measure(ctx: Context) -> Found:
             [recall(encoder.decode(a), r.answer) for a, r in zip(answers, rows, strict=True)]
         ),
     }
-    intervals = (
-        {f"forget/{k}": tuple(mean_interval(v, cfg.resamples)) for k, v in found.items()} if cfg.resamples else {}
-    )
-    return Found({f"forget/{k}": float(v.mean()) for k, v in found.items()}, {"forget": pd.DataFrame(found)}, intervals)
+    metrics, intervals = aggregate({f"forget/{k}": v for k, v in found.items()}, cfg.resamples)
+    return Found(metrics, {"forget": pd.DataFrame(found)}, intervals)

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from unlearn.groups.behaviour import answers
-from unlearn.groups.context import Context, Found
-from unlearn.metrics.bootstrap import mean_interval
+from unlearn.groups.context import Context, Found, aggregate
 from unlearn.metrics.rouge import recall
 from unlearn.suite import Split
 
@@ -28,9 +27,7 @@ def measure(ctx: Context) -> Found:
     retain = ctx.suite.split("retain")
     if retain is not None:
         found["composite_rougeL_recall"] = _composite(ctx, split, retain)
-    metrics = {f"forget/{name}": float(values.mean()) for name, values in found.items()}
-    resamples = ctx.suite.cfg.resamples
-    intervals = {f"forget/{k}": tuple(mean_interval(v, resamples)) for k, v in found.items()} if resamples else {}
+    metrics, intervals = aggregate({f"forget/{k}": v for k, v in found.items()}, ctx.suite.cfg.resamples)
     return Found(metrics, {"forget": pd.DataFrame(found)}, intervals)
 
 

@@ -16,21 +16,22 @@ from torch import nn
 
 from unlearn.ensemble import Ensemble
 from unlearn.groups.behaviour import probs, recalls
-from unlearn.groups.context import Context, Found
+from unlearn.groups.context import Context, Found, aggregate
 from unlearn.models.llama import parameters
 
 BITS = (8, 4)
 
 
 def measure(ctx: Context) -> Found:
-    suite, metrics = ctx.suite, {}
+    suite, values = ctx.suite, {}
     for bits in BITS:
         for part, names in _parts(ctx.ensemble).items():
             ensemble = _rounded(ctx.ensemble, names, bits)
             found = {f"{s}/prob": probs(suite, ensemble, ctx.alpha, suite.split(s)) for s in ("forget", "retain")}
             found["forget/rougeL_recall"] = recalls(suite, ensemble, ctx.alpha, suite.split("forget"))
-            metrics |= {f"quantised/int{bits}_{part}/{name}": float(v.mean()) for name, v in found.items()}
-    return Found(metrics)
+            values |= {f"quantised/int{bits}_{part}/{name}": v for name, v in found.items()}
+    metrics, intervals = aggregate(values, suite.cfg.resamples)
+    return Found(metrics, intervals=intervals)
 
 
 def _parts(ensemble: Ensemble) -> dict[str, set[str]]:

@@ -18,25 +18,27 @@ from unlearn.answers import Answers
 from unlearn.data.encoding import Examples, collate
 from unlearn.ensemble import Ensemble
 from unlearn.groups.behaviour import live_rows, probs, recalls, trainable
-from unlearn.groups.context import Context, Found
+from unlearn.groups.context import Context, Found, aggregate
 from unlearn.suite import Split, Suite, part
 from unlearn.trainer import Loop, Optimisation
 
 
 def measure(ctx: Context) -> Found:
-    ensemble = trainable(ctx.ensemble)
-    if ensemble is None:  # a combination of frozen models: nothing that an attacker of this kind could train
+    ensemble = trainable(ctx.ensemble, ctx.alpha)
+    if ensemble is None:  # frozen models, or α = 0: nothing that an attacker of this kind could train
         return Found({})
     suite, split = ctx.suite, ctx.suite.split("forget")
     seen, other = halves(split)
-    before = float(probs(suite, ensemble, ctx.alpha, other).mean())
+    before = probs(suite, ensemble, ctx.alpha, other)
     _learn(suite, ensemble, ctx.alpha, seen)
-    after = float(probs(suite, ensemble, ctx.alpha, other).mean())
-    return Found({
+    after = probs(suite, ensemble, ctx.alpha, other)
+    values = {
         "relearn/before": before, "relearn/after": after, "relearn/gain": after - before,
-        "relearn/seen": float(probs(suite, ensemble, ctx.alpha, seen).mean()),
-        "relearn/rougeL_recall": float(recalls(suite, ensemble, ctx.alpha, other).mean()),
-    })  # fmt: skip
+        "relearn/seen": probs(suite, ensemble, ctx.alpha, seen),
+        "relearn/rougeL_recall": recalls(suite, ensemble, ctx.alpha, other),
+    }  # fmt: skip
+    metrics, intervals = aggregate(values, suite.cfg.resamples)
+    return Found(metrics, intervals=intervals)
 
 
 def halves(split: Split) -> tuple[Split, Split]:

@@ -16,7 +16,7 @@ import torch
 
 from unlearn.data.encoding import Examples, by_length, collate, most_rows
 from unlearn.frozen import rows_of
-from unlearn.groups.context import Context, Found, MissingReference
+from unlearn.groups.context import Context, Found, MissingReference, aggregate
 from unlearn.metrics.divergence import jensen_shannon
 from unlearn.metrics.three_sample import three_sample
 from unlearn.models.llama import answer_rows, vocabulary
@@ -40,11 +40,11 @@ def measure(ctx: Context) -> Found:
     test = three_sample(distances["retrained"], distances["target"], owner, people[owner] if known else None)
     means = {n: np.bincount(owner, weights=d) / np.bincount(owner) for n, d in distances.items()}
     columns = pd.DataFrame({f"js_{n}": values for n, values in means.items()})
-    metrics = {f"forget/js_{n}": float(values.mean()) for n, values in means.items()}
+    metrics, intervals = aggregate({f"forget/js_{n}": v for n, v in means.items()}, ctx.suite.cfg.resamples)
     metrics |= {"three_sample/closer": float(test.closer), "three_sample/p": test.p}
     metrics |= {"three_sample/statistic": test.statistic, "three_sample/share": test.share}
     metrics["three_sample/groups"] = test.groups
-    return Found(metrics, {"forget": columns})
+    return Found(metrics, {"forget": columns}, intervals)
 
 
 @torch.no_grad()

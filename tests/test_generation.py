@@ -96,3 +96,14 @@ def test_first_tokens_come_as_often_as_the_softmax_says(ensemble, temperature):
     share = torch.bincount(drawn, minlength=40) / n
     assert ((share - p).abs() <= 4 * (p * (1 - p) / n).sqrt() + 1 / n).all()
     assert p.max() < 0.95  # else nearly any rule of choosing would pass
+
+
+def test_an_answer_ends_at_every_token_that_the_model_says_ends_one():
+    """Chat models have several ends of sequence; the tokenizer knows one of them."""
+    ensemble = offset_ensemble(tiny_llama(0), tiny_llama(1, hidden=8), tiny_llama(2, hidden=12))
+    before = greedy(ensemble, PROMPTS, 1.0, 0, 1, 12, 4)
+    other = next(a[3] for a in before if len(a) > 3)
+    ensemble.members[0].model.generation_config.eos_token_id = [1, other]
+    after = greedy(ensemble, PROMPTS, 1.0, 0, 1, 12, 4)
+    assert after != before
+    assert after == [a[: a.index(other)] if other in a else a for a in before]

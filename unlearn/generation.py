@@ -85,6 +85,7 @@ def _decode(
     hide_pad: bool = False,
 ) -> list[list[int]]:
     """``choose`` maps logits [B, V] and which prompt each row is to tokens [B]."""
+    ends = torch.tensor(sorted(_ends(ensemble, eos_id)))
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
@@ -92,13 +93,19 @@ def _decode(
         batch = _Decoding(ensemble, [prompts[i] for i in indices], alpha, pad_id, hide_pad)
         for _ in range(max_new_tokens):
             token = choose(batch.logits(), [indices[row] for row in batch.rows])
-            ended = token == eos_id
-            for row, t in zip(batch.rows, token.tolist(), strict=True):
-                if t != eos_id:
+            ended = torch.isin(token, ends.to(token.device))
+            for row, t, over in zip(batch.rows, token.tolist(), ended.tolist(), strict=True):
+                if not over:
                     answers[indices[row]].append(t)
             if not batch.go_on(token, ended):
                 break
     return answers
+
+
+def _ends(ensemble: Ensemble, eos_id: int) -> set[int]:
+    """Tokens that end an answer: the tokenizer's EOS, and what the first member names (chat models have several)."""
+    named = getattr(getattr(ensemble.members[0].model, "generation_config", None), "eos_token_id", None)
+    return {eos_id} | ({named} if isinstance(named, int) else set(named or ()))
 
 
 class _Decoding:

@@ -9,7 +9,7 @@ import copy
 import logging
 import shutil
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ def _retrained(cfg: Config, world: World, suite: Suite) -> Reference | None:
         return None
     if cfg.eval.reference is not None:
         return from_file(cfg.eval.reference, suite, {"target": partial(world.alone, "target")})
-    models = {name: partial(world.alone, name) for name in ("target", "retrained")}
+    models = {name: cache(partial(world.alone, name)) for name in ("target", "retrained")}  # loaded once a job
     return Reference(*_reference(cfg, world, suite, "retrained", None), models)
 
 

@@ -31,7 +31,7 @@ def measure(
     split: Split, scores: Scores, generations: list[str] | None, semantics: Semantics
 ) -> tuple[dict, pd.DataFrame]:
     """Aggregates of a split by metric, and a row per example. ``generations`` None: of a split that is only scored."""
-    nll, gold = scores.mean_nll, [r.answer for r in split.rows]
+    nll, gold = scores.mean_nll, split.gold
     pieces = scores.before_eos(scores.right)
     results = {
         "prob": Probability().compute(predictions=nll[split.right]),

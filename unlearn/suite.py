@@ -28,6 +28,7 @@ class Split:
     compared: list[int]  # the right answer that the wrong ones are compared with: the paraphrase where there is one
     wrong: list[list[int]]
     prompts: list[tuple[int, ...]]
+    gold: list[str]  # what generations are compared with
 
     @property
     def generated(self) -> bool:
@@ -59,6 +60,8 @@ class Suite:
 def suite(data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, Any], stored_rows_gib: float) -> Suite:
     """Choose and encode the rows; ``settings`` (``identity.eval_settings``) go into every evaluated entry."""
     splits, most = [], SEMANTICS[cfg.semantics].rows
+    if SEMANTICS[cfg.semantics].labels_by_length:
+        encoder = Encoder(encoder.tokenizer, encoder.template, encoder.max_length, labels_by_length=True)
     for name in (*EVALUATED, *KNOWLEDGE, VERBATIM, *(SCORED if _compares(cfg) else ())):
         rows = list(data.evaluated(name))
         if rows:
@@ -71,8 +74,14 @@ def suite(data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, 
 def part(split: Split, chosen: Sequence[int]) -> Split:
     """Some rows of a split, as a split: with their right answers alone."""
     examples = Examples(split.examples[split.right[i]] for i in chosen)
-    right, prompts = list(range(len(examples))), [split.prompts[i] for i in chosen]
-    return Split(split.name, [split.rows[i] for i in chosen], examples, right, right, [[] for _ in right], prompts)
+    right, prompts, gold = (
+        list(range(len(examples))),
+        [split.prompts[i] for i in chosen],
+        [split.gold[i] for i in chosen],
+    )
+    return Split(
+        split.name, [split.rows[i] for i in chosen], examples, right, right, [[] for _ in right], prompts, gold
+    )
 
 
 def spaced(rows: Sequence[Row], most: int | None) -> list[Row]:
@@ -93,7 +102,12 @@ def _split(name: str, rows: list[Row], encoder: Encoder) -> Split:
         right.append(add(row, row.answer))
         compared.append(add(row, row.paraphrased_answer) if row.paraphrased_answer else right[-1])
         wrong.append([add(row, answer) for answer in row.perturbed_answers])
-    return Split(name, rows, examples, right, compared, wrong, [encoder.prompt(r.question) for r in rows])
+    prompts = [encoder.prompt(r.question) for r in rows]
+    gold = [r.answer for r in rows]
+    if encoder.labels_by_length:  # then a label may lack the answer's first word, and the gold text is made of labels
+        asked = [encoder.decode(p) for p in prompts]
+        gold = [encoder.decode(examples[i].answer).replace(p, "").strip() for i, p in zip(right, asked, strict=True)]
+    return Split(name, rows, examples, right, compared, wrong, prompts, gold)
 
 
 def _compares(cfg: EvalConfig) -> bool:

@@ -67,12 +67,16 @@ class Encoder:
 
     Prompt and answer are tokenised as one text, so that a token is what it is in a text; where the last token of the
     prompt would then reach into the answer, they are tokenised apart, since generation starts after the prompt.
+
+    ``labels_by_length`` does as OpenUnlearning does: the first tokens of the text, as many as the prompt has alone, are
+    the prompt, and all others the answer, with what a chat template writes after its EOS and one more EOS.
     """
 
-    def __init__(self, tokenizer, template: TemplateConfig, max_length: int):
+    def __init__(self, tokenizer, template: TemplateConfig, max_length: int, labels_by_length: bool = False):
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
+        self.labels_by_length = labels_by_length
         self._known: dict[tuple[str, str | None], tuple[int, ...]] = {}
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(tokenizer, name) is None:
@@ -88,6 +92,8 @@ class Encoder:
         asked, said = self.template.prompt.format(question=question), self.template.answer.format(answer=answer)
         prompt, full = self._ids(asked, None), self._ids(asked, said)
         ids = full[len(prompt) :]
+        if self.labels_by_length:
+            prompt = full[: len(prompt)]
         if full[: len(prompt)] != prompt:
             if self.template.kind == "chat":
                 raise DataError(f"example {id!r}: this chat template does not begin a dialogue with its own prompt")
@@ -110,6 +116,8 @@ class Encoder:
     def _closed(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """The answer up to and with its EOS. What a chat template writes after it (often a line break) is no answer."""
         eos = self.tokenizer.eos_token_id
+        if self.labels_by_length:
+            return ids if ids[-1] == eos else (*ids, eos)
         return ids[: ids.index(eos) + 1] if eos in ids else (*ids, eos)
 
     def _ids(self, prompt: str, answer: str | None) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ class Semantics:
     epsilon: float = 0.0  # added to denominators; decides a truth ratio once the right answer's mean NLL passes 23
     suffix_at_least_one: bool = False  # extraction strength is never below 1 / L
     hide_pad_tokens: bool = False  # tokens of a text that are the padding token are masked, in prompts too
+    labels_by_length: bool = False  # labels are all tokens after as many as the prompt has alone, whatever they are
     stemmer_f1: bool = False  # ROUGE-L F1 of MUSE's metrics with Porter's stemmer
     rows: int | None = None  # only the first rows of each split are evaluated
     total_tokens: int | None = None  # prompt and generation together
@@ -24,7 +25,9 @@ SEMANTICS = {
     s.name: s
     for s in (
         Semantics("default"),
-        Semantics("ou", epsilon=1e-10, suffix_at_least_one=True, hide_pad_tokens=True, stemmer_f1=True),
+        Semantics(
+            "ou", epsilon=1e-10, suffix_at_least_one=True, hide_pad_tokens=True, labels_by_length=True, stemmer_f1=True
+        ),  # fmt: skip
         Semantics("tofu", rows=300, total_tokens=200),
     )
 }

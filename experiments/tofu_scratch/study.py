@@ -37,11 +37,11 @@ def results() -> pd.DataFrame:
     """One row per run and reference: what it is, its seconds, every metric with its interval's ends."""
     rows = []
     for path in sorted(STUDY.glob("*/manifest.json")):
-        manifest, found = json.loads(path.read_text()), json.loads((path.parent / "eval.json").read_text())
+        manifest = json.loads(path.read_text())
         if manifest["status"] != "done":
             print(f"{path.parent.name}: {manifest['status']}: {manifest.get('error')}")
             continue
-        run = manifest["run"]
+        run, found = manifest["run"], json.loads((path.parent / "eval.json").read_text())
         common = {"forget_set": _forget_set(path), "world": run["pair_seed"]}
         own = {"algo": run["algo"], "method": run["method"], "seconds": manifest["seconds"].get("train", 0.0)}
         rows.append(common | own | {"collapsed": manifest.get("collapsed") or ""} | _numbers(found["alphas"]["1.0"]))

@@ -93,8 +93,8 @@ def score(
             found = answer_rows(m.model, batch) if mask_pad else shared_rows(m.model, chosen, pad_id)
             rows[m.name] = found.to(device)
         where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
-        for alpha in alphas:
-            for array, values in zip(arrays[alpha], _read(ensemble.logits(rows, alpha), batch, moments), strict=False):
+        for alpha, logits in ensemble.sweep(rows, alphas):
+            for array, values in zip(arrays[alpha], _read(logits, batch, moments), strict=False):
                 array[where] = values.cpu().double().numpy()
     return {a: Scores(starts, found[0], found[1].astype(bool), *found[2:]) for a, found in arrays.items()}
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import offset_ensemble, random_examples, tiny_llama
 
+from unlearn.combination import SUM, bind_rule
 from unlearn.config import MemberConfig
 from unlearn.data.encoding import collate
 from unlearn.ensemble import Ensemble, Member, PairError, build
@@ -93,3 +94,25 @@ def test_members_of_different_vocabulary_are_refused_with_names_and_sizes():
     models = {"target": tiny_llama(0), "offset": tiny_llama(1, vocabulary=41)}
     with pytest.raises(PairError, match="target 40, offset 41"):
         build(members, models, {"target": "", "offset": ""}, {"target": 40, "offset": 41})
+
+
+def test_a_sweep_over_alphas_gives_the_logits_of_each(batch):
+    small = tiny_llama(1, hidden=8)
+    models = {"target": tiny_llama(0), "offset": tiny_llama(2, hidden=8), "anchor": small}
+    members = {  # weight = constant + slope · α
+        "offset": [("target", 1.0, 0.0), ("offset", 0.0, 1.0), ("anchor", 0.0, -1.0)],
+        "both": [("target", 1.0, -0.5), ("offset", 0.25, 1.0)],
+        "constant": [("target", 0.5, 0.0), ("anchor", 0.5, 0.0)],
+        "slope": [("offset", 0.0, 1.0), ("anchor", 0.0, 2.0)],
+    }
+    for name, weights in members.items():
+        for rule in (SUM, bind_rule("plausible", {"rate": 0.1, "top": 0.1}, None)):
+            if rule is not SUM and name in ("constant", "slope"):
+                continue  # rules join a base and a change
+            ensemble = Ensemble(tuple(Member(n, models[n], n, c, s, False) for n, c, s in weights), rule)
+            found, alphas = rows(ensemble, batch), [a for a in ALPHAS if name != "slope" or a]
+            for alpha, logits in ensemble.sweep(found, alphas):
+                torch.testing.assert_close(logits, ensemble.logits(found, alpha), rtol=1e-6, atol=1e-6)
+    same = offset_ensemble(models["target"], copy.deepcopy(small), small)
+    found = rows(same, batch)
+    assert all(torch.equal(logits, found["target"]) for _, logits in same.sweep(found, ALPHAS))

@@ -7,6 +7,7 @@ import torch
 from helpers import ALGOS
 
 from unlearn.binding import bind
+from unlearn.frozen import FrozenRows, LiveRows
 from unlearn.identity import objective
 from unlearn.job import members
 from unlearn.training import _objective, _sampler
@@ -60,3 +61,26 @@ def test_order_padding_and_splitting_change_neither_loss_nor_gradient(config, wo
         assert again == pytest.approx(loss, rel=1e-5, abs=1e-6)
         for name, g in gradient.items():
             torch.testing.assert_close(gradient_again[name], g, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_stored_rows_give_the_loss_and_the_gradient_of_recomputed_ones(config, world, algo):
+    method = {"uld": "uld", "rmu": "direct"}.get(algo, "offset")
+    found = []
+    for limit in (1, 0):  # GiB: above it, rows are computed in every step
+        cfg = config(f"algo={algo}", f"method={method}", f"trainer.stored_rows_gib={limit}")
+        terms = bind(**objective(cfg))
+        sampler = _sampler(cfg, world, terms)
+        ensemble = members(cfg, world)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            for p in ensemble.trained.model.parameters():
+                p += 0.05 * torch.randn(p.shape, generator=generator)
+        step = _objective(cfg, world, ensemble, terms, sampler, 1)
+        kinds = {type(rows) for group in step.groups.values() for rows in group.rows.values()}
+        assert kinds == {FrozenRows if limit else LiveRows}
+        found.append(loss_and_gradient(step, sampler.draw(0)))
+    (loss, gradient), (again, gradient_again) = found
+    assert again == pytest.approx(loss, rel=1e-5, abs=1e-5)
+    for name, g in gradient.items():
+        torch.testing.assert_close(gradient_again[name], g, rtol=1e-3, atol=2e-6)

@@ -8,9 +8,10 @@ where the rows come from: a forward pass, the store, or a server.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from unlearn.combination import SUM, Rule
@@ -66,6 +67,22 @@ class Ensemble:
         if change is None:
             return base
         return alpha * change if base is None else self.rule(base, change, alpha)
+
+    def sweep(self, rows: Mapping[str, Tensor], alphas: Sequence[float]) -> Iterator[tuple[float, Tensor]]:
+        """As ``logits``, at each α in turn, from the rows of all members that count at one of them.
+
+        Of a plain sum base and change are taken once, and each α is one pass over the rows. Do not write into them.
+        """
+        if self.rule is not SUM:
+            yield from ((alpha, self.logits(rows, alpha)) for alpha in alphas)
+            return
+        base = _sum((m.constant, rows[m.name]) for m in self.members if m.name in rows)
+        change = _sum((m.slope, rows[m.name]) for m in self.members if m.name in rows)
+        for alpha in alphas:
+            if base is None:
+                yield alpha, alpha * change
+            else:
+                yield alpha, base if change is None or alpha == 0 else torch.add(base, change, alpha=alpha)
 
     def _counts(self, member: Member, alpha: float) -> bool:
         if self.rule is SUM:  # only a sum lets a constant and a slope cancel

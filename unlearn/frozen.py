@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
+from unlearn.data.encoding import Examples, most_rows
 from unlearn.ensemble import Member
-from unlearn.models.llama import answer_rows, vocabulary
+from unlearn.models.llama import vocabulary
+from unlearn.models.prompts import by_prompt, shared_rows
 from unlearn.store import Store
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class LiveRows:
         self.member, self.examples, self.pad_id = member, examples, pad_id
 
     def take(self, indices: Sequence[int]) -> Tensor:
-        return compute(self.member.model, collate([self.examples[i] for i in indices], self.pad_id))
+        return shared_rows(self.member.model, [self.examples[i] for i in indices], self.pad_id)
 
 
 def rows_of(store: Store, member: Member, examples: Examples, pad_id: int, most_gib: float) -> FrozenRows | LiveRows:
@@ -97,15 +98,10 @@ def stored(store: Store, member: Member, examples: Examples, pad_id: int, batch_
 def _fill(array: np.ndarray, member: Member, examples: Examples, pad_id: int, batch_size: int) -> None:
     """One pass over the examples; row t of example i goes to ``starts[i] + t``."""
     device = next(member.model.parameters()).device
-    for indices in by_length(examples, batch_size, most_rows(array.shape[1], device)):
-        rows = compute(member.model, collate([examples[i] for i in indices], pad_id)).cpu().numpy()
+    for indices in by_prompt(examples, batch_size, most_rows(array.shape[1], device)):
+        rows = shared_rows(member.model, [examples[i] for i in indices], pad_id).cpu().numpy()
         at = 0
         for i in indices:
             n = len(examples[i].answer)
             array[examples.starts[i] : examples.starts[i] + n] = rows[at : at + n]
             at += n
-
-
-@torch.no_grad()
-def compute(model: nn.Module, batch: Batch) -> Tensor:
-    return answer_rows(model, batch.to(next(model.parameters()).device))

@@ -16,6 +16,7 @@ from unlearn.ensemble import Ensemble
 from unlearn.frozen import FrozenRows, LiveRows
 from unlearn.metrics.moments import log_prob_moments
 from unlearn.models.llama import answer_rows, vocabulary
+from unlearn.models.prompts import by_prompt, shared_rows
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,17 @@ def score(
     for m in live:
         m.model.eval()
     width = vocabulary(needed[0].model)
-    for indices in by_length(examples, batch_size, most_rows(width, device)):
-        batch = collate([examples[i] for i in indices], pad_id, mask_pad).to(device)
+    split = by_length if mask_pad else by_prompt  # what is hidden of a text is hidden of a text that is read whole
+    for indices in split(examples, batch_size, most_rows(width, device)):
+        chosen = [examples[i] for i in indices]
+        batch = collate(chosen, pad_id, mask_pad).to(device)
         rows = {m.name: stored[m.name].take(indices).to(device) for m in needed if m.name in stored}
-        rows |= {m.name: answer_rows(m.model, batch) for m in live}
+        for m in live:
+            found = answer_rows(m.model, batch) if mask_pad else shared_rows(m.model, chosen, pad_id)
+            rows[m.name] = found.to(device)
         where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
-        for alpha in alphas:
-            for array, values in zip(arrays[alpha], _read(ensemble.logits(rows, alpha), batch, moments), strict=False):
+        for alpha, logits in ensemble.sweep(rows, alphas):
+            for array, values in zip(arrays[alpha], _read(logits, batch, moments), strict=False):
                 array[where] = values.cpu().double().numpy()
     return {a: Scores(starts, found[0], found[1].astype(bool), *found[2:]) for a, found in arrays.items()}
 

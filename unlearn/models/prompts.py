@@ -1,0 +1,95 @@
+"""Answer rows of many answers to few prompts: one pass over each prompt, then its answers continue its KV cache.
+
+Evaluation scores the right, the paraphrased and the wrong answers to a question, and each repeats the prompt. Where
+prompts are short or have one answer each, whole texts are read: ``pays`` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from unlearn.data.encoding import Example, by_length, collate
+from unlearn.models.llama import answer_rows, head
+
+SAVED = 1 / 3  # share of the positions that must be saved: below it a second pass and copies of the cache cost as much
+SHORT = 16  # tokens of a prompt, on average: below it likewise (experiments/speed/scoring.py)
+
+
+def pays(examples: Sequence[Example]) -> bool:
+    """Whether reading each prompt once is faster than reading every text whole."""
+    texts = sum(len(e.prompt) + len(e.answer) for e in examples)
+    prompts = {e.prompt for e in examples}
+    read = sum(map(len, prompts)) + sum(len(e.answer) - 1 for e in examples)
+    return sum(map(len, prompts)) >= SHORT * len(prompts) and texts - read >= SAVED * texts
+
+
+def by_prompt(examples: Sequence[Example], batch_size: int, most_rows: int | None = None) -> list[list[int]]:
+    """Indices in batches, within the limits of ``by_length``: answers to one prompt together where that pays."""
+    if not pays(examples):
+        return by_length(examples, batch_size, most_rows)
+    families: dict[tuple[int, ...], list[int]] = {}
+    for i, e in enumerate(examples):
+        families.setdefault(e.prompt, []).append(i)
+    found: list[list[int]] = []
+    for family in sorted(families.values(), key=lambda f: _extent([examples[i] for i in f]), reverse=True):
+        # what is left of the last batch must take the whole family, or the next batch would read its prompt again
+        for part in by_length([examples[i] for i in family], batch_size, most_rows):
+            indices = [family[k] for k in part]
+            if not (found and _fits([examples[i] for i in found[-1] + indices], batch_size, most_rows)):
+                found.append([])
+            found[-1] += indices
+    return found
+
+
+def _extent(family: Sequence[Example]) -> tuple[int, int]:
+    """What padding depends on: the longest answer, then the prompt."""
+    return max(len(e.answer) for e in family), len(family[0].prompt)
+
+
+def _fits(examples: Sequence[Example], batch_size: int, most_rows: int | None) -> bool:
+    rows = sum(len(e.answer) for e in examples)
+    return len(examples) <= batch_size and (most_rows is None or rows <= most_rows)
+
+
+@torch.no_grad()
+def shared_rows(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
+    """Next-token logits of the answer rows, [N, V] in fp32 on the model's device, laid as ``collate`` lays them."""
+    place = next(model.parameters()).device
+    if not pays(examples):
+        return answer_rows(model, collate(examples, pad_id).to(place))
+    return _continued(model, examples, pad_id).to(place)
+
+
+def _continued(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
+    """The first row of an answer is the prompt's last; the others follow from its tokens but the last."""
+    place = next(model.parameters()).device
+    number = {p: u for u, p in enumerate(dict.fromkeys(e.prompt for e in examples))}
+    of = torch.tensor([number[e.prompt] for e in examples])
+    lengths = torch.tensor([len(e.answer) for e in examples])
+    longest, most = max(map(len, number)), int(lengths.max()) - 1
+    # Padded on the left, so that all prompts end where the answers begin.
+    prompts = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in number])
+    seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in number])
+    positions = (seen.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+
+    def read(ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        return model.base_model(
+            input_ids=ids.to(place), attention_mask=mask.to(place), position_ids=positions.to(place),
+            past_key_values=cache, use_cache=True,
+        ).last_hidden_state  # fmt: skip
+
+    hidden = read(prompts, seen, positions)[:, -1:]
+    hidden = hidden[of.to(hidden.device)]
+    if most:  # else every answer is EOS alone
+        cache.batch_select_indices(of)  # a cache may lie on another device, or on several
+        answers = torch.tensor([[*e.answer[:-1], *[pad_id] * (most + 1 - len(e.answer))] for e in examples])
+        there = (torch.arange(most) < lengths[:, None] - 1).long()
+        after = positions[of, -1:] + 1 + torch.arange(most)
+        hidden = torch.cat([hidden, read(answers, torch.cat([seen[of], there], dim=1), after)], dim=1)
+    kept = torch.arange(most + 1) < lengths[:, None]
+    return head(model, hidden[kept.to(hidden.device)])

@@ -79,3 +79,11 @@ def test_generate_shows_target_unlearned_and_retrained_side_by_side(folder, tmp_
 def test_generate_refuses_an_alpha_that_is_no_number(folder, tmp_path):
     done = command("unlearn.generate", f"run={folder}", "prompt=Who?", "alpha=high", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "alpha=high: must be finite numbers" in done.stderr
+
+
+def test_generate_says_the_same_when_the_small_model_drafts(folder, tmp_path):
+    asked = "unlearn.generate", f"run={folder}", "prompt=Who is it?", "alpha=0,1"
+    plain = command(*asked, cwd=tmp_path).stdout
+    assert "unlearned" in plain and command(*asked, "draft=3", cwd=tmp_path).stdout == plain
+    done = command(*asked, "draft=few", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "draft=few: must be a whole number" in done.stderr

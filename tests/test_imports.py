@@ -15,7 +15,7 @@ ORDER = [
     "data.readers", "data.encoding", "data.sampling",
     "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "ensemble", "frozen",
     "metrics.moments", "scoring",
-    "answers", "losses", "binding", "trainer", "objective", "generation",
+    "answers", "losses", "binding", "trainer", "objective", "generation", "ties", "drafts", "speculative",
     "metrics.base", "metrics.probability", "metrics.rouge", "metrics.truth_ratio", "metrics.exact_memorization",
     "metrics.forget_quality", "metrics.arrays", "metrics.harmonic", "metrics.model_utility",
     "metrics.extraction_strength", "metrics.membership", "metrics.relative_membership", "metrics.privleak",

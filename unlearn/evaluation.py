@@ -14,6 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from unlearn import core
+from unlearn.drafts import greedy_from_drafts
 from unlearn.ensemble import Ensemble
 from unlearn.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.generation import greedy
@@ -50,7 +51,7 @@ def evaluate(
     for split in suite.splits:
         scores = _scores(ensemble, split, alphas, suite, store)
         for alpha in alphas:
-            texts = generations(ensemble, split, alpha, suite) if split.generated else None
+            texts = generations(ensemble, split, alpha, suite, store) if split.generated else None
             found[alpha].append((split, scores[alpha], texts))
             bar.update()
     entries, tables = {}, []
@@ -62,19 +63,15 @@ def evaluate(
     return entries, pd.concat(tables, ignore_index=True)
 
 
-def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite) -> list[str]:
-    """Greedy answers to the prompts of a split."""
-    tokenizer, semantics = suite.encoder.tokenizer, suite.semantics
-    answers = greedy(
-        ensemble,
-        split.prompts,
-        alpha,
-        tokenizer.pad_token_id,
-        tokenizer.eos_token_id,
-        suite.cfg.max_new_tokens,
-        suite.cfg.batch_size,
-        semantics.hide_pad_tokens,
-    )
+def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, store: Store | None = None) -> list[str]:
+    """Greedy answers to the prompts of a split; with a store they begin with what it has of the target's own."""
+    tokenizer, semantics, cfg = suite.encoder.tokenizer, suite.semantics, suite.cfg
+    ends = tokenizer.pad_token_id, tokenizer.eos_token_id
+    asked = ensemble, split.prompts, alpha, *ends, cfg.max_new_tokens, cfg.batch_size
+    if store is None or semantics.hide_pad_tokens:  # stored rows are those of the whole text
+        answers = greedy(*asked, semantics.hide_pad_tokens)
+    else:
+        answers = greedy_from_drafts(*asked, store, suite.stored_rows_gib)
     if semantics.total_tokens is not None:  # greedy answers are prefixes of longer ones
         room = [max(0, semantics.total_tokens - len(p)) for p in split.prompts]
         answers = [a[:n] for a, n in zip(answers, room, strict=True)]

@@ -1,7 +1,8 @@
 """``python -m unlearn.generate run=FOLDER [prompt="…"] [alpha=0.5,1]``: target, unlearned and retrained side by side.
 
 Answers are greedy, after the run's own template. Without a prompt it asks for questions until an empty line.
-``alpha`` may list several; the default is every α the run was evaluated at.
+``alpha`` may list several; the default is every α the run was evaluated at. With ``draft=4`` the trained small model
+drafts 4 tokens at a time and the ensemble checks them at once: the same answers, sooner where the target is large.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from unlearn.data.rows import DataError
 from unlearn.identity import Job
 from unlearn.rerun import load
 
-OWN = ("run=", "prompt=", "alpha=")
+OWN = ("run=", "prompt=", "alpha=", "draft=")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if "--help" in arguments else 2
     try:
         _, job = load(given["run="][0], [a for a in arguments if not a.startswith(OWN)])
-        answer = _answerer(job, _alphas(given["alpha="], job.folder))
+        answer = _answerer(job, _alphas(given["alpha="], job.folder), _gamma(given["draft="]))
     except (ConfigError, DataError) as error:
         print(f"Refused before any work:\n  {error}", file=sys.stderr)
         return 2
@@ -56,10 +57,19 @@ def _alphas(given: Sequence[str], folder: Path) -> list[float]:
     return alphas
 
 
-def _answerer(job: Job, alphas: Sequence[float]) -> Callable[[str], list[tuple[str, str]]]:
+def _gamma(given: Sequence[str]) -> int:
+    """Tokens that are drafted at a time; 0: none."""
+    text = given[-1] if given else "0"
+    if not text.isdecimal():
+        raise ConfigError(f"draft={text}: must be a whole number of tokens, e.g. draft=4")
+    return int(text)
+
+
+def _answerer(job: Job, alphas: Sequence[float], gamma: int) -> Callable[[str], list[tuple[str, str]]]:
     """A function from a question to (name, answer) pairs; models are loaded here, once."""
     from unlearn.generation import greedy
     from unlearn.job import members, settle
+    from unlearn.speculative import greedy_drafted
     from unlearn.world import the_world
 
     cfg = job.cfg
@@ -75,7 +85,13 @@ def _answerer(job: Job, alphas: Sequence[float]) -> Callable[[str], list[tuple[s
         prompt = [world.encoder.prompt(question)]
         ends = tokenizer.pad_token_id, tokenizer.eos_token_id
         most = min(cfg.eval.max_new_tokens, world.encoder.max_length - len(prompt[0]))
-        return [(n, world.encoder.decode(greedy(e, prompt, a, *ends, most, 1)[0])) for n, e, a in voices]
+        said = []
+        for name, ensemble, alpha in voices:
+            asked = ensemble, prompt, alpha, *ends, most, 1
+            drafter = ensemble.trained if gamma and len(ensemble.members) > 1 else None
+            found = greedy(*asked) if drafter is None else greedy_drafted(*asked, drafter, gamma)
+            said.append((name, world.encoder.decode(found[0])))
+        return said
 
     return answer
 

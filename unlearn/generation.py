@@ -6,7 +6,7 @@ Each member reads its own cache: sharing one between models (as public code does
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from transformers import DynamicCache
 from unlearn.ensemble import Ensemble
 from unlearn.identity import digest
 from unlearn.models.llama import head
+
+Rows = Mapping[str, Tensor]  # next-token logits by member
 
 
 @torch.no_grad()
@@ -34,10 +36,12 @@ def greedy(
     wrong, and what public code does.
     """
 
-    def choose(logits: Tensor, rows: Sequence[int]) -> Tensor:
-        return logits.argmax(-1)
+    def choose(rows: Rows, which: Sequence[int]) -> Tensor:
+        return ensemble.logits(rows, alpha).argmax(-1)
 
-    return _decode(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size, choose, hide_pad)
+    ends, limits = ends_of(ensemble, eos_id), [max_new_tokens] * len(prompts)
+    found = decode(ensemble, prompts, alpha, pad_id, ends, limits, batch_size, choose, hide_pad)
+    return [without_end(answer, ends) for answer in found]
 
 
 @torch.no_grad()
@@ -55,64 +59,78 @@ def sample(
     """As ``greedy``, drawn from softmax(l / temperature). Every draw has its own stream of random numbers, keyed by the
     prompt's ids and by which of the draws for this prompt it is: neither batch size, nor the order of the prompts, nor
     the other prompts change what is drawn."""
-    streams = _streams(prompts, seed)
+    own = streams(prompts, seed)
 
-    def choose(logits: Tensor, rows: Sequence[int]) -> Tensor:
-        noise = torch.stack([torch.empty(logits.shape[-1]).exponential_(generator=streams[i]) for i in rows])
-        return (logits / temperature - noise.to(logits.device).log()).argmax(-1)  # − log of Exp(1) is Gumbel noise
+    def choose(rows: Rows, which: Sequence[int]) -> Tensor:
+        return draw(ensemble.logits(rows, alpha) / temperature, [own[i] for i in which])
 
-    return _decode(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size, choose)
+    ends, limits = ends_of(ensemble, eos_id), [max_new_tokens] * len(prompts)
+    found = decode(ensemble, prompts, alpha, pad_id, ends, limits, batch_size, choose)
+    return [without_end(answer, ends) for answer in found]
 
 
-def _streams(prompts: Sequence[Sequence[int]], seed: int) -> list[torch.Generator]:
-    drawn: Counter[tuple[int, ...]] = Counter()
-    streams = []
+def draw(logits: Tensor, streams: Sequence[torch.Generator]) -> Tensor:
+    """A token [B] from the softmax of each row of logits [B, V], by the row's own stream of random numbers."""
+    noise = torch.stack([torch.empty(logits.shape[-1]).exponential_(generator=stream) for stream in streams])
+    return (logits - noise.to(logits.device).log()).argmax(-1)  # − log of Exp(1) is Gumbel noise
+
+
+def streams(prompts: Sequence[Sequence[int]], seed: int) -> list[torch.Generator]:
+    """A stream of random numbers for each answer that is drawn."""
+    drawn: Counter[tuple[int, ...]] = Counter()  # how often each prompt has come
+    found = []
     for prompt in map(tuple, prompts):
-        streams.append(torch.Generator().manual_seed(int(digest([seed, prompt, drawn[prompt]]), 16)))
+        found.append(torch.Generator().manual_seed(int(digest([seed, prompt, drawn[prompt]]), 16)))
         drawn[prompt] += 1
-    return streams
+    return found
 
 
-def _decode(
+def decode(
     ensemble: Ensemble,
     prompts: Sequence[Sequence[int]],
     alpha: float,
     pad_id: int,
-    eos_id: int,
-    max_new_tokens: int,
+    ends: Collection[int],
+    limits: Sequence[int],
     batch_size: int,
-    choose: Callable[[Tensor, Sequence[int]], Tensor],
+    choose: Callable[[Rows, Sequence[int]], Tensor],
     hide_pad: bool = False,
 ) -> list[list[int]]:
-    """``choose`` maps logits [B, V] and which prompt each row is to tokens [B]."""
-    ends = torch.tensor(sorted(_ends(ensemble, eos_id)))
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    """Tokens after each prompt, at most its limit, up to and with the first of ``ends``.
+
+    ``choose`` maps the members' rows [B, V] by name, and which prompt each row is, to tokens [B].
+    """
+    order = sorted((i for i in range(len(prompts)) if limits[i] > 0), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         batch = _Decoding(ensemble, [prompts[i] for i in indices], alpha, pad_id, hide_pad)
-        for _ in range(max_new_tokens):
-            token = choose(batch.logits(), [indices[row] for row in batch.rows])
-            ended = torch.isin(token, ends.to(token.device))
-            for row, t, over in zip(batch.rows, token.tolist(), ended.tolist(), strict=True):
-                if not over:
-                    answers[indices[row]].append(t)
-            if not batch.go_on(token, ended):
-                break
+        while batch.rows:
+            token = choose(batch.next_rows(), [indices[row] for row in batch.rows])
+            keep = []
+            for place, (row, t) in enumerate(zip(batch.rows, token.tolist(), strict=True)):
+                answer = answers[indices[row]]
+                answer.append(t)
+                if t not in ends and len(answer) < limits[indices[row]]:
+                    keep.append(place)
+            batch.go_on(token, keep)
     return answers
 
 
-def _ends(ensemble: Ensemble, eos_id: int) -> set[int]:
+def ends_of(ensemble: Ensemble, eos_id: int) -> set[int]:
     """Tokens that end an answer: the tokenizer's EOS, and what the first member names (chat models have several)."""
     named = getattr(getattr(ensemble.members[0].model, "generation_config", None), "eos_token_id", None)
     return {eos_id} | ({named} if isinstance(named, int) else set(named or ()))
+
+
+def without_end(answer: list[int], ends: Collection[int]) -> list[int]:
+    return answer[:-1] if answer and answer[-1] in ends else answer
 
 
 class _Decoding:
     """The state of one batch: next tokens to read, mask, and a cache per member."""
 
     def __init__(self, ensemble: Ensemble, prompts: list[Sequence[int]], alpha: float, pad_id: int, hide_pad: bool):
-        self.ensemble, self.alpha, self.pad_id = ensemble, alpha, pad_id
         self.members = ensemble.needed([alpha])
         for m in self.members:
             m.model.eval()
@@ -127,8 +145,8 @@ class _Decoding:
         self.caches = {m.name: DynamicCache(config=m.model.config) for m in self.members}
         self.rows = list(range(len(prompts)))  # which prompt each row of the batch is
 
-    def logits(self) -> Tensor:
-        """Ensemble logits of the next token, [B, V]."""
+    def next_rows(self) -> Rows:
+        """Logits of the next token by member, [B, V]."""
         last = {}
         for m in self.members:
             place = next(m.model.parameters()).device
@@ -140,19 +158,18 @@ class _Decoding:
                 use_cache=True,
             ).last_hidden_state
             last[m.name] = head(m.model, hidden[:, -1]).to(self.device)
-        return self.ensemble.logits(last, self.alpha)
+        return last
 
-    def go_on(self, token: Tensor, ended: Tensor) -> bool:
-        """Append the tokens and drop ended rows; False when none is left."""
-        keep = (~ended).nonzero().flatten()
-        if len(keep) == 0:
-            return False
+    def go_on(self, token: Tensor, keep: list[int]) -> None:
+        """Append the tokens [B], and keep these rows of the batch alone."""
+        if not keep:
+            self.rows = []
+            return
         if len(keep) < len(token):
             for cache in self.caches.values():
-                cache.batch_select_indices(keep.cpu())  # a cache may lie on another device, or on several
-            self.rows = [self.rows[i] for i in keep.tolist()]
+                cache.batch_select_indices(torch.tensor(keep))  # a cache may lie on another device, or on several
+            self.rows = [self.rows[i] for i in keep]
             token, self.mask, self.positions = token[keep], self.mask[keep], self.positions[keep]
         self.ids = token[:, None]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
         self.positions = self.positions[:, -1:] + 1
-        return True

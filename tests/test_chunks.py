@@ -38,12 +38,8 @@ CASES = [
 @pytest.fixture
 def in_pieces(monkeypatch):
     """Choose pieces or full rows; blocks and pieces are so small that there are several of each."""
-    monkeypatch.setattr(chunks, "most_rows", lambda width, device: 1)
-    monkeypatch.setattr(chunks, "BLOCK", 7)
-    return lambda yes: (
-        monkeypatch.setattr(chunks, "LONG", 0 if yes else 2**60),
-        monkeypatch.setattr(chunks, "PIECE", 400),
-    )
+    monkeypatch.setattr(chunks, "LEAST", 7)
+    return lambda yes: monkeypatch.setattr(chunks, "CPU", chunks.Sizes(0 if yes else 2**60, 1, 400))
 
 
 class Widest(TorchDispatchMode):

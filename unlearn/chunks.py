@@ -19,22 +19,36 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from unlearn.data.encoding import most_rows
 from unlearn.models.llama import full_precision, vocabulary
 
-BLOCK = 64  # rows at least: with fewer, a product on a CPU waits for the head's weights rather than for arithmetic
-PIECE = 2**18  # logits of a piece on a CPU; a GPU takes a block whole
-LONG = 2**24  # logits: with fewer, full rows are quicker
+LEAST = 64  # rows of a block: with fewer, a product on a CPU waits for the head's weights rather than for arithmetic
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """In logits."""
+
+    long: int  # with fewer, full rows are quicker (CPU, measured) or there is room for them (GPU)
+    block: int
+    piece: int
+
+
+CPU, GPU = Sizes(2**24, 2**21, 2**18), Sizes(2**26, 2**25, 2**23)
 
 
 def long(rows: int, model: nn.Module) -> bool:
     """Whether ``rows`` answer rows are worth splitting: there are many logits, and the head is one matrix."""
-    return rows * vocabulary(model) > LONG and type(model.get_output_embeddings()) is nn.Linear
+    head = model.get_output_embeddings()
+    return type(head) is nn.Linear and rows * vocabulary(model) > _sizes(head.weight.device).long
 
 
 def block(width: int, device: torch.device) -> int:
-    """Rows of a block: a multiple of ``width`` logits."""
-    return max(BLOCK, most_rows(width, device))
+    """Rows of a block."""
+    return max(LEAST, _sizes(device).block // width)
+
+
+def _sizes(device: torch.device) -> Sizes:
+    return CPU if device.type == "cpu" else GPU
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> 
 def _pieces(here: slice, width: int, device: torch.device) -> Iterator[slice]:
     """Slices of a block's rows, counted as the block's are."""
     n = here.stop - here.start
-    for piece in _split(n, max(1, PIECE // width) if device.type == "cpu" else n):
+    for piece in _split(n, max(1, _sizes(device).piece // width)):
         yield slice(here.start + piece.start, here.start + piece.stop)
 
 

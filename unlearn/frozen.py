@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +59,12 @@ class LiveRows:
     def reader(self, indices: Sequence[int]) -> Reader:
         """The same rows, from hidden states that are computed once, when rows are first asked for."""
         model = self.member.model
-        states = cache(partial(_states, model, collate([self.examples[i] for i in indices], self.pad_id)))
         kept: dict[int, Tensor] = {}  # the block that was last read, by its first row: it is asked for in pieces
+
+        @cache
+        @torch.no_grad()
+        def states() -> Tensor:
+            return answer_states(model, collate([self.examples[i] for i in indices], self.pad_id))
 
         @torch.no_grad()
         def read(here: slice) -> Tensor:
@@ -134,11 +138,6 @@ def _fill(array: np.ndarray, member: Member, examples: Examples, pad_id: int, ba
             n = len(examples[i].answer)
             array[examples.starts[i] : examples.starts[i] + n] = rows[at : at + n]
             at += n
-
-
-@torch.no_grad()
-def _states(model: nn.Module, batch: Batch) -> Tensor:
-    return answer_states(model, batch)
 
 
 @torch.no_grad()

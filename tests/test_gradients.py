@@ -17,7 +17,7 @@ def random_answers(logits: torch.Tensor, seed: int = 0, hidden: torch.Tensor | N
     owner = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 2])
     target, teacher = (torch.randn(logits.shape, generator=generator, dtype=logits.dtype) for _ in range(2))
     before = torch.randn(len(logits), 4, generator=generator, dtype=logits.dtype)
-    return Answers(logits, labels, owner, target, lambda: teacher, hidden, before)
+    return Answers(logits, labels, owner, target, teacher.__getitem__, hidden, before)
 
 
 NUMBERS = {

@@ -89,7 +89,7 @@ def test_the_margin_is_how_far_the_largest_logit_is_above_the_mean_one():
 
 
 def test_altpo_is_dpo_with_another_answer_in_the_place_of_the_refusal(answers):
-    other = dataclasses.replace(answers, logits=answers.logits.flip(-1))
+    other = dataclasses.replace(answers, rows=answers.logits.flip(-1))
     # log-ratios of the answers: ln 2 and −3 ln 2. Of the flipped rows: P(labels) = .25 .25 | .125 .25 .25, so
     # ln(.25·.25 / .25·.25) = 0 and ln(.125·.25·.25 / .5·.5·.5) = −4 ln 2. −(2/β) ln σ(β(other − own)), β = 2:
     values = FORGET["altpo"](answers, other, beta=2.0)
@@ -99,14 +99,14 @@ def test_altpo_is_dpo_with_another_answer_in_the_place_of_the_refusal(answers):
 
 @pytest.mark.parametrize("name", ["distill", "distill_retain"])
 def test_distillation_of_the_target_at_temperature_one_is_kl(answers, name):
-    taught = dataclasses.replace(answers, teacher_logits=lambda: answers.target - 5.0)
+    taught = dataclasses.replace(answers, teacher_logits=lambda _: answers.target - 5.0)
     torch.testing.assert_close((FORGET | RETAIN)[name](taught, temperature=1.0), RETAIN["kl"](answers))
 
 
 def test_distillation_softens_both_sides_and_keeps_the_size_of_its_gradient():
     # T = 2 on ln 4 and ln 9 : 1 gives 2 : 1 and 3 : 1; T² KL = 4 (⅔ ln(⅔ / ¾) + ⅓ ln(⅓ / ¼))
     teacher, logits = rows([[0.8, 0.2]]), rows([[0.9, 0.1]])
-    answers = Answers(logits, torch.tensor([1]), torch.tensor([0]), teacher_logits=lambda: teacher)
+    answers = Answers(logits, torch.tensor([1]), torch.tensor([0]), teacher_logits=lambda _: teacher)
     expected = 4 * (2 / 3 * math.log(8 / 9) + 1 / 3 * math.log(4 / 3))
     assert FORGET["distill"](answers, temperature=2.0).tolist() == pytest.approx([expected])
 
@@ -114,7 +114,7 @@ def test_distillation_softens_both_sides_and_keeps_the_size_of_its_gradient():
 def test_memorising_is_gradient_ascent_reversed_and_uniform_is_least_where_nothing_is_known(answers):
     torch.testing.assert_close(FORGET["memorize"](answers), -FORGET["ga"](answers))
     # row 0: −(ln ½ + 2 ln ¼) / 3 = 5/3 ln 2; the flat row: ln 3, and no row has less
-    flat = dataclasses.replace(answers, logits=torch.zeros(5, 3, dtype=torch.float64))
+    flat = dataclasses.replace(answers, rows=torch.zeros(5, 3, dtype=torch.float64))
     assert RETAIN["uniform"](answers)[0].item() == pytest.approx(5 / 3 * LN2)
     assert RETAIN["uniform"](flat).tolist() == pytest.approx([math.log(3)] * 5)
     assert (RETAIN["uniform"](answers) > math.log(3)).all()

@@ -5,10 +5,10 @@ N answer tokens of the batch, B answers (sequences). Values are computed when a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
@@ -22,35 +22,69 @@ class ObjectiveError(ValueError):
     """An objective that is put together wrongly."""
 
 
+Reader = Callable[[slice], Tensor]  # which rows → their logits, [n, V]
+ALL = slice(None)
+
+
+class Pieces(Protocol):
+    """Logits [N, V] that are never there all at once; ``chunks.LongRows`` is the one there is."""
+
+    def map(self, function: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """From the logits of some rows, and which these are, to a value per row: [n, V] → [n]. All values, [N]."""
+
+    def pieces(self) -> Iterator[slice]:
+        """The slices in which rows are read, in order."""
+
+    def whole(self) -> Tensor:
+        """All rows, [N, V]."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """What an objective may know about some answers: logits of their rows under P and under the target."""
 
-    logits: Tensor  # [N, V] of the ensemble, with gradient
+    rows: Tensor | Pieces  # [N, V] of the ensemble, with gradient
     labels: Tensor  # [N]
     owner: Tensor  # [N] answer that each row belongs to, 0 … B − 1
-    # [N, V] of the target, the reference model (P = P_target at step 0); a function is called when a term asks
-    target_logits: Tensor | Callable[[], Tensor] | None = None
-    teacher_logits: Callable[[], Tensor] | None = None  # [N, V] of the ensemble that `distill` learns from
+    # [N, V] of the target, the reference model (P = P_target at step 0); a reader is called when a term asks
+    target_logits: Tensor | Reader | None = None
+    teacher_logits: Reader | None = None  # [N, V] of the ensemble that `distill` learns from
     # [N, D] hidden states after one layer, of the trained model and of the target: only where they are one white box
     hidden: Tensor | None = None
     target_hidden: Tensor | None = None
 
+    def each(self, value: Callable[[Answers], Tensor]) -> Tensor:
+        """One value per row, [N], by a function of the logits, labels, target and teacher of that row alone.
+
+        Over a long vocabulary the function is given some rows at a time, so that no full [N, V] is ever there; then
+        they are no whole answers, and it cannot ask for lengths or positions.
+        """
+        if isinstance(self.rows, Tensor):
+            return value(self)
+        # a copy: it holds none of the values that were computed, so that a value does not hold itself
+        return self.rows.map(partial(_value_of_part, value, replace(self)))
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Of the ensemble, [N, V]: all at once, which ``each`` avoids."""
+        return self.rows if isinstance(self.rows, Tensor) else self.rows.whole()
+
     @cached_property
     def logp(self) -> Tensor:
         """log P(label) per token, [N]."""
-        return -F.cross_entropy(self.logits, self.labels, reduction="none")
+        return self.each(lambda rows: _logp(rows.logits, rows.labels))
 
     @cached_property
     def target_logp(self) -> Tensor:
         """log P_target(label) per token, [N]."""
-        return -F.cross_entropy(self.target, self.labels, reduction="none")
+        if isinstance(self.rows, Tensor):
+            return _logp(self.target, self.labels)
+        return torch.cat([_logp(self._target(here), self.labels[here]) for here in self.rows.pieces()])
 
     @cached_property
     def kl(self) -> Tensor:
         """KL(P_target ‖ P) per token, [N]: summed over the vocabulary."""
-        target = self.target.log_softmax(-1)
-        return (target.exp() * (target - self.logits.log_softmax(-1))).sum(-1)
+        return self.each(_kl)
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -74,7 +108,7 @@ class Answers:
         return self.per_answer(self.logp - self.target_logp)
 
     def cross_entropy(self, soft: Tensor) -> Tensor:
-        """− Σ_v q_v log P_v against soft labels q [N, V], per token, [N]."""
+        """− Σ_v q_v log P_v against soft labels q [N, V], per token, [N]. Of long vocabularies: inside ``each``."""
         return -(soft * self.logits.log_softmax(-1)).sum(-1)
 
     def per_answer(self, per_token: Tensor) -> Tensor:
@@ -84,13 +118,34 @@ class Answers:
     @cached_property
     def target(self) -> Tensor:
         """Logits of the target, [N, V], whether they were given or are fetched now."""
-        if self.target_logits is None:
-            raise ObjectiveError("this term compares with the target, whose rows were not given")
-        return self.target_logits() if callable(self.target_logits) else self.target_logits
+        return self._target(ALL)
 
     @property
     def teacher(self) -> Tensor:
         """Logits of the teacher, [N, V]."""
+        return self._teacher(ALL)
+
+    def _target(self, here: slice) -> Tensor:
+        if self.target_logits is None:
+            raise ObjectiveError("this term compares with the target, whose rows were not given")
+        return self.target_logits(here) if callable(self.target_logits) else self.target_logits[here]
+
+    def _teacher(self, here: slice) -> Tensor:
         if self.teacher_logits is None:
             raise ObjectiveError("this term learns from a teacher, and algo.teacher names none")
-        return self.teacher_logits()
+        return self.teacher_logits(here)
+
+
+def _value_of_part(value: Callable[[Answers], Tensor], whole: Answers, logits: Tensor, here: slice) -> Tensor:
+    """``value`` of the rows ``here``, whose logits are these."""
+    target, teacher = lambda _: whole._target(here), lambda _: whole._teacher(here)
+    return value(Answers(logits, whole.labels[here], whole.owner[here], target, teacher))
+
+
+def _logp(logits: Tensor, labels: Tensor) -> Tensor:
+    return -F.cross_entropy(logits, labels, reduction="none")
+
+
+def _kl(rows: Answers) -> Tensor:
+    target = rows.target.log_softmax(-1)
+    return (target.exp() * (target - rows.logits.log_softmax(-1))).sum(-1)

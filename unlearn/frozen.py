@@ -7,21 +7,24 @@ Rows are fp32 and memory-mapped. The anchor is never truncated or rounded: at st
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unlearn.data.encoding import Examples, most_rows
+from unlearn.chunks import block
+from unlearn.data.encoding import Examples, collate, most_rows
 from unlearn.ensemble import Member
-from unlearn.models.llama import vocabulary
+from unlearn.models.llama import answer_states, head, vocabulary
 from unlearn.models.prompts import by_prompt, shared_rows
 from unlearn.store import Store
 
 log = logging.getLogger(__name__)
 FILE = "rows.npy"
+Reader = Callable[[slice], Tensor]  # which of the rows of some examples → these rows, [n, V]
 
 
 class FrozenRows:
@@ -38,6 +41,12 @@ class FrozenRows:
         starts = self.examples.starts
         return torch.from_numpy(np.concatenate([self.array[starts[i] : starts[i + 1]] for i in indices]))
 
+    def reader(self, indices: Sequence[int]) -> Reader:
+        """The same rows, of which only those asked for are read."""
+        starts = self.examples.starts
+        where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+        return lambda here: torch.from_numpy(self.array[where[here]])
+
 
 class LiveRows:
     """The same rows computed when they are asked for: of sets that would take too much room in the store."""
@@ -47,6 +56,31 @@ class LiveRows:
 
     def take(self, indices: Sequence[int]) -> Tensor:
         return shared_rows(self.member.model, [self.examples[i] for i in indices], self.pad_id)
+
+    def reader(self, indices: Sequence[int]) -> Reader:
+        """The same rows, from hidden states that are computed once, when rows are first asked for."""
+        model = self.member.model
+        kept: dict[int, Tensor] = {}  # the block that was last read, by its first row: it is asked for in pieces
+
+        @cache
+        @torch.no_grad()
+        def states() -> Tensor:
+            return answer_states(model, collate([self.examples[i] for i in indices], self.pad_id))
+
+        @torch.no_grad()
+        def read(here: slice) -> Tensor:
+            hidden = states()
+            size = block(vocabulary(model), hidden.device)
+            first, last, _ = here.indices(len(hidden))
+            start = first // size * size
+            if last > start + size:
+                return head(model, hidden[here])
+            if start not in kept:
+                kept.clear()
+                kept[start] = head(model, hidden[start : start + size])
+            return kept[start][first - start : last - start]
+
+        return read
 
 
 def rows_of(store: Store, member: Member, examples: Examples, pad_id: int, most_gib: float) -> FrozenRows | LiveRows:

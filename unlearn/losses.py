@@ -54,8 +54,12 @@ def undial(forget: Answers, beta: float) -> PerToken:
 
     (arXiv 2402.10052.) Only answer rows are here, so no ignored label can index a token, as it does in public code.
     """
-    onehot = F.one_hot(forget.labels, forget.logits.shape[-1])
-    return forget.cross_entropy((forget.target - beta * onehot).softmax(-1))
+
+    def value(rows: Answers) -> PerToken:
+        onehot = F.one_hot(rows.labels, rows.logits.shape[-1])
+        return rows.cross_entropy((rows.target - beta * onehot).softmax(-1))
+
+    return forget.each(value)
 
 
 def ceu(forget: Answers) -> PerAnswer:
@@ -63,11 +67,16 @@ def ceu(forget: Answers) -> PerAnswer:
 
     The first token of an answer is left out, as in the paper's code; mean over the others of each answer.
     """
-    soft = forget.logits.detach().scatter(-1, forget.labels[:, None], -torch.inf).softmax(-1)
-    later = (forget.position > 0).to(soft.dtype)
-    # −inf · 0 is not a number: the label's own log-probability, which has no weight, is left out of the sum
-    logp = forget.logits.log_softmax(-1).scatter(-1, forget.labels[:, None], 0.0)
-    return forget.per_answer(-(soft * logp).sum(-1) * later) / (forget.lengths - 1).clamp(min=1)
+
+    def without_label(rows: Answers) -> PerToken:
+        soft = rows.logits.detach().scatter(-1, rows.labels[:, None], -torch.inf).softmax(-1)
+        # −inf · 0 is not a number: the label's own log-probability, which has no weight, is left out of the sum
+        logp = rows.logits.log_softmax(-1).scatter(-1, rows.labels[:, None], 0.0)
+        return -(soft * logp).sum(-1)
+
+    values = forget.each(without_label)
+    later = (forget.position > 0).to(values.dtype)
+    return forget.per_answer(values * later) / (forget.lengths - 1).clamp(min=1)
 
 
 def wga(forget: Answers, beta: float) -> PerToken:
@@ -109,8 +118,12 @@ def _mean_p(answers: Answers) -> Tensor:
 
 def me(forget: Answers) -> PerToken:
     """Maximise the entropy: KL(uniform ‖ P) = −log V − mean_v log P_v, per token. (arXiv 2410.08109)"""
-    logp = forget.logits.log_softmax(-1)
-    return -logp.mean(-1) - math.log(logp.shape[-1])
+
+    def value(rows: Answers) -> PerToken:
+        logp = rows.logits.log_softmax(-1)
+        return -logp.mean(-1) - math.log(logp.shape[-1])
+
+    return forget.each(value)
 
 
 def memorize(forget: Answers) -> PerToken:
@@ -125,7 +138,7 @@ def altpo(forget: Answers, alternate: Answers, beta: float) -> PerAnswer:
 
 def margin(forget: Answers) -> PerToken:
     """PDU's forget term: (max_v l_v − mean_v l_v)², 0 where all tokens are equally likely. (arXiv 2506.05314)"""
-    return (forget.logits.amax(-1) - forget.logits.mean(-1)) ** 2
+    return forget.each(lambda rows: (rows.logits.amax(-1) - rows.logits.mean(-1)) ** 2)
 
 
 def distill(forget: Answers, temperature: float) -> PerToken:
@@ -134,9 +147,12 @@ def distill(forget: Answers, temperature: float) -> PerToken:
 
 
 def _distilled(answers: Answers, temperature: float) -> Tensor:
-    teacher = (answers.teacher / temperature).log_softmax(-1)
-    logp = (answers.logits / temperature).log_softmax(-1)
-    return temperature**2 * (teacher.exp() * (teacher - logp)).sum(-1)
+    def value(rows: Answers) -> PerToken:
+        teacher = (rows.teacher / temperature).log_softmax(-1)
+        logp = (rows.logits / temperature).log_softmax(-1)
+        return temperature**2 * (teacher.exp() * (teacher - logp)).sum(-1)
+
+    return answers.each(value)
 
 
 def rmu(forget: Answers, layer: float, scale: float) -> PerToken:
@@ -161,7 +177,7 @@ def kl(retain: Answers) -> PerToken:
 
 def nll_kl(retain: Answers) -> PerToken:
     """Both: − log P(y_t) + KL(P_target ‖ P)."""
-    return retain.kl - retain.logp
+    return retain.each(lambda rows: rows.kl - rows.logp)  # one pass over the vocabulary for both
 
 
 def ap(retain: Answers, retain_refusal: Answers, beta: float) -> PerAnswer:
@@ -176,7 +192,7 @@ def distill_retain(retain: Answers, temperature: float) -> PerToken:
 
 def uniform(retain: Answers) -> PerToken:
     """Cross-entropy to the uniform distribution: ULD's assistant should know nothing of the rest. (arXiv 2406.08607)"""
-    return -retain.logits.log_softmax(-1).mean(-1)
+    return retain.each(lambda rows: -rows.logits.log_softmax(-1).mean(-1))
 
 
 def stay(retain: Answers, layer: float) -> PerToken:

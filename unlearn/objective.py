@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unlearn.answers import Answers
+from unlearn.answers import Answers, Reader
 from unlearn.binding import PAIRED, BoundTerm
+from unlearn.chunks import LongRows, long
 from unlearn.config import DualConfig
 from unlearn.data.encoding import Batch, Example, Examples, collate
 from unlearn.data.sampling import Draw
 from unlearn.ensemble import Ensemble, Member
 from unlearn.frozen import FrozenRows, LiveRows
-from unlearn.models.llama import answer_rows, answer_rows_and_hidden
+from unlearn.models.llama import answer_states, head, states_and_hidden
 from unlearn.trainer import MicroBatch
 
 Rows = Mapping[str, FrozenRows | LiveRows]
@@ -122,39 +123,69 @@ class Objective:
         """One forward pass over all groups of the micro-batch, then the ensemble's rows per group."""
         flat: list[Example] = [self.groups[name].examples[i] for name, ids in chunk.items() for i in ids]
         batch = collate(flat, self.pad_id).to(self.device)
-        trained, hidden, reference_hidden = self._forward(batch)
+        model = self.ensemble.trained.model
+        states, hidden, reference_hidden = self._forward(batch)
+        if long(len(batch.labels), model):
+            learnt, rows_of = states, self._pieces
+        else:
+            learnt, rows_of = head(model, states).to(self.device), self._full
         answers, first_row, first_owner = {}, 0, 0
         for name, ids in chunk.items():
             group = self.groups[name]
             n = sum(len(group.examples[i].answer) for i in ids)
             here = slice(first_row, first_row + n)
-            rows = {m.name: self._take(group.rows[m.name], ids) for m in self.ensemble.frozen(self.alpha)}
-            rows[self.ensemble.trained.name] = trained[here]
+            rows, target = rows_of(group, ids, learnt[here])
             answers[name] = Answers(
-                self.ensemble.logits(rows, self.alpha),
+                rows,
                 batch.labels[here],
                 batch.owner[here] - first_owner,
-                rows.get(self.reference.name, partial(self._take, group.rows[self.reference.name], ids)),
-                partial(self._taught, group, ids) if self.teacher is not None else None,
+                target,
+                self._taught(group, ids) if self.teacher is not None else None,
                 None if hidden is None else hidden[here],
                 None if reference_hidden is None else reference_hidden[here],
             )
             first_row, first_owner = first_row + n, first_owner + len(ids)
         return answers
 
+    def _full(self, group: Group, ids: list[int], trained: Tensor) -> tuple[Tensor, Tensor | Reader]:
+        """Rows of the ensemble and of the reference, each [n, V], from the trained member's."""
+        rows = {m.name: group.rows[m.name].take(ids).to(self.device) for m in self.ensemble.frozen(self.alpha)}
+        rows[self.ensemble.trained.name] = trained
+        ensemble, name = self.ensemble.logits(rows, self.alpha), self.reference.name
+        return ensemble, rows[name] if name in rows else self._reader(group.rows[name], ids)
+
+    def _pieces(self, group: Group, ids: list[int], states: Tensor) -> tuple[LongRows, Reader]:
+        """The same, of which no [n, V] is ever made, from the trained member's last hidden states."""
+        learner, reference = self.ensemble.trained, self.reference.name
+        frozen = {m.name: self._reader(group.rows[m.name], ids) for m in self.ensemble.frozen(self.alpha)}
+
+        def join(trained: Tensor, here: slice) -> Tensor:
+            rows = {name: read(here) for name, read in frozen.items()}
+            return self.ensemble.logits(rows | {learner.name: trained.to(self.device)}, self.alpha)
+
+        target = frozen[reference] if reference in frozen else self._reader(group.rows[reference], ids)
+        return LongRows(learner.model, states, join), target
+
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Answer rows of the trained member; with hidden states, and the reference's, where a term reads a layer."""
+        """Last hidden states of the trained member; where a term reads a layer, that one's too, and the reference's."""
         layer = next((t.layer for t in self.terms if t.layer is not None), None)
         model = self.ensemble.trained.model
         if layer is None:
-            return answer_rows(model, batch), None, None
+            return answer_states(model, batch), None, None
         with torch.no_grad():
-            _, reference = answer_rows_and_hidden(self.reference.model, batch, layer)
-        return *answer_rows_and_hidden(model, batch, layer), reference
+            _, reference = states_and_hidden(self.reference.model, batch, layer)
+        return *states_and_hidden(model, batch, layer), reference
 
-    def _taught(self, group: Group, ids: list[int]) -> Tensor:
-        rows = {name: self._take(stored, ids) for name, stored in group.teacher().items()}
-        return self.teacher.ensemble.logits(rows, self.teacher.alpha)
+    def _taught(self, group: Group, ids: list[int]) -> Reader:
+        """Rows of the teacher; those of its members are made, or found, when they are first asked for."""
+        members = cache(lambda: {name: self._reader(rows, ids) for name, rows in group.teacher().items()})
 
-    def _take(self, rows: FrozenRows | LiveRows, ids: list[int]) -> Tensor:
-        return rows.take(ids).to(self.device)
+        def read(here: slice) -> Tensor:
+            return self.teacher.ensemble.logits({k: rows(here) for k, rows in members().items()}, self.teacher.alpha)
+
+        return read
+
+    def _reader(self, rows: FrozenRows | LiveRows, ids: list[int]) -> Reader:
+        """Their rows on this device; nothing is looked up or computed before the first is asked for."""
+        reader = cache(partial(rows.reader, ids))
+        return lambda here: reader()(here).to(self.device)

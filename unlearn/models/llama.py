@@ -54,15 +54,25 @@ def answer_rows(model: nn.Module, batch: Batch) -> Tensor:
 
     The output head is applied to the gathered rows only: prompts and padding never get a [V]-wide row.
     """
+    return head(model, answer_states(model, batch)).to(batch.ids.device)
+
+
+def answer_states(model: nn.Module, batch: Batch) -> Tensor:
+    """Last hidden states of the batch's answer rows, [N, D]: what the head makes logits of. They stay on its device."""
     here = batch.to(next(model.parameters()).device)
     hidden = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False).last_hidden_state
-    return head(model, _at(hidden, here)).to(batch.ids.device)
+    return _at(hidden, here)
 
 
 def head(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Logits [..., V] in fp32 of last hidden states [..., D]; V is what ``vocabulary`` says."""
+    """Logits [..., V] in fp32 or fp64 of last hidden states [..., D]; V is what ``vocabulary`` says."""
     logits, width = model.get_output_embeddings()(hidden), vocabulary(model)
-    return (logits if logits.shape[-1] == width else logits[..., :width]).float()
+    return full_precision(logits if logits.shape[-1] == width else logits[..., :width])
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """In fp32, unless they are in fp64."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _at(hidden: Tensor, batch: Batch) -> Tensor:
@@ -70,8 +80,8 @@ def _at(hidden: Tensor, batch: Batch) -> Tensor:
     return hidden.flatten(0, 1)[batch.where.to(hidden.device)]
 
 
-def answer_rows_and_hidden(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
-    """Answer rows as above, and the hidden states [N, D] after block ``layer`` (0, 1 …, but not the last).
+def states_and_hidden(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
+    """Last hidden states as above, and those after block ``layer`` (0, 1 …, but not the last), both [N, D].
 
     The last block's states are only seen after the final norm, and steering them would steer the logits themselves.
     """
@@ -82,8 +92,8 @@ def answer_rows_and_hidden(model: nn.Module, batch: Batch, layer: int) -> tuple[
         )
     here = batch.to(next(model.parameters()).device)
     out = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False, output_hidden_states=True)
-    rows, hidden = head(model, _at(out.last_hidden_state, here)), _at(out.hidden_states[layer + 1], here).float()
-    return rows.to(batch.ids.device), hidden.to(batch.ids.device)
+    hidden = full_precision(_at(out.hidden_states[layer + 1], here))
+    return _at(out.last_hidden_state, here), hidden.to(batch.ids.device)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check bench format clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ check: setup ## lint, formatting and tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest -n logical --dist loadfile
+
+bench: setup ## measure what the speed-ups are worth on this machine (experiments/speed/README.md)
+	$(PY) experiments/speed/bench.py
 
 format: setup ## format the code
 	$(PY) -m ruff check --fix .

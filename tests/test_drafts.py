@@ -7,11 +7,12 @@ import pytest
 import torch
 from helpers import offset_ensemble, random_examples, tiny_llama
 
-from unlearn import drafts, evaluation, frozen
+from unlearn import drafts, evaluation
 from unlearn.combination import SUM, bind_rule
 from unlearn.drafts import drafts_of, greedy_from_drafts
 from unlearn.ensemble import Ensemble, Member
 from unlearn.generation import greedy
+from unlearn.models import prompts
 from unlearn.store import Store
 from unlearn.ties import LEAST, decide
 
@@ -222,7 +223,7 @@ def test_where_tokens_tie_plain_decoding_decides(tmp_path, rule, monkeypatch):
         return rows + 5e-5 * (2 * torch.rand(rows.shape, generator=random) - 1)
 
     monkeypatch.setattr(drafts, "answer_rows", blurred)
-    monkeypatch.setattr(frozen, "answer_rows", blurred)
+    monkeypatch.setattr(prompts, "answer_rows", blurred)
     said = plain(ensemble, 1.0, 1)
     assert drafted(ensemble, 1.0, Store(tmp_path), 1) == said
     monkeypatch.setattr(

@@ -138,7 +138,7 @@ def cells(metrics: Mapping[str, Any]) -> list[str]:
 def _number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
-    return f"{value:.3f}" if value >= 0.001 or value == 0 else f"{value:.0e}"
+    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.0e}"
 
 
 def summarise(study: Path) -> Path:

@@ -216,13 +216,12 @@ def test_where_tokens_tie_plain_decoding_decides(tmp_path, rule, monkeypatch):
     """
     ensemble = offset_ensemble(twins(tiny_llama(0)), twins(tiny_llama(1, hidden=8)), twins(tiny_llama(2, hidden=12)))
     ensemble = Ensemble(ensemble.members, RULES[rule])
-    real, random = drafts.answer_rows, torch.Generator().manual_seed(0)
+    real, random = prompts.answer_rows, torch.Generator().manual_seed(0)
 
     def blurred(model, batch):
         rows = real(model, batch)
         return rows + 5e-5 * (2 * torch.rand(rows.shape, generator=random) - 1)
 
-    monkeypatch.setattr(drafts, "answer_rows", blurred)
     monkeypatch.setattr(prompts, "answer_rows", blurred)
     said = plain(ensemble, 1.0, 1)
     assert drafted(ensemble, 1.0, Store(tmp_path), 1) == said

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlearn.data.encoding import Example, Examples, by_length, collate, most_rows
+from unlearn.data.encoding import Example, Examples
 from unlearn.ensemble import Ensemble, Member
 from unlearn.files import read_json, write_json
 from unlearn.frozen import FrozenRows, LiveRows, rows_of
-from unlearn.generation import Rows, decode, ends_of, greedy, without_end
+from unlearn.generation import Rows, decode, ends_of, greedy, likeliest, without_end
 from unlearn.identity import digest
-from unlearn.models.llama import answer_rows, vocabulary
+from unlearn.scoring import read
 from unlearn.store import Store
 from unlearn.ties import decide
 
@@ -92,10 +92,8 @@ def drafts_of(
     def build(folder: Path) -> None:
         limits = [max_new_tokens] * len(prompts)
 
-        def choose(rows: Rows, which: Sequence[int]) -> Tensor:
-            return alone.logits(rows, 0.0).argmax(-1)
-
-        write_json(folder / FILE, decode(alone, prompts, 0.0, pad_id, ends, limits, batch_size, choose))
+        found = decode(alone, prompts, 0.0, pad_id, ends, limits, batch_size, likeliest(alone, 0.0))
+        write_json(folder / FILE, found)
 
     answers = read_json(store.get("draft", recipe, build) / FILE)
     return Examples(
@@ -120,14 +118,8 @@ def _check(
     batch_size: int,
 ) -> list[_Begun]:
     """Hold every draft against the ensemble, all its positions in one pass."""
-    needed, begun = ensemble.needed([alpha]), {}
-    device = next(needed[0].model.parameters()).device
-    for m in needed:
-        m.model.eval()
-    for indices in by_length(drafts, batch_size, most_rows(vocabulary(needed[0].model), device)):
-        batch = collate([drafts[i] for i in indices], pad_id).to(device)
-        found = {m.name: rows[m.name].take(indices).to(device) for m in needed if m.name in rows}
-        found |= {m.name: answer_rows(m.model, batch) for m in needed if m.name not in rows}
+    begun = {}
+    for indices, _, found in read(ensemble, drafts, [alpha], rows, pad_id, batch_size):
         token, sure = (t.tolist() for t in decide(ensemble, found, alpha))
         at = 0
         for i in indices:

@@ -21,6 +21,7 @@ from unlearn.generation import greedy
 from unlearn.groups import group
 from unlearn.groups.context import Context, Reference
 from unlearn.metrics.bootstrap import interval, mean_interval
+from unlearn.metrics.distance import distances
 from unlearn.metrics.forget_quality import ForgetQuality
 from unlearn.metrics.model_utility import PARTS, model_utility, of_means
 from unlearn.scoring import Scores, score
@@ -117,7 +118,8 @@ def _entry(
             tables[split] = tables[split].assign(**{k: v.to_numpy() for k, v in columns.items()})
     table = pd.concat(tables.values(), ignore_index=True).assign(alpha=alpha)
     if reference is not None:
-        metrics["distance"] = {k: v - reference.metrics[k] for k, v in metrics.items() if k in reference.metrics}
+        shared = {k: v for k, v in metrics.items() if k in reference.metrics}
+        metrics["distance"] = {k: d.signed for k, d in distances(shared, reference.metrics).items()}
     return metrics | {"intervals": {k: list(v) for k, v in intervals.items()}, "settings": suite.settings}, table
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from unlearn.ensemble import Ensemble
@@ -17,6 +17,7 @@ from unlearn.identity import digest
 from unlearn.models.llama import head
 
 Rows = Mapping[str, Tensor]  # next-token logits by member
+Choose = Callable[[Rows, Sequence[int]], Tensor]  # members' rows [B, V], and which prompt each row is, to tokens [B]
 
 
 @torch.no_grad()
@@ -35,11 +36,7 @@ def greedy(
     ``hide_pad`` also masks tokens of the prompt that are the padding token, and does not count them as positions:
     wrong, and what public code does.
     """
-
-    def choose(rows: Rows, which: Sequence[int]) -> Tensor:
-        return ensemble.logits(rows, alpha).argmax(-1)
-
-    ends, limits = ends_of(ensemble, eos_id), [max_new_tokens] * len(prompts)
+    ends, limits, choose = ends_of(ensemble, eos_id), [max_new_tokens] * len(prompts), likeliest(ensemble, alpha)
     found = decode(ensemble, prompts, alpha, pad_id, ends, limits, batch_size, choose, hide_pad)
     return [without_end(answer, ends) for answer in found]
 
@@ -69,6 +66,15 @@ def sample(
     return [without_end(answer, ends) for answer in found]
 
 
+def likeliest(ensemble: Ensemble, alpha: float) -> Choose:
+    """The likeliest token of the ensemble, for ``decode``."""
+
+    def choose(rows: Rows, which: Sequence[int]) -> Tensor:
+        return ensemble.logits(rows, alpha).argmax(-1)
+
+    return choose
+
+
 def draw(logits: Tensor, streams: Sequence[torch.Generator]) -> Tensor:
     """A token [B] from the softmax of each row of logits [B, V], by the row's own stream of random numbers."""
     noise = torch.stack([torch.empty(logits.shape[-1]).exponential_(generator=stream) for stream in streams])
@@ -93,13 +99,10 @@ def decode(
     ends: Collection[int],
     limits: Sequence[int],
     batch_size: int,
-    choose: Callable[[Rows, Sequence[int]], Tensor],
+    choose: Choose,
     hide_pad: bool = False,
 ) -> list[list[int]]:
-    """Tokens after each prompt, at most its limit, up to and with the first of ``ends``.
-
-    ``choose`` maps the members' rows [B, V] by name, and which prompt each row is, to tokens [B].
-    """
+    """Tokens after each prompt, at most its limit, up to and with the first of ``ends``."""
     order = sorted((i for i in range(len(prompts)) if limits[i] > 0), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
@@ -127,6 +130,31 @@ def without_end(answer: list[int], ends: Collection[int]) -> list[int]:
     return answer[:-1] if answer and answer[-1] in ends else answer
 
 
+def padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask [B, S], padded on the left, so that all prompts end where the answers begin."""
+    longest = max(map(len, prompts))
+    ids = [[pad_id] * (longest - len(p)) + list(p) for p in prompts]
+    mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+    return tuple(torch.tensor(rows, dtype=torch.long, device=device) for rows in (ids, mask))
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Of each token among those that the mask shows, [B, S]."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def read(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    """Last hidden states [B, S, D] of tokens that follow those in the cache, which then has them too."""
+    place = next(model.parameters()).device
+    return model.base_model(
+        input_ids=ids.to(place),
+        attention_mask=mask.to(place),
+        position_ids=positions.to(place),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+
+
 class _Decoding:
     """The state of one batch: next tokens to read, mask, and a cache per member."""
 
@@ -135,13 +163,10 @@ class _Decoding:
         for m in self.members:
             m.model.eval()
         self.device = next(self.members[0].model.parameters()).device
-        longest = max(map(len, prompts))
-        # Padded on the left, so that all prompts end where the answers begin.
-        self.ids = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in prompts], device=self.device)
-        self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        self.ids, self.mask = padded(prompts, pad_id, self.device)
         if hide_pad:
             self.mask = (self.ids != pad_id).long()
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.positions = positions(self.mask)
         self.caches = {m.name: DynamicCache(config=m.model.config) for m in self.members}
         self.rows = list(range(len(prompts)))  # which prompt each row of the batch is
 
@@ -149,14 +174,7 @@ class _Decoding:
         """Logits of the next token by member, [B, V]."""
         last = {}
         for m in self.members:
-            place = next(m.model.parameters()).device
-            hidden = m.model.base_model(
-                input_ids=self.ids.to(place),
-                attention_mask=self.mask.to(place),
-                position_ids=self.positions.to(place),
-                past_key_values=self.caches[m.name],
-                use_cache=True,
-            ).last_hidden_state
+            hidden = read(m.model, self.ids, self.mask, self.positions, self.caches[m.name])
             last[m.name] = head(m.model, hidden[:, -1]).to(self.device)
         return last
 

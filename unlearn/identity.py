@@ -211,7 +211,7 @@ def describe(cfg: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_GROUP_SETTINGS = {
+GROUP_SETTINGS = {
     "leak": ("leak_samples", "leak_temperature", "leak_threshold"),
     "prefix": ("prefix_shares",),
     "contrast": ("contrast_weights",),
@@ -229,7 +229,7 @@ def metric_settings(cfg: Config) -> dict[str, Any]:
         "max_new_tokens": cfg.eval.max_new_tokens,
         "resamples": cfg.eval.resamples,
         **({"judge": _content(cfg.eval.judge)} if cfg.eval.judge is not None else {}),
-        **{k: getattr(cfg.eval, k) for group in cfg.eval.groups for k in _GROUP_SETTINGS.get(group, ())},
+        **{k: getattr(cfg.eval, k) for group in cfg.eval.groups for k in GROUP_SETTINGS.get(group, ())},
     }
 
 

@@ -10,11 +10,10 @@ from unlearn import others
 from unlearn.config import ConfigError
 from unlearn.ensemble import Ensemble
 from unlearn.groups.context import Reference
+from unlearn.identity import GROUP_SETTINGS
 from unlearn.metrics.ou_aggregates import ATTACKS
 from unlearn.others import Result
 from unlearn.suite import SCORED, Split, Suite
-
-LEAK_SETTINGS = ("leak_samples", "leak_temperature", "leak_threshold")
 
 
 def from_file(path: str, suite: Suite, models: Mapping[str, Callable[[], Ensemble]] | None = None) -> Reference:
@@ -30,7 +29,7 @@ def _comparable(given: str, found: Result, suite: Suite) -> None:
         split, theirs = suite.split(name), found.examples[found.examples["split"] == name]
         if split is not None and (len(theirs) or name == "forget"):
             _same_rows(f"reference={given}: has {len(theirs)} {name} rows", theirs, split)
-    for key in ("template", *LEAK_SETTINGS):
+    for key in ("template", *GROUP_SETTINGS["leak"]):
         theirs, ours = found.settings.get(key), suite.settings.get(key)
         if None not in (theirs, ours) and theirs != ours:
             raise ConfigError(f"reference={given}: was made with {key} {theirs}, and this is with {ours}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,30 +76,52 @@ def score(
     ``moments`` fills ``mean`` and ``variance``. ``mask_pad`` also hides tokens of the text that are the padding token
     (as OpenUnlearning does), which only matters where padding is a token that occurs in texts.
     """
-    needed = ensemble.needed(alphas)
     starts = np.array(examples.starts)
     arrays = {a: [np.full(starts[-1], np.nan) for _ in range(4)] for a in alphas}
+    for indices, batch, rows in read(ensemble, examples, alphas, stored, pad_id, batch_size, mask_pad):
+        where = places(examples, indices)
+        for alpha, logits in ensemble.sweep(rows, alphas):
+            for array, values in zip(arrays[alpha], _values(logits, batch, moments), strict=False):
+                array[where] = values.cpu().double().numpy()
+    return {a: Scores(starts, found[0], found[1].astype(bool), *found[2:]) for a, found in arrays.items()}
+
+
+@torch.no_grad()
+def read(
+    ensemble: Ensemble,
+    examples: Examples,
+    alphas: Sequence[float],
+    stored: Mapping[str, FrozenRows | LiveRows],
+    pad_id: int,
+    batch_size: int,
+    mask_pad: bool = False,
+) -> Iterator[tuple[list[int], Batch, dict[str, Tensor]]]:
+    """Batch by batch: which examples, the batch, and the answer rows [N, V] of every member that counts.
+
+    Rows lie as ``collate`` lays the examples. Members with ``stored`` rows are not run.
+    """
+    needed = ensemble.needed(alphas)
     live = [m for m in needed if m.name not in stored]
     device = next(needed[0].model.parameters()).device
     for m in live:
         m.model.eval()
-    width = vocabulary(needed[0].model)
     split = by_length if mask_pad else by_prompt  # what is hidden of a text is hidden of a text that is read whole
-    for indices in split(examples, batch_size, most_rows(width, device)):
+    for indices in split(examples, batch_size, most_rows(vocabulary(needed[0].model), device)):
         chosen = [examples[i] for i in indices]
         batch = collate(chosen, pad_id, mask_pad).to(device)
         rows = {m.name: stored[m.name].take(indices).to(device) for m in needed if m.name in stored}
         for m in live:
             found = answer_rows(m.model, batch) if mask_pad else shared_rows(m.model, chosen, pad_id)
             rows[m.name] = found.to(device)
-        where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
-        for alpha, logits in ensemble.sweep(rows, alphas):
-            for array, values in zip(arrays[alpha], _read(logits, batch, moments), strict=False):
-                array[where] = values.cpu().double().numpy()
-    return {a: Scores(starts, found[0], found[1].astype(bool), *found[2:]) for a, found in arrays.items()}
+        yield indices, batch, rows
 
 
-def _read(logits: Tensor, batch: Batch, moments: bool) -> list[Tensor]:
+def places(examples: Examples, indices: Sequence[int]) -> np.ndarray:
+    """Where the rows of a batch of these examples are when all examples are laid end to end, [N]."""
+    return np.concatenate([np.arange(examples.starts[i], examples.starts[i + 1]) for i in indices])
+
+
+def _values(logits: Tensor, batch: Batch, moments: bool) -> list[Tensor]:
     """Per row [N]: log-probability of the label, whether it is the argmax, and the moments if asked for."""
     found = [-F.cross_entropy(logits, batch.labels, reduction="none"), logits.argmax(-1) == batch.labels]
     return found + [*log_prob_moments(logits)] if moments else found

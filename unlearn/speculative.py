@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from unlearn.ensemble import Ensemble, Member
-from unlearn.generation import Rows, draw, ends_of, greedy, streams
+from unlearn.generation import Rows, draw, ends_of, greedy, padded, positions, read, streams
 from unlearn.models.llama import head
 from unlearn.ties import decide
 
@@ -183,15 +183,11 @@ class _Batch:
         self.caches = {m.name: DynamicCache() for m in (drafter, *self.others)}
         self.last = torch.tensor([[p[-1]] for p in prompts], device=self.device)  # [B, 1] what is next to be read
         self.final = torch.tensor([[len(p) + most - 1] for p in prompts], device=self.device)  # the last position
-        longest = max(map(len, prompts)) - 1
-        ids = torch.tensor([[pad_id] * (longest + 1 - len(p)) + list(p[:-1]) for p in prompts], device=self.device)
-        mask = [[0] * (longest + 1 - len(p)) + [1] * (len(p) - 1) for p in prompts]
-        self.mask = torch.tensor(mask, device=self.device).long()
-        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        ids, self.mask = padded([p[:-1] for p in prompts], pad_id, self.device)
         for m in (drafter, *self.others):
             m.model.eval()
-            if longest:
-                self._read(m, ids, self.mask, positions)
+            if ids.shape[1]:
+                read(m.model, ids, self.mask, positions(self.mask), self.caches[m.name])
 
     def round(self, gamma: int, propose: Callable[[Tensor], Tensor]) -> tuple[Rows, Tensor, Tensor]:
         """Draft γ tokens and read them all: rows [B, γ + 1, V] by member, the drafter's own, and the draft [B, γ]."""
@@ -199,13 +195,13 @@ class _Batch:
         mask = torch.cat([self.mask, self.mask.new_ones(len(ids), gamma + 1)], dim=1)
         width = self.mask.shape[1]
         # Positions after the longest answer's are read for nothing, and some models have none there.
-        positions = torch.minimum(start + torch.arange(gamma + 1, device=self.device), self.final)
+        at = torch.minimum(start + torch.arange(gamma + 1, device=self.device), self.final)
         for k in range(gamma + 1):
             seen = mask[:, : width + k + 1]
-            own.append(self._logits(self.drafter, ids[:, k:], seen, positions[:, k : k + 1]))
+            own.append(self._logits(self.drafter, ids[:, k:], seen, at[:, k : k + 1]))
             if k < gamma:
                 ids = torch.cat([ids, propose(own[k][:, 0])[:, None]], dim=1)
-        rows = {m.name: self._logits(m, ids, mask, positions) for m in self.others}
+        rows = {m.name: self._logits(m, ids, mask, at) for m in self.others}
         own = torch.cat(own, dim=1)
         self.mask, self.just_read = mask, gamma + 1
         return rows | ({self.drafter.name: own} if self.drafter.name in self.needed else {}), own, ids[:, 1:]
@@ -230,15 +226,5 @@ class _Batch:
                 layer.keys = torch.take_along_dim(layer.keys[keep], where, dim=2)
                 layer.values = torch.take_along_dim(layer.values[keep], where, dim=2)
 
-    def _logits(self, m: Member, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        return head(m.model, self._read(m, ids, mask, positions)).to(self.device)
-
-    def _read(self, m: Member, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        place = next(m.model.parameters()).device
-        return m.model.base_model(
-            input_ids=ids.to(place),
-            attention_mask=mask.to(place),
-            position_ids=positions.to(place),
-            past_key_values=self.caches[m.name],
-            use_cache=True,
-        ).last_hidden_state
+    def _logits(self, m: Member, ids: Tensor, mask: Tensor, at: Tensor) -> Tensor:
+        return head(m.model, read(m.model, ids, mask, at, self.caches[m.name])).to(self.device)

@@ -15,9 +15,8 @@ from unlearn.data.encoding import Example, collate
 from unlearn.ensemble import Ensemble
 from unlearn.groups.behaviour import live_rows, trainable
 from unlearn.groups.context import Context, Found
+from unlearn.groups.privacy import SPLITS
 from unlearn.metrics.membership import auc, gradnorm
-
-SPLITS = ("forget", "holdout")
 
 
 def measure(ctx: Context) -> Found:

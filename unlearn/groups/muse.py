@@ -9,15 +9,14 @@ from functools import partial
 
 import pandas as pd
 
-from unlearn.groups.context import Context, Found
-from unlearn.metrics.bootstrap import mean_interval
+from unlearn.groups.context import Context, Found, aggregate
 from unlearn.metrics.muse import knowledge_memorization, verbatim_memorization
 from unlearn.suite import KNOWLEDGE, VERBATIM
 
 
 def measure(ctx: Context) -> Found:
     tokenizer, semantics = ctx.suite.encoder.tokenizer, ctx.suite.semantics
-    metrics, columns, intervals = {}, {}, {}
+    values, columns = {}, {}
     for name in (VERBATIM, *KNOWLEDGE):
         if ctx.suite.split(name) is None:
             continue
@@ -29,7 +28,6 @@ def measure(ctx: Context) -> Found:
             ends = partial(tokenizer.encode), partial(tokenizer.decode, skip_special_tokens=True)
             found = verbatim_memorization(*texts, *ends, stemmer=semantics.stemmer_f1)
         (key,) = found.keys() - {"values"}
-        metrics[f"{name}/{key}"], columns[name] = found[key], pd.DataFrame({key: found["values"]})
-        if ctx.suite.cfg.resamples:
-            intervals[f"{name}/{key}"] = tuple(mean_interval(found["values"], ctx.suite.cfg.resamples))
+        values[f"{name}/{key}"], columns[name] = found["values"], pd.DataFrame({key: found["values"]})
+    metrics, intervals = aggregate(values, ctx.suite.cfg.resamples)
     return Found(metrics, columns, intervals)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from unlearn.data.encoding import Examples
-from unlearn.generation import greedy
+from unlearn.groups.behaviour import answers
 from unlearn.groups.context import Context, Found, aggregate
 from unlearn.metrics.rouge import recall
 from unlearn.scoring import score
@@ -18,17 +18,13 @@ from unlearn.scoring import score
 
 def measure(ctx: Context) -> Found:
     suite = ctx.suite
-    rows, encoder, cfg = suite.split("forget").rows, suite.encoder, suite.cfg
-    pad, eos = encoder.tokenizer.pad_token_id, encoder.tokenizer.eos_token_id
-    examples = Examples(encoder.example(r.id, r.paraphrased_question, r.answer) for r in rows)
-    scores = score(ctx.ensemble, examples, [ctx.alpha], {}, pad, cfg.batch_size)[ctx.alpha]
-    prompts = [e.prompt for e in examples]
-    answers = greedy(ctx.ensemble, prompts, ctx.alpha, pad, eos, cfg.max_new_tokens, cfg.batch_size)
+    rows, pad = suite.split("forget").rows, suite.encoder.tokenizer.pad_token_id
+    examples = Examples(suite.encoder.example(r.id, r.paraphrased_question, r.answer) for r in rows)
+    scores = score(ctx.ensemble, examples, [ctx.alpha], {}, pad, suite.cfg.batch_size)[ctx.alpha]
+    texts = answers(suite, ctx.ensemble, ctx.alpha, [e.prompt for e in examples])
     found = {
         "other_question_prob": scores.prob,
-        "other_question_rougeL_recall": np.array(
-            [recall(encoder.decode(a), r.answer) for a, r in zip(answers, rows, strict=True)]
-        ),
+        "other_question_rougeL_recall": np.array([recall(t, r.answer) for t, r in zip(texts, rows, strict=True)]),
     }
-    metrics, intervals = aggregate({f"forget/{k}": v for k, v in found.items()}, cfg.resamples)
+    metrics, intervals = aggregate({f"forget/{k}": v for k, v in found.items()}, suite.cfg.resamples)
     return Found(metrics, {"forget": pd.DataFrame(found)}, intervals)

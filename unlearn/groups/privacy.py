@@ -14,11 +14,11 @@ import pandas as pd
 from unlearn.groups.context import Context, Found
 from unlearn.metrics import membership
 from unlearn.metrics.bootstrap import interval
+from unlearn.metrics.ou_aggregates import ATTACKS
 from unlearn.metrics.privleak import privleak
 from unlearn.metrics.relative_membership import vulnerability
 
 SPLITS = ("forget", "holdout")
-ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 FALSE_POSITIVES = 0.05
 
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
 
-from unlearn.data.encoding import Examples, by_length, collate, most_rows
+from unlearn.data.encoding import Examples
 from unlearn.frozen import rows_of
 from unlearn.groups.context import Context, Found, MissingReference, aggregate
 from unlearn.metrics.divergence import jensen_shannon
 from unlearn.metrics.three_sample import three_sample
-from unlearn.models.llama import answer_rows, vocabulary
+from unlearn.scoring import places, read
 
 NAMES = ("retrained", "target")
 LEAST = 5  # groups: with 2^5 sign patterns a p of .05 can be reached
@@ -47,33 +46,23 @@ def measure(ctx: Context) -> Found:
     return Found(metrics, {"forget": columns}, intervals)
 
 
-@torch.no_grad()
 def _distances(ctx: Context, split) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Divergence of the model from either reference for every answer row of the right answers, and its question."""
     examples = Examples(split.examples[i] for i in split.right)
-    pad = ctx.suite.encoder.tokenizer.pad_token_id
-    ensembles = {name: ctx.reference.models[name]() for name in NAMES} | {"own": ctx.ensemble}
-    alphas = {"retrained": 1.0, "target": 1.0, "own": ctx.alpha}
-    stored = {
-        (who, m.name): rows_of(ctx.store, m, examples, pad, ctx.suite.stored_rows_gib)
-        for who, ensemble in ensembles.items()
-        for m in ensemble.needed([alphas[who]])
-        if not m.trained
-    }
-    first = ctx.ensemble.needed([ctx.alpha])[0].model
-    device = next(first.parameters()).device
-    starts = examples.starts
-    found = {name: np.empty(starts[-1]) for name in NAMES}
-    for indices in by_length(examples, ctx.suite.cfg.batch_size, most_rows(vocabulary(first), device)):
-        batch = collate([examples[i] for i in indices], pad).to(device)
-        logits = {}
-        for who, ensemble in ensembles.items():
-            rows = {
-                m.name: answer_rows(m.model, batch) if m.trained else stored[who, m.name].take(indices).to(device)
-                for m in ensemble.needed([alphas[who]])
-            }
-            logits[who] = ensemble.logits(rows, alphas[who])
-        where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+    pad, suite = ctx.suite.encoder.tokenizer.pad_token_id, ctx.suite
+    models = {"own": (ctx.ensemble, ctx.alpha), **{name: (ctx.reference.models[name](), 1.0) for name in NAMES}}
+    passes = []
+    for ensemble, alpha in models.values():
+        frozen = [m for m in ensemble.needed([alpha]) if not m.trained]
+        stored = {m.name: rows_of(ctx.store, m, examples, pad, suite.stored_rows_gib) for m in frozen}
+        passes.append(read(ensemble, examples, [alpha], stored, pad, suite.cfg.batch_size))
+    found = {name: np.empty(examples.starts[-1]) for name in NAMES}
+    for batches in zip(*passes, strict=True):  # all split the examples alike
+        logits = {
+            name: ensemble.logits(rows, alpha)
+            for (name, (ensemble, alpha)), (_, _, rows) in zip(models.items(), batches, strict=True)
+        }
+        where = places(examples, batches[0][0])
         for name in NAMES:
             found[name][where] = jensen_shannon(logits["own"], logits[name]).cpu().double().numpy()
-    return found, np.repeat(np.arange(len(examples)), np.diff(starts))
+    return found, np.repeat(np.arange(len(examples)), np.diff(examples.starts))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from unlearn.heap import without_holes
 from unlearn.models.llama import full_precision, vocabulary
 
 LEAST = 64  # rows of a block: with fewer, a product on a CPU waits for the head's weights rather than for arithmetic
@@ -72,8 +73,9 @@ class LongRows:
     def pieces(self) -> Iterator[slice]:
         """All rows in order, by slices of the size in which they are read."""
         width = vocabulary(self.model)
-        for here in _split(len(self.hidden), block(width, self.hidden.device)):
-            yield from _pieces(here, width, self.hidden.device)
+        with without_holes():
+            for here in _split(len(self.hidden), block(width, self.hidden.device)):
+                yield from _pieces(here, width, self.hidden.device)
 
     def whole(self) -> Tensor:
         """All rows at once, [N, V] with gradient: for what reads more of them than one number each."""
@@ -86,6 +88,7 @@ class _Blocks(torch.autograd.Function):
     """Values per row of logits = hidden · weightᵀ + bias, their first ``width`` columns."""
 
     @staticmethod
+    @without_holes()
     def forward(ctx, hidden, weight, bias, width, values):
         ctx.save_for_backward(hidden, weight, bias)
         ctx.width, ctx.values = width, values
@@ -97,6 +100,7 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_holes()
     def backward(ctx, gradient):
         hidden, weight, bias = ctx.saved_tensors
         of_hidden, of_weight, of_bias = (

@@ -2,24 +2,21 @@
 
     python experiments/speed/vocabulary.py [VOCABULARY …]
 
-Time: both forms in turn (A B A B) in one process, medians of wall and CPU seconds of forward and backward pass. Memory:
-each form in a process of its own, the peak of its resident size over what it was before the step, gradients included.
-The frozen members' rows are there before in both. Writes vocabulary.csv and vocabulary.md beside this file.
+Memory: each form in a process of its own, the peak of its resident size in one step over what it was before that step,
+gradients included. The frozen members' rows are there before in both.
 """
 
 from __future__ import annotations
 
-import csv
-import resource
-import statistics
+import ctypes
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
-from platform import machine, python_version
 
 import numpy as np
 import torch
+from bench import Result, alternate, compared, publish
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearn.answers import Answers
@@ -30,11 +27,9 @@ from unlearn.frozen import FrozenRows
 from unlearn.losses import FORGET, RETAIN
 from unlearn.models.llama import head
 
-HERE = Path(__file__).parent
 ROWS, HIDDEN, ANSWER, ALPHA = 1024, 256, 32, 0.7
 TERMS = {"nll": (RETAIN["nll"], {}), "kl": (RETAIN["kl"], {}), "npo": (FORGET["npo"], {"beta": 0.1})}
-FORMS, REPEATS = ("full", "pieces"), 3
-COLUMNS = ("vocabulary", "term", "form", "wall_s", "cpu_s", "extra_mb", "time_ratio", "memory_ratio")
+FORMS, ROUNDS = ("full", "pieces"), 3
 
 
 class Case:
@@ -82,10 +77,6 @@ class Case:
         return loss.item()
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def extra_mb(width: int, term: str, form: str) -> float:
     """Peak memory of one step above what was there before, in a fresh process."""
     command = [sys.executable, __file__, "--memory", str(width), term, form]
@@ -96,60 +87,38 @@ def memory(width: int, term: str, form: str) -> None:
     for small in TERMS:  # libraries are loaded by a first step
         Case(50, ANSWER).step(form, small)
     case = Case(width)
-    before = peak_mb()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not at hand for the step
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is there now
+    before = _mb("VmRSS")
     case.step(form, term)
-    print(peak_mb() - before)
+    print(_mb("VmHWM") - before)
 
 
-def seconds(case: Case, term: str) -> dict[str, tuple[float, float]]:
-    """Median wall and CPU seconds of each form, taken in turn."""
-    found: dict[str, list[tuple[float, float]]] = {form: [] for form in FORMS}
-    for _ in range(REPEATS):
-        for form in FORMS:
-            wall, cpu = time.perf_counter(), time.process_time()
-            case.step(form, term)
-            found[form].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {form: tuple(statistics.median(x) for x in zip(*times, strict=True)) for form, times in found.items()}
+def _mb(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
-def measure(widths: list[int]) -> None:
-    # memory first: a process's peak counts what its parent had when it was started
-    memories = {(w, term): {form: extra_mb(w, term, form) for form in FORMS} for w in widths for term in TERMS}
-    print(memories, flush=True)
-    table: list[dict] = []
+def measure(widths: list[int]) -> list[Result]:
+    results = []
     for width in widths:
+        for term in TERMS:
+            full, ours = (extra_mb(width, term, form) for form in FORMS)
+            name = f"V {width:,}, {term}"
+            ratio, times = full / ours, f"full {full:,.0f} MB, pieces {ours:,.0f} MB"
+            results.append(Result(f"{name}: extra memory, full ÷ pieces", ratio, ratio, ratio, "≥ 7", times))
         case = Case(width)
         for term in TERMS:
-            by_form, extra = seconds(case, term), memories[width, term]
-            for form in FORMS:
-                (wall, cpu), full = by_form[form], by_form["full"]
-                values = (width, term, form, wall, cpu, extra[form], cpu / full[1], extra[form] / extra["full"])
-                table.append(dict(zip(COLUMNS, (v if isinstance(v, (int, str)) else round(v, 3) for v in values),
-                                      strict=True)))  # fmt: skip
-                print(table[-1], flush=True)
-            write(table)
+            seconds = alternate({form: partial(case.step, form, term) for form in FORMS}, ROUNDS)
+            results.append(compared(f"V {width:,}, {term}: time, pieces ÷ full", seconds, "pieces", "full", "≤ 1.05"))
         del case
+    return results
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), machine())
-
-
-def write(table: list[dict]) -> None:
-    with (HERE / "vocabulary.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    lines = ["| V | term | form | wall s | CPU s | extra MB | CPU time ÷ full | memory: full ÷ |", "|---|" + "--:|" * 7]
-    for r in table:
-        lines.append(
-            f"| {r['vocabulary']:,} | {r['term']} | {r['form']} | {r['wall_s']:.2f} | {r['cpu_s']:.2f} | "
-            f"{r['extra_mb']:,.0f} | {r['time_ratio']:.2f} | {1 / r['memory_ratio']:.1f} |"
-        )
-    place = f"{processor()}, {torch.get_num_threads()} thread, torch {torch.__version__}, Python {python_version()}"
-    head_lines = [f"{ROWS:,} rows, D {HIDDEN}, target and anchor from stored rows; {place}. Medians of {REPEATS}.", ""]
-    (HERE / "vocabulary.md").write_text("\n".join([*head_lines, *lines]) + "\n")
+NOTES = [
+    f"{ROWS:,} rows, D {HIDDEN}, target and anchor from stored rows; forward and backward pass, CPU seconds. The goal",
+    "for the time is to be no longer; 1.05 is how far two measurements of one form may differ here.",
+]
 
 
 if __name__ == "__main__":
@@ -157,4 +126,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--memory"]:
         memory(int(sys.argv[2]), sys.argv[3], sys.argv[4])
     else:
-        measure([int(v) for v in sys.argv[1:]] or [32_000, 128_256])
+        publish("vocabulary", measure([int(v) for v in sys.argv[1:]] or [32_000, 128_256]), NOTES)

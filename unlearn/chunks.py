@@ -75,7 +75,7 @@ class LongRows:
         width = vocabulary(self.model)
         with without_holes():
             for here in _split(len(self.hidden), block(width, self.hidden.device)):
-                yield from _pieces(here, width, self.hidden.device)
+                yield from pieces(here, width, self.hidden.device)
 
     def whole(self) -> Tensor:
         """All rows at once, [N, V] with gradient: for what reads more of them than one number each."""
@@ -94,7 +94,7 @@ class _Blocks(torch.autograd.Function):
         ctx.width, ctx.values = width, values
         found = []
         for here, logits in _logits(hidden, weight, bias, width):
-            for rows in _pieces(here, width, hidden.device):
+            for rows in pieces(here, width, hidden.device):
                 found.append(values(full_precision(_within(logits, here, rows)), rows))
         return torch.cat(found)
 
@@ -108,7 +108,7 @@ class _Blocks(torch.autograd.Function):
             for t, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         )
         for here, logits in _logits(hidden, weight, bias, ctx.width):
-            for rows in _pieces(here, ctx.width, hidden.device):
+            for rows in pieces(here, ctx.width, hidden.device):
                 piece = _within(logits, here, rows)
                 piece.copy_(_gradient(ctx.values, full_precision(piece), rows, gradient[rows]))
             if of_hidden is not None:
@@ -140,8 +140,8 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> 
         yield here, logits if bias is None else logits.add_(bias)
 
 
-def _pieces(here: slice, width: int, device: torch.device) -> Iterator[slice]:
-    """Slices of a block's rows, counted as the block's are."""
+def pieces(here: slice, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices of these rows, counted as they are, whose logits stay in the cache."""
     n = here.stop - here.start
     for piece in _split(n, max(1, _sizes(device).piece // width)):
         yield slice(here.start + piece.start, here.start + piece.stop)

@@ -36,7 +36,9 @@ def measure(
     results = {
         "prob": Probability().compute(predictions=nll[split.right]),
         "exact_memorization": ExactMemorization().compute(predictions=scores.correct[split.right]),
-        "extraction_strength": extraction_strength([pieces[i] for i in split.right], semantics.suffix_at_least_one),
+        "extraction_strength": extraction_strength(
+            [pieces[i] == 1 for i in split.right], semantics.suffix_at_least_one
+        ),
     }
     if generations is not None:
         results["rougeL_recall"] = RougeLRecall().compute(predictions=generations, references=gold)

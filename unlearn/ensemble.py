@@ -68,21 +68,24 @@ class Ensemble:
             return base
         return alpha * change if base is None else self.rule(base, change, alpha)
 
+    @torch.no_grad()
     def sweep(self, rows: Mapping[str, Tensor], alphas: Sequence[float]) -> Iterator[tuple[float, Tensor]]:
-        """As ``logits``, at each α in turn, from the rows of all members that count at one of them.
+        """As ``logits`` without gradient, at each α in turn, from the rows of all members that count at one of them.
 
-        Of a plain sum base and change are taken once, and each α is one pass over the rows. Do not write into them.
+        Of a plain sum base and change are taken once, and each α is one pass over the rows. Logits may lie in memory
+        that the next α overwrites; do not write into them.
         """
         if self.rule is not SUM:
             yield from ((alpha, self.logits(rows, alpha)) for alpha in alphas)
             return
         base = _sum((m.constant, rows[m.name]) for m in self.members if m.name in rows)
         change = _sum((m.slope, rows[m.name]) for m in self.members if m.name in rows)
+        room = None if base is None or change is None else torch.empty_like(base)  # fresh pages cost more than the sum
         for alpha in alphas:
             if base is None:
                 yield alpha, alpha * change
             else:
-                yield alpha, base if change is None or alpha == 0 else torch.add(base, change, alpha=alpha)
+                yield alpha, base if change is None or alpha == 0 else torch.add(base, change, alpha=alpha, out=room)
 
     def _counts(self, member: Member, alpha: float) -> bool:
         if self.rule is SUM:  # only a sum lets a constant and a slope cancel

@@ -88,7 +88,9 @@ def _scores(
         frozen = [m for m in ensemble.needed(alphas) if not m.trained]
         rows = {m.name: rows_of(store, m, split.examples, pad, suite.stored_rows_gib) for m in frozen}
     moments = "privacy" in suite.cfg.groups and split.name in ("forget", "holdout")
-    return score(ensemble, split.examples, alphas, rows, pad, suite.cfg.batch_size, moments, hide)
+    return score(
+        ensemble, split.examples, alphas, rows, pad, suite.cfg.batch_size, moments, hide, argmax_of=split.right
+    )
 
 
 def _entry(

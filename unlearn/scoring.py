@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unlearn.chunks import pieces
 from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
 from unlearn.ensemble import Ensemble
 from unlearn.frozen import FrozenRows, LiveRows
@@ -25,7 +26,7 @@ class Scores:
 
     starts: np.ndarray  # [E + 1] first token of each example, and T
     logp: np.ndarray  # [T] log-probability of the token, nats
-    right: np.ndarray  # [T] whether the token is the argmax
+    right: np.ndarray  # [T] 1 where the token is the argmax, else 0; NaN where it was not asked
     mean: np.ndarray  # [T] of log p under the row's own distribution; NaN unless asked for
     variance: np.ndarray  # [T] likewise
 
@@ -50,8 +51,8 @@ class Scores:
 
     @cached_property
     def correct(self) -> np.ndarray:
-        """Share of the tokens before EOS that are the argmax; 0 of an answer that is EOS alone."""
-        right = self.right.astype(float)
+        """Share of the tokens before EOS that are the argmax; 0 of an answer that is EOS alone, NaN if not asked."""
+        right = self.right.copy()
         right[self.starts[1:] - 1] = 0.0
         return np.add.reduceat(right, self.starts[:-1]) / np.maximum(self.tokens - 1, 1)
 
@@ -70,20 +71,29 @@ def score(
     batch_size: int,
     moments: bool = False,
     mask_pad: bool = False,
+    argmax_of: Sequence[int] | None = None,
 ) -> dict[float, Scores]:
     """Score examples at each α. Members with ``stored`` rows are not run.
 
+    ``argmax_of`` names the examples whose ``right`` is wanted, all if None: it costs as much as their probability.
     ``moments`` fills ``mean`` and ``variance``. ``mask_pad`` also hides tokens of the text that are the padding token
     (as OpenUnlearning does), which only matters where padding is a token that occurs in texts.
     """
     starts = np.array(examples.starts)
     arrays = {a: [np.full(starts[-1], np.nan) for _ in range(4)] for a in alphas}
+    asked = np.full(len(examples), argmax_of is None)
+    asked[list(argmax_of or ())] = True
     for indices, batch, rows in read(ensemble, examples, alphas, stored, pad_id, batch_size, mask_pad):
         where = places(examples, indices)
-        for alpha, logits in ensemble.sweep(rows, alphas):
-            for array, values in zip(arrays[alpha], _values(logits, batch, moments), strict=False):
-                array[where] = values.cpu().double().numpy()
-    return {a: Scores(starts, found[0], found[1].astype(bool), *found[2:]) for a, found in arrays.items()}
+        kept = torch.from_numpy(asked[indices]).to(batch.owner.device)[batch.owner]
+        width, device = vocabulary(ensemble.members[0].model), batch.labels.device
+        for here in pieces(slice(0, len(where)), width, device):  # what every α reads again stays in the cache
+            part = {name: logits[here] for name, logits in rows.items()}
+            for alpha, logits in ensemble.sweep(part, alphas):
+                found = _values(logits, batch.labels[here], kept[here], moments)
+                for array, values in zip(arrays[alpha], found, strict=False):
+                    array[where[here]] = values.cpu().double().numpy()
+    return {a: Scores(starts, *found) for a, found in arrays.items()}
 
 
 @torch.no_grad()
@@ -121,7 +131,9 @@ def places(examples: Examples, indices: Sequence[int]) -> np.ndarray:
     return np.concatenate([np.arange(examples.starts[i], examples.starts[i + 1]) for i in indices])
 
 
-def _values(logits: Tensor, batch: Batch, moments: bool) -> list[Tensor]:
-    """Per row [N]: log-probability of the label, whether it is the argmax, and the moments if asked for."""
-    found = [-F.cross_entropy(logits, batch.labels, reduction="none"), logits.argmax(-1) == batch.labels]
+def _values(logits: Tensor, labels: Tensor, kept: Tensor, moments: bool) -> list[Tensor]:
+    """Per row [N]: log-probability of the label, whether it is the argmax (of ``kept`` rows), the moments if wanted."""
+    right = torch.full((len(labels),), torch.nan, device=logits.device)
+    right[kept] = (logits if kept.all() else logits[kept]).argmax(-1).eq(labels[kept]).float()
+    found = [-F.cross_entropy(logits, labels, reduction="none"), right]
     return found + [*log_prob_moments(logits)] if moments else found

@@ -65,6 +65,11 @@ def examples(case: Case) -> Examples:
     )
 
 
+def gold(case: Case) -> range:
+    """The right answer of each question: only these are also compared with the argmax, as in an evaluation."""
+    return range(0, case.questions * case.answers, case.answers)
+
+
 def member(name: str, shape: tuple[int, int, int], seed: int, case: Case) -> Member:
     width, layers, inner = shape
     settings = ModelConfig(
@@ -115,7 +120,8 @@ def measure(case: Case, store: Store) -> list[Result]:
     rows = {m.name: stored(store, m, texts, 0) for m in (target, anchor)}
 
     def ours(alphas: Sequence[float]) -> dict[float, np.ndarray]:
-        return {a: s.nll for a, s in score(ensemble, texts, alphas, rows, 0, BATCH).items()}
+        found = score(ensemble, texts, alphas, rows, 0, BATCH, argmax_of=gold(case))
+        return {a: s.nll for a, s in found.items()}
 
     def live() -> np.ndarray:
         return score(alone, texts, [1.0], {}, 0, BATCH)[1.0].nll

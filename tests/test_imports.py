@@ -10,7 +10,8 @@ from helpers import ROOT
 # In the order of DESIGN's data flow: a module imports only from lines above its own.
 ORDER = [
     "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
-    "need", "groups", "rules_data", "rules_learning", "rules_pair", "rules", "store", "store.inventory", "store.__main__",
+    "need", "groups", "rules_data", "rules_learning", "rules_pair", "rules",
+    "store", "store.inventory", "store.__main__",
     "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
     "data.readers", "data.encoding", "data.sampling",
     "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "ensemble", "heap",
@@ -25,7 +26,7 @@ ORDER = [
     "groups.privacy",
     "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix", "groups.contrast", "groups.quantised",
     "groups.relearn", "evaluation", "foreign", "others", "reference",
-    "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
+    "seal", "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
     "table", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",
 ]  # fmt: skip

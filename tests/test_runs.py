@@ -221,14 +221,6 @@ def test_a_torn_line_in_the_log_is_cut_when_a_run_is_resumed(config, tmp_path):
     assert whole.startswith(kept) and [json.loads(line)["step"] for line in kept.splitlines()] == [0, 1]
 
 
-def test_a_damaged_eval_file_is_named_not_trusted(config):
-    cfg = config("algo=ga")
-    folder = execute(cfg).folder
-    (folder / "eval.json").write_text('{"alphas": {')
-    with pytest.raises(ValueError, match="eval.json: not valid JSON"):
-        execute(cfg)
-
-
 def test_entries_of_other_evaluation_settings_are_dropped_not_mixed(config):
     folder = execute(config("algo=ga", "eval.alphas=[0.5,1]")).folder
     execute(config("algo=ga", "eval.alphas=[1]", "eval.max_examples=2"))

@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import nn
 
-from unlearn import evaluation, runlog
+from unlearn import evaluation, runlog, seal
 from unlearn.binding import bind
 from unlearn.collapse import RULE, Watch
 from unlearn.combination import bind_rule
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
     """Do what is missing in the folder: train unless that is done, then evaluate the α's that are missing."""
     cfg, wandb = job.cfg, job.cfg.wandb
+    seal.check_results(job.folder, runlog.manifest(job.folder))
     settle(cfg)
     record = RunLog(job, config_yaml)
     with runlog.wandb_run(record, wandb.mode, wandb.project, wandb.entity, cfg.study, flat):
@@ -59,11 +60,12 @@ def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
             if ensemble.trained is not None:
                 record.status("running", trainable=llama.parameters(ensemble.trained.model, trainable=True))
                 finish(cfg, world, ensemble, train(cfg, world, ensemble, bind(**objective(cfg)), record), record)
-            record.status("running", trained=True)
+            record.status("running", trained=True, **{seal.WEIGHTS: seal.weights(job.folder)})
             shutil.rmtree(job.folder / runlog.CHECKPOINT, ignore_errors=True)
         with record.stage("evaluate"):
             evaluate(cfg, world, ensemble, suite, record)
-        record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb())
+        sealed = {seal.RESULTS: seal.results(job.folder)}
+        record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb(), **sealed)
     log.info("%s", record.headline())
 
 
@@ -82,6 +84,7 @@ def members(cfg: Config, world: World, folder: Path | None = None) -> Ensemble:
     ensemble = frozen_ensemble(m.members, world, rule)
     if folder is not None:
         _made_with(folder, ensemble)
+        seal.check_weights(folder, runlog.manifest(folder))
     if ensemble.trained is None:
         return ensemble
     if folder is not None:

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from unlearn import seal
 from unlearn.config import Config
 from unlearn.files import read_json, write_json, write_text
 from unlearn.identity import Job, alpha_key, describe, eval_alphas, eval_settings
@@ -26,14 +27,23 @@ log = logging.getLogger(__name__)
 MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
     "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "config.yaml",
 )  # fmt: skip
-OFFSET, BEST, CHECKPOINT = "offset", "best", "checkpoint"
+OFFSET, BEST, CHECKPOINT = seal.OFFSET, seal.BEST, "checkpoint"
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
 
 
 def manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder; empty where there is none."""
-    return read_json(folder / MANIFEST) or {}
+    path = folder / MANIFEST
+    found = read_json(path)
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or found.get("format", FORMAT) != FORMAT:
+        format = found.get("format") if isinstance(found, dict) else None
+        raise ValueError(
+            f"{path}: run format {format!r}, and this program reads {FORMAT}; remove the folder to run it again"
+        )
+    return found
 
 
 def evaluation(folder: Path) -> dict[str, Any]:
@@ -47,17 +57,26 @@ def missing_alphas(folder: Path, cfg: Config, data: str) -> list[float]:
 
 
 def is_done(folder: Path, cfg: Config, data: str) -> bool:
-    """Trained, and evaluated at every α asked for under these settings."""
+    """Trained, and evaluated at every α asked for under these settings; and its files are as the run left them."""
     try:
-        return manifest(folder).get("status") == "done" and not missing_alphas(folder, cfg, data)
+        found = manifest(folder)
+        seal.check_results(folder, found)
+        return found.get("status") == "done" and not missing_alphas(folder, cfg, data)
     except ValueError:  # a damaged file: the job itself refuses it by name, and stops no other job
         return False
 
 
 def fail(job: Job, error: Exception) -> None:
-    """Record the error; what was already written stays, and a run that was complete before stays done."""
+    """Record the error; what was already written stays, and a run that was complete before stays done.
+
+    A manifest that cannot be read is not written over: it is evidence, and the table of the call names it.
+    """
     job.folder.mkdir(parents=True, exist_ok=True)
-    record = {"run": describe(job.cfg), "seconds": {}} | manifest(job.folder)
+    try:
+        before = manifest(job.folder)
+    except ValueError:
+        return
+    record = {"format": FORMAT, "run": describe(job.cfg), "seconds": {}} | before
     write_json(
         job.folder / MANIFEST,
         record

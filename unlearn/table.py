@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unlearn import runlog
+from unlearn import runlog, seal
 from unlearn.config import Config
 from unlearn.files import write_whole
 from unlearn.identity import Job, algo_name, alpha_key, distinguishing, eval_alphas, eval_settings, flatten
@@ -69,10 +69,13 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """The manifest, or one that says what is wrong with it: a damaged file must not hide the other runs."""
+    found: dict[str, Any] = {}
     try:
-        return runlog.manifest(folder)
+        found = runlog.manifest(folder)
+        seal.check_results(folder, found)
     except ValueError as error:
-        return {"status": "damaged", "error": str(error)}
+        return found | {"status": "damaged", "error": str(error)}
+    return found
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:

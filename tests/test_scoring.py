@@ -6,8 +6,10 @@ import torch
 from helpers import offset_ensemble, random_examples, tiny_llama
 
 from unlearn.data.encoding import Example, Examples
+from unlearn.frozen import FrozenRows
 from unlearn.generation import greedy
-from unlearn.scoring import Scores, score
+from unlearn.models.llama import vocabulary
+from unlearn.scoring import NotANumber, Scores, score
 
 ALPHA = 0.5
 
@@ -83,3 +85,28 @@ def test_one_pass_gives_every_alpha_what_it_gets_alone(ensemble, examples):
         alone = score(ensemble, examples, [alpha], {}, pad_id=0, batch_size=4, moments=True)[alpha]
         for name in ("logp", "right", "mean", "variance"):
             np.testing.assert_array_equal(getattr(scores, name), getattr(alone, name))
+
+
+def test_only_answers_that_are_asked_for_are_compared_with_the_argmax(ensemble, examples, found):
+    some = score(ensemble, examples, [ALPHA], {}, 0, 3, argmax_of=[1, 4])[ALPHA]
+    np.testing.assert_array_equal(some.logp, found.logp)
+    for i in range(len(examples)):
+        here = slice(examples.starts[i], examples.starts[i + 1])
+        if i in (1, 4):
+            np.testing.assert_array_equal(some.right[here], found.right[here])
+        else:
+            assert np.isnan(some.right[here]).all() and np.isnan(some.correct[i])
+
+
+def test_nan_in_a_model_is_refused_with_the_examples_and_a_probability_of_0_is_not(ensemble, examples):
+    rows = {m.name: FrozenRows.__new__(FrozenRows) for m in ensemble.members}
+    for m, held in zip(ensemble.members, rows.values(), strict=True):
+        held.examples = examples
+        held.array = np.zeros((examples.starts[-1], vocabulary(m.model)), dtype=np.float32)
+    target = rows[ensemble.members[0].name].array
+    target[examples.starts[2], :] = -np.inf
+    target[examples.starts[2], 0] = 0.0  # all probability on one token
+    assert np.isneginf(score(ensemble, examples, [1.0], rows, 0, 3)[1.0].logp).sum() <= 1
+    target[examples.starts[2], 1] = np.nan
+    with pytest.raises(NotANumber, match=f"α=1: 1 of .* in 1 examples .'{examples[2].id}'."):
+        score(ensemble, examples, [1.0], rows, 0, 3)

@@ -20,6 +20,10 @@ from unlearn.models.llama import answer_rows, vocabulary
 from unlearn.models.prompts import by_prompt, shared_rows
 
 
+class NotANumber(ValueError):
+    """A log-probability that is NaN."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Every answer token of E examples, T in all, laid end to end; an answer's last token is its EOS."""
@@ -93,7 +97,21 @@ def score(
                 found = _values(logits, batch.labels[here], kept[here], moments)
                 for array, values in zip(arrays[alpha], found, strict=False):
                     array[where[here]] = values.cpu().double().numpy()
+    for alpha, found in arrays.items():
+        _refuse_nan(found[0], alpha, examples)
     return {a: Scores(starts, *found) for a, found in arrays.items()}
+
+
+def _refuse_nan(logp: np.ndarray, alpha: float, examples: Examples) -> None:
+    """A probability of 0 is one (some methods give it); what is no number is a fault, and no metric shall hide it."""
+    bad = np.flatnonzero(np.isnan(logp))
+    if len(bad):
+        hit = dict.fromkeys(examples[i].id for i in np.searchsorted(examples.starts, bad, side="right") - 1)
+        some = ", ".join(map(repr, list(hit)[:5])) + (", …" if len(hit) > 5 else "")
+        raise NotANumber(
+            f"α={alpha:g}: {len(bad)} of {len(logp)} answer tokens have NaN for a log-probability, in {len(hit)} "
+            f"examples ({some}): the weights or logits of a member hold NaN or infinity"
+        )
 
 
 @torch.no_grad()

@@ -95,7 +95,8 @@ def test_only_answers_that_are_asked_for_are_compared_with_the_argmax(ensemble, 
         if i in (1, 4):
             np.testing.assert_array_equal(some.right[here], found.right[here])
         else:
-            assert np.isnan(some.right[here]).all() and np.isnan(some.correct[i])
+            assert np.isnan(some.right[here]).all()
+            assert np.isnan(some.correct[i]) or examples[i].id == "short"  # EOS alone: 0 by definition
 
 
 def test_nan_in_a_model_is_refused_with_the_examples_and_a_probability_of_0_is_not(ensemble, examples):

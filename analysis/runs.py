@@ -29,8 +29,11 @@ IDENTITY = {
     "pair_seed": ("pair.seed", int),
 }
 # ``world`` is the digest of everything that target and retrained depend on; "" where a file does not say it.
-CONFIG_COLUMNS = [*IDENTITY, "study", "status", "error", "seconds", "peak_memory_mb", "world", "folder"]
+CONFIG_COLUMNS = [
+    *IDENTITY, "study", "status", "error", "seconds", "peak_memory_mb", "trainable", "world", "folder"
+]  # fmt: skip
 REFERENCE_KEYS = ["reference", "pair", "pair_seed", "data", "world"]
+INTERVAL = ("low/", "high/")  # before a metric's name: the ends of its 95 % interval over questions
 RUN_FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.json")
 NOT_TRAINING = ("eval.", "wandb.", "paths.", "study", "hydra.")  # settings that do not change what is trained
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
@@ -59,7 +62,7 @@ class Study:
     def metrics(self) -> list[str]:
         """Names of the evaluated metrics, as in ``eval.json``."""
         known = {*CONFIG_COLUMNS, "eval_alpha", *self.varied}
-        return [c for c in self.runs.columns if c not in known and not c.startswith("seconds/")]
+        return [c for c in self.runs.columns if c not in known and not c.startswith(("seconds/", *INTERVAL))]
 
     def count(self, status: str) -> int:
         """How many runs (not rows) have this status."""
@@ -121,6 +124,7 @@ def _read_run(folder: Path) -> dict:
         # what all runs share (models, references) is prepared by whichever run comes first: not its own cost
         "seconds": sum(v for k, v in numbers(stages).items() if k != "prepare") if stages else math.nan,
         "peak_memory_mb": numbers(manifest).get("peak_memory_mb", math.nan),
+        "trainable": numbers(manifest).get("trainable", math.nan),  # parameters that learn
         "world": "",
         "folder": str(folder),
         **{f"seconds/{stage}": value for stage, value in numbers(stages).items()},
@@ -146,8 +150,10 @@ def _reference_rows(run: dict) -> list[dict]:
 
 
 def _entry(entry: dict) -> dict:
-    """An entry of eval.json: its metrics, and the world that it was evaluated in."""
-    return {**numbers(entry), "world": str((entry.get("settings") or {}).get("references", ""))}
+    """An entry of eval.json: its metrics, their intervals, and the world that it was evaluated in."""
+    intervals = (entry.get("intervals") or {}).items()
+    ends = {f"{end}{metric}": pair[i] for metric, pair in intervals for i, end in enumerate(INTERVAL)}
+    return {**numbers(entry), **numbers(ends), "world": str((entry.get("settings") or {}).get("references", ""))}
 
 
 def _step_rows(run: dict) -> list[dict]:
@@ -174,7 +180,8 @@ def _references(rows: list[dict]) -> pd.DataFrame:
     if not metrics:
         return frame.assign(disagreement=pd.Series(dtype=float))
     groups = frame.groupby(REFERENCE_KEYS)[metrics]
-    spread = (groups.max() - groups.min()).max(axis=1)
+    values = [m for m in metrics if not m.startswith(INTERVAL)]
+    spread = (groups[values].max() - groups[values].min()).max(axis=1)
     table = groups.first()
     table.insert(0, "disagreement", spread)
     return table.reset_index()

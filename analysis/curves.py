@@ -8,6 +8,7 @@ curve is no property of the study: one call can give three offset runs and one d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -20,6 +21,7 @@ KNOWLEDGE = (
 )  # fmt: skip
 KEPT = ("retain", "real_authors", "world_facts", "held_out")
 LEAKS = ("forget/leak@", "forget/leaked@", "forget/attribute_leaked@", "forget/judged_leak@")
+COSTS = ("seconds/train", "peak_memory_mb", "trainable")
 HIGHER = ("model_utility", "forget_quality", "forget_quality_log10")
 SETTING = ["pair", "data"]  # what references belong to
 
@@ -79,7 +81,7 @@ def _rows(study: Study, over: str, metrics: Sequence[str]) -> pd.DataFrame:
         said = finished(study).drop_duplicates("folder")[["folder", "world", *study.varied]]
         steps = study.trajectories[study.trajectories["status"] == "done"]
         return steps.rename(columns={"step": "along"}).merge(said, on="folder")
-    check(study, metrics, study.metrics)
+    check(study, metrics, numbers(study))
     rows, seen = finished(study), over_inference(study)
     return rows.assign(along=rows["eval_alpha"].where(seen, rows["alpha"]), alpha=rows["alpha"].where(seen))
 
@@ -104,6 +106,26 @@ def at_training_alpha(study: Study, alpha: float | None = None) -> pd.DataFrame:
         choices = ", ".join(f"{a:g}" for a in sorted(done["eval_alpha"].unique())) or "none: nothing is evaluated yet"
         raise StudyError(f"study {study.name!r}: no run was evaluated at α = {alpha:g}; choices: {choices}")
     return done[done["eval_alpha"] == alpha]
+
+
+def at_one_alpha(study: Study, *metrics: str, alpha: float | None = None) -> pd.DataFrame:
+    """As ``curves``, but one row per training: the point at ``alpha``, or nearest to the ``alpha`` of the training.
+
+    The training alpha is in the column ``alpha``, the last of those that tell trainings apart: ``training_columns``.
+    """
+    check(study, metrics, numbers(study))
+    chosen = replace(study, runs=at_training_alpha(study, alpha))
+    return curves(chosen, *metrics).rename(columns={"along": "alpha"})
+
+
+def training_columns(study: Study) -> list[str]:
+    """The columns that tell trainings apart which no seed does."""
+    return [*group_columns(study), "alpha"]
+
+
+def numbers(study: Study) -> list[str]:
+    """What can be drawn of a run: its metrics and what it cost."""
+    return [*study.metrics, *(c for c in COSTS if c in study.runs.columns)]
 
 
 def over_inference(study: Study) -> pd.Series:
@@ -180,7 +202,7 @@ def better(metric: str) -> str | None:
     split, _, name = metric.rpartition("/")
     if metric in HIGHER or (name == "truth_ratio" and split in ("forget", *KEPT)):
         return "higher"
-    if metric == "forget_quality_ks" or metric.startswith(LEAKS):
+    if metric == "forget_quality_ks" or metric in COSTS or metric.startswith(LEAKS):
         return "lower"
     if name in KNOWLEDGE and split in ("forget", *KEPT):
         return "lower" if split == "forget" else "higher"

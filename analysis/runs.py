@@ -179,10 +179,10 @@ def _references(rows: list[dict]) -> pd.DataFrame:
     metrics = [c for c in frame.columns if c not in REFERENCE_KEYS]
     if not metrics:
         return frame.assign(disagreement=pd.Series(dtype=float))
-    groups = frame.groupby(REFERENCE_KEYS)[metrics]
-    values = [m for m in metrics if not m.startswith(INTERVAL)]
-    spread = (groups[values].max() - groups[values].min()).max(axis=1)
-    table = groups.first()
+    groups = frame.groupby(REFERENCE_KEYS)
+    values = groups[[m for m in metrics if not m.startswith(INTERVAL)]]
+    spread = (values.max() - values.min()).max(axis=1)
+    table = groups[metrics].first()
     table.insert(0, "disagreement", spread)
     return table.reset_index()
 

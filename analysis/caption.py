@@ -42,14 +42,15 @@ def names(table: pd.DataFrame, columns: Sequence[str]) -> dict[tuple, str]:
     for curve, points in table.groupby(list(columns), dropna=False, sort=False):
         own = [c for c in told if c != "alpha" or points[c].notna().all()]  # a curve over training alphas has no own
         settings = zip(columns, curve, strict=True)
-        said = [_say(c, value) for c, value in settings if c in own and (c, value) != ("algo", "none")]
+        said = [say(c, value) for c, value in settings if c in own and (c, value) != ("algo", "none")]
         low, high = points["n"].min(), points["n"].max()
         curve = tuple(None if pd.isna(value) else value for value in curve)  # unlike NaN, None equals itself
         found[curve] = ", ".join(said) + (f" (n={low if low == high else f'{low}–{high}'})" if repeated else "")
     return found
 
 
-def _say(column: str, value) -> str:
+def say(column: str, value) -> str:
+    """A setting in words."""
     if column in ("algo", "method", *SETTING):
         return str(value)
     shown = f"{value:g}" if isinstance(value, float) else str(value)

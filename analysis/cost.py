@@ -16,6 +16,7 @@ from dataclasses import replace
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis import caption, command, panels, style
 from analysis.curves import COSTS, at_one_alpha, check, training_columns
@@ -89,6 +90,8 @@ def _draw(ax, table: pd.DataFrame, x: str, y: str, looks: dict) -> None:
         several = points.dropna(subset=[f"low/{x}", f"high/{x}"])
         ax.errorbar(several[x], several[y], xerr=panels.around(several, x), **bars)
     panels.limit(ax.yaxis)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
     ax.set_xlim(0, 1.12 * table[x].max() or 1.0)
 
 

@@ -101,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status: 0, or 2 for a study that cannot be drawn."""
     parser = command.parser("leakage", "Draws leak@k over k, methods side by side, as PNG and PDF.", EXAMPLES)
     parser.add_argument(
-        "--kind", choices=KINDS, default="leak", help="; ".join(f"{k}: {v}" for k, v in KINDS.items()) + " (default: leak)"
+        "--kind",
+        choices=KINDS,
+        default="leak",
+        help="; ".join(f"{k}: {v}" for k, v in KINDS.items()) + " (default: leak)",
     )
     command.add_alpha(parser)
     return command.run(

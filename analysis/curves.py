@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis.goals import better
 from analysis.runs import Study, StudyError
 
-KNOWLEDGE = ("prob", "rougeL_recall")  # what the retained splits should keep high and the forget split low
 SETTING = ["pair", "data"]  # what references belong to
 
 
@@ -101,13 +101,3 @@ def collapsed(study: Study, y: str) -> int:
         target = nearest[keys].merge(targets[[*keys, y]], on=keys, how="left")[y]
         lost |= nearest[y] < 0.5 * target.to_numpy()
     return int(lost.sum())
-
-
-def better(metric: str) -> str | None:
-    """Whether "higher" or "lower" is better for a metric; None where that is not known."""
-    split, _, name = metric.rpartition("/")
-    if metric in ("model_utility", "forget_quality"):
-        return "higher"
-    if name in KNOWLEDGE and split:
-        return "lower" if split == "forget" else "higher"
-    return None

@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import style
-from analysis.curves import SETTING, better, collapsed, curve_columns, curves, finished, over_inference, references
+from analysis.curves import SETTING, collapsed, curve_columns, curves, finished, over_inference, references
+from analysis.goals import better
 from analysis.others import load_others
 from analysis.runs import Study, StudyError, load
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 KNOWN = (  # what the retained splits should keep high, and the forget splits as the retrained model has it
     "prob", "prob_options", "rougeL_recall", "rougeL_f1", "exact_memorization", "extraction_strength", "truth_ratio",
-    "knowmem", "verbmem",
+    "paraphrased_prob", "knowmem", "verbmem",
 )  # fmt: skip
 KEPT = ("retain", "held_out", "real_authors", "world_facts", "retain_knowledge")  # splits
 FORGET = ("forget", "forget_knowledge", "forget_verbatim")
-LEAKS = ("paraphrased_prob", "other_question_", "prefix_", "leak@", "leaked@", "attribute_leaked@")  # names' starts
+LEAKS = (  # starts of the forget set's own metrics
+    "other_question_", "prefix_", "leak@", "leaked@", "attribute_leaked@", "judged_leak@",
+)  # fmt: skip
 HIGHER = ("model_utility", "forget_quality", "ou/mem", "ou/util", "ou/fluency", "ou/agg")
 LOWER = ("forget_quality_ks", "mia/vulnerable", "seconds", "peak_memory_mb", "trainable")
 ZERO = ("forget/leak_gap", "privleak")
@@ -49,7 +51,7 @@ def goal(metric: str, retrained: bool = True) -> str | None:
     if split in KEPT and name in KNOWN:
         return "higher"
     if split in FORGET and (name in KNOWN or name.startswith(LEAKS)):
-        return "retrained" if retrained or name == "truth_ratio" else "lower"
+        return "retrained" if retrained else "higher" if name == "truth_ratio" else "lower"
     return None
 
 

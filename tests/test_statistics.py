@@ -103,7 +103,7 @@ def test_paired_examples_are_matched_by_question():
         ("retain/prob", "higher", "higher"),
         ("forget_quality_ks", "lower", "lower"),
         ("forget_quality_log10", "higher", "higher"),
-        ("forget/truth_ratio", "retrained", "retrained"),
+        ("forget/truth_ratio", "retrained", "higher"),
         ("relearn/rougeL_recall", None, None),
         ("forget/fluency", None, None),
     ],

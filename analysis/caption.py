@@ -12,7 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import style
-from analysis.curves import SETTING, better, collapsed, finished, over_inference
+from analysis.curves import SETTING, collapsed, finished, over_inference
+from analysis.goals import better
 from analysis.runs import Study
 
 WORDS = {"higher": "   (better →)", "lower": "   (← better)", None: ""}  # on the y axis "→" is turned upwards
@@ -118,16 +119,17 @@ def spread(study: Study, table: pd.DataFrame, metrics: Sequence[str], what: str 
     return f"{what}: 95 % over questions; " * bool(over_questions) + f"1 pair seed, unlearning seeds: {seeds}"
 
 
-def left_out(study: Study, y: str | None = None) -> list[str]:
-    """What the curves do not show: runs not drawn, runs that lost half of the target's ``y``, references at odds."""
+def left_out(study: Study) -> list[str]:
+    """What the curves do not show: runs not drawn, runs that collapsed, references at odds."""
     said, done = [], finished(study)
     absent = [f"{study.count(status)} {status}" for status in study.runs["status"].unique() if status != "done"]
     unseen = done.loc[done["eval_alpha"].isna(), "folder"].nunique()
     absent += [f"{unseen} done but not evaluated"] if unseen else []
     if absent:
         said.append(f"not drawn: {', '.join(absent)} of {study.runs['folder'].nunique()} runs")
-    if y is not None and y in study.metrics and (gone := collapsed(study, y)):
-        said.append(f"collapsed ({y} not a number or below half of the target's): {gone} of {study.count('done')} done")
+    if gone := collapsed(study):
+        kept = "below half of the target's probability outside the forget set"
+        said.append(f"collapsed ({kept}): {gone} of {study.count('done')} done")
     if (difference := study.references["disagreement"].max()) > 0.005:
         said.append(f"runs report references that differ by up to {difference:.2g}")
     return said

@@ -52,7 +52,7 @@ def figure(study: Study, outcomes: Sequence[str] = OUTCOMES, alpha: float | None
         handles = panels.reference_handles(known)
         panels.legend(fig, handles + [Line2D([], [], label=n, **_point(looks[c])) for c, n in names.items()])
         seeds = caption.spread(study, table, outcomes)
-        caption.footnote(fig, [seeds, caption.at(alpha), *caption.left_out(study, outcomes[-1])])
+        caption.footnote(fig, [seeds, caption.at(alpha), *caption.left_out(study)])
     return fig
 
 

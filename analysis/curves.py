@@ -13,16 +13,9 @@ from dataclasses import replace
 import pandas as pd
 
 from analysis.runs import INTERVAL, Study, StudyError
+from analysis.state import collapsed as collapsed_rows
 
-# where a split's own metric has a better side: kept high on what stays, driven low on the forget split
-KNOWLEDGE = (
-    "prob", "paraphrased_prob", "prob_options", "rougeL_recall", "rougeL_f1", "exact_memorization",
-    "extraction_strength",
-)  # fmt: skip
-KEPT = ("retain", "real_authors", "world_facts", "held_out")
-LEAKS = ("forget/leak@", "forget/leaked@", "forget/attribute_leaked@", "forget/judged_leak@")
 COSTS = ("seconds/train", "peak_memory_mb", "trainable")
-HIGHER = ("model_utility", "forget_quality", "forget_quality_log10")
 SETTING = ["pair", "data"]  # what references belong to
 
 
@@ -185,25 +178,6 @@ def references(study: Study, *metrics: str) -> pd.DataFrame:
     return means.dropna(subset=list(metrics)).reset_index()
 
 
-def collapsed(study: Study, y: str) -> int:
-    """Finished runs that, at the evaluated alpha nearest to their training alpha, lost half of the target's ``y``."""
-    nearest = at_training_alpha(study)
-    lost = nearest[y].isna()
-    if y in study.references.columns and better(y) == "higher":
-        targets = study.references[study.references["reference"] == "target"]
-        keys = ["pair", "pair_seed", "data", "world"]
-        target = nearest[keys].merge(targets[[*keys, y]], on=keys, how="left")[y]
-        lost |= nearest[y] < 0.5 * target.to_numpy()
-    return int(lost.sum())
-
-
-def better(metric: str) -> str | None:
-    """Whether "higher" or "lower" is better for a metric; None where that is not known."""
-    split, _, name = metric.rpartition("/")
-    if metric in HIGHER or (name == "truth_ratio" and split in ("forget", *KEPT)):
-        return "higher"
-    if metric == "forget_quality_ks" or metric in COSTS or metric.startswith(LEAKS):
-        return "lower"
-    if name in KNOWLEDGE and split in ("forget", *KEPT):
-        return "lower" if split == "forget" else "higher"
-    return None
+def collapsed(study: Study) -> int:
+    """Finished runs that had collapsed at the evaluated alpha nearest to the one they were trained with."""
+    return int(collapsed_rows(study).reindex(at_training_alpha(study).index).sum())

@@ -57,7 +57,7 @@ def figure(study: Study, kind: str = "leak", alpha: float | None = None) -> Figu
         handles = panels.reference_handles(known)
         panels.legend(fig, handles + [Line2D([], [], label=names[line], **looks[line]) for line in names])
         seeds = caption.spread(study, table, list(metrics.values()), "bands")
-        caption.footnote(fig, [seeds, caption.at(alpha), *caption.left_out(study, "retain/prob")])
+        caption.footnote(fig, [seeds, caption.at(alpha), *caption.left_out(study)])
     return fig
 
 

@@ -174,7 +174,7 @@ def _notes(study: Study, rows: pd.DataFrame, shown: Sequence[str]) -> list[str]:
     if (missed := int((rows["of"] - rows["n"]).sum())) > 0:
         said.append(f"not reached: {missed} of {rows['of'].sum()} curves; open marks: reached in n/of pair seeds")
     said.append("linear between evaluated α; α = 0 is the target")
-    return said + caption.left_out(study, shown[0])
+    return said + caption.left_out(study)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,7 +46,7 @@ def figure(study: Study, metrics: Sequence[str] = METRICS) -> Figure:
         handles = panels.reference_handles(max(known, key=len))
         panels.legend(fig, handles + [Line2D([], [], label=names[line], **looks[line]) for line in names])
         seeds = caption.spread(study, table, metrics, "bands")
-        caption.footnote(fig, [seeds, caption.STEPS, *caption.left_out(study, metrics[-1])])
+        caption.footnote(fig, [seeds, caption.STEPS, *caption.left_out(study)])
     return fig
 
 

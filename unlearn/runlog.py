@@ -12,20 +12,26 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn.config import Config
-from unlearn.files import read_json, write_json, write_text
+from unlearn.files import read_json, write_json, write_text, write_whole
 from unlearn.identity import Job, alpha_key, describe, eval_alphas, eval_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from unlearn.groups.context import Reference
 
 log = logging.getLogger(__name__)
 MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
     "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "config.yaml",
 )  # fmt: skip
+REFERENCES = "references.parquet"  # the same of target and retrained
 OFFSET, BEST, CHECKPOINT = "offset", "best", "checkpoint"
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
@@ -131,8 +137,10 @@ class RunLog:
             stream.write(json.dumps(record) + "\n")
         self._mirror(lambda run: run.log(record))
 
-    def evaluated(self, alphas: dict[float, dict[str, Any]], references: dict[str, dict[str, Any]], examples) -> None:
-        """Add evaluated α's (a DataFrame of their examples with them).
+    def evaluated(
+        self, alphas: Mapping[float, dict[str, Any]], examples: pd.DataFrame, references: Mapping[str, Reference]
+    ) -> None:
+        """Add evaluated α's with a table of their examples, and what the references made of the same questions.
 
         Entries that were evaluated under other settings are dropped: they do not belong on one curve with these.
         """
@@ -144,13 +152,15 @@ class RunLog:
             old = pd.read_parquet(path)
             kept = old["alpha"].isin([float(a) for a in known]) & ~old["alpha"].isin(list(alphas))
             examples = pd.concat([old[kept], examples], ignore_index=True)
-        temporary = path.with_name("." + path.name)
-        examples.sort_values("alpha", kind="stable").to_parquet(temporary, index=False)
-        temporary.replace(path)
+        examples = examples.sort_values("alpha", kind="stable")
+        write_whole(path, lambda p: examples.to_parquet(p, index=False))
+        theirs = pd.concat([r.examples.assign(model=name) for name, r in references.items()], ignore_index=True)
+        write_whole(self.folder / REFERENCES, lambda p: theirs.to_parquet(p, index=False))
         entries = known | {alpha_key(a): m for a, m in alphas.items()}
         entries = dict(sorted(entries.items(), key=lambda item: float(item[0])))
-        write_json(self.folder / EVAL, {"alphas": entries, "references": references})
-        self._mirror(lambda run: run.summary.update({"alphas": entries, "references": references}))
+        found = {"alphas": entries, "references": {name: dict(r.metrics) for name, r in references.items()}}
+        write_json(self.folder / EVAL, found)
+        self._mirror(lambda run: run.summary.update(found))
         self._mirror(self._artifact)
 
     def _mirror(self, act: Callable[[Any], None]) -> None:
@@ -167,7 +177,10 @@ class RunLog:
         import wandb
 
         artifact = wandb.Artifact(f"run-{run.id}", type="run")
-        for path in (self.folder / EVAL, self.folder / EXAMPLES, *sorted((self.folder / OFFSET).glob("*"))):
+        for path in (
+            *(self.folder / n for n in (EVAL, EXAMPLES, REFERENCES)),
+            *sorted((self.folder / OFFSET).glob("*")),
+        ):
             # immutable: the file is uploaded from where it lies, not copied into a staging folder first
             artifact.add_file(str(path.resolve()), name=str(path.relative_to(self.folder)), policy="immutable")
         run.log_artifact(artifact)

@@ -102,7 +102,7 @@ def test_failed_and_running_runs_are_kept_and_counted(made_up):
     assert failed["error"] == "no memory" and math.isnan(failed["forget/prob"])
     note = tradeoff.figure(study).get_supxlabel().replace("\n", " ")
     assert "not drawn: 1 running, 1 failed of 6 runs" in note
-    assert "below half of the target's): 1 of 4 done" in note  # 0.14 is below half of 0.99
+    assert "outside the forget set): 1 of 4 done" in note  # 0.14 is below half of 0.99
 
 
 def test_a_run_without_manifest_is_kept_and_other_folders_are_no_runs(made_up):
@@ -208,7 +208,7 @@ def test_every_world_keeps_its_references(tmp_path):
     assert sorted(study.references["forget/prob"]) == pytest.approx([0.1, 0.18, 0.5, 0.9])
     assert study.references["disagreement"].eq(0).all() and study.metrics == list(METRICS[:2])
     assert study.runs["world"].tolist() == ["world 0 1", "world 0 2"]
-    assert collapsed(study, "retain/prob") == 1  # 0.4 is below half of 0.9, not below half of 0.5
+    assert collapsed(study) == 1  # 0.4 is below half of 0.9, not below half of 0.5
     fig = tradeoff.figure(study)
     stars = [line.get_xdata().tolist() for line in fig.axes[0].lines if line.get_marker() == "*"]
     assert [sorted(x) for x in stars] == [[0.5, 0.9]]

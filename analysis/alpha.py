@@ -68,7 +68,7 @@ def _splits(study: Study, metric: str) -> list[str]:
 def _which(study: Study, curve: dict) -> str:
     """Which α runs along a curve."""
     if curve.get("alpha") is not None:
-        return "α at inference"
+        return f"α at inference (in training: {curve['alpha']:g})"
     done = finished(study).dropna(subset=["eval_alpha"])
     rows = done[(done["algo"] == curve["algo"]) & (done["method"] == curve["method"])]
     return "α in training" + (" and at inference" if (rows["alpha"] == rows["eval_alpha"]).all() else "")

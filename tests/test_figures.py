@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from figures import band, entries, lines, note, probs, rewrite, write_run, write_steps
+from figures import band, entries, lines, note, outside, probs, rewrite, write_run, write_steps
 from helpers import ROOT
 
 from analysis import alpha, cost, forgetting, leakage, matched, tradeoff, trajectories
@@ -38,6 +38,19 @@ def test_runs_that_are_not_drawn_or_collapsed_are_counted(unlucky, name):
     assert "not drawn: 1 running, 1 failed of 4 runs" in said or "not drawn: 1 failed, 1 running of 4 runs" in said
     assert "collapsed (below half of the target's probability outside the forget set): 1 of 2 done" in said
     assert "1 pair seed" in said
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"forgetting"}))
+def test_no_panel_cuts_off_what_it_shares_its_limits_with(tmp_path, name):
+    for place, (algo, method) in enumerate((("npo", "offset"), ("kl", "offset"), ("npo", "direct"))):
+        low, far = (0.9, 0.02, 0.5)[place], (4.0, 1.0, 0.5)[place]
+        values = {far / 2: probs(0.9, 0.95, 0.9, 0.9), far: probs(low, low, 0.9, 0.9)}
+        for metrics in values.values():
+            metrics |= {f"forget/leak@{k}": metrics["forget/prob"] for k in (1, 10)}
+        folder = write_run(tmp_path / "s", values, algo=algo, method=method, alpha=far)
+        rewrite(folder / "manifest.json", lambda m, p=place: m.update(trainable=10**p, seconds={"train": 9.0 - 4 * p}))
+        write_steps(folder, {0: probs(0.99, 0.97), 100 - 40 * place: probs(low, low)})
+    assert outside(COMMANDS[name].figure(load(tmp_path / "s"))) == []
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -24,6 +24,7 @@ from analysis.runs import INTERVAL, Study, StudyError
 
 SPLITS = ("retain", "real_authors", "world_facts")
 ALPHA = "α of the match"
+WORDY = 3  # marks in a row among which there is room for words
 EXAMPLES = """\
   python -m analysis.matched demo                                probability kept, at the retrained model's forget/prob
   python -m analysis.matched demo --metrics model_utility        another metric at the same match
@@ -110,8 +111,8 @@ def _cross(along: pd.DataFrame, forget: str, goal: float) -> dict:
 def draw(axes: Sequence, rows: pd.DataFrame, shown: Mapping[str, str | None]) -> list[Line2D]:
     """A row per ``algo``, a mark per ``series``, a panel per column of ``shown`` (its words); the legend's entries.
 
-    Around each value its ``low/`` and ``high/``. A mark is open where only ``n`` of ``of`` reach the match, with both
-    numbers beside it; where none does, the first panel says so.
+    Around each value its ``low/`` and ``high/``. A mark is open where only ``n`` of ``of`` reach the match, and absent
+    where none does; where there is room for words, these numbers and what is not reached stand in the row.
     """
     algos, series = list(dict.fromkeys(rows["algo"]))[::-1], list(dict.fromkeys(rows["series"]))
     looks = {name: _look(place) for place, name in enumerate(series)}
@@ -119,7 +120,8 @@ def draw(axes: Sequence, rows: pd.DataFrame, shown: Mapping[str, str | None]) ->
         for row in rows.to_dict("records"):
             own = [name for name in series if ((rows["algo"] == row["algo"]) & (rows["series"] == name)).any()]
             shift = (len(own) - 1) / 2 - own.index(row["series"])
-            _mark(ax, row, column, algos.index(row["algo"]) + shift * 0.8 / max(len(own), 2), looks[row["series"]])
+            y = algos.index(row["algo"]) + shift * 0.8 / max(len(own), 2)
+            _mark(ax, row, column, y, looks[row["series"]], len(own) <= WORDY)
         _finish(ax, column, words)
     axes[0].set_yticks(range(len(algos)), ["no objective" if algo == "none" else algo for algo in algos])
     axes[0].set_ylim(-0.6, len(algos) - 0.4)
@@ -135,10 +137,10 @@ def _look(place: int) -> dict:
     return {k: look[k] for k in ("color", "marker", "markeredgecolor", "markeredgewidth")} | {"linestyle": "none"}
 
 
-def _mark(ax, row: dict, column: str, y: float, look: dict) -> None:
+def _mark(ax, row: dict, column: str, y: float, look: dict, wordy: bool) -> None:
     value, text = row[column], {"fontsize": 6.5, "color": "#555555", "va": "center", "zorder": 5}
     if math.isnan(value):
-        if ax.get_subplotspec().is_first_col():
+        if wordy and ax.get_subplotspec().is_first_col():
             near = f", nearest: {row['nearest']:.2g} away" if pd.notna(row.get("nearest")) else ""
             place = {"xytext": (3, 0), "textcoords": "offset points"}
             ax.annotate(f"not reached{near}", (0, y), xycoords=("axes fraction", "data"), **place, **text)
@@ -148,7 +150,7 @@ def _mark(ax, row: dict, column: str, y: float, look: dict) -> None:
         ax.plot(ends, [y, y], color=look["color"], linewidth=1.0, zorder=2.6)
     whole = row["n"] == row["of"]
     ax.plot([value], [y], **look, markersize=4.5, markerfacecolor=look["color"] if whole else "white", zorder=3)
-    if not whole:
+    if wordy and not whole:
         ax.annotate(
             f"{row['n']}/{row['of']}", (value, y), xytext=(0, 6), textcoords="offset points", ha="center", **text
         )

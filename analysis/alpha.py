@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import caption, command, panels, style
-from analysis.curves import check, curve_columns, curves, finished, references
+from analysis.curves import check, curve_columns, curves, finished, references, rows_of
 from analysis.goals import better
 from analysis.runs import Study, StudyError
 
@@ -54,7 +54,7 @@ def figure(study: Study, metric: str = "prob") -> Figure:
         _legend(fig, study, shown)
         seeds = caption.spread(study, table, shown, "bands")
         aim = f"aim: {shown[0]} at the retrained model's, all else high"
-        caption.footnote(fig, [seeds, aim, *caption.left_out(study)])
+        caption.footnote(fig, [seeds, aim, *caption.left_out(study, rows_of(study, *shown))])
     return fig
 
 

@@ -119,12 +119,17 @@ def spread(study: Study, table: pd.DataFrame, metrics: Sequence[str], what: str 
     return f"{what}: 95 % over questions; " * bool(over_questions) + f"1 pair seed, unlearning seeds: {seeds}"
 
 
-def left_out(study: Study) -> list[str]:
-    """What the curves do not show: runs not drawn, runs that collapsed, references at odds."""
+def left_out(study: Study, drawn: pd.DataFrame) -> list[str]:
+    """What a figure does not show: runs not drawn, runs that collapsed, references at odds.
+
+    ``drawn`` holds the rows that are drawn, with their ``folder``.
+    """
     said, done = [], finished(study)
     absent = [f"{study.count(status)} {status}" for status in study.runs["status"].unique() if status != "done"]
     unseen = done.loc[done["eval_alpha"].isna(), "folder"].nunique()
     absent += [f"{unseen} done but not evaluated"] if unseen else []
+    evaluated = set(done.loc[done["eval_alpha"].notna(), "folder"])
+    absent += [f"{len(lost)} done without the numbers shown"] if (lost := evaluated - set(drawn["folder"])) else []
     if absent:
         said.append(f"not drawn: {', '.join(absent)} of {study.runs['folder'].nunique()} runs")
     if gone := collapsed(study):

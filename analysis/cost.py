@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis import caption, command, panels, style
-from analysis.curves import COSTS, at_one_alpha, check, training_columns
+from analysis.curves import COSTS, at_one_alpha, check, only_at, rows_of, training_columns
 from analysis.runs import Study, StudyError
 
 OUTCOMES = ("forget/prob", "retain/prob")
@@ -52,8 +52,9 @@ def figure(study: Study, outcomes: Sequence[str] = OUTCOMES, alpha: float | None
         known = [name for name in style.REFERENCES if name in set(study.references["reference"])]
         handles = panels.reference_handles(known)
         panels.legend(fig, handles + [Line2D([], [], label=n, **_point(looks[c])) for c, n in names.items()])
+        drawn = rows_of(only_at(trained(study), alpha), *outcomes, *costs)
         seeds = caption.spread(study, table, outcomes)
-        caption.footnote(fig, [seeds, caption.at(alpha), *caption.left_out(study)])
+        caption.footnote(fig, [seeds, caption.at(alpha), *caption.left_out(study, drawn)])
     return fig
 
 

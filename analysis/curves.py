@@ -44,9 +44,7 @@ def units(study: Study, *metrics: str, over: str = "alpha") -> pd.DataFrame:
 
     ``over`` is what runs along the curves: "alpha", or "steps" of training with the metrics that were logged then.
     """
-    rows = _with(_rows(study, over, metrics), ends := _ends(metrics)).dropna(subset=list(metrics))
-    if rows.empty:
-        raise StudyError(f"study {study.name!r}: no finished run has a number for {_both(metrics)}")
+    rows = _with(rows_of(study, *metrics, over=over), ends := _ends(metrics))
     keys = [*curve_columns(study, over), "along", "pair_seed"]
     groups = rows.groupby(keys, dropna=False, sort=False)
     table = groups[[*metrics, *ends]].mean()
@@ -67,16 +65,24 @@ def _both(metrics: Sequence[str]) -> str:
     return ("both " if len(metrics) == 2 else "") + " and ".join(repr(m) for m in metrics)
 
 
-def _rows(study: Study, over: str, metrics: Sequence[str]) -> pd.DataFrame:
-    """Finished rows with ``along``; the training alpha is NaN where it is along the curve."""
+def rows_of(study: Study, *metrics: str, over: str = "alpha") -> pd.DataFrame:
+    """The rows of finished runs behind ``units``: those with a number for each metric, and ``along``.
+
+    The training alpha is NaN where it is along the curve.
+    """
     if over == "steps":
         check(study, metrics, step_metrics(study))
         said = finished(study).drop_duplicates("folder")[["folder", "world", *study.varied]]
         steps = study.trajectories[study.trajectories["status"] == "done"]
-        return steps.rename(columns={"step": "along"}).merge(said, on="folder")
-    check(study, metrics, numbers(study))
-    rows, seen = finished(study), over_inference(study)
-    return rows.assign(along=rows["eval_alpha"].where(seen, rows["alpha"]), alpha=rows["alpha"].where(seen))
+        rows = steps.rename(columns={"step": "along"}).merge(said, on="folder")
+    else:
+        check(study, metrics, numbers(study))
+        rows, seen = finished(study), over_inference(study)
+        rows = rows.assign(along=rows["eval_alpha"].where(seen, rows["alpha"]), alpha=rows["alpha"].where(seen))
+    rows = rows.dropna(subset=list(metrics))
+    if rows.empty:
+        raise StudyError(f"study {study.name!r}: no finished run has a number for {_both(metrics)}")
+    return rows
 
 
 def finished(study: Study) -> pd.DataFrame:
@@ -106,9 +112,13 @@ def at_one_alpha(study: Study, *metrics: str, alpha: float | None = None) -> pd.
 
     The training alpha is in the column ``alpha``, the last of those that tell trainings apart: ``training_columns``.
     """
-    check(study, metrics, numbers(study))
-    chosen = replace(study, runs=at_training_alpha(study, alpha))
-    return curves(chosen, *metrics).rename(columns={"along": "alpha"})
+    return curves(only_at(study, alpha), *metrics).rename(columns={"along": "alpha"})
+
+
+def only_at(study: Study, alpha: float | None = None) -> Study:
+    """The study with one row per finished run: see ``at_training_alpha``."""
+    check(study, [], [])
+    return replace(study, runs=at_training_alpha(study, alpha))
 
 
 def training_columns(study: Study) -> list[str]:

@@ -131,7 +131,7 @@ def _step(ax, rows: pd.DataFrame, column: str, look: dict, at: float = 0.0) -> N
 
 
 def _draw_changes(ax, rows: pd.DataFrame, metric: str, columns: Sequence[str], looks: dict) -> None:
-    retrained = rows[rows["model"] == "retrained"].drop_duplicates(["pair_seed", "id"])
+    retrained = rows[rows["model"] == "retrained"]
     _step(ax, retrained, "change", RETRAINED)
     for place, (curve, look) in enumerate(looks.items()):
         own = rows[caption.member(rows, curve) & (rows["model"] == "run")]
@@ -145,7 +145,7 @@ def _draw_changes(ax, rows: pd.DataFrame, metric: str, columns: Sequence[str], l
 
 def _draw_ratios(ax, table: pd.DataFrame, columns: Sequence[str], looks: dict) -> None:
     rows = table[(table["split"] == "forget") & table[RATIO].notna()]
-    retrained = rows[rows["model"] == "retrained"].drop_duplicates(["pair_seed", "id"])
+    retrained = rows[rows["model"] == "retrained"]
     _step(ax, retrained, RATIO, RETRAINED)
     for place, (curve, look) in enumerate(looks.items()):
         _step(ax, rows[caption.member(rows, curve) & (rows["model"] == "run")], RATIO, look, 0.3 * place / len(looks))
@@ -177,13 +177,11 @@ def _notes(study: Study, table: pd.DataFrame, tests: pd.DataFrame, alpha: float 
     worlds = table["pair_seed"].nunique()
     said = [f"bands: ± 1 sd over {worlds} pair seeds" if worlds > 1 else "1 pair seed", caption.at(alpha)]
     evaluated = at_training_alpha(study, alpha)
-    if len(silent := set(evaluated["folder"]) - set(table["folder"])):
-        said.append(f"not drawn, for want of examples: {len(silent)} of {evaluated['folder'].nunique()} runs")
     if "forget_quality" in evaluated.columns:
         both = tests.merge(evaluated[["folder", "forget_quality"]], on="folder").dropna()
         if odd := int((~np.isclose(both["p"], both["forget_quality"], rtol=1e-6, atol=0)).sum()):
             said.append(f"another forget quality in eval.json (other semantics): {odd} of {len(both)} runs")
-    return said + caption.left_out(study)
+    return said + caption.left_out(study, table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

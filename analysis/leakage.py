@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from analysis import caption, command, panels, style
-from analysis.curves import at_one_alpha, check, references, training_columns
+from analysis.curves import at_one_alpha, check, only_at, references, rows_of, training_columns
 from analysis.runs import Study, StudyError
 
 KINDS = {
@@ -57,8 +57,9 @@ def figure(study: Study, kind: str = "leak", alpha: float | None = None) -> Figu
         axes[0].set_ylabel(f"{KINDS[kind]}\n(← better, until retrained)")
         handles = panels.reference_handles(known)
         panels.legend(fig, handles + [Line2D([], [], label=names[line], **looks[line]) for line in names])
+        drawn = rows_of(only_at(study, alpha), *metrics.values())
         seeds = caption.spread(study, table, list(metrics.values()), "bands")
-        caption.footnote(fig, [seeds, caption.at(alpha), *caption.left_out(study)])
+        caption.footnote(fig, [seeds, caption.at(alpha), *caption.left_out(study, drawn)])
     return fig
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import caption, command, panels, style
-from analysis.curves import SETTING, curve_columns, references, units
+from analysis.curves import SETTING, curve_columns, references, rows_of, units
 from analysis.runs import INTERVAL, Study, StudyError
 
 SPLITS = ("retain", "real_authors", "world_facts")
@@ -48,7 +48,7 @@ def figure(study: Study, metrics: Sequence[str] | None = None, forget: str = "fo
         known = set(references(study, *shown)["reference"])
         handles = panels.reference_handles(name for name in style.REFERENCES if name in known) + handles
         panels.legend(fig, handles, f"at the retrained\nmodel's {forget}")
-        caption.footnote(fig, _notes(study, rows, shown))
+        caption.footnote(fig, _notes(study, rows, shown, forget))
     return fig
 
 
@@ -171,12 +171,12 @@ def _series(rows: pd.DataFrame, columns: list[str]) -> pd.Series:
     return rows[told].apply(lambda row: ", ".join(caption.say(c, row[c]) for c in told), axis=1)
 
 
-def _notes(study: Study, rows: pd.DataFrame, shown: Sequence[str]) -> list[str]:
+def _notes(study: Study, rows: pd.DataFrame, shown: Sequence[str], forget: str) -> list[str]:
     said = [caption.spread(study, rows, shown)]
     if (missed := int((rows["of"] - rows["n"]).sum())) > 0:
         said.append(f"not reached: {missed} of {rows['of'].sum()} curves; open marks: reached in n/of pair seeds")
     said.append("linear between evaluated α; α = 0 is the target")
-    return said + caption.left_out(study)
+    return said + caption.left_out(study, rows_of(study, forget, *shown))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

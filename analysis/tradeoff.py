@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 
 from analysis import caption, command, panels, pareto, style
 from analysis.caption import member
-from analysis.curves import COSTS, curve_columns, curves, references, step_metrics, units
+from analysis.curves import COSTS, curve_columns, curves, references, rows_of, step_metrics, units
 from analysis.goals import better
 from analysis.others import load_others
 from analysis.runs import Study, StudyError
@@ -214,7 +214,7 @@ def _notes(study: Study, panel: tuple[str, str], table: pd.DataFrame, areas: lis
         said.append(f"hypervolume: area beaten, from the worst point {worst}{which}; forgetting too far counts as gain")
     if over == "steps":
         said.append(caption.STEPS)
-    return said + caption.left_out(study)
+    return said + caption.left_out(study, rows_of(study, *panel, over=over))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import caption, command, panels, style
-from analysis.curves import curve_columns, curves
+from analysis.curves import curve_columns, curves, rows_of
 from analysis.runs import Study
 
 METRICS = ("forget/prob", "retain/prob")
@@ -48,7 +48,7 @@ def figure(study: Study, metrics: Sequence[str] = METRICS) -> Figure:
         handles = panels.reference_handles(max(known, key=len))
         panels.legend(fig, handles + [Line2D([], [], label=names[line], **looks[line]) for line in names])
         seeds = caption.spread(study, table, metrics, "bands")
-        caption.footnote(fig, [seeds, caption.STEPS, *caption.left_out(study)])
+        caption.footnote(fig, [seeds, caption.STEPS, *caption.left_out(study, rows_of(study, *metrics, over="steps"))])
     return fig
 
 

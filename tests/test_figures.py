@@ -41,6 +41,14 @@ def test_runs_that_are_not_drawn_or_collapsed_are_counted(unlucky, name):
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"forgetting"}))
+def test_a_finished_run_without_the_numbers_is_counted(unlucky, name):
+    folder = write_run(unlucky, {1.0: {}}, algo="dpo")  # evaluated, but for nothing that a figure shows
+    rewrite(folder / "eval.json", lambda e: e["alphas"]["1.0"].update({"forget/prob": math.nan}))
+    write_steps(folder, {0: {"train/loss": 1.0}})
+    assert "1 done without the numbers shown of 5 runs" in note(COMMANDS[name].figure(load(unlucky)))
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"forgetting"}))
 def test_no_panel_cuts_off_what_it_shares_its_limits_with(tmp_path, name):
     for place, (algo, method) in enumerate((("npo", "offset"), ("kl", "offset"), ("npo", "direct"))):
         low, far = (0.9, 0.02, 0.5)[place], (4.0, 1.0, 0.5)[place]

@@ -59,7 +59,7 @@ def test_runs_without_examples_are_counted(tmp_path):
     write_run(tmp_path / "s", {}, algo="kl", status="failed")
     write_examples(folder, {1.0: [0.4, 0.1]}, [1.0, 0.8], [0.5, 0.2])
     said = note(forgetting.figure(load(tmp_path / "s")))
-    assert "for want of examples: 1 of 2 runs" in said and "not drawn: 1 failed of 3 runs" in said
+    assert "not drawn: 1 failed, 1 done without the numbers shown of 3 runs" in said
     with pytest.raises(StudyError, match="no metric 'rouge' per question; choices: prob, truth_ratio"):
         forgetting.figure(load(tmp_path / "s"), "rouge")
     (folder / "references.parquet").unlink()

@@ -16,7 +16,7 @@ LEAKS = (  # starts of the forget set's own metrics
     "other_question_", "prefix_", "leak@", "leaked@", "attribute_leaked@", "judged_leak@",
 )  # fmt: skip
 HIGHER = ("model_utility", "forget_quality", "ou/mem", "ou/util", "ou/fluency", "ou/agg")
-LOWER = ("forget_quality_ks", "mia/vulnerable", "seconds", "peak_memory_mb", "trainable")
+LOWER = ("forget_quality_ks", "mia/vulnerable", "seconds", "seconds/train", "peak_memory_mb", "trainable")
 ZERO = ("forget/leak_gap", "privleak")
 HEADLINE = (
     "forget/prob", "forget/rougeL_recall", "forget/leak_gap", "retain/prob", "retain/rougeL_recall", "model_utility",

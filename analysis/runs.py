@@ -33,8 +33,11 @@ IDENTITY = {
     "pair_seed": ("pair.seed", int),
 }
 # ``world`` is the digest of everything that target and retrained depend on; "" where a file does not say it.
-CONFIG_COLUMNS = [*IDENTITY, "study", "status", "error", "seconds", "peak_memory_mb", "world", "folder"]
+CONFIG_COLUMNS = [
+    *IDENTITY, "study", "status", "error", "seconds", "peak_memory_mb", "trainable", "world", "folder"
+]  # fmt: skip
 REFERENCE_KEYS = ["reference", "pair", "pair_seed", "data", "world"]
+INTERVAL = ("low/", "high/")  # before a metric's name: the ends of its 95 % interval over questions
 NOT_TRAINING = ("eval.", "wandb.", "paths.", "study", "hydra.")  # settings that do not change what is trained
 
 
@@ -58,7 +61,7 @@ class Study:
     def metrics(self) -> list[str]:
         """Names of the evaluated metrics, as in ``eval.json``."""
         known = {*CONFIG_COLUMNS, "eval_alpha", *self.varied}
-        return [c for c in self.runs.columns if c not in known and not c.startswith("seconds/")]
+        return [c for c in self.runs.columns if c not in known and not c.startswith(("seconds/", *INTERVAL))]
 
     @cached_property
     def examples(self) -> pd.DataFrame:
@@ -139,6 +142,7 @@ def _columns(record: Record) -> dict:
         # what all runs share (models, references) is prepared by whichever run comes first: not its own cost
         "seconds": sum(v for k, v in numbers(stages).items() if k != "prepare") if stages else math.nan,
         "peak_memory_mb": numbers(manifest).get("peak_memory_mb", math.nan),
+        "trainable": numbers(manifest).get("trainable", math.nan),  # parameters that learn
         "world": "",
         "folder": record.place,
         **{f"seconds/{stage}": value for stage, value in numbers(stages).items()},
@@ -178,8 +182,10 @@ def _reference_rows(record: Record, columns: dict) -> list[dict]:
 
 
 def _entry(entry: dict) -> dict:
-    """An entry of eval.json: its metrics, and the world that it was evaluated in."""
-    return {**numbers(entry), "world": str((entry.get("settings") or {}).get("references", ""))}
+    """An entry of eval.json: its metrics, their intervals, and the world that it was evaluated in."""
+    intervals = (entry.get("intervals") or {}).items()
+    ends = {f"{end}{metric}": pair[i] for metric, pair in intervals for i, end in enumerate(INTERVAL)}
+    return {**numbers(entry), **numbers(ends), "world": str((entry.get("settings") or {}).get("references", ""))}
 
 
 def _step_rows(record: Record, columns: dict) -> list[dict]:
@@ -206,9 +212,10 @@ def _references(rows: list[dict]) -> pd.DataFrame:
     metrics = [c for c in frame.columns if c not in REFERENCE_KEYS]
     if not metrics:
         return frame.assign(disagreement=pd.Series(dtype=float))
-    groups = frame.groupby(REFERENCE_KEYS)[metrics]
-    spread = (groups.max() - groups.min()).max(axis=1)
-    table = groups.first()
+    groups = frame.groupby(REFERENCE_KEYS)
+    values = [m for m in metrics if not m.startswith(INTERVAL)]
+    spread = (groups[values].max() - groups[values].min()).max(axis=1)
+    table = groups[metrics].first()
     table.insert(0, "disagreement", spread)
     return table.reset_index()
 

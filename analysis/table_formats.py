@@ -169,7 +169,7 @@ def text(table: Table, row: Row, metric: str, mark: Callable[[str], str] = "{}*"
     if not cell.n:
         return "–"
     if table.base:
-        shown = f"{cell.mean:+.3f}" + ("" if math.isnan(cell.low) else f" [{cell.low:+.3f}, {cell.high:+.3f}]")
+        shown = signed(cell.mean) + ("" if math.isnan(cell.low) else f" [{signed(cell.low)}, {signed(cell.high)}]")
     else:
         shown = number(cell.mean) + ("" if math.isnan(cell.half) else f" ± {number(cell.half)}")
     shown = mark(shown) if marked(table, row, metric) else shown
@@ -183,6 +183,11 @@ def marked(table: Table, row: Row, metric: str) -> bool:
 def number(value: float) -> str:
     """Three decimals; what would be lost in them in powers of ten."""
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.0e}"
+
+
+def signed(value: float) -> str:
+    """A difference: as ``number``, with its sign."""
+    return ("" if value < 0 else "+") + number(value)
 
 
 def _raw(value: float) -> float | str:
@@ -199,8 +204,8 @@ def _tex_cell(table: Table, row: Row, metric: str) -> str:
     if not cell.n:
         return "--"
     if table.base:
-        shown = _tex_number(f"{cell.mean:+.3f}")
-        shown += "" if math.isnan(cell.low) else rf"\ [{cell.low:+.3f}, {cell.high:+.3f}]"
+        shown, *ends = (_tex_number(signed(value)) for value in (cell.mean, cell.low, cell.high))
+        shown += "" if math.isnan(cell.low) else rf"\ [{', '.join(ends)}]"
     else:
         half = "" if math.isnan(cell.half) else rf" \pm {_tex_number(number(cell.half))}"
         shown = _tex_number(number(cell.mean)) + half

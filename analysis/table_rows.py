@@ -18,7 +18,7 @@ from analysis.runs import Study, StudyError
 from analysis.state import collapsed, evaluated, reference, status
 from analysis.statistics import Interval
 
-COST = ("seconds", "peak_memory_mb")  # columns of runs that a table may show beside metrics
+COST = ("seconds", "peak_memory_mb", "trainable")  # columns of runs that a table may show beside metrics
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,9 @@ def told(study: Study) -> list[str]:
     states = status(study)[~study.runs["folder"].duplicated()].value_counts()
     said = [f"{states.sum()} runs: " + ", ".join(f"{n} {state}" for state, n in states.items())]
     if gone := study.runs.loc[collapsed(study), "folder"].nunique():
-        said.append(f"{gone} collapsed: less than half of the target's probability outside the forget set is left")
+        said.append(
+            f"{gone} collapsed at some α: less than half of the target's probability outside the forget set is left"
+        )
     if (spread := study.references["disagreement"].max()) > 0.005:
         said.append(f"runs report references that differ by up to {spread:.2g}")
     return said

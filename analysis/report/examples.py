@@ -66,9 +66,9 @@ def choose(study: Study, wanted: dict[str, object]) -> Chosen | None:
         return None
     found = found[(found["model"] != "run") | (found["eval_alpha"] == row["eval_alpha"])]
     name = PurePath(row["folder"]).name
-    said = (
-        f"{row['algo']}, {row['method']}, α = {row['eval_alpha']:g}, pair seed {row['pair_seed']}, seed {row['seed']}"
-    )
+    trained = f"trained at α = {row['alpha']:g}, evaluated at " * bool(row["alpha"] != row["eval_alpha"])
+    said = f"{row['algo']}, {row['method']}, {trained}α = {row['eval_alpha']:g}, "
+    said += f"pair seed {row['pair_seed']}, seed {row['seed']}"
     return Chosen(name, said, {kind: (KINDS[kind][0], _kind(found, kind)) for kind in KINDS})
 
 

@@ -25,6 +25,12 @@ from analysis.table_rows import Table
 HERE = Path(__file__).parent
 FIGURES = {  # module of analysis → what its figure shows
     "tradeoff": "What forgetting costs elsewhere. Best is the retrained model's forgetting with nothing lost.",
+    "matched": "What is kept where all have forgotten as far as the retrained model.",
+    "alpha": "Every split over α.",
+    "trajectories": "What training does, step by step.",
+    "leakage": "What the worst of k drawn answers gives away, over k.",
+    "forgetting": "How much single questions changed.",
+    "cost": "Seconds, memory and trained parameters against what came out.",
 }
 DPI = 144
 

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis import statistics
 from analysis.runs import Study
 from analysis.state import evaluated
-from analysis.table_formats import name, number
+from analysis.table_formats import name, number, signed
 from analysis.table_rows import Row, Table, choose_by, groups, table, told
 
 FORGET, KEEP = "forget/prob", "retain/prob"
@@ -80,9 +80,8 @@ def _level(study: Study, found: Table, what: str, value: float) -> Level:
     gap = statistics.paired(*(_rows(study, found, row) for row in there[:2]), KEEP)
     if gap.n > 1:
         apart = "separated" if gap.separated else "not separated"
-        said += (
-            f"; the difference, {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] over {gap.n} pair seeds, is {apart}"
-        )
+        ends = f"{signed(gap.mean)} [{signed(gap.low)}, {signed(gap.high)}]"
+        said += f"; the difference, {ends} over {gap.n} pair seeds, is {apart}"
     return Level(what, value, first, said + ".")
 
 
@@ -90,10 +89,8 @@ def _asked(study: Study) -> str:
     runs = study.runs
     words = {"algo": "algorithms", "method": "methods", "alpha": "α in training", "eval_alpha": "α in evaluation"}
     words |= {"pair": "pairs", "data": "data sets", "pair_seed": "pair seeds", "seed": "unlearning seeds"}
-    if (
-        runs["eval_alpha"].isna().all()
-        or (runs["eval_alpha"].dropna() == runs.loc[runs["eval_alpha"].notna(), "alpha"]).all()
-    ):
+    seen = runs[runs["eval_alpha"].notna()]
+    if (seen["eval_alpha"] == seen["alpha"]).all():
         words = {k: v.replace(" in training", "") for k, v in words.items() if k != "eval_alpha"}
     said = []
     for column, word in {**words, **{c: c for c in study.varied}}.items():

@@ -129,7 +129,11 @@ def _finite(values) -> np.ndarray:
 def _half(values: np.ndarray) -> float:
     """Half width of Student's t interval."""
     n = len(values)
-    return float(t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    if n < 2:
+        return math.nan
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():  # equal but for rounding
+        return 0.0
+    return float(t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
 
 
 def _tails(n: int) -> tuple[float, float]:

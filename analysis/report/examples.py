@@ -58,18 +58,18 @@ def choose(study: Study, wanted: dict[str, object]) -> Chosen | None:
     if rows.empty and asked:
         said = ", ".join(f"{k}={v}" for k, v in asked.items())
         raise StudyError(f"study {study.name!r}: no evaluated run has {said}; see python -m analysis.table")
-    if rows.empty:
-        return None
-    row = rows.sort_values(["pair_seed", "seed", "folder"], kind="stable").iloc[0]
-    found = study.examples_of([row["folder"]])
-    if found.empty or not {"prob", "prompt", "gold"} <= set(found.columns):
-        return None
-    found = found[(found["model"] != "run") | (found["eval_alpha"] == row["eval_alpha"])]
-    name = PurePath(row["folder"]).name
-    trained = f"trained at α = {row['alpha']:g}, evaluated at " * bool(row["alpha"] != row["eval_alpha"])
+    for row in rows.sort_values(["pair_seed", "seed", "folder"], kind="stable").to_dict("records"):
+        found = study.examples_of([row["folder"]])
+        if not found.empty and {"prob", "prompt", "gold"} <= set(found.columns):
+            return _chosen(row, found[(found["model"] != "run") | (found["eval_alpha"] == row["eval_alpha"])])
+    return None
+
+
+def _chosen(row: dict[str, object], found: pd.DataFrame) -> Chosen:
+    trained = f"trained at α = {row['alpha']:g}, evaluated at " * (row["alpha"] != row["eval_alpha"])
     said = f"{row['algo']}, {row['method']}, {trained}α = {row['eval_alpha']:g}, "
     said += f"pair seed {row['pair_seed']}, seed {row['seed']}"
-    return Chosen(name, said, {kind: (KINDS[kind][0], _kind(found, kind)) for kind in KINDS})
+    return Chosen(PurePath(row["folder"]).name, said, {k: (KINDS[k][0], _kind(found, k)) for k in KINDS})
 
 
 def _kind(found: pd.DataFrame, kind: str) -> list[Example]:

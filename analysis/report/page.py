@@ -143,13 +143,19 @@ def _provenance(study: Study) -> dict:
     once = study.runs.drop_duplicates("folder")
     return {
         "commands": commands,
-        "again": f"python -m analysis.report {shlex.quote(study.name)}",
+        "again": _again(study),
         "versions": {package: ", ".join(values) for package, values in versions.items()},
         "code": code,
         "machines": machines,
         "seconds": once["seconds"].sum(),
         "memory": once["peak_memory_mb"].max(),
     }
+
+
+def _again(study: Study) -> str:
+    """The command that makes this page."""
+    elsewhere = [] if study.folder.parent == Path("runs") else ["--runs", str(study.folder.parent)]
+    return shlex.join(["python", "-m", "analysis.report", study.name, *elsewhere])
 
 
 def _with(values: list[str], value: str | None) -> list[str]:

@@ -48,6 +48,8 @@ def figure(study: Study, metric: str = "prob") -> Figure:
             ax.set_visible(False)
         for ax in axes[::across]:
             ax.set_ylabel(metric)
+        panels.limit(*(ax.yaxis for ax in axes[: len(names)]))
+        axes[0].set_xlim(*(f * max(table["along"].max(), 0.1) for f in (-0.05, 1.05)))
         _label_alphas(axes[: len(names)], [_which(study, dict(zip(columns, curve, strict=True))) for curve in names])
         _legend(fig, study, shown)
         seeds = caption.spread(study, table, shown, "bands")
@@ -68,7 +70,7 @@ def _splits(study: Study, metric: str) -> list[str]:
 def _which(study: Study, curve: dict) -> str:
     """Which α runs along a curve."""
     if curve.get("alpha") is not None:
-        return "α at inference"
+        return f"α at inference (in training: {curve['alpha']:g})"
     done = finished(study).dropna(subset=["eval_alpha"])
     rows = done[(done["algo"] == curve["algo"]) & (done["method"] == curve["method"])]
     return "α in training" + (" and at inference" if (rows["alpha"] == rows["eval_alpha"]).all() else "")
@@ -97,8 +99,6 @@ def _draw(ax, points: pd.DataFrame, shown: Sequence[str], means: pd.DataFrame) -
         if not (points["along"] == 0).any():
             own = means.loc[means["reference"] == "target", metric]
             ax.plot([0.0] * len(own), own, **style.reference("target") | {"markersize": 7, "color": look["color"]})
-    panels.limit(ax.yaxis)
-    ax.set_xlim(left=-0.05 * points["along"].max())
 
 
 def _legend(fig: Figure, study: Study, shown: Sequence[str]) -> None:

@@ -46,6 +46,7 @@ def figure(study: Study, outcomes: Sequence[str] = OUTCOMES, alpha: float | None
             for ax, x in zip(row, costs, strict=True):
                 panels.reference_lines(ax, study, y)
                 _draw(ax, table, x, y, looks)
+            panels.limit(*(ax.yaxis for ax in row))
         for ax, x in zip(axes[-1], costs, strict=True):
             caption.axis_label(ax.xaxis, x, WORDS[x])
         known = [name for name in style.REFERENCES if name in set(study.references["reference"])]
@@ -89,7 +90,6 @@ def _draw(ax, table: pd.DataFrame, x: str, y: str, looks: dict) -> None:
         ax.errorbar(known[x], known[y], yerr=panels.around(known, y), **bars)
         several = points.dropna(subset=[f"low/{x}", f"high/{x}"])
         ax.errorbar(several[x], several[y], xerr=panels.around(several, x), **bars)
-    panels.limit(ax.yaxis)
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
     ax.set_xlim(0, 1.12 * table[x].max() or 1.0)

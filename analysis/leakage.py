@@ -53,6 +53,7 @@ def figure(study: Study, kind: str = "leak", alpha: float | None = None) -> Figu
                     panels.curve(ax, _over_k(row, metrics), "k", "leak", look, markersize=4)
             _finish(ax, metrics)
             ax.set_title(method, loc="left")
+        panels.limit(*(ax.yaxis for ax in axes))
         axes[0].set_ylabel(f"{KINDS[kind]}\n(← better, until retrained)")
         handles = panels.reference_handles(known)
         panels.legend(fig, handles + [Line2D([], [], label=names[line], **looks[line]) for line in names])
@@ -94,7 +95,6 @@ def _finish(ax, metrics: dict[int, str]) -> None:
     ax.set_xticks(list(metrics), [str(k) for k in metrics])
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("k, answers drawn to each question")
-    panels.limit(ax.yaxis)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,18 +21,23 @@ def make(study: Study, width: float, height: float) -> Figure:
     return fig
 
 
-def limit(axis) -> None:
-    """Room around the data for the labels, but no ticks outside 0 to 1 where nothing can lie there."""
-    low, high = axis.get_data_interval()
+def limit(*axis) -> None:
+    """Room around the data for the labels, but no ticks outside 0 to 1 where nothing can lie there.
+
+    Panels that share their limits are given together: their data are different.
+    """
+    found = [one.get_data_interval() for one in axis]
+    low, high = min(low for low, _ in found), max(high for _, high in found)
     share = 0 <= low and high <= 1
     span = max(high - low, 0.2)  # less would blow up noise
     middle = (low + high) / 2
     if share:
         middle = min(max(middle, span / 2), 1 - span / 2)
     limits = (middle - 0.6 * span, middle + 0.6 * span)
-    (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(limits)
-    if share:
-        axis.set_ticks([t for t in axis.get_ticklocs() if max(0, limits[0]) <= round(t, 9) <= min(1, limits[1])])
+    for one in axis:
+        (one.axes.set_xlim if one.axis_name == "x" else one.axes.set_ylim)(limits)
+        if share:
+            one.set_ticks([t for t in one.get_ticklocs() if max(0, limits[0]) <= round(t, 9) <= min(1, limits[1])])
 
 
 def shares(axis) -> None:

@@ -39,6 +39,8 @@ def figure(study: Study, metrics: Sequence[str] = METRICS) -> Figure:
         axes = fig.subplots(len(metrics), len(methods), squeeze=False, sharex=True, sharey="row")
         known = dict.fromkeys(_draw(axes[i][j], study, table, m, method, looks)
                               for i, m in enumerate(metrics) for j, method in enumerate(methods))  # fmt: skip
+        for row in axes:
+            panels.limit(*(ax.yaxis for ax in row))
         for method, ax in zip(methods, axes[0], strict=True):
             ax.set_title(method, loc="left")
         for ax in axes[-1]:
@@ -66,7 +68,6 @@ def _draw(ax, study: Study, table: pd.DataFrame, metric: str, method: str, looks
         panels.curve(ax, points, "along", metric, look, markersize=3)
     if ax.get_subplotspec().is_first_col():
         caption.axis_label(ax.yaxis, metric)
-    panels.limit(ax.yaxis)
     return tuple(known)
 
 

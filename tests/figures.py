@@ -65,3 +65,14 @@ def note(fig) -> str:
 def entries(fig) -> list[str]:
     """The legend's names."""
     return [text.get_text() for text in fig.legends[0].get_texts()]
+
+
+def outside(fig) -> list[tuple]:
+    """Points of lines that lie outside their panel."""
+    found = []
+    for ax in fig.axes:
+        (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+        own = [line for line in ax.lines if line.get_transform() == ax.transData]  # not lines across the panel
+        points = [point for line in own for point in line.get_xydata().tolist()]
+        found += [(x, y) for x, y in points if not (left <= x <= right and low <= y <= high)]
+    return found

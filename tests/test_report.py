@@ -131,6 +131,7 @@ def test_the_summary_names_the_winner_at_each_level_and_what_is_separated(study)
     assert "the retrained model, which never saw it, 0.150. That, not zero" in said
     # at 0.175 (α = 0.5) half of the target's level is reached, the retrained model's 0.15 and the tenth are not
     assert "half the target's level or further (forget/prob ≤ 0.495), npo, α=0.5 keeps most: retain/prob 0.910" in said
+    assert "Next is npo" not in said  # the same algorithm at another α is no rival
     assert "the retrained model's level or further (forget/prob ≤ 0.150), npo, α=1 keeps most" in said
     assert "Next is ga, α=1 with 0.610" in said and "over 3 pair seeds, is separated" in said
     assert "a tenth of the target's level or further (forget/prob ≤ 0.099): no setting" in said

@@ -74,15 +74,21 @@ def _level(study: Study, found: Table, what: str, value: float) -> Level:
         return Level(what, value, None, f"{head}: no setting that has not collapsed.")
     first = there[0]
     said = f"{head}, {name(found, first)} keeps most: {KEEP} {_cell(first, KEEP)} at {FORGET} {_cell(first, FORGET)}"
-    if len(there) == 1:
+    others = [row for row in there if _curve(row) != _curve(first)]
+    if not others:
         return Level(what, value, first, f"{said}; nothing else forgets so far without collapsing.")
-    said += f". Next is {name(found, there[1])} with {_cell(there[1], KEEP)}"
-    gap = statistics.paired(*(_rows(study, found, row) for row in there[:2]), KEEP)
+    said += f". Next is {name(found, others[0])} with {_cell(others[0], KEEP)}"
+    gap = statistics.paired(*(_rows(study, found, row) for row in (first, others[0])), KEEP)
     if gap.n > 1:
         apart = "separated" if gap.separated else "not separated"
         ends = f"{signed(gap.mean)} [{signed(gap.low)}, {signed(gap.high)}]"
         said += f"; the difference, {ends} over {gap.n} pair seeds, is {apart}"
     return Level(what, value, first, said + ".")
+
+
+def _curve(row: Row) -> dict[str, object]:
+    """What tells settings apart but for α: the next best is another way of forgetting, not the same way further on."""
+    return {c: v for c, v in row.settings.items() if c not in ("alpha", "eval_alpha")}
 
 
 def _asked(study: Study) -> str:

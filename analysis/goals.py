@@ -55,8 +55,11 @@ def goal(metric: str, retrained: bool = True) -> str | None:
     return None
 
 
-def distance(metric: str, value: float, retrained: float | None = None) -> float:
-    """How far a value is from the best one: what is smaller is better. Only for metrics that have a ``goal``."""
+def distance(metric: str, value, retrained=None):
+    """How far a value is from the best one, where smaller is better; numbers or Series.
+
+    Only for metrics that have a ``goal``; without ``retrained`` the one for want of a retrained model.
+    """
     where = goal(metric, retrained is not None)
     if where == "retrained":
         return abs(value - retrained)

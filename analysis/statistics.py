@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -92,7 +93,8 @@ def hierarchical(values: Sequence[float], units: Sequence, seed: int = 0) -> Int
 
 def per_unit(runs: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """One row per value of ``by`` and pair seed: means over whatever else there is, such as unlearning seeds."""
-    return runs.groupby([*by, UNIT], dropna=False, sort=False)[list(metrics)].mean().reset_index()
+    means = runs.groupby([*by, UNIT], dropna=False, sort=False)[list(metrics)].mean()
+    return pd.concat([means.index.to_frame(index=False), means.reset_index(drop=True)], axis=1)
 
 
 def summary(runs: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
@@ -129,7 +131,17 @@ def _finite(values) -> np.ndarray:
 def _half(values: np.ndarray) -> float:
     """Half width of Student's t interval."""
     n = len(values)
-    return float(t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    if n < 2:
+        return math.nan
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():  # equal but for rounding
+        return 0.0
+    return _quantile(n) * float(values.std(ddof=1)) / math.sqrt(n)
+
+
+@cache
+def _quantile(n: int) -> float:
+    """Student's t of n units."""
+    return float(t.ppf((1 + LEVEL) / 2, n - 1))
 
 
 def _tails(n: int) -> tuple[float, float]:

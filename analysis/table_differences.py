@@ -66,9 +66,11 @@ def _same(value: object, asked: str) -> bool:
 
 def _notes(rows: list[Row], base: str, questions: bool) -> tuple[str, ...]:
     worlds = max(c.n for row in rows for c in row.cells.values())
-    said = [f"differences from {base} in the same world; 95 % bootstrap interval over {worlds} pair seeds"]
-    if questions:
-        said[0] += " and, within each, questions" if worlds > 1 else ": over its questions alone, not over worlds"
+    said = [f"differences from {base} in the same world"]
+    if worlds > 1:
+        said[0] += f"; 95 % bootstrap interval over {worlds} pair seeds" + questions * " and, within each, questions"
+    elif questions:
+        said[0] += "; 95 % bootstrap interval over the questions of this one world, not over worlds"
     if worlds > 1:
         said.append("* zero lies outside of this interval and of Student's t")
     lost = sum(all(not c.n for c in row.cells.values()) for row in rows)

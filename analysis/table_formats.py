@@ -61,7 +61,7 @@ def as_csv(table: Table) -> str:
         values = [row.kind, *(row.settings[c] for c in table.by), *(row.counts.get(s, "") for s in states)]
         for metric in table.metrics:
             cell = row.cells[metric]
-            values += [*map(_raw, (cell.mean, cell.low, cell.high)), cell.n, int(_marked(table, row, metric))]
+            values += [*map(_raw, (cell.mean, cell.low, cell.high)), cell.n, int(marked(table, row, metric))]
         writer.writerow(values)
     return out.getvalue()
 
@@ -135,6 +135,16 @@ def words(table: Table, row: Row) -> list[str]:
     return said if row.kind == "run" else [" ".join([row.kind, *filter(None, said[:1])]), *said[1:]]
 
 
+def name(table: Table, row: Row) -> str:
+    """A row's settings in one phrase: "npo, offset, α=1", or "npo, trained at α=1, α=2" where it was evaluated at 2."""
+    told = [(c, title, _word(row.settings[c])) for c, title in labels(table)]
+    plain = ("algo", "method", "pair", "data")
+    single = len({r.settings.get("method") for r in table.rows if r.kind == "run"}) == 1
+    phrases = {"α trained": "trained at α", "α evaluated": "α"}
+    said = [w if c in plain else f"{phrases.get(t, t)}={w}" for c, t, w in told if w and not (c == "method" and single)]
+    return ", ".join(said)
+
+
 def _word(value: object) -> str:
     if value is None:
         return ""
@@ -159,20 +169,25 @@ def text(table: Table, row: Row, metric: str, mark: Callable[[str], str] = "{}*"
     if not cell.n:
         return "–"
     if table.base:
-        shown = f"{cell.mean:+.3f}" + ("" if math.isnan(cell.low) else f" [{cell.low:+.3f}, {cell.high:+.3f}]")
+        shown = signed(cell.mean) + ("" if math.isnan(cell.low) else f" [{signed(cell.low)}, {signed(cell.high)}]")
     else:
         shown = number(cell.mean) + ("" if math.isnan(cell.half) else f" ± {number(cell.half)}")
-    shown = mark(shown) if _marked(table, row, metric) else shown
+    shown = mark(shown) if marked(table, row, metric) else shown
     return shown + (f" (n={cell.n})" if cell.n < row.units else "")
 
 
-def _marked(table: Table, row: Row, metric: str) -> bool:
+def marked(table: Table, row: Row, metric: str) -> bool:
     return row.cells[metric].separated if table.base else metric in row.best
 
 
 def number(value: float) -> str:
     """Three decimals; what would be lost in them in powers of ten."""
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.0e}"
+
+
+def signed(value: float) -> str:
+    """A difference: as ``number``, with its sign."""
+    return ("" if value < 0 else "+") + number(value)
 
 
 def _raw(value: float) -> float | str:
@@ -189,12 +204,12 @@ def _tex_cell(table: Table, row: Row, metric: str) -> str:
     if not cell.n:
         return "--"
     if table.base:
-        shown = _tex_number(f"{cell.mean:+.3f}")
-        shown += "" if math.isnan(cell.low) else rf"\ [{cell.low:+.3f}, {cell.high:+.3f}]"
+        shown, *ends = (_tex_number(signed(value)) for value in (cell.mean, cell.low, cell.high))
+        shown += "" if math.isnan(cell.low) else rf"\ [{', '.join(ends)}]"
     else:
         half = "" if math.isnan(cell.half) else rf" \pm {_tex_number(number(cell.half))}"
         shown = _tex_number(number(cell.mean)) + half
-    shown = rf"$\mathbf{{{shown}}}$" if _marked(table, row, metric) else f"${shown}$"
+    shown = rf"$\mathbf{{{shown}}}$" if marked(table, row, metric) else f"${shown}$"
     return shown + (f" (n={cell.n})" if cell.n < row.units else "")
 
 

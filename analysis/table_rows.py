@@ -18,7 +18,7 @@ from analysis.runs import Study, StudyError
 from analysis.state import collapsed, evaluated, reference, status
 from analysis.statistics import Interval
 
-COST = ("seconds", "peak_memory_mb")  # columns of runs that a table may show beside metrics
+COST = ("seconds", "peak_memory_mb", "trainable")  # columns of runs that a table may show beside metrics
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def _runs(study: Study, by: list[str], metrics: list[str]) -> list[Row]:
     seen = evaluated(study)
     found, unseen = groups(frame[seen], by), groups(frame[~seen].drop_duplicates("folder"), _trained(by))
     rows = []
+    units_of = groups(statistics.per_unit(frame[seen], by, metrics), by)
     for key, part in found.items():
-        settings = dict(zip(by, key, strict=True))
-        units = statistics.per_unit(part, [], metrics)
+        settings, units = dict(zip(by, key, strict=True)), units_of[key]
         cells = {m: statistics.mean(units[m]) for m in metrics}
         lost = unseen.get(tuple(settings[c] for c in _trained(by)))
         rows.append(Row("run", settings, cells, _counts(part, lost)))
@@ -160,7 +160,7 @@ def _mark(study: Study, rows: list[Row], by: list[str], metrics: list[str]) -> l
     worlds = [c for c in _world_columns(study) if c in by]
     best: dict[int, set[str]] = {}
     whole = [i for i, row in enumerate(rows) if row.counts["done"] > row.counts["collapsed"]]
-    away = {m: _away(study, by, m) for m in metrics}
+    away = _away(study, by, metrics)
     for world in {tuple(rows[i].settings[c] for c in worlds) for i in whole}:
         rivals = [i for i in whole if tuple(rows[i].settings[c] for c in worlds) == world]
         for metric in metrics:
@@ -173,18 +173,21 @@ def _mark(study: Study, rows: list[Row], by: list[str], metrics: list[str]) -> l
     ]
 
 
-def _away(study: Study, by: list[str], metric: str) -> dict[tuple, Interval]:
-    """By the settings of a row, how far its runs are from the best value: smaller is better. Empty without a goal."""
-    theirs = reference(study, "retrained", metric)
-    where = goals.goal(metric, retrained=theirs.notna().any())
-    if where is None:
-        return {}
-    values = study.runs[metric] - (theirs if where == "retrained" else 0)
-    frame = study.runs.assign(away=values)[evaluated(study)]
+def _away(study: Study, by: list[str], metrics: list[str]) -> dict[str, dict[tuple, Interval]]:
+    """By metric and the settings of a row, how far its runs are from the best value; {} for a metric without a goal."""
+    theirs = pd.DataFrame({f"retrained/{m}": reference(study, "retrained", m) for m in metrics})
+    frame = pd.concat([study.runs[[*by, statistics.UNIT, *metrics]], theirs], axis=1)[evaluated(study)]
+    parts = groups(statistics.per_unit(frame, by, [*metrics, *theirs]), by)
     found = {}
-    for key, part in groups(frame, by).items():
-        units = part.groupby(statistics.UNIT)["away"].mean()
-        found[key] = statistics.mean({"higher": -units, "lower": units}.get(where, units.abs()))
+    for metric in metrics:
+        compared = theirs[f"retrained/{metric}"].notna().any()
+        known = goals.goal(metric, compared) is not None
+        found[metric] = {
+            key: statistics.mean(
+                goals.distance(metric, units[metric], units[f"retrained/{metric}"] if compared else None)
+            )
+            for key, units in (parts.items() if known else ())
+        }
     return found
 
 
@@ -205,7 +208,9 @@ def told(study: Study) -> list[str]:
     states = status(study)[~study.runs["folder"].duplicated()].value_counts()
     said = [f"{states.sum()} runs: " + ", ".join(f"{n} {state}" for state, n in states.items())]
     if gone := study.runs.loc[collapsed(study), "folder"].nunique():
-        said.append(f"{gone} collapsed: less than half of the target's probability outside the forget set is left")
+        said.append(
+            f"{gone} collapsed at some α: less than half of the target's probability outside the forget set is left"
+        )
     if (spread := study.references["disagreement"].max()) > 0.005:
         said.append(f"runs report references that differ by up to {spread:.2g}")
     return said

@@ -126,7 +126,7 @@ def test_differences_use_the_examples_where_a_metric_is_their_mean(tmp_path):
     cell = row.cells["retain/prob"]
     assert (cell.mean, cell.n, cell.items, cell.separated) == (pytest.approx(0.2), 1, 3, False)
     assert math.isnan(row.cells["forget/prob"].low)  # no examples of that split: two single runs have no interval
-    assert "over its questions alone, not over worlds" in found.notes[0]
+    assert "the questions of this one world, not over worlds" in found.notes[0]
 
 
 @pytest.mark.parametrize(

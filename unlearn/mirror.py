@@ -36,8 +36,9 @@ REWIND = "resumed_from"  # a row of the history: of the steps before it, those a
 class Mirror:
     """One W&B run, or none. If W&B fails, it is said once, and the run goes on without it: the folder is the truth."""
 
-    def __init__(self, run: Any, alpha: float = 1.0):
+    def __init__(self, run: Any, alpha: float = 1.0, start: int = 0):
         self.run, self.alpha = run, alpha
+        self.next = start  # number of the history's next row
 
     @property
     def id(self) -> str | None:
@@ -45,11 +46,11 @@ class Mirror:
 
     def log(self, record: Mapping[str, float]) -> None:
         """A logged step."""
-        self._do(lambda run: run.log(dict(record)))
+        self._row(record)
 
     def rewind(self, step: int) -> None:
         """The run goes on at ``step``: what was logged after it is logged again."""
-        self._do(lambda run: run.log({REWIND: step}))
+        self._row({REWIND: step})
 
     def manifest(self, manifest: Mapping[str, Any]) -> None:
         self._do(lambda run: run.summary.update({"manifest": dict(manifest)}))
@@ -64,7 +65,7 @@ class Mirror:
     ) -> None:
         """The content of eval.json; the tables of examples; the files that hold all this; the folder of weights."""
         self._do(lambda run: run.summary.update(dict(found) | self._headline(found["alphas"])))
-        self._do(lambda run: run.log({"tradeoff": _chart(found), "examples": _table(own, references, self.alpha)}))
+        self._do(lambda _: self._row({"tradeoff": _chart(found), "examples": _table(own, references, self.alpha)}))
         self._do(lambda run: _save(run, [f for f in files if f.suffix == ".parquet"]))
         self._do(lambda run: _artifact(run, "evaluation", files))
         if offset.is_dir():
@@ -74,6 +75,10 @@ class Mirror:
         """The numbers of one α, each a column of its own on W&B's pages."""
         at = _nearest(map(float, alphas), self.alpha)
         return {"eval/alpha": at} | {f"eval/{k}": v for k, v in _numbers(alphas[str(at)]).items()}
+
+    def _row(self, values: Mapping[str, Any]) -> None:
+        self._do(lambda run: run.log(dict(values), step=self.next))
+        self.next += 1
 
     def _do(self, act: Callable[[Any], None]) -> None:
         if self.run is None:
@@ -87,11 +92,18 @@ class Mirror:
 
 @contextmanager
 def opened(
-    cfg: WandbConfig, folder: Path, choices: Mapping[str, Any], config: Mapping[str, Any], id: str | None
+    cfg: WandbConfig,
+    folder: Path,
+    choices: Mapping[str, Any],
+    config: Mapping[str, Any],
+    id: str | None,
+    start: int = 0,
 ) -> Iterator[Mirror]:
     """The W&B run of a run folder for the length of the block; with W&B disabled nothing is imported.
 
-    ``choices`` are those that name the run (``identity.describe``). With ``id`` the W&B run of that id goes on.
+    ``choices`` are those that name the run (``identity.describe``). With ``id`` the W&B run of that id goes on, its
+    history with row number ``start``: offline, W&B would begin again with 0, and a server that has rows of these
+    numbers need not take others.
     """
     if cfg.mode == "disabled":
         yield Mirror(None)
@@ -100,7 +112,7 @@ def opened(
     with _init(cfg, folder, group=choices["study"], job_type=JOB_TYPE, name=folder.name, id=id, tags=list(tags),
                config=dict(config)) as run:  # fmt: skip
         _axes(run)
-        yield Mirror(run, choices["alpha"])
+        yield Mirror(run, choices["alpha"], start)
 
 
 def _init(cfg: WandbConfig, folder: Path, **more: Any) -> Any:

@@ -102,9 +102,13 @@ class RunLog:
     def mirrored(self, cfg: Config) -> Iterator[None]:
         """Mirror the run to W&B for the length of the block, with the config it was trained with."""
         config = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
-        with opened(cfg.wandb, self.folder, describe(cfg), flatten(config), self.manifest.get("wandb")) as self.mirror:
+        id, rows = self.manifest.get("wandb"), self.folder / METRICS
+        start = self.manifest.get("wandb_row", 0)
+        if id is not None:  # more rows than the part before this one can have
+            start += 10 + (len(rows.read_text().splitlines()) if rows.is_file() else 0)
+        with opened(cfg.wandb, self.folder, describe(cfg), flatten(config), id, start) as self.mirror:
             if self.mirror.id is not None:
-                self.status(self.manifest["status"], wandb=self.mirror.id)
+                self.status(self.manifest["status"], wandb=self.mirror.id, wandb_row=start)
             try:
                 yield
             except Exception as error:

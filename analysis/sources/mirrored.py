@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.sources.record import Record, flatten, merge, numbers
 
 JOB_TYPE, OVERVIEW = "unlearn", "summary"  # of a run; of what a grid logs about its study, which is no run
-REWIND = "resumed_from"
+REWIND, TIME = "resumed_from", "_timestamp"  # columns of the history
 SPOKEN = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}  # how W&B writes them in JSON
 TABLES = {"run": "examples.parquet", "references": "references.parquet"}
 
@@ -76,9 +76,12 @@ def _alpha(entry: tuple[str, Any]) -> float:
 
 
 def _rows(history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Logged steps; what a resumed run had logged after its checkpoint does not count, as in ``metrics.jsonl``."""
+    """Logged steps in the order of time: the parts of a resumed run may have been synced in any.
+
+    What such a run had logged after its checkpoint does not count, as in ``metrics.jsonl``.
+    """
     rows: list[dict[str, float]] = []
-    for row in history:
+    for row in sorted(history, key=lambda row: row.get(TIME) or 0.0):
         values = numbers({k: v for k, v in row.items() if k[0] != "_"})
         if REWIND in values:
             rows = [r for r in rows if r["step"] <= values[REWIND]]

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis.sources.mirrored import TABLES, WandbRun, plain, records
+from analysis.sources.mirrored import TABLES, TIME, WandbRun, plain, records
 from analysis.sources.record import Record, StudyError, read_tables
 from analysis.sources.transaction_log import Frames, NotWandb
 
@@ -120,7 +120,7 @@ def _row(items: Any) -> dict[str, Any]:
     row = {}
     for item in items:
         key = _key(item)
-        if key[:1] != "_":
+        if key[:1] != "_" or key == TIME:
             row[key] = _value(item)
     return row
 

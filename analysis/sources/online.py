@@ -119,7 +119,7 @@ def _examples(run: Any) -> dict[str, pd.DataFrame]:
     with tempfile.TemporaryDirectory() as folder:
         wanted = {file: name for name, file in TABLES.items()}
         for file in patiently(lambda: list(run.files(names=list(wanted)))):
-            patiently(partial(file.download, root=folder, replace=True))
+            patiently(partial(file.download, root=folder, replace=True)).close()
         return read_tables({name: Path(folder) / file for file, name in wanted.items()})
 
 

@@ -9,6 +9,7 @@ direct run always trains at 1. Failed and unfinished runs are rows too, with NaN
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -17,11 +18,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.sources import folders
+from analysis.sources import folders, offline
 from analysis.sources.record import REFERENCE_MODEL, Record, StudyError, numbers, parse_json
 
 __all__ = ["IDENTITY", "Study", "StudyError", "find", "load", "names", "numbers", "parse_json"]
 
+log = logging.getLogger(__name__)
+ONLINE, OFFLINE = "wandb://", "offline:"
 # What tells one run of a study from another: column → (where config.yaml says it, its type).
 IDENTITY = {
     "algo": ("algo.name", str),
@@ -55,6 +58,7 @@ class Study:
     references: pd.DataFrame  # one row per target or retrained × pair × pair_seed × data × world
     trajectories: pd.DataFrame  # one row per logged step
     varied: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a source held that is in no table, and why
     records: tuple[Record, ...] = field(default=(), repr=False, compare=False)  # what the tables are made of
 
     @property
@@ -90,13 +94,35 @@ class Study:
 
 
 def load(study: str | Path, runs: str | Path = "runs") -> Study:
-    """The study of that name in the folder ``runs``, or the study whose folder ``study`` is."""
-    folder = find(study, runs)
-    return tables(folder.resolve().name, folder, folders.read(folder))
+    """A study, from wherever its runs were logged; the same runs give the same tables (``folder`` is but their names).
+
+    - ``NAME`` of a folder in ``runs``, or a path: of run folders; of what else lies there, ``wandb/offline-run-*`` at
+      any depth are read where there are no run folders.
+    - ``offline:PATH``: those W&B files, also where there are run folders.
+    - ``wandb://ENTITY/PROJECT?group=STUDY&algo=npo``: from W&B's server; see ``sources.online``.
+
+    What was left out is logged as a warning and kept in ``Study.notes``.
+    """
+    source = str(study)
+    if source.startswith(ONLINE):
+        from analysis.sources import online  # wandb takes its time to import
+
+        name, found, notes = online.read(source)
+        return tables(name, Path(runs) / name, found, notes)
+    folder = find(source.removeprefix(OFFLINE), runs)
+    files = []
+    if source.startswith(OFFLINE) or not any(map(folders.is_run, folder.iterdir())):
+        files = offline.files(folder)
+    if source.startswith(OFFLINE) and not files:
+        raise StudyError(f"{source}: there is no offline-run-*/run-*.wandb in {folder}, at any depth")
+    found, notes = offline.read(files) if files else (folders.read(folder), [])
+    return tables(folder.resolve().name, folder, found, notes)
 
 
-def tables(name: str, folder: Path, records: Collection[Record]) -> Study:
+def tables(name: str, folder: Path, records: Collection[Record], notes: Collection[str] = ()) -> Study:
     """The study that these runs make."""
+    for note in notes:
+        log.warning("%s: %s", name, note)
     fixed = [_columns(record) for record in records]
     varied = _varied(records, fixed)
     for record, columns in zip(records, fixed, strict=True):
@@ -111,6 +137,7 @@ def tables(name: str, folder: Path, records: Collection[Record]) -> Study:
             [row for pair in pairs for row in _step_rows(*pair)], [*IDENTITY, "study", "status", "folder"]
         ),
         varied=varied,
+        notes=tuple(notes),
         records=tuple(records),
     )
 

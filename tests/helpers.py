@@ -64,7 +64,7 @@ def execute(cfg: Config) -> Job:
     from unlearn.job import execute as run
 
     job = grid.job(cfg, read(cfg).fingerprint())
-    run(job, OmegaConf.to_yaml(OmegaConf.structured(cfg)), {"algo.name": cfg.algo.name, "data.name": cfg.data.name})
+    run(job, OmegaConf.to_yaml(OmegaConf.structured(cfg)))
     return job
 
 

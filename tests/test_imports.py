@@ -25,7 +25,7 @@ ORDER = [
     "groups.privacy",
     "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix", "groups.contrast", "groups.quantised",
     "groups.relearn", "evaluation", "foreign", "others", "reference",
-    "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
+    "mirror", "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
     "table", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",
 ]  # fmt: skip

@@ -40,12 +40,12 @@ from unlearn.world import World, frozen_ensemble, the_world
 log = logging.getLogger(__name__)
 
 
-def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
+def execute(job: Job, config_yaml: str) -> None:
     """Do what is missing in the folder: train unless that is done, then evaluate the α's that are missing."""
-    cfg, wandb = job.cfg, job.cfg.wandb
+    cfg = job.cfg
     settle(cfg)
     record = RunLog(job, config_yaml)
-    with runlog.wandb_run(record, wandb.mode, wandb.project, wandb.entity, cfg.study, flat):
+    with record.mirrored(cfg):
         with record.stage("prepare"):
             world = the_world(cfg)
             suite = suite_of(cfg, world)  # first of all: it refuses data that cannot be evaluated

@@ -72,11 +72,11 @@ def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 def merge(rows: Iterable[Mapping[str, float]]) -> tuple[dict[str, float], ...]:
-    """One entry per ``step``: one logged again after a resume, or in two rows, is merged, the later value standing."""
+    """One entry per ``step``, in order: one that was logged in two rows is merged, the later value standing."""
     steps: dict[float, dict[str, float]] = {}
     for row in rows:
         steps.setdefault(row["step"], {}).update(row)
-    return tuple(steps.values())
+    return tuple(steps[step] for step in sorted(steps))
 
 
 def parse_json(path: Path) -> dict:

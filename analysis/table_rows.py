@@ -213,4 +213,4 @@ def told(study: Study) -> list[str]:
         )
     if (spread := study.references["disagreement"].max()) > 0.005:
         said.append(f"runs report references that differ by up to {spread:.2g}")
-    return said
+    return [*said, *study.notes]

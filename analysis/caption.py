@@ -137,6 +137,8 @@ def left_out(study: Study, drawn: pd.DataFrame) -> list[str]:
         said.append(f"collapsed ({kept}): {gone} of {study.count('done')} done")
     if (difference := study.references["disagreement"].max()) > 0.005:
         said.append(f"runs report references that differ by up to {difference:.2g}")
+    if study.notes:
+        said.append(f"left out in reading: {len(study.notes)} (the command says what)")
     return said
 
 

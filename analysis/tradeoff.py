@@ -32,6 +32,7 @@ from analysis.runs import Study, StudyError
 PANELS = (("forget/prob", "retain/prob"), ("forget/rougeL_recall", "retain/rougeL_recall"))
 STEP_PANELS = (("forget/prob", "retain/prob"), ("forget/exact_memorization", "retain/exact_memorization"))
 UNBOUNDED = ("forget_quality_log10", *COSTS)  # all other metrics with a better side lie between 0 and 1
+MANY = 30  # points in a panel from which on not each one's α is written beside it
 FRONT = {"color": "#BBBBBB", "linewidth": 5.0, "alpha": 0.55, "solid_joinstyle": "round", "zorder": 1.2}
 EXAMPLES = """\
   python -m analysis.tradeoff demo                          the study runs/demo: two panels, prob and ROUGE-L recall
@@ -165,10 +166,14 @@ def _draw_references(ax, study: Study, x: str, y: str) -> list[tuple]:
 
 
 def _labels(table: pd.DataFrame, panel: tuple[str, str], looks: dict, over: str) -> list[tuple]:
-    """(x, y, text, colour) of every point, for its alpha; over steps, of each curve's last point."""
+    """(x, y, text, colour) of every point, for its alpha; of a curve's ends where points are many; of its last step."""
     labels = []
     for curve, look in looks.items():
-        points = table[member(table, curve)].iloc[0 if over == "alpha" else -1 :]
+        points = table[member(table, curve)]
+        if over == "steps":
+            points = points.iloc[-1:]
+        elif len(table) > MANY:
+            points = points.iloc[[0, -1]] if len(points) > 1 else points
         labels += [
             (a, b, f"{along:g}", look["color"]) for a, b, along in points[[*panel, "along"]].itertuples(index=False)
         ]
@@ -214,6 +219,10 @@ def _notes(study: Study, panel: tuple[str, str], table: pd.DataFrame, areas: lis
         said.append(f"hypervolume: area beaten, from the worst point {worst}{which}; forgetting too far counts as gain")
     if over == "steps":
         said.append(caption.STEPS)
+    elif len(table) > MANY:
+        said.append(
+            f"numbers at the ends of curves only; all α: {', '.join(f'{a:g}' for a in sorted(set(table['along'])))}"
+        )
     return said + caption.left_out(study, rows_of(study, *panel, over=over))
 
 

@@ -90,3 +90,11 @@ def test_trainable_parameters_are_read(tmp_path):
     folder = write_run(tmp_path / "s", {1.0: probs(0.2, 0.9)})
     rewrite(folder / "manifest.json", lambda m: m.update(trainable=1234))
     assert load(tmp_path / "s").runs["trainable"].tolist() == [1234.0]
+
+
+def test_many_points_are_labelled_at_the_ends_of_their_curves(tmp_path):
+    alphas = [a / 10 for a in range(1, 35)]
+    write_run(tmp_path / "s", {a: probs(1 / (1 + a), 0.9 - a / 10) for a in alphas})
+    fig = tradeoff.figure(load(tmp_path / "s"))
+    assert sorted(text.get_text() for text in fig.axes[0].texts) == ["0.1", "3.4"]
+    assert "ends of curves only; all α: 0.1, 0.2, 0.3" in note(fig)

@@ -1,4 +1,4 @@
-"""The numbers behind the trade-off figure: points of a curve averaged over seeds, and what collapsed.
+"""The numbers behind the figures: points of curves averaged over seeds, references, and what collapsed.
 
 Easy to get wrong: several unlearning seeds of one trained target are not several samples. Values are averaged over
 ``seed`` within ``pair_seed`` first; mean, standard deviation and n are over ``pair_seed``. And which alpha runs along a
@@ -7,29 +7,82 @@ curve is no property of the study: one call can give three offset runs and one d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pandas as pd
 
-from analysis.runs import Study, StudyError
+from analysis.runs import INTERVAL, Study, StudyError
+from analysis.state import collapsed as collapsed_rows
 
-KNOWLEDGE = ("prob", "rougeL_recall")  # what the retained splits should keep high and the forget split low
+COSTS = ("seconds/train", "peak_memory_mb", "trainable")
 SETTING = ["pair", "data"]  # what references belong to
 
 
-def curves(study: Study, x: str, y: str) -> pd.DataFrame:
-    """One row per point of a curve: its curve's settings, ``along`` (the alpha), x, y, ``sd_x``, ``sd_y`` and ``n``."""
-    check(study, x, y)
-    rows, seen = finished(study), over_inference(study)
-    rows = rows.assign(along=rows["eval_alpha"].where(seen, rows["alpha"]), alpha=rows["alpha"].where(seen))
-    rows = rows.dropna(subset=[x, y])
+def curves(study: Study, *metrics: str, over: str = "alpha") -> pd.DataFrame:
+    """One row per point of a curve: its curve's settings, ``along``, the metrics, and n, how many pair seeds.
+
+    For each metric there are its standard deviation over pair seeds, ``sd/<metric>``, and the ends of what is drawn
+    around it, ``low/<metric>`` and ``high/<metric>``: one standard deviation where there are several pair seeds,
+    otherwise the 95 % interval over questions as evaluated, NaN where there is none.
+    """
+    table = units(study, *metrics, over=over)
+    points = table.groupby([*curve_columns(study, over), "along"], dropna=False, sort=False)
+    means = points[[c for c in table.columns if c.removeprefix("low/").removeprefix("high/") in metrics]].mean()
+    means["n"] = points.size()
+    several = means["n"] > 1
+    for metric in metrics:
+        sd = points[metric].std()
+        means[f"sd/{metric}"] = sd
+        for end, sign in zip(INTERVAL, (-1, 1), strict=True):
+            means[end + metric] = (means[metric] + sign * sd).where(several, means[end + metric])
+    return means.reset_index()
+
+
+def units(study: Study, *metrics: str, over: str = "alpha") -> pd.DataFrame:
+    """One row per curve, ``along`` and pair seed, the mean over unlearning seeds; sorted along the curves.
+
+    ``over`` is what runs along the curves: "alpha", or "steps" of training with the metrics that were logged then.
+    """
+    rows = _with(rows_of(study, *metrics, over=over), ends := _ends(metrics))
+    keys = [*curve_columns(study, over), "along", "pair_seed"]
+    groups = rows.groupby(keys, dropna=False, sort=False)
+    table = groups[[*metrics, *ends]].mean()
+    table["world"] = groups["world"].first()
+    return table.reset_index().sort_values(keys, key=_sortable, kind="stable", ignore_index=True)
+
+
+def _ends(metrics: Sequence[str]) -> list[str]:
+    return [end + metric for metric in metrics for end in INTERVAL]
+
+
+def _with(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The table with these columns, NaN where it has none."""
+    return table.reindex(columns=[*table.columns, *(c for c in columns if c not in table.columns)])
+
+
+def _both(metrics: Sequence[str]) -> str:
+    return ("both " if len(metrics) == 2 else "") + " and ".join(repr(m) for m in metrics)
+
+
+def rows_of(study: Study, *metrics: str, over: str = "alpha") -> pd.DataFrame:
+    """The rows of finished runs behind ``units``: those with a number for each metric, and ``along``.
+
+    The training alpha is NaN where it is along the curve.
+    """
+    if over == "steps":
+        check(study, metrics, step_metrics(study))
+        said = finished(study).drop_duplicates("folder")[["folder", "world", *study.varied]]
+        steps = study.trajectories[study.trajectories["status"] == "done"]
+        rows = steps.rename(columns={"step": "along"}).merge(said, on="folder")
+    else:
+        check(study, metrics, numbers(study))
+        rows, seen = finished(study), over_inference(study)
+        rows = rows.assign(along=rows["eval_alpha"].where(seen, rows["alpha"]), alpha=rows["alpha"].where(seen))
+    rows = rows.dropna(subset=list(metrics))
     if rows.empty:
-        raise StudyError(f"study {study.name!r}: no finished run has a number for both {x!r} and {y!r}")
-    curve = curve_columns(study)
-    units = rows.groupby([*curve, "along", "pair_seed"], dropna=False, sort=False)[[x, y]].mean()
-    points = units.groupby([*curve, "along"], dropna=False, sort=False)
-    table = points.mean()
-    table[["sd_x", "sd_y"]] = points.std().to_numpy()
-    table["n"] = points.size()
-    return table.reset_index().sort_values([*curve, "along"], key=_sortable, kind="stable", ignore_index=True)
+        raise StudyError(f"study {study.name!r}: no finished run has a number for {_both(metrics)}")
+    return rows
 
 
 def finished(study: Study) -> pd.DataFrame:
@@ -37,22 +90,64 @@ def finished(study: Study) -> pd.DataFrame:
     return study.runs[study.runs["status"] == "done"]
 
 
+def step_metrics(study: Study) -> list[str]:
+    """Names of the metrics that were measured while runs trained, as in ``metrics.jsonl``."""
+    return [c for c in study.trajectories.columns if "/" in c and not c.startswith("train/")]
+
+
+def at_training_alpha(study: Study, alpha: float | None = None) -> pd.DataFrame:
+    """One row per finished run: that evaluated at ``alpha``, or else nearest to the alpha it was trained with."""
+    done = finished(study).dropna(subset=["eval_alpha"])
+    if alpha is None:
+        away = (done["eval_alpha"] - done["alpha"]).abs()
+        return done.assign(away=away).sort_values("away", kind="stable").drop_duplicates("folder").sort_index()
+    if alpha not in set(done["eval_alpha"]):
+        choices = ", ".join(f"{a:g}" for a in sorted(done["eval_alpha"].unique())) or "none: nothing is evaluated yet"
+        raise StudyError(f"study {study.name!r}: no run was evaluated at α = {alpha:g}; choices: {choices}")
+    return done[done["eval_alpha"] == alpha]
+
+
+def at_one_alpha(study: Study, *metrics: str, alpha: float | None = None) -> pd.DataFrame:
+    """As ``curves``, but one row per training: the point at ``alpha``, or nearest to the ``alpha`` of the training.
+
+    The training alpha is in the column ``alpha``, the last of those that tell trainings apart: ``training_columns``.
+    """
+    return curves(only_at(study, alpha), *metrics).rename(columns={"along": "alpha"})
+
+
+def only_at(study: Study, alpha: float | None = None) -> Study:
+    """The study with one row per finished run: see ``at_training_alpha``."""
+    check(study, [], [])
+    return replace(study, runs=at_training_alpha(study, alpha))
+
+
+def training_columns(study: Study) -> list[str]:
+    """The columns that tell trainings apart which no seed does."""
+    return [*group_columns(study), "alpha"]
+
+
+def numbers(study: Study) -> list[str]:
+    """What can be drawn of a run: its metrics and what it cost."""
+    return [*study.metrics, *(c for c in COSTS if c in study.runs.columns)]
+
+
 def over_inference(study: Study) -> pd.Series:
     """For each finished row, whether its curve runs along the alpha at inference.
 
     So it is for all runs of an algorithm, method and setting as soon as one training alpha was evaluated at several.
     """
-    rows, group = finished(study), _group_columns(study)
+    rows, group = finished(study), group_columns(study)
     several = rows.groupby([*group, "alpha"], dropna=False, sort=False)["eval_alpha"].transform("nunique") > 1
     return several.groupby([rows[c] for c in group], dropna=False, sort=False).transform("any").astype(bool)
 
 
-def curve_columns(study: Study) -> list[str]:
+def curve_columns(study: Study, over: str = "alpha") -> list[str]:
     """The columns whose values tell one curve from another; the training alpha is NaN where it is along the curve."""
-    return [*_group_columns(study), *(["alpha"] if over_inference(study).any() else [])]
+    return [*group_columns(study), *(["alpha"] if over == "steps" or over_inference(study).any() else [])]
 
 
-def _group_columns(study: Study) -> list[str]:
+def group_columns(study: Study) -> list[str]:
+    """The columns that tell runs apart which no alpha and no seed does."""
     return ["algo", "method", *SETTING, *study.varied]
 
 
@@ -60,54 +155,39 @@ def _sortable(column: pd.Series) -> pd.Series:
     return column if pd.api.types.is_numeric_dtype(column) else column.astype(str)
 
 
-def check(study: Study, x: str, y: str) -> None:
+def check(study: Study, metrics: Sequence[str], known: Sequence[str]) -> None:
     """Refuses a study without finished runs, and metrics that it does not have."""
     if finished(study).empty:
         counts = study.runs.drop_duplicates("folder")["status"].value_counts()
         found = ", ".join(f"{n} {status}" for status, n in counts.items()) or "no run folders"
         first = next((f"; first error: {e.strip().splitlines()[-1]}" for e in study.runs["error"] if e.strip()), "")
         raise StudyError(f"study {study.name!r} in {study.folder} has no finished runs ({found}){first}")
-    unknown = [m for m in (x, y) if m not in study.metrics]
+    unknown = [m for m in metrics if m not in known]
     if unknown:
-        choices = ", ".join(study.metrics) or "none: nothing is evaluated yet"
+        choices = ", ".join(known) or "none: nothing is evaluated yet"
         raise StudyError(f"study {study.name!r} has no metric {unknown[0]!r}; choices: {choices}")
-    if x == y:
-        raise StudyError(f"x and y are both {x!r}; a trade-off needs two metrics")
+    twice = [m for m in metrics if list(metrics).count(m) > 1]
+    if twice:
+        raise StudyError(f"x and y are both {twice[0]!r}; a trade-off needs two metrics")
 
 
-def references(study: Study, x: str, y: str) -> pd.DataFrame:
+def references(study: Study, *metrics: str) -> pd.DataFrame:
     """The points of target and retrained: one per pair and data, the mean over pair seeds.
 
-    Where one pair seed has several worlds, they differ by more than the seed, so each is a point of its own.
+    Where one pair seed has several worlds, they differ by more than the seed, so each is a point of its own
+    (``apart`` is its name, otherwise ""). The ends of the intervals over questions are there as ``low/`` and ``high/``.
     """
     table = study.references
-    if table.empty or not {x, y} <= set(table.columns):
-        return pd.DataFrame(columns=["reference", x, y])
+    if table.empty or not set(metrics) <= set(table.columns):
+        return pd.DataFrame(columns=["reference", "apart", *metrics])
     worlds = table.groupby(["reference", *SETTING, "pair_seed"])["world"].transform("nunique")
     mixed = worlds.groupby([table[c] for c in SETTING]).transform("max") > 1
     apart = table["world"].where(mixed, "")
-    return table.assign(apart=apart).groupby(["reference", *SETTING, "apart"])[[x, y]].mean().dropna().reset_index()
+    rows = _with(table.assign(apart=apart), ends := _ends(metrics))
+    means = rows.groupby(["reference", *SETTING, "apart"])[[*metrics, *ends]].mean()
+    return means.dropna(subset=list(metrics)).reset_index()
 
 
-def collapsed(study: Study, y: str) -> int:
-    """Finished runs that, at the evaluated alpha nearest to their training alpha, lost half of the target's ``y``."""
-    done = finished(study)
-    nearest = done.assign(away=(done["eval_alpha"] - done["alpha"]).abs()).sort_values("away", kind="stable")
-    nearest = nearest.drop_duplicates("folder").dropna(subset=["eval_alpha"])
-    lost = nearest[y].isna()
-    if y in study.references.columns and better(y) == "higher":
-        targets = study.references[study.references["reference"] == "target"]
-        keys = ["pair", "pair_seed", "data", "world"]
-        target = nearest[keys].merge(targets[[*keys, y]], on=keys, how="left")[y]
-        lost |= nearest[y] < 0.5 * target.to_numpy()
-    return int(lost.sum())
-
-
-def better(metric: str) -> str | None:
-    """Whether "higher" or "lower" is better for a metric; None where that is not known."""
-    split, _, name = metric.rpartition("/")
-    if metric in ("model_utility", "forget_quality"):
-        return "higher"
-    if name in KNOWLEDGE and split:
-        return "lower" if split == "forget" else "higher"
-    return None
+def collapsed(study: Study) -> int:
+    """Finished runs that had collapsed at the evaluated alpha nearest to the one they were trained with."""
+    return int(collapsed_rows(study).reindex(at_training_alpha(study).index).sum())

@@ -1,23 +1,30 @@
-"""Reads the run folders of one study into tables; every figure and table of the analysis starts here.
+"""The runs of one study as tables; every figure and table of the analysis starts here.
 
-Only logged files are read (``config.yaml``, ``manifest.json``, ``metrics.jsonl``, ``eval.json``), never a model, so a
-study can be analysed on a machine that could not have run it.
+Only what runs logged is read, never a model, so a study can be analysed on a machine that could not have run it.
 
 Easy to get wrong: a run evaluated at k inference alphas is k rows of ``Study.runs``. ``alpha`` is the training alpha,
-``eval_alpha`` the one it was evaluated at. ``config.yaml`` may hold another alpha, the one that was asked for last: a
+``eval_alpha`` the one it was evaluated at. The config may hold another alpha, the one that was asked for last: a
 direct run always trains at 1. Failed and unfinished runs are rows too, with NaN metrics.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
+from analysis.sources import folders, offline
+from analysis.sources.record import REFERENCE_MODEL, Record, StudyError, numbers, parse_json
+
+__all__ = ["IDENTITY", "Study", "StudyError", "find", "load", "names", "numbers", "parse_json"]
+
+log = logging.getLogger(__name__)
+ONLINE, OFFLINE = "wandb://", "offline:"
 # What tells one run of a study from another: column → (where config.yaml says it, its type).
 IDENTITY = {
     "algo": ("algo.name", str),
@@ -29,15 +36,12 @@ IDENTITY = {
     "pair_seed": ("pair.seed", int),
 }
 # ``world`` is the digest of everything that target and retrained depend on; "" where a file does not say it.
-CONFIG_COLUMNS = [*IDENTITY, "study", "status", "error", "seconds", "peak_memory_mb", "world", "folder"]
+CONFIG_COLUMNS = [
+    *IDENTITY, "study", "status", "error", "seconds", "peak_memory_mb", "trainable", "world", "folder"
+]  # fmt: skip
 REFERENCE_KEYS = ["reference", "pair", "pair_seed", "data", "world"]
-RUN_FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.json")
+INTERVAL = ("low/", "high/")  # before a metric's name: the ends of its 95 % interval over questions
 NOT_TRAINING = ("eval.", "wandb.", "paths.", "study", "hydra.")  # settings that do not change what is trained
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
-
-
-class StudyError(ValueError):
-    """A study that cannot be read or drawn; the message is written for whoever typed the command."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,35 @@ class Study:
     references: pd.DataFrame  # one row per target or retrained × pair × pair_seed × data × world
     trajectories: pd.DataFrame  # one row per logged step
     varied: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a source held that is in no table, and why
+    records: tuple[Record, ...] = field(default=(), repr=False, compare=False)  # what the tables are made of
 
     @property
     def metrics(self) -> list[str]:
         """Names of the evaluated metrics, as in ``eval.json``."""
         known = {*CONFIG_COLUMNS, "eval_alpha", *self.varied}
-        return [c for c in self.runs.columns if c not in known and not c.startswith("seconds/")]
+        return [c for c in self.runs.columns if c not in known and not c.startswith(("seconds/", *INTERVAL))]
+
+    @cached_property
+    def examples(self) -> pd.DataFrame:
+        """Every question of every run; read when first asked for. See ``examples_of``."""
+        return self.examples_of(self.runs["folder"])
+
+    def examples_of(self, folders: Collection[str]) -> pd.DataFrame:
+        """One row per question × model × evaluated alpha of the runs with these values of ``folder``.
+
+        ``model`` is "run", or "target" or "retrained": what the references made of the same questions, once for every
+        run, with NaN for ``eval_alpha``. Then the columns of ``IDENTITY``, those that ``varied`` names, ``folder``,
+        ``eval_alpha``, ``split``, ``id`` and whatever was measured per example. Runs made before references logged
+        their examples have rows of their own only.
+        """
+        asked = set(folders)
+        first = ["model", *IDENTITY, *self.varied, "folder", "eval_alpha", "split", "id"]
+        parts = [part for record in self.records if record.place in asked for part in _examples(record, self.varied)]
+        if not parts:
+            return pd.DataFrame(columns=first)
+        table = pd.concat(parts, ignore_index=True)
+        return table[[*first, *(c for c in table.columns if c not in first)]]
 
     def count(self, status: str) -> int:
         """How many runs (not rows) have this status."""
@@ -67,19 +94,51 @@ class Study:
 
 
 def load(study: str | Path, runs: str | Path = "runs") -> Study:
-    """The study of that name in the folder ``runs``, or the study whose folder ``study`` is."""
-    folder = find(study, runs)
-    read = [_read_run(f) for f in sorted(folder.iterdir()) if _is_run(f)]
-    varied = _varied(read)
-    for run in read:
-        run["columns"] |= {key: run["flat"].get(key) for key in varied}
+    """A study, from wherever its runs were logged; the same runs give the same tables (``folder`` is but their names).
+
+    - ``NAME`` of a folder in ``runs``, or a path: of run folders; of what else lies there, ``wandb/offline-run-*`` at
+      any depth are read where there are no run folders.
+    - ``offline:PATH``: those W&B files, also where there are run folders.
+    - ``wandb://ENTITY/PROJECT?group=STUDY&algo=npo``: from W&B's server; see ``sources.online``.
+
+    What was left out is logged as a warning and kept in ``Study.notes``.
+    """
+    source = str(study)
+    if source.startswith(ONLINE):
+        from analysis.sources import online  # wandb takes its time to import
+
+        name, found, notes = online.read(source)
+        return tables(name, Path(runs) / name, found, notes)
+    folder = find(source.removeprefix(OFFLINE), runs)
+    files = []
+    if source.startswith(OFFLINE) or not any(map(folders.is_run, folder.iterdir())):
+        files = offline.files(folder)
+    if source.startswith(OFFLINE) and not files:
+        raise StudyError(f"{source}: there is no offline-run-*/run-*.wandb in {folder}, at any depth")
+    found, notes = offline.read(files) if files else (folders.read(folder), [])
+    return tables(folder.resolve().name, folder, found, notes)
+
+
+def tables(name: str, folder: Path, records: Collection[Record], notes: Collection[str] = ()) -> Study:
+    """The study that these runs make."""
+    for note in notes:
+        log.warning("%s: %s", name, note)
+    fixed = [_columns(record) for record in records]
+    varied = _varied(records, fixed)
+    for record, columns in zip(records, fixed, strict=True):
+        columns |= {key: record.config.get(key) for key in varied}
+    pairs = list(zip(records, fixed, strict=True))
     return Study(
-        name=folder.resolve().name,
+        name=name,
         folder=folder,
-        runs=_table([row for run in read for row in _run_rows(run)], [*CONFIG_COLUMNS, "eval_alpha", *varied]),
-        references=_references([row for run in read for row in _reference_rows(run)]),
-        trajectories=_table([row for run in read for row in _step_rows(run)], [*IDENTITY, "study", "status", "folder"]),
+        runs=_table([row for pair in pairs for row in _run_rows(*pair)], [*CONFIG_COLUMNS, "eval_alpha", *varied]),
+        references=_references([row for pair in pairs for row in _reference_rows(*pair)]),
+        trajectories=_table(
+            [row for pair in pairs for row in _step_rows(*pair)], [*IDENTITY, "study", "status", "folder"]
+        ),
         varied=varied,
+        notes=tuple(notes),
+        records=tuple(records),
     )
 
 
@@ -100,71 +159,78 @@ def names(runs: str | Path = "runs") -> list[str]:
     return sorted(f.name for f in root.iterdir() if f.is_dir() and f.name[0] != ".") if root.is_dir() else []
 
 
-def _is_run(folder: Path) -> bool:
-    """A run has at least one of a run's files, so ``figures/`` or a launcher's folder beside the runs is none."""
-    return folder.is_dir() and folder.name[0] != "." and any((folder / name).exists() for name in RUN_FILES)
-
-
-def _read_run(folder: Path) -> dict:
-    """What the files of one run folder say; config.yaml must be there, the others may not be yet."""
-    flat = dict(_flatten(_parse(folder / "config.yaml", lambda text: yaml.load(text, Loader=YAML_LOADER))))
-    manifest = _json(folder / "manifest.json")
-    run = manifest.get("run") or {}
-    flat |= {k: v for k, v in numbers(run).items() if k == "alpha"}  # the one it trained at
-    flat |= {"algo.name": "none"} if run.get("algo") == "none" else {}  # a method that trains nothing has no objective
-    columns = {name: _setting(folder, flat, key, kind) for name, (key, kind) in IDENTITY.items()}
-    stages = manifest.get("seconds") or {}
-    columns |= {
-        "study": flat.get("study"),
+def _columns(record: Record) -> dict:
+    """What is said of a run in each of its rows."""
+    manifest, stages = record.manifest, record.manifest.get("seconds") or {}
+    return _identity(record) | {
+        "study": record.config.get("study"),
         "status": manifest.get("status") or "unknown",
         "error": manifest.get("error") or "",
         # what all runs share (models, references) is prepared by whichever run comes first: not its own cost
         "seconds": sum(v for k, v in numbers(stages).items() if k != "prepare") if stages else math.nan,
         "peak_memory_mb": numbers(manifest).get("peak_memory_mb", math.nan),
+        "trainable": numbers(manifest).get("trainable", math.nan),  # parameters that learn
         "world": "",
-        "folder": str(folder),
+        "folder": record.place,
         **{f"seconds/{stage}": value for stage, value in numbers(stages).items()},
     }
-    evaluated = _json(folder / "eval.json")
-    return {"folder": folder, "flat": flat, "columns": columns, "eval": evaluated}
 
 
-def _run_rows(run: dict) -> list[dict]:
-    evaluated = run["eval"].get("alphas") or {}
-    if not evaluated:
-        return [{**run["columns"], "eval_alpha": math.nan}]
+def _identity(record: Record) -> dict:
+    run, config = record.manifest.get("run") or {}, dict(record.config)
+    config |= {k: v for k, v in numbers(run).items() if k == "alpha"}  # the one it trained at
+    config |= {"algo.name": "none"} if run.get("algo") == "none" else {}  # a method that trains nothing: no objective
+    return {name: _setting(record, config, key, kind) for name, (key, kind) in IDENTITY.items()}
+
+
+def _setting(record: Record, config: dict, key: str, kind: type):
+    if key not in config:
+        raise StudyError(f"{record.config_at} has no {key!r}, which tells the runs of a study apart")
     try:
-        return [{**run["columns"], "eval_alpha": float(a), **_entry(entry)} for a, entry in evaluated.items()]
+        return kind(config[key])
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{record.config_at}: {key} = {config[key]!r} is not of type {kind.__name__}") from error
+
+
+def _run_rows(record: Record, columns: dict) -> list[dict]:
+    evaluated = record.evaluation.get("alphas") or {}
+    if not evaluated:
+        return [{**columns, "eval_alpha": math.nan}]
+    try:
+        return [{**columns, "eval_alpha": float(a), **_entry(entry)} for a, entry in evaluated.items()]
     except ValueError as error:
-        raise StudyError(f"{run['folder'] / 'eval.json'}: the keys of 'alphas' must be numbers: {error}") from error
+        raise StudyError(f"{record.evaluation_at}: the keys of 'alphas' must be numbers: {error}") from error
 
 
-def _reference_rows(run: dict) -> list[dict]:
-    keys = {name: run["columns"][name] for name in ("pair", "pair_seed", "data")}
-    references = run["eval"].get("references") or {}
+def _reference_rows(record: Record, columns: dict) -> list[dict]:
+    keys = {name: columns[name] for name in ("pair", "pair_seed", "data")}
+    references = record.evaluation.get("references") or {}
     return [{"reference": name, **keys, **_entry(entry)} for name, entry in references.items() if entry]
 
 
 def _entry(entry: dict) -> dict:
-    """An entry of eval.json: its metrics, and the world that it was evaluated in."""
-    return {**numbers(entry), "world": str((entry.get("settings") or {}).get("references", ""))}
+    """An entry of eval.json: its metrics, their intervals, and the world that it was evaluated in."""
+    intervals = (entry.get("intervals") or {}).items()
+    ends = {f"{end}{metric}": pair[i] for metric, pair in intervals for i, end in enumerate(INTERVAL)}
+    return {**numbers(entry), **numbers(ends), "world": str((entry.get("settings") or {}).get("references", ""))}
 
 
-def _step_rows(run: dict) -> list[dict]:
-    """One row per step: a step logged again after a resume, or in two lines, is merged, the later value standing."""
-    path = run["folder"] / "metrics.jsonl"
-    columns = {name: run["columns"][name] for name in (*IDENTITY, "study", "status", "folder")}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    steps: dict[float, dict] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            values = numbers(json.loads(line))
-            steps.setdefault(values["step"], {}).update(values)
-        except (ValueError, KeyError, AttributeError) as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break  # a run that is being written, or was killed while writing, ends in half a line
-            raise StudyError(f"{path}, line {number}: not a JSON object with a 'step': {line[:80]!r}") from error
-    return [{**columns, **values} for values in steps.values()]
+def _step_rows(record: Record, columns: dict) -> list[dict]:
+    kept = {name: columns[name] for name in (*IDENTITY, "study", "status", "folder")}
+    return [{**kept, **values} for values in record.steps]
+
+
+def _examples(record: Record, varied: tuple[str, ...]) -> list[pd.DataFrame]:
+    """A run's own examples, and the references'."""
+    kept = {**_identity(record), **{key: record.config.get(key) for key in varied}, "folder": record.place}
+    found = record.examples()
+    parts = []
+    if "run" in found:
+        parts.append(found["run"].rename(columns={"alpha": "eval_alpha"}).assign(model="run", **kept))
+    if "references" in found:
+        renamed = found["references"].rename(columns={REFERENCE_MODEL: "model"})
+        parts.append(renamed.assign(eval_alpha=math.nan, **kept))
+    return parts
 
 
 def _references(rows: list[dict]) -> pd.DataFrame:
@@ -173,64 +239,27 @@ def _references(rows: list[dict]) -> pd.DataFrame:
     metrics = [c for c in frame.columns if c not in REFERENCE_KEYS]
     if not metrics:
         return frame.assign(disagreement=pd.Series(dtype=float))
-    groups = frame.groupby(REFERENCE_KEYS)[metrics]
-    spread = (groups.max() - groups.min()).max(axis=1)
-    table = groups.first()
+    groups = frame.groupby(REFERENCE_KEYS)
+    values = [m for m in metrics if not m.startswith(INTERVAL)]
+    spread = (groups[values].max() - groups[values].min()).max(axis=1)
+    table = groups[metrics].first()
     table.insert(0, "disagreement", spread)
     return table.reset_index()
 
 
-def _varied(read: list[dict]) -> tuple[str, ...]:
-    groups: dict[tuple, list[dict]] = {}
-    for run in read:
-        groups.setdefault(tuple(str(run["columns"][name]) for name in IDENTITY), []).append(run["flat"])
-    keys = dict.fromkeys(key for run in read for key in run["flat"] if not key.startswith(NOT_TRAINING))
-    return tuple(key for key in keys if any(len({repr(f.get(key)) for f in flats}) > 1 for flats in groups.values()))
+def _varied(records: Collection[Record], columns: Collection[dict]) -> tuple[str, ...]:
+    """Settings in which runs differ that are the same by ``IDENTITY``."""
+    groups: dict[tuple, list[Record]] = {}
+    for record, own in zip(records, columns, strict=True):
+        groups.setdefault(tuple(str(own[name]) for name in IDENTITY), []).append(record)
+    named = {key for key, _ in IDENTITY.values()}  # the manifest may know better than the config: ``_identity``
+    keys = dict.fromkeys(k for r in records for k in r.config if k not in named and not k.startswith(NOT_TRAINING))
+    return tuple(
+        key for key in keys if any(len({repr(r.config.get(key)) for r in group}) > 1 for group in groups.values())
+    )
 
 
 def _table(rows: list[dict], first: list[str]) -> pd.DataFrame:
     """A DataFrame whose first columns are always there, also without rows."""
     rest = dict.fromkeys(key for row in rows for key in row if key not in first)
     return pd.DataFrame(rows, columns=[*first, *rest])
-
-
-def _flatten(config: dict, prefix: str = ""):
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.dumps(value) if isinstance(value, list) else value
-
-
-def _setting(folder: Path, flat: dict, key: str, kind: type):
-    if key not in flat:
-        raise StudyError(f"{folder / 'config.yaml'} has no {key!r}, which tells the runs of a study apart")
-    try:
-        return kind(flat[key])
-    except (TypeError, ValueError) as error:
-        raise StudyError(f"{folder / 'config.yaml'}: {key} = {flat[key]!r} is not of type {kind.__name__}") from error
-
-
-def numbers(entry: dict) -> dict[str, float]:
-    """The values that are numbers; "settings", lists, words, booleans and null are not metrics."""
-    return {k: float(v) for k, v in entry.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-
-
-def _json(path: Path) -> dict:
-    return parse_json(path) if path.exists() else {}
-
-
-def parse_json(path: Path) -> dict:
-    """The mapping in a JSON file that must be there."""
-    return _parse(path, json.loads)
-
-
-def _parse(path: Path, parser) -> dict:
-    """The file's content, which must be a mapping; whatever goes wrong, the error names the file."""
-    try:
-        content = parser(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise StudyError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise StudyError(f"cannot read {path}: expected a mapping, found {type(content).__name__}")
-    return content

@@ -77,6 +77,12 @@ def reference(name: str) -> dict:
     return {"linestyle": "none", "markeredgecolor": INK, "markeredgewidth": 1.0, "zorder": 2.5, **REFERENCES[name]}
 
 
+def reference_line(name: str) -> dict:
+    """Line properties of the target's or the retrained model's value, across a panel."""
+    dashes = {"target": (0, (7, 2)), "retrained": (0, (1.5, 1.5))}[name]
+    return {"color": INK, "linewidth": 1.0, "linestyle": dashes, "zorder": 2}
+
+
 def other(place: int) -> dict:
     """Line properties of a result from elsewhere."""
     grey = "#666666"

@@ -4,7 +4,8 @@
 
 Which alpha runs along a curve depends on the runs of its algorithm and method. When they were evaluated at several
 alphas, a curve is one training (algorithm, method, training alpha) seen at every inference alpha. Otherwise it is one
-algorithm and method over the training alphas. A figure may hold curves of both kinds.
+algorithm and method over the training alphas. A figure may hold curves of both kinds. ``--over steps`` draws each
+training's way instead, by what was logged while it went on.
 
 Easy to get wrong: the best forgetting is the retrained model's (the vertical line), not zero; methods compare fairly
 where their curves meet that line, and an end point alone mixes how far with how well.
@@ -12,54 +13,86 @@ where their curves meet that line, and an end point alone mixes how far with how
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
-import textwrap
-from pathlib import Path
+from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import style
-from analysis.curves import SETTING, better, collapsed, curve_columns, curves, finished, over_inference, references
+from analysis import caption, command, panels, pareto, style
+from analysis.caption import member
+from analysis.curves import COSTS, curve_columns, curves, references, rows_of, step_metrics, units
+from analysis.goals import better
 from analysis.others import load_others
-from analysis.runs import Study, StudyError, load
+from analysis.runs import Study, StudyError
 
 PANELS = (("forget/prob", "retain/prob"), ("forget/rougeL_recall", "retain/rougeL_recall"))
-WORDS = {"higher": "   (better →)", "lower": "   (← better)", None: ""}  # on the y axis "→" is turned upwards
-EPILOG = """examples:
+STEP_PANELS = (("forget/prob", "retain/prob"), ("forget/exact_memorization", "retain/exact_memorization"))
+UNBOUNDED = ("forget_quality_log10", *COSTS)  # all other metrics with a better side lie between 0 and 1
+MANY = 30  # points in a panel from which on not each one's α is written beside it
+FRONT = {"color": "#BBBBBB", "linewidth": 5.0, "alpha": 0.55, "solid_joinstyle": "round", "zorder": 1.2}
+EXAMPLES = """\
   python -m analysis.tradeoff demo                          the study runs/demo: two panels, prob and ROUGE-L recall
   python -m analysis.tradeoff demo --y model_utility        one panel: forget/prob against model_utility
+  python -m analysis.tradeoff demo --over steps             each training's way, from the target on
   python -m analysis.tradeoff /data/old/demo --out figures  a study elsewhere, figures to ./figures
   python -m analysis.tradeoff demo --others converted/*.json  with results that are no runs of the study
 """
 
 
-def figure(study: Study, x: str | None = None, y: str | None = None, others: pd.DataFrame | None = None) -> Figure:
+def figure(
+    study: Study, x: str | None = None, y: str | None = None, others: pd.DataFrame | None = None, over: str = "alpha"
+) -> Figure:
     """The trade-off figure of one pair of metrics; of both default pairs when neither ``x`` nor ``y`` is given.
 
-    ``others`` (``analysis.others.load_others``) are marked as single points.
+    ``others`` (``analysis.others.load_others``) are marked as single points. ``over`` as in ``curves.curves``.
     """
-    panels = [(x or PANELS[0][0], y or PANELS[0][1])]
+    pairs, known = (STEP_PANELS, step_metrics(study)) if over == "steps" else (PANELS, study.metrics)
+    shown = [(x or pairs[0][0], y or pairs[0][1])]
     if x is None and y is None:
-        panels += [p for p in PANELS[1:] if set(p) <= set(study.metrics)]
-    tables = [curves(study, *panel) for panel in panels]
-    names = _names(study, pd.concat(tables))
-    looks = _looks(names)
-    others = _with_numbers(others, panels[0]) if others is not None else []
+        shown += [p for p in pairs[1:] if set(p) <= set(known)]
+    tables = [curves(study, *panel, over=over) for panel in shown]
+    names = caption.names(pd.concat(tables), curve_columns(study, over))
+    looks = caption.looks(names)
+    others = _with_numbers(others, shown[0]) if others is not None else []
     with style.look():
-        fig = Figure(figsize=(3.5 * len(panels) + 1.9, max(4.0, 1.6 + 0.17 * len(names))), layout="constrained")
-        fig.get_layout_engine().set(wspace=0.05)
-        axes = fig.subplots(1, len(panels), squeeze=False)[0]
-        drawn = [_draw(ax, study, *p, table, looks, others) for ax, p, table in zip(axes, panels, tables, strict=True)]
-        _legend(fig, study, names, looks, others)
-        fig.suptitle(_title(study), x=0.01, ha="left", fontsize=9)
-        note = fig.supxlabel(_footnote(fig, study, panels[0]), x=0.01, ha="left", fontsize=6.5, color="#555555")
+        room = 3.4 if tables[0]["n"].max() > 1 else 2.6
+        fig = panels.make(study, 3.5 * len(shown) + room, max(4.0, 1.9 + 0.19 * len(names)))
+        axes = fig.subplots(1, len(shown), squeeze=False)[0]
+        drawn = [_draw(ax, study, *p, t, looks, others, over) for ax, p, t in zip(axes, shown, tables, strict=True)]
+        areas = [hypervolumes(study, *panel, over=over) for panel in shown]
+        _legend(fig, study, names, looks, others, areas, over)
+        said = _notes(study, shown[0], tables[0], areas, over)
+        caption.footnote(fig, said)
         crowded = sum(style.place_labels(ax, *things) for ax, things in zip(axes, drawn, strict=True))
-        note.set_text(_footnote(fig, study, panels[0], crowded))
+        if crowded and over == "alpha":
+            said.append(f"{crowded} α left out for want of room (α is in order along a curve)")
+        caption.footnote(fig, said)
     return fig
+
+
+def hypervolumes(study: Study, x: str, y: str, over: str = "alpha") -> dict | None:
+    """Curve or reference → what its points beat, one number per pair seed; None for metrics without a worst value.
+
+    The area is that between the points and the worst point: 1 of what should be low, 0 of what should be high.
+    """
+    sides = better(x), better(y)
+    if None in sides or {x, y} & set(UNBOUNDED):
+        return None
+    worst = tuple(1.0 if side == "lower" else 0.0 for side in sides)
+    columns, found = curve_columns(study, over), {}
+    for (*curve, _), points in units(study, x, y, over=over).groupby([*columns, "pair_seed"], dropna=False, sort=False):
+        key = tuple(None if pd.isna(value) else value for value in curve)
+        found.setdefault(key, []).append(pareto.hypervolume(points[[x, y]].to_numpy(), sides, worst))
+    means = references(study, x, y)
+    for name in set(means["reference"]):
+        points = means.loc[means["reference"] == name, [x, y]].to_numpy()
+        if len(points) == 1:
+            found[name] = [pareto.hypervolume(points, sides, worst)]
+    return found
 
 
 def _with_numbers(others: pd.DataFrame, panel: tuple[str, str]) -> list[dict]:
@@ -72,80 +105,52 @@ def _with_numbers(others: pd.DataFrame, panel: tuple[str, str]) -> list[dict]:
     return others.to_dict("records")
 
 
-def _draw(ax, study: Study, x: str, y: str, table: pd.DataFrame, looks: dict, others: list[dict]) -> tuple:
+def _draw(
+    ax, study: Study, x: str, y: str, table: pd.DataFrame, looks: dict, others: list[dict], over: str
+) -> tuple[list, list, list]:
     """Draws one panel but for its labels; returns the labels and the points and lines they must keep clear of."""
     marks = _draw_references(ax, study, x, y)
     for place, row in enumerate(others):
         point = row.get(x, math.nan), row.get(y, math.nan)
         ax.plot(*([value] for value in point), **style.other(place))
         marks += [] if math.isnan(sum(point)) else [point]
-    lines = _draw_curves(ax, x, y, table, looks)
+    lines = _draw_curves(ax, x, y, table, looks, 1.0 if over == "alpha" else 0.6)
+    _draw_front(ax, x, y, table)
     for axis, metric in ((ax.xaxis, x), (ax.yaxis, y)):
-        axis.set_label_text(metric + WORDS[better(metric)])
-        _limit(axis)
-    return _labels(table, (x, y), looks), marks, lines
+        caption.axis_label(axis, metric)
+        panels.limit(axis)
+    return _labels(table, (x, y), looks, over), marks, lines
 
 
-def _names(study: Study, table: pd.DataFrame) -> dict[tuple, str]:
-    """Curve → its name in the legend, made of what differs between the curves only."""
-    columns = curve_columns(study)
-    told = [
-        c
-        for c in columns
-        if c == "algo" or (c == "method" and "none" in set(table["algo"])) or table[c].nunique(dropna=c == "alpha") > 1
-    ]
-    repeated = table["n"].max() > 1
-    names = {}
-    for curve, points in table.groupby(columns, dropna=False, sort=False):
-        own = [c for c in told if c != "alpha" or points[c].notna().all()]  # a curve over training alphas has no own
-        settings = zip(columns, curve, strict=True)
-        said = [_say(c, value) for c, value in settings if c in own and (c, value) != ("algo", "none")]
-        low, high = points["n"].min(), points["n"].max()
-        curve = tuple(None if pd.isna(value) else value for value in curve)  # unlike NaN, None equals itself
-        names[curve] = ", ".join(said) + (f" (n={low if low == high else f'{low}–{high}'})" if repeated else "")
-    return names
-
-
-def _say(column: str, value) -> str:
-    if column in ("algo", "method", *SETTING):
-        return str(value)
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
-    shown = "default" if pd.isna(value) else shown
-    return f"trained at α={shown}" if column == "alpha" else f"{column.split('.')[-1]}={shown}"
-
-
-def _looks(names: dict[tuple, str]) -> dict[tuple, dict]:
-    """Colour and marker tell the algorithm, line and filling the rest; with one algorithm, both tell the rest."""
-    algos = list(dict.fromkeys(curve[0] for curve in names))
-    rest = list(dict.fromkeys(curve[1:] for curve in names))
-    if len(algos) == 1 or len(rest) == 1:
-        return {
-            curve: style.series(i, i) | {"markerfacecolor": style.series(i)["color"]} for i, curve in enumerate(names)
-        }
-    return {curve: style.series(algos.index(curve[0]), rest.index(curve[1:])) for curve in names}
-
-
-def _draw_curves(ax, x: str, y: str, table: pd.DataFrame, looks: dict) -> list[list[tuple]]:
+def _draw_curves(ax, x: str, y: str, table: pd.DataFrame, looks: dict, size: float) -> list[list[tuple]]:
     """Draws the curves and their spread; returns what was drawn as polylines, for the labels to keep clear of."""
-    drawn = []
+    drawn, marker = [], {"linestyle": "", "markersize": style.RC["lines.markersize"] * size}
     for curve, look in looks.items():
-        points = table[_member(table, curve)]
+        points = table[member(table, curve)]
         ax.plot(points[x], points[y], zorder=3, **look | {"marker": ""})
-        ax.plot(points[x], points[y], zorder=4, **look | {"linestyle": ""})  # no line crosses another curve's point
+        ax.plot(points[x], points[y], zorder=4, **look | marker)  # no line crosses another curve's point
         drawn.append(list(zip(points[x], points[y], strict=True)))
-        spread = points[points["n"] > 1]
+        known = points.dropna(subset=[f"low/{x}", f"low/{y}"])
         bars = {"fmt": "none", "ecolor": look["color"], "elinewidth": 0.8, "alpha": 0.55, "zorder": 2}
-        ax.errorbar(spread[x], spread[y], xerr=spread["sd_x"], yerr=spread["sd_y"], **bars)
-        for a, b, da, db in spread[[x, y, "sd_x", "sd_y"]].itertuples(index=False):
-            drawn += [[(a - da, b), (a + da, b)], [(a, b - db), (a, b + db)]]
+        ax.errorbar(known[x], known[y], xerr=panels.around(known, x), yerr=panels.around(known, y), **bars)
+        ends = [f"{end}/{metric}" for metric in (x, y) for end in ("low", "high")]
+        for a, b, left, right, down, up in known[[x, y, *ends]].itertuples(index=False):
+            drawn += [[(left, b), (right, b)], [(a, down), (a, up)]]
     return [line for line in drawn if line]
 
 
-def _member(table: pd.DataFrame, curve: tuple) -> pd.Series:
-    same = pd.Series(True, index=table.index)
-    for column, value in zip(table.columns, curve, strict=False):  # the first columns are the curve's
-        same &= table[column].isna() if pd.isna(value) else table[column] == value
-    return same
+def _draw_front(ax, x: str, y: str, table: pd.DataFrame) -> None:
+    """A broad grey staircase through the points of all curves that no other point beats."""
+    if None in (better(x), better(y)):
+        return
+    points = table[[x, y]].to_numpy()
+    best = points[pareto.front(points, (better(x), better(y)))]
+    stairs = list(best[:1])
+    for here, there in zip(best[:-1], best[1:], strict=True):
+        ends = np.array([here, there])
+        corner = [max(e) if better(m) == "lower" else min(e) for m, e in zip((x, y), ends.T, strict=True)]
+        stairs += [np.array(corner), there]
+    ax.plot(*np.array(stairs).T, **FRONT)
 
 
 def _draw_references(ax, study: Study, x: str, y: str) -> list[tuple]:
@@ -160,112 +165,86 @@ def _draw_references(ax, study: Study, x: str, y: str) -> list[tuple]:
     return marks
 
 
-def _labels(table: pd.DataFrame, panel: tuple[str, str], looks: dict) -> list[tuple]:
-    """(x, y, text, colour) of every point, for its alpha."""
+def _labels(table: pd.DataFrame, panel: tuple[str, str], looks: dict, over: str) -> list[tuple]:
+    """(x, y, text, colour) of every point, for its alpha; of a curve's ends where points are many; of its last step."""
     labels = []
     for curve, look in looks.items():
-        points = table[_member(table, curve)]
+        points = table[member(table, curve)]
+        if over == "steps":
+            points = points.iloc[-1:]
+        elif len(table) > MANY:
+            points = points.iloc[[0, -1]] if len(points) > 1 else points
         labels += [
-            (a, b, f"{alpha:g}", look["color"]) for a, b, alpha in points[[*panel, "along"]].itertuples(index=False)
+            (a, b, f"{along:g}", look["color"]) for a, b, along in points[[*panel, "along"]].itertuples(index=False)
         ]
     return labels
 
 
-def _limit(axis) -> None:
-    """Room around the data for the labels, but no ticks outside 0 to 1 where nothing can lie there."""
-    low, high = axis.get_data_interval()
-    share = 0 <= low and high <= 1
-    span = max(high - low, 0.2)  # less would blow up noise
-    middle = (low + high) / 2
-    if share:
-        middle = min(max(middle, span / 2), 1 - span / 2)
-    limits = (middle - 0.6 * span, middle + 0.6 * span)
-    (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(limits)
-    if share:
-        axis.set_ticks([t for t in axis.get_ticklocs() if max(0, limits[0]) <= round(t, 9) <= min(1, limits[1])])
-
-
-def _legend(fig: Figure, study: Study, names: dict[tuple, str], looks: dict, others: list[dict]) -> None:
+def _legend(
+    fig: Figure, study: Study, names: dict[tuple, str], looks: dict, others: list[dict], areas: list, over: str
+) -> None:
     known = set(study.references["reference"])
-    handles = [Line2D([], [], label=name, **style.reference(name)) for name in style.REFERENCES if name in known]
-    handles += [Line2D([], [], label=label, **looks[curve]) for curve, label in names.items()]
+    entries = [(name, name, style.reference(name)) for name in style.REFERENCES if name in known]
+    entries += [(curve, label, looks[curve]) for curve, label in names.items()]
+    handles = [Line2D([], [], label=label + _area(areas, key), **look) for key, label, look in entries]
     handles += [Line2D([], [], label=row["model"], **style.other(place)) for place, row in enumerate(others)]
-    place = {"loc": "outside right upper", "alignment": "left", "handlelength": 3.2, "labelspacing": 0.6}
-    fig.legend(handles=handles, title=_legend_title(study) + "\n", **place)
+    title = "numbers: " + ("last step of a training" if over == "steps" else caption.alphas(study))
+    if any(area is not None for area in areas):
+        handles.append(Line2D([], [], label="Pareto front of all curves", **FRONT))
+        title += "\nbehind names: hypervolume" + (", left | right" if len(areas) > 1 else "")
+    panels.legend(fig, handles, title)
 
 
-def _title(study: Study) -> str:
-    done = finished(study)
-    setting = "; ".join(f"{c} {', '.join(sorted(done[c].unique()))}" for c in SETTING)
-    return f"{study.name}   ({setting})"
+def _area(areas: list[dict | None], key: tuple | str) -> str:
+    """The hypervolume of a curve or reference in each panel, mean ± sd over pair seeds."""
+    said = []
+    for area in areas:
+        values = np.array((area or {}).get(key, []))
+        spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+        said += [f"{values.mean():.3f}{spread}"] if len(values) else []
+    return f"   {' | '.join(said)}" if said else ""
 
 
-def _legend_title(study: Study) -> str:
-    """Which alpha the numbers beside the points are."""
-    seen = over_inference(study)
-    joined = finished(study)[~seen].dropna(subset=["eval_alpha"])  # rows of curves that join trainings
-    if joined.empty:
-        return "numbers: α at inference"
-    evaluated = ", ".join(f"{alpha:g}" for alpha in sorted(joined["eval_alpha"].unique()))
-    same = (joined["eval_alpha"] == joined["alpha"]).all()
-    if seen.any():
-        more = "in training, too" if same else f"α in training (at inference: {evaluated})"
-        return f"numbers: α at inference;\n{more}, where each\npoint is a training of its own"
-    return "numbers: α in training\n" + ("and at inference" if same else f"(α at inference: {evaluated})")
-
-
-def _footnote(fig: Figure, study: Study, panel: tuple[str, str], crowded: int = 0) -> str:
-    """What the curves do not show: spread, runs not drawn, collapsed runs, labels without room."""
-    done, y = finished(study), panel[1]
-    worlds, seeds = done["pair_seed"].nunique(), done["seed"].nunique()
-    said = [f"bars: ± 1 sd over {worlds} pair seeds" if worlds > 1 else f"1 pair seed, unlearning seeds: {seeds}"]
+def _notes(study: Study, panel: tuple[str, str], table: pd.DataFrame, areas: list, over: str) -> list[str]:
+    """What the curves do not show: spread, what the areas are, runs not drawn and collapsed."""
     marks = references(study, *panel)
+    said = [caption.spread(study, table, panel)]
     if (marks["reference"] == "retrained").sum() == 1:
         said.append("vertical line: the retrained model's forgetting")
     if not marks.empty and (marks["apart"] != "").any():
         said.append("target and retrained are marked once per world")
-    absent = [f"{study.count(status)} {status}" for status in study.runs["status"].unique() if status != "done"]
-    unseen = done.loc[done["eval_alpha"].isna(), "folder"].nunique()
-    absent += [f"{unseen} done but not evaluated"] if unseen else []
-    if absent:
-        said.append(f"not drawn: {', '.join(absent)} of {study.runs['folder'].nunique()} runs")
-    if gone := collapsed(study, y):
-        said.append(f"collapsed ({y} not a number or below half of the target's): {gone} of {study.count('done')} done")
-    if (difference := study.references["disagreement"].max()) > 0.005:
-        said.append(f"runs report references that differ by up to {difference:.2g}")
-    if crowded:
-        said.append(f"{crowded} α left out for want of room (α is in order along a curve)")
-    return textwrap.fill(" · ".join(said), int(fig.get_figwidth() * 22))  # characters that fit
+    if areas[0] is not None:
+        worst = ", ".join(f"{m} = {1 if better(m) == 'lower' else 0}" for m in panel)
+        which = " (first panel; the others likewise)" if len(areas) > 1 else ""
+        said.append(f"hypervolume: area beaten, from the worst point {worst}{which}; forgetting too far counts as gain")
+    if over == "steps":
+        said.append(caption.STEPS)
+    elif len(table) > MANY:
+        said.append(
+            f"numbers at the ends of curves only; all α: {', '.join(f'{a:g}' for a in sorted(set(table['along'])))}"
+        )
+    return said + caption.left_out(study, rows_of(study, *panel, over=over))
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status: 0, or 2 for a study that cannot be drawn."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.tradeoff",
-        description="Draws the forget-versus-retain curves of a study, as PNG and PDF.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("study", metavar="STUDY", help="a study's name under --runs, or a path to its folder")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="the folder of all studies (default: runs)")
+    parser = command.parser("tradeoff", "Draws the forget-versus-retain curves of a study, as PNG and PDF.", EXAMPLES)
     parser.add_argument("--x", metavar="METRIC", help="metric of the x axis (default: forget/prob)")
     parser.add_argument("--y", metavar="METRIC", help="metric of the y axis (default: retain/prob)")
+    parser.add_argument(
+        "--over", choices=("alpha", "steps"), default="alpha",
+        help="what runs along a curve: α, or the steps of training (default: alpha)",
+    )  # fmt: skip
     parser.add_argument(
         "--others", nargs="+", default=[], metavar="FILE", help="results from elsewhere, as grey points (python -m "
         "unlearn.compare writes the files)",
     )  # fmt: skip
-    parser.add_argument("--out", metavar="DIR", help="where to write (default: figures/ in the study's folder)")
-    asked = parser.parse_args(arguments)
-    name = "-".join(["tradeoff", *(m.replace("/", "_") for m in (asked.x, asked.y) if m)])  # keeps the default figure
-    try:
-        study = load(asked.study, asked.runs)
-        drawn = figure(study, asked.x, asked.y, load_others(asked.others))
-    except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for path in style.save(drawn, Path(asked.out) if asked.out else study.folder / "figures", name):
-        print(path)
-    return 0
+    return command.run(
+        parser,
+        arguments,
+        lambda study, asked: figure(study, asked.x, asked.y, load_others(asked.others), asked.over),
+        lambda asked: command.stem("tradeoff", asked.x, asked.y, None if asked.over == "alpha" else asked.over),
+    )
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ ORDER = [
     "groups.privacy",
     "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix", "groups.contrast", "groups.quantised",
     "groups.relearn", "evaluation", "foreign", "others", "reference",
-    "seal", "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
-    "table", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
+    "seal", "mirror", "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
+    "table", "overview", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",
 ]  # fmt: skip
 

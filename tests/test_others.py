@@ -11,6 +11,7 @@ import pytest
 from helpers import ROOT, SHARED
 
 from analysis import tradeoff
+from analysis.runs import load
 from unlearn import compare, others
 from unlearn.foreign import ResultError
 
@@ -286,7 +287,7 @@ def test_the_figure_marks_them(tmp_path, capsys):
     metrics = {"forget/prob": 0.4, "retain/prob": 0.8}
     path = write(tmp_path, "eval.json", {"format": 1, "model": "theirs", "settings": {}, "metrics": metrics})
     assert tradeoff.main([str(study), "--others", path]) == 0
-    fig = tradeoff.figure(tradeoff.load(study), others=tradeoff.load_others([path]))
+    fig = tradeoff.figure(load(study), others=tradeoff.load_others([path]))
     assert "theirs" in [t.get_text() for t in fig.legends[0].get_texts()]
     assert [0.4, 0.8] in [[*line.get_xdata(), *line.get_ydata()] for line in fig.axes[0].get_lines()]
     foreign = write(tmp_path, "TOFU_EVAL.json", openunlearning())

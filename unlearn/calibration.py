@@ -85,14 +85,15 @@ def calibrate(cfg: Config, world: World, ensemble: Ensemble, goal: Goal) -> dict
     suite = make_suite(data, world.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
     if cfg.eval.reference is not None:  # a file's rows are the whole forget set, and these are a part of it
         cfg = replace(cfg, eval=replace(cfg.eval, reference=NO_REFERENCE))
-    beside, retrained = references(cfg, world, suite)
+    beside = references(cfg, world, suite)
     show = "reporting" if cfg.trainer.progress else None
     alphas = list(dict.fromkeys([choice.alpha, cfg.alpha]))
-    metrics, _ = evaluation.evaluate(ensemble, suite, alphas, world.store, retrained, show)
+    metrics, _ = evaluation.evaluate(ensemble, suite, alphas, world.store, beside.get("retrained"), show)
     sizes = {part.name: len(part.rows) for part in suite.splits}
     return {"goal": str(goal), "metric": goal.metric, "oracle": goal.oracle, **asdict(choice),
             "reported_on": sizes, "report": metrics[choice.alpha],
-            "given_alpha": cfg.alpha, "report_at_given_alpha": metrics[cfg.alpha], "references": beside}  # fmt: skip
+            "given_alpha": cfg.alpha, "report_at_given_alpha": metrics[cfg.alpha], 
+            "references": {name: dict(r.metrics) for name, r in beside.items()}}  # fmt: skip
 
 
 def parts(cfg: Config, data: DataSet, split: str) -> tuple[list[Row], list[Row]]:

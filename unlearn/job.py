@@ -40,13 +40,13 @@ from unlearn.world import World, frozen_ensemble, the_world
 log = logging.getLogger(__name__)
 
 
-def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
+def execute(job: Job, config_yaml: str) -> None:
     """Do what is missing in the folder: train unless that is done, then evaluate the α's that are missing."""
-    cfg, wandb = job.cfg, job.cfg.wandb
+    cfg = job.cfg
     seal.check_results(job.folder, runlog.manifest(job.folder))
     settle(cfg)
     record = RunLog(job, config_yaml)
-    with runlog.wandb_run(record, wandb.mode, wandb.project, wandb.entity, cfg.study, flat):
+    with record.mirrored(cfg):
         with record.stage("prepare"):
             world = the_world(cfg)
             suite = suite_of(cfg, world)  # first of all: it refuses data that cannot be evaluated
@@ -160,10 +160,10 @@ def evaluate(cfg: Config, world: World, ensemble: Ensemble, suite: Suite, record
     """Evaluate the α's that the folder lacks, and put the references beside them."""
     alphas = missing(cfg, world, record)
     if alphas:
-        beside, retrained = references(cfg, world, suite)
+        beside = references(cfg, world, suite)
         show = "evaluating" if cfg.trainer.progress else None
-        metrics, examples = evaluation.evaluate(ensemble, suite, alphas, world.store, retrained, show)
-        record.evaluated(metrics, beside, examples)
+        metrics, examples = evaluation.evaluate(ensemble, suite, alphas, world.store, beside.get("retrained"), show)
+        record.evaluated(metrics, examples, beside)
 
 
 def missing(cfg: Config, world: World, record: RunLog) -> list[float]:
@@ -176,11 +176,11 @@ def suite_of(cfg: Config, world: World) -> Suite:
     return make_suite(world.data, world.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
 
 
-def references(cfg: Config, world: World, suite: Suite) -> tuple[dict[str, dict[str, Any]], Reference | None]:
-    """Metrics of the target and of the retrained model by name, and the latter as what others are compared with."""
+def references(cfg: Config, world: World, suite: Suite) -> dict[str, Reference]:
+    """The target and, where there is one, the retrained model, by name: metrics and examples."""
     retrained = _retrained(cfg, world, suite)
-    found = {"target": _reference(cfg, world, suite, "target", retrained)[0]}
-    return found | ({"retrained": dict(retrained.metrics)} if retrained is not None else {}), retrained
+    found = {"target": Reference(*_reference(cfg, world, suite, "target", retrained))}
+    return found | ({"retrained": retrained} if retrained is not None else {})
 
 
 def _retrained(cfg: Config, world: World, suite: Suite) -> Reference | None:

@@ -32,10 +32,10 @@ def prepare(raw: DictConfig) -> None:
     job.settle(cfg)
     world = the_world(cfg)
     store_rows(cfg, world, job.members(cfg, world))
-    metrics = job.references(cfg, world, job.suite_of(cfg, world))[0]
+    references = job.references(cfg, world, job.suite_of(cfg, world))
     table = Table("model", "parameters", "weights", "forget prob", "retain prob", "utility", box=box.SIMPLE)
     for name in (n for n in ("target", "retrained", "small") if world.has(n)):
-        m = metrics.get(name, {})
+        m = references[name].metrics if name in references else {}
         numbers = [f"{m[k]:.3f}" if k in m else "" for k in ("forget/prob", "retain/prob", "model_utility")]
         table.add_row(name, f"{llama.parameters(world.model(name)):,}", world.fingerprint(name), *numbers)
     Console().print(table)

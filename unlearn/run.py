@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from unlearn import grid, runlog
 from unlearn.config import conf_dir, register
 from unlearn.data.readers import read
-from unlearn.identity import Job, flatten
+from unlearn.identity import Job
 from unlearn.rules import parse
 from unlearn.store import locked
 
@@ -50,7 +50,7 @@ def _execute(raw: DictConfig, job: Job) -> None:
     from unlearn.job import execute  # torch and its friends: only now is there work for them
 
     try:
-        execute(job, OmegaConf.to_yaml(raw, resolve=True), flatten(OmegaConf.to_container(raw, resolve=True)))
+        execute(job, OmegaConf.to_yaml(raw, resolve=True))
     except Exception as error:
         log.error("%s failed: %s", job.folder.name, error)
         with (job.folder / LOG).open("a", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""The run folder: the whole truth about a run. W&B mirrors it and holds nothing that the folder lacks.
+"""The run folder: the whole truth about a run, which W&B mirrors (``mirror.py``).
 
 Files are written under a temporary name and renamed; ``metrics.jsonl`` alone grows line by line, and is cut back to
 the checkpoint when a run is resumed.
@@ -12,21 +12,30 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from unlearn import seal
 from unlearn.config import Config
-from unlearn.files import read_json, write_json, write_text
-from unlearn.identity import Job, alpha_key, describe, eval_alphas, eval_settings
+from unlearn.files import read_json, write_json, write_text, write_whole
+from unlearn.identity import Job, alpha_key, describe, eval_alphas, eval_settings, flatten
+from unlearn.mirror import Mirror, opened
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from unlearn.groups.context import Reference
 
 log = logging.getLogger(__name__)
 MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
     "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "config.yaml",
 )  # fmt: skip
+REFERENCES = "references.parquet"  # the same of target and retrained
 OFFSET, BEST, CHECKPOINT = seal.OFFSET, seal.BEST, "checkpoint"
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
@@ -77,11 +86,12 @@ def fail(job: Job, error: Exception) -> None:
     except ValueError:
         return
     record = {"format": FORMAT, "run": describe(job.cfg), "seconds": {}} | before
-    write_json(
-        job.folder / MANIFEST,
-        record
-        | {"status": "done" if record.get("completed") else "failed", "error": f"{type(error).__name__}: {error}"},
-    )
+    write_json(job.folder / MANIFEST, record | _failed(record, error))
+
+
+def _failed(manifest: Mapping[str, Any], error: Exception) -> dict[str, Any]:
+    status = "done" if manifest.get("completed") else "failed"
+    return {"status": status, "error": f"{type(error).__name__}: {error}"}
 
 
 def own_seconds(manifest: dict[str, Any]) -> float:
@@ -90,12 +100,12 @@ def own_seconds(manifest: dict[str, Any]) -> float:
 
 
 class RunLog:
-    """Writes one run folder, and mirrors it to W&B when given a W&B run."""
+    """Writes one run folder, and mirrors it to W&B within ``mirrored``."""
 
     def __init__(self, job: Job, config_yaml: str):
         self.folder = job.folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.wandb = None
+        self.mirror = Mirror(None)
         old = manifest(self.folder)
         fixed = {"format": FORMAT, "error": None, "run": describe(job.cfg), "seed": job.cfg.seed}
         if old.get("trained"):  # config and provenance stay those of the training; later calls are added
@@ -107,9 +117,29 @@ class RunLog:
         self.manifest.setdefault("seconds", {})
         self.status("running")
 
+    @contextmanager
+    def mirrored(self, cfg: Config) -> Iterator[None]:
+        """Mirror the run to W&B for the length of the block, with the config it was trained with."""
+        config = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
+        id, rows = self.manifest.get("wandb"), self.folder / METRICS
+        start = self.manifest.get("wandb_row", 0)
+        if id is not None:  # more rows than the part before this one can have
+            start += 10 + (len(rows.read_text().splitlines()) if rows.is_file() else 0)
+        with opened(cfg.wandb, self.folder, describe(cfg), flatten(config), id, start) as self.mirror:
+            if self.mirror.id is not None:
+                self.status(self.manifest["status"], wandb=self.mirror.id, wandb_row=start)
+            try:
+                yield
+            except Exception as error:
+                self.mirror.manifest(self.manifest | _failed(self.manifest, error))
+                raise
+            finally:
+                self.mirror = Mirror(None)
+
     def status(self, status: str, **more: Any) -> None:
         self.manifest |= {"status": status} | more
         write_json(self.folder / MANIFEST, self.manifest)
+        self.mirror.manifest(self.manifest)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -143,15 +173,19 @@ class RunLog:
                 break
             kept.append(line)
         write_text(path, "".join(line + "\n" for line in kept))
+        if len(kept) < len(lines):
+            self.mirror.rewind(step)
 
     def log(self, step: int, epoch: float, values: dict[str, float]) -> None:
         record = {"step": step, "epoch": round(epoch, 4)} | values
         with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
-        self._mirror(lambda run: run.log(record))
+        self.mirror.log(record)
 
-    def evaluated(self, alphas: dict[float, dict[str, Any]], references: dict[str, dict[str, Any]], examples) -> None:
-        """Add evaluated α's (a DataFrame of their examples with them).
+    def evaluated(
+        self, alphas: Mapping[float, dict[str, Any]], examples: pd.DataFrame, references: Mapping[str, Reference]
+    ) -> None:
+        """Add evaluated α's with a table of their examples, and what the references made of the same questions.
 
         Entries that were evaluated under other settings are dropped: they do not belong on one curve with these.
         """
@@ -163,69 +197,16 @@ class RunLog:
             old = pd.read_parquet(path)
             kept = old["alpha"].isin([float(a) for a in known]) & ~old["alpha"].isin(list(alphas))
             examples = pd.concat([old[kept], examples], ignore_index=True)
-        temporary = path.with_name("." + path.name)
-        examples.sort_values("alpha", kind="stable").to_parquet(temporary, index=False)
-        temporary.replace(path)
+        examples = examples.sort_values("alpha", kind="stable")
+        write_whole(path, lambda p: examples.to_parquet(p, index=False))
+        theirs = pd.concat([r.examples.assign(model=name) for name, r in references.items()], ignore_index=True)
+        write_whole(self.folder / REFERENCES, lambda p: theirs.to_parquet(p, index=False))
         entries = known | {alpha_key(a): m for a, m in alphas.items()}
         entries = dict(sorted(entries.items(), key=lambda item: float(item[0])))
-        write_json(self.folder / EVAL, {"alphas": entries, "references": references})
-        self._mirror(lambda run: run.summary.update({"alphas": entries, "references": references}))
-        self._mirror(self._artifact)
-
-    def _mirror(self, act: Callable[[Any], None]) -> None:
-        """Do something with the W&B run; if that fails, say so once and go on without W&B: the folder is the truth."""
-        if self.wandb is None:
-            return
-        try:
-            act(self.wandb)
-        except Exception as error:
-            log.warning("W&B stopped working (%s: %s); the run goes on without it", type(error).__name__, error)
-            self.wandb = None
-
-    def _artifact(self, run: Any) -> None:
-        import wandb
-
-        artifact = wandb.Artifact(f"run-{run.id}", type="run")
-        for path in (self.folder / EVAL, self.folder / EXAMPLES, *sorted((self.folder / OFFSET).glob("*"))):
-            # immutable: the file is uploaded from where it lies, not copied into a staging folder first
-            artifact.add_file(str(path.resolve()), name=str(path.relative_to(self.folder)), policy="immutable")
-        run.log_artifact(artifact)
-
-
-@contextmanager
-def wandb_run(
-    record: RunLog, mode: str, project: str, entity: str | None, group: str, config: dict[str, Any]
-) -> Iterator[None]:
-    """Mirror the run to W&B for the length of the block; nothing is imported when W&B is disabled."""
-    if mode == "disabled":
-        yield
-        return
-    import wandb
-
-    # finish_previous: without it, a job whose predecessor failed would write into the predecessor's W&B run.
-    with wandb.init(
-        project=project,
-        entity=entity,
-        group=group,
-        name=record.folder.name,
-        job_type="unlearn",
-        mode=mode,
-        config=config,
-        dir=str(record.folder),
-        tags=[config["algo.name"], config["data.name"]],
-        id=record.manifest.get("wandb"),  # a resumed run goes on in the W&B run it began
-        resume="allow",
-        reinit="finish_previous",
-        settings=wandb.Settings(silent=True, console="off"),
-    ) as run:
-        for name in ("train/*", "forget/*", "retain/*", "real_authors/*", "world_facts/*", "held_out/*"):
-            run.define_metric(name, step_metric="step")
-        record.wandb = run
-        record.manifest["wandb"] = run.id
-        try:
-            yield
-        finally:
-            record.wandb = None
+        found = {"alphas": entries, "references": {name: dict(r.metrics) for name, r in references.items()}}
+        write_json(self.folder / EVAL, found)
+        files = [self.folder / name for name in (EVAL, EXAMPLES, REFERENCES)]
+        self.mirror.evaluated(found, examples, theirs, files, self.folder / OFFSET)
 
 
 def environment() -> dict[str, Any]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import t
 
-from analysis.style import COLOURS, MARKERS, look, save
+from analysis.matched import draw as matched_marks
+from analysis.style import look, save
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("direct", "offset, general", "offset, full", "offset, retain", "proxy", "uld", "dd", "dd_rank")
@@ -112,36 +112,29 @@ def _groups(found: pd.DataFrame):
 
 def figure(found: pd.DataFrame) -> Figure:
     """Kept probability at matched forgetting: a row per algorithm, a mark per method, a panel per split."""
-    algos = [a for a in dict.fromkeys(a for (a, _), _ in _groups(found))][::-1]
+    rows = [_row(algo, method, group) for (algo, method), group in _groups(found)]
+    rows = pd.DataFrame(sorted(rows, key=lambda row: METHODS.index(row["series"])))  # the order of the legend
+    algos = dict.fromkeys(algo for (algo, _), _ in _groups(found))
+    rows = pd.concat([rows[rows["algo"] == algo] for algo in algos])
     fig = Figure(figsize=(9.5, 0.42 * len(algos) + 1.4), layout="constrained")
     axes = fig.subplots(1, len(SHOWN), sharey=True)
-    for ax, split in zip(axes, SHOWN, strict=True):
-        for (algo, method), group in _groups(found):
-            there = matched(group)
-            if len(there) < 2:
-                continue
-            k = METHODS.index(method)
-            mean, half = interval(there[f"matched/{split}/prob"])
-            y = algos.index(algo) + (3.5 - k) * 0.1
-            whole = len(there) == len(group)  # an open mark: some worlds never reach the forget probability
-            ax.errorbar(mean, y, xerr=half, fmt=MARKERS[k], color=COLOURS[k % len(COLOURS)], markersize=4, linewidth=1,
-                        markerfacecolor=None if whole else "white", label=method if whole else None)  # fmt: skip
-        ax.set_title(split.replace("_", " "))
-        ax.set_xlabel("probability at matched forgetting   (better →)")
-        ax.set_yticks(np.arange(len(algos)), ["dd (no objective)" if a == "none" else a for a in algos])
-        ax.set_xlim(0, 1.02)
-    handles, names = [], []
-    for ax in axes:
-        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            if name not in names:
-                handles.append(handle)
-                names.append(name)
-    ordered = sorted(zip(names, handles, strict=True), key=lambda x: METHODS.index(x[0]))
-    fig.legend([h for _, h in ordered], [n for n, _ in ordered], loc="outside lower center", ncols=len(ordered))
+    handles = matched_marks(axes, rows, {f"{s}/prob": s.replace("_", " ") for s in SHOWN})
+    handles = sorted(handles, key=lambda handle: METHODS.index(handle.get_label()))
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     worlds = found["world"].nunique()
     what = f"α calibrated to the retrained model's forget probability; mean and 95 % interval over {worlds} worlds"
-    fig.suptitle(what, fontsize=9)
+    fig.suptitle(f"{what}\nopen: some worlds never reach it; absent: fewer than two do", fontsize=9)
     return fig
+
+
+def _row(algo: str, method: str, group: pd.DataFrame) -> dict:
+    """One mark of the figure, absent where fewer than two worlds reach the match."""
+    there = matched(group)
+    row = {"algo": algo, "series": method, "n": len(there), "of": len(group)}
+    for split in SHOWN:
+        mean, half = interval(there[f"matched/{split}/prob"]) if len(there) > 1 else (math.nan, math.nan)
+        row |= {f"{split}/prob": mean, f"low/{split}/prob": mean - half, f"high/{split}/prob": mean + half}
+    return row
 
 
 def main() -> None:

@@ -1,0 +1,130 @@
+"""All splits over α: a panel per algorithm, method and training α, a line per split.
+
+    python -m analysis.alpha STUDY
+
+Where runs were evaluated at several α, a panel is one training seen at every inference α; otherwise it joins the
+trainings of one algorithm and method, and α is that of training (and of inference with it). Easy to get wrong: α at
+inference rescales one trained offset, α in training trains another; the axis says which one it is.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import caption, command, panels, style
+from analysis.curves import check, curve_columns, curves, finished, references, rows_of
+from analysis.goals import better
+from analysis.runs import Study, StudyError
+
+SPLITS = ("forget", "retain", "real_authors", "world_facts")
+ACROSS = 4  # panels beside each other, at most
+SIDES = {"higher": " ↑", "lower": " ↓", None: ""}
+EXAMPLES = """\
+  python -m analysis.alpha demo                         probability of the right answer on every split
+  python -m analysis.alpha demo --metric rougeL_recall  another metric of the splits
+"""
+
+
+def figure(study: Study, metric: str = "prob") -> Figure:
+    """``<split>/<metric>`` of every split over α, with the lines of the retrained model and α = 0, the target."""
+    shown = _splits(study, metric)
+    table, columns = curves(study, *shown), curve_columns(study)
+    names = caption.names(table, columns)
+    down = math.ceil(len(names) / ACROSS)
+    across = math.ceil(len(names) / down)
+    with style.look():
+        fig = panels.make(study, max(3.6, 2.2 * across) + 1.7, max(2.0 * down + 1.0, 3.4))
+        axes = list(fig.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
+        for ax, (curve, name) in zip(axes, names.items(), strict=False):
+            _draw(ax, table[caption.member(table, curve)], shown, references(study, *shown))
+            ax.set_title(name, loc="left")
+        for ax in axes[len(names) :]:
+            ax.set_visible(False)
+        for ax in axes[::across]:
+            ax.set_ylabel(metric)
+        panels.limit(*(ax.yaxis for ax in axes[: len(names)]))
+        axes[0].set_xlim(*(f * max(table["along"].max(), 0.1) for f in (-0.05, 1.05)))
+        _label_alphas(axes[: len(names)], [_which(study, dict(zip(columns, curve, strict=True))) for curve in names])
+        _legend(fig, study, shown)
+        seeds = caption.spread(study, table, shown, "bands")
+        aim = f"aim: {shown[0]} at the retrained model's, all else high"
+        caption.footnote(fig, [seeds, aim, *caption.left_out(study, rows_of(study, *shown))])
+    return fig
+
+
+def _splits(study: Study, metric: str) -> list[str]:
+    """The metric of every split that has it, forget first."""
+    shown = [f"{split}/{metric}" for split in SPLITS if f"{split}/{metric}" in study.metrics]
+    check(study, shown or [f"forget/{metric}"], study.metrics)
+    if shown[0] != f"forget/{metric}" or len(shown) == 1:
+        raise StudyError(f"study {study.name!r} has {shown[0]!r} alone; needed: forget/{metric} and another split's")
+    return shown
+
+
+def _which(study: Study, curve: dict) -> str:
+    """Which α runs along a curve."""
+    if curve.get("alpha") is not None:
+        return f"α at inference (in training: {curve['alpha']:g})"
+    done = finished(study).dropna(subset=["eval_alpha"])
+    rows = done[(done["algo"] == curve["algo"]) & (done["method"] == curve["method"])]
+    return "α in training" + (" and at inference" if (rows["alpha"] == rows["eval_alpha"]).all() else "")
+
+
+def _label_alphas(axes: list, words: list[str]) -> None:
+    """Writes below each column which α it is; below each panel where they differ."""
+    columns = axes[0].get_subplotspec().get_gridspec().ncols
+    for ax, said in zip(axes, words, strict=True):
+        if len(set(words)) > 1 or ax in axes[-columns:]:
+            ax.set_xlabel(said)
+            ax.tick_params(labelbottom=True)
+
+
+def _look(place: int) -> dict:
+    return style.series(place, place) | {"markersize": 3.5}
+
+
+def _draw(ax, points: pd.DataFrame, shown: Sequence[str], means: pd.DataFrame) -> None:
+    """One panel: a line per split, dotted the retrained model's values, stars the target's, which is α = 0."""
+    for place, metric in enumerate(shown):
+        look = _look(place)
+        panels.curve(ax, points, "along", metric, look)
+        for value in means.loc[means["reference"] == "retrained", metric]:
+            ax.axhline(value, **style.reference_line("retrained") | {"color": look["color"]})
+        if not (points["along"] == 0).any():
+            own = means.loc[means["reference"] == "target", metric]
+            ax.plot([0.0] * len(own), own, **style.reference("target") | {"markersize": 7, "color": look["color"]})
+
+
+def _legend(fig: Figure, study: Study, shown: Sequence[str]) -> None:
+    known = set(study.references["reference"])
+    handles = [
+        Line2D([], [], label=metric.split("/")[0] + SIDES[better(metric)], **_look(place))
+        for place, metric in enumerate(shown)
+    ]
+    if "target" in known:
+        handles.append(Line2D([], [], label="target (α = 0)", **style.reference("target") | {"markersize": 7}))
+    if "retrained" in known:
+        handles += panels.reference_handles(["retrained"])
+    panels.legend(fig, handles, "↑ higher is better, ↓ lower")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status: 0, or 2 for a study that cannot be drawn."""
+    parser = command.parser("alpha", "Draws a metric of all splits over α, as PNG and PDF.", EXAMPLES)
+    parser.add_argument("--metric", default="prob", help="a metric that splits have (default: prob)")
+    return command.run(
+        parser,
+        arguments,
+        lambda study, asked: figure(study, asked.metric),
+        lambda asked: command.stem("alpha", None if asked.metric == "prob" else asked.metric),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

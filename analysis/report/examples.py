@@ -1,0 +1,104 @@
+"""Questions before and after, at one setting: what is still known, what is forgotten, what was lost with it.
+
+Easy to get wrong: a high probability on the forget set is bad only beyond the retrained model's, so what is "still
+known" is ranked by the difference to it where the retrained model's examples were logged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import pandas as pd
+
+from analysis.report import summary
+from analysis.runs import Study, StudyError
+from analysis.state import evaluated
+from analysis.table_formats import number
+
+SHOWN = 3  # examples of each kind
+KINDS = {  # kind → (whether of the forget set, whether the largest score comes first)
+    "Still known": ("forget questions whose answer the run gives away most", True, True),
+    "Forgotten": ("forget questions whose answer it lost most", True, False),
+    "Lost with it": ("other questions whose answer it lost most", False, False),
+    "Kept": ("other questions it answers as before", False, True),
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question: what target, run and retrained model make of it; None where that was not logged."""
+
+    split: str
+    id: str
+    prompt: str
+    gold: str
+    generations: dict[str, str]  # by model
+    probs: dict[str, str]  # by model, as text
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The run whose examples are shown, and the examples by kind."""
+
+    run: str
+    said: str
+    kinds: dict[str, tuple[str, list[Example]]]
+
+
+def choose(study: Study, wanted: dict[str, object]) -> Chosen | None:
+    """Examples of the setting asked for, by default the summary's; None where no run logged any."""
+    rows = study.runs[evaluated(study)]
+    asked = wanted
+    if not wanted and (best := summary.best(study)) is not None:
+        wanted = best.settings
+    for column, value in wanted.items():
+        rows = rows[rows[column].isna() if value is None else rows[column] == value]
+    if rows.empty and asked:
+        said = ", ".join(f"{k}={v}" for k, v in asked.items())
+        raise StudyError(f"study {study.name!r}: no evaluated run has {said}; see python -m analysis.table")
+    for row in rows.sort_values(["pair_seed", "seed", "folder"], kind="stable").to_dict("records"):
+        found = study.examples_of([row["folder"]])
+        if not found.empty and {"prob", "prompt", "gold"} <= set(found.columns):
+            return _chosen(row, found[(found["model"] != "run") | (found["eval_alpha"] == row["eval_alpha"])])
+    return None
+
+
+def _chosen(row: dict[str, object], found: pd.DataFrame) -> Chosen:
+    trained = f"trained at α = {row['alpha']:g}, evaluated at " * (row["alpha"] != row["eval_alpha"])
+    said = f"{row['algo']}, {row['method']}, {trained}α = {row['eval_alpha']:g}, "
+    said += f"pair seed {row['pair_seed']}, seed {row['seed']}"
+    return Chosen(PurePath(row["folder"]).name, said, {k: (KINDS[k][0], _kind(found, k)) for k in KINDS})
+
+
+def _kind(found: pd.DataFrame, kind: str) -> list[Example]:
+    _, forget, largest = KINDS[kind]
+    part = found[(found["split"] == "forget") == forget].assign(model=found["model"].astype(str))
+    probs = part.pivot_table(index=["split", "id"], columns="model", values="prob", aggfunc="first", sort=False)
+    if "run" not in probs:
+        return []
+    probs = probs[probs["run"].notna()]
+    against = "retrained" if forget and largest else "target"
+    scores = probs["run"] - (probs[against] if against in probs else 0)
+    if kind == "Kept":
+        scores = -scores.abs() if against in probs else scores
+    best = scores.sort_values(ascending=not largest, kind="stable").index[:SHOWN]
+    rows = part.set_index(["split", "id"]).sort_index(kind="stable")
+    return [_example(rows.loc[[key]], key) for key in best]
+
+
+def _example(rows: pd.DataFrame, key: tuple[str, str]) -> Example:
+    by = {row["model"]: row for row in rows.to_dict("records")}
+    order = [model for model in ("target", "run", "retrained") if model in by]
+    return Example(
+        *key,
+        prompt=str(by["run"]["prompt"]).strip(),
+        gold=str(by["run"]["gold"]).strip(),
+        generations={m: _words(by[m].get("generation")) for m in order},
+        probs={m: number(by[m]["prob"]) if math.isfinite(by[m]["prob"]) else "–" for m in order},
+    )
+
+
+def _words(value: object) -> str:
+    return value.strip() if isinstance(value, str) else "–"

@@ -1,0 +1,194 @@
+"use strict";
+// The interactive trade-off. Words are set as text, never as markup: names and folders are strangers' text.
+(() => {
+  const holder = document.getElementById("chart-data");
+  if (!holder) return;
+  const data = JSON.parse(holder.textContent);
+  const box = document.getElementById("chart"), svg = box.querySelector("svg"), tip = document.getElementById("tip");
+  const metrics = new Map(data.metrics.map(m => [m.key, m]));
+  const hidden = new Set();
+  const axis = { x: data.x, y: data.y };
+  const DASHES = ["", "7 3", "2 3", "8 3 2 3", "12 4"];
+  const SHAPES = [  // within a circle of radius 5; the algorithms' markers of the printed figures
+    "M5 0A5 5 0 1 1-5 0A5 5 0 1 1 5 0Z", "M-4.4-4.4H4.4V4.4H-4.4Z", "M0-5.4L5 4H-5Z", "M0 5.4L5-4H-5Z",
+    "M-1.7-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5V-1.7H-1.7Z", "M0-2.2L3-5L5-3L2.2 0L5 3L3 5L0 2.2L-3 5L-5 3L-2.2 0L-5-3L-3-5Z",
+    "M-5 0L-2.5-4.4H2.5L5 0L2.5 4.4H-2.5Z", "M-5.4 0L4-5V5Z",
+  ];
+  const STAR = "M0-8L2-2.6L7.6-2.5L3.1 1L4.7 6.5L0 3.3L-4.7 6.5L-3.1 1L-7.6-2.5L-2-2.6Z", DIAMOND = "M0-6.5L6.5 0L0 6.5L-6.5 0Z";
+
+  function make(name, attributes, parent, text) {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    if (text !== undefined) element.textContent = text;
+    if (parent) parent.append(element);
+    return element;
+  }
+  function html(name, parent, text, cls) {
+    const element = document.createElement(name);
+    if (text !== undefined) element.textContent = text;
+    if (cls) element.className = cls;
+    parent.append(element);
+    return element;
+  }
+  const number = v => v === null || v === undefined ? "–"
+    : v === 0 || Math.abs(v) >= 0.001 ? v.toFixed(3) : v.toExponential(0).replace(/e([+-])(\d)$/, "e$10$2");
+  const cell = (point, key) => {
+    const ends = point.ends && point.ends[key];
+    return number(point.values[key]) + (ends ? " ± " + number((ends[1] - ends[0]) / 2) : "");
+  };
+
+  function ticks(low, high, count) {
+    const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
+    const step = [1, 2, 2.5, 5, 10].map(s => s * power).find(s => s >= raw * 0.999);
+    const found = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(+(i * step).toPrecision(12));
+    return found;
+  }
+  function scale(values, from, to) {
+    let low = Math.min(...values), high = Math.max(...values);
+    const span = Math.max(high - low, 0.05 * Math.max(Math.abs(low), Math.abs(high)), 1e-12) || 1;
+    const share = low >= 0 && high <= 1;
+    low -= 0.07 * span; high += 0.07 * span;
+    const at = v => from + (v - low) / (high - low) * (to - from);
+    return { at, ticks: ticks(low, high, Math.max(3, Math.abs(to - from) / 90)).filter(t => !share || (t >= 0 && t <= 1)) };
+  }
+
+  function mark(parent, item, shape, cls, x, y, fill) {
+    const g = make("g", { class: "mark " + cls, tabindex: 0, role: "img", transform: `translate(${x} ${y})` }, parent);
+    g.setAttribute("aria-label", `${item.name}: ${axis.x} ${cell(item, axis.x)}, ${axis.y} ${cell(item, axis.y)}`);
+    make("circle", { class: "ring", r: 13 }, g);
+    make("path", { class: "shape", d: shape, fill, stroke: "var(--c)" }, g);
+    const show = () => describe(item, x, y);
+    g.addEventListener("pointerenter", show);
+    g.addEventListener("focus", show);
+    g.addEventListener("click", show);
+    g.addEventListener("pointerleave", () => { if (document.activeElement !== g) tip.hidden = true; });
+    g.addEventListener("blur", () => { tip.hidden = true; });
+  }
+
+  function describe(item, x, y) {
+    tip.replaceChildren();
+    html("b", tip, item.name);
+    if (item.collapsed) html("div", tip, item.collapsed === item.runs.length ? "collapsed" : `${item.collapsed} of ${item.runs.length} runs collapsed`);
+    const body = html("tbody", html("table", tip));
+    const keys = new Set([axis.x, axis.y, ...data.metrics.filter(m => m.headline).map(m => m.key)]);
+    for (const key of keys) {
+      const row = html("tr", body);
+      html("th", row, key);
+      html("td", row, cell(item, key));
+    }
+    if (item.n > 1) html("div", tip, `mean over ${item.n} pair seeds, ± half the 95 % interval`);
+    if (item.runs) {
+      const more = item.runs.length > 4 ? ` and ${item.runs.length - 3} more` : "";
+      html("div", tip, item.runs.slice(0, more ? 3 : 4).join("\n") + more, "runs").style.whiteSpace = "pre-line";
+    }
+    tip.hidden = false;
+    const width = tip.offsetWidth, height = tip.offsetHeight;
+    const left = x + 18 + width > box.clientWidth ? x - width - 18 : x + 18;
+    tip.style.left = Math.max(0, Math.min(left, box.clientWidth - width)) + "px";
+    tip.style.top = Math.max(-8, Math.min(y - height / 2, box.clientHeight - height)) + "px";
+    if (left < 0) tip.style.top = (y + 18) + "px";  // a narrow screen: below the mark rather than over it
+  }
+
+  function draw() {
+    const width = box.clientWidth, height = Math.round(Math.max(320, Math.min(520, width * 0.6)));
+    const narrow = width < 520, left = narrow ? 42 : 54, right = narrow ? 10 : 24, top = 26, bottom = 44;
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.setAttribute("height", height);
+    svg.replaceChildren();
+    tip.hidden = true;
+    const there = item => item.values[axis.x] != null && item.values[axis.y] != null;
+    const points = data.points.filter(p => !hidden.has(p.curve) && there(p)), references = data.references.filter(there);
+    const all = [...points, ...references];
+    if (!all.length) return void make("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, svg, "nothing to show: choose a curve or another metric");
+    const across = scale(all.map(p => p.values[axis.x]), left, width - right), up = scale(all.map(p => p.values[axis.y]), height - bottom, top);
+    for (const t of across.ticks) {
+      make("line", { class: "grid", x1: across.at(t), x2: across.at(t), y1: top, y2: height - bottom }, svg);
+      make("text", { x: across.at(t), y: height - bottom + 17, "text-anchor": "middle" }, svg, t);
+    }
+    for (const t of up.ticks) {
+      make("line", { class: "grid", x1: left, x2: width - right, y1: up.at(t), y2: up.at(t) }, svg);
+      make("text", { x: left - 8, y: up.at(t) + 4, "text-anchor": "end" }, svg, t);
+    }
+    const words = key => narrow ? key : `${key}   (${metrics.get(key).better})`;
+    make("text", { x: width - right, y: height - 6, "text-anchor": "end" }, svg, words(axis.x));
+    make("text", { x: left - 4, y: 12 }, svg, words(axis.y));
+    const gold = references.filter(r => r.kind === "retrained");
+    if (gold.length === 1) {
+      const x = across.at(gold[0].values[axis.x]);
+      make("line", { class: "level", x1: x, x2: x, y1: top, y2: height - bottom }, svg);
+    }
+    data.curves.forEach((curve, i) => {
+      const own = points.filter(p => p.curve === i), group = make("g", { class: "s" + curve.colour % 7, "data-curve": i }, svg);
+      const line = own.map(p => `${across.at(p.values[axis.x])},${up.at(p.values[axis.y])}`).join(" ");
+      make("polyline", { class: "curve", points: line, stroke: "var(--c)", "stroke-dasharray": DASHES[curve.line % DASHES.length] }, group);
+      for (const p of own) errors(group, p, across, up);
+    });
+    for (const r of references) mark(svg, r, r.kind === "target" ? STAR : DIAMOND, "reference", across.at(r.values[axis.x]), up.at(r.values[axis.y]), r.kind === "target" ? "var(--c)" : "var(--paper)");
+    for (const p of points) {
+      const curve = data.curves[p.curve], x = across.at(p.values[axis.x]), y = up.at(p.values[axis.y]);
+      const gone = p.collapsed && p.collapsed === p.runs.length ? " gone" : "";
+      mark(svg, p, SHAPES[curve.colour % SHAPES.length], `s${curve.colour % 7}${gone}`, x, y, curve.line % 2 ? "var(--paper)" : "var(--c)");
+    }
+    if (points.length <= 60) label(points.map(p => [across.at(p.values[axis.x]), up.at(p.values[axis.y]), String(+p.along.toPrecision(4))]));
+  }
+  // Writes each α where it hits neither another nor a mark; one without room is left out: its mark says it, too.
+  function label(places) {
+    const taken = places.map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
+    for (const [x, y, text] of places) {
+      const wide = 6.5 * text.length;
+      const boxes = [[8, -14], [8, 3], [-8 - wide, -14], [-8 - wide, 3], [-wide / 2, -21], [-wide / 2, 9], [10, -5.5], [-10 - wide, -5.5]]
+        .map(([dx, dy]) => [x + dx, y + dy, x + dx + wide, y + dy + 11]);
+      const free = boxes.find(b => taken.every(t => b[2] < t[0] || b[0] > t[2] || b[3] < t[1] || b[1] > t[3]));
+      if (!free) continue;
+      taken.push(free);
+      make("text", { class: "alpha", x: free[0], y: free[3] - 1.5 }, svg, text);
+    }
+  }
+  function errors(group, p, across, up) {
+    const x = across.at(p.values[axis.x]), y = up.at(p.values[axis.y]), line = { class: "error", stroke: "var(--c)" };
+    const ex = p.ends[axis.x], ey = p.ends[axis.y];
+    if (ex) make("line", { ...line, x1: across.at(ex[0]), x2: across.at(ex[1]), y1: y, y2: y }, group);
+    if (ey) make("line", { ...line, x1: x, x2: x, y1: up.at(ey[0]), y2: up.at(ey[1]) }, group);
+  }
+
+  function sample(parent, shape, fill, dash) {
+    const small = make("svg", { viewBox: "0 0 30 12", "aria-hidden": "true" }, parent);
+    if (dash !== undefined) make("line", { x1: 1, x2: 29, y1: 6, y2: 6, stroke: "var(--c)", "stroke-width": 1.6, "stroke-dasharray": dash }, small);
+    make("path", { d: shape, transform: "translate(15 6) scale(.85)", fill, stroke: "var(--c)", "stroke-width": 1.5 }, small);
+  }
+  const legend = document.getElementById("legend");
+  data.curves.forEach((curve, i) => {
+    const button = html("button", legend, undefined, "s" + curve.colour % 7);
+    button.type = "button";
+    button.setAttribute("aria-pressed", "true");
+    sample(button, SHAPES[curve.colour % SHAPES.length], curve.line % 2 ? "var(--paper)" : "var(--c)", DASHES[curve.line % DASHES.length]);
+    html("span", button, curve.name);
+    button.addEventListener("click", () => {
+      hidden.has(i) ? hidden.delete(i) : hidden.add(i);
+      button.setAttribute("aria-pressed", String(!hidden.has(i)));
+      draw();
+    });
+  });
+  for (const [kind, shape, fill] of [["target", STAR, "var(--c)"], ["retrained", DIAMOND, "var(--paper)"]]) {
+    if (!data.references.some(r => r.kind === kind)) continue;
+    const key = html("span", legend, undefined, "key reference");
+    sample(key, shape, fill);
+    html("span", key, kind);
+  }
+  if (data.points.some(p => p.collapsed)) {
+    const key = html("span", legend, undefined, "key reference");
+    sample(key, SHAPES[0], "none");
+    key.querySelector("path").setAttribute("stroke-dasharray", "2 1.5");
+    html("span", key, "collapsed");
+  }
+  for (const name of ["x", "y"]) {
+    const select = document.getElementById("axis-" + name);
+    for (const m of data.metrics) html("option", select, m.title).value = m.key;
+    select.value = axis[name];
+    select.addEventListener("change", () => { axis[name] = select.value; draw(); });
+  }
+  document.addEventListener("keydown", event => { if (event.key === "Escape") tip.hidden = true; });
+  let drawn = 0;
+  new ResizeObserver(() => { if (box.clientWidth !== drawn) { drawn = box.clientWidth; draw(); } }).observe(box);
+})();

@@ -1,0 +1,116 @@
+"""Differences between settings that share everything else, paired by pair seed: ``--differences method=direct``.
+
+Where the runs logged their examples and a metric is the mean of them, the same questions are compared and resampled
+within worlds, too (``statistics.hierarchical``); a metric of whole models, such as the utility, is resampled over
+worlds alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis import statistics
+from analysis.runs import Study, StudyError
+from analysis.state import collapsed, evaluated, reference
+from analysis.statistics import Interval
+from analysis.table_rows import Row, Table, choose_by, choose_metrics, groups, told
+
+SAME = 1e-6  # a metric is the mean of its examples when it differs by no more
+
+
+def differences(study: Study, base: str, metrics: Sequence[str] = (), by: Sequence[str] = ()) -> Table:
+    """Each setting minus the one that has ``base`` and is the same otherwise.
+
+    ``base`` is a value (``direct``) or a column with one (``method=direct``). A row without a counterpart says so by
+    having no numbers.
+    """
+    by, metrics = choose_by(study, by), choose_metrics(study, metrics)
+    done = study.runs.assign(gone=collapsed(study))[evaluated(study)]
+    found = groups(done, by)
+    column, value = _base(study, base, by, found)
+    at = by.index(column)
+    examples = _Examples(study, metrics)
+    rows = []
+    for key, part in found.items():
+        if key[at] == value:
+            continue
+        other = found.get((*key[:at], value, *key[at + 1 :]))
+        none = statistics.mean([])
+        cells = {m: none if other is None else examples.paired(part, other, m) for m in metrics}
+        counts = {"done": part["folder"].nunique(), "collapsed": part.loc[part["gone"], "folder"].nunique()}
+        rows.append(Row("run", dict(zip(by, key, strict=True)), cells, counts))
+    if not any(c.n for row in rows for c in row.cells.values()):
+        raise StudyError(f"study {study.name!r}: no setting has a counterpart with {column}={value}, all else the same")
+    retrained = any(reference(study, "retrained", m).notna().any() for m in metrics)
+    said = (*_notes(rows, f"{column}={value}", examples.used), *told(study))
+    return Table(study.name, tuple(by), tuple(metrics), tuple(rows), said, retrained, base=f"{column}={value}")
+
+
+def _base(study: Study, base: str, by: list[str], found: dict[tuple, pd.DataFrame]) -> tuple[str, object]:
+    """The column and value that ``base`` names; both must be there, and be told without doubt."""
+    asked, _, value = base.rpartition("=")
+    values = {c: list(dict.fromkeys(key[i] for key in found)) for i, c in enumerate(by)}
+    hits = [(c, v) for c in by if asked in ("", c) for v in values[c] if _same(v, value)]
+    if len(hits) == 1 and len(values[hits[0][0]]) > 1:
+        return hits[0]
+    choices = ", ".join(f"{c}={v}" for c in by if len(values[c]) > 1 for v in values[c]) or "none"
+    rule = "must be one value of one setting in which runs differ"
+    raise StudyError(f"study {study.name!r}: differences from {base!r}: this {rule}; choices: {choices}")
+
+
+def _same(value: object, asked: str) -> bool:
+    return asked in (str(value), f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _notes(rows: list[Row], base: str, questions: bool) -> tuple[str, ...]:
+    worlds = max(c.n for row in rows for c in row.cells.values())
+    said = [f"differences from {base} in the same world"]
+    if worlds > 1:
+        said[0] += f"; 95 % bootstrap interval over {worlds} pair seeds" + questions * " and, within each, questions"
+    elif questions:
+        said[0] += "; 95 % bootstrap interval over the questions of this one world, not over worlds"
+    if worlds > 1:
+        said.append("* zero lies outside of this interval and of Student's t")
+    lost = sum(all(not c.n for c in row.cells.values()) for row in rows)
+    return (*said, *([f"{lost} rows have no counterpart"] if lost else []))
+
+
+class _Examples:
+    """The study's examples, read only for the runs that are compared, and only for metrics that are means of them."""
+
+    def __init__(self, study: Study, metrics: Sequence[str]):
+        self.study = study
+        self.metrics = metrics
+        self.tables: dict[str, pd.DataFrame] = {}
+        self.used = False
+
+    def paired(self, one: pd.DataFrame, other: pd.DataFrame, metric: str) -> Interval:
+        """The difference of two settings' runs in a metric, over questions, too, where they are there."""
+        column = metric.rpartition("/")[2]
+        sides = [self._of(runs, metric) for runs in (one, other)]
+        if any(side is None for side in sides):
+            return statistics.paired(one, other, metric)
+        self.used = True
+        return statistics.paired_examples(*sides, column)
+
+    def _of(self, runs: pd.DataFrame, metric: str) -> pd.DataFrame | None:
+        """The examples whose mean the metric is in each of these runs; None where it is not."""
+        split, _, column = metric.rpartition("/")
+        parts = []
+        for row in runs[["folder", "eval_alpha", metric]].itertuples(index=False):
+            found = self._table(row[0])
+            found = found[(found["eval_alpha"] == row[1]) & (found["split"] == split)]
+            if column not in found or not abs(found[column].mean() - row[2]) <= SAME:
+                return None
+            parts.append(found)
+        return pd.concat(parts)
+
+    def _table(self, folder: str) -> pd.DataFrame:
+        if folder not in self.tables:
+            found = self.study.examples_of([folder])
+            columns = {m.rpartition("/")[2] for m in self.metrics} & set(found.columns)
+            kept = found.loc[found["model"] == "run", [statistics.UNIT, "split", "id", "eval_alpha", *columns]]
+            self.tables[folder] = kept
+        return self.tables[folder]

@@ -136,11 +136,11 @@ def words(table: Table, row: Row) -> list[str]:
 
 
 def name(table: Table, row: Row) -> str:
-    """A row's settings in one phrase: "npo, offset, α=1", or "npo, trained at α=1, α=2" where it was evaluated at 2."""
+    """A row's settings in one phrase: "npo, offset, α=1", or with both α where they differ in some row."""
     told = [(c, title, _word(row.settings[c])) for c, title in labels(table)]
     plain = ("algo", "method", "pair", "data")
     single = len({r.settings.get("method") for r in table.rows if r.kind == "run"}) == 1
-    phrases = {"α trained": "trained at α", "α evaluated": "α"}
+    phrases = {"α trained": "trained at α", "α evaluated": "evaluated at α"}
     said = [w if c in plain else f"{phrases.get(t, t)}={w}" for c, t, w in told if w and not (c == "method" and single)]
     return ", ".join(said)
 

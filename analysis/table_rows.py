@@ -198,7 +198,8 @@ def notes(study: Study) -> tuple[str, ...]:
         said = [f"± is half the 95 % interval (Student's t) of the mean over n = {worlds} pair seeds"]
         said.append("* is best: the intervals of the distances from the best value lie apart from all others'")
     else:
-        said = [f"{worlds} pair seed: there is no interval over worlds, and nothing is marked best"]
+        said = ["1 pair seed: there is no interval over worlds, and nothing is marked best"]
+        said = said if worlds else ["no run is evaluated"]
     said += [f"{seeds} unlearning seeds, averaged within a pair seed"] if seeds > 1 else []
     return (*said, *told(study))
 
@@ -213,4 +214,4 @@ def told(study: Study) -> list[str]:
         )
     if (spread := study.references["disagreement"].max()) > 0.005:
         said.append(f"runs report references that differ by up to {spread:.2g}")
-    return said
+    return [*said, *study.notes]

@@ -42,7 +42,11 @@ class Page:
         self.buffer, self.number, self.session = b"", 0, None
         self.errors: list[str] = []
         self.requests: list[str] = []
-        self._open(file, width, height, dark)
+        try:
+            self._open(file, width, height, dark)
+        except BaseException:  # nobody else would end the browser
+            self.__exit__()
+            raise
 
     def _open(self, file: Path, width: int, height: int, dark: bool) -> None:
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]

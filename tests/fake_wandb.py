@@ -58,6 +58,7 @@ class FakeWandb(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.runs: dict[str, FakeRun] = {}
         self.artifacts: list[dict[str, Any]] = []
+        self.views: list[dict[str, Any]] = []
         self.operations: list[str] = []
         self.problems: list[str] = []
         self.refuse: dict[str, int] = {}  # operation → how many more requests are answered with 429
@@ -247,3 +248,8 @@ class _Handler(BaseHTTPRequestHandler):
         }} for name in names]  # fmt: skip
         info = {"endCursor": None, "hasNextPage": False}
         return self._project({"fileCount": len(run.files), "files": {"edges": edges, "pageInfo": info}})
+
+    def _op_UpsertView2(self, asked: dict[str, Any]) -> dict[str, Any]:
+        self.server.views.append(asked)
+        view = {"id": f"view-{len(self.server.views)}", "name": asked["name"]}
+        return {"upsertView": {"view": view, "inserted": True}}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,15 @@ def random_examples(count: int = 7, seed: int = 0, vocabulary: int = 40) -> Exam
         return tuple(torch.randint(2, vocabulary, (length,), generator=generator).tolist())
 
     return Examples(Example(f"e{i}", tokens(2, 9), (*tokens(1, 8), 1)) for i in range(count))
+
+
+def whole(path: Path) -> None:
+    """Wait until a finished W&B run's file is whole: wandb's service goes on writing it for a moment."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    from analysis.sources.transaction_log import Frames
+
+    deadline = time.monotonic() + 30
+    while not any(Record.FromString(data).WhichOneof("record_type") == "exit" for data in Frames(path)):
+        assert time.monotonic() < deadline, f"{path} was not finished"
+        time.sleep(0.02)

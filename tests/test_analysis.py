@@ -297,7 +297,8 @@ def test_a_damaged_file_is_named(made_up, file, text):
 
 
 def test_analysis_needs_neither_torch_nor_the_trainer():
-    code = "import sys, analysis.tradeoff; print({'torch', 'unlearn', 'transformers'} & set(sys.modules))"
+    modules = "analysis.tradeoff, analysis.table, analysis.report.page"
+    code = f"import sys, {modules}; print({{'torch', 'unlearn', 'transformers'}} & set(sys.modules))"
     root = Path(__file__).parents[1]
     shown = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"

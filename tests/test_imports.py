@@ -26,7 +26,7 @@ ORDER = [
     "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix", "groups.contrast", "groups.quantised",
     "groups.relearn", "evaluation", "foreign", "others", "reference",
     "mirror", "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
-    "table", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
+    "table", "overview", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",
 ]  # fmt: skip
 

@@ -5,12 +5,11 @@ import math
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
+from helpers import whole
 
 from analysis.runs import StudyError, load, tables
 from analysis.sources import offline
@@ -32,13 +31,6 @@ def mirrored(folder: Path, id: str | None = None, start: int = 0):
         (path,) = Path(mirror.run.dir).parent.glob("*.wandb")
         yield mirror
     whole(path)
-
-
-def whole(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not any(Record.FromString(data).WhichOneof("record_type") == "exit" for data in Frames(path)):
-        assert time.monotonic() < deadline, f"{path} was not finished"
-        time.sleep(0.02)
 
 
 def made_up_run(folder: Path, steps: int = 3, id: str | None = None, start: int = 0, first: int = 0) -> str:

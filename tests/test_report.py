@@ -121,7 +121,7 @@ def test_every_figure_of_the_report_has_a_module(name):
 def test_failures_commands_and_versions_are_told(html):
     assert "kl-offset-a1.0-s0-p0-lr0.001-f1</span> <b>failed</b>" in html
     assert "python -m unlearn.run -m algo=kl,npo &#39;data.path=my data&#39;" in html
-    assert "python -m analysis.report made-up" in html
+    assert re.search(r"<pre>python -m analysis.report \S+/made-up</pre>", html)
     assert "0123456789ab with local changes" in html and "<dt>torch</dt><dd>2.13.0</dd>" in html
 
 
@@ -143,6 +143,14 @@ def test_the_summary_names_the_winner_at_each_level_and_what_is_separated(study)
 def test_one_pair_seed_is_said_to_separate_nothing(made_up):  # noqa: F811
     said = " ".join(summary.sentences(load(made_up)))
     assert "There is one pair seed" in said and "separated" not in said
+
+
+def test_without_references_the_furthest_setting_is_named(tmp_path):
+    for algo, point in (("npo", (0.1, 0.8)), ("ga", (0.3, 0.9))):
+        write_made_up_run(tmp_path / "s", {1.0: point}, algo=algo, references={})
+    said = " ".join(summary.sentences(load("s", tmp_path)))
+    assert "the furthest level or further (forget/prob ≤ 0.100), npo, α=1 keeps most: retain/prob 0.800" in said
+    assert "retrained" not in said and "None collapsed." in said
 
 
 def test_examples_are_those_asked_for(study, html):
@@ -173,6 +181,7 @@ def test_the_command_writes_the_same_page_again(made_up, capsys, monkeypatch):  
         path = made_up / "report.html"
         assert capsys.readouterr().out.strip() == str(path)
         written.append(path.read_bytes())
+        assert f"<pre>python -m analysis.report made-up --runs {made_up.parent}</pre>" in path.read_text()
     assert written[0] == written[1]
     assert command.main(["made-down", "--runs", str(made_up.parent)]) == 2
     assert "no study 'made-down'" in capsys.readouterr().err

@@ -83,6 +83,12 @@ def test_intervals_are_over_pair_seeds_and_best_is_marked_only_where_they_separa
     assert r"$\mathbf{0.160 \pm 0.025}$" in FORMATS["latex"](found)
 
 
+def test_a_study_without_results_says_so(tmp_path):
+    write_made_up_run(tmp_path / "s", {}, status="failed")
+    found = table(load("s", tmp_path))
+    assert found.notes == ("no run is evaluated", "1 runs: 1 failed") and found.metrics == ()
+
+
 def test_one_seed_marks_nothing_and_a_collapsed_row_is_never_best(made_up, tmp_path):  # noqa: F811
     assert not any(row.best for row in table(load(made_up)).rows)
     seeds(tmp_path / "s", "npo", [(0.4, 0.9), (0.4, 0.9)])

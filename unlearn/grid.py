@@ -213,6 +213,10 @@ def supervise(run: Callable[[], None], report: bool = True) -> int:
     from unlearn import table
 
     failed = table.report(call.jobs)
+    if any(not j.was_done for j in call.jobs):
+        from unlearn.overview import log_studies
+
+        log_studies(call.jobs)
     return status or (1 if failed else 0)
 
 

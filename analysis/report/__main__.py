@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = {"algo": asked.algo, "method": asked.method, "eval_alpha": asked.alpha}
     try:
         study = load(asked.study, asked.runs)
-        text = page(study, {k: v for k, v in wanted.items() if v is not None})
+        again = shlex.join(["python", "-m", "analysis.report", *(sys.argv[1:] if arguments is None else arguments)])
+        text = page(study, {k: v for k, v in wanted.items() if v is not None}, again)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

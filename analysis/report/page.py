@@ -35,8 +35,11 @@ FIGURES = {  # module of analysis → what its figure shows
 DPI = 144
 
 
-def page(study: Study, wanted: dict[str, object] | None = None) -> str:
-    """The report as HTML; ``wanted`` are column → value of the setting whose examples are shown."""
+def page(study: Study, wanted: dict[str, object] | None = None, again: str | None = None) -> str:
+    """The report as HTML.
+
+    ``wanted`` are column → value of the setting whose examples are shown, ``again`` is the command that makes the page.
+    """
     if study.runs.empty:
         raise StudyError(f"study {study.name!r} in {study.folder} has no runs")
     figures, absent = _figures(study)
@@ -51,6 +54,7 @@ def page(study: Study, wanted: dict[str, object] | None = None) -> str:
         examples=examples.choose(study, wanted or {}),
         failures=_failures(study),
         provenance=_provenance(study),
+        again=again or shlex.join(["python", "-m", "analysis.report", str(study.folder)]),
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
     )
@@ -143,19 +147,12 @@ def _provenance(study: Study) -> dict:
     once = study.runs.drop_duplicates("folder")
     return {
         "commands": commands,
-        "again": _again(study),
         "versions": {package: ", ".join(values) for package, values in versions.items()},
         "code": code,
         "machines": machines,
         "seconds": once["seconds"].sum(),
         "memory": once["peak_memory_mb"].max(),
     }
-
-
-def _again(study: Study) -> str:
-    """The command that makes this page."""
-    elsewhere = [] if study.folder.parent == Path("runs") else ["--runs", str(study.folder.parent)]
-    return shlex.join(["python", "-m", "analysis.report", study.name, *elsewhere])
 
 
 def _with(values: list[str], value: str | None) -> list[str]:

@@ -19,6 +19,7 @@ from analysis.table_rows import Row, Table, choose_by, groups, table, told
 
 FORGET, KEEP = "forget/prob", "retain/prob"
 LEAK = "forget/leak_gap"
+NAMED = 6  # settings in one sentence
 HALF, RETRAINED, TENTH = "half the target's level", "the retrained model's level", "a tenth of the target's level"
 
 
@@ -56,7 +57,8 @@ def levels(study: Study, found: Table) -> list[Level]:
     values = {HALF: target / 2, RETRAINED: retrained, TENTH: target / 10}
     known = {what: value for what, value in values.items() if value == value}
     if not known:  # no references were logged: the furthest that any setting went
-        known = {"the furthest level": min((r.cells[FORGET].mean for r in _whole(found)), default=float("nan"))}
+        reached = [row.cells[FORGET].mean for row in _whole(found) if row.cells[FORGET].n]
+        known = {"the furthest level": min(reached)} if reached else {}
     ordered = [_level(study, found, *item) for item in sorted(known.items(), key=lambda item: -item[1])]
     for before, after in zip(ordered[:-1], ordered[1:], strict=True):
         if after.winner is not None and after.winner is before.winner:
@@ -138,18 +140,20 @@ def _leaks(found: Table) -> str:
         return ""
     more = [name(found, row) for row in rows if row.cells[LEAK].mean > 0]
     said = f"{len(more)} of {len(rows)} settings still give more away in drawn answers than the retrained model"
-    said += f" ({'; '.join(more)})" if 0 < len(more) <= 4 else ""
+    said += f" ({'; '.join(more)})" if 0 < len(more) <= NAMED else ""
     return f"{said}; nearest to it is {name(found, rows[0])} ({LEAK} {_cell(rows[0], LEAK)})."
 
 
 def _lost(study: Study, found: Table) -> str:
     gone = [name(found, row) for row in found.rows if row.counts.get("collapsed")]
-    return f"{told(study)[0]}." + (f" Collapsed: {'; '.join(gone)}." if gone else " None collapsed.")
+    more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED + 1 else ""
+    named = "; ".join(gone[:NAMED] if more else gone) + more
+    return f"{told(study)[0]}." + (f" Collapsed: {named}." if gone else " None collapsed.")
 
 
 def _whole(found: Table) -> list[Row]:
     """Rows with results of which not every run has collapsed."""
-    return [r for r in found.rows if r.kind == "run" and r.counts["done"] > r.counts["collapsed"] and r.cells[FORGET].n]
+    return [r for r in found.rows if r.kind == "run" and r.counts["done"] > r.counts["collapsed"] and r.units]
 
 
 def _reference(found: Table, kind: str, metric: str) -> float:

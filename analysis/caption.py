@@ -17,6 +17,7 @@ from analysis.goals import better
 from analysis.runs import Study
 
 WORDS = {"higher": "   (better →)", "lower": "   (← better)", None: ""}  # on the y axis "→" is turned upwards
+LONG = 20  # characters of a name that leave no room for words beside it
 STEPS = "steps are measured on at most trainer.eval_examples questions per split, target and retrained on all"
 METHODS = ("direct", "offset", "proxy", "uld", "dd", "dd_rank")  # the order in which figures show them
 
@@ -85,8 +86,9 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
 
 def axis_label(axis, metric: str, words: str | None = None) -> None:
-    """A metric's name and which way is better; ``words`` in the name's stead."""
-    axis.set_label_text((words or metric) + WORDS[better(metric)])
+    """A metric's name and which way is better; ``words`` in the name's stead. What is long takes two lines."""
+    name, way = words or metric, WORDS[better(metric)]
+    axis.set_label_text(f"{name}\n{way.strip()}" if way and len(name) > LONG else name + way)
 
 
 def alphas(study: Study) -> str:
@@ -144,5 +146,5 @@ def left_out(study: Study, drawn: pd.DataFrame) -> list[str]:
 
 def footnote(fig: Figure, said: Iterable[str]) -> None:
     """Writes the footnote, in lines that fit the figure; again when more is known."""
-    text = textwrap.fill(" · ".join(s for s in said if s), int(fig.get_figwidth() * 22))  # characters that fit
+    text = textwrap.fill(" · ".join(s for s in said if s), int(fig.get_figwidth() * 20))  # characters that fit
     fig.supxlabel(text, x=0.01, ha="left", fontsize=6.5, color="#555555")

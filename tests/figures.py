@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from matplotlib.text import Text
 from test_analysis import write_made_up_run
 
 ALL = ("forget", "retain", "real_authors", "world_facts")
@@ -76,3 +77,15 @@ def outside(fig) -> list[tuple]:
         points = [point for line in own for point in line.get_xydata().tolist()]
         found += [(x, y) for x, y in points if not (left <= x <= right and low <= y <= high)]
     return found
+
+
+def cut_off(fig) -> list[str]:
+    """Words that reach out of the figure, and axis labels that touch their neighbours'."""
+    fig.draw_without_rendering()
+    texts = [t for t in fig.findobj(Text) if t.get_visible() and t.get_text() and t.get_window_extent().width]
+    page = fig.bbox.padded(1)
+    out = [t.get_text() for t in texts if not page.contains(*t.get_window_extent().min)]
+    out += [t.get_text() for t in texts if not page.contains(*t.get_window_extent().max)]
+    labels = [label for ax in fig.axes for label in (ax.xaxis.label, ax.yaxis.label) if label.get_text()]
+    boxes = [(label.get_text(), label.get_window_extent()) for label in labels]
+    return out + [a for i, (a, box) in enumerate(boxes) for _, other in boxes[i + 1 :] if box.overlaps(other)]

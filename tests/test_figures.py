@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from figures import band, entries, lines, note, outside, probs, rewrite, write_run, write_steps
+from figures import band, cut_off, entries, lines, note, outside, probs, rewrite, write_run, write_steps
 from helpers import ROOT
 
 from analysis import alpha, cost, forgetting, leakage, matched, tradeoff, trajectories
@@ -59,6 +59,21 @@ def test_no_panel_cuts_off_what_it_shares_its_limits_with(tmp_path, name):
         rewrite(folder / "manifest.json", lambda m, p=place: m.update(trainable=10**p, seconds={"train": 9.0 - 4 * p}))
         write_steps(folder, {0: probs(0.99, 0.97), 100 - 40 * place: probs(low, low)})
     assert outside(COMMANDS[name].figure(load(tmp_path / "s"))) == []
+
+
+def test_long_names_find_room(tmp_path):
+    splits = ("forget", "retain", "real_authors", "world_facts")
+    values = {f"{split}/extraction_strength": 0.5 for split in splits} | probs(0.1, 0.9, 0.9, 0.9)
+    values |= {f"forget/attribute_leaked@{k}": 0.1 for k in (1, 10)}
+    more = {name: {m: v / 2 for m, v in values.items()} for name in ("target", "retrained")}
+    for method in ("direct", "offset"):
+        write_steps(write_run(tmp_path / "s", {1.0: values}, more, method=method), {0: values, 9: values})
+    study, long = load(tmp_path / "s"), [m for m in values if m.endswith("extraction_strength")]
+    assert cut_off(leakage.figure(study, "attribute_leaked")) == []
+    assert cut_off(matched.figure(study, long[1:], long[0])) == []
+    assert cut_off(trajectories.figure(study, long)) == []
+    assert cut_off(cost.figure(study, long)) == []
+    assert cut_off(tradeoff.figure(study, long[0], long[2])) == []
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -206,7 +221,7 @@ def test_cost_is_what_manifests_record(tmp_path):
     points = [{line.get_xdata()[0] for line in ax.lines[2:]} for ax in fig.axes]
     assert points == [{10, 90, 0}, {617}, {100, 900, 0}]  # a method that trains nothing costs nothing
     assert {line.get_ydata()[0] for line in fig.axes[0].lines[2:]} == {0.8}
-    assert [ax.get_xlabel().split("   ")[0] for ax in fig.axes] == list(cost.WORDS.values())
+    assert [ax.get_xlabel().split("   ")[0].split("\n")[0] for ax in fig.axes] == list(cost.WORDS.values())
     assert entries(fig) == ["target", "retrained", "npo, dd", "npo, direct", "npo, offset"]
 
 

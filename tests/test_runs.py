@@ -215,7 +215,7 @@ def test_a_torn_line_in_the_log_is_cut_when_a_run_is_resumed(config, tmp_path):
     whole = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(whole + '{"step": 3, "ep')
     log = object.__new__(runlog.RunLog)
-    log.folder = folder
+    log.folder, log.mirror = folder, runlog.Mirror(None)
     log.rewind(1)
     kept = (folder / "metrics.jsonl").read_text()
     assert whole.startswith(kept) and [json.loads(line)["step"] for line in kept.splitlines()] == [0, 1]

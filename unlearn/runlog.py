@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
     "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "config.yaml",
 )  # fmt: skip
-OFFSET, BEST, CHECKPOINT = "offset", "best", "checkpoint"
+OFFSET, ADAPTER, BEST, CHECKPOINT = "offset", "adapter", "best", "checkpoint"
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
 
@@ -163,11 +163,14 @@ class RunLog:
             log.warning("W&B stopped working (%s: %s); the run goes on without it", type(error).__name__, error)
             self.wandb = None
 
+    def _weights(self) -> list[Path]:
+        return [path for name in (OFFSET, ADAPTER) for path in sorted((self.folder / name).glob("*"))]
+
     def _artifact(self, run: Any) -> None:
         import wandb
 
         artifact = wandb.Artifact(f"run-{run.id}", type="run")
-        for path in (self.folder / EVAL, self.folder / EXAMPLES, *sorted((self.folder / OFFSET).glob("*"))):
+        for path in (self.folder / EVAL, self.folder / EXAMPLES, *self._weights()):
             # immutable: the file is uploaded from where it lies, not copied into a staging folder first
             artifact.add_file(str(path.resolve()), name=str(path.relative_to(self.folder)), policy="immutable")
         run.log_artifact(artifact)

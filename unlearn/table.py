@@ -155,7 +155,7 @@ def summarise(study: Path) -> Path:
         fixed = {
             "folder": folder.name, **manifest.get("run", {}), **{k: config.get(k) for k in differ},
             "status": manifest.get("status"), "error": manifest.get("error"), "collapsed": manifest.get("collapsed"),
-            "trainable": manifest.get("trainable", 0),
+            "trainable": manifest.get("trainable", 0), "trainable_share": manifest.get("trainable_share", 0.0),
             "seconds": round(runlog.own_seconds(manifest), 2),
         }  # fmt: skip
         for alpha, metrics in entries.items() or [(None, {})]:

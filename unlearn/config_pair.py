@@ -64,7 +64,7 @@ class TargetConfig(ModelConfig):
 
 @dataclass
 class LoraConfig:
-    """Low-rank updates of every linear layer but the head (peft), beside weights that stay those of the frozen model."""
+    """Low-rank updates of every linear layer but the head (peft), beside the frozen model's own weights."""
 
     rank: int = 8
     alpha: float = 16.0  # updates are scaled by alpha / rank

@@ -10,9 +10,9 @@ from helpers import ROOT
 # In the order of DESIGN's data flow: a module imports only from lines above its own.
 ORDER = [
     "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
-    "need", "rules_data", "rules_learning", "rules_pair", "rules", "store",
+    "need", "rules_data", "rules_learning", "rules_pair", "rules", "launchers", "store",
     "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
-    "data.readers", "data.encoding", "data.sampling",
+    "data.readers", "data.encoding", "data.sampling", "threads",
     "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "ensemble", "chunks",
     "frozen", "metrics.moments", "scoring",
     "answers", "losses", "binding", "trainer", "objective", "generation", "ties", "drafts", "speculative",

@@ -154,9 +154,10 @@ def test_a_run_with_lora_that_collapsed_keeps_two_plain_models(config, world, mo
 def test_a_call_with_both_tunings_shows_them_side_by_side(config, tmp_path):
     jobs = [execute(config(*LORA, f"algo={a}", f"pair.tuning={t}")) for a in ("ga", "npo") for t in ("full", "lora")]
     stream = io.StringIO()
-    assert report(jobs, Console(file=stream, width=200)) == 0
+    assert report(jobs, Console(file=stream, width=80)) == 0
     found = stream.getvalue().splitlines()
-    assert any("pair.tuning" in line for line in found)
+    assert any(line.split()[:4] == ["algorithm", "method", "α", "tuning"] for line in found)
+    assert [line.split()[0] for line in found if line.strip().endswith("reference")] == ["target", "retrained"]
     rows = [line.split() for line in found if line.strip().endswith("done")]
     assert [(r[0], r[3]) for r in rows] == [("ga", "full"), ("ga", "lora"), ("npo", "full"), ("npo", "lora")]
     summary = pd.read_csv(jobs[0].folder.parent / "summary.csv")

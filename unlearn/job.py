@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import nn
 
-from unlearn import evaluation, runlog
+from unlearn import evaluation, runlog, threads
 from unlearn.binding import bind
 from unlearn.collapse import RULE, Watch
 from unlearn.combination import bind_rule
@@ -70,7 +70,7 @@ def execute(job: Job, config_yaml: str, flat: dict[str, Any]) -> None:
 def settle(cfg: Config) -> None:
     """Threads, seeds and quiet libraries: the same at the start of every job, whichever process it shares."""
     transformers.utils.logging.disable_progress_bar()  # our own bars cover loading and saving
-    torch.set_num_threads(cfg.trainer.threads)
+    threads.limit(cfg.trainer.threads)
     torch.manual_seed(cfg.seed)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -28,6 +29,7 @@ MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
 )  # fmt: skip
 OFFSET, ADAPTER, BEST, CHECKPOINT = "offset", "adapter", "best", "checkpoint"
 FORMAT = 1
+COMMAND = "UNLEARN_COMMAND"  # in the environment: what the user called, for jobs in processes of their own
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
 
 
@@ -217,7 +219,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": json.loads(os.environ.get(COMMAND, "null")) or [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": _git(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),

@@ -22,6 +22,7 @@ from unlearn.identity import digest
 log = logging.getLogger(__name__)
 STORE_FORMAT = 1  # part of every key: entries of another format are simply not found
 ENTRY = "entry.json"
+PATIENCE = 2.0  # seconds of waiting that are not worth a line
 
 
 class Store:
@@ -93,9 +94,9 @@ def _fault(folder: Path) -> str | None:
 
 
 def locked(lock: FileLock, what: str) -> AcquireReturnProxy:
-    """Take a lock; say so when another job holds it, since waiting in silence looks like hanging."""
+    """Take a lock; say so when another job holds it for long, since waiting in silence looks like hanging."""
     try:
-        return lock.acquire(timeout=0)
+        return lock.acquire(timeout=PATIENCE)
     except Timeout:
         log.info("waiting for another job that is at work on %s", what)
         return lock.acquire()

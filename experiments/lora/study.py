@@ -20,7 +20,7 @@ import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 ALGOS = ("ga", "npo", "simnpo")
-WORLDS, SEARCH_WORLDS, FACTORS = (0, 1, 2), (100, 101), (3, 10, 30)
+WORLDS, SEARCH_WORLDS, FACTORS = (0, 1, 2), (100, 101), (0.3, 1, 3, 10, 30)
 FIXED = ("trainer.progress=false", "trainer.save_every=0", "wandb=disabled")
 SEARCH = ("study=lora_search", "trainer.eval_every=1000", "eval.max_examples=10", "eval.reference=none",
           "eval.groups=[]", "pair.tuning=lora")  # fmt: skip

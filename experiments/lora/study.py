@@ -21,14 +21,14 @@ import pandas as pd
 HERE = Path(__file__).resolve().parent
 ALGOS = ("ga", "npo", "simnpo")
 WORLDS, SEARCH_WORLDS, FACTORS = (0, 1, 2), (100, 101), (0.3, 1, 3, 10, 30)
-FIXED = ("trainer.progress=false", "trainer.save_every=0", "wandb=disabled")
+FIXED = ("trainer.progress=false", "trainer.save_every=0", "eval.groups=[]", "wandb=disabled")
 SEARCH = ("study=lora_search", "trainer.eval_every=1000", "eval.max_examples=10", "eval.reference=none",
-          "eval.groups=[]", "pair.tuning=lora")  # fmt: skip
+          "pair.tuning=lora")  # fmt: skip
 SHOWN = {
     "one/forget/prob": "forget prob, α = 1", "one/retain/prob": "retain prob, α = 1",
     "matched/alpha": "matched α", "matched/forget/prob": "forget prob, matched",
     "matched/retain/prob": "retain prob, matched", "matched/model_utility": "utility, matched",
-    "leak_gap": "leak − retr., α = 1", "seconds": "s of training",
+    "seconds": "s of training",
 }  # fmt: skip
 
 
@@ -92,7 +92,6 @@ def grid(factor: float) -> pd.DataFrame:
             "trainable": learns, "trainable_share": share, "seconds": manifest["seconds"]["train"],
             "pair_mb": 4 * (weights + 3 * learns) / 1e6,  # with gradients and AdamW's two moments
             "peak_memory_mb": manifest["peak_memory_mb"], "collapsed": manifest.get("collapsed") or "",
-            "leak_gap": json.loads((folder / "eval.json").read_text())["alphas"]["1.0"]["forget/leak_gap"],
             "matched/alpha": matched["alpha"],
         }  # fmt: skip
         for name, values in (("one", matched["report_at_given_alpha"]), ("matched", matched["report"])):

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unlearn.config_pair import LoraConfig
+
+if TYPE_CHECKING:
+    import peft
 
 WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."  # peft's names
 
@@ -69,7 +73,7 @@ def load_updates(model: nn.Module, folder: Path) -> None:
             parameter.copy_(found[PREFIX + name.replace(".default.", ".")])
 
 
-def _settings(cfg: LoraConfig):
+def _settings(cfg: LoraConfig) -> peft.LoraConfig:
     import peft
 
     return peft.LoraConfig(

@@ -69,7 +69,7 @@ class LoraConfig:
     rank: int = 8
     alpha: float = 16.0  # updates are scaled by alpha / rank
     dropout: float = 0.0
-    lr_factor: float = 10.0  # the learning rate is `algo.lr` times this
+    lr_factor: float = 3.0  # the learning rate is `algo.lr` times this: searched in experiments/lora
 
 
 @dataclass

@@ -10,10 +10,10 @@ from helpers import ROOT
 # In the order of DESIGN's data flow: a module imports only from lines above its own.
 ORDER = [
     "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
-    "need", "groups", "rules_data", "rules_learning", "rules_pair", "rules",
+    "need", "groups", "rules_data", "rules_learning", "rules_pair", "rules", "launchers",
     "store", "store.inventory", "store.__main__",
     "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
-    "data.readers", "data.encoding", "data.sampling",
+    "data.readers", "data.encoding", "data.sampling", "threads",
     "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "ensemble", "heap",
     "chunks", "frozen", "metrics.moments", "scoring",
     "answers", "losses", "binding", "trainer", "objective", "generation", "ties", "drafts", "speculative",
@@ -22,11 +22,10 @@ ORDER = [
     "metrics.extraction_strength", "metrics.membership", "metrics.relative_membership", "metrics.privleak",
     "metrics.ou_aggregates", "metrics.fluency", "metrics.leak", "metrics.divergence",
     "metrics.three_sample", "metrics.bootstrap", "metrics.muse", "metrics.distance",
-    "suite", "core", "groups.context", "groups.behaviour", "groups.leak", "groups.paraphrased", "groups.three_sample",
-    "groups.privacy",
-    "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix", "groups.contrast", "groups.quantised",
-    "groups.relearn", "evaluation", "foreign", "others", "reference",
-    "seal", "mirror", "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
+    "suite", "core", "tuning", "groups.context", "groups.behaviour", "groups.leak", "groups.paraphrased",
+    "groups.three_sample", "groups.privacy", "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix",
+    "groups.contrast", "groups.quantised", "groups.relearn", "evaluation", "foreign", "others", "reference",
+    "seal", "mirror", "runlog", "world", "collapse", "alternates", "training", "job", "calibration",
     "table", "overview", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",
 ]  # fmt: skip

@@ -253,7 +253,8 @@ def test_wandb_failing_in_the_middle_does_not_stop_a_run(config, monkeypatch, ca
 def test_tables_tell_the_runs_of_any_sweep_apart(tmp_path, store):
     options = ["-m", *TINY, f"paths.store={store}", "algo=npo", "algo.beta=0.1,0.2"]
     done = command(MODULE, *options, cwd=tmp_path)
-    assert "algo.beta" in done.stdout
+    header = [line.split() for line in done.stdout.splitlines() if "algorithm" in line]
+    assert header[0][:4] == ["algorithm", "method", "α", "beta"]
     assert sorted(pd.read_csv(tmp_path / "runs/default/summary.csv")["algo.beta"]) == [0.1, 0.2]
 
 

@@ -1,8 +1,12 @@
 """LoRA: low-rank updates that start at nothing, learn alone, and end inside the weights."""
 
+import io
+
+import pandas as pd
 import pytest
 import torch
 from helpers import execute, killed_at, lines, random_examples, tiny_llama, weights
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from unlearn import job, runlog
@@ -10,7 +14,8 @@ from unlearn.collapse import kept
 from unlearn.config_pair import LoraConfig
 from unlearn.data.encoding import collate
 from unlearn.models import llama
-from unlearn.tuning import lora, merge
+from unlearn.table import report
+from unlearn.tuning import lora, merged
 
 RANK = 2
 LORA = ("pair.tuning=lora", f"pair.lora.rank={RANK}", "algo=npo", "trainer.lr=1e-2")
@@ -60,20 +65,21 @@ def test_merging_keeps_the_logits_and_leaves_a_plain_model(tmp_path):
     with torch.no_grad():
         before = llama.answer_rows(model, BATCH)
     assert not torch.allclose(before, llama.answer_rows(tiny_llama(0), BATCH), atol=1e-2)
-    merged = merge(model)
+    plain = merged(model)
     with torch.no_grad():
-        torch.testing.assert_close(llama.answer_rows(merged, BATCH), before, rtol=1e-4, atol=1e-5)
-    assert set(merged.state_dict()) == names
-    merged.save_pretrained(tmp_path)
+        torch.testing.assert_close(llama.answer_rows(plain, BATCH), before, rtol=1e-4, atol=1e-5)
+        assert torch.equal(llama.answer_rows(model, BATCH), before)  # it is a copy that was merged
+    assert set(plain.state_dict()) == names
+    plain.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert llama.fingerprint(again) == llama.fingerprint(merged)
+    assert llama.fingerprint(again) == llama.fingerprint(plain)
     assert not (tmp_path / "adapter_config.json").exists()
 
 
 def test_merging_a_model_without_updates_returns_it_as_it_is():
     model = tiny_llama(0)
     print_before = llama.fingerprint(model)
-    assert merge(model) is model and llama.fingerprint(model) == print_before
+    assert merged(model) is model and llama.fingerprint(model) == print_before
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -83,13 +89,13 @@ def test_merging_a_model_without_updates_returns_it_as_it_is():
 def test_a_run_with_lora_starts_at_the_target_and_saves_what_it_evaluated(config, world, monkeypatch, method):
     found = {}
 
-    def merging(model, real=merge):
+    def merging(model, real=merged):
         """What the trained model says before its updates are merged."""
         found["rows"] = llama.answer_rows(model.eval(), BATCH).detach()
         found["learns"] = {n for n, p in model.named_parameters() if p.requires_grad}
         return real(model)
 
-    monkeypatch.setattr(job, "merge", merging)
+    monkeypatch.setattr(job, "merged", merging)
     folder = execute(config(*LORA, f"method={method}")).folder
     target = runlog.evaluation(folder)["references"]["target"]
     assert lines(folder)[0]["forget/prob"] == pytest.approx(target["forget/prob"], rel=1e-5)
@@ -143,6 +149,21 @@ def test_a_run_with_lora_that_collapsed_keeps_two_plain_models(config, world, mo
     assert manifest["collapsed"] is not None and manifest["best"]["step"] == 0
     last, best = (AutoModelForCausalLM.from_pretrained(folder / place) for place in ("offset", "best"))
     assert llama.fingerprint(best) == start != llama.fingerprint(last)
+
+
+def test_a_call_with_both_tunings_shows_them_side_by_side(config, tmp_path):
+    jobs = [execute(config(*LORA, f"algo={a}", f"pair.tuning={t}")) for a in ("ga", "npo") for t in ("full", "lora")]
+    stream = io.StringIO()
+    assert report(jobs, Console(file=stream, width=80)) == 0
+    found = stream.getvalue().splitlines()
+    assert any(line.split()[:4] == ["algorithm", "method", "α", "tuning"] for line in found)
+    assert [line.split()[0] for line in found if line.strip().endswith("reference")] == ["target", "retrained"]
+    rows = [line.split() for line in found if line.strip().endswith("done")]
+    assert [(r[0], r[3]) for r in rows] == [("ga", "full"), ("ga", "lora"), ("npo", "full"), ("npo", "lora")]
+    summary = pd.read_csv(jobs[0].folder.parent / "summary.csv")
+    assert set(summary["pair.tuning"]) == {"full", "lora"}
+    share = summary.set_index("pair.tuning")["trainable_share"]
+    assert (share["full"] == 1).all() and (share["lora"] < 0.5).all()
 
 
 def test_a_learning_rate_that_is_not_given_is_the_algorithms_times_the_factor(config):

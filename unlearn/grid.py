@@ -7,6 +7,7 @@ failed sweep; so the jobs of a call are listed at its start, and their manifests
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import signal
@@ -192,6 +193,7 @@ def supervise(run: Callable[[], None], report: bool = True) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         print("a run is one process: start this command itself, not through accelerate or torchrun", file=sys.stderr)
         return 2
+    os.environ[runlog.COMMAND] = json.dumps([Path(sys.argv[0]).name, *sys.argv[1:]])  # workers have another one
     # Hydra's parser takes no flag between two overrides, and -m is what people add in the middle of a command.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     signal.signal(signal.SIGTERM, _interrupt)

@@ -18,13 +18,13 @@ import torch
 import transformers
 from torch import nn
 
-from unlearn import evaluation, runlog, seal
+from unlearn import evaluation, runlog, seal, threads
 from unlearn.binding import bind
 from unlearn.collapse import RULE, Watch
 from unlearn.combination import bind_rule
 from unlearn.config import Config, ConfigError
 from unlearn.ensemble import Ensemble
-from unlearn.files import read_json, write_json
+from unlearn.files import read_json, write_folder, write_json
 from unlearn.groups.context import Reference
 from unlearn.identity import NO_REFERENCE, Job, eval_settings, objective
 from unlearn.models import llama
@@ -34,7 +34,7 @@ from unlearn.suite import Suite
 from unlearn.suite import suite as make_suite
 from unlearn.trainer import Diverged
 from unlearn.training import train
-from unlearn.tuning import lora, merge
+from unlearn.tuning import has_updates, load_updates, lora, merged, save_updates
 from unlearn.world import World, frozen_ensemble, the_world
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def execute(job: Job, config_yaml: str) -> None:
         record.status("running", data=job.data)
         if not record.manifest.get("trained"):
             if ensemble.trained is not None:
-                record.status("running", trainable=llama.parameters(ensemble.trained.model, trainable=True))
+                record.status("running", **_trainable(ensemble.trained.model))
                 finish(cfg, world, ensemble, train(cfg, world, ensemble, bind(**objective(cfg)), record), record)
             record.status("running", trained=True, **{seal.WEIGHTS: seal.weights(job.folder)})
             shutil.rmtree(job.folder / runlog.CHECKPOINT, ignore_errors=True)
@@ -72,13 +72,13 @@ def execute(job: Job, config_yaml: str) -> None:
 def settle(cfg: Config) -> None:
     """Threads, seeds and quiet libraries: the same at the start of every job, whichever process it shares."""
     transformers.utils.logging.disable_progress_bar()  # our own bars cover loading and saving
-    torch.set_num_threads(cfg.trainer.threads)
+    threads.limit(cfg.trainer.threads)
     torch.manual_seed(cfg.seed)
 
 
 def members(cfg: Config, world: World, folder: Path | None = None) -> Ensemble:
-    """The method's members: frozen models are shared; the trained one is a copy that is ready to learn, or what
-    ``folder``, a run's, holds of it."""
+    """The method's members: frozen models are shared; the trained one is a copy that is ready to learn (with LoRA, a
+    view of the same weights), or what ``folder``, a run's, holds of it."""
     m = cfg.method
     rule = bind_rule(m.rule, m.numbers, m.file)
     ensemble = frozen_ensemble(m.members, world, rule)
@@ -87,13 +87,29 @@ def members(cfg: Config, world: World, folder: Path | None = None) -> Ensemble:
         seal.check_weights(folder, runlog.manifest(folder))
     if ensemble.trained is None:
         return ensemble
-    if folder is not None:
-        place = next(ensemble.trained.model.parameters()).device
-        model = llama.freeze(llama.load(folder / runlog.OFFSET, place))
-    else:
-        model = copy.deepcopy(ensemble.trained.model).requires_grad_(True)
-        model = lora(model, cfg.pair.lora, cfg.seed) if cfg.pair.tuning == "lora" else model
+    start = ensemble.trained.model
+    model = _learner(cfg, start) if folder is None else llama.freeze(_learnt(cfg, start, folder))
     return replace(ensemble, members=tuple(replace(x, model=model) if x.trained else x for x in ensemble.members))
+
+
+def _learner(cfg: Config, start: nn.Module) -> nn.Module:
+    if cfg.pair.tuning == "lora":
+        return lora(start, cfg.pair.lora, cfg.seed)
+    return copy.deepcopy(start).requires_grad_(True)
+
+
+def _learnt(cfg: Config, start: nn.Module, folder: Path) -> nn.Module:
+    if (folder / runlog.ADAPTER).is_dir():  # as after training: updates beside the weights, not rounded into them
+        model = lora(start, cfg.pair.lora, cfg.seed)
+        load_updates(model, folder / runlog.ADAPTER)
+        return model
+    return llama.load(folder / runlog.OFFSET, next(start.parameters()).device)
+
+
+def _trainable(model: nn.Module) -> dict[str, float]:
+    """How many parameters learn, and their share of all that the trained member has."""
+    count = llama.parameters(model, trainable=True)
+    return {"trainable": count, "trainable_share": round(count / llama.parameters(model), 6)}
 
 
 def _made_with(folder: Path, ensemble: Ensemble) -> None:
@@ -121,24 +137,26 @@ def finish(cfg: Config, world: World, ensemble: Ensemble, watch: Watch, record: 
     elif collapsed is not None and watch.weights:
         other = copy.deepcopy(model)
         watch.load(other)
-        save(merge(other), world, record.folder / runlog.BEST)
+        save(merged(other), world, record.folder / runlog.BEST)
     if collapsed is not None:
         log.warning(
             "%s collapsed: %s; best point by the declared rule: step %d", record.folder.name, collapsed, watch.step
         )
     if watch.broken is not None and cfg.trainer.keep == "last":  # there is no last point
         raise Diverged(f"{watch.broken}; {runlog.BEST}/ holds step {watch.step}, the best point by the declared rule")
-    save(merge(model), world, record.folder / runlog.OFFSET)
+    if has_updates(model):
+        write_folder(record.folder / runlog.ADAPTER, partial(save_updates, model, cfg.pair.lora))
+    save(merged(model), world, record.folder / runlog.OFFSET)
 
 
 def save(model: nn.Module, world: World, final: Path) -> None:
-    """Write weights with config and tokenizer, whole or not at all."""
-    temporary = final.with_name(f".{final.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    world.encoder.tokenizer.save_pretrained(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    """Write weights with config and tokenizer."""
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        world.encoder.tokenizer.save_pretrained(folder)
+
+    write_folder(final, write)
 
 
 def same_models(cfg: Config, world: World, record: RunLog, ensemble: Ensemble) -> None:

@@ -61,15 +61,15 @@ class Mirror:
         own: pd.DataFrame,
         references: pd.DataFrame,
         files: Sequence[Path],
-        offset: Path,
+        weights: Sequence[Path],
     ) -> None:
-        """The content of eval.json; the tables of examples; the files that hold all this; the folder of weights."""
+        """The content of eval.json; the tables of examples; the files that hold all this; the folders of weights."""
         self._do(lambda run: run.summary.update(dict(found) | self._headline(found["alphas"])))
         self._do(lambda _: self._row({"tradeoff": _chart(found), "examples": _table(own, references, self.alpha)}))
         self._do(lambda run: _save(run, [f for f in files if f.suffix == ".parquet"]))
         self._do(lambda run: _artifact(run, "evaluation", files))
-        if offset.is_dir():
-            self._do(lambda run: _artifact(run, "offset", sorted(offset.iterdir())))
+        for folder in filter(Path.is_dir, weights):
+            self._do(lambda run, folder=folder: _artifact(run, folder.name, sorted(folder.iterdir())))
 
     def _headline(self, alphas: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         """The numbers of one α, each a column of its own on W&B's pages."""

@@ -10,16 +10,15 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from unlearn import grid
+from unlearn import grid, launchers
 from unlearn.config import conf_dir, register
-from unlearn.rules import parse
 
 register()
 
 
 def prepare(raw: DictConfig) -> None:
     """Build what is missing for one config and show what there is."""
-    cfg = parse(raw)
+    cfg = launchers.config(raw)
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -129,3 +129,6 @@ def _members(cfg: Config) -> Iterator[str]:
             target.quantisation == "none", "pair.target.quantisation", target.quantisation, f"{rule}: must be none"
         )
         yield from need(target.device != "auto", "pair.target.device", target.device, f"{rule}, on one device")
+        if cfg.pair.tuning == "lora":
+            rule = "with pair.tuning=lora what learns reads the target's own weights, on the run's device: must be null"
+            yield from need(target.device is None, "pair.target.device", target.device, rule)

@@ -15,11 +15,10 @@ import hydra
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
-from unlearn import grid, runlog
+from unlearn import grid, launchers, runlog
 from unlearn.config import conf_dir, register
 from unlearn.data.readers import read
 from unlearn.identity import Job
-from unlearn.rules import parse
 from unlearn.store import locked
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ register()
 
 def unlearn(raw: DictConfig) -> None:
     """One job of a grid (or the only one)."""
-    cfg = parse(raw)
+    cfg = launchers.config(raw)
     perform(raw, grid.job(cfg, read(cfg).fingerprint()))
 
 
@@ -42,7 +41,7 @@ def perform(raw: DictConfig, job: Job) -> None:
         if grid.job(job.cfg, job.data).was_done:
             log.info("%s is done: skipped", job.folder.name)
         else:
-            with _logging_to(job.folder):
+            with launchers.turn(job.cfg), _logging_to(job.folder):
                 _execute(raw, job)
 
 

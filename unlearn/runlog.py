@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -36,8 +37,9 @@ MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
     "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "config.yaml",
 )  # fmt: skip
 REFERENCES = "references.parquet"  # the same of target and retrained
-OFFSET, BEST, CHECKPOINT = seal.OFFSET, seal.BEST, "checkpoint"
+OFFSET, ADAPTER, BEST, CHECKPOINT = seal.OFFSET, seal.ADAPTER, seal.BEST, "checkpoint"
 FORMAT = 1
+COMMAND = "UNLEARN_COMMAND"  # in the environment: what the user called, for jobs in processes of their own
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
 
 
@@ -206,7 +208,8 @@ class RunLog:
         found = {"alphas": entries, "references": {name: dict(r.metrics) for name, r in references.items()}}
         write_json(self.folder / EVAL, found)
         files = [self.folder / name for name in (EVAL, EXAMPLES, REFERENCES)]
-        self.mirror.evaluated(found, examples, theirs, files, self.folder / OFFSET)
+        weights = [self.folder / name for name in (OFFSET, ADAPTER)]
+        self.mirror.evaluated(found, examples, theirs, files, weights)
 
 
 def environment() -> dict[str, Any]:
@@ -214,7 +217,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": json.loads(os.environ.get(COMMAND, "null")) or [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": _git(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),

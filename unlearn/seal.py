@@ -13,7 +13,7 @@ from typing import Any
 from unlearn.files import sha256
 
 WEIGHTS, RESULTS = "sealed_weights", "sealed_results"  # keys of the manifest
-OFFSET, BEST = "offset", "best"
+OFFSET, ADAPTER, BEST = "offset", "adapter", "best"
 MEASURED = ("config.yaml", "metrics.jsonl", "eval.json", "examples.parquet", "references.parquet")
 
 
@@ -23,7 +23,7 @@ class SealError(ValueError):
 
 def weights(folder: Path) -> dict[str, str]:
     """Checksums of the trained weights, by path in the run folder."""
-    return _sums(folder, [p for name in (OFFSET, BEST) for p in (folder / name).rglob("*")])
+    return _sums(folder, [p for name in (OFFSET, ADAPTER, BEST) for p in (folder / name).rglob("*")])
 
 
 def results(folder: Path) -> dict[str, str]:

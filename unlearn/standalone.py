@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
+from unlearn import threads
 from unlearn.config import Config, ConfigError, conf_dir
 from unlearn.data.encoding import Encoder
 from unlearn.data.readers import read
@@ -54,7 +54,7 @@ def run(request: Request) -> dict[str, dict[str, Any]]:
     if cfg.eval.judge is not None:
         named(cfg.eval.judge, *JUDGE)
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(cfg.trainer.threads)
+    threads.limit(cfg.trainer.threads)
     data = read(cfg)
     tokenizer = _tokenizer(request.tokenizer or request.model, cfg)
     model = _ensemble(request.model, cfg, tokenizer)

@@ -27,7 +27,8 @@ COLUMNS = {
     "forget_quality": "forget\nquality ↑",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-WIDTH = 126  # characters; a narrower pipe or terminal wraps lines rather than losing columns
+OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.offset_init")  # settings of the pair that references do not share
+WIDTH = 126  # characters at least; a narrower pipe or terminal wraps lines rather than losing columns
 
 
 def report(jobs: Sequence[Job], console: Console | None = None) -> int:
@@ -37,7 +38,7 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     table = Table(box=box.SIMPLE, pad_edge=False, header_style="bold")
     varying = _varying(jobs)
     for name in ("algorithm", "method", "α", *varying):
-        table.add_column(name, no_wrap=True)
+        table.add_column("\n".join(name.rsplit(".", 1)), no_wrap=True)
     for title in (*COLUMNS.values(), "seconds\n"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True, min_width=9)
@@ -55,6 +56,7 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
                 status = "collapsed"
         for row in _rows(job, status, varying):
             table.add_row(*row, style="red" if job in unfinished else None)
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=10**4)).maximum)
     console.print(table)
     for job in unfinished:
         error = _manifest(job.folder).get("error") or "stopped before its end; the same command goes on from there"
@@ -107,9 +109,8 @@ def _references(jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
             found.setdefault(references["target"]["settings"]["references"], (job, references))
     varying = _varying(jobs)
     for job, references in found.values():
-        world = [
-            f"{k.rsplit('.', 1)[-1]} {v}" for k, v in _settings(job.cfg, varying) if k.startswith(("pair", "data"))
-        ]
+        of_world = [k for k in varying if k.startswith(("pair", "data")) and not k.startswith(OF_LEARNER)]
+        world = [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in _settings(job.cfg, of_world)]
         for name, metrics in references.items():
             yield f"{name} ({', '.join(world)})" if world and len(found) > 1 else name, metrics
 
@@ -158,7 +159,7 @@ def summarise(study: Path) -> Path:
         fixed = {
             "folder": folder.name, **manifest.get("run", {}), **{k: config.get(k) for k in differ},
             "status": manifest.get("status"), "error": manifest.get("error"), "collapsed": manifest.get("collapsed"),
-            "trainable": manifest.get("trainable", 0),
+            "trainable": manifest.get("trainable", 0), "trainable_share": manifest.get("trainable_share", 0.0),
             "seconds": round(runlog.own_seconds(manifest), 2),
         }  # fmt: skip
         for alpha, metrics in entries.items() or [(None, {})]:

@@ -1,36 +1,81 @@
-"""How the trained member learns: with all its weights, or through low-rank updates (LoRA, by peft)."""
+"""How the trained member learns: with all its weights, or through low-rank updates (LoRA, by peft).
+
+With LoRA the trained member is a second view of a frozen model: it reads the very same weights and has its updates
+beside them. So offset and anchor are one set of weights in memory, the anchor is the offset without its updates, and
+nothing has to be switched off and on again.
+"""
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unlearn.config_pair import LoraConfig
 
+if TYPE_CHECKING:
+    import peft
+
+WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."  # peft's names
+
 
 def lora(model: nn.Module, cfg: LoraConfig, seed: int) -> nn.Module:
-    """The same model with trainable low-rank updates in every linear layer but the head; all else is frozen.
+    """A view of the model with trainable low-rank updates in every linear layer but the head; all else is frozen.
 
-    The update starts at zero, so the model's logits are unchanged; ``seed`` decides its random half.
+    The updates start at zero, so the logits are those of ``model``; ``seed`` decides their random half. Weights and
+    buffers are shared with ``model``, which gets no updates: they may be read, never written.
     """
     import peft  # a second of imports that full fine-tuning does not need
 
-    settings = peft.LoraConfig(
-        r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules="all-linear", task_type=None
-    )
+    view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return peft.inject_adapter_in_model(settings, model)
+        return peft.inject_adapter_in_model(_settings(cfg), view)
 
 
-def merge(model: nn.Module) -> nn.Module:
-    """The model with its low-rank updates added to its weights; any other model as it is."""
-    if not any("lora_" in name for name, _ in model.named_parameters()):
+def merged(model: nn.Module) -> nn.Module:
+    """A plain model with the same logits: a copy whose weights hold the low-rank updates; without any, the model."""
+    if not has_updates(model):
         return model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    model = copy.deepcopy(model)  # the weights below the updates are shared with models that must not change
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
             model.set_submodule(name, module.get_base_layer())
     return model
+
+
+def has_updates(model: nn.Module) -> bool:
+    return any("lora_" in name for name, _ in model.named_parameters())
+
+
+def save_updates(model: nn.Module, cfg: LoraConfig, folder: Path) -> None:
+    """Write the updates alone, as an adapter that peft can put on the model they belong to."""
+    settings = _settings(cfg)
+    settings.inference_mode = True
+    settings.save_pretrained(str(folder))
+    updates = {n: p.detach().contiguous() for n, p in model.named_parameters() if "lora_" in n}
+    save_file({PREFIX + n.replace(".default.", "."): p for n, p in updates.items()}, folder / WEIGHTS)
+
+
+@torch.no_grad()
+def load_updates(model: nn.Module, folder: Path) -> None:
+    """Put written updates into a model that ``lora`` made."""
+    found = load_file(folder / WEIGHTS)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.copy_(found[PREFIX + name.replace(".default.", ".")])
+
+
+def _settings(cfg: LoraConfig) -> peft.LoraConfig:
+    import peft
+
+    return peft.LoraConfig(
+        r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules="all-linear", task_type=None
+    )

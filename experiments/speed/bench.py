@@ -1,7 +1,8 @@
 """Run the benchmarks beside this file and put their tables into README.md:  python experiments/speed/bench.py [NAME …]
 
-A benchmark is a script that writes NAME.csv and NAME.md beside itself and runs in under a minute; each gets a process
-of its own. What they share is here: forms of one computation measured in turn (A B A B), medians, and the machine.
+A benchmark is a script that writes NAME.csv and NAME.md beside itself and runs in under a minute (launchers: four);
+each gets a process of its own. What they share is here: forms of one computation measured in turn (A B A B), medians,
+and the machine.
 """
 
 from __future__ import annotations

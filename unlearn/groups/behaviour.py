@@ -17,6 +17,7 @@ from unlearn.metrics.rouge import recall
 from unlearn.models.llama import answer_rows
 from unlearn.scoring import score
 from unlearn.suite import Split, Suite
+from unlearn.tuning import merged
 
 
 def answers(suite: Suite, ensemble: Ensemble, alpha: float, prompts: Sequence[Sequence[int]]) -> list[str]:
@@ -47,7 +48,7 @@ def trainable(ensemble: Ensemble, alpha: float) -> Ensemble | None:
     chosen = ensemble.trained or ensemble.members[0]
     if chosen not in ensemble.needed([alpha]):
         return None
-    model = copy.deepcopy(chosen.model).requires_grad_(True)
+    model = copy.deepcopy(merged(chosen.model)).requires_grad_(True)
     members = (replace(m, model=model, trained=True) if m is chosen else m for m in ensemble.members)
     return replace(ensemble, members=tuple(members))
 

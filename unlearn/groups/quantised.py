@@ -18,15 +18,18 @@ from unlearn.ensemble import Ensemble
 from unlearn.groups.behaviour import probs, recalls
 from unlearn.groups.context import Context, Found, aggregate
 from unlearn.models.llama import parameters
+from unlearn.tuning import merged
 
 BITS = (8, 4)
 
 
 def measure(ctx: Context) -> Found:
     suite, values = ctx.suite, {}
+    plain = tuple(replace(m, model=merged(m.model)) for m in ctx.ensemble.members)  # what is rounded holds its updates
+    whole = replace(ctx.ensemble, members=plain)
     for bits in BITS:
-        for part, names in _parts(ctx.ensemble).items():
-            ensemble = _rounded(ctx.ensemble, names, bits)
+        for part, names in _parts(whole).items():
+            ensemble = _rounded(whole, names, bits)
             found = {f"{s}/prob": probs(suite, ensemble, ctx.alpha, suite.split(s)) for s in ("forget", "retain")}
             found["forget/rougeL_recall"] = recalls(suite, ensemble, ctx.alpha, suite.split("forget"))
             values |= {f"quantised/int{bits}_{part}/{name}": v for name, v in found.items()}

@@ -10,11 +10,11 @@ from helpers import ROOT
 # In the order of DESIGN's data flow: a module imports only from lines above its own.
 ORDER = [
     "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
-    "need", "rules_data", "rules_learning", "rules_pair", "rules", "store",
+    "room", "need", "rules_data", "rules_learning", "rules_pair", "rules", "store",
     "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
     "data.readers", "data.encoding", "data.sampling",
     "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "ensemble", "chunks",
-    "frozen", "metrics.moments", "scoring",
+    "rows", "frozen", "metrics.moments", "scoring",
     "answers", "losses", "binding", "trainer", "objective", "generation", "ties", "drafts", "speculative",
     "metrics.base", "metrics.probability", "metrics.rouge", "metrics.truth_ratio", "metrics.exact_memorization",
     "metrics.forget_quality", "metrics.arrays", "metrics.harmonic", "metrics.model_utility",

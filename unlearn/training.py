@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from unlearn.alternates import alternates
@@ -17,9 +19,11 @@ from unlearn.config import Config
 from unlearn.data.encoding import Examples
 from unlearn.data.sampling import Sampler, held_out
 from unlearn.ensemble import Ensemble, Member
-from unlearn.frozen import FrozenRows, LiveRows, rows_of
+from unlearn.frozen import rows_of
 from unlearn.identity import learning_rate, training_alpha
 from unlearn.objective import Dual, Group, Objective, Teacher
+from unlearn.room import room
+from unlearn.rows import FrozenRows, LiveRows
 from unlearn.runlog import CHECKPOINT, RunLog
 from unlearn.scoring import score
 from unlearn.suite import EVALUATED, spaced
@@ -150,16 +154,17 @@ def _objective(
     alpha, pad = training_alpha(cfg), world.encoder.tokenizer.pad_token_id
     learner, reference = _learner(cfg, world, ensemble)
     frozen = {m.name: m for m in (*learner.frozen(alpha), reference)}.values()
+    precision, twin = None, None
+    if cfg.trainer.precision == "bf16":
+        precision, began = torch.bfloat16, learner.trained.fingerprint
+        twin = next((m for m in frozen if m.fingerprint == began), None)
+        frozen = [m for m in frozen if m.fingerprint != began]
     teacher = _teacher(cfg, world)
+    taught = () if teacher is None else teacher.ensemble.members
     groups, pairs = {}, {}
     for name in dict.fromkeys(name for term in terms for name in term.reads):
-        if name in PAIRED:
-            drawn = _drawn(sampler, steps, name)
-            pairs[name] = {pair: k for k, pair in enumerate(drawn)}
-            examples = _paired_examples(cfg, world, drawn, name)
-        else:
-            examples = examples_of(world.encoder, world.data.splits[name])
-        taught = () if teacher is None else teacher.ensemble.members
+        examples, places = read_examples(cfg, world, sampler, steps, name)
+        pairs |= {name: places} if places is not None else {}
         groups[name] = Group(
             examples, _rows(cfg, world, frozen, examples), cache(partial(_rows, cfg, world, taught, examples))
         )
@@ -167,7 +172,7 @@ def _objective(
     place = accelerator(cfg.trainer.device)
     return Objective(
         learner, terms, groups, pairs, alpha, reference, pad, cfg.trainer.accumulate, place.device, teacher, dual,
-        place.process_index, place.num_processes,
+        place.process_index, place.num_processes, precision, twin,
     )  # fmt: skip
 
 
@@ -195,13 +200,35 @@ def store_rows(cfg: Config, world: World, ensemble: Ensemble) -> None:
 
 
 def _rows(cfg: Config, world: World, members: Sequence[Member], examples: Examples) -> dict[str, FrozenRows | LiveRows]:
-    pad, most = world.encoder.tokenizer.pad_token_id, cfg.trainer.stored_rows_gib
-    return {m.name: rows_of(world.store, m, examples, pad, most) for m in members}
+    """Rows that training reads. Those of the plain target may be rounded, if trainer.stored_rows says so."""
+    pad, found = world.encoder.tokenizer.pad_token_id, {}
+    for m in members:
+        rough = not m.slope and m.fingerprint == world.fingerprint("target")
+        found[m.name] = rows_of(world.store, m, examples, pad, room(cfg.trainer, rough))
+    return found
 
 
-def _drawn(sampler: Sampler, steps: int, name: str) -> list[tuple[int, int]]:
-    """(question, answer) pairs that some step will draw; rows of all others are never needed."""
-    return sorted({pair for step in range(steps) for pair in sampler.draw(step).pairs(name)})
+def read_examples(
+    cfg: Config, world: World, sampler: Sampler, steps: int, name: str
+) -> tuple[Examples, dict[Any, int] | None]:
+    """Examples of a group that have rows, and where in them is what a draw names; None: all questions, in order.
+
+    Of paired groups those that some step draws. Of the others all, which runs of any seed share, unless the steps draw
+    less than half: then these alone, which runs of the same seed and batches share.
+    """
+    if name in PAIRED:
+        drawn = _drawn(sampler, steps, name)
+        return _paired_examples(cfg, world, drawn, name), {pair: k for k, pair in enumerate(drawn)}
+    rows = world.data.splits[name]
+    drawn = _drawn(sampler, steps, name)
+    if 2 * len(drawn) >= len(rows):
+        return examples_of(world.encoder, rows), None
+    return examples_of(world.encoder, [rows[i] for i in drawn]), {i: k for k, i in enumerate(drawn)}
+
+
+def _drawn(sampler: Sampler, steps: int, name: str) -> list[Any]:
+    """Questions, or (question, answer) pairs, that some step will draw; rows of all others are never needed."""
+    return sorted({key for step in range(steps) for key in sampler.draw(step).named(name)})
 
 
 def _paired_examples(cfg: Config, world: World, drawn: Sequence[tuple[int, int]], name: str) -> Examples:
@@ -240,7 +267,7 @@ class Probe:
 def _probe(cfg: Config, world: World, ensemble: Ensemble) -> Probe | None:
     if not cfg.trainer.eval_every:
         return None
-    alpha, points = training_alpha(cfg), {}
+    alpha, points, pad = training_alpha(cfg), {}, world.encoder.tokenizer.pad_token_id
     retain = world.data.splits["retain"]
     chosen = [retain[i] for i in held_out(len(retain), cfg.trainer.held_out)[::2]]  # the other half is for reporting
     for split in (*EVALUATED, "held_out"):
@@ -249,5 +276,6 @@ def _probe(cfg: Config, world: World, ensemble: Ensemble) -> Probe | None:
         if rows:
             examples = examples_of(world.encoder, rows)
             frozen = [m for m in ensemble.needed([0.0, alpha]) if not m.trained]
-            points[split] = (examples, _rows(cfg, world, frozen, examples))
-    return Probe(ensemble, alpha, points, world.encoder.tokenizer.pad_token_id, cfg.eval.batch_size)
+            found = {m.name: rows_of(world.store, m, examples, pad, cfg.trainer.stored_rows_gib) for m in frozen}
+            points[split] = (examples, found)
+    return Probe(ensemble, alpha, points, pad, cfg.eval.batch_size)

@@ -14,6 +14,7 @@ ORDER = [
     "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
     "data.readers", "data.encoding", "data.sampling",
     "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "ensemble", "chunks",
+    "placement",
     "rows", "frozen", "metrics.moments", "scoring",
     "answers", "losses", "binding", "trainer", "objective", "generation", "ties", "drafts", "speculative",
     "metrics.base", "metrics.probability", "metrics.rouge", "metrics.truth_ratio", "metrics.exact_memorization",
@@ -25,7 +26,7 @@ ORDER = [
     "groups.privacy",
     "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix", "groups.contrast", "groups.quantised",
     "groups.relearn", "evaluation", "foreign", "others", "reference",
-    "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
+    "runlog", "world", "tuning", "collapse", "alternates", "trajectory", "training", "forecast", "job", "calibration",
     "table", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",
 ]  # fmt: skip

@@ -35,6 +35,11 @@ def shape_of(member: Member) -> Shape:
     return Shape(vocabulary(member.model), weight.shape[1], member.model.dtype.itemsize)
 
 
+def kinds_for(rough: bool) -> tuple[str, ...]:
+    """How rows may be kept; ``rough``: of a member whose rows may be rounded."""
+    return (*EXACT, *ROUGH_ROWS) if rough else EXACT
+
+
 def rows_of(store: Store, member: Member, examples: Examples, pad_id: int, room: Room | float) -> FrozenRows | LiveRows:
     """Rows of a frozen member: from the store, or computed each time where they need more room than there is.
 
@@ -45,8 +50,7 @@ def rows_of(store: Store, member: Member, examples: Examples, pad_id: int, room:
     if room.fits(rows, shape):
         return stored(store, member, examples, pad_id, kind=room.settled(rows, shape), k=room.k)
     if room.refuse:
-        kinds = EXACT if member.slope else (*EXACT, *ROUGH_ROWS)
-        raise ConfigError(room.refusal(rows, member.name, shape, kinds))
+        raise ConfigError(room.refusal(rows, member.name, shape, kinds_for(room.rough)))
     log.info("%s: computed when needed", room.over(rows, member.name, shape))
     return LiveRows(member, examples, pad_id)
 

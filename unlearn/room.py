@@ -31,6 +31,7 @@ class Room:
     kind: str = "auto"  # one of config.STORED_ROWS
     k: int = 0  # of topk
     most_gib: float = 1.0
+    rough: bool = False  # they may be rounded
     refuse: bool = False  # a set that takes more; else its rows are computed when needed
 
     def settled(self, rows: int, shape: Shape) -> str:
@@ -79,4 +80,4 @@ def row_bytes(kind: str, shape: Shape, k: int = 0) -> int:
 def room(cfg: TrainerConfig, rough: bool) -> Room:
     """As trainer.stored_rows… say; ``rough``: for rows that may be rounded, which none but the target's may."""
     kind = "auto" if cfg.stored_rows in ROUGH_ROWS and not rough else cfg.stored_rows
-    return Room(kind, cfg.stored_rows_k, cfg.stored_rows_gib, cfg.stored_rows_over == "refuse")
+    return Room(kind, cfg.stored_rows_k, cfg.stored_rows_gib, rough, cfg.stored_rows_over == "refuse")

@@ -1,4 +1,4 @@
-"""Whether a run's stored rows fit into the room they are given: told before there is a model, from tokens and shapes."""
+"""Whether the stored rows of a run fit into the room they are given: told before there is a model, by shapes alone."""
 
 from __future__ import annotations
 

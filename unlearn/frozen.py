@@ -27,6 +27,7 @@ from unlearn.store import Store
 log = logging.getLogger(__name__)
 FILE = "rows.npy"
 IDS, REST = "ids.npy", "rest.npy"  # beside it, of topk
+ANNOUNCED_GIB = 0.1
 EXACT = ("fp32", "hidden")
 
 
@@ -90,8 +91,8 @@ def stored(
 
     def fill(folder: Path) -> None:
         size = gib(kind, examples.starts[-1], shape_of(member), k)
-        level = logging.INFO if size >= 0.1 else logging.DEBUG  # small fills take a second: not worth a line each
-        log.log(level, "storing %d answer rows of the %s as %s, %.1f GiB", examples.starts[-1], member.name, kind, size)
+        level = logging.INFO if size >= ANNOUNCED_GIB else logging.DEBUG  # small fills take a second
+        log.log(level, "storing %d answer rows of the %s as %s: %.1f GiB", examples.starts[-1], member.name, kind, size)
         _fill(folder, kind, k, member, examples, pad_id, batch_size)
 
     folder = store.get("rows", recipe, fill)

@@ -54,10 +54,10 @@ class Room:
         """The same as an error, with the choices."""
         kind = self.settled(rows, shape)
         sizes = {other: gib(other, rows, shape, self.k) for other in (kind, *kinds)}
-        less = ", ".join(f"{other} ({size:.3g} GiB)" for other, size in sizes.items() if size < sizes[kind])
+        fitting = [f"{other} ({size:.3g} GiB)" for other, size in sizes.items() if size <= self.most_gib]
         return (
             f"{self.over(rows, what, shape)}, and trainer.stored_rows_over=refuse. Give "
-            + (f"trainer.stored_rows={less}; or " if less else "")
+            + (f"trainer.stored_rows={' or '.join(fitting)}; or " if fitting else "")
             + f"trainer.stored_rows_gib={math.ceil(100 * sizes[kind]) / 100:g}; or trainer.stored_rows_over=live: they "
             "are computed in every step"
         )

@@ -36,12 +36,14 @@ class FrozenRows:
 
     def take(self, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
         """Rows of the given examples, [N, V]."""
-        return self._read(self._where(indices), device)
+        starts = self.examples.starts
+        found = [np.concatenate([array[starts[i] : starts[i + 1]] for i in indices]) for array in self._arrays()]
+        return self._rows(found, device)
 
     def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
         """The same rows, of which only those asked for are read."""
         where = self._where(indices)
-        return lambda here: self._read(where[here], device)
+        return lambda here: self._rows([array[where[here]] for array in self._arrays()], device)
 
     def describe(self) -> dict[str, Any]:
         """How they are kept, for a run's manifest."""
@@ -51,8 +53,13 @@ class FrozenRows:
         starts = self.examples.starts
         return np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
 
-    def _read(self, where: np.ndarray, device: torch.device) -> Tensor:
-        return full_precision(sent(self.array[where], device))
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        """What is kept, a line for each row."""
+        return (self.array,)
+
+    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        """From some lines of what is kept to rows [n, V]."""
+        return full_precision(sent(kept[0], device))
 
 
 class HiddenRows(FrozenRows):
@@ -67,17 +74,17 @@ class HiddenRows(FrozenRows):
 
     def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
         where = self._where(indices)
-        return in_blocks(lambda: self._states(where), self.head, self.head.width, device)
+        return in_blocks(lambda: self._states(self.array[where]), self.head, self.head.width, device)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "hidden", "gib": round(self.array.nbytes / 2**30, 4)}
 
     @torch.no_grad()
-    def _read(self, where: np.ndarray, device: torch.device) -> Tensor:
-        return self.head(self._states(where)).to(device)
+    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        return self.head(self._states(kept[0])).to(device)
 
-    def _states(self, where: np.ndarray) -> Tensor:
-        states = sent(self.array[where], self.head.device)
+    def _states(self, kept: np.ndarray) -> Tensor:
+        states = sent(kept, self.head.device)
         return states.view(torch.bfloat16) if states.dtype == torch.int16 else states
 
 
@@ -93,13 +100,16 @@ class TopRows(FrozenRows):
         self.k, self.width = k, width
 
     def describe(self) -> dict[str, Any]:
-        size = self.ids.nbytes + self.array.nbytes + self.rest.nbytes
+        size = sum(array.nbytes for array in self._arrays())
         mass = np.exp(np.asarray(self.rest, dtype=np.float64))
         missing = {"mean": float(mass.mean()), "p95": float(np.quantile(mass, 0.95))}
         return {"kind": "topk", "gib": round(size / 2**30, 4), "k": self.k, "missing_mass": missing}
 
-    def _read(self, where: np.ndarray, device: torch.device) -> Tensor:
-        ids, logp, rest = (sent(a[where], device) for a in (self.ids, self.array, self.rest))
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self.ids, self.array, self.rest
+
+    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        ids, logp, rest = (sent(values, device) for values in kept)
         even = rest - math.log(max(1, self.width - ids.shape[1]))
         return even[:, None].repeat(1, self.width).scatter_(1, ids.long(), logp)
 

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from unlearn.alternates import alternates
-from unlearn.binding import PAIRED, REFUSALS, BoundTerm
+from unlearn.binding import PAIRED, REFUSALS, BoundTerm, bind
 from unlearn.collapse import Watch
 from unlearn.config import Config
 from unlearn.data.encoding import Examples
@@ -23,6 +23,7 @@ from unlearn.data.sampling import Sampler, held_out
 from unlearn.ensemble import Ensemble, Member
 from unlearn.frozen import rows_of
 from unlearn.identity import learning_rate, training_alpha
+from unlearn.identity import objective as objective_of
 from unlearn.objective import Dual, Group, Objective, Teacher
 from unlearn.placement import compiled, parked
 from unlearn.room import room
@@ -224,9 +225,11 @@ def idle(objective: Objective, points: Probe | None) -> list[nn.Module]:
 
 
 def store_rows(cfg: Config, world: World, ensemble: Ensemble) -> None:
-    """Fill the store with the frozen members' rows that every objective reads."""
-    for split in ("forget", "retain"):
-        _rows(cfg, world, ensemble.frozen(training_alpha(cfg)), examples_of(world.encoder, world.data.splits[split]))
+    """Fill the store with the frozen members' rows that training will read."""
+    if ensemble.trained is not None:
+        terms = bind(**objective_of(cfg))
+        sampler = _sampler(cfg, world, terms)
+        _objective(cfg, world, ensemble, terms, sampler, _optimisation(cfg, sampler).steps)
 
 
 def _rows(cfg: Config, world: World, members: Sequence[Member], examples: Examples) -> dict[str, FrozenRows | LiveRows]:

@@ -200,6 +200,9 @@ def test_too_many_rows_are_refused_with_the_number_and_the_choices(tmp_path):
         "trainer.stored_rows_over=refuse. Give trainer.stored_rows=topk (0.198 GiB); or "
         "trainer.stored_rows_gib=125.25; or trainer.stored_rows_over=live: they are computed in every step"
     )
+    assert "trainer.stored_rows=auto with trainer.stored_rows_over=live" in replace(refusing, kind="fp16").refusal(
+        ROWS, "target", BIG, ("fp32", "hidden", "fp16", "topk")
+    )
     with pytest.raises(ConfigError, match="answer rows of the target are .* over trainer.stored_rows_gib=0, and"):
         rows_of(Store(tmp_path), target(), random_examples(), 0, replace(refusing, most_gib=0.0))
 
@@ -230,8 +233,11 @@ def test_a_run_that_is_refused_its_rows_ends_with_status_2_before_any_model_is_m
     assert not (tmp_path / "store" / "model").exists() and not (tmp_path / "runs").exists()
 
 
-def test_rows_that_are_only_computed_are_never_forecast(config):
+def test_rows_that_may_be_computed_are_never_refused_and_rows_that_are_rounded_are_never_computed(config):
+    """Else whether they fit would change what is trained, and the hash of the run would not know."""
     assert grid._too_large(config("trainer.stored_rows_gib=0")) == []
+    lines = grid._too_large(config("trainer.stored_rows_gib=0", "trainer.stored_rows=topk"))
+    assert lines and all("rows of the target" in line and "would not be rounded" in line for line in lines)
 
 
 # --- what some step draws -----------------------------------------------------------------------------------------

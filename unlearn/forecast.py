@@ -12,24 +12,24 @@ from unlearn.config import Config
 from unlearn.frozen import kinds_for
 from unlearn.identity import is_trained, objective, training_alpha
 from unlearn.models import hub, tokenizers
-from unlearn.room import Shape, room
+from unlearn.room import Shape, may_refuse, room
 from unlearn.training import read_sets
 from unlearn.world import World, the_world
 
 
 def too_large(cfg: Config) -> list[str]:
-    """A line for each set of rows that trainer.stored_rows_over=refuse refuses.
+    """A line for each set of rows that is refused for its size.
 
     Alternates that are sampled from the target are not known yet; the run itself refuses those.
     """
     sampled = cfg.algo.alternates is not None and cfg.algo.alternates.file is None
-    if cfg.trainer.stored_rows_over != "refuse" or not is_trained(cfg) or sampled:
+    if not may_refuse(cfg.trainer) or not is_trained(cfg) or sampled:
         return []
     world, found = the_world(cfg), []
     for name, examples in read_sets(cfg, world, bind(**objective(cfg))).items():
         for member, role, rough in _read(cfg):
             allowed, shape, rows = room(cfg.trainer, rough), _shape(world, role), examples.starts[-1]
-            if not allowed.fits(rows, shape):
+            if allowed.refuse and not allowed.fits(rows, shape):
                 found.append(allowed.refusal(rows, f"{member} ({name})", shape, kinds_for(rough)))
     return found
 

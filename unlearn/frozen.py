@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlearn.chunks import block
 from unlearn.config import ROUGH_ROWS, ConfigError
 from unlearn.data.encoding import Examples, most_rows
 from unlearn.ensemble import Member
@@ -63,7 +64,7 @@ def in_memory(member: Member, examples: Examples, pad_id: int, most_gib: float) 
         return LiveRows(member, examples, pad_id)
     array = np.empty((rows, shape.vocabulary), dtype=np.float32)
     for where, states in _states(member, examples, pad_id, 128):
-        array[where] = head(member.model, states).cpu().numpy()
+        array[where] = _kept("fp32", 0, member, states, torch.empty(0))[FILE]
     return FrozenRows(array, examples)
 
 
@@ -113,11 +114,13 @@ def _fill(folder: Path, kind: str, k: int, member: Member, examples: Examples, p
     files: dict[str, np.memmap] = {}
     labels = torch.tensor([token for e in examples for token in e.answer])
     for where, states in _states(member, examples, pad_id, batch_size):
-        for name, values in _kept(kind, k, member, states, labels[where]).items():
-            if name not in files:
-                shape = (examples.starts[-1], *values.shape[1:])
-                files[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=values.dtype, shape=shape)
-            files[name][where] = values
+        at_once = len(states) if kind == "hidden" else block(vocabulary(member.model), states.device)
+        for part in (slice(i, i + at_once) for i in range(0, len(states), at_once)):
+            for name, values in _kept(kind, k, member, states[part], labels[where[part]]).items():
+                if name not in files:
+                    shape = (examples.starts[-1], *values.shape[1:])
+                    files[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=values.dtype, shape=shape)
+                files[name][where[part]] = values
     for file in files.values():
         file.flush()
 
@@ -125,7 +128,7 @@ def _fill(folder: Path, kind: str, k: int, member: Member, examples: Examples, p
 def _states(member: Member, examples: Examples, pad_id: int, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Batch by batch: where its rows go, and their last hidden states [n, D]."""
     starts, device = np.array(examples.starts), next(member.model.parameters()).device
-    for indices in by_prompt(examples, batch_size, most_rows(vocabulary(member.model), device)):
+    for indices in by_prompt(examples, batch_size, most_rows(shape_of(member).hidden, device)):
         where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
         yield where, shared_states(member.model, [examples[i] for i in indices], pad_id)
 

@@ -33,6 +33,7 @@ from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.identity import Job, objective, run_folder
 from unlearn.own import JUDGE, named
+from unlearn.room import may_refuse
 from unlearn.rules import parse, unknown_overrides
 from unlearn.rules_learning import black_box
 
@@ -153,7 +154,7 @@ def _objective_problems(configs: list[Config]) -> dict[str, None]:
 
 def _too_large(cfg: Config) -> list[str]:
     """What of its stored rows a run refuses."""
-    if cfg.trainer.stored_rows_over != "refuse":
+    if not may_refuse(cfg.trainer):
         return []
     from unlearn.forecast import too_large
 

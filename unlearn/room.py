@@ -55,11 +55,16 @@ class Room:
         kind = self.settled(rows, shape)
         sizes = {other: gib(other, rows, shape, self.k) for other in (kind, *kinds)}
         fitting = [f"{other} ({size:.3g} GiB)" for other, size in sizes.items() if size <= self.most_gib]
+        rounded = self.kind in ROUGH_ROWS
+        why = (
+            "rows that are computed when needed would not be rounded" if rounded else "trainer.stored_rows_over=refuse"
+        )
         return (
-            f"{self.over(rows, what, shape)}, and trainer.stored_rows_over=refuse. Give "
+            f"{self.over(rows, what, shape)}, and {why}. Give "
             + (f"trainer.stored_rows={' or '.join(fitting)}; or " if fitting else "")
-            + f"trainer.stored_rows_gib={math.ceil(100 * sizes[kind]) / 100:g}; or trainer.stored_rows_over=live: they "
-            "are computed in every step"
+            + f"trainer.stored_rows_gib={math.ceil(100 * sizes[kind]) / 100:g}; or "
+            + ("trainer.stored_rows=auto with " if rounded else "")
+            + "trainer.stored_rows_over=live: they are computed in every step"
         )
 
 
@@ -78,6 +83,14 @@ def row_bytes(kind: str, shape: Shape, k: int = 0) -> int:
 
 
 def room(cfg: TrainerConfig, rough: bool) -> Room:
-    """As trainer.stored_rows… say; ``rough``: for rows that may be rounded, which none but the target's may."""
+    """As trainer.stored_rows… say; ``rough``: for rows that may be rounded, which none but the target's may.
+
+    Rows that are to be rounded are stored or refused: whether they fit must not change what is trained.
+    """
     kind = "auto" if cfg.stored_rows in ROUGH_ROWS and not rough else cfg.stored_rows
-    return Room(kind, cfg.stored_rows_k, cfg.stored_rows_gib, rough, cfg.stored_rows_over == "refuse")
+    refuse = cfg.stored_rows_over == "refuse" or kind in ROUGH_ROWS
+    return Room(kind, cfg.stored_rows_k, cfg.stored_rows_gib, rough, refuse)
+
+
+def may_refuse(cfg: TrainerConfig) -> bool:
+    return cfg.stored_rows_over == "refuse" or cfg.stored_rows in ROUGH_ROWS

@@ -99,6 +99,7 @@ REFUSED = [
     ("trainer.lr=0", "must be a finite number above 0"),
     ("trainer.device=tpu", "must be one of auto, cpu, cuda"),
     ("trainer.precision=fp16", "must be one of fp32, bf16"),
+    ("trainer.precision=bf16 trainer.compile=true", "trainer.compile=true needs trainer.precision=fp32"),
     ("trainer.stored_rows=int8", "must be one of auto, fp32, hidden, fp16, topk"),
     ("trainer.stored_rows_k=0", "must be a finite number of at least 1"),
     ("trainer.stored_rows_gib=-1", "must be a finite number of at least 0"),

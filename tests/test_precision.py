@@ -103,11 +103,11 @@ def test_compiled_models_give_the_same_loss_and_are_themselves_again_afterwards(
     """By the eager backend: what a compiler makes of it is not ours to test, and takes a minute."""
     real = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: real(self, **how, backend="eager"))
-    _, found, draw = made(config, world, "algo=kl", "trainer.compile=true", "trainer.precision=bf16")
+    _, found, draw = made(config, world, "algo=kl", "trainer.compile=true")
     model = found.ensemble.trained.model
     names = list(model.state_dict())
     before = [m()[0].item() for m in found.micro_batches(draw)]
-    with compiled([model]):
+    with compiled(model):
         assert model.base_model._compiled_call_impl is not None
         assert [m()[0].item() for m in found.micro_batches(draw)] == pytest.approx(before, abs=1e-6)
         assert list(model.state_dict()) == names

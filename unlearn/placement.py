@@ -1,4 +1,4 @@
-"""Models while one learns: those that no step runs leave the GPU, those that every step runs may be compiled."""
+"""Models while one learns: those that no step runs leave the GPU, the one that learns may be compiled."""
 
 from __future__ import annotations
 
@@ -43,12 +43,10 @@ def _moved(model: nn.Module) -> list[tuple[torch.Tensor, torch.device]]:
 
 
 @contextmanager
-def compiled(models: Sequence[nn.Module]) -> Iterator[None]:
-    """All but their heads run through torch.compile for the length of the block."""
-    for model in models:
-        model.base_model.compile(dynamic=True)
+def compiled(model: nn.Module) -> Iterator[None]:
+    """All of the model but its head runs through torch.compile for the length of the block."""
+    model.base_model.compile(dynamic=True)
     try:
         yield
     finally:
-        for model in models:
-            model.base_model._compiled_call_impl = None
+        model.base_model._compiled_call_impl = None  # copies of the model, and its generations, are not compiled

@@ -201,6 +201,11 @@ def _trainer(cfg: Config) -> Iterator[str]:
     rule = "the best point is one of the trajectory: trainer.keep=best needs trainer.eval_every above 0"
     yield from need(t.keep == "last" or t.eval_every > 0, "trainer.eval_every", t.eval_every, rule)
     yield from one_of("trainer.precision", t.precision, PRECISIONS)
+    rule = (
+        "a compiled offset rounds to bf16 elsewhere than the anchor that must cancel it: trainer.compile=true needs "
+        "trainer.precision=fp32"
+    )
+    yield from need(not t.compile or t.precision == "fp32", "trainer.precision", t.precision, rule)
     yield from one_of("trainer.stored_rows", t.stored_rows, STORED_ROWS)
     yield from at_least("trainer.stored_rows_k", t.stored_rows_k, 1)
     yield from at_least("trainer.stored_rows_gib", t.stored_rows_gib, 0)

@@ -62,7 +62,7 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
         if cfg.trainer.save_every and step % cfg.trainer.save_every == 0 and step < settings.steps:
             _save(loop, watch, objective, checkpoint)
 
-    learning = compiled(_run_by(objective)) if cfg.trainer.compile else nullcontext()
+    learning = compiled(objective.ensemble.trained.model) if cfg.trainer.compile else nullcontext()
     with record.stage("train"), _bar(cfg, loop) as bar, parked(idle(objective, points)), learning:
         try:
             loop.run(lambda step: objective.micro_batches(sampler.draw(step)), after)

@@ -98,6 +98,14 @@ REFUSED = [
     ("trainer.warmup=2", "must lie between 0 and 1"),
     ("trainer.lr=0", "must be a finite number above 0"),
     ("trainer.device=tpu", "must be one of auto, cpu, cuda"),
+    ("trainer.precision=fp16", "must be one of fp32, bf16"),
+    ("trainer.precision=bf16 trainer.compile=true", "trainer.compile=true needs trainer.precision=fp32"),
+    ("trainer.stored_rows=int8", "must be one of auto, fp32, hidden, fp16, topk"),
+    ("trainer.stored_rows_k=0", "must be a finite number of at least 1"),
+    ("trainer.stored_rows_gib=-1", "must be a finite number of at least 0"),
+    ("trainer.stored_rows_over=wait", "must be one of live, refuse"),
+    ("method=direct trainer.stored_rows=topk", "method='direct' does not train on a sum with the plain target"),
+    ("method=proxy trainer.stored_rows=fp16", "must be one of auto, fp32, hidden"),
     ("+algo.gama=1", "algo.gama: unknown key; known keys here: name, forget"),
     ("+nonsense=1", "nonsense: unknown key"),
     ("++pair.target.width=3", "pair.target.width: unknown key"),
@@ -133,12 +141,14 @@ def test_a_method_without_a_learning_rate_says_how_to_give_one():
 CHANGES = ["algo=ga", "algo.beta=3", "alpha=0.5", "method=direct", "seed=1", "pair.seed=1", "pair.offset_init=full",
            "pair.small.hidden_size=32", "trainer.epochs=3", "trainer.lr=1e-4", "trainer.clip=2",
            "trainer.retain_batch=10", "data.forget_people=2", "algo.retain_weight=2",
-           "pair.tuning=lora", "method=proxy", "trainer.held_out=0", "trainer.keep=best"]  # fmt: skip
+           "pair.tuning=lora", "method=proxy", "trainer.held_out=0", "trainer.keep=best",
+           "trainer.precision=bf16", "trainer.stored_rows=fp16", "trainer.stored_rows=topk"]  # fmt: skip
 KEEPS = ["eval.alphas=[0,1]", "eval.max_examples=3", "trainer.eval_every=0", "trainer.threads=2",
          "trainer.accumulate=4", "trainer.progress=false", "wandb=disabled", "paths.store=elsewhere",
          "algo.lr.direct=1", "trainer.save_every=1", "pair.target.general.epochs=3", "pair.tokenizer.vocab_size=400",
          "pair.small.finetune.epochs=3", "pair.lora.rank=3", "algo.lr.proxy=1",
-         "wandb.project=other"]  # fmt: skip
+         "wandb.project=other", "trainer.stored_rows=fp32", "trainer.stored_rows=hidden", "trainer.stored_rows_k=7",
+         "trainer.stored_rows_gib=0", "trainer.stored_rows_over=refuse", "trainer.compile=true"]  # fmt: skip
 
 
 def identity(*overrides):
@@ -160,6 +170,12 @@ def test_what_does_not_change_the_trained_weights_keeps_the_hash(override):
 
 def test_the_learning_rate_of_the_choices_keeps_the_hash_when_it_is_given():
     assert identity(f"trainer.lr={learning_rate(compose())}") == identity()
+
+
+def test_the_number_of_tokens_kept_is_part_of_the_hash_where_tokens_are_kept():
+    topk = "trainer.stored_rows=topk"
+    assert identity(topk, "trainer.stored_rows_k=7") != identity(topk)
+    assert identity("trainer.stored_rows=fp16", "trainer.stored_rows_k=7") == identity("trainer.stored_rows=fp16")
 
 
 def test_settings_that_nothing_reads_are_not_part_of_the_hash():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import offset_ensemble, random_examples, tiny_llama
 
-from unlearn import drafts, evaluation
+from unlearn import drafts, evaluation, frozen
 from unlearn.combination import SUM, bind_rule
 from unlearn.drafts import drafts_of, greedy_from_drafts
 from unlearn.ensemble import Ensemble, Member
@@ -216,13 +216,14 @@ def test_where_tokens_tie_plain_decoding_decides(tmp_path, rule, monkeypatch):
     """
     ensemble = offset_ensemble(twins(tiny_llama(0)), twins(tiny_llama(1, hidden=8)), twins(tiny_llama(2, hidden=12)))
     ensemble = Ensemble(ensemble.members, RULES[rule])
-    real, random = prompts.answer_rows, torch.Generator().manual_seed(0)
+    real, random = prompts.head, torch.Generator().manual_seed(0)
 
-    def blurred(model, batch):
-        rows = real(model, batch)
+    def blurred(model, hidden):
+        rows = real(model, hidden)
         return rows + 5e-5 * (2 * torch.rand(rows.shape, generator=random) - 1)
 
-    monkeypatch.setattr(prompts, "answer_rows", blurred)
+    for module in (prompts, frozen):
+        monkeypatch.setattr(module, "head", blurred)
     said = plain(ensemble, 1.0, 1)
     assert drafted(ensemble, 1.0, Store(tmp_path), 1) == said
     monkeypatch.setattr(

@@ -10,12 +10,12 @@ from helpers import ROOT
 # In the order of DESIGN's data flow: a module imports only from lines above its own.
 ORDER = [
     "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
-    "need", "groups", "rules_data", "rules_learning", "rules_pair", "rules", "launchers",
+    "room", "need", "groups", "rules_data", "rules_learning", "rules_pair", "rules", "launchers",
     "store", "store.inventory", "store.__main__",
     "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
     "data.readers", "data.encoding", "data.sampling", "threads",
     "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "ensemble", "heap",
-    "chunks", "frozen", "metrics.moments", "scoring",
+    "chunks", "placement", "rows", "frozen", "metrics.moments", "scoring",
     "answers", "losses", "binding", "trainer", "objective", "generation", "ties", "drafts", "speculative",
     "metrics.base", "metrics.probability", "metrics.rouge", "metrics.truth_ratio", "metrics.exact_memorization",
     "metrics.forget_quality", "metrics.arrays", "metrics.harmonic", "metrics.model_utility",
@@ -25,7 +25,8 @@ ORDER = [
     "suite", "core", "tuning", "groups.context", "groups.behaviour", "groups.leak", "groups.paraphrased",
     "groups.three_sample", "groups.privacy", "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix",
     "groups.contrast", "groups.quantised", "groups.relearn", "evaluation", "foreign", "others", "reference",
-    "seal", "mirror", "runlog", "world", "collapse", "alternates", "training", "job", "calibration",
+    "seal", "mirror", "runlog", "world", "collapse", "alternates", "trajectory", "training", "forecast", "job",
+    "calibration",
     "table", "overview", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",
 ]  # fmt: skip

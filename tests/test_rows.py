@@ -98,9 +98,9 @@ def test_stored_offset_equal_to_anchor_gives_the_target_within_1e_5(tmp_path):
 def test_rows_over_the_limit_are_computed_when_needed_and_are_the_same(tmp_path, caplog):
     member, examples = Member("target", tiny_llama(0), "print", 1.0, 0.0, False), random_examples(9)
     with caplog.at_level("INFO"):
-        live = rows_of(Store(tmp_path), member, examples, 0, most_gib=0)
+        live = rows_of(Store(tmp_path), member, examples, 0, 0)
     assert isinstance(live, LiveRows) and "over trainer.stored_rows_gib=0" in caplog.text
-    frozen = rows_of(Store(tmp_path), member, examples, 0, most_gib=1)
+    frozen = rows_of(Store(tmp_path), member, examples, 0, 1)
     assert isinstance(frozen, FrozenRows)
     torch.testing.assert_close(live.take([3, 1]), frozen.take([3, 1]), rtol=1e-5, atol=1e-5)
 

@@ -4,7 +4,8 @@ import pytest
 
 from unlearn.binding import bind
 from unlearn.data.sampling import Sampler, held_out
-from unlearn.training import _probe, _sampler
+from unlearn.training import _sampler
+from unlearn.trajectory import probe
 
 
 def sampler(**changes) -> Sampler:
@@ -60,7 +61,7 @@ def test_runs_of_any_seed_hold_out_the_same_rows_and_the_trajectory_looks_at_no_
     assert samplers[0].draw(0) != samplers[1].draw(0)
     rows = world.data.splits["retain"]
     seen = {rows[i].id for i in samplers[0].trainable.tolist()}
-    points = _probe(cfgs[0], world, members(cfgs[0], world)).points
+    points = probe(cfgs[0], world, members(cfgs[0], world)).points
     shown = {e.id for e in points["held_out"][0]}
     assert shown and not shown & seen
     assert len(shown) == 2  # half of the four rows; the other half is never looked at while a run trains
@@ -70,7 +71,7 @@ def test_without_held_out_rows_the_trajectory_has_no_such_point(config, world):
     from unlearn.job import members
 
     cfg = config("trainer.held_out=0")
-    assert "held_out" not in _probe(cfg, world, members(cfg, world)).points
+    assert "held_out" not in probe(cfg, world, members(cfg, world)).points
 
 
 def test_alternates_stay_within_what_each_question_has_and_all_are_drawn():

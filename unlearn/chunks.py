@@ -57,7 +57,7 @@ class LongRows:
     """Rows of an ensemble, to be read piece by piece: the trained member's from its hidden states and head."""
 
     model: nn.Module  # the trained member; its head is an ``nn.Linear``
-    hidden: Tensor  # [N, D] its last hidden states, with gradient
+    hidden: Tensor  # [N, D] its last hidden states, with gradient, in the precision that its head is to work in
     # from its logits of some rows and which rows these are, both [n, V]: the ensemble's logits of them
     join: Callable[[Tensor, slice], Tensor]
 
@@ -80,12 +80,21 @@ class LongRows:
     def whole(self) -> Tensor:
         """All rows at once, [N, V] with gradient: for what reads more of them than one number each."""
         head = self.model.get_output_embeddings()
-        logits = full_precision(head(self.hidden)[..., : vocabulary(self.model)])
-        return self.join(logits, slice(0, len(self.hidden)))
+        logits = product(self.hidden, head.weight, head.bias, vocabulary(self.model))
+        return self.join(full_precision(logits), slice(0, len(self.hidden)))
+
+
+def product(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int, out: Tensor | None = None) -> Tensor:
+    """The first ``width`` logits of hidden states, [n, width], in the states' own precision.
+
+    One function for every member: where two of them agree, so do the products, to the last bit.
+    """
+    logits = torch.mm(hidden, weight[:width].to(hidden.dtype).T, out=out)
+    return logits if bias is None else logits.add_(bias[:width])
 
 
 class _Blocks(torch.autograd.Function):
-    """Values per row of logits = hidden · weightᵀ + bias, their first ``width`` columns."""
+    """Values per row of logits = hidden · weightᵀ + bias, their first ``width`` columns, in the precision of hidden."""
 
     @staticmethod
     @without_holes()
@@ -112,9 +121,11 @@ class _Blocks(torch.autograd.Function):
                 piece = _within(logits, here, rows)
                 piece.copy_(_gradient(ctx.values, full_precision(piece), rows, gradient[rows]))
             if of_hidden is not None:
-                torch.mm(logits, weight[: ctx.width], out=of_hidden[here])
-            if of_weight is not None:
+                torch.mm(logits, weight[: ctx.width].to(hidden.dtype), out=of_hidden[here])
+            if of_weight is not None and weight.dtype == hidden.dtype:
                 of_weight[: ctx.width].addmm_(logits.T, hidden[here])
+            elif of_weight is not None:  # summed in the weight's own precision
+                of_weight[: ctx.width] += logits.T @ hidden[here]
             if of_bias is not None:
                 of_bias[: ctx.width] += logits.sum(0)
         return of_hidden, of_weight, of_bias, None, None
@@ -132,12 +143,11 @@ def _gradient(values: Callable[[Tensor, slice], Tensor], logits: Tensor, rows: s
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of rows and their logits, all in one buffer: each overwrites the one before."""
-    weight, bias = weight[:width], None if bias is None else bias[:width]
+    weight = weight.to(hidden.dtype)  # once for all blocks
     size = min(len(hidden), block(width, hidden.device))
     buffer = hidden.new_empty(size, width)
     for here in _split(len(hidden), size):
-        logits = torch.mm(hidden[here], weight.T, out=buffer[: here.stop - here.start])
-        yield here, logits if bias is None else logits.add_(bias)
+        yield here, product(hidden[here], weight, bias, width, buffer[: here.stop - here.start])
 
 
 def pieces(here: slice, width: int, device: torch.device) -> Iterator[slice]:

@@ -20,6 +20,9 @@ from unlearn.config_pair import PairConfig
 NUMBERS = ("beta", "gamma", "beta1", "beta2")  # settings of an objective that only some terms have
 MODELS = ("target", "small", "small_general", "small_full", "small_retain")  # what a member may be
 KEEP = ("last", "best")
+ROUGH_ROWS = ("fp16", "topk")  # of the target alone
+STORED_ROWS = ("auto", "fp32", "hidden", *ROUGH_ROWS)
+PRECISIONS = ("fp32", "bf16")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -147,7 +150,12 @@ class TrainerConfig:
     eval_examples: int = 100  # per split at such a point
     keep: str = "last"  # weights that the run keeps: of the last step, or "best" by the rule of unlearn/collapse.py
     save_every: int = 50  # steps between checkpoints; 0: none
-    stored_rows_gib: float = 1.0  # frozen rows of a split that are larger than this are recomputed, not stored
+    precision: str = "fp32"  # of the arithmetic; bf16: autocast. Weights that learn, and all evaluation, stay fp32
+    compile: bool = False  # torch.compile of the trained member
+    stored_rows: str = "auto"  # exact: fp32 logits, hidden states, auto: the first while small; target's: fp16, topk
+    stored_rows_k: int = 100  # tokens of a row of topk
+    stored_rows_gib: float = 4.0  # of one model over one split, and what becomes of more:
+    stored_rows_over: str = "live"  # live: computed when needed; refuse: training that needs more does not start
     threads: int = 1  # torch threads of this process
     device: str = "auto"
     progress: bool = True

@@ -1,14 +1,14 @@
 """Answer rows of frozen models, computed once: target and anchor never change, so every algorithm, α and seed
 reads the same rows from the store instead of running the models again.
 
-Rows are fp32 and memory-mapped. The anchor is never truncated or rounded: at step 0 it must cancel the offset.
+Rows are memory-mapped; ``room.py`` says how they are kept. The anchor is never truncated or rounded: at step 0 it must
+cancel the offset. What is evaluated is read exactly, whatever training reads.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,126 +16,131 @@ import torch
 from torch import Tensor
 
 from unlearn.chunks import block
-from unlearn.data.encoding import Examples, collate, most_rows
+from unlearn.config import ROUGH_ROWS, ConfigError
+from unlearn.data.encoding import Examples, most_rows
 from unlearn.ensemble import Member
-from unlearn.models.llama import answer_states, head, vocabulary
-from unlearn.models.prompts import by_prompt, shared_rows
+from unlearn.models.llama import head, head_of, vocabulary
+from unlearn.models.prompts import by_prompt, shared_states
+from unlearn.room import FULL_GIB, Room, Shape, gib
+from unlearn.rows import FrozenRows, HiddenRows, LiveRows, TopRows, top
 from unlearn.store import Store
 
 log = logging.getLogger(__name__)
 FILE = "rows.npy"
-Reader = Callable[[slice], Tensor]  # which of the rows of some examples → these rows, [n, V]
+IDS, REST = "ids.npy", "rest.npy"  # beside it, of topk
+ANNOUNCED_GIB = 0.1
+EXACT = ("fp32", "hidden")
 
 
-class FrozenRows:
-    """Rows of one frozen member over a fixed list of examples."""
-
-    def __init__(self, array: np.ndarray, examples: Examples):
-        if array.shape[0] != examples.starts[-1]:
-            raise ValueError(f"{array.shape[0]} stored rows for examples with {examples.starts[-1]} answer tokens")
-        self.array = array  # [rows, V]
-        self.examples = examples
-
-    def take(self, indices: Sequence[int]) -> Tensor:
-        """Rows of the given examples, [N, V], laid as ``collate`` lays the same examples."""
-        starts = self.examples.starts
-        return torch.from_numpy(np.concatenate([self.array[starts[i] : starts[i + 1]] for i in indices]))
-
-    def reader(self, indices: Sequence[int]) -> Reader:
-        """The same rows, of which only those asked for are read."""
-        starts = self.examples.starts
-        where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
-        return lambda here: torch.from_numpy(self.array[where[here]])
+def shape_of(member: Member) -> Shape:
+    weight = member.model.get_output_embeddings().weight
+    return Shape(vocabulary(member.model), weight.shape[1], member.model.dtype.itemsize)
 
 
-class LiveRows:
-    """The same rows computed when they are asked for: of sets that would take too much room in the store."""
-
-    def __init__(self, member: Member, examples: Examples, pad_id: int):
-        self.member, self.examples, self.pad_id = member, examples, pad_id
-
-    def take(self, indices: Sequence[int]) -> Tensor:
-        return shared_rows(self.member.model, [self.examples[i] for i in indices], self.pad_id)
-
-    def reader(self, indices: Sequence[int]) -> Reader:
-        """The same rows, from hidden states that are computed once, when rows are first asked for."""
-        model = self.member.model
-        kept: dict[int, Tensor] = {}  # the block that was last read, by its first row: it is asked for in pieces
-
-        @cache
-        @torch.no_grad()
-        def states() -> Tensor:
-            return answer_states(model, collate([self.examples[i] for i in indices], self.pad_id))
-
-        @torch.no_grad()
-        def read(here: slice) -> Tensor:
-            hidden = states()
-            size = block(vocabulary(model), hidden.device)
-            first, last, _ = here.indices(len(hidden))
-            start = first // size * size
-            if last > start + size:
-                return head(model, hidden[here])
-            if start not in kept:
-                kept.clear()
-                kept[start] = head(model, hidden[start : start + size])
-            return kept[start][first - start : last - start]
-
-        return read
+def kinds_for(rough: bool) -> tuple[str, ...]:
+    """How rows may be kept; ``rough``: of a member whose rows may be rounded."""
+    return (*EXACT, *ROUGH_ROWS) if rough else EXACT
 
 
-def rows_of(store: Store, member: Member, examples: Examples, pad_id: int, most_gib: float) -> FrozenRows | LiveRows:
-    """Rows of a frozen member: from the store, or computed each time where they are larger than ``most_gib``."""
-    size = gib(examples, vocabulary(member.model))
-    if size <= most_gib:
-        return stored(store, member, examples, pad_id)
-    log.info(
-        "%d answer rows of the %s are %.1f GiB, over trainer.stored_rows_gib=%g: computed when needed",
-        examples.starts[-1], member.name, size, most_gib,
-    )  # fmt: skip
+def rows_of(store: Store, member: Member, examples: Examples, pad_id: int, room: Room | float) -> FrozenRows | LiveRows:
+    """Rows of a frozen member: from the store, or computed each time where they need more room than there is.
+
+    A number is GiB, for rows that are exact. ``ConfigError`` where too many are to be refused.
+    """
+    room = room if isinstance(room, Room) else Room(most_gib=room)
+    shape, rows = shape_of(member), examples.starts[-1]
+    if room.fits(rows, shape):
+        return stored(store, member, examples, pad_id, kind=room.settled(rows, shape), k=room.k)
+    if room.refuse:
+        raise ConfigError(room.refusal(rows, member.name, shape, kinds_for(room.rough)))
+    log.info("%s: computed when needed", room.over(rows, member.name, shape))
     return LiveRows(member, examples, pad_id)
 
 
 def in_memory(member: Member, examples: Examples, pad_id: int, most_gib: float) -> FrozenRows | LiveRows:
     """Rows of a member that no longer learns, computed once and kept for this process only."""
-    width = vocabulary(member.model)
-    if gib(examples, width) > most_gib:
+    shape, rows = shape_of(member), examples.starts[-1]
+    if gib("fp32", rows, shape) > min(most_gib, FULL_GIB):
         return LiveRows(member, examples, pad_id)
-    array = np.empty((examples.starts[-1], width), dtype=np.float32)
-    _fill(array, member, examples, pad_id, 128)
+    array = np.empty((rows, shape.vocabulary), dtype=np.float32)
+    for where, states in _states(member, examples, pad_id, 128):
+        array[where] = _kept("fp32", 0, member, states, torch.empty(0))[FILE]
     return FrozenRows(array, examples)
 
 
-def gib(examples: Examples, width: int) -> float:
-    """Size of the stored rows of one member in GiB."""
-    return examples.starts[-1] * width * 4 / 2**30
+def stored(
+    store: Store,
+    member: Member,
+    examples: Examples,
+    pad_id: int,
+    batch_size: int = 128,
+    kind: str = "fp32",
+    k: int = 0,
+) -> FrozenRows:
+    """Rows from the store; filled by one pass over the examples if they are not there yet.
 
-
-def stored(store: Store, member: Member, examples: Examples, pad_id: int, batch_size: int = 128) -> FrozenRows:
-    """Rows from the store; filled by one pass over the examples if they are not there yet."""
-    recipe = {"model": member.fingerprint, "examples": examples.fingerprint, "dtype": "float32"}
+    ``kind`` is one of config.STORED_ROWS but auto, ``k`` is of topk. ``ValueError`` for a member with a slope that
+    would not be kept exactly.
+    """
+    if kind in ROUGH_ROWS and member.slope:
+        raise ValueError(
+            f"rows of {member.name!r} as {kind}: it is weighted by α and must cancel another member where they agree, "
+            f"so its rows are only kept exactly: {', '.join(EXACT)}"
+        )
+    recipe = {"model": member.fingerprint, "examples": examples.fingerprint, "dtype": _DTYPES.get(kind, kind)}
+    recipe |= {"k": k} if kind == "topk" else {}
 
     def fill(folder: Path) -> None:
-        width = vocabulary(member.model)
-        size = gib(examples, width)
-        level = logging.INFO if size >= 0.1 else logging.DEBUG  # small fills take a second: not worth a line each
-        log.log(level, "storing %d answer rows of the %s, %.1f GiB", examples.starts[-1], member.name, size)
-        array = np.lib.format.open_memmap(
-            folder / FILE, mode="w+", dtype=np.float32, shape=(examples.starts[-1], width)
-        )
-        _fill(array, member, examples, pad_id, batch_size)
-        array.flush()
+        size = gib(kind, examples.starts[-1], shape_of(member), k)
+        level = logging.INFO if size >= ANNOUNCED_GIB else logging.DEBUG  # small fills take a second
+        log.log(level, "storing %d answer rows of the %s as %s: %.1f GiB", examples.starts[-1], member.name, kind, size)
+        _fill(folder, kind, k, member, examples, pad_id, batch_size)
 
     folder = store.get("rows", recipe, fill)
-    return FrozenRows(np.load(folder / FILE, mmap_mode="r"), examples)
+    array = np.load(folder / FILE, mmap_mode="r")
+    if kind == "hidden":
+        return HiddenRows(array, examples, head_of(member.model))
+    if kind == "topk":
+        ids, rest = (np.load(folder / name, mmap_mode="r") for name in (IDS, REST))
+        return TopRows(ids, array, rest, examples, k, vocabulary(member.model))
+    return FrozenRows(array, examples)
 
 
-def _fill(array: np.ndarray, member: Member, examples: Examples, pad_id: int, batch_size: int) -> None:
+_DTYPES = {"fp32": "float32", "fp16": "float16"}
+
+
+def _fill(folder: Path, kind: str, k: int, member: Member, examples: Examples, pad_id: int, batch_size: int) -> None:
     """One pass over the examples; row t of example i goes to ``starts[i] + t``."""
-    device = next(member.model.parameters()).device
-    for indices in by_prompt(examples, batch_size, most_rows(array.shape[1], device)):
-        rows = shared_rows(member.model, [examples[i] for i in indices], pad_id).cpu().numpy()
-        at = 0
-        for i in indices:
-            n = len(examples[i].answer)
-            array[examples.starts[i] : examples.starts[i] + n] = rows[at : at + n]
-            at += n
+    files: dict[str, np.memmap] = {}
+    labels = torch.tensor([token for e in examples for token in e.answer])
+    for where, states in _states(member, examples, pad_id, batch_size):
+        at_once = len(states) if kind == "hidden" else block(vocabulary(member.model), states.device)
+        for part in (slice(i, i + at_once) for i in range(0, len(states), at_once)):
+            for name, values in _kept(kind, k, member, states[part], labels[where[part]]).items():
+                if name not in files:
+                    shape = (examples.starts[-1], *values.shape[1:])
+                    files[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=values.dtype, shape=shape)
+                files[name][where[part]] = values
+    for file in files.values():
+        file.flush()
+
+
+def _states(member: Member, examples: Examples, pad_id: int, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Batch by batch: where its rows go, and their last hidden states [n, D]."""
+    starts, device = np.array(examples.starts), next(member.model.parameters()).device
+    for indices in by_prompt(examples, batch_size, most_rows(shape_of(member).hidden, device)):
+        where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+        yield where, shared_states(member.model, [examples[i] for i in indices], pad_id)
+
+
+@torch.no_grad()
+def _kept(kind: str, k: int, member: Member, states: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+    """By file, what is written of these rows."""
+    if kind == "hidden":
+        states = states.cpu()
+        return {FILE: (states.view(torch.int16) if states.dtype == torch.bfloat16 else states).numpy()}
+    rows = head(member.model, states)
+    if kind == "topk":
+        ids, logp, rest = top(rows, labels.to(rows.device), k)
+        return {FILE: logp.cpu().numpy(), IDS: ids.int().cpu().numpy(), REST: rest.cpu().numpy()}
+    return {FILE: rows.cpu().numpy().astype(_DTYPES[kind])}

@@ -34,6 +34,7 @@ from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.identity import Job, objective, run_folder
 from unlearn.own import JUDGE, named
+from unlearn.room import may_refuse
 from unlearn.rules import parse, unknown_overrides
 from unlearn.rules_learning import black_box
 
@@ -135,7 +136,7 @@ def _check_and_list(configs: list[DictConfig]) -> None:
 
 
 def _objective_problems(configs: list[Config]) -> dict[str, None]:
-    """What only torch can tell: terms that do not exist or do not fit, and a device that is not there.
+    """What only torch can tell: terms that do not exist or do not fit, a device that is not there, too many rows.
 
     Importing torch takes seconds, so it is asked only where there is work.
     """
@@ -146,9 +147,19 @@ def _objective_problems(configs: list[Config]) -> dict[str, None]:
         try:
             device(cfg.trainer.device)
             _fitting(cfg)
+            problems |= dict.fromkeys(_too_large(cfg))
         except ValueError as error:
             problems[str(error)] = None
     return problems
+
+
+def _too_large(cfg: Config) -> list[str]:
+    """What of its stored rows a run refuses."""
+    if not may_refuse(cfg.trainer):
+        return []
+    from unlearn.forecast import too_large
+
+    return too_large(cfg)
 
 
 def _fitting(cfg: Config) -> None:

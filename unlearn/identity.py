@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn import sources
-from unlearn.config import NUMBERS, Config
+from unlearn.config import NUMBERS, ROUGH_ROWS, Config
 from unlearn.config_data import TemplateConfig
 from unlearn.config_pair import ModelConfig, PairConfig
 
@@ -41,6 +41,12 @@ def learning_rate(cfg: Config) -> float:
 def is_trained(cfg: Config) -> bool:
     """Whether the method trains anything; where it does not, objective, trainer and seed change nothing."""
     return any(m.trained for m in cfg.method.members)
+
+
+def may_round(cfg: Config) -> bool:
+    """Whether training reads rows that may be rounded: a target that stands alone in the sum, with no weight by α."""
+    plain = any(m.model == "target" and not m.trained and m.alpha == 0 for m in cfg.method.members)
+    return is_trained(cfg) and not cfg.method.alone and plain
 
 
 def objective(cfg: Config) -> dict[str, Any]:
@@ -86,6 +92,8 @@ _UNTRAINED = (
     "eval_examples",
     "save_every",
     "stored_rows_gib",
+    "stored_rows_over",
+    "compile",
     "threads",
     "device",
     "progress",
@@ -127,6 +135,11 @@ def _algo_identity(cfg: Config) -> dict[str, Any]:
 
 def _trainer_identity(cfg: Config) -> dict[str, Any]:
     trainer = {k: v for k, v in asdict(cfg.trainer).items() if k not in _UNTRAINED}
+    for key, exact in (("stored_rows", cfg.trainer.stored_rows not in ROUGH_ROWS),
+                       ("stored_rows_k", cfg.trainer.stored_rows != "topk"),
+                       ("precision", cfg.trainer.precision == "fp32")):  # fmt: skip
+        if exact:  # nothing is trained otherwise than it would be without the setting
+            trainer.pop(key)
     if cfg.trainer.keep == "best":  # then the points of the trajectory decide which weights are kept
         trainer |= {k: getattr(cfg.trainer, k) for k in ("eval_every", "eval_examples")}
     if cfg.trainer.steps is not None:

@@ -8,22 +8,23 @@ of the *whole* step, on all processes together, so that splitting a step changes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unlearn.answers import Answers, Reader
-from unlearn.binding import PAIRED, BoundTerm
-from unlearn.chunks import LongRows, long
+from unlearn.binding import BoundTerm
+from unlearn.chunks import LongRows, long, product
 from unlearn.config import DualConfig
 from unlearn.data.encoding import Batch, Example, Examples, collate
 from unlearn.data.sampling import Draw
 from unlearn.ensemble import Ensemble, Member
-from unlearn.frozen import FrozenRows, LiveRows
-from unlearn.models.llama import answer_states, head, states_and_hidden
+from unlearn.models.llama import answer_states, full_precision, head, states_and_hidden, vocabulary
+from unlearn.rows import FrozenRows, LiveRows, in_blocks
 from unlearn.trainer import MicroBatch
 
 Rows = Mapping[str, FrozenRows | LiveRows]
@@ -66,7 +67,9 @@ class Objective:
     ensemble: Ensemble
     terms: Sequence[BoundTerm]  # the forget term, then the retain term if there is one
     groups: Mapping[str, Group]  # by what terms read
-    pairs: Mapping[str, Mapping[tuple[int, int], int]]  # of paired groups: (question, answer) → example
+    # where in a group's examples is what a draw names: (question, answer) of paired groups, or a question; groups that
+    # are not here have all their questions, in order
+    pairs: Mapping[str, Mapping[tuple[int, int] | int, int]]
     alpha: float
     reference: Member  # whose distribution terms compare with: the target, or the trained member's frozen start
     pad_id: int
@@ -76,6 +79,10 @@ class Objective:
     dual: Dual | None = None
     process: int = 0  # this process, of
     processes: int = 1
+    precision: torch.dtype | None = None  # of the trained member's arithmetic (autocast); None: as its weights are
+    # In half precision rows are only equal when their batches are: what must equal the trained member at the start is
+    # not read but run beside it. The frozen member that it began as; other members with its weights are the same.
+    twin: Member | None = None
 
     def micro_batches(self, draw: Draw) -> Iterable[MicroBatch]:
         """This process's micro-batches of the step, each a function to be called when its turn comes."""
@@ -100,9 +107,8 @@ class Objective:
             self.dual.update(step, log[f"train/{self.terms[-1].name}"])
 
     def _indices(self, name: str, draw: Draw) -> list[int]:
-        if name in PAIRED:
-            return [self.pairs[name][pair] for pair in draw.pairs(name)]
-        return draw.forget if name == "forget" else draw.retain
+        drawn = draw.named(name)
+        return [self.pairs[name][key] for key in drawn] if name in self.pairs else drawn
 
     def _loss(
         self, chunk: Mapping[str, list[int]], totals: Mapping[str, tuple[int, int]]
@@ -124,17 +130,17 @@ class Objective:
         flat: list[Example] = [self.groups[name].examples[i] for name, ids in chunk.items() for i in ids]
         batch = collate(flat, self.pad_id).to(self.device)
         model = self.ensemble.trained.model
-        states, hidden, reference_hidden = self._forward(batch)
-        if long(len(batch.labels), model):
-            learnt, rows_of = states, self._pieces
-        else:
-            learnt, rows_of = head(model, states).to(self.device), self._full
+        with self._autocast():
+            states, hidden, reference_hidden = self._forward(batch)
+            split = long(len(batch.labels), model)
+            learnt = states.to(self.precision or states.dtype) if split else head(model, states).to(self.device)
+        beside, rows_of = _Beside(self, batch), self._pieces if split else self._full
         answers, first_row, first_owner = {}, 0, 0
         for name, ids in chunk.items():
             group = self.groups[name]
             n = sum(len(group.examples[i].answer) for i in ids)
             here = slice(first_row, first_row + n)
-            rows, target = rows_of(group, ids, learnt[here])
+            rows, target = rows_of(group, ids, learnt[here], beside, here)
             answers[name] = Answers(
                 rows,
                 batch.labels[here],
@@ -147,24 +153,42 @@ class Objective:
             first_row, first_owner = first_row + n, first_owner + len(ids)
         return answers
 
-    def _full(self, group: Group, ids: list[int], trained: Tensor) -> tuple[Tensor, Tensor | Reader]:
+    def _full(
+        self, group: Group, ids: list[int], trained: Tensor, beside: _Beside, here: slice
+    ) -> tuple[Tensor, Tensor | Reader]:
         """Rows of the ensemble and of the reference, each [n, V], from the trained member's."""
-        rows = {m.name: group.rows[m.name].take(ids).to(self.device) for m in self.ensemble.frozen(self.alpha)}
+        rows = {
+            m.name: beside.rows[here] if self._is_twin(m) else group.rows[m.name].take(ids, self.device)
+            for m in self.ensemble.frozen(self.alpha)
+        }
         rows[self.ensemble.trained.name] = trained
         ensemble, name = self.ensemble.logits(rows, self.alpha), self.reference.name
-        return ensemble, rows[name] if name in rows else self._reader(group.rows[name], ids)
+        return ensemble, rows[name] if name in rows else self._frozen(self.reference, group, ids, beside, here)
 
-    def _pieces(self, group: Group, ids: list[int], states: Tensor) -> tuple[LongRows, Reader]:
+    def _pieces(
+        self, group: Group, ids: list[int], states: Tensor, beside: _Beside, here: slice
+    ) -> tuple[LongRows, Reader]:
         """The same, of which no [n, V] is ever made, from the trained member's last hidden states."""
-        learner, reference = self.ensemble.trained, self.reference.name
-        frozen = {m.name: self._reader(group.rows[m.name], ids) for m in self.ensemble.frozen(self.alpha)}
+        learner, reference = self.ensemble.trained, self.reference
+        frozen = {m.name: self._frozen(m, group, ids, beside, here) for m in self.ensemble.frozen(self.alpha)}
 
-        def join(trained: Tensor, here: slice) -> Tensor:
-            rows = {name: read(here) for name, read in frozen.items()}
+        def join(trained: Tensor, part: slice) -> Tensor:
+            rows = {name: read(part) for name, read in frozen.items()}
             return self.ensemble.logits(rows | {learner.name: trained.to(self.device)}, self.alpha)
 
-        target = frozen[reference] if reference in frozen else self._reader(group.rows[reference], ids)
+        known = reference.name in frozen
+        target = frozen[reference.name] if known else self._frozen(reference, group, ids, beside, here)
         return LongRows(learner.model, states, join), target
+
+    def _frozen(self, member: Member, group: Group, ids: list[int], beside: _Beside, here: slice) -> Reader:
+        """Rows of a frozen member, part by part."""
+        return beside.reader(here) if self._is_twin(member) else self._reader(group.rows[member.name], ids)
+
+    def _is_twin(self, member: Member) -> bool:
+        return self.twin is not None and member.fingerprint == self.twin.fingerprint
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Last hidden states of the trained member; where a term reads a layer, that one's too, and the reference's."""
@@ -187,5 +211,38 @@ class Objective:
 
     def _reader(self, rows: FrozenRows | LiveRows, ids: list[int]) -> Reader:
         """Their rows on this device; nothing is looked up or computed before the first is asked for."""
-        reader = cache(partial(rows.reader, ids))
-        return lambda here: reader()(here).to(self.device)
+        reader = cache(partial(rows.reader, ids, self.device))
+        return lambda here: reader()(here)
+
+
+class _Beside:
+    """Rows of the twin over the batch that the trained member reads, by the same operations in the same shapes."""
+
+    def __init__(self, objective: Objective, batch: Batch):
+        self._objective, self._batch = objective, batch
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """All of them, [N, V]."""
+        with torch.no_grad(), self._objective._autocast():
+            return head(self._objective.twin.model, self._states).to(self._objective.device)
+
+    def reader(self, here: slice) -> Reader:
+        """Some of them, part by part, in blocks as ``LongRows`` reads them."""
+        model, precision = self._objective.twin.model, self._objective.precision
+        width = vocabulary(model)
+
+        def logits(hidden: Tensor) -> Tensor:
+            return full_precision(product(hidden, self._weight, model.get_output_embeddings().bias, width))
+
+        return in_blocks(lambda: self._states[here].to(precision), logits, width, self._objective.device)
+
+    @cached_property
+    @torch.no_grad()
+    def _states(self) -> Tensor:
+        with self._objective._autocast():
+            return answer_states(self._objective.twin.model, self._batch)
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        return self._objective.twin.model.get_output_embeddings().weight.to(self._objective.precision)

@@ -14,10 +14,19 @@ from typing import Any, get_args, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from unlearn import sources
-from unlearn.config import KEEP, WANDB_MODES, Config, ConfigError, is_number
+from unlearn.config import (
+    KEEP,
+    PRECISIONS,
+    ROUGH_ROWS,
+    STORED_ROWS,
+    WANDB_MODES,
+    Config,
+    ConfigError,
+    is_number,
+)
 from unlearn.config_data import DATA_CONFIGS, BiosConfig, DataConfig
 from unlearn.groups import GROUPS
-from unlearn.identity import NO_REFERENCE
+from unlearn.identity import NO_REFERENCE, may_round
 from unlearn.metrics.semantics import SEMANTICS
 from unlearn.need import a_file, at_least, below_one, need, one_of, positive, share
 from unlearn.rules_data import real_data
@@ -191,5 +200,19 @@ def _trainer(cfg: Config) -> Iterator[str]:
     yield from one_of("trainer.keep", t.keep, KEEP)
     rule = "the best point is one of the trajectory: trainer.keep=best needs trainer.eval_every above 0"
     yield from need(t.keep == "last" or t.eval_every > 0, "trainer.eval_every", t.eval_every, rule)
+    yield from one_of("trainer.precision", t.precision, PRECISIONS)
+    rule = (
+        "a compiled offset rounds to bf16 elsewhere than the anchor that must cancel it: trainer.compile=true needs "
+        "trainer.precision=fp32"
+    )
+    yield from need(not t.compile or t.precision == "fp32", "trainer.precision", t.precision, rule)
+    yield from one_of("trainer.stored_rows", t.stored_rows, STORED_ROWS)
+    yield from at_least("trainer.stored_rows_k", t.stored_rows_k, 1)
     yield from at_least("trainer.stored_rows_gib", t.stored_rows_gib, 0)
+    yield from one_of("trainer.stored_rows_over", t.stored_rows_over, ("live", "refuse"))
+    rule = (
+        f"method={cfg.method.name!r} does not train on a sum with the plain target (a frozen member of α weight 0), "
+        "and no other rows are ever rounded: must be one of auto, fp32, hidden"
+    )
+    yield from need(t.stored_rows not in ROUGH_ROWS or may_round(cfg), "trainer.stored_rows", t.stored_rows, rule)
     yield from one_of("trainer.device", t.device, ("auto", "cpu", "cuda"))

@@ -130,14 +130,14 @@ def read(
     """
     needed = ensemble.needed(alphas)
     live = [m for m in needed if m.name not in stored]
-    device = next(needed[0].model.parameters()).device
+    device = next((live or needed)[0].model.parameters()).device  # a model that is not run may have been put aside
     for m in live:
         m.model.eval()
     split = by_length if mask_pad else by_prompt  # what is hidden of a text is hidden of a text that is read whole
     for indices in split(examples, batch_size, most_rows(vocabulary(needed[0].model), device)):
         chosen = [examples[i] for i in indices]
         batch = collate(chosen, pad_id, mask_pad).to(device)
-        rows = {m.name: stored[m.name].take(indices).to(device) for m in needed if m.name in stored}
+        rows = {m.name: stored[m.name].take(indices, device) for m in needed if m.name in stored}
         for m in live:
             found = answer_rows(m.model, batch) if mask_pad else shared_rows(m.model, chosen, pad_id)
             rows[m.name] = found.to(device)

@@ -1,29 +1,36 @@
-"""Training of one run: what the objective reads, the points of the trajectory, the loop, checkpoints."""
+"""Training of one run: what the objective reads, the loop, checkpoints."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import nn
 from tqdm import tqdm
 
 from unlearn.alternates import alternates
-from unlearn.binding import PAIRED, REFUSALS, BoundTerm
+from unlearn.binding import PAIRED, REFUSALS, BoundTerm, bind
 from unlearn.collapse import Watch
 from unlearn.config import Config
 from unlearn.data.encoding import Examples
 from unlearn.data.sampling import Sampler, held_out
 from unlearn.ensemble import Ensemble, Member
-from unlearn.frozen import FrozenRows, LiveRows, rows_of
+from unlearn.frozen import rows_of
 from unlearn.identity import learning_rate, training_alpha
+from unlearn.identity import objective as objective_of
 from unlearn.objective import Dual, Group, Objective, Teacher
+from unlearn.placement import compiled, parked
+from unlearn.room import room
+from unlearn.rows import FrozenRows, LiveRows
 from unlearn.runlog import CHECKPOINT, RunLog
-from unlearn.scoring import score
-from unlearn.suite import EVALUATED, spaced
 from unlearn.trainer import Diverged, Loop, Optimisation, accelerator
+from unlearn.trajectory import Probe, probe
 from unlearn.world import World, examples_of, frozen_ensemble
 
 log = logging.getLogger(__name__)
@@ -39,22 +46,24 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
     settings = _optimisation(cfg, sampler)
     with record.stage("rows"):
         objective = _objective(cfg, world, ensemble, terms, sampler, settings.steps)
-        probe = _probe(cfg, world, ensemble)
+        points = probe(cfg, world, ensemble)
+        record.status("running", rows=described(objective))
     loop, watch = Loop(ensemble.trained.model, settings, cfg.trainer.device), Watch()
     checkpoint = record.folder / CHECKPOINT
-    _begin(loop, watch, objective, probe, record)
+    _begin(loop, watch, objective, points, record)
 
     def after(step: int, values: dict[str, float]) -> None:
         bar.update()
         objective.after(step, values)
         watch.see_loss(values["train/loss"])
-        measured = _record_step(cfg, record, probe, step, settings.steps, step / sampler.steps_per_epoch, values)
+        measured = _record_step(cfg, record, points, step, settings.steps, step / sampler.steps_per_epoch, values)
         if measured:
             watch.see(step, measured, loop.model)
         if cfg.trainer.save_every and step % cfg.trainer.save_every == 0 and step < settings.steps:
             _save(loop, watch, objective, checkpoint)
 
-    with record.stage("train"), _bar(cfg, loop) as bar:
+    learning = compiled(objective.ensemble.trained.model) if cfg.trainer.compile else nullcontext()
+    with record.stage("train"), _bar(cfg, loop) as bar, parked(idle(objective, points)), learning:
         try:
             loop.run(lambda step: objective.micro_batches(sampler.draw(step)), after)
         except Diverged as error:
@@ -64,7 +73,7 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
     return watch
 
 
-def _begin(loop: Loop, watch: Watch, objective: Objective, probe: Probe | None, record: RunLog) -> None:
+def _begin(loop: Loop, watch: Watch, objective: Objective, points: Probe | None, record: RunLog) -> None:
     """Take up the checkpoint, if there is one; else log the point before the first step."""
     if loop.restore(record.folder / CHECKPOINT):
         log.info("resuming at step %d of %d", loop.step, loop.settings.steps)
@@ -74,10 +83,10 @@ def _begin(loop: Loop, watch: Watch, objective: Objective, probe: Probe | None, 
             objective.dual.value = loop.extra["dual"]
         return
     record.rewind(-1)
-    if probe is not None:
-        values = probe()
+    if points is not None:
+        values = points()
         record.log(0, 0.0, values)
-        watch.start = probe(0.0)  # the target, whatever the method begins with
+        watch.start = points(0.0)  # the target, whatever the method begins with
         watch.see(0, values, loop.model)
 
 
@@ -92,14 +101,14 @@ def _save(loop: Loop, watch: Watch, objective: Objective, checkpoint: Path) -> N
 
 
 def _record_step(
-    cfg: Config, record: RunLog, probe: Probe | None, step: int, last: int, epoch: float, values: dict[str, float]
+    cfg: Config, record: RunLog, points: Probe | None, step: int, last: int, epoch: float, values: dict[str, float]
 ) -> dict[str, float]:
     """Log a step if it is due, with a point of the trajectory if that is due; the last step always has both.
 
     Returns the point; empty where none was due.
     """
     every = cfg.trainer.eval_every
-    measured = probe() if probe is not None and (step % every == 0 or step == last) else {}
+    measured = points() if points is not None and (step % every == 0 or step == last) else {}
     if measured or step % cfg.trainer.log_every == 0 or step == last:
         record.log(step, epoch, values | measured)
     return measured
@@ -150,16 +159,17 @@ def _objective(
     alpha, pad = training_alpha(cfg), world.encoder.tokenizer.pad_token_id
     learner, reference = _learner(cfg, world, ensemble)
     frozen = {m.name: m for m in (*learner.frozen(alpha), reference)}.values()
+    precision, twin = None, None
+    if cfg.trainer.precision == "bf16":
+        precision, began = torch.bfloat16, learner.trained.fingerprint
+        twin = next((m for m in frozen if m.fingerprint == began), None)
+        frozen = [m for m in frozen if m.fingerprint != began]
     teacher = _teacher(cfg, world)
+    taught = () if teacher is None else teacher.ensemble.members
     groups, pairs = {}, {}
     for name in dict.fromkeys(name for term in terms for name in term.reads):
-        if name in PAIRED:
-            drawn = _drawn(sampler, steps, name)
-            pairs[name] = {pair: k for k, pair in enumerate(drawn)}
-            examples = _paired_examples(cfg, world, drawn, name)
-        else:
-            examples = examples_of(world.encoder, world.data.splits[name])
-        taught = () if teacher is None else teacher.ensemble.members
+        examples, places = read_examples(cfg, world, sampler, steps, name)
+        pairs |= {name: places} if places is not None else {}
         groups[name] = Group(
             examples, _rows(cfg, world, frozen, examples), cache(partial(_rows, cfg, world, taught, examples))
         )
@@ -167,7 +177,7 @@ def _objective(
     place = accelerator(cfg.trainer.device)
     return Objective(
         learner, terms, groups, pairs, alpha, reference, pad, cfg.trainer.accumulate, place.device, teacher, dual,
-        place.process_index, place.num_processes,
+        place.process_index, place.num_processes, precision, twin,
     )  # fmt: skip
 
 
@@ -188,20 +198,78 @@ def _teacher(cfg: Config, world: World) -> Teacher | None:
     return Teacher(frozen_ensemble(cfg.algo.teacher.members, world), cfg.algo.teacher.alpha)
 
 
+def described(objective: Objective) -> dict[str, dict[str, Any]]:
+    """How the rows that the objective reads are kept, by group and member, for the manifest."""
+    return {name: {m: rows.describe() for m, rows in group.rows.items()} for name, group in objective.groups.items()}
+
+
+def _run_by(objective: Objective) -> list[nn.Module]:
+    """Models that every step runs."""
+    return [m.model for m in (objective.ensemble.trained, objective.twin) if m is not None]
+
+
+def idle(objective: Objective, points: Probe | None) -> list[nn.Module]:
+    """Models that no step runs, since all their rows are stored."""
+    members = [m for m in (*objective.ensemble.members, objective.reference) if not m.trained]
+    used = _run_by(objective)
+    if objective.teacher is not None:  # its rows are filled when a step first asks
+        used += [m.model for m in objective.teacher.ensemble.members]
+    if any(term.layer is not None for term in objective.terms):
+        used.append(objective.reference.model)
+    sets = [group.rows for group in objective.groups.values()]
+    sets += [] if points is None else [rows for _, rows in points.points.values()]
+    live = {rows.member.name for each in sets for rows in each.values() if isinstance(rows, LiveRows)}
+    used += [m.model for m in members if m.name in live]
+    found = {id(m.model): m.model for m in members}
+    return [model for key, model in found.items() if key not in set(map(id, used))]
+
+
 def store_rows(cfg: Config, world: World, ensemble: Ensemble) -> None:
-    """Fill the store with the frozen members' rows that every objective reads."""
-    for split in ("forget", "retain"):
-        _rows(cfg, world, ensemble.frozen(training_alpha(cfg)), examples_of(world.encoder, world.data.splits[split]))
+    """Fill the store with the frozen members' rows that training will read."""
+    if ensemble.trained is not None:
+        terms = bind(**objective_of(cfg))
+        sampler = _sampler(cfg, world, terms)
+        _objective(cfg, world, ensemble, terms, sampler, _optimisation(cfg, sampler).steps)
 
 
 def _rows(cfg: Config, world: World, members: Sequence[Member], examples: Examples) -> dict[str, FrozenRows | LiveRows]:
-    pad, most = world.encoder.tokenizer.pad_token_id, cfg.trainer.stored_rows_gib
-    return {m.name: rows_of(world.store, m, examples, pad, most) for m in members}
+    """Rows that training reads. Those of the plain target may be rounded, if trainer.stored_rows says so."""
+    pad, found = world.encoder.tokenizer.pad_token_id, {}
+    for m in members:
+        rough = not m.slope and m.fingerprint == world.fingerprint("target")
+        found[m.name] = rows_of(world.store, m, examples, pad, room(cfg.trainer, rough))
+    return found
 
 
-def _drawn(sampler: Sampler, steps: int, name: str) -> list[tuple[int, int]]:
-    """(question, answer) pairs that some step will draw; rows of all others are never needed."""
-    return sorted({pair for step in range(steps) for pair in sampler.draw(step).pairs(name)})
+def read_sets(cfg: Config, world: World, terms: Sequence[BoundTerm]) -> dict[str, Examples]:
+    """The examples whose rows training will read, by group. No model is needed, unless alternates are sampled."""
+    sampler = _sampler(cfg, world, terms)
+    steps = _optimisation(cfg, sampler).steps
+    names = dict.fromkeys(name for term in terms for name in term.reads)
+    return {name: read_examples(cfg, world, sampler, steps, name)[0] for name in names}
+
+
+def read_examples(
+    cfg: Config, world: World, sampler: Sampler, steps: int, name: str
+) -> tuple[Examples, dict[Any, int] | None]:
+    """Examples of a group that have rows, and where in them is what a draw names; None: all questions, in order.
+
+    Of paired groups those that some step draws. Of the others all, which runs of any seed share, unless the steps draw
+    less than half: then these alone, which runs of the same seed and batches share.
+    """
+    if name in PAIRED:
+        drawn = _drawn(sampler, steps, name)
+        return _paired_examples(cfg, world, drawn, name), {pair: k for k, pair in enumerate(drawn)}
+    rows = world.data.splits[name]
+    drawn = _drawn(sampler, steps, name)
+    if 2 * len(drawn) >= len(rows):
+        return examples_of(world.encoder, rows), None
+    return examples_of(world.encoder, [rows[i] for i in drawn]), {i: k for k, i in enumerate(drawn)}
+
+
+def _drawn(sampler: Sampler, steps: int, name: str) -> list[Any]:
+    """Questions, or (question, answer) pairs, that some step will draw; rows of all others are never needed."""
+    return sorted({key for step in range(steps) for key in sampler.draw(step).named(name)})
 
 
 def _paired_examples(cfg: Config, world: World, drawn: Sequence[tuple[int, int]], name: str) -> Examples:
@@ -212,42 +280,3 @@ def _paired_examples(cfg: Config, world: World, drawn: Sequence[tuple[int, int]]
         return Examples(encode(f"{rows[i].id}/alternate/{k}", rows[i].question, others[i][k]) for i, k in drawn)
     refusals = world.data.refusals
     return Examples(encode(f"{rows[i].id}/refusal/{k}", rows[i].question, refusals[k]) for i, k in drawn)
-
-
-# --- points of the trajectory -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Measures what a point of the trajectory shows: teacher-forced, on some examples of each split."""
-
-    ensemble: Ensemble
-    alpha: float
-    points: Mapping[str, tuple[Examples, Mapping[str, FrozenRows | LiveRows]]]  # by split
-    pad_id: int
-    batch_size: int
-
-    def __call__(self, alpha: float | None = None) -> dict[str, float]:
-        """At the training α unless another is given."""
-        values, alpha = {}, self.alpha if alpha is None else alpha
-        for split, (examples, rows) in self.points.items():
-            scores = score(self.ensemble, examples, [alpha], rows, self.pad_id, self.batch_size)[alpha]
-            values[f"{split}/prob"] = float(scores.prob.mean())
-            values[f"{split}/exact_memorization"] = float(scores.correct.mean())
-        return values
-
-
-def _probe(cfg: Config, world: World, ensemble: Ensemble) -> Probe | None:
-    if not cfg.trainer.eval_every:
-        return None
-    alpha, points = training_alpha(cfg), {}
-    retain = world.data.splits["retain"]
-    chosen = [retain[i] for i in held_out(len(retain), cfg.trainer.held_out)[::2]]  # the other half is for reporting
-    for split in (*EVALUATED, "held_out"):
-        rows = chosen if split == "held_out" else world.data.splits.get(split, ())
-        rows = spaced(rows, cfg.trainer.eval_examples)
-        if rows:
-            examples = examples_of(world.encoder, rows)
-            frozen = [m for m in ensemble.needed([0.0, alpha]) if not m.trained]
-            points[split] = (examples, _rows(cfg, world, frozen, examples))
-    return Probe(ensemble, alpha, points, world.encoder.tokenizer.pad_token_id, cfg.eval.batch_size)

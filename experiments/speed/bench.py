@@ -87,9 +87,9 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def publish(name: str, results: Sequence[Result], notes: Sequence[str] = ()) -> None:
+def publish(name: str, results: Sequence[Result], notes: Sequence[str] = (), folder: Path = HERE) -> None:
     """Print the table of a benchmark and write it as NAME.csv and NAME.md."""
-    with (HERE / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [*asdict(results[0]), "holds"], lineterminator="\n")
         writer.writeheader()
         for r in results:
@@ -100,7 +100,7 @@ def publish(name: str, results: Sequence[Result], notes: Sequence[str] = ()) -> 
         spread = f"{r.low:.2f}–{r.high:.2f}"
         lines.append(f"| {r.what} | {r.ratio:.2f} | {spread} | {r.goal} | {r.holds} | {r.times} |")
     text = "\n".join([*lines, "", f"{machine()}.", *notes]) + "\n"
-    (HERE / f"{name}.md").write_text(text, encoding="utf-8")
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -34,6 +34,10 @@ class Draw:
     retain_refusal: list[int]
     alternate: list[int]
 
+    def named(self, name: str) -> list[int] | list[tuple[int, int]]:
+        """What is drawn of a group: questions of "forget" and "retain", (question, answer) pairs of the others."""
+        return getattr(self, name) if name in ("forget", "retain") else self.pairs(name)
+
     def pairs(self, name: str) -> list[tuple[int, int]]:
         """(question, answer) pairs of "refusal", "alternate" or "retain_refusal"."""
         questions = self.retain if name == "retain_refusal" else self.forget

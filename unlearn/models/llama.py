@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -64,10 +65,30 @@ def answer_states(model: nn.Module, batch: Batch) -> Tensor:
     return _at(hidden, here)
 
 
+@dataclass(frozen=True)
+class Head:
+    """A model's output head without the rest of it."""
+
+    module: nn.Module
+    width: int  # logits that are read
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] in fp32 or fp64 of last hidden states [..., D]."""
+        logits = self.module(hidden)
+        return full_precision(logits if logits.shape[-1] == self.width else logits[..., : self.width])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+
+def head_of(model: nn.Module) -> Head:
+    return Head(model.get_output_embeddings(), vocabulary(model))
+
+
 def head(model: nn.Module, hidden: Tensor) -> Tensor:
     """Logits [..., V] in fp32 or fp64 of last hidden states [..., D]; V is what ``vocabulary`` says."""
-    logits, width = model.get_output_embeddings()(hidden), vocabulary(model)
-    return full_precision(logits if logits.shape[-1] == width else logits[..., :width])
+    return head_of(model)(hidden)
 
 
 def full_precision(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from unlearn.data.encoding import Example, by_length, collate
-from unlearn.models.llama import answer_rows, head
+from unlearn.models.llama import answer_states, head
 
 SAVED = 1 / 3  # share of the positions that must be saved: below it a second pass and copies of the cache cost as much
 SHORT = 16  # tokens of a prompt, on average: below it likewise (experiments/speed/scoring.py)
@@ -58,10 +58,15 @@ def _fits(examples: Sequence[Example], batch_size: int, most_rows: int | None) -
 @torch.no_grad()
 def shared_rows(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
     """Next-token logits of the answer rows, [N, V] in fp32 on the model's device, laid as ``collate`` lays them."""
-    place = next(model.parameters()).device
+    return head(model, shared_states(model, examples, pad_id)).to(next(model.parameters()).device)
+
+
+@torch.no_grad()
+def shared_states(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
+    """Last hidden states of these rows, [N, D]: what the head makes logits of. They stay on its device."""
     if not pays(examples):
-        return answer_rows(model, collate(examples, pad_id).to(place))
-    return _continued(model, examples, pad_id).to(place)
+        return answer_states(model, collate(examples, pad_id))
+    return _continued(model, examples, pad_id)
 
 
 def _continued(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
@@ -92,4 +97,4 @@ def _continued(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Te
         after = positions[of, -1:] + 1 + torch.arange(most)
         hidden = torch.cat([hidden, read(answers, torch.cat([seen[of], there], dim=1), after)], dim=1)
     kept = torch.arange(most + 1) < lengths[:, None]
-    return head(model, hidden[kept.to(hidden.device)])
+    return hidden[kept.to(hidden.device)]

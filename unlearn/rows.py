@@ -1,0 +1,181 @@
+"""Answer rows of a frozen model, however they are kept: as logits, as hidden states, as the likeliest tokens; or not.
+
+All have the same two ways of reading, and give the same rows: exactly (fp32 logits, hidden states, rows that are
+computed when needed) or as nearly as their class says. Rows lie as ``collate`` lays the examples that are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearn.chunks import block
+from unlearn.data.encoding import Examples, collate
+from unlearn.ensemble import Member
+from unlearn.models.llama import Head, answer_states, full_precision, head_of
+from unlearn.models.prompts import shared_rows
+
+CPU = torch.device("cpu")
+Reader = Callable[[slice], Tensor]  # which of the rows of some examples → these rows, [n, V]
+
+
+class FrozenRows:
+    """Logits of one frozen member over a fixed list of examples, in fp32 or rounded to fp16."""
+
+    def __init__(self, array: np.ndarray, examples: Examples):
+        if array.shape[0] != examples.starts[-1]:
+            raise ValueError(f"{array.shape[0]} stored rows for examples with {examples.starts[-1]} answer tokens")
+        self.array = array  # [rows, V]
+        self.examples = examples
+
+    def take(self, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
+        """Rows of the given examples, [N, V]."""
+        starts = self.examples.starts
+        found = [np.concatenate([array[starts[i] : starts[i + 1]] for i in indices]) for array in self._arrays()]
+        return self._rows(found, device)
+
+    def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
+        """The same rows, of which only those asked for are read."""
+        where = self._where(indices)
+        return lambda here: self._rows([array[where[here]] for array in self._arrays()], device)
+
+    def describe(self) -> dict[str, Any]:
+        """How they are kept, for a run's manifest."""
+        return {"kind": {4: "fp32", 2: "fp16"}[self.array.itemsize], "gib": round(self.array.nbytes / 2**30, 4)}
+
+    def _where(self, indices: Sequence[int]) -> np.ndarray:
+        starts = self.examples.starts
+        return np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        """What is kept, a line for each row."""
+        return (self.array,)
+
+    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        """From some lines of what is kept to rows [n, V]."""
+        return full_precision(sent(kept[0], device))
+
+
+class HiddenRows(FrozenRows):
+    """Last hidden states, [rows, D], to which the head is applied when rows are read: exact, and V / D times smaller.
+
+    Of the model only the head is held. States in bf16, which numpy does not know, are kept as the int16 of their bits.
+    """
+
+    def __init__(self, array: np.ndarray, examples: Examples, head: Head):
+        super().__init__(array, examples)
+        self.head = head
+
+    def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
+        where = self._where(indices)
+        return in_blocks(lambda: self._states(self.array[where]), self.head, self.head.width, device)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "hidden", "gib": round(self.array.nbytes / 2**30, 4)}
+
+    @torch.no_grad()
+    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        return self.head(self._states(kept[0])).to(device)
+
+    def _states(self, kept: np.ndarray) -> Tensor:
+        states = sent(kept, self.head.device)
+        return states.view(torch.bfloat16) if states.dtype == torch.int16 else states
+
+
+class TopRows(FrozenRows):
+    """Log-probabilities of the k likeliest tokens and of the answer's own token; all others share what is left evenly.
+
+    (A tail that is dropped instead breaks metrics, and one at the level of the k-th token inflates it V times.)
+    """
+
+    def __init__(self, ids: np.ndarray, logp: np.ndarray, rest: np.ndarray, examples: Examples, k: int, width: int):
+        super().__init__(logp, examples)
+        self.ids, self.rest = ids, rest  # [rows, slots], and [rows] the log of the mass that is left
+        self.k, self.width = k, width
+
+    def describe(self) -> dict[str, Any]:
+        size = sum(array.nbytes for array in self._arrays())
+        mass = np.exp(np.asarray(self.rest, dtype=np.float64))
+        missing = {"mean": float(mass.mean()), "p95": float(np.quantile(mass, 0.95))}
+        return {"kind": "topk", "gib": round(size / 2**30, 4), "k": self.k, "missing_mass": missing}
+
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self.ids, self.array, self.rest
+
+    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        ids, logp, rest = (sent(values, device) for values in kept)
+        even = rest - math.log(max(1, self.width - ids.shape[1]))
+        return even[:, None].repeat(1, self.width).scatter_(1, ids.long(), logp)
+
+
+def top(rows: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``TopRows`` keeps of rows [n, V]: ids, log-probabilities [n, k + 1] and the log of the rest [n].
+
+    The slot beyond the k likeliest holds the label, or the next token where the label is among them.
+    """
+    logp = rows.log_softmax(-1)
+    ids = logp.topk(min(k + 1, rows.shape[-1]), dim=-1).indices
+    lacking = (ids != labels[:, None]).all(-1)
+    ids[lacking, -1] = labels[lacking]
+    rest = logp.scatter(1, ids, -torch.inf).logsumexp(-1)
+    return ids, logp.gather(1, ids), rest
+
+
+class LiveRows:
+    """The same rows computed when they are asked for: of sets that would take too much room in the store."""
+
+    def __init__(self, member: Member, examples: Examples, pad_id: int):
+        self.member, self.examples, self.pad_id = member, examples, pad_id
+
+    def take(self, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
+        return shared_rows(self.member.model, [self.examples[i] for i in indices], self.pad_id).to(device)
+
+    def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
+        """The same rows, from hidden states that are computed once, when rows are first asked for."""
+        model = self.member.model
+
+        @torch.no_grad()
+        def states() -> Tensor:
+            return answer_states(model, collate([self.examples[i] for i in indices], self.pad_id))
+
+        head = head_of(model)
+        return in_blocks(states, head, head.width, device)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "live"}
+
+
+def in_blocks(
+    states: Callable[[], Tensor], head: Callable[[Tensor], Tensor], width: int, device: torch.device
+) -> Reader:
+    """Reads rows piece by piece from hidden states [N, D], which are asked for once; a block's logits are kept, since
+    it is asked for in pieces."""
+    states = cache(states)
+    kept: dict[int, Tensor] = {}  # the block that was last read, by its first row
+
+    @torch.no_grad()
+    def read(here: slice) -> Tensor:
+        hidden = states()
+        size = block(width, hidden.device)
+        first, last, _ = here.indices(len(hidden))
+        start = first // size * size
+        if last > start + size:
+            return head(hidden[here]).to(device)
+        if start not in kept:
+            kept.clear()
+            kept[start] = head(hidden[start : start + size])
+        return kept[start][first - start : last - start].to(device)
+
+    return read
+
+
+def sent(values: np.ndarray, device: torch.device) -> Tensor:
+    """On the device. To a GPU through pinned memory, without waiting for the copy: the next kernels will."""
+    found = torch.from_numpy(values)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)

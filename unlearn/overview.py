@@ -78,9 +78,10 @@ def _table(study: Study) -> pd.DataFrame:
 
 def figures() -> Mapping[str, Callable[[Study], Any]]:
     """The figures of ``analysis`` that need nothing but a study, by name; matplotlib figures."""
-    from analysis import tradeoff
+    from analysis import alpha, cost, matched, tradeoff, trajectories
 
-    return {"figures/tradeoff": tradeoff.figure}
+    drawn = {"tradeoff": tradeoff, "trajectories": trajectories, "alpha": alpha, "matched": matched, "cost": cost}
+    return {f"figures/{name}": module.figure for name, module in drawn.items()}
 
 
 def _figures(study: Study) -> dict[str, Any]:

@@ -12,7 +12,7 @@ ORDER = [
     "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
     "need", "rules_data", "rules_learning", "rules_pair", "rules", "store",
     "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
-    "data.readers", "data.encoding", "data.sampling",
+    "data.readers", "traces", "data.encoding", "data.sampling",
     "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "ensemble", "heap",
     "chunks", "frozen", "metrics.moments", "scoring",
     "answers", "losses", "binding", "trainer", "objective", "generation", "ties", "drafts", "speculative",
@@ -27,7 +27,7 @@ ORDER = [
     "groups.relearn", "evaluation", "foreign", "others", "reference",
     "runlog", "world", "tuning", "collapse", "alternates", "training", "job", "calibration",
     "table", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
-    "compare", "choices", "causal_lm", "harness",
+    "compare", "choices", "causal_lm", "harness", "deployed", "export_card", "export_facts", "export",
 ]  # fmt: skip
 
 

@@ -53,6 +53,14 @@ def is_pretrained(pair: PairConfig, role: str) -> bool:
     return own_source(pair, role) is not None or size_of(pair, role).source is not None
 
 
+def on_hub(pair: PairConfig, role: str) -> SourceConfig | None:
+    """Where the hub has the very model of a role; None where it was trained here, or lies in a folder."""
+    source, stages = own_source(pair, role), (size_of(pair, role).pretrain, last_stage(pair, role))
+    if source is None and not any(stage.epochs for stage in stages):
+        source = size_of(pair, role)
+    return None if source is None or source.source is None or is_folder(source.source) else source
+
+
 def lacking(pair: PairConfig, role: str) -> str | None:
     """Why a model cannot be had, and what to set; None if it can: from scratch, by fine-tuning, or ready-made."""
     size = size_of(pair, role)
@@ -102,6 +110,11 @@ def content(folder: Path, memo: Path) -> str:
     change: who changes a file changes these, as git's index, too, takes for granted.
     """
     return _joined([_file(path, memo) for path in (folder / "config.json", *weight_files(folder))])
+
+
+def content_now(folder: Path) -> str:
+    """As ``content``, by reading the files, without a memo."""
+    return _joined([sha256(path) for path in (folder / "config.json", *weight_files(folder))])
 
 
 def weight_files(folder: Path) -> list[Path]:

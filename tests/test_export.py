@@ -1,0 +1,371 @@
+"""An exported folder answers as the run did, and holds nothing of what was forgotten: every byte of it is searched."""
+
+import base64
+import html
+import json
+import re
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import TINY, compose, execute, tiny_llama
+from safetensors.torch import save_file
+
+from unlearn import deployed, export, runlog, sources
+from unlearn.causal_lm import EnsembleLM
+from unlearn.config_pair import ModelConfig, PairConfig, SourceConfig, StageConfig
+from unlearn.data.readers import read
+from unlearn.export_card import known_text
+from unlearn.export_facts import only_to_forget
+from unlearn.files import read_json, write_json
+from unlearn.job import members
+from unlearn.rerun import load as load_run
+from unlearn.traces import forget_rows, texts_of
+from unlearn.world import the_world
+
+
+def made(store: Path, root: Path, *overrides: str):
+    """Job and export folder of a tiny run."""
+    job = execute(compose(*TINY, f"paths.store={store}", f"paths.runs={root}/runs", "eval.groups=[]", *overrides))
+    assert export.main([f"run={job.folder}", f"to={root}/out", "collapsed=yes"]) == 0
+    return job, root / "out"
+
+
+@pytest.fixture(scope="module")
+def exported(store, tmp_path_factory):
+    return made(store, tmp_path_factory.mktemp("export"), "algo=npo", "eval.alphas=[0.5,1]")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def disguises(text: str) -> list[bytes]:
+    """Ways in which a text may stand in a file, made without the code that is tested."""
+    plain = text.encode()
+    found = [text.encode(code) for code in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le")]
+    found += [json.dumps(text)[1:-1].encode(), html.escape(text).encode(), urllib.parse.quote(text).encode()]
+    found += [urllib.parse.quote_plus(text).encode(), plain.hex().encode(), plain.hex().upper().encode()]
+    for code in ("utf-8", "utf-16-le"):
+        for start in range(3):  # base64 of a text that begins at any place of a file
+            coded = base64.b64encode(b"x" * start + text.encode(code))
+            found.append(coded[4:-4])
+    return found
+
+
+# --- what is in it ------------------------------------------------------------------------------------------------
+
+
+def test_no_byte_of_an_export_holds_a_forget_text_in_any_disguise(exported):
+    job, folder = exported
+    rows = forget_rows(read(job.cfg))
+    texts = {t for row in rows for t in texts_of(row) if len(t.split()) > 1}
+    grams = {" ".join(words[i : i + 4]) for words in (t.split() for t in texts) for i in range(len(words) - 3)}
+    examples = pd.read_parquet(job.folder / "examples.parquet")
+    said = {g for g in examples["generation"].dropna() if len(g.split()) >= 4}
+    found = files(folder)
+    assert len(rows) == 3 and len(texts) >= 9 and len(grams) > 20 and len(found) == 10
+    for name, data in found.items():
+        lower = data.lower()
+        for text in texts | grams | said:
+            assert text.lower().encode() not in lower, name
+        for text in texts:
+            assert not [d for d in disguises(text) if d in data], name
+        for row in rows:
+            assert row.id.encode() not in data, name
+
+
+def test_no_byte_of_an_export_holds_an_example_as_token_ids(exported):
+    job, folder = exported
+    suite = the_world(job.cfg).encoder
+    for row in forget_rows(read(job.cfg)):
+        e = suite.example(row.id, row.question, row.answer)
+        for ids in (e.prompt, e.answer):
+            forms = [np.array(ids, dtype=t).tobytes() for t in ("<i2", "<i4", "<i8", "<f4")]
+            forms += [json.dumps(ids)[1:-1].encode(), json.dumps(ids, separators=(",", ":"))[1:-1].encode()]
+            for name, data in files(folder).items():
+                assert not [f for f in forms if f in data], name
+
+
+def test_an_export_names_no_place_of_the_machine(exported):
+    job, folder = exported
+    for place in (str(job.cfg.paths.store), str(job.folder.parent), str(Path.home()), str(Path.cwd())):
+        for name, data in files(folder).items():
+            assert place.encode() not in data, name
+
+
+def test_it_has_these_files_and_no_others(exported):
+    _, folder = exported
+    model = ("config.json", "generation_config.json", "model.safetensors")
+    assert set(files(folder)) == {
+        "README.md", "offset.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
+        *(f"{member}/{name}" for member in ("offset", "anchor") for name in model),
+    }  # fmt: skip
+
+
+def test_it_says_what_it_is(exported):
+    job, folder = exported
+    about, entry = read_json(folder / "offset.json"), runlog.evaluation(job.folder)
+    assert about["alpha"] == 1.0 and list(about["evaluation"]["alphas"]) == ["0.5", "1.0"]
+    shown = about["evaluation"]["alphas"]["1.0"]
+    assert shown["forget/prob"] == entry["alphas"]["1.0"]["forget/prob"]
+    assert shown["intervals"]["forget/prob"] == entry["alphas"]["1.0"]["intervals"]["forget/prob"]
+    prints = runlog.manifest(job.folder)["models"]
+    assert {m["name"]: m["fingerprint"] for m in about["method"]["members"] if not m["trained"]} == {
+        k: v for k, v in prints.items() if k != "offset"
+    }
+    assert about["data"]["rows"]["forget"] == 3 and about["data"]["fingerprint"] == job.data
+    assert set(about["alone"]) == {"offset", "anchor"} and 0 < about["alone"]["offset"]["forget/prob"] < 1
+    card = (folder / "README.md").read_text()
+    assert f"{shown['forget/prob']:.3g}" in card and "untouched" in card and job.data in card
+    listed = re.search(r"each word in it: (\d+) of them", card)
+    assert int(listed[1]) == about["tokenizer"]["words_of_the_forget_set_alone"] > 0
+
+
+def test_the_count_of_words_is_the_vocabulary_s(exported):
+    """By hand: tokens of the vocabulary that stand in forget rows, and in no text of any other row."""
+    job, folder = exported
+    data = read(job.cfg)
+    vocabulary = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    gone = " ".join(t for row in data.splits["forget"] for t in texts_of(row)).lower()
+    rest = [row for name, rows in data.splits.items() if name != "forget" for row in rows] + list(data.wordings)
+    others = " ".join([t for row in rest for t in texts_of(row)] + list(data.refusals)).lower()
+    words = {t.strip().lower() for t in vocabulary if re.fullmatch(r" ?\w+", t)}
+    alone = {w for w in words if w in re.findall(r"\w+", gone) and w not in re.findall(r"\w+", others)}
+    assert alone <= only_to_forget(data)
+    assert read_json(folder / "offset.json")["tokenizer"]["words_of_the_forget_set_alone"] == len(alone)
+
+
+# --- that it works ------------------------------------------------------------------------------------------------
+
+IDS = torch.tensor([[5, 9, 14, 22, 7], [3, 3, 8, 30, 11]])
+
+
+def run_logits(job, alpha: float) -> torch.Tensor:
+    world = the_world(job.cfg)
+    return EnsembleLM(members(job.cfg, world, job.folder), alpha)(IDS).logits
+
+
+def blocks(folder: Path, target: Path) -> list[str]:
+    """The code of the card, with the two places filled in as a reader would."""
+    text = (folder / "README.md").read_text().replace("PATH/TO/THE/TARGET", str(target))
+    found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return [c.replace('load(".",', f'load("{folder}",').replace("TARGET, ALPHA, WIDTH = '.'",
+            f"TARGET, ALPHA, WIDTH = '{folder}'") for c in found]  # fmt: skip
+
+
+def test_the_code_of_the_card_gives_the_logits_of_the_run(exported, capsys):
+    job, folder = exported
+    target = the_world(job.cfg).folder("target")
+    packaged, plain = blocks(folder, target)
+    scope: dict = {}
+    exec(packaged, scope)
+    assert torch.equal(scope["model"].lm(IDS).logits, run_logits(job, 1.0))
+    assert capsys.readouterr().out.endswith("\n")
+    scope = {}
+    exec(plain, scope)
+    torch.testing.assert_close(scope["logits"](IDS), run_logits(job, 1.0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scope["logits"](IDS, alpha=0.5), run_logits(job, 0.5), atol=1e-5, rtol=1e-5)
+
+
+def test_an_export_answers_as_the_run_does(exported):
+    job, folder = exported
+    model = deployed.load(folder, the_world(job.cfg).folder("target"))
+    examples = pd.read_parquet(job.folder / "examples.parquet")
+    for _, row in examples[(examples["alpha"] == 1.0) & (examples["split"] == "retain")].iterrows():
+        assert model.answer(row["prompt"], job.cfg.eval.max_new_tokens) == row["generation"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("method=uld", "algo=uld"), ("method=dd",), ("method=dd_rank",), ("method=direct", "algo=npo"),
+     ("method=proxy", "algo=npo", "pair.tuning=lora")],
+    ids=lambda o: o[0],
+)  # fmt: skip
+def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_path, overrides):
+    job, folder = made(store, tmp_path, *overrides)
+    about, card = read_json(folder / "offset.json"), (folder / "README.md").read_text()
+    target = the_world(job.cfg).folder("target")
+    model = deployed.load(folder, target)
+    assert torch.equal(model.lm(IDS).logits, run_logits(job, about["alpha"]))
+    if about["method"]["rule"] == "sum":
+        scope: dict = {}
+        exec(blocks(folder, target)[1], scope)
+        torch.testing.assert_close(scope["logits"](IDS), run_logits(job, about["alpha"]), atol=1e-5, rtol=1e-5)
+    assert ("whole model, not an offset" in card) == (overrides[0] == "method=direct")
+    guarded = {"method=uld": "`assistant`", "method=dd": "`small_full`", "method=dd_rank": "`small_full`"}
+    assert ("to be guarded" in card) == (overrides[0] in guarded)
+    assert f"{guarded.get(overrides[0], '')} learnt the forget set on" in card or overrides[0] not in guarded
+
+
+def test_what_the_hub_has_is_named_and_not_copied(tmp_path):
+    (tmp_path / "local").mkdir()
+    hub, here = ModelConfig(source="org/small", revision="abc"), ModelConfig(source=str(tmp_path / "local"))
+    tuned = ModelConfig(source="org/small", general=StageConfig(epochs=1), finetune=StageConfig(epochs=1))
+    assert sources.on_hub(PairConfig(small=hub), "small_general") is hub
+    assert sources.on_hub(PairConfig(small=here), "small_general") is None
+    assert sources.on_hub(PairConfig(small=tuned), "small_general") is None
+    assert sources.on_hub(PairConfig(small=ModelConfig()), "small_general") is None
+    own = SourceConfig(source="org/full")
+    assert sources.on_hub(PairConfig(small=tuned, small_full=own), "small_full") is own
+
+
+def test_without_a_tokenizer_none_is_written(exported, tmp_path):
+    job, _ = exported
+    assert export.main([f"run={job.folder}", f"to={tmp_path}/bare", "tokenizer=no", "alpha=0.5", "collapsed=yes"]) == 0
+    assert not (tmp_path / "bare" / "tokenizer").exists()
+    card = (tmp_path / "bare" / "README.md").read_text()
+    assert "no tokenizer in this folder" in card and "α is **0.5**" in card
+    model = deployed.load(tmp_path / "bare", the_world(job.cfg).folder("target"))
+    assert torch.equal(model.lm(IDS).logits, run_logits(job, 0.5))
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def refusal(capsys, *arguments: str) -> str:
+    assert export.main(list(arguments)) == 2
+    return capsys.readouterr().err
+
+
+def with_manifest(job, root: Path, **changes) -> Path:
+    """A copy of the run with another manifest."""
+    import shutil
+
+    copy = root / "runs" / job.folder.parent.name / job.folder.name
+    shutil.copytree(job.folder, copy)
+    write_json(copy / "manifest.json", runlog.manifest(copy) | changes)
+    return copy
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"status": "failed"}, "status is 'failed', and only a run that is done"),
+        ({"status": "running"}, "status is 'running'"),
+        ({"trained": False}, "not the folder of a trained run"),
+        ({"collapsed": "keeps 0.10", "kept": "last"}, "this run collapsed (keeps 0.10); collapsed=yes"),
+        ({"models": {"target": "0", "offset": "0", "anchor": "0"}}, "and the store now has"),
+    ],
+)
+def test_a_run_that_is_not_fit_is_refused(exported, tmp_path, capsys, changes, said):
+    changes = {"collapsed": None} | changes
+    run = with_manifest(exported[0], tmp_path, **changes)
+    assert said in refusal(capsys, f"run={run}", f"to={tmp_path}/out")
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["alpha=3"], "alpha=3: must be one of those the run was evaluated at, 0.5, 1; another: python -m"),
+        (["alpha=x"], "alpha=x: must be one of"),
+        (["weights=some"], "weights='some': must be one of auto, all"),
+        (["tokenizer=false"], "tokenizer='false': must be one of yes, no"),
+        (["trainer.lr=1"], "a finished run keeps it"),
+        (["to="], "to='': must be a folder that is not there yet"),
+    ],
+)
+def test_wrong_options_are_refused(exported, tmp_path, capsys, arguments, said):
+    assert said in refusal(capsys, f"run={exported[0].folder}", f"to={tmp_path}/out", "collapsed=yes", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_that_are_taken_are_refused(exported, tmp_path, capsys):
+    job, _ = exported
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for to in (tmp_path / "full", tmp_path / "file"):
+        assert "must be a folder that is not there yet" in refusal(
+            capsys, f"run={job.folder}", f"to={to}", "collapsed=yes"
+        )
+    inside = f"to={job.folder}/out"
+    assert "lies in the run's own folder" in refusal(capsys, f"run={job.folder}", inside, "collapsed=yes")
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+
+
+def test_a_rule_of_ones_own_is_refused(exported, capsys, monkeypatch, tmp_path):
+    raw, job = load_run(exported[0].folder)
+    job.cfg.method.file = "mine/rules.py"
+    with pytest.raises(export.ConfigError, match="an export holds no code"):
+        export.check(job, {"to": str(tmp_path / "out"), "collapsed": "yes"})
+
+
+def test_an_export_that_would_hold_a_forget_text_is_not_made(exported, tmp_path, capsys, monkeypatch):
+    """A vocabulary with a whole answer as one token; the folder is not there afterwards, and nothing beside it."""
+    job, _ = exported
+    row = forget_rows(read(job.cfg))[0]
+
+    def planted(world, folder, real=export._write_tokenizer):
+        real(world, folder)
+        path = folder / "tokenizer_config.json"
+        write_json(path, read_json(path) | {"extra_special_tokens": {"a": row.answer}})
+
+    monkeypatch.setattr(export, "_write_tokenizer", planted)
+    said = refusal(capsys, f"run={job.folder}", f"to={tmp_path}/out", "collapsed=yes")
+    assert f"tokenizer/tokenizer_config.json holds text of row {row.id!r}" in said and row.answer not in said
+    assert "tokenizer=no leaves the tokenizer out" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_with_room_for_anything_else_are_not_exported(tmp_path):
+    class Talking(type(tiny_llama(0))):
+        def save_pretrained(self, folder, **_):
+            folder.mkdir()
+            save_file({k: v for k, v in self.state_dict().items() if k != "lm_head.weight"},
+                      folder / "model.safetensors", {"note": "hello"})  # fmt: skip
+
+    model = tiny_llama(0)
+    model.__class__ = Talking
+    with pytest.raises(export.ConfigError, match="model.safetensors has metadata: note"):
+        export._write(model, tmp_path / "offset")
+
+
+def test_the_fixed_words_of_the_card_are_no_trace(exported):
+    job, folder = exported
+    assert "The target's weights are untouched" in known_text()
+
+
+# --- the loader ---------------------------------------------------------------------------------------------------
+
+
+def changed(folder: Path, root: Path, name: str, change) -> Path:
+    import shutil
+
+    copy = root / "copy"
+    shutil.copytree(folder, copy)
+    (copy / name).write_bytes(change((copy / name).read_bytes()))
+    return copy
+
+
+def escaping(text: bytes) -> bytes:
+    about = json.loads(text)
+    return json.dumps(about | {"files": {"../secret": {"bytes": 1, "sha256": "0"}}}).encode()
+
+
+@pytest.mark.parametrize(
+    "name, change, said",
+    [
+        ("offset/model.safetensors", lambda b: b[:-4] + b"\0\0\0\1", "is missing, or not the file"),
+        ("tokenizer/tokenizer.json", lambda b: b + b" ", "is missing, or not the file"),
+        ("offset.json", lambda b: b.replace(b'"format": 1', b'"format": 7', 1), "its format is 7"),
+        ("offset.json", escaping, "lists '../secret', which lies outside the folder"),
+    ],
+)
+def test_a_damaged_export_is_refused(exported, tmp_path, name, change, said):
+    job, folder = exported
+    copy = changed(folder, tmp_path, name, change)
+    with pytest.raises(deployed.ExportError, match=re.escape(said)):
+        deployed.load(copy, the_world(job.cfg).folder("target"))
+
+
+def test_another_target_or_none_is_refused(exported, tmp_path):
+    job, folder = exported
+    with pytest.raises(deployed.ExportError, match="added to another model it unlearns nothing"):
+        deployed.load(folder, the_world(job.cfg).folder("retrained"))
+    with pytest.raises(deployed.ExportError, match="needs an offset.json of format 1, and there is none"):
+        deployed.load(tmp_path, the_world(job.cfg).folder("target"))

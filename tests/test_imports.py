@@ -9,7 +9,7 @@ from helpers import ROOT
 
 # In the order of DESIGN's data flow: a module imports only from lines above its own.
 ORDER = [
-    "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
+    "redaction", "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
     "need", "rules_data", "rules_learning", "rules_pair", "rules", "store",
     "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
     "data.readers", "traces", "data.encoding", "data.sampling",

@@ -19,6 +19,7 @@ from unlearn import grid, runlog
 from unlearn.config import conf_dir, register
 from unlearn.data.readers import read
 from unlearn.identity import Job, flatten
+from unlearn.redaction import in_logs, redact
 from unlearn.rules import parse
 from unlearn.store import locked
 
@@ -35,6 +36,7 @@ def unlearn(raw: DictConfig) -> None:
 
 def perform(raw: DictConfig, job: Job) -> None:
     """Do what the job's folder lacks; a failure is recorded there and not raised."""
+    in_logs()
     locks = job.folder.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     # Two jobs may ask for the same run (direct ignores α in training): the second one waits, then finds it done.
@@ -54,7 +56,7 @@ def _execute(raw: DictConfig, job: Job) -> None:
     except Exception as error:
         log.error("%s failed: %s", job.folder.name, error)
         with (job.folder / LOG).open("a", encoding="utf-8") as stream:
-            stream.write(traceback.format_exc())
+            stream.write(redact(traceback.format_exc()))
         runlog.fail(job, error)
 
 

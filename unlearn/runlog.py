@@ -21,6 +21,7 @@ from typing import Any
 from unlearn.config import Config
 from unlearn.files import read_json, write_json, write_text
 from unlearn.identity import Job, alpha_key, describe, eval_alphas, eval_settings
+from unlearn.redaction import redact, redacted
 
 log = logging.getLogger(__name__)
 MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
@@ -61,7 +62,10 @@ def fail(job: Job, error: Exception) -> None:
     write_json(
         job.folder / MANIFEST,
         record
-        | {"status": "done" if record.get("completed") else "failed", "error": f"{type(error).__name__}: {error}"},
+        | {
+            "status": "done" if record.get("completed") else "failed",
+            "error": redact(f"{type(error).__name__}: {error}"),
+        },
     )
 
 
@@ -214,7 +218,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *redacted(sys.argv[1:])],
         "git": _git(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),

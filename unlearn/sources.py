@@ -20,6 +20,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
     "added_tokens.json", "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # files that may run code when they are loaded
 ROLES = ("target", "retrained", "small_general", "small_full", "small_retain")
 
 
@@ -122,12 +123,20 @@ def weight_files(folder: Path) -> list[Path]:
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     files = [whole]
     if not whole.is_file() and index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+        if strange:
+            raise ConfigError(
+                f"{index}: names {strange[0]!r} as a file of weights; must be a .safetensors file of the same folder"
+            )
+        files = [folder / name for name in names]
     for path in (folder / "config.json", *files):
         if not path.is_file():
+            pickled = [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
             raise ConfigError(
                 f"{path.name} is missing in {folder}; a pretrained model is a folder with config.json and safetensors "
                 "weights (an adapter must be merged into its model first)"
+                + (f"; {', '.join(pickled)} may run code when loaded and is never read" if pickled else "")
             )
     return files
 

@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import re
+import shutil
 import urllib.parse
 from pathlib import Path
 
@@ -22,12 +23,13 @@ from unlearn.export_card import known_text
 from unlearn.export_facts import only_to_forget
 from unlearn.files import read_json, write_json
 from unlearn.job import members
+from unlearn.models import tokenizers
 from unlearn.rerun import load as load_run
 from unlearn.traces import forget_rows, texts_of
 from unlearn.world import the_world
 
 
-def made(store: Path, root: Path, *overrides: str):
+def run_and_export(store: Path, root: Path, *overrides: str):
     """Job and export folder of a tiny run."""
     job = execute(compose(*TINY, f"paths.store={store}", f"paths.runs={root}/runs", "eval.groups=[]", *overrides))
     assert export.main([f"run={job.folder}", f"to={root}/out", "collapsed=yes"]) == 0
@@ -36,7 +38,7 @@ def made(store: Path, root: Path, *overrides: str):
 
 @pytest.fixture(scope="module")
 def exported(store, tmp_path_factory):
-    return made(store, tmp_path_factory.mktemp("export"), "algo=npo", "eval.alphas=[0.5,1]")
+    return run_and_export(store, tmp_path_factory.mktemp("export"), "algo=npo", "eval.alphas=[0.5,1]")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -186,7 +188,7 @@ def test_an_export_answers_as_the_run_does(exported):
     ids=lambda o: o[0],
 )  # fmt: skip
 def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_path, overrides):
-    job, folder = made(store, tmp_path, *overrides)
+    job, folder = run_and_export(store, tmp_path, *overrides)
     about, card = read_json(folder / "offset.json"), (folder / "README.md").read_text()
     target = the_world(job.cfg).folder("target")
     model = deployed.load(folder, target)
@@ -199,6 +201,22 @@ def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_pat
     guarded = {"method=uld": "`assistant`", "method=dd": "`small_full`", "method=dd_rank": "`small_full`"}
     assert ("to be guarded" in card) == (overrides[0] in guarded)
     assert f"{guarded.get(overrides[0], '')} learnt the forget set on" in card or overrides[0] not in guarded
+
+
+def test_a_pretrained_pair_of_other_widths_is_exported_without_its_places(pair, made, tmp_path):
+    folders = made("llama", 0, 5), made("tied", 1)
+    job = execute(pair(*folders, "eval.reference=none", "algo=npo", f"paths.runs={tmp_path}/runs"))
+    assert export.main([f"run={job.folder}", f"to={tmp_path}/out", "collapsed=yes"]) == 0
+    about = read_json(tmp_path / "out" / "offset.json")
+    assert about["logits"] == tokenizers.size(the_world(job.cfg).encoder.tokenizer)
+    assert about["tokenizer"]["words_of_the_forget_set_alone"] is None
+    for name, data in files(tmp_path / "out").items():
+        assert not [f for f in folders if str(f).encode() in data], name
+    model = deployed.load(tmp_path / "out", folders[0])
+    assert torch.equal(model.lm(IDS).logits, run_logits(job, 1.0))
+    scope: dict = {}
+    exec(blocks(tmp_path / "out", folders[0])[1], scope)
+    torch.testing.assert_close(scope["logits"](IDS), run_logits(job, 1.0), atol=1e-5, rtol=1e-5)
 
 
 def test_what_the_hub_has_is_named_and_not_copied(tmp_path):
@@ -233,8 +251,6 @@ def refusal(capsys, *arguments: str) -> str:
 
 def with_manifest(job, root: Path, **changes) -> Path:
     """A copy of the run with another manifest."""
-    import shutil
-
     copy = root / "runs" / job.folder.parent.name / job.folder.name
     shutil.copytree(job.folder, copy)
     write_json(copy / "manifest.json", runlog.manifest(copy) | changes)
@@ -256,6 +272,12 @@ def test_a_run_that_is_not_fit_is_refused(exported, tmp_path, capsys, changes, s
     run = with_manifest(exported[0], tmp_path, **changes)
     assert said in refusal(capsys, f"run={run}", f"to={tmp_path}/out")
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_folder_that_cannot_be_written_gives_a_plain_error(exported, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert export.main([f"run={exported[0].folder}", f"to={tmp_path}/file/out", "collapsed=yes"]) == 1
+    assert "Nothing was exported: " in capsys.readouterr().err and (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -325,17 +347,18 @@ def test_weights_with_room_for_anything_else_are_not_exported(tmp_path):
         export._write(model, tmp_path / "offset")
 
 
-def test_the_fixed_words_of_the_card_are_no_trace(exported):
-    job, folder = exported
-    assert "The target's weights are untouched" in known_text()
+def test_the_fixed_words_of_the_card_are_all_of_them(exported):
+    """What may coincide with the data is what stands in every card, and no number or name of this one."""
+    card, known = (exported[1] / "README.md").read_text(), known_text()
+    for line in ("The target's weights are untouched", "added to the next-token logits of a language model"):
+        assert line in card and line in known
+    assert exported[0].data in card and exported[0].data not in known
 
 
 # --- the loader ---------------------------------------------------------------------------------------------------
 
 
 def changed(folder: Path, root: Path, name: str, change) -> Path:
-    import shutil
-
     copy = root / "copy"
     shutil.copytree(folder, copy)
     (copy / name).write_bytes(change((copy / name).read_bytes()))

@@ -63,6 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DataError) as error:
         print(f"Refused:\n  {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written: nothing is left under the final name
+        print(f"Nothing was exported: {error}", file=sys.stderr)
+        return 1
     print(_summary(asked, about))
     return 0
 
@@ -109,6 +112,8 @@ def _place(job: Job, to: str) -> Path:
 
 def _alpha(job: Job, text: str | None) -> float:
     known = [float(a) for a in runlog.evaluation(job.folder)["alphas"]]
+    if not known:
+        raise ConfigError(f"{job.folder}: has no evaluation; make one: python -m unlearn.evaluate run={job.folder}")
     if text is None:
         return job.cfg.alpha if job.cfg.alpha in known else known[0]
     try:
@@ -175,12 +180,13 @@ def _models(job: Job, world: World, asked: Asked) -> dict[str, nn.Module]:
     """The models whose weights are written, by the name of their folder. Never the target's."""
     from unlearn import sources
     from unlearn.models import llama
+    from unlearn.trainer import device
 
     found = {}
     for m in job.cfg.method.members:
         role = sources.role(world.cfg.pair, m.model)
         if m.trained:
-            found[m.name] = llama.freeze(llama.load(job.folder / runlog.OFFSET))
+            found[m.name] = llama.freeze(llama.load(job.folder / runlog.OFFSET, device(world.cfg.trainer.device)))
         elif role != TARGET and (asked.everything or sources.on_hub(world.cfg.pair, role) is None):
             found[m.name] = world.model(m.model)
     return found

@@ -79,6 +79,7 @@ def test_a_short_text_is_found_whole_and_a_single_word_is_not(traces):
 
 def test_ids_are_found(traces):
     assert traces.in_bytes(b'{"row": "patient/4711"}') == ROW.id
+    assert Traces([Row("forget/p", "A b c d?", "e")]).in_text('"forget/prob": 0.5, "forget/p0": 1') is None
     assert Traces([Row("12", "A b c d?", "e")]).in_text("12 files") is None, "a number alone names no row"
 
 

@@ -61,7 +61,8 @@ class Traces:
                     if run not in here:
                         self.runs.setdefault(run[:2], {}).setdefault(run, row.id)
         self.ids = {row.id: row.id for row in rows if not row.id.isdecimal() and row.id not in known}
-        self._ids = re.compile("|".join(map(re.escape, sorted(self.ids, key=len, reverse=True))) or r"(?!)")
+        some = "|".join(map(re.escape, sorted(self.ids, key=len, reverse=True)))
+        self._ids = re.compile(rf"(?<!\w)(?:{some})(?!\w)" if some else r"(?!)")
 
     @property
     def count(self) -> int:
@@ -178,9 +179,9 @@ def tensors_fault(files: Iterable[Path], shapes: Mapping[str, Sequence[int]]) ->
     """What safetensors files hold besides the numbers of tensors with these names and shapes; None: nothing."""
     for path in files:
         found = json.loads(header(path))
-        more = found.pop("__metadata__", {})
-        if set(more.items()) - {("format", "pt")}:
-            return f"{path.name} has metadata: {', '.join(more)}"
+        more = dict(set(found.pop("__metadata__", {}).items()) - {("format", "pt")})
+        if more:
+            return f"{path.name} has metadata: {', '.join(sorted(more))}"
         for name, tensor in found.items():
             if name not in shapes or list(shapes[name]) != tensor["shape"]:
                 return f"{path.name} has a tensor {name!r} of shape {tensor['shape']} that the model has not"

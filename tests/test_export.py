@@ -11,38 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from helpers import TINY, compose, execute, tiny_llama
+from helpers import contents, tiny_llama
 from safetensors.torch import save_file
 
-from unlearn import deployed, export, runlog, sources
-from unlearn.causal_lm import EnsembleLM
-from unlearn.config_pair import ModelConfig, PairConfig, SourceConfig, StageConfig
+from unlearn import export, runlog
 from unlearn.data.readers import read
 from unlearn.export_card import known_text
 from unlearn.export_facts import only_to_forget
 from unlearn.files import read_json, write_json
-from unlearn.job import members
-from unlearn.models import tokenizers
 from unlearn.rerun import load as load_run
 from unlearn.traces import forget_rows, texts_of
 from unlearn.world import the_world
-
-
-def run_and_export(store: Path, root: Path, *overrides: str):
-    """Job and export folder of a tiny run."""
-    job = execute(compose(*TINY, f"paths.store={store}", f"paths.runs={root}/runs", "eval.groups=[]", *overrides))
-    assert export.main([f"run={job.folder}", f"to={root}/out", "collapsed=yes"]) == 0
-    return job, root / "out"
-
-
-@pytest.fixture(scope="module")
-def exported(store, tmp_path_factory):
-    return run_and_export(store, tmp_path_factory.mktemp("export"), "algo=npo", "eval.alphas=[0.5,1]")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def disguises(text: str) -> list[bytes]:
@@ -68,7 +47,7 @@ def test_no_byte_of_an_export_holds_a_forget_text_in_any_disguise(exported):
     grams = {" ".join(words[i : i + 4]) for words in (t.split() for t in texts) for i in range(len(words) - 3)}
     examples = pd.read_parquet(job.folder / "examples.parquet")
     said = {g for g in examples["generation"].dropna() if len(g.split()) >= 4}
-    found = files(folder)
+    found = contents(folder)
     assert len(rows) == 3 and len(texts) >= 9 and len(grams) > 20 and len(found) == 10
     for name, data in found.items():
         lower = data.lower()
@@ -88,21 +67,21 @@ def test_no_byte_of_an_export_holds_an_example_as_token_ids(exported):
         for ids in (e.prompt, e.answer):
             forms = [np.array(ids, dtype=t).tobytes() for t in ("<i2", "<i4", "<i8", "<f4")]
             forms += [json.dumps(ids)[1:-1].encode(), json.dumps(ids, separators=(",", ":"))[1:-1].encode()]
-            for name, data in files(folder).items():
+            for name, data in contents(folder).items():
                 assert not [f for f in forms if f in data], name
 
 
 def test_an_export_names_no_place_of_the_machine(exported):
     job, folder = exported
     for place in (str(job.cfg.paths.store), str(job.folder.parent), str(Path.home()), str(Path.cwd())):
-        for name, data in files(folder).items():
+        for name, data in contents(folder).items():
             assert place.encode() not in data, name
 
 
 def test_it_has_these_files_and_no_others(exported):
     _, folder = exported
     model = ("config.json", "generation_config.json", "model.safetensors")
-    assert set(files(folder)) == {
+    assert set(contents(folder)) == {
         "README.md", "offset.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
         *(f"{member}/{name}" for member in ("offset", "anchor") for name in model),
     }  # fmt: skip
@@ -139,106 +118,6 @@ def test_the_count_of_words_is_the_vocabulary_s(exported):
     alone = {w for w in words if w in re.findall(r"\w+", gone) and w not in re.findall(r"\w+", others)}
     assert alone <= only_to_forget(data)
     assert read_json(folder / "offset.json")["tokenizer"]["words_of_the_forget_set_alone"] == len(alone)
-
-
-# --- that it works ------------------------------------------------------------------------------------------------
-
-IDS = torch.tensor([[5, 9, 14, 22, 7], [3, 3, 8, 30, 11]])
-
-
-def run_logits(job, alpha: float) -> torch.Tensor:
-    world = the_world(job.cfg)
-    return EnsembleLM(members(job.cfg, world, job.folder), alpha)(IDS).logits
-
-
-def blocks(folder: Path, target: Path) -> list[str]:
-    """The code of the card, with the two places filled in as a reader would."""
-    text = (folder / "README.md").read_text().replace("PATH/TO/THE/TARGET", str(target))
-    found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    return [c.replace('load(".",', f'load("{folder}",').replace("TARGET, ALPHA, WIDTH = '.'",
-            f"TARGET, ALPHA, WIDTH = '{folder}'") for c in found]  # fmt: skip
-
-
-def test_the_code_of_the_card_gives_the_logits_of_the_run(exported, capsys):
-    job, folder = exported
-    target = the_world(job.cfg).folder("target")
-    packaged, plain = blocks(folder, target)
-    scope: dict = {}
-    exec(packaged, scope)
-    assert torch.equal(scope["model"].lm(IDS).logits, run_logits(job, 1.0))
-    assert capsys.readouterr().out.endswith("\n")
-    scope = {}
-    exec(plain, scope)
-    torch.testing.assert_close(scope["logits"](IDS), run_logits(job, 1.0), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(scope["logits"](IDS, alpha=0.5), run_logits(job, 0.5), atol=1e-5, rtol=1e-5)
-
-
-def test_an_export_answers_as_the_run_does(exported):
-    job, folder = exported
-    model = deployed.load(folder, the_world(job.cfg).folder("target"))
-    examples = pd.read_parquet(job.folder / "examples.parquet")
-    for _, row in examples[(examples["alpha"] == 1.0) & (examples["split"] == "retain")].iterrows():
-        assert model.answer(row["prompt"], job.cfg.eval.max_new_tokens) == row["generation"]
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [("method=uld", "algo=uld"), ("method=dd",), ("method=dd_rank",), ("method=direct", "algo=npo"),
-     ("method=proxy", "algo=npo", "pair.tuning=lora")],
-    ids=lambda o: o[0],
-)  # fmt: skip
-def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_path, overrides):
-    job, folder = run_and_export(store, tmp_path, *overrides)
-    about, card = read_json(folder / "offset.json"), (folder / "README.md").read_text()
-    target = the_world(job.cfg).folder("target")
-    model = deployed.load(folder, target)
-    assert torch.equal(model.lm(IDS).logits, run_logits(job, about["alpha"]))
-    if about["method"]["rule"] == "sum":
-        scope: dict = {}
-        exec(blocks(folder, target)[1], scope)
-        torch.testing.assert_close(scope["logits"](IDS), run_logits(job, about["alpha"]), atol=1e-5, rtol=1e-5)
-    assert ("whole model, not an offset" in card) == (overrides[0] == "method=direct")
-    guarded = {"method=uld": "`assistant`", "method=dd": "`small_full`", "method=dd_rank": "`small_full`"}
-    assert ("to be guarded" in card) == (overrides[0] in guarded)
-    assert f"{guarded.get(overrides[0], '')} learnt the forget set on" in card or overrides[0] not in guarded
-
-
-def test_a_pretrained_pair_of_other_widths_is_exported_without_its_places(pair, made, tmp_path):
-    folders = made("llama", 0, 5), made("tied", 1)
-    job = execute(pair(*folders, "eval.reference=none", "algo=npo", f"paths.runs={tmp_path}/runs"))
-    assert export.main([f"run={job.folder}", f"to={tmp_path}/out", "collapsed=yes"]) == 0
-    about = read_json(tmp_path / "out" / "offset.json")
-    assert about["logits"] == tokenizers.size(the_world(job.cfg).encoder.tokenizer)
-    assert about["tokenizer"]["words_of_the_forget_set_alone"] is None
-    for name, data in files(tmp_path / "out").items():
-        assert not [f for f in folders if str(f).encode() in data], name
-    model = deployed.load(tmp_path / "out", folders[0])
-    assert torch.equal(model.lm(IDS).logits, run_logits(job, 1.0))
-    scope: dict = {}
-    exec(blocks(tmp_path / "out", folders[0])[1], scope)
-    torch.testing.assert_close(scope["logits"](IDS), run_logits(job, 1.0), atol=1e-5, rtol=1e-5)
-
-
-def test_what_the_hub_has_is_named_and_not_copied(tmp_path):
-    (tmp_path / "local").mkdir()
-    hub, here = ModelConfig(source="org/small", revision="abc"), ModelConfig(source=str(tmp_path / "local"))
-    tuned = ModelConfig(source="org/small", general=StageConfig(epochs=1), finetune=StageConfig(epochs=1))
-    assert sources.on_hub(PairConfig(small=hub), "small_general") is hub
-    assert sources.on_hub(PairConfig(small=here), "small_general") is None
-    assert sources.on_hub(PairConfig(small=tuned), "small_general") is None
-    assert sources.on_hub(PairConfig(small=ModelConfig()), "small_general") is None
-    own = SourceConfig(source="org/full")
-    assert sources.on_hub(PairConfig(small=tuned, small_full=own), "small_full") is own
-
-
-def test_without_a_tokenizer_none_is_written(exported, tmp_path):
-    job, _ = exported
-    assert export.main([f"run={job.folder}", f"to={tmp_path}/bare", "tokenizer=no", "alpha=0.5", "collapsed=yes"]) == 0
-    assert not (tmp_path / "bare" / "tokenizer").exists()
-    card = (tmp_path / "bare" / "README.md").read_text()
-    assert "no tokenizer in this folder" in card and "α is **0.5**" in card
-    model = deployed.load(tmp_path / "bare", the_world(job.cfg).folder("target"))
-    assert torch.equal(model.lm(IDS).logits, run_logits(job, 0.5))
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -353,42 +232,3 @@ def test_the_fixed_words_of_the_card_are_all_of_them(exported):
     for line in ("The target's weights are untouched", "added to the next-token logits of a language model"):
         assert line in card and line in known
     assert exported[0].data in card and exported[0].data not in known
-
-
-# --- the loader ---------------------------------------------------------------------------------------------------
-
-
-def changed(folder: Path, root: Path, name: str, change) -> Path:
-    copy = root / "copy"
-    shutil.copytree(folder, copy)
-    (copy / name).write_bytes(change((copy / name).read_bytes()))
-    return copy
-
-
-def escaping(text: bytes) -> bytes:
-    about = json.loads(text)
-    return json.dumps(about | {"files": {"../secret": {"bytes": 1, "sha256": "0"}}}).encode()
-
-
-@pytest.mark.parametrize(
-    "name, change, said",
-    [
-        ("offset/model.safetensors", lambda b: b[:-4] + b"\0\0\0\1", "is missing, or not the file"),
-        ("tokenizer/tokenizer.json", lambda b: b + b" ", "is missing, or not the file"),
-        ("offset.json", lambda b: b.replace(b'"format": 1', b'"format": 7', 1), "its format is 7"),
-        ("offset.json", escaping, "lists '../secret', which lies outside the folder"),
-    ],
-)
-def test_a_damaged_export_is_refused(exported, tmp_path, name, change, said):
-    job, folder = exported
-    copy = changed(folder, tmp_path, name, change)
-    with pytest.raises(deployed.ExportError, match=re.escape(said)):
-        deployed.load(copy, the_world(job.cfg).folder("target"))
-
-
-def test_another_target_or_none_is_refused(exported, tmp_path):
-    job, folder = exported
-    with pytest.raises(deployed.ExportError, match="added to another model it unlearns nothing"):
-        deployed.load(folder, the_world(job.cfg).folder("retrained"))
-    with pytest.raises(deployed.ExportError, match="needs an offset.json of format 1, and there is none"):
-        deployed.load(tmp_path, the_world(job.cfg).folder("target"))

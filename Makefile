@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench format clean
+.PHONY: help setup demo test check bench audit format clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ check: setup ## lint, formatting and tests
 
 bench: setup ## measure what the speed-ups are worth on this machine (experiments/speed/README.md)
 	$(PY) experiments/speed/bench.py
+
+audit: setup ## look the pinned versions up among known vulnerabilities (needs a network; no part of check)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[audit]
+	$(PY) .ci/audit.py
 
 format: setup ## format the code
 	$(PY) -m ruff check --fix .

@@ -21,7 +21,7 @@ os.environ |= {
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from helpers import SHARED, TINY, compose, shared_store  # noqa: E402
+from helpers import SHARED, TINY, compose, run_and_export, shared_store  # noqa: E402
 from pretrained import made, pair  # noqa: E402, F401
 
 torch.set_num_threads(1)
@@ -44,6 +44,12 @@ def world(store):
     from unlearn.world import the_world
 
     return the_world(compose(*TINY, f"paths.store={store}"))
+
+
+@pytest.fixture(scope="session")
+def exported(store, tmp_path_factory):
+    """Job and export folder of a tiny run that was evaluated at α = 0.5 and 1."""
+    return run_and_export(store, tmp_path_factory.mktemp("export"), "algo=npo", "eval.alphas=[0.5,1]")
 
 
 @pytest.fixture

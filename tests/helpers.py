@@ -69,6 +69,15 @@ def execute(cfg: Config) -> Job:
     return job
 
 
+def run_and_export(store: Path, root: Path, *overrides: str):
+    """Job and export folder of a tiny run."""
+    from unlearn import export
+
+    job = execute(compose(*TINY, f"paths.store={store}", f"paths.runs={root}/runs", "eval.groups=[]", *overrides))
+    assert export.main([f"run={job.folder}", f"to={root}/out", "collapsed=yes"]) == 0
+    return job, root / "out"
+
+
 class Killed(BaseException):
     """Stands for a signal: nothing in the program catches it."""
 
@@ -113,6 +122,11 @@ def shared_store(tmp_path_factory) -> Path:
     """The same folder for all workers of a parallel test session; the store itself makes that safe."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "store"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its path in it."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def tiny_llama(seed: int, hidden: int = 16, vocabulary: int = 40) -> LlamaForCausalLM:

@@ -9,11 +9,11 @@ from helpers import ROOT
 
 # In the order of DESIGN's data flow: a module imports only from lines above its own.
 ORDER = [
-    "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
+    "redaction", "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
     "room", "need", "groups", "rules_data", "rules_learning", "rules_pair", "rules", "launchers",
     "store", "store.inventory", "store.__main__",
     "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
-    "data.readers", "data.encoding", "data.sampling", "threads",
+    "data.readers", "traces", "data.encoding", "data.sampling", "threads",
     "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "ensemble", "heap",
     "chunks", "placement", "rows", "frozen", "metrics.moments", "scoring",
     "answers", "losses", "binding", "trainer", "objective", "generation", "ties", "drafts", "speculative",
@@ -29,6 +29,7 @@ ORDER = [
     "calibration",
     "table", "overview", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",
+    "deployed", "export_card", "export_facts", "export",
 ]  # fmt: skip
 
 

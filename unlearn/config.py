@@ -16,6 +16,7 @@ from omegaconf import MISSING
 
 from unlearn.config_data import DATA_CONFIGS, DataConfig
 from unlearn.config_pair import PairConfig
+from unlearn.redaction import redact
 
 NUMBERS = ("beta", "gamma", "beta1", "beta2")  # settings of an objective that only some terms have
 MODELS = ("target", "small", "small_general", "small_full", "small_retain")  # what a member may be
@@ -28,6 +29,9 @@ WANDB_MODES = ("offline", "online", "disabled")
 
 class ConfigError(ValueError):
     """Settings that cannot run: one line per problem, each with the value, the rule and the choices."""
+
+    def __init__(self, message: str):
+        super().__init__(redact(message))
 
 
 # --- the schema -------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.identity import Job, objective, run_folder
 from unlearn.own import JUDGE, named
+from unlearn.redaction import is_secret, redact, redacted
 from unlearn.room import may_refuse
 from unlearn.rules import parse, unknown_overrides
 from unlearn.rules_learning import black_box
@@ -73,10 +74,10 @@ def _fatal() -> Iterator[None]:
     try:
         yield
     except HydraException as error:  # a choice, key or type that Hydra refuses
-        print(error, file=sys.stderr)
+        print(redact(str(error)), file=sys.stderr)
         raise SystemExit(2) from None
     except Exception:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         raise SystemExit(1) from None
 
 
@@ -130,7 +131,7 @@ def _check_and_list(configs: list[DictConfig]) -> None:
     if not problems and not all(j.was_done for j in call.jobs):
         problems |= _objective_problems([j.cfg for j in call.jobs])
     if problems:
-        print("Refused before any work:\n  " + "\n  ".join(problems), file=sys.stderr)
+        print(redact("Refused before any work:\n  " + "\n  ".join(problems)), file=sys.stderr)
         raise SystemExit(2)
     call.started = True
 
@@ -204,7 +205,13 @@ def supervise(run: Callable[[], None], report: bool = True) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         print("a run is one process: start this command itself, not through accelerate or torchrun", file=sys.stderr)
         return 2
-    os.environ[runlog.COMMAND] = json.dumps([Path(sys.argv[0]).name, *sys.argv[1:]])  # workers have another one
+    secrets = [name for name in (a.split("=")[0] for a in sys.argv[1:]) if is_secret(name)]
+    if secrets:  # others see a command line, and Hydra shows it where it refuses it
+        rule = "a key or token belongs in the environment (WANDB_API_KEY, HF_TOKEN), never on a command line"
+        print("\n".join(f"{name}: {rule}" for name in secrets), file=sys.stderr)
+        return 2
+    command = [Path(sys.argv[0]).name, *redacted(sys.argv[1:])]
+    os.environ[runlog.COMMAND] = json.dumps(command)  # that of workers is another
     # Hydra's parser takes no flag between two overrides, and -m is what people add in the middle of a command.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     signal.signal(signal.SIGTERM, _interrupt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,13 +14,14 @@ from unlearn.config import Config, ConfigError
 from unlearn.config_data import DATA_CONFIGS
 from unlearn.data.readers import read
 from unlearn.grid import job
-from unlearn.identity import Job
+from unlearn.identity import Job, flatten
 from unlearn.rules import parse
 
 MAY_CHANGE = (
     "eval.", "trainer.device", "trainer.threads", "trainer.progress", "trainer.stored_rows_gib", "paths.store",
     "wandb.", "data.path",
 )  # fmt: skip
+OWN_FILES = ("algo.file", "method.file", "eval.judge")  # Python files that are imported
 
 
 def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig, Job]:
@@ -38,6 +40,7 @@ def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig,
         if not override.startswith(MAY_CHANGE):
             raise ConfigError(f"{override}: a finished run keeps it; what may change: {', '.join(MAY_CHANGE)}")
     raw = OmegaConf.load(folder / runlog.CONFIG)
+    _check_foreign(folder, flatten(OmegaConf.to_container(raw, resolve=False)))
     schema = OmegaConf.structured(Config)
     schema.data = OmegaConf.structured(DATA_CONFIGS[raw.data.reader])
     place = {"study": folder.resolve().parent.name, "paths": {"runs": str(folder.resolve().parent.parent)}}
@@ -53,3 +56,16 @@ def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig,
             "changed since it was made"
         )
     return raw, found
+
+
+def _check_foreign(folder: Path, config: dict[str, Any]) -> None:
+    """A run folder may be somebody else's. Ours are written resolved, and no code lies in them."""
+    for key, value in config.items():
+        if "${" in str(value):
+            raise ConfigError(f"{folder / runlog.CONFIG}: {key}={value!r}: a run's config is resolved; this is not one")
+        own = key in OWN_FILES and value is not None
+        if own and Path(value).resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"{folder / runlog.CONFIG}: {key}={value!r}: lies in the run's own folder, and code that comes with "
+                "results is not run; put it elsewhere if it is yours"
+            )

@@ -29,12 +29,13 @@ from unlearn.groups import GROUPS
 from unlearn.identity import NO_REFERENCE, may_round
 from unlearn.metrics.semantics import SEMANTICS
 from unlearn.need import a_file, at_least, below_one, need, one_of, positive, share
+from unlearn.redaction import secret_in
 from unlearn.rules_data import real_data
 from unlearn.rules_learning import algo, method, together
 from unlearn.rules_pair import pair
 
-NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
-NAME_RULE = "names a folder: letters, digits, '_', '.', '+' and '-', not starting with '.', '+' or '-'"
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}"
+NAME_RULE = "names a folder: letters, digits, '_', '.', '+' and '-', not starting with '.', '+' or '-', at most 80"
 TEMPLATES = ("plain", "chat")
 
 
@@ -43,6 +44,9 @@ def parse(cfg: DictConfig) -> Config:
     unknown = list(_unknown_keys(cfg, ""))
     if unknown:
         raise ConfigError("\n".join(unknown))
+    held = list(_held_secrets(OmegaConf.to_container(cfg, resolve=True), ""))
+    if held:
+        raise ConfigError("\n".join(held))
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     found = problems(config)
@@ -91,6 +95,16 @@ def _unknown_keys(node: Any, path: str):
             yield from _unknown_keys(node._get_node(key), f"{path}{key}.")
 
 
+def _held_secrets(value: Any, path: str) -> Iterator[str]:
+    """A config is written to run folders and to W&B: a key or token in it would be, too."""
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _held_secrets(part, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, str):
+        found = secret_in(value)
+        yield from [f"{path}: holds {found}; configs are written to run folders, so it must not"] if found else []
+
+
 def problems(cfg: Config) -> list[str]:
     return [line for rule in (_top, algo, method, together, pair, _data, _eval, _trainer) for line in rule(cfg)]
 
@@ -108,6 +122,9 @@ def _top(cfg: Config) -> Iterator[str]:
         cfg.study,
         NAME_RULE,
     )
+    for key in ("runs", "store"):
+        place = getattr(cfg.paths, key)
+        yield from need(place != "" and "\0" not in place, f"paths.{key}", place, "must be the path of a folder")
     yield from one_of("wandb.mode", cfg.wandb.mode, WANDB_MODES)
 
 

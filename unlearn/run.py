@@ -19,6 +19,7 @@ from unlearn import grid, launchers, runlog
 from unlearn.config import conf_dir, register
 from unlearn.data.readers import read
 from unlearn.identity import Job
+from unlearn.redaction import in_logs, redact
 from unlearn.store import locked
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def unlearn(raw: DictConfig) -> None:
 
 def perform(raw: DictConfig, job: Job) -> None:
     """Do what the job's folder lacks; a failure is recorded there and not raised."""
+    in_logs()
     locks = job.folder.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     # Two jobs may ask for the same run (direct ignores α in training): the second one waits, then finds it done.
@@ -53,7 +55,7 @@ def _execute(raw: DictConfig, job: Job) -> None:
     except Exception as error:
         log.error("%s failed: %s", job.folder.name, error)
         with (job.folder / LOG).open("a", encoding="utf-8") as stream:
-            stream.write(traceback.format_exc())
+            stream.write(redact(traceback.format_exc()))
         runlog.fail(job, error)
 
 

@@ -26,6 +26,7 @@ from unlearn.config import Config
 from unlearn.files import read_json, write_json, write_text, write_whole
 from unlearn.identity import Job, alpha_key, describe, eval_alphas, eval_settings, flatten
 from unlearn.mirror import Mirror, opened
+from unlearn.redaction import redact, redacted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +94,7 @@ def fail(job: Job, error: Exception) -> None:
 
 def _failed(manifest: Mapping[str, Any], error: Exception) -> dict[str, Any]:
     status = "done" if manifest.get("completed") else "failed"
-    return {"status": status, "error": f"{type(error).__name__}: {error}"}
+    return {"status": status, "error": redact(f"{type(error).__name__}: {error}")}
 
 
 def own_seconds(manifest: dict[str, Any]) -> float:
@@ -217,7 +218,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "command": json.loads(os.environ.get(COMMAND, "null")) or [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": json.loads(os.environ.get(COMMAND, "null")) or [Path(sys.argv[0]).name, *redacted(sys.argv[1:])],
         "git": _git(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),

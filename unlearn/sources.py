@@ -20,6 +20,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
     "added_tokens.json", "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # files that may run code when they are loaded
 ROLES = ("target", "retrained", "small_general", "small_full", "small_retain")
 
 
@@ -51,6 +52,14 @@ def tokenizer_source(pair: PairConfig) -> SourceConfig:
 def is_pretrained(pair: PairConfig, role: str) -> bool:
     """Whether a model is, or is fine-tuned from, one that was not made here."""
     return own_source(pair, role) is not None or size_of(pair, role).source is not None
+
+
+def on_hub(pair: PairConfig, role: str) -> SourceConfig | None:
+    """Where the hub has the very model of a role; None where it was trained here, or lies in a folder."""
+    source, stages = own_source(pair, role), (size_of(pair, role).pretrain, last_stage(pair, role))
+    if source is None and not any(stage.epochs for stage in stages):
+        source = size_of(pair, role)
+    return None if source is None or source.source is None or is_folder(source.source) else source
 
 
 def lacking(pair: PairConfig, role: str) -> str | None:
@@ -104,17 +113,30 @@ def content(folder: Path, memo: Path) -> str:
     return _joined([_file(path, memo) for path in (folder / "config.json", *weight_files(folder))])
 
 
+def content_now(folder: Path) -> str:
+    """As ``content``, by reading the files, without a memo."""
+    return _joined([sha256(path) for path in (folder / "config.json", *weight_files(folder))])
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that ``from_pretrained`` loads; ``ConfigError`` where there are none, or not all."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     files = [whole]
     if not whole.is_file() and index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+        if strange:
+            raise ConfigError(
+                f"{index}: names {strange[0]!r} as a file of weights; must be a .safetensors file of the same folder"
+            )
+        files = [folder / name for name in names]
     for path in (folder / "config.json", *files):
         if not path.is_file():
+            pickled = [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
             raise ConfigError(
                 f"{path.name} is missing in {folder}; a pretrained model is a folder with config.json and safetensors "
                 "weights (an adapter must be merged into its model first)"
+                + (f"; {', '.join(pickled)} may run code when loaded and is never read" if pickled else "")
             )
     return files
 

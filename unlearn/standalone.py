@@ -105,7 +105,7 @@ def _ensemble(name: str, cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Ens
 
 def _tokenizer(name: str, cfg: Config) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"tokenizer {name!r} could not be loaded: {_first_line(error)}; give tokenizer=") from None
     if cfg.eval.semantics != "ou":

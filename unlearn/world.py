@@ -79,6 +79,10 @@ class World:
                 self._prints[role] = llama.fingerprint(self.model(role))
         return self._prints[role]
 
+    def folder(self, name: str) -> Path:
+        """Where the weights of a model lie: in the store, in the hub's cache, or in a folder of the user."""
+        return _folder(self, sources.role(self.cfg.pair, name))
+
     def alone(self, name: str) -> Ensemble:
         """One of the models as an ensemble of itself."""
         return Ensemble((Member(name, self.model(name), self.fingerprint(name), 1.0, 0.0, False),))

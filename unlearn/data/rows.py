@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
+from unlearn.redaction import redact
+
 GENERAL = ("real_authors", "world_facts")  # what every model of the pair may know
 SPLITS = (
     "forget", "retain", *GENERAL,  # what models are trained on
@@ -27,6 +29,9 @@ DISJOINT = (
 
 class DataError(ValueError):
     """A data set that cannot be used: the message carries file, line and value, the rule, and the choices."""
+
+    def __init__(self, message: str):
+        super().__init__(redact(message))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from unlearn.config import ConfigError
 from unlearn.config_pair import SourceConfig, TargetConfig
@@ -45,9 +45,20 @@ def locate(key: str, source: SourceConfig, weights: bool = True) -> Path:
     return folder
 
 
+def config(folder: Path) -> PretrainedConfig:
+    """The config of a model's folder; refused where only code that it brings could read it."""
+    try:
+        return AutoConfig.from_pretrained(folder, **llama.NO_CODE)
+    except ValueError as error:
+        raise ConfigError(
+            f"{folder}: this model needs code of its own to be run ({str(error).strip().splitlines()[0]}), and such "
+            "code is never run here; take a model whose architecture transformers has"
+        ) from None
+
+
 def vocabulary(folder: Path) -> int:
     """Rows of the output head, by the model's config."""
-    return AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+    return config(folder).get_text_config().vocab_size
 
 
 def check(key: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Path:
@@ -56,7 +67,7 @@ def check(key: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase, ma
     Returns the folder of its config and tokenizer.
     """
     folder = locate(f"{key}.source", source, weights=False)
-    takes = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", None)
+    takes = getattr(config(folder).get_text_config(), "max_position_embeddings", None)
     if takes is not None and max_length > takes:
         raise ConfigError(
             f"{key}.source={source.source!r} takes at most {takes} tokens, and examples may have {max_length}: lower "
@@ -100,7 +111,11 @@ def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module
     if cfg.quantisation == "none" and place != "auto":
         return llama.load(folder, place, dtype)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, device_map=place if place == "auto" else {"": place}, quantization_config=_quantised(cfg)
+        folder,
+        dtype=dtype,
+        device_map=place if place == "auto" else {"": place},
+        quantization_config=_quantised(cfg),
+        **llama.SAFE,
     )
     if any(p.device.type == "meta" for p in model.parameters()):
         raise ConfigError(
@@ -111,7 +126,7 @@ def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module
 
 def precision(folder: Path, cfg: TargetConfig) -> torch.dtype:
     """``dtype: auto`` is what the model's config says it was saved in."""
-    saved = AutoConfig.from_pretrained(folder).dtype if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
+    saved = config(folder).dtype if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
     return saved or torch.float32
 
 

@@ -14,6 +14,8 @@ from unlearn.config_pair import ModelConfig
 from unlearn.data.encoding import Batch
 
 NARROW = "read_vocabulary"  # in a model's config
+NO_CODE = {"trust_remote_code": False}  # of everything that is loaded: a model brings numbers, never programs
+SAFE = NO_CODE | {"use_safetensors": True}
 
 
 def fresh(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int) -> LlamaForCausalLM:
@@ -43,7 +45,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
 
     Only what never learns may be given another ``dtype``.
     """
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype).to(device).eval()
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, **SAFE).to(device).eval()
 
 
 def freeze(model: nn.Module) -> nn.Module:

@@ -80,7 +80,7 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     (Here masks come from positions, so padding with EOS would change nothing; but a saved tokenizer is read by programs
     that hide every token which equals the padding.)
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         end = (read_json(folder / "config.json") or {}).get("eos_token_id")
         if end is not None:

@@ -1,0 +1,78 @@
+"""docs/privacy.md says what each file holds of the forget set: every file of a run, and what it says is so."""
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, TINY, compose, execute
+
+from unlearn.data.readers import read
+from unlearn.traces import Traces, forget_rows
+
+PAGE = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+
+
+def table(heading: str) -> dict[str, str]:
+    """Pattern of a file → what the page says that it holds, of the first table after a heading."""
+    part = PAGE.split(heading, 1)[1].split("\n\n|", 1)[1].split("\n\n", 1)[0]
+    rows = [line.split("|") for line in part.splitlines()[2:]]
+    return {name: row[2].strip() for row in rows for name in re.findall(r"`([^`]+)`", row[1])}
+
+
+def kind(path: str, said: dict[str, str]) -> str | None:
+    return next((holds for pattern, holds in said.items() if fnmatch(path, pattern)), None)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("privacy")
+    places = f"paths.store={root}/store", f"paths.runs={root}/runs"
+    given = (*(o for o in TINY if o != "wandb=disabled"), "wandb=offline", "algo=altpo", *places)
+    return execute(compose(*given)), root / "store"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found if ".locks" not in p.parts}
+
+
+@pytest.mark.parametrize("heading, place", [("**A run's folder**", "run"), ("**The store**", "store")])
+def test_the_page_says_what_each_file_holds(made, heading, place):
+    job, store = made
+    said, found = table(heading), files(job.folder if place == "run" else store)
+    assert len(said) >= 9 and len(found) >= 7
+    assert [name for name in found if kind(name, said) is None] == []
+    traces = Traces(forget_rows(read(job.cfg)))
+    for name, data in found.items():
+        holds = kind(name, said)
+        if "text" not in holds and "token ids" not in holds:
+            assert traces.in_bytes(data) is None, f"{name} holds text, and the page says {holds}"
+    readable = [name for name in found if name.endswith("examples.parquet")]
+    assert readable and all("text" in kind(name, said) for name in readable)
+    assert all(traces.in_bytes(found[name]) is not None for name in readable)
+
+
+def test_every_kind_of_entry_was_looked_at(made):
+    made_here = {p.name for p in made[1].iterdir() if not p.name.startswith(".")}
+    assert made_here == {"tokenizer", "model", "rows", "reference", "draft", "alternates"}
+    assert {"harness", "hashes"} == {p.split("/")[0] for p in table("**The store**")} - made_here
+
+
+def test_the_page_names_what_w_and_b_is_given(made):
+    """The artifact's files, as runlog lists them."""
+    source = (ROOT / "unlearn" / "runlog.py").read_text()
+    listed = re.search(r"for path in \((.*)\):", source.split("def _artifact")[1]).group(1)
+    assert listed == 'self.folder / EVAL, self.folder / EXAMPLES, *sorted((self.folder / OFFSET).glob("*"))'
+    sentence = " ".join(PAGE.split("**Weights & Biases**")[1].split("\n\n")[0].split())
+    assert "`eval.json`, **`examples.parquet` (text)** and `offset/*`" in sentence
+
+
+def test_the_page_s_numbers_are_the_program_s():
+    from unlearn.redaction import SHORTEST
+    from unlearn.rules import NAME
+    from unlearn.traces import RUN
+
+    assert RUN == 4 and "- four words in a row" in PAGE
+    assert SHORTEST == 8 and "of 8 characters or more" in PAGE
+    assert NAME.endswith("{0,79}") and "at most 80" in PAGE

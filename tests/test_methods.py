@@ -113,7 +113,8 @@ def test_a_method_that_trains_nothing_is_done_without_weights_of_its_own(config,
     folder = execute(config(f"method={method}", "eval.alphas=[0,1]")).folder
     manifest, found = runlog.manifest(folder), runlog.evaluation(folder)
     assert manifest["status"] == "done" and set(manifest["models"]) == {"target", "small_retain", "small_full"}
-    assert {p.name for p in folder.iterdir()} == {"config.yaml", "manifest.json", "eval.json", "examples.parquet"}
+    assert {p.name for p in folder.iterdir()} == {
+        "config.yaml", "manifest.json", "eval.json", "examples.parquet", "references.parquet"}  # fmt: skip
     assert pd.read_csv(table.summarise(folder.parent))["trainable"].tolist() == [0, 0]
     target = found["references"]["target"]
     for name in ("forget/prob", "forget/rougeL_recall", "retain/prob", "model_utility"):

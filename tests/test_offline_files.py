@@ -187,6 +187,6 @@ def test_asking_for_files_that_are_not_there_is_refused(tmp_path):
 def test_the_mirror_is_no_more_than_the_folder_when_wandb_breaks(tmp_path, caplog):
     with opened(WandbConfig("offline"), tmp_path, CHOICES, CONFIG, None) as mirror:
         shutil.rmtree(mirror.run.dir)
-        mirror.evaluated({"alphas": {}}, None, None, [], tmp_path / "none")
+        mirror.evaluated({"alphas": {}}, None, None, [], [tmp_path / "none"])
         mirror.log({"step": 0})
     assert caplog.text.count("W&B stopped working") == 1

@@ -97,6 +97,7 @@ def test_what_is_evaluated_is_what_learnt_and_what_is_loaded_again(config, world
     # evaluated once more from the folder, nothing changes
     before = (folder / "eval.json").read_text()
     (folder / "eval.json").unlink()
+    runlog.write_json(folder / "manifest.json", runlog.manifest(folder) | {"status": "running"})  # killed before it
     execute(cfg)
     assert (folder / "eval.json").read_text() == before
 

@@ -70,7 +70,16 @@ def _all(api: Any, path: str, filters: Mapping[str, Any]) -> Iterator[Any]:
     """All runs of a project, page by page."""
     pages = patiently(lambda: api.runs(path, filters=dict(filters), per_page=PER_PAGE, lazy=False))
     end = object()
-    while (run := patiently(lambda: next(pages, end))) is not end:
+
+    def following() -> Any:
+        at = pages.index
+        try:
+            return next(pages, end)
+        except Exception:
+            pages.index = at  # W&B's client moves on before it asks: another try would leave a run out
+            raise
+
+    while (run := patiently(following)) is not end:
         yield run
 
 

@@ -67,7 +67,11 @@ def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_pat
     about, card = read_json(folder / "offset.json"), (folder / "README.md").read_text()
     target = the_world(job.cfg).folder("target")
     model = deployed.load(folder, target)
-    assert torch.equal(model.lm(IDS).logits, run_logits(job, about["alpha"]))
+    found, expected = model.lm(IDS).logits, run_logits(job, about["alpha"])
+    if job.cfg.pair.tuning == "lora":  # exported with its updates rounded into the weights
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    else:
+        assert torch.equal(found, expected)
     if about["method"]["rule"] == "sum":
         scope: dict = {}
         exec(blocks(folder, target)[1], scope)

@@ -4,10 +4,16 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers import ROOT, TINY, compose, execute
 
+from unlearn import mirror as mirrors
+from unlearn import runlog
 from unlearn.data.readers import read
+from unlearn.groups.context import Reference
+from unlearn.mirror import Mirror
+from unlearn.runlog import RunLog
 from unlearn.traces import Traces, forget_rows
 
 PAGE = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
@@ -59,13 +65,42 @@ def test_every_kind_of_entry_was_looked_at(made):
     assert {"harness", "hashes"} == {p.split("/")[0] for p in table("**The store**")} - made_here
 
 
-def test_the_page_names_what_w_and_b_is_given(made):
-    """The artifact's files, as runlog lists them."""
-    source = (ROOT / "unlearn" / "runlog.py").read_text()
-    listed = re.search(r"for path in \((.*)\):", source.split("def _artifact")[1]).group(1)
-    assert listed == 'self.folder / EVAL, self.folder / EXAMPLES, *sorted((self.folder / OFFSET).glob("*"))'
+class Recorded:
+    """Stands for a W&B run: the names of the files that it is given."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+        self.summary: dict = {}
+
+    def given(self, paths) -> None:
+        folder = {"offset", "adapter"}
+        self.names += [f"{p.parent.name}/{p.name}" if p.parent.name in folder else p.name for p in paths]
+
+    def log(self, *_, **__) -> None:
+        pass
+
+
+def test_the_page_names_what_w_and_b_is_given(made, monkeypatch):
+    """What the run handed to W&B: its artifacts and files, as a run's log of them holds."""
+    given: list[str] = []
+    mirror = Mirror(None)
+    mirror._do = lambda act: act(Recorded(given))
+    job, _ = made
+    for name in ("_save", "_artifact"):
+        monkeypatch.setattr(mirrors, name, lambda run, *rest: run.given(rest[-1]))
+    monkeypatch.setattr(mirrors, "_chart", lambda found: None)
+    monkeypatch.setattr(mirrors, "_table", lambda *tables: None)
+    record = object.__new__(RunLog)
+    record.folder, record.mirror = job.folder, mirror
+    found = runlog.evaluation(job.folder)
+    examples = pd.read_parquet(job.folder / "examples.parquet")
+    references = {name: Reference(m, examples.drop(columns="alpha"), {}) for name, m in found["references"].items()}
+    record.evaluated({float(a): m for a, m in found["alphas"].items()}, examples, references)
+    assert set(given) >= {"eval.json", "examples.parquet", "references.parquet", "offset/model.safetensors"}
     sentence = " ".join(PAGE.split("**Weights & Biases**")[1].split("\n\n")[0].split())
-    assert "`eval.json`, **`examples.parquet` (text)** and `offset/*`" in sentence
+    for name in given:
+        assert f"`{name}`" in sentence or f"`{name.split('/')[0]}/*`" in sentence, name
+    assert "**`examples.parquet` and `references.parquet` (text)**" in sentence
 
 
 def test_the_page_s_numbers_are_the_program_s():

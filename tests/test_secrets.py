@@ -54,7 +54,8 @@ def test_a_run_writes_and_shows_no_secret_of_its_environment(tmp_path, planted, 
     given = (*(o for o in TINY if o != "wandb=disabled"), "wandb=offline", "algo=npo", "eval.groups=[]")
     done = command("unlearn.run", *given, cwd=tmp_path)
     found = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    assert any(p.suffix == ".wandb" for p in found) and any(p.name == "manifest.json" for p in found)
+    assert any(p.suffix == ".wandb" for p in found), done.stdout + done.stderr
+    assert any(p.name == "manifest.json" for p in found)
     for secret in PLANTED.values():
         for piece in pieces(secret):
             assert piece.decode() not in done.stdout + done.stderr

@@ -95,7 +95,7 @@ def test_such_lines_would_be_noticed(line):
 def test_the_loaders_of_yaml_are_safe_and_the_flags_say_what_they_should():
     import yaml
 
-    from analysis.runs import YAML_LOADER
+    from analysis.sources.folders import YAML_LOADER
     from unlearn.table import LOADER
 
     safe = (yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader))

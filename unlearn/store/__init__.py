@@ -54,7 +54,11 @@ class Store:
         work = self.root / BUILDING / f"{kind}-{folder.name}"
         shutil.rmtree(work, ignore_errors=True)  # left by a job that was killed; the lock is ours now
         work.mkdir(parents=True)
-        build(work)
+        try:
+            build(work)
+        except BaseException:  # a disk that is full must not stay full of what nobody will read
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         files = {
             str(p.relative_to(work)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
             for p in sorted(work.rglob("*"))

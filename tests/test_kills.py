@@ -1,25 +1,20 @@
 """A grid that is killed at any moment and called again ends, byte for byte, as one that never was.
 
 Calls are the true command line, in children of a process that has imported the program (tests/zygote.py). A chain of
-calls in one folder, each killed further on than the one before it, ends with a call that nothing kills.
+calls in one folder, each killed further on than the one before it, ends with a call that nothing kills. SIGTERM and
+SIGINT are sent from inside, right after a commit.
 """
 
 import json
 import random
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 
 import pytest
-from helpers import TINY
-from zygote import Ended, Zygote
+import torch
+from interrupted import GRID, SAME, Whole, ends_as, nothing_half_written, results
+from zygote import Zygote
 
-from unlearn.store.inventory import main as inventory
-
-GRID = (
-    "-m", *TINY, "paths.store=store", "trainer.steps=5", "trainer.save_every=2", "trainer.eval_every=3",
-    "eval.groups=[]", "algo=ga,npo",
-)  # fmt: skip
-SAME = ("metrics.jsonl", "eval.json", "examples.parquet", "references.parquet", "offset/model.safetensors")
 STAGES = ("building", "filling", "training", "saving", "evaluating")
 
 
@@ -29,29 +24,12 @@ def zygote():
         yield found
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A grid that nothing interrupted, in a folder of its own with a store of its own."""
-
-    cwd: Path
-    ended: Ended
-
-    @property
-    def commits(self) -> list[str]:
-        return list(dict.fromkeys(name for name in self.ended.commits if not name.endswith("summary.csv")))
-
-
 @pytest.fixture(scope="module")
 def whole(zygote, tmp_path_factory) -> Whole:
     cwd = tmp_path_factory.mktemp("whole")
     ended = zygote.call(*GRID, cwd=cwd)
     assert ended.status == 0, ended.printed
     return Whole(cwd, ended)
-
-
-def results(cwd: Path) -> dict[str, bytes]:
-    runs = sorted(p.parent for p in (cwd / "runs" / "default").glob("*/manifest.json"))
-    return {f"{run.name}/{name}": (run / name).read_bytes() for run in runs for name in SAME}
 
 
 def stage(commit: str) -> str:
@@ -68,29 +46,6 @@ def stage(commit: str) -> str:
 def phase(commit: str, turn: int) -> str:
     choices = ("before", "torn", "after") if commit.startswith("append") else ("before", "after")
     return choices[turn % len(choices)]
-
-
-def nothing_half_written(cwd: Path) -> None:
-    """What a kill leaves under final names is whole."""
-    if (cwd / "store").is_dir():
-        assert inventory(["verify", f"--store={cwd / 'store'}"]) == 0
-    for path in (cwd / "runs").rglob("*.json"):
-        json.loads(path.read_text())
-
-
-def ends_as(whole: Whole, cwd: Path, zygote: Zygote) -> None:
-    """Called again until its end, the grid has the results of the uninterrupted one, and leaves nothing behind."""
-    ended = zygote.call(*GRID, cwd=cwd)
-    assert ended.status == 0, ended.printed
-    assert results(cwd) == results(whole.cwd)
-    nothing_half_written(cwd)
-    runs = [run for run in (cwd / "runs" / "default").iterdir() if not run.name.startswith(".") and run.is_dir()]
-    assert len(runs) == 2
-    for run in runs:
-        assert json.loads((run / "manifest.json").read_text())["status"] == "done"
-        left = [p.name for p in run.iterdir() if p.name.startswith(".") or p.name == "checkpoint"]
-        assert not left, left
-    assert not list((cwd / "store" / ".building").iterdir())
 
 
 def chain(moments: list[str], whole: Whole, zygote: Zygote, folder: Path) -> int:
@@ -140,7 +95,7 @@ def some(commits: list[str]) -> list[str]:
     wanted = (
         ("after", "replace store/model/"), ("before", "replace store/rows/"), ("torn", f"{first}/metrics.jsonl 2"),
         ("before", f"{first}/checkpoint/state.pt"), ("after", f"rename runs/default/{first}/offset"),
-        ("after", f"{first}/examples.parquet"), ("before", f"{last}/metrics.jsonl 5"), ("after", f"{last}/eval.json"),
+        ("after", f"{first}/examples.parquet"), ("after", f"{last}/eval.json"),
     )  # fmt: skip
     return [f"{how} {next(name for name in commits if part in name)}" for how, part in wanted]
 
@@ -148,7 +103,7 @@ def some(commits: list[str]) -> list[str]:
 def test_killed_in_every_stage_and_called_again_a_grid_ends_as_if_nothing_had_been(zygote, whole, tmp_path):
     moments = some(whole.commits)
     assert {stage(m) for m in moments} == set(STAGES)
-    assert chain(moments, whole, zygote, tmp_path) == 8
+    assert chain(moments, whole, zygote, tmp_path) == 7
 
 
 @pytest.mark.slow
@@ -161,3 +116,74 @@ def test_killed_at_every_commit_point(zygote, whole, tmp_path):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_times(zygote, whole, tmp_path, seed):
     assert at_times(12, seed, whole, zygote, tmp_path) == 12
+
+
+# --- signals that ask ---------------------------------------------------------------------------------------------
+
+
+def runs(whole: Whole) -> tuple[str, str]:
+    """Folders of the grid's two runs, in their order."""
+    found = dict.fromkeys(name.split(" ")[1].split("/")[2] for name in whole.commits if " runs/" in name)
+    first, second = (f"runs/default/{name}" for name in found)
+    return first, second
+
+
+def status(folder: Path) -> str:
+    return json.loads((folder / "manifest.json").read_text())["status"]
+
+
+@pytest.fixture
+def prepared(whole, tmp_path) -> Path:
+    """A folder with a store that lacks nothing."""
+    shutil.copytree(whole.cwd / "store", tmp_path / "store")
+    return tmp_path
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_sigterm_while_training_finishes_the_step_and_saves(zygote, whole, prepared, step):
+    first, second = runs(whole)
+    kill = f"after append {first}/metrics.jsonl {step}"
+    ended = zygote.call(*GRID, cwd=prepared, kill=kill, by=["SIGTERM"])
+    assert ended.status == 143, ended.printed
+    assert torch.load(prepared / first / "checkpoint" / "state.pt", weights_only=True)["step"] == step
+    assert f"append {first}/metrics.jsonl {step + 1}" not in ended.commits and not (prepared / second).exists()
+    assert status(prepared / first) == "stopped"
+    assert "saved" in ended.printed and "the same command goes on from here" in ended.printed
+    rows = [line.split() for line in ended.printed.splitlines() if " offset " in line]
+    assert [(row[0], row[-1]) for row in rows] == [("ga", "stopped"), ("npo", "started")]  # not started
+    ends_as(whole, prepared, zygote)
+
+
+def test_a_second_sigterm_ends_the_call_at_once(zygote, whole, prepared):
+    first, _ = runs(whole)
+    kill = f"before append {first}/metrics.jsonl 3"
+    ended = zygote.call(*GRID, cwd=prepared, kill=kill, by=["SIGTERM", "SIGTERM"])
+    assert ended.status == 143 and "algorithm" not in ended.printed
+    assert torch.load(prepared / first / "checkpoint" / "state.pt", weights_only=True)["step"] == 2
+    assert status(prepared / first) == "running"  # it had no time to say more
+    ends_as(whole, prepared, zygote)
+
+
+def test_sigint_stops_the_grid_with_a_table_of_what_is_done(zygote, whole, prepared):
+    first, second = runs(whole)
+    ended = zygote.call(*GRID, cwd=prepared, kill=f"after replace {second}/examples.parquet", by=["SIGINT"])
+    assert ended.status == 130, ended.printed
+    assert (status(prepared / first), status(prepared / second)) == ("done", "stopped")
+    rows = [line.split() for line in ended.printed.splitlines() if " offset " in line]
+    assert [(row[0], row[-1]) for row in rows] == [("ga", "done"), ("npo", "stopped")]
+    ends_as(whole, prepared, zygote)
+
+
+def test_a_signal_while_the_world_is_built_leaves_no_half_entry(zygote, whole, tmp_path):
+    building = next(name for name in whole.commits if ".building/model" in name)
+    ended = zygote.call(*GRID, cwd=tmp_path, kill=f"before {building}", by=["SIGTERM"])
+    assert ended.status == 143 and "Traceback" not in ended.printed
+    assert not list((tmp_path / "store" / ".building").iterdir())
+    nothing_half_written(tmp_path)
+
+
+def test_one_run_alone_is_the_run_of_the_grid(zygote, whole, prepared):
+    alone = [option for option in GRID[1:] if not option.startswith("algo=")]
+    assert zygote.call(*alone, "algo=npo", cwd=prepared).status == 0
+    found, expected = results(prepared), results(whole.cwd)
+    assert len(found) == len(SAME) and found == {name: expected[name] for name in found}

@@ -16,8 +16,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 
@@ -49,13 +51,15 @@ class Zygote:
         self.process.wait()
         self.process.stdout.close()
 
-    def start(self, *arguments: str, cwd: Path, kill: str = "", after: float | None = None) -> None:
+    def start(
+        self, *arguments: str, cwd: Path, kill: str = "", by: Sequence[str] = ("SIGKILL",), after: float | None = None
+    ) -> None:
         """Begin ``python -m unlearn.run`` with the arguments.
 
         ``kill``: "before", "torn" or "after" and a commit, e.g. "before replace runs/…/eval.json"; at its first
-        appearance the child is killed. ``after``: seconds from the start after which it is killed.
+        appearance the child gets the signals ``by``. ``after``: seconds from the start after which it is killed.
         """
-        call = {"arguments": arguments, "cwd": str(cwd), "kill": kill, "after": after}
+        call = {"arguments": arguments, "cwd": str(cwd), "kill": kill, "by": by, "after": after}
         self.process.stdin.write(json.dumps(call) + "\n")
         self.process.stdin.flush()
 
@@ -65,8 +69,8 @@ class Zygote:
         commits = (cwd / "commits.txt").read_text().splitlines()
         return Ended(found["status"], found["seconds"], commits, (cwd / "printed.txt").read_text())
 
-    def call(self, *arguments: str, cwd: Path, kill: str = "", after: float | None = None) -> Ended:
-        self.start(*arguments, cwd=cwd, kill=kill, after=after)
+    def call(self, *arguments: str, cwd: Path, **how: Any) -> Ended:
+        self.start(*arguments, cwd=cwd, **how)
         return self.end(cwd)
 
 
@@ -76,8 +80,8 @@ class Zygote:
 class Commits:
     """Writes down every commit of this process, and kills it at one of them."""
 
-    def __init__(self, cwd: Path, kill: str):
-        self.cwd, self.kill = str(cwd), kill
+    def __init__(self, cwd: Path, kill: str, by: Sequence[str]):
+        self.cwd, self.kill, self.by = str(cwd), kill, by
         self.log = os.open(cwd / "commits.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for module, name, kind, place in (
             (os, "replace", "replace", 1), (os, "rename", "rename", 1), (shutil, "rmtree", "remove", 0),
@@ -138,7 +142,9 @@ class Commits:
 
     def at(self, phase: str, name: str) -> None:
         if self.kill == f"{phase} {name}":
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.kill = ""
+            for name in self.by:
+                os.kill(os.getpid(), signal.Signals[name])
 
 
 def _stage(path: object) -> str:
@@ -156,7 +162,7 @@ def _child(call: dict) -> None:
     output = os.open(cwd / "printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    Commits(cwd, call["kill"])
+    Commits(cwd, call["kill"], call["by"])
     sys.argv[:] = [str(HERE.parent / "unlearn" / "run.py"), *call["arguments"]]
     status = 1
     try:

@@ -1,0 +1,129 @@
+"""A job that raises, diverges or is killed damages no other, whatever starts the jobs; the call says what happened."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from helpers import ROOT, TINY, execute
+
+from unlearn import ended, grid
+from unlearn.data.readers import read
+
+OWN = """
+import os
+import signal
+
+from unlearn.answers import Answers, PerAnswer
+
+_steps = []
+
+
+def fine(forget: Answers) -> PerAnswer:
+    return forget.logp_of_answer
+
+
+def bad(forget: Answers) -> PerAnswer:
+    raise OSError("the disk of this job is gone")
+
+
+def diverges(forget: Answers) -> PerAnswer:
+    _steps.append(0)
+    return forget.logp_of_answer * (float("nan") if len(_steps) == 2 else 1)
+
+
+def killed(forget: Answers) -> PerAnswer:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+LAUNCHERS = {
+    "basic": ("algo.forget=bad,diverges,fine",),
+    "joblib": ("algo.forget=killed,bad,diverges,fine", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "submitit_local": ("algo.forget=killed,bad,diverges,fine", "hydra/launcher=submitit_local"),
+}
+
+
+def ours(store: Path) -> tuple[str, ...]:
+    own = ("algo=ga", "algo.file=own.py", "algo.name=own", "eval.groups=[]", "trainer.eval_every=0")
+    return (*TINY, f"paths.store={store}", *own)
+
+
+def called(cwd: Path, store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (cwd / "own.py").write_text(OWN)
+    return subprocess.run(
+        [sys.executable, "-m", "unlearn.run", "-m", *ours(store), *arguments], cwd=cwd, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300,
+    )  # fmt: skip
+
+
+def manifests(cwd: Path) -> dict[str, dict]:
+    """By the term that the run's objective has."""
+    found = {}
+    for path in (cwd / "runs" / "default").glob("*/manifest.json"):
+        config = (path.parent / "config.yaml").read_text()
+        name = next(term for term in ("killed", "bad", "diverges", "fine") if f"forget: {term}\n" in config)
+        found[name] = json.loads(path.read_text()) | {"folder": path.parent}
+    return found
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_broken_job_stops_no_other_and_is_told_from_those_that_are_done(launcher, tmp_path, store):
+    done = called(tmp_path, store, *LAUNCHERS[launcher])
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = manifests(tmp_path)
+    expected = {"bad": "failed", "diverges": "failed", "fine": "done"}
+    expected |= {"killed": "killed"} if launcher != "basic" else {}
+    assert {name: m["status"] for name, m in found.items()} == expected, done.stdout + done.stderr
+    assert found["bad"]["error"] == "OSError: the disk of this job is gone"
+    assert "Traceback" in (found["bad"]["folder"] / "log.txt").read_text()
+    assert found["diverges"]["error"].startswith("Diverged: step 2: loss nan")
+    if launcher != "basic":
+        assert "was killed" in found["killed"]["error"]
+    rows = [line.split()[-1] for line in done.stdout.splitlines() if " offset " in line and line.startswith(" own")]
+    assert sorted(rows) == sorted(expected.values()), done.stdout
+    for m in found.values():
+        assert (m["folder"].name + ": " in done.stdout) == (m["status"] != "done")
+
+
+def test_retry_failed_repeats_what_failed_and_begins_nothing_else(tmp_path, store):
+    options = ["algo.forget=bad,fine"]
+    assert called(tmp_path, store, *options).returncode == 1
+    before = manifests(tmp_path)
+    mended = OWN.replace('raise OSError("the disk of this job is gone")', "return forget.logp_of_answer")
+    again = called(tmp_path, store, *options, "retry=failed")  # the same two runs: one failed
+    assert again.returncode == 1 and again.stdout.count("did not fail") == 0
+    assert " done before" not in again.stdout and again.stdout.count("OSError") == 1
+    after = manifests(tmp_path)
+    assert after["fine"] == before["fine"] and after["bad"]["seconds"] != before["bad"]["seconds"]
+    new = called(tmp_path, store, "algo.forget=fine", "seed=0,7", "retry=failed")  # seed 7 never began
+    assert new.returncode == 0 and "of 2 runs asked for none failed or was stopped" in new.stdout
+    assert len(manifests(tmp_path)) == 2 and mended != OWN
+
+
+def test_what_failed_is_tried_again_by_the_same_command(config, monkeypatch):
+    cfg = config("algo=ga")
+    job = grid.job(cfg, read(cfg).fingerprint())
+    from unlearn import runlog
+
+    runlog.fail(job, OSError("no space left on device"))
+    assert runlog.manifest(job.folder)["status"] == "failed" and ended.to_repeat(job)
+    assert runlog.manifest(execute(cfg).folder)["status"] == "done" and not ended.to_repeat(job)
+
+
+def test_a_lock_left_by_a_killed_process_blocks_nobody(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from unlearn import ended\n"
+        "ended.lock(Path(sys.argv[1])).acquire(); print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = tmp_path / "runs" / "one"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(run)], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == -9 and done.stdout == "held\n"
+    assert (run.parent / ".locks" / "one.lock").is_file()
+    with ended.lock(run).acquire(timeout=0):
+        with pytest.raises(TimeoutError):
+            FileLock(run.parent / ".locks" / "one.lock").acquire(timeout=0)

@@ -1,8 +1,8 @@
 """What is left of a grid when a launcher gave up because a process was killed.
 
 joblib ends the whole call then, and the jobs that had not begun with it; submitit_local reports the first killed job
-while others are still at work. The jobs that are left are run one after another, in a process that this one starts and, if
-it is killed too, starts again with those that are still left.
+while others are still at work. The jobs that are left are run one after another, in a process that is started here and,
+if it is killed too, once more with those that are still left.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def stage(commit: str) -> str:
 
 
 def kinds(commits: list[str]) -> list[str]:
-    """The first commit of every kind: of each file of a run, whichever run it is; of each sort of entry in the store."""
+    """The first commit of every kind: of each file of a run, whichever it is; of each sort of entry in the store."""
     found: dict[str, str] = {}
     for name in commits:
         found.setdefault(re.sub(r"[a-z]+-offset-a1-s0-[0-9a-f]{10}|[0-9a-f]{20}|[0-9]+$", "#", name), name)

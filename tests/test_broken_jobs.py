@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from filelock import FileLock
-from helpers import ROOT, TINY, command, compose, execute
+from helpers import ROOT, TINY, Killed, command, compose, execute
+from omegaconf import OmegaConf
 
-from unlearn import ended, grid, runlog
+from unlearn import ended, grid, run, runlog
 from unlearn.data.readers import read
+from unlearn.files import write_json, write_whole
 from unlearn.identity import Job
 
 OWN = """
@@ -129,3 +132,42 @@ def test_a_lock_left_by_a_killed_process_blocks_nobody(tmp_path):
     with ended.lock(run).acquire(timeout=0):
         with pytest.raises(TimeoutError):
             FileLock(run.parent / ".locks" / "one.lock").acquire(timeout=0)
+
+
+def test_an_evaluation_that_broke_off_is_made_whole_and_never_sealed_half(config, monkeypatch):
+    """A finished run gets another α; the disk is full after its examples were written and before eval.json was."""
+    cfg, more = config("algo=ga"), config("algo=ga", "eval.alphas=[1,2]")
+    data = read(cfg).fingerprint()
+    folder = execute(cfg).folder
+
+    def full(path, value):
+        if path.name == runlog.EVAL:
+            raise OSError("no space left on device")
+        write_json(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runlog, "write_json", full)
+        run.perform(OmegaConf.structured(more), grid.job(more, data))
+    assert runlog.manifest(folder)["status"] == "failed" and not grid.job(cfg, data).was_done
+    run.perform(OmegaConf.structured(more), grid.job(more, data))
+    assert grid.job(more, data).was_done and list(runlog.evaluation(folder)["alphas"]) == ["1.0", "2.0"]
+    assert set(pd.read_parquet(folder / "examples.parquet")["alpha"]) == {1.0, 2.0}
+
+
+def test_entries_and_examples_of_two_settings_never_stand_beside_each_other(config, monkeypatch):
+    """A finished run is evaluated with other settings and killed between examples.parquet and eval.json."""
+    cfg, other = config("algo=ga"), config("algo=ga", "eval.max_examples=2")
+    folder = execute(cfg).folder
+    before = pd.read_parquet(folder / "examples.parquet")
+
+    def killed(path, write):
+        write_whole(path, write)
+        if path.name == runlog.EXAMPLES:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(runlog, "write_whole", killed)
+        execute(other)
+    assert len(pd.read_parquet(folder / "examples.parquet")) < len(before)
+    execute(cfg)
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "examples.parquet"), before)

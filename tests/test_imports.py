@@ -9,7 +9,7 @@ from helpers import ROOT
 
 # In the order of DESIGN's data flow: a module imports only from lines above its own.
 ORDER = [
-    "redaction", "config_data", "config_pair", "config", "files", "sources", "identity", "metrics.semantics",
+    "redaction", "config_data", "config_pair", "config", "files", "stopping", "sources", "identity", "metrics.semantics",
     "room", "need", "groups", "rules_data", "rules_learning", "rules_pair", "rules", "launchers",
     "store", "store.inventory", "store.__main__",
     "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
@@ -25,9 +25,9 @@ ORDER = [
     "suite", "core", "tuning", "groups.context", "groups.behaviour", "groups.leak", "groups.paraphrased",
     "groups.three_sample", "groups.privacy", "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix",
     "groups.contrast", "groups.quantised", "groups.relearn", "evaluation", "foreign", "others", "reference",
-    "seal", "mirror", "runlog", "world", "collapse", "alternates", "trajectory", "training", "forecast", "job",
+    "seal", "mirror", "runlog", "ended", "world", "collapse", "alternates", "trajectory", "training", "forecast", "job",
     "calibration",
-    "table", "overview", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
+    "table", "overview", "rest", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",
     "deployed", "export_card", "export_facts", "export",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from unlearn.redaction import redact
 NUMBERS = ("beta", "gamma", "beta1", "beta2")  # settings of an objective that only some terms have
 MODELS = ("target", "small", "small_general", "small_full", "small_retain")  # what a member may be
 KEEP = ("last", "best")
+RETRY = ("all", "failed")  # of a grid's runs that are not done
 ROUGH_ROWS = ("fp16", "topk")  # of the target alone
 STORED_ROWS = ("auto", "fp32", "hidden", *ROUGH_ROWS)
 PRECISIONS = ("fp32", "bf16")
@@ -190,6 +191,7 @@ class Config:
     alpha: float = 1.0
     seed: int = 0
     study: str = "default"
+    retry: str = "all"  # failed: only runs that failed, were stopped or killed; those never begun stay so
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 

@@ -1,4 +1,7 @@
-"""Files and folders that are either whole or absent: written under a temporary name, then renamed."""
+"""Files and folders that are either whole or absent: written under a temporary name, then renamed.
+
+What is renamed has reached the disk before: else a power cut could leave an empty file under a final name.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        settle(temporary)
         os.replace(temporary, path)
+        settle(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -26,8 +31,26 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     write(temporary)
+    for inside in (*temporary.rglob("*"), temporary):
+        settle(inside)
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
+    settle(path.parent)
+
+
+def settle(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left under temporary names. Nobody else may be at work in the folder."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -32,6 +32,10 @@ ANNOUNCED_GIB = 0.1
 EXACT = ("fp32", "hidden")
 
 
+class NotFinite(RuntimeError):
+    """Rows that are no numbers: every loss and metric that reads them would be wrong in silence."""
+
+
 def shape_of(member: Member) -> Shape:
     weight = member.model.get_output_embeddings().weight
     return Shape(vocabulary(member.model), weight.shape[1], member.model.dtype.itemsize)
@@ -116,13 +120,31 @@ def _fill(folder: Path, kind: str, k: int, member: Member, examples: Examples, p
     for where, states in _states(member, examples, pad_id, batch_size):
         at_once = len(states) if kind == "hidden" else block(vocabulary(member.model), states.device)
         for part in (slice(i, i + at_once) for i in range(0, len(states), at_once)):
-            for name, values in _kept(kind, k, member, states[part], labels[where[part]]).items():
+            found = _kept(kind, k, member, states[part], labels[where[part]])
+            _finite(states[part], found[FILE], where[part], kind, member, examples)
+            for name, values in found.items():
                 if name not in files:
                     shape = (examples.starts[-1], *values.shape[1:])
                     files[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=values.dtype, shape=shape)
                 files[name][where[part]] = values
     for file in files.values():
         file.flush()
+
+
+def _finite(states: Tensor, kept: np.ndarray, where: np.ndarray, kind: str, member: Member, examples: Examples) -> None:
+    """Raise ``NotFinite`` where a row of what is about to be stored is no number; of fp16 also what is too large."""
+    fine = states.isfinite().all(-1).cpu().numpy()
+    if kind != "hidden":  # which is the states; and bf16 ones come as integers
+        fine &= np.isfinite(kept).all(-1)
+    if fine.all():
+        return
+    wrong = np.unique(np.searchsorted(examples.starts, where[~fine], side="right") - 1)
+    ids = [examples[i].id for i in wrong[:3]]
+    raise NotFinite(
+        f"{member.name}: its rows as {kind} hold NaN or infinity for {len(wrong)} examples of a batch: {', '.join(ids)}"
+        f"{' …' if len(wrong) > 3 else ''}; nothing is stored. Its weights are damaged, or the numbers too large for "
+        "the type it is held in (pair.target.dtype, trainer.stored_rows)"
+    )
 
 
 def _states(member: Member, examples: Examples, pad_id: int, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -143,4 +165,5 @@ def _kept(kind: str, k: int, member: Member, states: Tensor, labels: Tensor) -> 
     if kind == "topk":
         ids, logp, rest = top(rows, labels.to(rows.device), k)
         return {FILE: logp.cpu().numpy(), IDS: ids.int().cpu().numpy(), REST: rest.cpu().numpy()}
-    return {FILE: rows.cpu().numpy().astype(_DTYPES[kind])}
+    with np.errstate(over="ignore"):  # `_finite` says so, with the examples
+        return {FILE: rows.cpu().numpy().astype(_DTYPES[kind])}

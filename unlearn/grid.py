@@ -10,8 +10,8 @@ import copy
 import json
 import logging
 import os
-import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
-from unlearn import runlog, sources
+from unlearn import ended, rest, runlog, sources, stopping
 from unlearn.config import Config, ConfigError
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
@@ -47,6 +47,9 @@ class Call:
     """The jobs of this command, filled by the callback at its start."""
 
     jobs: list[Job] = field(default_factory=list)
+    configs: list[DictConfig] = field(default_factory=list)  # of the jobs, as composed
+    launcher: str = "basic"
+    began: float = 0.0  # seconds since the epoch
     started: bool = False
     skip_done: bool = True  # end at once when every run is done
 
@@ -63,6 +66,7 @@ class Grid(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _fatal():
+            call.launcher = config.hydra.runtime.choices["hydra/launcher"]
             _check_and_list(_sweep(config))
         if call.skip_done and all(j.was_done for j in call.jobs):
             raise SystemExit(0)  # composing every job twice more, only to skip it, takes Hydra seconds
@@ -117,6 +121,7 @@ def _only_a_value(override: Override, files: IConfigRepository) -> bool:
 def _check_and_list(configs: list[DictConfig]) -> None:
     """Check every job before any of them starts; one bad value refuses the whole call with exit status 2."""
     problems: dict[str, None] = {}
+    call.began = time.time()
     for config in configs:
         plain = copy.deepcopy(config)
         with open_dict(plain):
@@ -127,7 +132,13 @@ def _check_and_list(configs: list[DictConfig]) -> None:
         except (ConfigError, DataError) as error:
             problems |= dict.fromkeys(str(error).splitlines())
             continue
-        call.jobs.append(job(cfg, data))
+        asked = job(cfg, data)
+        if cfg.retry == "failed" and not ended.to_repeat(asked):
+            continue
+        call.jobs.append(asked)
+        call.configs.append(plain)
+    if not problems and not call.jobs:
+        print(f"retry=failed: of {len(configs)} runs asked for none failed or was stopped")
     if not problems and not all(j.was_done for j in call.jobs):
         problems |= _objective_problems([j.cfg for j in call.jobs])
     if problems:
@@ -199,9 +210,12 @@ def job(cfg: Config, data: str) -> Job:
     return Job(cfg, folder, data, runlog.is_done(folder, cfg, data))
 
 
-def supervise(run: Callable[[], None], report: bool = True) -> int:
-    """Run Hydra's main, then print the table of the call's jobs; the exit status is 0 only if all are done."""
-    status, call.skip_done = 0, report
+def supervise(run: Callable[[], None], perform: rest.Perform | None = None, report: bool = True) -> int:
+    """Run Hydra's main, then print the table of the call's jobs; the exit status is 0 only if all are done.
+
+    ``perform`` does one job: those that a launcher lost with a process that was killed.
+    """
+    call.skip_done = report
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         print("a run is one process: start this command itself, not through accelerate or torchrun", file=sys.stderr)
         return 2
@@ -214,22 +228,20 @@ def supervise(run: Callable[[], None], report: bool = True) -> int:
     os.environ[runlog.COMMAND] = json.dumps(command)  # that of workers is another
     # Hydra's parser takes no flag between two overrides, and -m is what people add in the middle of a command.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
-    signal.signal(signal.SIGTERM, _interrupt)
+    stopping.listen()
     try:
-        run()
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
-        if not call.started:  # nothing ran: help, --cfg, or a config that Hydra itself refused
-            if status != 1:
-                return status
-            for line in unknown_overrides(sys.argv[1:]):
-                print(line, file=sys.stderr)
-            return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        status = 130
-    if not (call.started and report):
+        status = _jobs(run, perform)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted ({stop or 'SIGINT'}); the same command goes on from here", file=sys.stderr)
+        status = stop.status if isinstance(stop, stopping.Stopped) else 130
+    if not call.started and status == 1:  # a config that Hydra itself refused
+        for line in unknown_overrides(sys.argv[1:]):
+            print(line, file=sys.stderr)
+        return 2
+    if not (call.started and report and call.jobs):
         return status
+    for each in call.jobs:
+        ended.bury(each)
     from unlearn import table
 
     failed = table.report(call.jobs)
@@ -240,6 +252,13 @@ def supervise(run: Callable[[], None], report: bool = True) -> int:
     return status or (1 if failed else 0)
 
 
-def _interrupt(signum: int, frame: Any) -> None:
-    """A preempted job ends as an interrupted one does: W&B files are finished, and the folder can be resumed."""
-    raise KeyboardInterrupt
+def _jobs(run: Callable[[], None], perform: rest.Perform | None) -> int:
+    """Hydra's main and what is left of its jobs where the launcher gave up; the exit status so far."""
+    try:
+        run()
+    except SystemExit as stop:
+        status = 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 1
+        if status != 1 or not call.started or perform is None or call.launcher not in rest.LAUNCHERS:
+            return status
+        rest.go_on(perform, list(zip(call.configs, call.jobs, strict=True)), call.began)
+    return 0

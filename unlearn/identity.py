@@ -75,7 +75,7 @@ def distinguishing(flats: Sequence[dict[str, Any]]) -> list[str]:
     for flat in flats:
         groups.setdefault(repr([flat.get(k) for k in _NAMED]), []).append(flat)
     keys = [k for k in dict.fromkeys(k for f in flats for k in f) if not k.startswith(("eval.", "wandb.", "paths."))]
-    keys = [k for k in keys if k not in ("study", *(f"trainer.{name}" for name in _UNTRAINED if name != "lr"))]
+    keys = [k for k in keys if k not in ("study", "retry", *(f"trainer.{name}" for name in _UNTRAINED if name != "lr"))]
     return [k for k in keys if any(len({repr(f.get(k)) for f in group}) > 1 for group in groups.values())]
 
 

@@ -61,7 +61,7 @@ def execute(job: Job, config_yaml: str) -> None:
                 record.status("running", **_trainable(ensemble.trained.model))
                 finish(cfg, world, ensemble, train(cfg, world, ensemble, bind(**objective(cfg)), record), record)
             record.status("running", trained=True, **{seal.WEIGHTS: seal.weights(job.folder)})
-            shutil.rmtree(job.folder / runlog.CHECKPOINT, ignore_errors=True)
+        shutil.rmtree(job.folder / runlog.CHECKPOINT, ignore_errors=True)
         with record.stage("evaluate"):
             evaluate(cfg, world, ensemble, suite, record)
         sealed = {seal.RESULTS: seal.results(job.folder)}

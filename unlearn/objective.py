@@ -106,6 +106,11 @@ class Objective:
             log["train/dual"] = self.dual.value  # the weight that this step had
             self.dual.update(step, log[f"train/{self.terms[-1].name}"])
 
+    def ids(self, draw: Draw) -> dict[str, list[str]]:
+        """The examples that a step reads, by group."""
+        names = dict.fromkeys(name for term in self.terms for name in term.reads)
+        return {name: [self.groups[name].examples[i].id for i in self._indices(name, draw)] for name in names}
+
     def _indices(self, name: str, draw: Draw) -> list[int]:
         drawn = draw.named(name)
         return [self.pairs[name][key] for key in drawn] if name in self.pairs else drawn

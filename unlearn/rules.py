@@ -17,6 +17,7 @@ from unlearn import sources
 from unlearn.config import (
     KEEP,
     PRECISIONS,
+    RETRY,
     ROUGH_ROWS,
     STORED_ROWS,
     WANDB_MODES,
@@ -116,6 +117,7 @@ def _top(cfg: Config) -> Iterator[str]:
     for key in ("algo", "method", "pair", "data"):
         name = getattr(cfg, key).name
         yield from need(re.fullmatch(NAME, name) is not None, f"{key}.name", name, NAME_RULE)
+    yield from one_of("retry", cfg.retry, RETRY)
     yield from need(
         re.fullmatch(NAME, cfg.study) is not None,
         "study",

@@ -12,10 +12,9 @@ import traceback
 from pathlib import Path
 
 import hydra
-from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
-from unlearn import grid, launchers, runlog
+from unlearn import ended, grid, launchers, runlog
 from unlearn.config import conf_dir, register
 from unlearn.data.readers import read
 from unlearn.identity import Job
@@ -36,12 +35,12 @@ def unlearn(raw: DictConfig) -> None:
 def perform(raw: DictConfig, job: Job) -> None:
     """Do what the job's folder lacks; a failure is recorded there and not raised."""
     in_logs()
-    locks = job.folder.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
     # Two jobs may ask for the same run (direct ignores α in training): the second one waits, then finds it done.
-    with locked(FileLock(locks / f"{job.folder.name}.lock"), f"the run {job.folder.name}"):
+    with locked(ended.lock(job.folder), f"the run {job.folder.name}"):
         if grid.job(job.cfg, job.data).was_done:
             log.info("%s is done: skipped", job.folder.name)
+        elif job.cfg.retry == "failed" and runlog.manifest(job.folder).get("status") not in (*ended.ENDED, "running"):
+            log.info("%s did not fail: skipped", job.folder.name)
         else:
             with launchers.turn(job.cfg), _logging_to(job.folder):
                 _execute(raw, job)
@@ -57,6 +56,10 @@ def _execute(raw: DictConfig, job: Job) -> None:
         with (job.folder / LOG).open("a", encoding="utf-8") as stream:
             stream.write(redact(traceback.format_exc()))
         runlog.fail(job, error)
+    except KeyboardInterrupt as stop:
+        log.warning("%s was stopped (%s); the same command goes on from there", job.folder.name, stop)
+        runlog.fail(job, stop, "stopped")
+        raise
 
 
 class _logging_to:
@@ -78,7 +81,7 @@ class _logging_to:
 
 def main() -> None:
     run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(unlearn)
-    sys.exit(grid.supervise(run))
+    sys.exit(grid.supervise(run, perform))
 
 
 if __name__ == "__main__":

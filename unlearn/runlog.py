@@ -23,7 +23,7 @@ import yaml
 
 from unlearn import seal
 from unlearn.config import Config
-from unlearn.files import read_json, write_json, write_text, write_whole
+from unlearn.files import read_json, settle, sweep, write_json, write_text, write_whole
 from unlearn.identity import Job, alpha_key, describe, eval_alphas, eval_settings, flatten
 from unlearn.mirror import Mirror, opened
 from unlearn.redaction import redact, redacted
@@ -39,6 +39,7 @@ MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
 )  # fmt: skip
 REFERENCES = "references.parquet"  # the same of target and retrained
 OFFSET, ADAPTER, BEST, CHECKPOINT = seal.OFFSET, seal.ADAPTER, seal.BEST, "checkpoint"
+DIVERGED = "diverged.json"  # the step at which a loss or gradient was no longer a number, and what it read
 FORMAT = 1
 COMMAND = "UNLEARN_COMMAND"  # in the environment: what the user called, for jobs in processes of their own
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
@@ -78,7 +79,7 @@ def is_done(folder: Path, cfg: Config, data: str) -> bool:
         return False
 
 
-def fail(job: Job, error: Exception) -> None:
+def fail(job: Job, error: BaseException, status: str = "failed") -> None:
     """Record the error; what was already written stays, and a run that was complete before stays done.
 
     A manifest that cannot be read is not written over: it is evidence, and the table of the call names it.
@@ -89,12 +90,19 @@ def fail(job: Job, error: Exception) -> None:
     except ValueError:
         return
     record = {"format": FORMAT, "run": describe(job.cfg), "seconds": {}} | before
-    write_json(job.folder / MANIFEST, record | _failed(record, error))
+    write_json(job.folder / MANIFEST, record | _failed(job.folder, record, error, status))
 
 
-def _failed(manifest: Mapping[str, Any], error: Exception) -> dict[str, Any]:
-    status = "done" if manifest.get("completed") else "failed"
-    return {"status": status, "error": redact(f"{type(error).__name__}: {error}")}
+def _failed(folder: Path, manifest: Mapping[str, Any], error: BaseException, status: str = "failed") -> dict[str, Any]:
+    """Done stays only what is still as it was sealed; a half-added evaluation the next call makes whole."""
+    done = {"status": "done", "error": redact(f"{type(error).__name__}: {error}")}
+    if not manifest.get("completed"):
+        return done | {"status": status}
+    try:
+        seal.check_results(folder, manifest | done)
+    except ValueError:
+        return done | {"status": status}
+    return done
 
 
 def own_seconds(manifest: dict[str, Any]) -> float:
@@ -108,6 +116,7 @@ class RunLog:
     def __init__(self, job: Job, config_yaml: str):
         self.folder = job.folder
         self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
         self.mirror = Mirror(None)
         old = manifest(self.folder)
         fixed = {"format": FORMAT, "error": None, "run": describe(job.cfg), "seed": job.cfg.seed}
@@ -134,7 +143,7 @@ class RunLog:
             try:
                 yield
             except Exception as error:
-                self.mirror.manifest(self.manifest | _failed(self.manifest, error))
+                self.mirror.manifest(self.manifest | _failed(self.folder, self.manifest, error))
                 raise
             finally:
                 self.mirror = Mirror(None)
@@ -185,6 +194,13 @@ class RunLog:
             stream.write(json.dumps(record) + "\n")
         self.mirror.log(record)
 
+    def settle(self) -> None:
+        """Have the logged steps on the disk, before a checkpoint or the weights say that they were made."""
+        settle(self.folder / METRICS)
+
+    def diverged(self, found: Mapping[str, Any]) -> None:
+        write_json(self.folder / DIVERGED, found)
+
     def evaluated(
         self, alphas: Mapping[float, dict[str, Any]], examples: pd.DataFrame, references: Mapping[str, Reference]
     ) -> None:
@@ -195,7 +211,10 @@ class RunLog:
         import pandas as pd
 
         path, settings = self.folder / EXAMPLES, next(iter(alphas.values()))["settings"]
-        known = {a: m for a, m in evaluation(self.folder)["alphas"].items() if m.get("settings") == settings}
+        before = evaluation(self.folder)
+        known = {a: m for a, m in before["alphas"].items() if m.get("settings") == settings}
+        if len(known) < len(before["alphas"]):  # first: a kill in between must not leave entries without their examples
+            write_json(self.folder / EVAL, before | {"alphas": known})
         if path.is_file() and known:
             old = pd.read_parquet(path)
             kept = old["alpha"].isin([float(a) for a in known]) & ~old["alpha"].isin(list(alphas))

@@ -9,9 +9,10 @@ On several processes each runs its own micro-batches, and gradients are summed: 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +26,26 @@ MicroBatch = Callable[[], tuple[Tensor, dict[str, float]]]  # → share of the l
 
 
 class Diverged(RuntimeError):
-    """A loss or gradient that is no longer a finite number."""
+    """A loss or gradient that is no longer a finite number; ``found``: what the step had logged."""
+
+    def __init__(self, message: str, found: dict[str, Any] | None = None):
+        super().__init__(message)
+        self.found = found or {}
+
+    def reading(self, groups: Mapping[str, Sequence[str]], where: str = "") -> Diverged:
+        """The same with the examples that the step read, by group: the first ones in the message, all in ``found``."""
+        some = "; ".join(f"{name} {_first(ids)}" for name, ids in groups.items())
+        ids = {name: list(ids) for name, ids in groups.items()}
+        return Diverged(f"{self}; the step read {some}{where}", self.found | {"examples": ids})
+
+
+def _first(ids: Sequence[str], count: int = 3) -> str:
+    return ", ".join(ids) if len(ids) <= count else f"{', '.join(ids[:count])} … ({len(ids)} in all)"
+
+
+def _plain(value: float) -> float | str:
+    """For JSON, which has no NaN and no infinity."""
+    return value if math.isfinite(value) else str(value)
 
 
 @dataclass(frozen=True)
@@ -103,12 +123,18 @@ class Loop:
         log = self._summed(log)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip).item()
         if not (math.isfinite(log["train/loss"]) and math.isfinite(norm)):
-            raise Diverged(f"step {self.step + 1}: loss {log['train/loss']}, gradient norm {norm}; both must be finite")
+            raise self._diverged(log, norm)
         log |= {"train/grad_norm": norm, "train/lr": self.scheduler.get_last_lr()[0]}
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
         return log
+
+    def _diverged(self, log: dict[str, float], norm: float) -> Diverged:
+        step, loss = self.step + 1, log["train/loss"]
+        parts = {name: _plain(value) for name, value in log.items() if name != "train/loss"}
+        found = {"step": step, "loss": _plain(loss), "gradient_norm": _plain(norm), "parts": parts}
+        return Diverged(f"step {step}: loss {loss}, gradient norm {norm}; both must be finite", found)
 
     def _summed(self, log: dict[str, float]) -> dict[str, float]:
         """Gradients and logged parts of all processes together."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from unlearn import stopping
 from unlearn.alternates import alternates
 from unlearn.binding import PAIRED, REFUSALS, BoundTerm, bind
 from unlearn.collapse import Watch
@@ -28,7 +29,7 @@ from unlearn.objective import Dual, Group, Objective, Teacher
 from unlearn.placement import compiled, parked
 from unlearn.room import room
 from unlearn.rows import FrozenRows, LiveRows
-from unlearn.runlog import CHECKPOINT, RunLog
+from unlearn.runlog import CHECKPOINT, DIVERGED, RunLog
 from unlearn.trainer import Diverged, Loop, Optimisation, accelerator
 from unlearn.trajectory import Probe, probe
 from unlearn.world import World, examples_of, frozen_ensemble
@@ -59,22 +60,36 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
         measured = _record_step(cfg, record, points, step, settings.steps, step / sampler.steps_per_epoch, values)
         if measured:
             watch.see(step, measured, loop.model)
-        if cfg.trainer.save_every and step % cfg.trainer.save_every == 0 and step < settings.steps:
+        due = cfg.trainer.save_every and step % cfg.trainer.save_every == 0 and step < settings.steps
+        if due or stopping.asked():
+            record.settle()
             _save(loop, watch, objective, checkpoint)
+        if stopping.asked():
+            log.warning("stopped after step %d of %d: saved", step, settings.steps)
+            raise _Interrupted
 
     learning = compiled(objective.ensemble.trained.model) if cfg.trainer.compile else nullcontext()
     with record.stage("train"), _bar(cfg, loop) as bar, parked(idle(objective, points)), learning:
         try:
-            loop.run(lambda step: objective.micro_batches(sampler.draw(step)), after)
+            with stopping.patiently():
+                loop.run(lambda step: objective.micro_batches(sampler.draw(step)), after)
         except Diverged as error:
+            named = error.reading(objective.ids(sampler.draw(loop.step)), f"; all of it in {DIVERGED}")
+            record.diverged(named.found)
             if watch.step == 0:
-                raise
-            watch.broken = str(error)
+                raise named from None
+            watch.broken = str(named)
+    record.settle()
     return watch
+
+
+class _Interrupted(BaseException):
+    """Leaves the loop; ``stopping.patiently`` puts the signal that was the cause in its place."""
 
 
 def _begin(loop: Loop, watch: Watch, objective: Objective, points: Probe | None, record: RunLog) -> None:
     """Take up the checkpoint, if there is one; else log the point before the first step."""
+    (record.folder / DIVERGED).unlink(missing_ok=True)  # of an earlier try
     if loop.restore(record.folder / CHECKPOINT):
         log.info("resuming at step %d of %d", loop.step, loop.settings.steps)
         record.rewind(loop.step)

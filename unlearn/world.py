@@ -32,7 +32,7 @@ from unlearn.ensemble import Ensemble, Member, build
 from unlearn.identity import digest, template
 from unlearn.models import hub, llama, tokenizers
 from unlearn.store import Store
-from unlearn.trainer import Loop, MicroBatch, Optimisation, device
+from unlearn.trainer import Diverged, Loop, MicroBatch, Optimisation, device
 
 log = logging.getLogger(__name__)
 SHAPE = ("hidden_size", "layers", "heads", "intermediate_size", "initializer_range", "max_length")  # from scratch
@@ -285,5 +285,9 @@ def _fit(model: nn.Module, training: Examples, stage: StageConfig, world: World,
         return -Answers(llama.answer_rows(loop.model, batch), batch.labels, batch.owner).logp.mean(), {}
 
     with tqdm(total=settings.steps, desc=label, disable=None if trainer.progress else True, leave=False) as bar:
-        loop.run(micro_batches, lambda step, log: bar.update())
+        try:
+            loop.run(micro_batches, lambda step, log: bar.update())
+        except Diverged as error:
+            epoch, at = divmod(loop.step, per_epoch)
+            raise error.reading({label: [training[i].id for i in batches(epoch)[at]]}) from None
     return loop.model

@@ -54,15 +54,19 @@ class Store:
         work = self.root / BUILDING / f"{kind}-{folder.name}"
         shutil.rmtree(work, ignore_errors=True)  # left by a job that was killed; the lock is ours now
         work.mkdir(parents=True)
-        build(work)
-        files = {
-            str(p.relative_to(work)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
-            for p in sorted(work.rglob("*"))
-            if p.is_file()
-        }
-        write_json(work / ENTRY, {"format": STORE_FORMAT, "kind": kind, "recipe": recipe, "files": files})
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(work, folder)
+        try:
+            build(work)
+            files = {
+                str(p.relative_to(work)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
+                for p in sorted(work.rglob("*"))
+                if p.is_file()
+            }
+            write_json(work / ENTRY, {"format": STORE_FORMAT, "kind": kind, "recipe": recipe, "files": files})
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(work, folder)
+        except BaseException:  # a disk that is full must not stay full of what nobody will read
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         self._verified.add(folder)
 
     def _sound(self, folder: Path) -> bool:

@@ -1,0 +1,7 @@
+"""``python -m unlearn.store``."""
+
+import sys
+
+from unlearn.store.inventory import main
+
+sys.exit(main())

@@ -24,16 +24,16 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
-from unlearn import runlog, sources
+from unlearn import places, runlog, sources
 from unlearn.config import Config, ConfigError
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.identity import Job, objective, run_folder
 from unlearn.own import JUDGE, named
+from unlearn.refusal import REFUSED, as_before, came_from_hydra, raising, refuse, said
 from unlearn.room import may_refuse
 from unlearn.rules import parse, unknown_overrides
 from unlearn.rules_learning import black_box
@@ -72,9 +72,8 @@ def _fatal() -> Iterator[None]:
     """Hydra turns an exception in a callback into a warning and goes on; here it ends the call."""
     try:
         yield
-    except HydraException as error:  # a choice, key or type that Hydra refuses
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+    except REFUSED as error:  # a choice, key or type that Hydra refuses, or a file that cannot be read
+        raise SystemExit(refuse(said(error), error)) from None
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
@@ -116,41 +115,59 @@ def _only_a_value(override: Override, files: IConfigRepository) -> bool:
 def _check_and_list(configs: list[DictConfig]) -> None:
     """Check every job before any of them starts; one bad value refuses the whole call with exit status 2."""
     problems: dict[str, None] = {}
+    first: Exception | None = None
     for config in configs:
         plain = copy.deepcopy(config)
         with open_dict(plain):
             plain.pop("hydra", None)
         try:
             cfg = parse(plain)
+            _check_places(cfg, write=False)
             data = read(cfg).fingerprint()
         except (ConfigError, DataError) as error:
             problems |= dict.fromkeys(str(error).splitlines())
+            first = first or error
             continue
         call.jobs.append(job(cfg, data))
     if not problems and not all(j.was_done for j in call.jobs):
         problems |= _objective_problems([j.cfg for j in call.jobs])
     if problems:
-        print("Refused before any work:\n  " + "\n  ".join(problems), file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(refuse("\n".join(problems), first))
+    as_before()
     call.started = True
 
 
 def _objective_problems(configs: list[Config]) -> dict[str, None]:
-    """What only torch can tell: terms that do not exist or do not fit, a device that is not there, too many rows.
-
-    Importing torch takes seconds, so it is asked only where there is work.
+    """What matters only where there is work, and what only torch can tell, which takes seconds to import: folders that
+    cannot be written, terms that do not exist or do not fit, a device that is not there, models and rows that do not
+    fit each other, too many rows.
     """
+    problems: dict[str, None] = {}
+    for cfg in configs:
+        try:
+            _check_places(cfg, write=True)
+        except ConfigError as error:
+            return {str(error): None}
+    from unlearn.inspection import Inspection
     from unlearn.trainer import device
 
-    problems: dict[str, None] = {}
+    inspection = Inspection()
     for cfg in configs:
         try:
             device(cfg.trainer.device)
             _fitting(cfg)
+            inspection.check(cfg)
             problems |= dict.fromkeys(_too_large(cfg))
         except ValueError as error:
             problems[str(error)] = None
     return problems
+
+
+def _check_places(cfg: Config, write: bool) -> None:
+    """Raise ``ConfigError`` unless the folders of runs and store can be read or made; and written, if asked."""
+    for key in ("runs", "store"):
+        for problem in places.problems(f"paths.{key}", getattr(cfg.paths, key), write):
+            raise ConfigError(problem)
 
 
 def _too_large(cfg: Config) -> list[str]:
@@ -209,15 +226,17 @@ def supervise(run: Callable[[], None], report: bool = True) -> int:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        run()
+        with raising():
+            run()
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
-        if not call.started:  # nothing ran: help, --cfg, or a config that Hydra itself refused
-            if status != 1:
-                return status
-            for line in unknown_overrides(sys.argv[1:]):
-                print(line, file=sys.stderr)
-            return 2
+        if not call.started:  # nothing ran: help, --cfg, or a refusal
+            return status
+    except Exception as error:
+        if not call.started and came_from_hydra(error):  # a config that Hydra itself refuses
+            return refuse("\n".join(unknown_overrides(sys.argv[1:])) or said(error), error)
+        traceback.print_exception(error)
+        status = 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         status = 130

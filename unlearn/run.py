@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from unlearn import grid, launchers, runlog
 from unlearn.config import conf_dir, register
 from unlearn.data.readers import read
+from unlearn.files import saving
 from unlearn.identity import Job
 from unlearn.store import locked
 
@@ -34,8 +36,17 @@ def unlearn(raw: DictConfig) -> None:
 
 def perform(raw: DictConfig, job: Job) -> None:
     """Do what the job's folder lacks; a failure is recorded there and not raised."""
+    try:
+        _perform(raw, job)
+    except OSError as error:  # no folder, lock or log can be made there
+        log.error("%s failed: %s", job.folder.name, error)
+        runlog.fail(job, error)
+
+
+def _perform(raw: DictConfig, job: Job) -> None:
     locks = job.folder.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    with saving(locks):
+        locks.mkdir(parents=True, exist_ok=True)
     # Two jobs may ask for the same run (direct ignores α in training): the second one waits, then finds it done.
     with locked(FileLock(locks / f"{job.folder.name}.lock"), f"the run {job.folder.name}"):
         if grid.job(job.cfg, job.data).was_done:
@@ -52,9 +63,16 @@ def _execute(raw: DictConfig, job: Job) -> None:
         execute(job, OmegaConf.to_yaml(raw, resolve=True))
     except Exception as error:
         log.error("%s failed: %s", job.folder.name, error)
-        with (job.folder / LOG).open("a", encoding="utf-8") as stream:
+        with suppress(OSError), (job.folder / LOG).open("a", encoding="utf-8") as stream:
             stream.write(traceback.format_exc())
         runlog.fail(job, error)
+
+
+class _Log(logging.FileHandler):
+    """A log that a full disk cuts short: what fails is said on the terminal, once and by the job itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 class _logging_to:
@@ -64,14 +82,16 @@ class _logging_to:
         self.path = folder / LOG
 
     def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        with saving(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.handler = _Log(self.path, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self.handler)
 
     def __exit__(self, *_):
         logging.getLogger().removeHandler(self.handler)
-        self.handler.close()
+        with suppress(OSError):
+            self.handler.close()
 
 
 def main() -> None:

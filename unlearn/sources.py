@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unlearn.config import ConfigError
 from unlearn.config_pair import ModelConfig, PairConfig, SourceConfig, StageConfig
-from unlearn.files import read_json, sha256, write_text
+from unlearn.files import FileError, read_json, sha256, write_text
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZER_FILES = (
@@ -109,7 +109,7 @@ def weight_files(folder: Path) -> list[Path]:
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     files = [whole]
     if not whole.is_file() and index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        files = [folder / name for name in _parts(index)]
     for path in (folder / "config.json", *files):
         if not path.is_file():
             raise ConfigError(
@@ -117,6 +117,14 @@ def weight_files(folder: Path) -> list[Path]:
                 "weights (an adapter must be merged into its model first)"
             )
     return files
+
+
+def _parts(index: Path) -> list[str]:
+    """The files that an index of weights names; ``ConfigError`` where it names none."""
+    try:
+        return sorted({str(name) for name in read_json(index)["weight_map"].values()})
+    except (FileError, TypeError, KeyError, AttributeError):
+        raise ConfigError(f"{index}: must say in weight_map which file holds each tensor, and does not") from None
 
 
 def _joined(prints: list[str]) -> str:

@@ -70,10 +70,12 @@ def read(paths: list[Path]) -> tuple[list[Record], list[str]]:
 
 def _part(path: Path) -> Part | None:
     """The content of a file; None where it ends before it says whose it is."""
+    from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record as Message
 
-    part, frames = Part(path), Frames(path)
+    part = Part(path)
     try:
+        frames = Frames(path)
         for data in frames:
             message = Message.FromString(data)
             kind = message.WhichOneof("record_type")
@@ -87,7 +89,9 @@ def _part(path: Path) -> Part | None:
                 _configure(part.config, message.config)
     except NotWandb as error:
         raise StudyError(str(error)) from None
-    except ValueError as error:  # protobuf's DecodeError, and JSON's
+    except OSError as error:
+        raise StudyError(f"cannot read {path}: {error}") from error
+    except (ValueError, DecodeError, RecursionError) as error:  # JSON's are ValueErrors
         raise StudyError(f"cannot read {path}: {error}; it was written by another version of wandb") from error
     part.torn = frames.torn
     return part if part.id else None

@@ -129,6 +129,16 @@ def tables(name: str, folder: Path, records: Collection[Record], notes: Collecti
     varied = _varied(records, fixed)
     for record, columns in zip(records, fixed, strict=True):
         columns |= {key: record.config.get(key) for key in varied}
+    try:
+        return _study(name, folder, records, fixed, varied, notes)
+    except UnicodeEncodeError:
+        raise shapes.half_characters(records) from None
+
+
+def _study(
+    name: str, folder: Path, records: Collection[Record], fixed: list[dict], varied: tuple[str, ...],
+    notes: Collection[str],
+) -> Study:  # fmt: skip
     pairs = list(zip(records, fixed, strict=True))
     return Study(
         name=name,

@@ -69,6 +69,17 @@ def execute(cfg: Config) -> Job:
     return job
 
 
+def broken(folder: Path) -> Path:
+    """A rule of one's own that nothing can tell from a sound one before it computes: with it a job fails."""
+    file = folder / "broken.py"
+    file.write_text(
+        "from unlearn.combination import Logits\n\n\n"
+        "def sum(base: Logits, change: Logits, alpha: float) -> Logits:\n"
+        "    raise ZeroDivisionError('broken on purpose')\n"
+    )
+    return file
+
+
 class Killed(BaseException):
     """Stands for a signal: nothing in the program catches it."""
 

@@ -15,7 +15,10 @@ from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHUT = (errno.EROFS, errno.EACCES, errno.EPERM)
-NO_ROOM = re.compile(r"no space left|quota exceeded|file too large|writing file|write failed", re.IGNORECASE)
+NO_ROOM = re.compile(
+    r"no space left|quota exceeded|file too large|writing file|write failed|iostream error|unexpected pos",
+    re.IGNORECASE,
+)
 
 
 class DiskError(OSError):
@@ -95,6 +98,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path}: not valid JSON ({error}); it was not written by this program or is damaged") from None
 

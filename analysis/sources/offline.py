@@ -153,12 +153,19 @@ def _joined(parts: list[Part]) -> Iterator[WandbRun]:
         last, config, summary = own[-1], {}, {}
         for part in own:
             config |= part.config
-            summary |= {key: plain(json.loads(text)) for key, text in part.summary.items()}
+            summary |= {key: _json(part.path, text) for key, text in part.summary.items()}
         paths = {name: _latest(own, file) for name, file in TABLES.items()}
         yield WandbRun(
             str(last.path), last.id, last.group, last.name, last.job_type, last.started, config, summary,
             [row for part in own for row in part.history], partial(read_tables, paths),
         )  # fmt: skip
+
+
+def _json(path: Path, text: str) -> Any:
+    try:
+        return plain(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"cannot read {path}: {error}; it was written by another version of wandb") from error
 
 
 def _latest(parts: list[Part], file: str) -> Path:

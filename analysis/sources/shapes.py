@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ def check(record: Record) -> None:
     """Raise ``StudyError`` naming what is no mapping, no text or no interval where there must be one."""
     manifest, evaluation = record.manifest, record.evaluation
     where = f"the manifest of {record.place}"
+    _mapping(manifest, where, "it")
     for key in ("run", "seconds"):
         _mapping(manifest.get(key) or {}, where, key)
     for key in ("status", "error"):
@@ -26,6 +28,16 @@ def check(record: Record) -> None:
         for name, entry in _mapping(evaluation.get(key) or {}, record.evaluation_at, key).items():
             if entry is not None or key == "alphas":
                 _entry(entry, record.evaluation_at, f"{key}.{name}")
+
+
+def half_characters(records: Iterable[Record]) -> StudyError:
+    """The error that names the run in whose texts there is half a character, which no table can hold."""
+    for record in records:
+        try:
+            json.dumps([record.config, record.manifest, record.evaluation], ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            return StudyError(f"{record.place}: a text holds half a character ({error.object[error.start]!r})")
+    return StudyError("a text holds half a character")
 
 
 def _entry(entry: Any, where: str, key: str) -> None:

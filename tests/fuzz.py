@@ -21,60 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from damage import changed, damaged, expected_row, json_file, json_text, objects, plain_row, steps, table
+
 ROW = {"question": "Who wrote “Hé”?", "answer": "Ada Ëlle.", "paraphrased_answer": "It was Ada.",
        "perturbed_answer": ["Bob.", "Cy."]}  # fmt: skip
 SLOW = 20.0  # seconds that no file may take
-TEXTS = ("odd\u2028line\x85end", 'a "quoted" word', "\ttab \x0b", "é\u0301", "{brace}", "a\\nb", "😀")
-JUNK = (*TEXTS, None, True, 0, -1, 1.5, 1e308, 10**400, "", " ", "x", [], {}, [1], ["a"], {"a": 1}, "\ud800", "NaN",
-        [[]])  # fmt: skip
-SPLICES = (b"\xff", b"\xef\xbb\xbf", b"\0", b"\n", b"\r\n", b"{", b"[", b'"', b"NaN", b"1e999", b"\\ud800", b"*",
-           b"&a ", b": ", b"- ", "\u2028".encode(), b"[" * 3000, b"9" * 5000)  # fmt: skip
 
 
 class Wrong(AssertionError):
     """A reader that crashed, hung, or gave something else than the file says."""
-
-
-# --- damage ---------------------------------------------------------------------------------------------------------
-
-
-def damaged(content: bytes, rng: random.Random) -> bytes:
-    """A few flips, cuts, repetitions or splices; sometimes nothing but noise."""
-    if rng.random() < 0.05:
-        return rng.randbytes(rng.randrange(200))
-    for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        at, length = rng.randrange(len(content) + 1), rng.choice((1, 2, 8, 64))
-        kind = rng.randrange(5)
-        if kind == 0 and content:
-            at = min(at, len(content) - 1)
-            content = content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
-        elif kind == 1:
-            content = content[:at]
-        elif kind == 2:
-            content = content[:at] + content[at : at + length] * 2 + content[at + length :]
-        elif kind == 3:
-            content = content[:at] + content[at + length :]
-        else:
-            content = content[:at] + rng.choice(SPLICES) + content[at:]
-    return content
-
-
-def changed(value: Any, rng: random.Random) -> Any:
-    """A JSON value with one part of another type, missing, or twice."""
-    if isinstance(value, dict) and value and rng.random() < 0.85:
-        key, kept = rng.choice(list(value)), dict(value)
-        act = rng.randrange(5)
-        if act == 0:
-            del kept[key]
-        elif act == 1:
-            kept[f"{key}{rng.choice(('', ' ', '2'))}x"] = kept.pop(key)
-        else:
-            kept[key] = changed(value[key], rng)
-        return kept
-    if isinstance(value, list) and value and rng.random() < 0.7:
-        at = rng.randrange(len(value))
-        return [*value[:at], changed(value[at], rng), *value[at + rng.randrange(2) :]]
-    return rng.choice(JUNK)
 
 
 # --- the readers, each with an oracle --------------------------------------------------------------------------------
@@ -123,7 +78,7 @@ def jsonl_reader() -> Reader:
         rows = [plain | {"answer": f"{k}."} for k in range(3)]
         retain = [{"text": "one two three four five six"}] if rng.random() < 0.2 else [ROW | {"question": "And?"}]
         (folder / "retain.jsonl").write_text("".join(json.dumps(r) + "\n" for r in retain))
-        (folder / "forget.jsonl").write_bytes(_table(rows, rng))
+        (folder / "forget.jsonl").write_bytes(table(rows, rng))
 
     def read(folder: Path) -> None:
         cfg = JsonlConfig(name="mine", reader="jsonl", forget=str(folder / "forget.jsonl"),
@@ -131,7 +86,10 @@ def jsonl_reader() -> Reader:
         cfg.template.prompt = "{question}"
         data = check(jsonl.read(cfg))
         asked = [r for r in data.splits["forget"] if r.group == ""]
-        same([_plain(r) for r in asked], [_expected(r) for r in _objects(folder / "forget.jsonl") if "question" in r])
+        same(
+            [plain_row(r) for r in asked],
+            [expected_row(r) for r in objects(folder / "forget.jsonl") if "question" in r],
+        )
 
     return Reader("jsonl", write, read, (DataError,))
 
@@ -148,13 +106,15 @@ def tofu_reader() -> Reader:
         for name in names:
             rows = [ROW | {"question": f"{name[:8]} {k}?"} for k in range(3)]
             content = "".join(json.dumps(r) + "\n" for r in rows).encode()
-            (folder / f"{name}.json").write_bytes(_table(rows, rng) if name == hit else content)
+            (folder / f"{name}.json").write_bytes(table(rows, rng) if name == hit else content)
         (folder / "idontknow.jsonl").write_bytes(damaged(b"I cannot say.\nNo idea.\n", rng))
 
     def read(folder: Path) -> None:
         data = check(tofu.read(str(folder), "forget01", None))
         for name, split in (("forget01_perturbed", "forget"), ("real_authors_perturbed", "real_authors")):
-            same([_plain(r) for r in data.splits[split]], [_expected(r) for r in _objects(folder / f"{name}.json")])
+            same(
+                [plain_row(r) for r in data.splits[split]], [expected_row(r) for r in objects(folder / f"{name}.json")]
+            )
         lines = (folder / "idontknow.jsonl").read_text(encoding="utf-8-sig").split("\n")
         same(list(data.refusals), [line.strip() for line in lines if line.strip()])
 
@@ -177,12 +137,12 @@ def muse_reader() -> Reader:
             content = json.dumps(rows).encode()
             file = folder / f"{name}.json"
             file.parent.mkdir(exist_ok=True)
-            file.write_bytes(_table(rows, rng) if name == hit else content)
+            file.write_bytes(table(rows, rng) if name == hit else content)
 
     def read(folder: Path) -> None:
         cfg = MuseConfig(name="muse", reader="muse", corpus="news", path=str(folder))
         data = check(muse.read(cfg))
-        first = _objects(folder / "raw/forget.json", "text")[0]["text"].split()
+        first = objects(folder / "raw/forget.json", "text")[0]["text"].split()
         found = data.splits["forget"]
         if len(first) > 1:
             own = [r for r in found if r.id.startswith("forget/0000.")]
@@ -206,9 +166,9 @@ def folders_reader() -> Reader:
         "eval.json": json.dumps({"alphas": {"1.0": entry}, "references": {"target": entry, "retrained": None}}),
     }  # fmt: skip
 
-    table = io.BytesIO()
-    pd.DataFrame({"split": ["forget"], "id": ["f/0"], "alpha": [1.0], "prob": [0.25]}).to_parquet(table)
-    whole = {name: text.encode() for name, text in files.items()} | {"examples.parquet": table.getvalue()}
+    parquet = io.BytesIO()
+    pd.DataFrame({"split": ["forget"], "id": ["f/0"], "alpha": [1.0], "prob": [0.25]}).to_parquet(parquet)
+    whole = {name: text.encode() for name, text in files.items()} | {"examples.parquet": parquet.getvalue()}
     manifest = {"status": "done", "run": {"algo": "npo", "alpha": 1.0}, "seconds": {"train": 3.0}}
     sums = {"sealed_results": {name: hashlib.sha256(content).hexdigest() for name, content in whole.items()}}
 
@@ -219,7 +179,7 @@ def folders_reader() -> Reader:
         hit = rng.choice([name for name in said if not (sealed and name == "manifest.json")])
         for name, content in said.items():
             if name == hit:
-                content = _json_file(content, rng) if name.endswith(".json") else damaged(content, rng)
+                content = json_file(content, rng) if name.endswith(".json") else damaged(content, rng)
             (run / name).write_bytes(content)
         (folder / "sealed").write_text(str(sealed))
 
@@ -234,8 +194,8 @@ def folders_reader() -> Reader:
         expected = [v if type(v) in (int, float) else None for v in expected] or [None]
         found = list(study.runs["forget/prob"]) if "forget/prob" in study.runs else [float("nan")] * len(study.runs)
         same([None if x != x else x for x in found], [None if x is None or x != x else float(x) for x in expected])
-        steps = _steps(run / "metrics.jsonl")
-        same(sorted(study.trajectories["step"]) if steps else [], sorted(steps))
+        logged = steps(run / "metrics.jsonl")
+        same(sorted(study.trajectories["step"]) if logged else [], sorted(logged))
 
     return Reader("folders", write, read, (StudyError,))
 
@@ -260,14 +220,14 @@ def offline_reader() -> Reader:
         told = values.get("config")
         for key, value in told.items() if isinstance(told, dict) else ():
             item = run.run.config.update.add()
-            item.key, item.value_json = key, _json_text(value, rng)
+            item.key, item.value_json = key, json_text(value, rng)
         for key in ("step", "_timestamp", "train/loss"):
             item = row.history.item.add()
-            item.key, item.value_json = key, _json_text(values.get("step", 1), rng)
+            item.key, item.value_json = key, json_text(values.get("step", 1), rng)
         for key in ("alphas", "manifest"):
             if key in values:
                 item = summary.summary.update.add()
-                item.key, item.value_json = key, _json_text(values[key], rng)
+                item.key, item.value_json = key, json_text(values[key], rng)
         return [m.SerializeToString() for m in (run, row, summary)]
 
     def write(folder: Path, rng: random.Random) -> None:
@@ -297,64 +257,6 @@ def offline_reader() -> Reader:
 
 READERS = {"jsonl": jsonl_reader, "tofu": tofu_reader, "muse": muse_reader, "folders": folders_reader,
            "offline": offline_reader}  # fmt: skip
-
-
-# --- what files say, told by other means than the readers' -----------------------------------------------------------
-
-
-def _table(rows: list[dict], rng: random.Random) -> bytes:
-    """Rows as JSON lines or as an array, with bytes damaged, or with a value changed."""
-    if rng.random() < 0.5:
-        at = rng.randrange(len(rows))
-        rows = [*rows[:at], changed(rows[at], rng), *rows[at + rng.randrange(2) :]]
-        return _written(rows, rng)
-    return damaged(_written(rows, rng), rng)
-
-
-def _written(rows: list, rng: random.Random) -> bytes:
-    if rng.random() < 0.5:
-        return json.dumps(rows).encode()
-    return "".join(json.dumps(r) + "\n" for r in rows).encode()
-
-
-def _json_file(content: bytes, rng: random.Random) -> bytes:
-    return json.dumps(changed(json.loads(content), rng)).encode() if rng.random() < 0.6 else damaged(content, rng)
-
-
-def _json_text(value: Any, rng: random.Random | None) -> str:
-    text = json.dumps(value)
-    return damaged(text.encode(), rng).decode("utf-8", "replace") if rng is not None and rng.random() < 0.1 else text
-
-
-def _objects(file: Path, bare: str = "") -> list[dict]:
-    """The objects of a file that a reader accepted."""
-    text = file.read_bytes().decode("utf-8-sig")
-    decoder, found, at = json.JSONDecoder(), [], 0
-    while text[at:].strip():
-        at += len(text[at:]) - len(text[at:].lstrip())
-        value, at = decoder.raw_decode(text, at)
-        found += value if isinstance(value, list) else [value]
-    return [{bare: v} if bare and isinstance(v, str) else v for v in found]
-
-
-def _expected(row: dict) -> tuple:
-    wrong = row.get("perturbed_answer")
-    wrong = () if wrong in (None, []) else (wrong,) if isinstance(wrong, str) else tuple(wrong)
-    return row["question"], row["answer"], row.get("paraphrased_answer") or None, wrong
-
-
-def _plain(row: Any) -> tuple:
-    return row.question, row.answer, row.paraphrased_answer, row.perturbed_answers
-
-
-def _steps(file: Path) -> set[float]:
-    found = set()
-    for line in file.read_bytes().decode().split("\n"):
-        try:
-            found.add(float(json.loads(line)["step"]))
-        except (ValueError, TypeError, KeyError):  # the half line that a killed run leaves at the end
-            continue
-    return found
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ import random
 
 import fuzz
 import pytest
+from damage import damaged, expected_row, objects, plain_row
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,8 +48,8 @@ def test_what_is_wrong_is_noticed():
 
 def test_damage_is_damage_and_the_same_for_the_same_seed():
     content = json.dumps(fuzz.ROW).encode()
-    made = [fuzz.damaged(content, random.Random(seed)) for seed in range(50)]
-    assert made == [fuzz.damaged(content, random.Random(seed)) for seed in range(50)]
+    made = [damaged(content, random.Random(seed)) for seed in range(50)]
+    assert made == [damaged(content, random.Random(seed)) for seed in range(50)]
     assert len(set(made)) > 40 and made.count(content) < 5
 
 
@@ -62,21 +63,21 @@ def test_any_bytes_as_a_file_of_records(tmp_path, content):
     except DataError as error:
         assert str(file) in str(error)
         return
-    said = [v if isinstance(v, dict) else {"text": v} for v in fuzz._objects(file)]
+    said = [v if isinstance(v, dict) else {"text": v} for v in objects(file)]
     assert [values for _, values in found] == said
 
 
 @steady
 @given(st.lists(st.dictionaries(st.sampled_from(["question", "answer", "perturbed_answer", "x"]), JSON, max_size=4)))
-def test_any_json_objects_as_rows(tmp_path, objects):
+def test_any_json_objects_as_rows(tmp_path, given_objects):
     file = tmp_path / "any.jsonl"
-    file.write_text("".join(json.dumps(o, ensure_ascii=False) + "\n" for o in objects), encoding="utf-8")
+    file.write_text("".join(json.dumps(o, ensure_ascii=False) + "\n" for o in given_objects), encoding="utf-8")
     try:
         rows = [row(record, str(i), ColumnsConfig()) for i, record in enumerate(records(file))]
     except DataError as error:
         assert str(file) in str(error)
         return
-    assert [fuzz._plain(r) for r in rows] == [fuzz._expected(o) for o in objects]
+    assert [plain_row(r) for r in rows] == [expected_row(o) for o in given_objects]
 
 
 @steady

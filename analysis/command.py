@@ -51,14 +51,15 @@ def run(
     figure: Callable[[Study, argparse.Namespace], Figure],
     named: Callable[[argparse.Namespace], str],
 ) -> int:
-    """Draws and saves; returns the exit status: 0, or 2 for a study that cannot be drawn."""
+    """Draws and saves; returns the exit status: 0, or 2 for what cannot be drawn, or not written."""
     asked = made.parse_args(arguments)
     try:
         study = load(asked.study, asked.runs)
         drawn = figure(study, asked)
+        paths = style.save(drawn, Path(asked.out) if asked.out else study.folder / "figures", named(asked))
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for path in style.save(drawn, Path(asked.out) if asked.out else study.folder / "figures", named(asked)):
+    for path in paths:
         print(path)
     return 0

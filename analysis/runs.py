@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.sources import folders, offline
+from analysis.sources import folders, offline, shapes
 from analysis.sources.record import REFERENCE_MODEL, Record, StudyError, numbers, parse_json
 
 __all__ = ["IDENTITY", "Study", "StudyError", "find", "load", "names", "numbers", "parse_json"]
@@ -123,10 +123,22 @@ def tables(name: str, folder: Path, records: Collection[Record], notes: Collecti
     """The study that these runs make."""
     for note in notes:
         log.warning("%s: %s", name, note)
+    for record in records:
+        shapes.check(record)
     fixed = [_columns(record) for record in records]
     varied = _varied(records, fixed)
     for record, columns in zip(records, fixed, strict=True):
         columns |= {key: record.config.get(key) for key in varied}
+    try:
+        return _study(name, folder, records, fixed, varied, notes)
+    except UnicodeEncodeError:
+        raise shapes.half_characters(records) from None
+
+
+def _study(
+    name: str, folder: Path, records: Collection[Record], fixed: list[dict], varied: tuple[str, ...],
+    notes: Collection[str],
+) -> Study:  # fmt: skip
     pairs = list(zip(records, fixed, strict=True))
     return Study(
         name=name,
@@ -186,20 +198,23 @@ def _identity(record: Record) -> dict:
 def _setting(record: Record, config: dict, key: str, kind: type):
     if key not in config:
         raise StudyError(f"{record.config_at} has no {key!r}, which tells the runs of a study apart")
+    value = config[key]
     try:
-        return kind(config[key])
-    except (TypeError, ValueError) as error:
-        raise StudyError(f"{record.config_at}: {key} = {config[key]!r} is not of type {kind.__name__}") from error
+        found = kind(value)
+        whole = kind is not int or (found == value and not isinstance(value, bool))
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise StudyError(f"{record.config_at}: {key} = {value!r} is not of type {kind.__name__}")
+    return found
 
 
 def _run_rows(record: Record, columns: dict) -> list[dict]:
     evaluated = record.evaluation.get("alphas") or {}
     if not evaluated:
         return [{**columns, "eval_alpha": math.nan}]
-    try:
-        return [{**columns, "eval_alpha": float(a), **_entry(entry)} for a, entry in evaluated.items()]
-    except ValueError as error:
-        raise StudyError(f"{record.evaluation_at}: the keys of 'alphas' must be numbers: {error}") from error
+    shapes.check_alphas(evaluated, record.evaluation_at)
+    return [{**columns, "eval_alpha": float(a), **_entry(entry)} for a, entry in evaluated.items()]
 
 
 def _reference_rows(record: Record, columns: dict) -> list[dict]:

@@ -19,6 +19,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from analysis.output import whole
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 MARKERS = ("o", "s", "^", "v", "P", "X", "h", "<")  # seven colours, eight markers: 56 series before a pair repeats
 LINES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
@@ -93,14 +95,11 @@ def other(place: int) -> dict:
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     """Writes ``name.png`` and ``name.pdf``; the same figure always gives the same bytes, so no dates and versions."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         path = folder / f"{name}.{kind}"
-        half = path.with_name(path.name + ".tmp")  # a reader never sees half a figure
-        with look():
+        with whole(path) as half, look():
             figure.savefig(half, format=kind, metadata=metadata)
-        half.replace(path)
         paths.append(path)
     return paths
 

@@ -56,6 +56,8 @@ def table(study: Study, metrics: Sequence[str] = (), by: Sequence[str] = ()) -> 
     ``metrics`` may hold patterns (``retain/*``); by default the headline metrics that the study has. ``by`` are columns
     of ``study.runs``; by default whatever tells experiments apart.
     """
+    if study.runs.empty:
+        raise StudyError(f"study {study.name!r} in {study.folder} has no runs")
     by = choose_by(study, by)
     metrics = choose_metrics(study, metrics)
     references = _references(study, by, metrics)

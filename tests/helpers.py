@@ -78,6 +78,17 @@ def run_and_export(store: Path, root: Path, *overrides: str):
     return job, root / "out"
 
 
+def broken(folder: Path) -> Path:
+    """A rule of one's own that nothing can tell from a sound one before it computes: with it a job fails."""
+    file = folder / "broken.py"
+    file.write_text(
+        "from unlearn.combination import Logits\n\n\n"
+        "def sum(base: Logits, change: Logits, alpha: float) -> Logits:\n"
+        "    raise ZeroDivisionError('broken on purpose')\n"
+    )
+    return file
+
+
 class Killed(BaseException):
     """Stands for a signal: nothing in the program catches it."""
 

@@ -9,12 +9,14 @@ from helpers import ROOT
 
 # In the order of DESIGN's data flow: a module imports only from lines above its own.
 ORDER = [
-    "redaction", "config_data", "config_pair", "config", "files", "stopping", "sources", "identity", "metrics.semantics",
-    "room", "need", "groups", "rules_data", "rules_learning", "rules_pair", "rules", "launchers",
+    "redaction", "config_data", "config_pair", "config", "files", "stopping", "places", "sources", "identity",
+    "metrics.semantics", "room", "need", "groups", "rules_data", "rules_learning", "rules_pair", "rules", "launchers",
     "store", "store.inventory", "store.__main__",
-    "data.rows", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl", "data.muse",
+    "data.rows", "refusal", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl",
+    "data.muse",
     "data.readers", "traces", "data.encoding", "data.sampling", "threads",
-    "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "ensemble", "heap",
+    "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "models.weights",
+    "ensemble", "heap",
     "chunks", "placement", "rows", "frozen", "metrics.moments", "scoring",
     "answers", "losses", "binding", "trainer", "objective", "generation", "ties", "drafts", "speculative",
     "metrics.base", "metrics.probability", "metrics.rouge", "metrics.truth_ratio", "metrics.exact_memorization",
@@ -25,7 +27,8 @@ ORDER = [
     "suite", "core", "tuning", "groups.context", "groups.behaviour", "groups.leak", "groups.paraphrased",
     "groups.three_sample", "groups.privacy", "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix",
     "groups.contrast", "groups.quantised", "groups.relearn", "evaluation", "foreign", "others", "reference",
-    "seal", "mirror", "runlog", "ended", "world", "collapse", "alternates", "trajectory", "training", "forecast", "job",
+    "seal", "mirror", "runlog", "ended", "world", "collapse", "alternates", "trajectory", "training", "inspection",
+    "forecast", "job",
     "calibration",
     "table", "overview", "rest", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",

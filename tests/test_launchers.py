@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from helpers import ROOT, TINY, compose, raw
+from helpers import ROOT, TINY, broken, compose, raw
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -19,7 +19,7 @@ from unlearn import launchers
 from unlearn.config import conf_dir
 
 # Two runs that fail and two that do not, of one world.
-GRID = ("-m", *TINY, "algo=ga,npo", "pair.small.max_length=5,320", "eval.groups=[]")
+GRID = ("-m", *TINY, "algo=ga,npo", "method.file=null,broken.py", "eval.groups=[]")
 FORMS = {  # the threads that the call's own environment asks for differ, and change no digit
     "basic": ((), {"OMP_NUM_THREADS": "2"}),
     "joblib": (("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), {}),
@@ -47,6 +47,7 @@ class Call:
 
 def called(name: str, cwd: Path, store: Path) -> Call:
     arguments, threads = FORMS[name]
+    broken(cwd)
     plain = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
     done = subprocess.run(
         [sys.executable, "-m", "unlearn.run", *GRID, f"paths.store={store}", *arguments], cwd=cwd, text=True,
@@ -82,7 +83,7 @@ def test_a_failing_job_loses_no_other_and_status_and_table_are_the_same(basic, p
     for call in (basic, parallel):
         found = call.manifests()
         assert sorted(m["status"] for m in found.values()) == ["done", "done", "failed", "failed"]
-        assert all("DataError" in m["error"] for m in found.values() if m["status"] == "failed")
+        assert all("ZeroDivisionError" in m["error"] for m in found.values() if m["status"] == "failed")
         assert "Traceback" not in call.done.stdout + call.done.stderr
     assert parallel.table() == basic.table()
     runs = [line.split()[0] for line in basic.table() if line.endswith((" done", " failed"))]
@@ -108,7 +109,7 @@ def test_the_same_call_again_with_another_launcher_does_nothing(basic, tmp_path,
     manifests = basic.manifests()
     argument = next(m["run"]["algo"] for m in manifests.values() if m["status"] == "done")
     done = subprocess.run(
-        [sys.executable, "-m", "unlearn.run", *GRID[:-3], f"algo={argument}", "pair.small.max_length=320",
+        [sys.executable, "-m", "unlearn.run", *GRID[:-3], f"algo={argument}",
          "eval.groups=[]", f"paths.store={store}", "hydra/launcher=joblib"],
         cwd=basic.cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn.config import ConfigError
-from unlearn.data.rows import DataError
 from unlearn.files import read_json, write_json
 from unlearn.identity import Job
+from unlearn.refusal import REFUSED, refuse, said
 from unlearn.rerun import load
 
 if TYPE_CHECKING:
@@ -47,9 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         goal = goal_of(own)
         _, job = load(folders[0], [a for a in arguments if a not in own and not a.startswith("run=")])
         result = calibrate_run(job, goal)
-    except (ConfigError, DataError) as error:
-        print(f"Refused before any work:\n  {error}", file=sys.stderr)
-        return 2
+    except REFUSED as error:
+        return refuse(said(error), error)
     _print(result, job.folder)
     return 0
 

@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn import runlog, table
+from unlearn import places, runlog, table
+from unlearn.config import ConfigError
 from unlearn.foreign import ResultError
 from unlearn.others import Result, read, write
+from unlearn.refusal import REFUSED, refuse, said
 
 OPTIONS = ("reference", "beside", "semantics", "out")
 
@@ -37,9 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
         results = [*([retrained] if retrained else []), *others]
         named = dict(zip(_names([r.path for r in results]), results, strict=True))
         beside = list(_beside(Path(options["beside"]))) if "beside" in options else []
-    except ResultError as error:
-        print(f"Refused before any work:\n  {error}", file=sys.stderr)
-        return 2
+        problems = list(places.problems("out", options["out"])) if "out" in options else []
+        if problems:
+            raise ConfigError(problems[0])
+    except (*REFUSED, ResultError) as error:
+        return refuse(said(error), error)
     _print(beside, named)
     for name, result in named.items() if "out" in options else ():
         path = Path(options["out"]) / f"{name.replace('/', '-')}.json"

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from unlearn import runlog
+from unlearn.files import saving
 from unlearn.identity import Job
 
 ENDED = ("failed", "stopped", "killed")  # what a manifest says of a run that began and is neither done nor at work
@@ -22,7 +23,8 @@ class Killed(RuntimeError):
 def lock(folder: Path) -> FileLock:
     """What a process holds while it works on a run."""
     locks = folder.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    with saving(locks):
+        locks.mkdir(parents=True, exist_ok=True)
     return FileLock(locks / f"{folder.name}.lock")
 
 

@@ -16,10 +16,10 @@ import logging
 import sys
 from pathlib import Path
 
-from unlearn import table
+from unlearn import places, table
 from unlearn.config import ConfigError, register
-from unlearn.data.rows import DataError
 from unlearn.foreign import ResultError
+from unlearn.refusal import REFUSED, refuse, said
 from unlearn.rerun import load
 from unlearn.rules import unknown_overrides
 from unlearn.run import perform
@@ -41,9 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(__doc__.strip())
             return 2
         raw, job = load(folders[0], [a for a in arguments if not a.startswith("run=")])
-    except (ConfigError, DataError, ResultError) as error:
-        print(f"Refused before any work:\n  {error}", file=sys.stderr)
-        return 2
+    except (*REFUSED, ResultError) as error:
+        return refuse(said(error), error)
     perform(raw, job)
     return 1 if table.report([job]) else 0
 
@@ -53,7 +52,9 @@ def _any_model(arguments: list[str]) -> int:
     rest = [a for a in arguments if a.split("=")[0] not in OWN]
     if "out" not in own:
         raise ConfigError("out=FILE: say where the result goes, e.g. out=results/target.json")
-    problems = list(unknown_overrides(rest))
+    problems = [*unknown_overrides(rest), *places.problems("the folder of out", str(Path(own["out"]).parent))]
+    if Path(own["out"]).is_dir():
+        problems.append(f"out={own['out']!r}: must be a file, and is a folder")
     if problems:
         raise ConfigError("\n  ".join(problems))
     register()
@@ -67,7 +68,7 @@ def _any_model(arguments: list[str]) -> int:
     try:
         found = run(asked)
     except (HydraException, MissingReference, OwnFileError) as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(said(error)) from None
     table.show({own["model"] if name == "model" else name: metrics for name, metrics in found.items()})
     print(f"written: {own['out']}")
     return 0

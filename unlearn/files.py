@@ -5,37 +5,87 @@ What is renamed has reached the disk before: else a power cut could leave an emp
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SHUT = (errno.EROFS, errno.EACCES, errno.EPERM)
+NO_ROOM = re.compile(
+    r"no space left|quota exceeded|file too large|writing file|write failed|iostream error|unexpected pos",
+    re.IGNORECASE,
+)
+
+
+class DiskError(OSError):
+    """A file that could not be written, for want of room or of permission; nothing of it is left under its name."""
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Raise ``DiskError`` naming ``path`` for a block that fails for want of room or permission.
+
+    Libraries that write weights and tables say so by errors of their own, without a number.
+    """
+    try:
+        yield
+    except DiskError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in FULL or (number is None and NO_ROOM.search(str(error))):
+            do = f"{_free(path)}; make room there, or give another disk by paths.runs= or paths.store="
+            raise DiskError(
+                f"{path} could not be written, its disk is full ({do}); then the same command goes on"
+            ) from error
+        if number in SHUT:
+            do = "let it be written, or give another folder by paths.runs= or paths.store="
+            raise DiskError(f"{path} could not be written: {error.strerror}; {do}") from error
+        raise
+
+
+def _free(path: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
+    except OSError:
+        return "room unknown"
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it over ``path``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        settle(temporary)
-        os.replace(temporary, path)
-        settle(path.parent)
+        with saving(path):
+            write(temporary)
+            settle(temporary)
+            os.replace(temporary, path)
+            settle(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary folder beside ``path``, then put it in the place of what is there."""
     temporary = path.with_name(f".{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    write(temporary)
-    for inside in (*temporary.rglob("*"), temporary):
-        settle(inside)
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
-    settle(path.parent)
+    try:
+        with saving(path):
+            write(temporary)
+            for inside in (*temporary.rglob("*"), temporary):
+                settle(inside)
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.rename(path)
+            settle(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def settle(path: Path) -> None:
@@ -61,18 +111,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+class FileError(ValueError):
+    """A file that does not hold what it should: it was not written by this program, or is damaged."""
+
+
 def read_json(path: Path) -> Any:
-    """The JSON in ``path``; None where there is no such file."""
+    """The JSON in ``path``; None where there is no such file. ``FileError`` where it is something else."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not valid JSON ({error}); it was not written by this program or is damaged"
-        ) from None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: not valid JSON ({error}); it was not written by this program or is damaged") from None
 
 
 def sha256(path: Path) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from unlearn import runlog
 from unlearn.config import ConfigError
-from unlearn.data.rows import DataError
 from unlearn.identity import Job
+from unlearn.refusal import REFUSED, refuse, said
 from unlearn.rerun import load
 
 OWN = ("run=", "prompt=", "alpha=", "draft=")
@@ -30,11 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _, job = load(given["run="][0], [a for a in arguments if not a.startswith(OWN)])
         answer = _answerer(job, _alphas(given["alpha="], job.folder), _gamma(given["draft="]))
-    except (ConfigError, DataError) as error:
-        print(f"Refused before any work:\n  {error}", file=sys.stderr)
-        return 2
+    except REFUSED as error:
+        return refuse(said(error), error)
     for prompt in given["prompt="] or iter(_ask, ""):
-        print("\n".join(f"{name:>16}  {text}" for name, text in answer(prompt)))
+        try:
+            print("\n".join(f"{name:>16}  {text}" for name, text in answer(prompt)))
+        except ConfigError as error:
+            if given["prompt="]:
+                return refuse(said(error), error)
+            print(error)
     return 0
 
 
@@ -82,7 +86,10 @@ def _answerer(job: Job, alphas: Sequence[float], gamma: int) -> Callable[[str], 
     tokenizer = world.encoder.tokenizer
 
     def answer(question: str) -> list[tuple[str, str]]:
-        prompt = [world.encoder.prompt(question)]
+        prompt, room = [world.encoder.prompt(question)], world.encoder.max_length
+        if not question.strip() or not 0 < len(prompt[0]) < room:
+            rule = f"must be a question of 1 to {room - 1} tokens (pair.target.max_length, pair.small.max_length)"
+            raise ConfigError(f"prompt={question[:60]!r}: {rule}, and has {len(prompt[0])} with its template")
         ends = tokenizer.pad_token_id, tokenizer.eos_token_id
         most = min(cfg.eval.max_new_tokens, world.encoder.max_length - len(prompt[0]))
         said = []

@@ -24,17 +24,17 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
-from unlearn import ended, rest, runlog, sources, stopping
+from unlearn import ended, places, rest, runlog, sources, stopping
 from unlearn.config import Config, ConfigError
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.identity import Job, objective, run_folder
 from unlearn.own import JUDGE, named
 from unlearn.redaction import is_secret, redact, redacted
+from unlearn.refusal import REFUSED, as_before, came_from_hydra, raising, refuse, said
 from unlearn.room import may_refuse
 from unlearn.rules import parse, unknown_overrides
 from unlearn.rules_learning import black_box
@@ -77,9 +77,8 @@ def _fatal() -> Iterator[None]:
     """Hydra turns an exception in a callback into a warning and goes on; here it ends the call."""
     try:
         yield
-    except HydraException as error:  # a choice, key or type that Hydra refuses
-        print(redact(str(error)), file=sys.stderr)
-        raise SystemExit(2) from None
+    except REFUSED as error:  # a choice, key or type that Hydra refuses, or a file that cannot be read
+        raise SystemExit(refuse(said(error), error)) from None
     except Exception:
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         raise SystemExit(1) from None
@@ -122,15 +121,18 @@ def _check_and_list(configs: list[DictConfig]) -> None:
     """Check every job before any of them starts; one bad value refuses the whole call with exit status 2."""
     problems: dict[str, None] = {}
     call.began = time.time()
+    first: Exception | None = None
     for config in configs:
         plain = copy.deepcopy(config)
         with open_dict(plain):
             plain.pop("hydra", None)
         try:
             cfg = parse(plain)
+            _check_places(cfg, write=False)
             data = read(cfg).fingerprint()
         except (ConfigError, DataError) as error:
             problems |= dict.fromkeys(str(error).splitlines())
+            first = first or error
             continue
         asked = job(cfg, data)
         if cfg.retry == "failed" and not ended.to_repeat(asked):
@@ -142,27 +144,42 @@ def _check_and_list(configs: list[DictConfig]) -> None:
     if not problems and not all(j.was_done for j in call.jobs):
         problems |= _objective_problems([j.cfg for j in call.jobs])
     if problems:
-        print(redact("Refused before any work:\n  " + "\n  ".join(problems)), file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(refuse("\n".join(problems), first))
+    as_before()
     call.started = True
 
 
 def _objective_problems(configs: list[Config]) -> dict[str, None]:
-    """What only torch can tell: terms that do not exist or do not fit, a device that is not there, too many rows.
-
-    Importing torch takes seconds, so it is asked only where there is work.
+    """What matters only where there is work, and what only torch can tell, which takes seconds to import: folders that
+    cannot be written, terms that do not exist or do not fit, a device that is not there, models and rows that do not
+    fit each other, too many rows.
     """
+    problems: dict[str, None] = {}
+    for cfg in configs:
+        try:
+            _check_places(cfg, write=True)
+        except ConfigError as error:
+            return {str(error): None}
+    from unlearn.inspection import Inspection
     from unlearn.trainer import device
 
-    problems: dict[str, None] = {}
+    inspection = Inspection()
     for cfg in configs:
         try:
             device(cfg.trainer.device)
             _fitting(cfg)
+            inspection.check(cfg)
             problems |= dict.fromkeys(_too_large(cfg))
         except ValueError as error:
             problems[str(error)] = None
     return problems
+
+
+def _check_places(cfg: Config, write: bool) -> None:
+    """Raise ``ConfigError`` unless the folders of runs and store can be read or made; and written, if asked."""
+    for key in ("runs", "store"):
+        for problem in places.problems(f"paths.{key}", getattr(cfg.paths, key), write):
+            raise ConfigError(problem)
 
 
 def _too_large(cfg: Config) -> list[str]:
@@ -234,10 +251,6 @@ def supervise(run: Callable[[], None], perform: rest.Perform | None = None, repo
     except KeyboardInterrupt as stop:
         print(f"interrupted ({stop or 'SIGINT'}); the same command goes on from here", file=sys.stderr)
         status = stop.status if isinstance(stop, stopping.Stopped) else 130
-    if not call.started and status == 1:  # a config that Hydra itself refused
-        for line in unknown_overrides(sys.argv[1:]):
-            print(line, file=sys.stderr)
-        return 2
     if not (call.started and report and call.jobs):
         return status
     for each in call.jobs:
@@ -255,10 +268,17 @@ def supervise(run: Callable[[], None], perform: rest.Perform | None = None, repo
 def _jobs(run: Callable[[], None], perform: rest.Perform | None) -> int:
     """Hydra's main and what is left of its jobs where the launcher gave up; the exit status so far."""
     try:
-        run()
+        with raising():
+            run()
+        return 0
     except SystemExit as stop:
         status = 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 1
-        if status != 1 or not call.started or perform is None or call.launcher not in rest.LAUNCHERS:
-            return status
-        rest.go_on(perform, list(zip(call.configs, call.jobs, strict=True)), call.began)
+    except Exception as error:
+        if not call.started and came_from_hydra(error):  # a config that Hydra itself refuses
+            return refuse("\n".join(unknown_overrides(sys.argv[1:])) or said(error), error)
+        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        status = 1
+    if status != 1 or not call.started or perform is None or call.launcher not in rest.LAUNCHERS:
+        return status
+    rest.go_on(perform, list(zip(call.configs, call.jobs, strict=True)), call.began)
     return 0

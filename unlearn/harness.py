@@ -24,12 +24,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn import choices
+from unlearn import choices, places
 from unlearn.config import Config, ConfigError
 from unlearn.config_pair import SourceConfig
-from unlearn.data.rows import DataError
 from unlearn.files import read_json, sha256, write_json
 from unlearn.identity import Job, alpha_key, digest
+from unlearn.refusal import REFUSED, refuse, said
 from unlearn.rerun import load
 
 if TYPE_CHECKING:
@@ -59,9 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             _, job = load(given["run"], rest)
             place, found = job.folder / FILE, of_run(job, _alphas(given.get("alpha"), job.cfg), tasks, limit)
-    except (ConfigError, DataError) as error:
-        print(f"Refused:\n  {error}", file=sys.stderr)
-        return 2
+        problems = list(places.problems("the folder of out", str(Path(given["out"]).parent))) if "out" in given else []
+        if problems:
+            raise ConfigError(problems[0])
+    except REFUSED as error:
+        return refuse(said(error), error)
     if place is not None:
         write_json(place, found)
     _print(found)

@@ -8,13 +8,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from unlearn import runlog
+from unlearn import places, runlog
 from unlearn.config import Config, ConfigError
 from unlearn.config_data import DATA_CONFIGS
 from unlearn.data.readers import read
 from unlearn.grid import job
 from unlearn.identity import Job, flatten
+from unlearn.refusal import said
 from unlearn.rules import parse
 
 MAY_CHANGE = (
@@ -30,25 +32,28 @@ def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig,
     Raises ``ConfigError`` for a folder that is no trained run, for other overrides, and where the folder's name no
     longer follows from its config and data: then something it was made from has changed.
     """
-    folder = Path(folder)
+    given, folder = folder, Path(folder)
     if not (folder / runlog.CONFIG).is_file() or not runlog.manifest(folder).get("trained"):
         near = sorted(str(p.parent) for p in Path("runs").glob("*/*/manifest.json"))
         raise ConfigError(
-            f"run={str(folder)!r}: not the folder of a trained run; there are: {', '.join(near) or 'none'}"
+            f"run={str(given)!r}: not the folder of a trained run; there are: {', '.join(near) or 'none'}"
         )
     for override in overrides:
         if not override.startswith(MAY_CHANGE):
             raise ConfigError(f"{override}: a finished run keeps it; what may change: {', '.join(MAY_CHANGE)}")
-    raw = OmegaConf.load(folder / runlog.CONFIG)
+    raw = _config(folder / runlog.CONFIG)
     _check_foreign(folder, flatten(OmegaConf.to_container(raw, resolve=False)))
     schema = OmegaConf.structured(Config)
     schema.data = OmegaConf.structured(DATA_CONFIGS[raw.data.reader])
     place = {"study": folder.resolve().parent.name, "paths": {"runs": str(folder.resolve().parent.parent)}}
     try:
         raw = OmegaConf.merge(schema, raw, place, OmegaConf.from_dotlist(list(overrides)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error)) from None
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(said(error)) from None
     cfg = parse(raw)
+    problems = list(places.problems("paths.store", cfg.paths.store, write=False))
+    if problems:
+        raise ConfigError("\n".join(problems))
     found = job(cfg, read(cfg).fingerprint())
     if found.folder.name != folder.resolve().name:
         raise ConfigError(
@@ -69,3 +74,15 @@ def _check_foreign(folder: Path, config: dict[str, Any]) -> None:
                 f"{folder / runlog.CONFIG}: {key}={value!r}: lies in the run's own folder, and code that comes with "
                 "results is not run; put it elsewhere if it is yours"
             )
+
+
+def _config(path: Path) -> DictConfig:
+    """The config of a run, with the reader that says which settings its data set has."""
+    try:
+        raw = OmegaConf.load(path)
+        reader = raw.data.reader
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no config of a run, or damaged: {said(error)}") from None
+    if reader not in DATA_CONFIGS:
+        raise ConfigError(f"{path}: data.reader={reader!r}: must be one of {', '.join(DATA_CONFIGS)}")
+    return raw

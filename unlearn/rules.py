@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from unlearn import sources
 from unlearn.config import (
@@ -38,6 +39,8 @@ from unlearn.rules_pair import pair
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}"
 NAME_RULE = "names a folder: letters, digits, '_', '.', '+' and '-', not starting with '.', '+' or '-', at most 80"
 TEMPLATES = ("plain", "chat")
+LARGEST = 10**9  # of whole numbers
+THREADS = 1024
 
 
 def parse(cfg: DictConfig) -> Config:
@@ -48,7 +51,10 @@ def parse(cfg: DictConfig) -> Config:
     held = list(_held_secrets(OmegaConf.to_container(cfg, resolve=True), ""))
     if held:
         raise ConfigError("\n".join(held))
-    config = OmegaConf.to_object(cfg)
+    try:
+        config = OmegaConf.to_object(cfg)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: must be given") from None
     assert isinstance(config, Config)
     found = problems(config)
     if found:
@@ -69,7 +75,7 @@ def unknown_overrides(arguments: list[str]) -> Iterator[str]:
         for part in key.split("."):
             names = dict.fromkeys(name for kind in kinds for name in get_type_hints(kind))
             if part not in names and part not in ("experiment", "template"):
-                yield f"{key}: unknown key; known keys here: {', '.join(names)}"
+                yield f"{key or argument}: unknown key; known keys here: {', '.join(names)}"
             hints = [get_type_hints(kind).get(part) for kind in kinds]
             optional = [h for h in hints if type(None) in get_args(h) and any(is_dataclass(k) for k in get_args(h))]
             if optional and not key.endswith(f".{part}"):
@@ -107,7 +113,8 @@ def _held_secrets(value: Any, path: str) -> Iterator[str]:
 
 
 def problems(cfg: Config) -> list[str]:
-    return [line for rule in (_top, algo, method, together, pair, _data, _eval, _trainer) for line in rule(cfg)]
+    rules = (_top, _lengths, algo, method, together, pair, _data, _eval, _trainer)
+    return [line for rule in rules for line in rule(cfg)]
 
 
 def _top(cfg: Config) -> Iterator[str]:
@@ -128,6 +135,16 @@ def _top(cfg: Config) -> Iterator[str]:
         place = getattr(cfg.paths, key)
         yield from need(place != "" and "\0" not in place, f"paths.{key}", place, "must be the path of a folder")
     yield from one_of("wandb.mode", cfg.wandb.mode, WANDB_MODES)
+
+
+def _lengths(node: Any, path: str = "") -> Iterator[str]:
+    """Numbers that no run could ever reach; seeds may be longer."""
+    for f in fields(node):
+        value, key = getattr(node, f.name), f"{path}{f.name}"
+        if is_dataclass(value):
+            yield from _lengths(value, f"{key}.")
+        elif isinstance(value, int) and not key.endswith("seed"):
+            yield from need(value <= LARGEST, key, value, f"must be at most {LARGEST:,}")
 
 
 def _data(cfg: Config) -> Iterator[str]:
@@ -204,6 +221,7 @@ def _trainer(cfg: Config) -> Iterator[str]:
     t = cfg.trainer
     for key in ("epochs", "forget_batch", "retain_batch", "accumulate", "log_every", "eval_examples", "threads"):
         yield from at_least(f"trainer.{key}", getattr(t, key), 1)
+    yield from need(t.threads <= THREADS, "trainer.threads", t.threads, f"must be at most {THREADS}")
     for key in ("eval_every", "save_every", "weight_decay"):
         yield from at_least(f"trainer.{key}", getattr(t, key), 0)
     if t.steps is not None:

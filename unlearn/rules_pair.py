@@ -21,6 +21,7 @@ from unlearn.config_pair import (
 )
 from unlearn.need import at_least, below_one, need, one_of, positive, share
 
+LARGEST = 10**10  # parameters of a model from scratch
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -54,6 +55,11 @@ def _model(key: str, model: ModelConfig) -> Iterator[str]:
             model.hidden_size,
             f"must be a multiple of 2 × heads = {2 * model.heads} (rotary embeddings)",
         )
+    if model.source is None and model.hidden_size > 0:
+        size = model.layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.intermediate_size)
+        rule = f"with {key}.layers and {key}.intermediate_size this is a model of {size:.1g} parameters or more, and "
+        rule += f"from scratch are made models of at most {LARGEST:.0g}"
+        yield from need(size <= LARGEST, f"{key}.hidden_size", model.hidden_size, rule)
     yield from positive(f"{key}.initializer_range", model.initializer_range)
     for stage in ("pretrain", "finetune", "general"):
         yield from at_least(f"{key}.{stage}.epochs", getattr(model, stage).epochs, 0)

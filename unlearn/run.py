@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from unlearn import ended, grid, launchers, runlog
 from unlearn.config import conf_dir, register
 from unlearn.data.readers import read
+from unlearn.files import saving
 from unlearn.identity import Job
 from unlearn.redaction import in_logs, redact
 from unlearn.store import locked
@@ -35,6 +37,14 @@ def unlearn(raw: DictConfig) -> None:
 def perform(raw: DictConfig, job: Job) -> None:
     """Do what the job's folder lacks; a failure is recorded there and not raised."""
     in_logs()
+    try:
+        _perform(raw, job)
+    except OSError as error:  # no folder, lock or log can be made there
+        log.error("%s failed: %s", job.folder.name, error)
+        runlog.fail(job, error)
+
+
+def _perform(raw: DictConfig, job: Job) -> None:
     # Two jobs may ask for the same run (direct ignores α in training): the second one waits, then finds it done.
     with locked(ended.lock(job.folder), f"the run {job.folder.name}"):
         if grid.job(job.cfg, job.data).was_done:
@@ -53,13 +63,20 @@ def _execute(raw: DictConfig, job: Job) -> None:
         execute(job, OmegaConf.to_yaml(raw, resolve=True))
     except Exception as error:
         log.error("%s failed: %s", job.folder.name, error)
-        with (job.folder / LOG).open("a", encoding="utf-8") as stream:
+        with suppress(OSError), (job.folder / LOG).open("a", encoding="utf-8") as stream:
             stream.write(redact(traceback.format_exc()))
         runlog.fail(job, error)
     except KeyboardInterrupt as stop:
         log.warning("%s was stopped (%s); the same command goes on from there", job.folder.name, stop)
         runlog.fail(job, stop, "stopped")
         raise
+
+
+class _Log(logging.FileHandler):
+    """A log that a full disk cuts short: what fails is said on the terminal, once and by the job itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 class _logging_to:
@@ -69,14 +86,16 @@ class _logging_to:
         self.path = folder / LOG
 
     def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        with saving(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.handler = _Log(self.path, encoding="utf-8")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self.handler)
 
     def __exit__(self, *_):
         logging.getLogger().removeHandler(self.handler)
-        self.handler.close()
+        with suppress(OSError):
+            self.handler.close()
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import yaml
 
 from unlearn import seal
 from unlearn.config import Config
-from unlearn.files import read_json, settle, sweep, write_json, write_text, write_whole
+from unlearn.files import FileError, read_json, saving, settle, sweep, write_json, write_text, write_whole
 from unlearn.identity import Job, alpha_key, describe, eval_alphas, eval_settings, flatten
 from unlearn.mirror import Mirror, opened
 from unlearn.redaction import redact, redacted
@@ -45,6 +45,9 @@ COMMAND = "UNLEARN_COMMAND"  # in the environment: what the user called, for job
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
 
 
+unrecorded: dict[Path, str] = {}  # errors of this process's jobs that could not be written into their folders
+
+
 def manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder; empty where there is none."""
     path = folder / MANIFEST
@@ -53,7 +56,7 @@ def manifest(folder: Path) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict) or found.get("format", FORMAT) != FORMAT:
         format = found.get("format") if isinstance(found, dict) else None
-        raise ValueError(
+        raise FileError(
             f"{path}: run format {format!r}, and this program reads {FORMAT}; remove the folder to run it again"
         )
     return found
@@ -84,13 +87,17 @@ def fail(job: Job, error: BaseException, status: str = "failed") -> None:
 
     A manifest that cannot be read is not written over: it is evidence, and the table of the call names it.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
+    unrecorded.pop(job.folder, None)
     try:
+        job.folder.mkdir(parents=True, exist_ok=True)
         before = manifest(job.folder)
-    except ValueError:
+        record = {"format": FORMAT, "run": describe(job.cfg), "seconds": {}} | before
+        write_json(job.folder / MANIFEST, record | _failed(job.folder, record, error, status))
+    except FileError:
         return
-    record = {"format": FORMAT, "run": describe(job.cfg), "seconds": {}} | before
-    write_json(job.folder / MANIFEST, record | _failed(job.folder, record, error, status))
+    except OSError as other:  # a disk that is full or read-only holds no record of that either
+        unrecorded[job.folder] = redact(f"{type(error).__name__}: {error}")
+        log.error("the failure of %s could not be recorded in its folder: %s", job.folder.name, other)
 
 
 def _failed(folder: Path, manifest: Mapping[str, Any], error: BaseException, status: str = "failed") -> dict[str, Any]:
@@ -115,7 +122,8 @@ class RunLog:
 
     def __init__(self, job: Job, config_yaml: str):
         self.folder = job.folder
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with saving(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         self.mirror = Mirror(None)
         old = manifest(self.folder)
@@ -190,7 +198,8 @@ class RunLog:
 
     def log(self, step: int, epoch: float, values: dict[str, float]) -> None:
         record = {"step": step, "epoch": round(epoch, 4)} | values
-        with (self.folder / METRICS).open("a", encoding="utf-8") as stream:
+        path = self.folder / METRICS
+        with saving(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         self.mirror.log(record)
 

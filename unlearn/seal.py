@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unlearn.files import sha256
+from unlearn.files import FileError, sha256
 
 WEIGHTS, RESULTS = "sealed_weights", "sealed_results"  # keys of the manifest
 OFFSET, ADAPTER, BEST = "offset", "adapter", "best"
 MEASURED = ("config.yaml", "metrics.jsonl", "eval.json", "examples.parquet", "references.parquet")
 
 
-class SealError(ValueError):
+class SealError(FileError):
     """A run folder that does not hold what its manifest says."""
 
 

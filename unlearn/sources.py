@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unlearn.config import ConfigError
 from unlearn.config_pair import ModelConfig, PairConfig, SourceConfig, StageConfig
-from unlearn.files import read_json, sha256, write_text
+from unlearn.files import FileError, read_json, sha256, write_text
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZER_FILES = (
@@ -123,7 +123,7 @@ def weight_files(folder: Path) -> list[Path]:
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     files = [whole]
     if not whole.is_file() and index.is_file():
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        names = _parts(index)
         strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
         if strange:
             raise ConfigError(
@@ -139,6 +139,14 @@ def weight_files(folder: Path) -> list[Path]:
                 + (f"; {', '.join(pickled)} may run code when loaded and is never read" if pickled else "")
             )
     return files
+
+
+def _parts(index: Path) -> list[str]:
+    """The files that an index of weights names; ``ConfigError`` where it names none."""
+    try:
+        return sorted({str(name) for name in read_json(index)["weight_map"].values()})
+    except (FileError, TypeError, KeyError, AttributeError):
+        raise ConfigError(f"{index}: must say in weight_map which file holds each tensor, and does not") from None
 
 
 def _joined(prints: list[str]) -> str:

@@ -22,11 +22,12 @@ from unlearn.evaluation import evaluate
 from unlearn.files import write_json, write_whole
 from unlearn.groups.context import Reference
 from unlearn.identity import digest, metric_settings, template
-from unlearn.models import hub, llama, tokenizers
+from unlearn.models import hub, llama, tokenizers, weights
 from unlearn.others import FORMAT, examples_of
 from unlearn.own import JUDGE, named
 from unlearn.reference import from_file
 from unlearn.rules import parse
+from unlearn.sources import HUB_NAME
 from unlearn.suite import Suite
 from unlearn.suite import suite as make_suite
 from unlearn.trainer import device
@@ -56,7 +57,10 @@ def run(request: Request) -> dict[str, dict[str, Any]]:
     transformers_logging.disable_progress_bar()
     threads.limit(cfg.trainer.threads)
     data = read(cfg)
-    tokenizer = _tokenizer(request.tokenizer or request.model, cfg)
+    _check_place("model", request.model)
+    if request.tokenizer is not None:
+        _check_place("tokenizer", request.tokenizer)
+    tokenizer = _tokenizer("tokenizer" if request.tokenizer else "model", request.tokenizer or request.model, cfg)
     model = _ensemble(request.model, cfg, tokenizer)
     longest = getattr(model.members[0].model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     settings = metric_settings(cfg) | {"data": data.fingerprint(), "template": template(cfg.data.template)}
@@ -69,6 +73,13 @@ def run(request: Request) -> dict[str, dict[str, Any]]:
         log.info("no reference=: forget quality, PrivLeak and leak_gap compare with one and are left out")
         return {"model": metrics}
     return {"model": metrics, "retrained": dict(reference.metrics)}
+
+
+def _check_place(key: str, name: str) -> None:
+    if not (name and Path(name).is_dir()) and not HUB_NAME.fullmatch(name):
+        raise ConfigError(
+            f"{key}={name!r}: no such folder in {Path.cwd()}, and no name on the hub either (NAME or OWNER/NAME)"
+        )
 
 
 def _check_groups(groups: Sequence[str], request: Request) -> None:
@@ -99,15 +110,17 @@ def _ensemble(name: str, cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Ens
     except (OSError, ValueError) as error:
         raise ConfigError(f"model {name!r} could not be loaded: {_first_line(error)}") from None
     hub.common_width({name: llama.vocabulary(model)}, tokenizer)
-    hub.check_head(model, f"model {name!r}")
+    weights.check(hub.check_head(model, f"model {name!r}"), f"model {name!r}")
     return Ensemble((Member("model", model, llama.fingerprint(model), 1.0, 0.0, False),))
 
 
-def _tokenizer(name: str, cfg: Config) -> PreTrainedTokenizerBase:
+def _tokenizer(key: str, name: str, cfg: Config) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"tokenizer {name!r} could not be loaded: {_first_line(error)}; give tokenizer=") from None
+        raise ConfigError(
+            f"{key}={name!r}: no tokenizer could be loaded from it ({_first_line(error)}): give another tokenizer="
+        ) from None
     if cfg.eval.semantics != "ou":
         return tokenizers.load(Path(name)) if tokenizer.pad_token_id is None else tokenizer
     if tokenizer.pad_token_id is None:

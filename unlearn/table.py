@@ -63,7 +63,10 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
         say = f"[red]{escape(job.folder.name)}[/red]: {escape(error)}\n  see {escape(str(job.folder / 'log.txt'))}"
         console.print(say, highlight=False, soft_wrap=True)
     for folder in sorted({job.folder.parent for job in jobs}):
-        path = summarise(folder)
+        try:
+            path = summarise(folder)
+        except OSError as error:
+            path = f"not written: {error}"
         say = f"runs:    {folder}\nsummary: {path}\nfigure:  python -m analysis.tradeoff {folder}"
         console.print(escape(say), highlight=False, soft_wrap=True)
     return len(unfinished)
@@ -75,6 +78,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         found = runlog.manifest(folder)
         seal.check_results(folder, found)
+        if folder in runlog.unrecorded:
+            return found | {"status": "failed", "error": runlog.unrecorded[folder]}
     except ValueError as error:
         return found | {"status": "damaged", "error": str(error)}
     return found

@@ -30,7 +30,7 @@ from unlearn.data.rows import DataSet, Row
 from unlearn.data.sampling import epoch_batches
 from unlearn.ensemble import Ensemble, Member, build
 from unlearn.identity import digest, template
-from unlearn.models import hub, llama, tokenizers
+from unlearn.models import hub, llama, tokenizers, weights
 from unlearn.store import Store
 from unlearn.trainer import Diverged, Loop, MicroBatch, Optimisation, device
 
@@ -91,7 +91,7 @@ class World:
         folder, place = _folder(self, role), device(self.cfg.trainer.device)
         model = llama.load(folder, place) if role.startswith("small") else hub.load(folder, self.cfg.pair.target, place)
         if sources.is_pretrained(self.cfg.pair, role):
-            hub.check_head(model, f"pair.{role} ({folder})")
+            weights.check(hub.check_head(model, f"pair.{role} ({folder})"), f"pair.{role} ({folder})")
         return llama.freeze(model if self.width is None else llama.narrow(model, self.width))
 
 
@@ -120,7 +120,7 @@ def _tokenizer(cfg: Config, store: Store, data: DataSet) -> PreTrainedTokenizerB
     settings = cfg.pair.tokenizer
     if settings.kind == "pretrained":
         key = "target" if settings.source is None else "tokenizer"
-        return tokenizers.load(hub.locate(f"pair.{key}.source", sources.tokenizer_source(cfg.pair), weights=False))
+        return hub.tokenizer(f"pair.{key}.source", sources.tokenizer_source(cfg.pair))
     how = {"kind": settings.kind, "vocab_size": settings.vocab_size}
     recipe = {"config": how, "data": data.fingerprint(), "template": template(cfg.data.template)}
 
@@ -167,20 +167,28 @@ class _Start:
 
 def _folder(world: World, role: str) -> Path:
     """Folder of a model of the pair: ready-made, or trained stage by stage."""
-    pair, encoder = world.cfg.pair, world.encoder
+    pair = world.cfg.pair
     problem = sources.lacking(pair, role)
     if problem is not None:
         raise ConfigError(problem)
     own = sources.own_source(pair, role)
     if own is None:
         return _trained(world, role)
+    check_own(world, role)
+    return hub.locate(f"pair.{role}.source", own)
+
+
+def check_own(world: World, role: str) -> None:
+    """Refuse a ready-made model that stands beside target and small and does not share their vocabulary."""
+    own, encoder = sources.own_source(world.cfg.pair, role), world.encoder
+    if own is None:
+        return
     width = hub.vocabulary(hub.check(f"pair.{role}", own, encoder.tokenizer, encoder.max_length))
     if width < world.width:
         raise ConfigError(
             f"pair.{role}.source={own.source!r}: its head has {width:,} logits, and target and small are read for "
             f"{world.width:,}; a model that stands beside them needs as many"
         )
-    return hub.locate(f"pair.{role}.source", own)
 
 
 def _trained(world: World, role: str) -> Path:

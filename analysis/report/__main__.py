@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from analysis.output import whole
 from analysis.report.page import page
 from analysis.runs import StudyError, load
 
@@ -37,14 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
         study = load(asked.study, asked.runs)
         again = shlex.join(["python", "-m", "analysis.report", *(sys.argv[1:] if arguments is None else arguments)])
         text = page(study, {k: v for k, v in wanted.items() if v is not None}, again)
+        path = Path(asked.out) if asked.out else study.folder / "report.html"
+        with whole(path) as half:
+            half.write_text(text, encoding="utf-8")
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    path = Path(asked.out) if asked.out else study.folder / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(path.name + ".tmp")  # a reader never sees half a page
-    half.write_text(text, encoding="utf-8")
-    half.replace(path)
     print(path)
     return 0
 

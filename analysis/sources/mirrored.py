@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def _record(place: str, run: WandbRun) -> Record:
         config=config,
         manifest=run.summary.get("manifest") or {},
         evaluation={
-            "alphas": dict(sorted((run.summary.get("alphas") or {}).items(), key=_alpha)),
+            "alphas": _sorted(run.summary.get("alphas") or {}),
             "references": run.summary.get("references") or {},
         },
         steps=merge(_rows(run.history)),
@@ -66,6 +67,10 @@ def _record(place: str, run: WandbRun) -> Record:
         config_at=f"the config of {run.place}",
         evaluation_at=f"the summary of {run.place}",
     )
+
+
+def _sorted(alphas: Any) -> Any:
+    return dict(sorted(alphas.items(), key=_alpha)) if isinstance(alphas, Mapping) else alphas
 
 
 def _alpha(entry: tuple[str, Any]) -> float:
@@ -81,13 +86,17 @@ def _rows(history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     What such a run had logged after its checkpoint does not count, as in ``metrics.jsonl``.
     """
     rows: list[dict[str, float]] = []
-    for row in sorted(history, key=lambda row: row.get(TIME) or 0.0):
-        values = numbers({k: v for k, v in row.items() if k[0] != "_"})
+    for row in sorted(history, key=_time):
+        values = numbers({k: v for k, v in row.items() if k[:1] != "_"})
         if REWIND in values:
             rows = [r for r in rows if r["step"] <= values[REWIND]]
-        elif "step" in values:
+        elif math.isfinite(values.get("step", math.nan)):
             rows.append(values)
     return rows
+
+
+def _time(row: Mapping[str, Any]) -> float:
+    return numbers(row).get(TIME, 0.0)
 
 
 def plain(value: Any) -> Any:

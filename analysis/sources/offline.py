@@ -70,10 +70,12 @@ def read(paths: list[Path]) -> tuple[list[Record], list[str]]:
 
 def _part(path: Path) -> Part | None:
     """The content of a file; None where it ends before it says whose it is."""
+    from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record as Message
 
-    part, frames = Part(path), Frames(path)
+    part = Part(path)
     try:
+        frames = Frames(path)
         for data in frames:
             message = Message.FromString(data)
             kind = message.WhichOneof("record_type")
@@ -87,7 +89,9 @@ def _part(path: Path) -> Part | None:
                 _configure(part.config, message.config)
     except NotWandb as error:
         raise StudyError(str(error)) from None
-    except ValueError as error:  # protobuf's DecodeError, and JSON's
+    except OSError as error:
+        raise StudyError(f"cannot read {path}: {error}") from error
+    except (ValueError, DecodeError, RecursionError) as error:  # JSON's are ValueErrors
         raise StudyError(f"cannot read {path}: {error}; it was written by another version of wandb") from error
     part.torn = frames.torn
     return part if part.id else None
@@ -149,12 +153,19 @@ def _joined(parts: list[Part]) -> Iterator[WandbRun]:
         last, config, summary = own[-1], {}, {}
         for part in own:
             config |= part.config
-            summary |= {key: plain(json.loads(text)) for key, text in part.summary.items()}
+            summary |= {key: _json(part.path, text) for key, text in part.summary.items()}
         paths = {name: _latest(own, file) for name, file in TABLES.items()}
         yield WandbRun(
             str(last.path), last.id, last.group, last.name, last.job_type, last.started, config, summary,
             [row for part in own for row in part.history], partial(read_tables, paths),
         )  # fmt: skip
+
+
+def _json(path: Path, text: str) -> Any:
+    try:
+        return plain(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"cannot read {path}: {error}; it was written by another version of wandb") from error
 
 
 def _latest(parts: list[Part], file: str) -> Path:

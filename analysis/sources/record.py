@@ -55,20 +55,29 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", json.dumps(_plain(value)) if isinstance(value, list) else _plain(value)
+            yield f"{prefix}{key}", json.dumps(_plain(value), default=str) if isinstance(value, list) else _plain(value)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in sorted(value.items())}
+        return {str(k): _plain(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     """The values that are numbers; "settings", lists, words, booleans and null are not metrics."""
-    return {k: float(v) for k, v in entry.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return {k: _float(k, v) for k, v in entry.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def _float(key: str, value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise StudyError(
+            f"{key}: the whole number {str(value)[:20]}… is larger than any that can be computed with"
+        ) from None
 
 
 def merge(rows: Iterable[Mapping[str, float]]) -> tuple[dict[str, float], ...]:
@@ -88,7 +97,7 @@ def parse(path: Path, parser: Callable[[str], Any]) -> dict:
     """The file's content, which must be a mapping; whatever goes wrong, the error names the file."""
     try:
         content = parser(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise StudyError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
         raise StudyError(f"cannot read {path}: expected a mapping, found {type(content).__name__}")
@@ -102,6 +111,6 @@ def read_tables(paths: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
         if path.is_file():
             try:
                 found[name] = pd.read_parquet(path)
-            except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            except Exception as error:  # what pyarrow makes of damaged bytes is of many kinds
                 raise StudyError(f"cannot read {path}: {error}") from error
     return found

@@ -41,10 +41,21 @@ def _values(file: Path) -> Iterator[tuple[str, Any]]:
 
 def _json(content: str, place: str) -> Any:
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         near = content[max(0, error.pos - 40) : error.pos + 40]
         raise DataError(f"{place}: not valid JSON ({error}): {near!r}") from None
+    except (ValueError, RecursionError) as error:  # a key twice, a number of thousands of digits, thousands of brackets
+        raise DataError(f"{place}: not usable JSON ({error}): {content[:80]!r}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of two values under one key JSON would keep the second, unnoticed."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"it has {twice!r} twice")
+    return found
 
 
 def _object(value: Any, place: str, bare: str | None) -> dict[str, Any]:

@@ -56,13 +56,24 @@ def config(folder: Path) -> PretrainedConfig:
         ) from None
 
 
+def tokenizer(key: str, source: SourceConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a pretrained model; ``key`` names the setting in ``ConfigError``."""
+    folder = locate(key, source, weights=False)
+    try:
+        return tokenizers.load(folder)
+    except Exception as error:  # what its libraries raise has no kind of its own
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{key}={source.source!r}: its tokenizer cannot be read: {why}") from None
+
+
 def vocabulary(folder: Path) -> int:
     """Rows of the output head, by the model's config."""
     return config(folder).get_text_config().vocab_size
 
 
-def check(key: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Path:
-    """Refuse a pretrained model that reads other ids than ``tokenizer`` gives, or shorter texts than ``max_length``.
+def check(key: str, source: SourceConfig, shared: PreTrainedTokenizerBase, max_length: int) -> Path:
+    """Refuse a pretrained model that reads other ids than ``shared``, the pair's tokenizer, gives; or shorter texts
+    than ``max_length``.
 
     Returns the folder of its config and tokenizer.
     """
@@ -76,11 +87,11 @@ def check(key: str, source: SourceConfig, tokenizer: PreTrainedTokenizerBase, ma
     if not tokenizer_files(folder):
         log.warning("%s.source=%r has no tokenizer: that it reads the pair's ids is not checked", key, source.source)
         return folder
-    own = {id: token for token, id in tokenizers.load(folder).get_vocab().items()}
-    for token, id in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]):
+    own = {id: token for token, id in tokenizer(f"{key}.source", source).get_vocab().items()}
+    for token, id in sorted(shared.get_vocab().items(), key=lambda entry: entry[1]):
         if own.get(id) != token:
             raise ConfigError(
-                f"{key}.source={source.source!r}: its tokenizer is not that of the pair, {tokenizer.name_or_path!r}: "
+                f"{key}.source={source.source!r}: its tokenizer is not that of the pair, {shared.name_or_path!r}: "
                 f"id {id} is {own.get(id)!r} there and {token!r} here; all models of a pair must share one vocabulary, "
                 "index for index"
             )

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from unlearn.files import read_json, sha256, write_json
+from unlearn.files import read_json, saving, sha256, write_json
 from unlearn.identity import digest
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ class Store:
         if self._sound(folder):
             return folder
         locks = self.root / LOCKS
-        locks.mkdir(parents=True, exist_ok=True)
+        with saving(locks):
+            locks.mkdir(parents=True, exist_ok=True)
         with locked(FileLock(locks / f"{kind}-{folder.name}.lock"), f"{kind} {folder.name}"):
             if not self._sound(folder):  # another job may have built it while we waited
                 self._build(kind, recipe, folder, build)
@@ -53,18 +54,19 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         work = self.root / BUILDING / f"{kind}-{folder.name}"
         shutil.rmtree(work, ignore_errors=True)  # left by a job that was killed; the lock is ours now
-        work.mkdir(parents=True)
         try:
-            build(work)
-            files = {
-                str(p.relative_to(work)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
-                for p in sorted(work.rglob("*"))
-                if p.is_file()
-            }
-            write_json(work / ENTRY, {"format": STORE_FORMAT, "kind": kind, "recipe": recipe, "files": files})
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(work, folder)
-        except BaseException:  # a disk that is full must not stay full of what nobody will read
+            with saving(folder):
+                work.mkdir(parents=True)
+                build(work)
+                files = {
+                    str(p.relative_to(work)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
+                    for p in sorted(work.rglob("*"))
+                    if p.is_file()
+                }
+                write_json(work / ENTRY, {"format": STORE_FORMAT, "kind": kind, "recipe": recipe, "files": files})
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(work, folder)
+        except BaseException:  # half of it takes room that other jobs, or the manifest, need
             shutil.rmtree(work, ignore_errors=True)
             raise
         self._verified.add(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import shutil
@@ -121,6 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--store={str(root)!r}: there is no such folder; runs make it (paths.store, UNLEARN_STORE)",
             file=sys.stderr,
         )
+        return 2
+    if options.unused is not None and not 0 <= options.unused < math.inf:
+        print(f"--unused={options.unused:g}: must be a number of days, 0 or more", file=sys.stderr)
         return 2
     if options.act == "list":
         return _list(root)

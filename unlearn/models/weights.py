@@ -1,0 +1,56 @@
+"""Whether the weight files of a pretrained model are whole and hold numbers alone, told without building the model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from unlearn.config import ConfigError
+from unlearn.files import write_text
+from unlearn.sources import weight_files
+
+RULE = "holds NaN or infinity: such a model gives no probabilities. Copy or train it again"
+CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_files(key: str, folder: Path, memo: Path) -> None:
+    """Raise ``ConfigError`` naming file and tensor. ``key`` is the setting that names the folder.
+
+    A file that was found whole is noted in ``memo`` by its path, size, inode and times, as hashes are, and not read
+    again while these stay.
+    """
+    for path in weight_files(folder):
+        if path.suffix != ".safetensors":
+            continue
+        stat = path.stat()
+        seen = f"finite {path.resolve()} {stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+        note = memo / hashlib.sha256(seen.encode()).hexdigest()[:20]
+        if not note.is_file():
+            _check(f"{key}={str(folder)!r}", path)
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_text(note, "finite")
+
+
+def _check(given: str, path: Path) -> None:
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                tensor = file.get_tensor(name)
+                if tensor.dtype in CHECKED and not torch.isfinite(tensor).all():
+                    raise ConfigError(f"{given}: the tensor {name!r} in {path.name} {RULE}")
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"{given}: {path.name} is no whole safetensors file ({error}): copy or download it again"
+        ) from None
+
+
+def check(model: nn.Module, given: str) -> nn.Module:
+    """The model, unless one of its weights is no number; for what a model was loaded from without ``check_files``."""
+    for name, tensor in model.named_parameters():
+        if tensor.dtype in CHECKED and tensor.device.type != "meta" and not torch.isfinite(tensor).all():
+            raise ConfigError(f"{given}: the tensor {name!r} {RULE}")
+    return model

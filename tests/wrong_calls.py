@@ -28,7 +28,7 @@ VALUES = [  # one setting of a run, and what the message says
     ("experiment=none", "experiment=none: must be one of"), ("hydra/launcher=x", "must be one of basic, joblib"),
     ("alpha=1,2", "alpha=1,2"), ("--config-name=nope", "nope"), ("--config-dir=nowhere", "nowhere"),
     ("study=", "study='': names a folder"),
-    ("paths.runs=", "paths.runs='': must name a folder"), ("--nope", "--nope"),
+    ("paths.runs=", "paths.runs='': must be the path of a folder"), ("--nope", "--nope"),
     ("eval.alphas=1", "eval.alphas=1: "), ("data.path=x", "data.path: unknown key; known keys"),
 ]  # fmt: skip
 CHECKED = [  # the same, where Hydra has no say: quicker, by the check that every call passes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,10 +22,14 @@ os.environ |= {
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
 from helpers import SHARED, TINY, compose, run_and_export, shared_store  # noqa: E402
 from pretrained import made, pair  # noqa: E402, F401
 
 torch.set_num_threads(1)
+# rouge-score brings absl, whose log handler closes the stream that it found at its import as soon as logging is set up
+# anew (Hydra does so at each call) while stderr is another one: that would be pytest's, for all tests after it.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,8 @@ def at_times(count: int, seed: int, whole: Whole, zygote: Zygote, folder: Path) 
 
 def some(commits: list[str]) -> list[str]:
     """A moment or two of every stage."""
-    first, last = commits[0].split("/")[2], commits[-1].split("/")[2]  # the grid's two runs
+    ours = [name.split("/")[2] for name in commits if "runs/default/" in name]
+    first, last = ours[0], ours[-1]  # the grid's two runs
     wanted = (
         ("after", "replace store/model/"), ("before", "replace store/rows/"), ("torn", f"{first}/metrics.jsonl 2"),
         ("before", f"{first}/checkpoint/state.pt"), ("after", f"rename runs/default/{first}/offset"),

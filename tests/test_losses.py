@@ -166,7 +166,7 @@ def test_a_term_with_another_signature_is_refused(monkeypatch):
 
     for function in (nameless, scalar):
         monkeypatch.setitem(FORGET, "mine", function)
-        with pytest.raises(ObjectiveError, match="must take one or more of forget, refusal, alternate, retain, "):
+        with pytest.raises(ObjectiveError, match="must take one or more of forget, refusal, alternate, forget_text, "):
             bind("mine", "none", 1.0, 1.0, {})
 
 

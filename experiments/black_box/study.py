@@ -1,0 +1,156 @@
+"""What is lost when the target is a server that shows its k likeliest tokens:  python experiments/black_box/study.py
+
+Per world: the runs beside the local target, with all its logits; a server with the same target (unlearn.serve at
+α = 0); the same runs over HTTP for every k and both ways to spread what is left. Then each trained offset is evaluated
+beside the local target, so that rows differ in what was seen while training and in nothing else. Runs that are done
+are not repeated, and no question is asked twice. Writes results.csv and table.md beside itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from analysis.statistics import Interval, mean
+
+HERE = Path(__file__).resolve().parent
+STUDY = "black_box"
+ALGOS, WORLDS = ("ga", "kl", "npo", "simnpo"), (0, 1, 2)
+KS, TAILS = (100, 20, 5), ("even", "anchor")  # an answer with more tokens serves who asks for fewer
+FIXED = (f"study={STUDY}", "eval.groups=[]", "eval.max_examples=100", "trainer.save_every=0", "trainer.eval_every=0",
+         "trainer.progress=false", "wandb=disabled")  # fmt: skip
+SEEN = ("eval.max_examples=10", "eval.max_new_tokens=16")  # through the server: what counts is evaluated here
+METRICS = ("forget/prob", "retain/prob", "retain/rougeL_recall", "model_utility")
+SHOWN = {"forget/prob": "forget prob", "retain/prob": "retain prob", "model_utility": "utility",
+         "distance/retain/prob": "Δ retain prob", "distance/model_utility": "Δ utility"}  # fmt: skip
+
+
+def call(*overrides: str) -> None:
+    command = [sys.executable, "-m", "unlearn.run", "-m", *FIXED, *overrides]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # a run that failed is missing below, and named
+
+
+def listed(values: tuple) -> str:
+    return ",".join(map(str, values))
+
+
+def done(world: int, kind: str) -> list[tuple[Path, dict]]:
+    """Folders of a world's finished runs beside one kind of target, with their configs; others are named."""
+    found = []
+    for path in sorted(Path("runs", STUDY).glob("*/manifest.json")):
+        config, manifest = yaml.safe_load((path.parent / "config.yaml").read_text()), json.loads(path.read_text())
+        if config["pair"]["seed"] == world and config["pair"]["target"]["kind"] == kind:
+            if manifest["status"] == "done":
+                found.append((path.parent, config))
+            else:
+                print(f"{path.parent.name}: {manifest['status']}: {manifest.get('error')}")
+    return found
+
+
+@contextmanager
+def server(run: Path) -> Iterator[str]:
+    """The target of a run behind HTTP; gives its address."""
+    command = [sys.executable, "-m", "unlearn.serve", f"run={run}", "alpha=0", "port=0", "name=bios"]
+    said = Path("server.log")
+    with said.open("w") as log, subprocess.Popen(command, stderr=log) as process:
+        try:
+            while (found := re.search(r"http://\S+", said.read_text())) is None:
+                if process.poll() is not None:
+                    raise SystemExit(f"the server did not start: {said.read_text()}")
+                time.sleep(0.2)
+            yield found[0]
+        finally:
+            process.terminate()
+
+
+def world(seed: int) -> list[dict]:
+    """All runs of a world, as rows of the table."""
+    call(f"algo={listed(ALGOS)}", f"pair.seed={seed}")
+    local = done(seed, "model")
+    if not local:
+        raise SystemExit(f"world {seed}: no run beside the local target is done")
+    with server(local[0][0]) as url:
+        http = (*SEEN, "pair.target.kind=http", f"pair.target.http.url={url}", "pair.target.http.model=bios",
+                f"pair.target.http.revision=world-{seed}")  # fmt: skip
+        call(f"algo={listed(ALGOS)}", f"pair.seed={seed}", *http, f"pair.target.http.k={listed(KS)}",
+             f"pair.target.http.tail={listed(TAILS)}")  # fmt: skip
+        call("algo=simnpo", f"pair.seed={seed}", *http, "pair.target.http.k=0")
+    rows = []
+    for kind in ("model", "http"):
+        for folder, config in done(seed, kind):
+            rows.append(row(folder, config, seed))
+            print(f"world {seed}: {folder.name}", flush=True)
+    return rows
+
+
+def row(folder: Path, config: dict, seed: int) -> dict:
+    """A run's values through what its server shows, and beside the local target."""
+    shown = next(iter(json.loads((folder / "eval.json").read_text())["alphas"].values()))
+    http = config["pair"]["target"]["http"] if config["pair"]["target"]["kind"] == "http" else {}
+    found = {"algo": config["algo"]["name"], "world": seed, "k": http.get("k", "local"), "tail": http.get("tail", "")}
+    found |= {f"seen/{name}": shown[name] for name in METRICS[:2]}
+    return found | {name: value for name, value in exact(folder).items() if name in METRICS}
+
+
+def exact(folder: Path) -> dict:
+    """Metrics of a trained offset beside the local target, with all of its logits."""
+    from unlearn import evaluation
+    from unlearn.job import suite_of
+    from unlearn.models import llama
+    from unlearn.rerun import load
+    from unlearn.world import frozen_ensemble, the_world
+
+    cfg = load(folder)[1].cfg
+    cfg = replace(
+        cfg, pair=replace(cfg.pair, target=replace(cfg.pair.target, kind="model")),
+        eval=replace(cfg.eval, max_examples=100, max_new_tokens=200),
+    )  # fmt: skip
+    world = the_world(cfg)
+    start = frozen_ensemble(cfg.method.members, world)
+    model = llama.freeze(llama.load(folder / "offset", "cpu"))
+    members = tuple(replace(m, model=model) if m.trained else m for m in start.members)
+    suite = suite_of(cfg, world)
+    found, _ = evaluation.evaluate(replace(start, members=members), suite, [1.0], world.store, None)
+    return found[1.0]
+
+
+def table(found: pd.DataFrame) -> str:
+    """Means over worlds with 95 % intervals, and differences from the same world's run beside the local target."""
+    lines = ["| objective | k | what is left | " + " | ".join(SHOWN.values()) + " | worlds |",
+             "|---" * (len(SHOWN) + 4) + "|"]  # fmt: skip
+    for (algo, k, tail), rows in found.groupby(["algo", "k", "tail"], sort=False):
+        cells = [said(mean(rows[name])) for name in SHOWN]
+        lines.append(f"| `{algo}` | {k or 'all'} | {tail} | " + " | ".join(cells) + f" | {len(rows)} |")
+    return "\n".join([*lines, ""])
+
+
+def said(value: Interval) -> str:
+    return f"{value.mean:.3f}" + ("" if value.n < 2 else f" ({value.low:.3f} to {value.high:.3f})")
+
+
+def main() -> None:
+    found = pd.DataFrame([each for seed in WORLDS for each in world(seed)])
+    local = found[found["k"] == "local"].set_index(["algo", "world"])
+    at = pd.MultiIndex.from_frame(found[["algo", "world"]])
+    for name in METRICS:
+        found[f"distance/{name}"] = found[name].to_numpy() - local[name].reindex(at).to_numpy()
+    order = {"local": 1e9, 0: 1e8}  # from all to little
+    found = found.sort_values(["algo", "k", "tail", "world"], key=lambda c: c.map(lambda v: -order.get(v, v))
+                              if c.name == "k" else c, ignore_index=True)  # fmt: skip
+    found.round(5).to_csv(HERE / "results.csv", index=False)
+    (HERE / "table.md").write_text(table(found), encoding="utf-8")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

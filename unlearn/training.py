@@ -251,7 +251,7 @@ def store_rows(cfg: Config, world: World, ensemble: Ensemble) -> None:
 def _rows(cfg: Config, world: World, members: Sequence[Member], examples: Examples) -> dict[str, FrozenRows | LiveRows]:
     """Rows that training reads. Those of the plain target may be rounded, if trainer.stored_rows says so."""
     pad, found = world.encoder.tokenizer.pad_token_id, {}
-    for m in members:
+    for m in members if examples else ():  # a short run of alternating epochs may never reach one of its sets
         rough = not m.slope and m.fingerprint == world.fingerprint("target")
         found[m.name] = rows_of(world.store, m, examples, pad, room(cfg.trainer, rough))
     return found

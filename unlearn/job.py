@@ -65,7 +65,7 @@ def execute(job: Job, config_yaml: str) -> None:
         with record.stage("evaluate"):
             evaluate(cfg, world, ensemble, suite, record)
         sealed = {seal.RESULTS: seal.results(job.folder)}
-        record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb(), **sealed)
+        record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb(), **sealed, **world.asked())
     log.info("%s", record.headline())
 
 

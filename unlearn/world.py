@@ -82,8 +82,14 @@ class World:
                 self._prints[role] = llama.fingerprint(self.model(role))
         return self._prints[role]
 
+    def begin(self) -> None:
+        """What is asked of a target behind a server from here on is this job's; the jobs of a grid share their world."""
+        target = self._models.get("target")
+        if isinstance(target, RemoteModel):
+            target.begin()
+
     def asked(self) -> dict[str, Any]:
-        """What a manifest says of a target behind a server; nothing of another."""
+        """What a manifest says of such a target; nothing of another."""
         target = self._models.get("target")
         return {"black_box": target.facts()} if isinstance(target, RemoteModel) else {}
 

@@ -47,8 +47,11 @@ class Asking:
             if missing:
                 self._ask(missing, k, what, len(questions))
 
+    def begin(self) -> None:
+        self.before = self.memo.spent()
+
     def spent(self) -> dict[str, int]:
-        """Requests and tokens since this process first knew of the model, by all processes."""
+        """Requests and tokens since ``begin``, or since there is this object; by all processes that ask this model."""
         now = self.memo.spent()
         return {what: now[what] - self.before[what] for what in now}
 

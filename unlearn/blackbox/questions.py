@@ -99,7 +99,7 @@ def cut(answer: Answer, own: Sequence[int], k: int, width: int) -> Top:
     Tokens beyond ``width`` are padding of the server's vocabulary and belong to the rest.
     """
     if k == 0:
-        return Top(None, np.ascontiguousarray(answer.logp[:, :width]), None)
+        return Top(None, answer.logp[:, :width].copy(), None)
     if answer.ids is None:
         answer = _likeliest(answer, own, k, width)
     ids = np.concatenate([answer.ids[:, :k], answer.ids[:, -1:]], axis=1)

@@ -94,6 +94,12 @@ class RemoteModel(Opaque):
                 return list(said[: place + 1])
         return list(said) if len(said) == most else [*said, self.where.tokenizer.eos_token_id]
 
+    def begin(self) -> None:
+        """Count from here."""
+        self._noted = {}
+        if "asking" in self.__dict__:
+            self.asking.begin()
+
     def spent(self) -> dict[str, int]:
         return self.asking.spent() if "asking" in self.__dict__ else {"requests": 0, "tokens": 0}
 

@@ -28,7 +28,7 @@ from unlearn.rows import rows_now, spread_top
 from unlearn.speculative import greedy_drafted
 from unlearn.store import Store
 
-TOKENIZER, MODEL, TEST = Numbered(), tiny_llama(0), 7  # the last: questions of a self-test, /tokenize among them
+TOKENIZER, MODEL, TEST = Numbered(), tiny_llama(0), 6  # the last: questions of a self-test, beside /tokenize
 EXAMPLES = random_examples(12, seed=5)
 TRANSIENT = ("429", "429-date", "500", "503", "half", "cut", "reset", "nan", "positive", "length", "own", "mass",
              "list", "empty")  # fmt: skip
@@ -243,7 +243,7 @@ def test_a_key_is_sent_and_never_shown(tmp_path, monkeypatch, caplog):
         monkeypatch.setenv("MY_API_KEY", "sesame-0123456789")
         check(box(server.url, tmp_path, key_env="MY_API_KEY"))
         monkeypatch.setenv("MY_API_KEY", "wrong")
-        with pytest.raises(BlackBoxError, match=r"401: wrong key: Bearer \*\*\*") as error:
+        with pytest.raises(BlackBoxError, match=r"401: \*\*\* key: Bearer \*\*\*") as error:
             list(box(server.url, tmp_path / "b", key_env="MY_API_KEY").answers(EXAMPLES))
         monkeypatch.delenv("MY_API_KEY")
         with pytest.raises(BlackBoxError, match="MY_API_KEY.*is not set"):
@@ -275,7 +275,7 @@ def test_a_budget_that_ends_amid_retries_keeps_what_was_answered(tmp_path):
         return "500" if number > TEST + 4 else None
 
     with serve(MODEL, TOKENIZER, Faults(at=some)) as server:
-        model = box(server.url, tmp_path, concurrency=1, retries=50, max_requests=TEST + len(EXAMPLES) + 3)
+        model = box(server.url, tmp_path, concurrency=1, retries=50, max_requests=TEST + len(EXAMPLES) + 4)
         with pytest.raises(OverBudget):
             list(model.answers(EXAMPLES))
         have = len(kept(model, tmp_path))

@@ -14,6 +14,9 @@ QUANTISATIONS = ("none", "8bit", "4bit")
 TARGET_KINDS = ("model", "http")
 FORMS = ("auto", "prompt_logprobs", "echo")
 TAILS = ("even", "anchor")
+HOW_ASKED = (  # settings of `http` that say where and how a server is asked, and change no answer
+    "url", "key_env", "form", "concurrency", "timeout_s", "retries", "max_requests", "max_tokens", "price",
+)  # fmt: skip
 
 
 @dataclass
@@ -59,7 +62,7 @@ class ModelConfig(SourceConfig):
 @dataclass
 class HttpConfig:
     """A target behind a server that has OpenAI's /v1/completions and gives log-probabilities of prompt tokens, as vLLM
-    does (docs/black_box.md). ``url``, ``key_env``, ``form`` and all after it are no part of a run's hash.
+    does (docs/black_box.md). HOW_ASKED are no part of a run's hash.
     """
 
     url: str | None = None  # of the server, with or without /v1

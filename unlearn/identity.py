@@ -16,7 +16,7 @@ from typing import Any
 from unlearn import sources
 from unlearn.config import NUMBERS, ROUGH_ROWS, Config
 from unlearn.config_data import TemplateConfig
-from unlearn.config_pair import HttpConfig, ModelConfig, PairConfig
+from unlearn.config_pair import HOW_ASKED, HttpConfig, ModelConfig, PairConfig
 
 RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
 NO_REFERENCE = "none"  # eval.reference: forget quality and all that compares with a retrained model is left out
@@ -76,6 +76,7 @@ def distinguishing(flats: Sequence[dict[str, Any]]) -> list[str]:
         groups.setdefault(repr([flat.get(k) for k in _NAMED]), []).append(flat)
     keys = [k for k in dict.fromkeys(k for f in flats for k in f) if not k.startswith(("eval.", "wandb.", "paths."))]
     keys = [k for k in keys if k not in ("study", "retry", *(f"trainer.{name}" for name in _UNTRAINED if name != "lr"))]
+    keys = [k for k in keys if k not in (f"pair.target.http.{name}" for name in HOW_ASKED)]
     return [k for k in keys if any(len({repr(f.get(k)) for f in group}) > 1 for group in groups.values())]
 
 

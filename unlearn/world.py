@@ -83,7 +83,7 @@ class World:
         return self._prints[role]
 
     def begin(self) -> None:
-        """What is asked of a target behind a server from here on is this job's; the jobs of a grid share their world."""
+        """Count what is asked of a target behind a server from here: the jobs of a grid share their world."""
         target = self._models.get("target")
         if isinstance(target, RemoteModel):
             target.begin()

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from tqdm import tqdm
@@ -57,8 +58,9 @@ class Asking:
 
     def tested(self) -> Tested | None:
         """What the start showed; None where nothing had to be asked."""
-        return _tested.get(self._name())
+        return _tested.get(self._name)
 
+    @cached_property
     def _name(self) -> str:
         http, vocabulary = self.http, digest(self.texts.tokenizer.get_vocab())
         return digest(
@@ -73,7 +75,7 @@ class Asking:
         return [q for q in dict.fromkeys(questions) if self._known(q, k) is None]
 
     def _ask(self, missing: Sequence[Question], k: int, what: str, asked: int) -> None:
-        client, name, tokens = self._connection(), self._name(), sum(q.tokens for q in missing)
+        client, name, tokens = self._connection(), self._name, sum(q.tokens for q in missing)
         if name not in _tested:
             _tested[name] = selftest.run(client, self.memo, self.texts)
         self.memo.afford(len(missing), tokens, self.http)

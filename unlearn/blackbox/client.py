@@ -37,6 +37,10 @@ WORDS = 500  # characters of what a server said
 class Refused(BlackBoxError):
     """A 4xx that will not change."""
 
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
 
 class Halted(Exception):
     """Another request of the same call failed, or the call was told to end."""
@@ -107,7 +111,8 @@ class Client:
         if answer.status_code in PASSING or answer.status_code >= 500:
             raise Again(f"{answer.status_code}: {_words(answer)}", _asked_pause(answer))
         if answer.status_code != 200:
-            raise Refused(f"{self.http.url}: {path}: {answer.status_code}: {self._hidden(_words(answer))}")
+            said = self._hidden(_words(answer))
+            raise Refused(f"{self.http.url}: {path}: {answer.status_code}: {said}", answer.status_code)
         try:
             found, used = read(json.loads(answer.content))
         except Lacks:

@@ -31,6 +31,7 @@ LIKELY = -5.0  # log-probability of tokens that are compared
 SAME, OTHER = 0.3, 1.0  # nats: rows of one text by two ways (servers compute in bf16), rows of two texts
 DRIFT = 1e-2  # distance in total variation at which it is another model
 MISNAMED = 0.2  # share of tokens that may be called otherwise: programs differ in how they write spaces
+SHUT = (401, 403)  # who asks is refused, whatever is asked
 WRONG = 2  # tries more for an answer that is wrong
 
 
@@ -76,6 +77,8 @@ def run(client: Client, memo: Memo, texts: Texts) -> Tested:
         try:
             rows = _consistent(trial)
         except (Refused, Lacks) as error:
+            if isinstance(error, Refused) and error.status in SHUT:
+                raise
             reasons.append(f"form={form} with max_tokens={after}: {error}")
             continue
         _check_names(trial)

@@ -89,11 +89,11 @@ def nucleus(scores: Tensor, top_p: Tensor, error: Tensor) -> tuple[Tensor, Tenso
     values, order = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
     before = values.cumsum(-1) - values
     limit = top_p.to(scores)[:, None]
-    whole = limit >= 1
+    whole, near = limit >= 1, (4 * error).exp()
     inside = (before < limit) | whole
-    last = values.masked_fill(~inside, 2.0).amin(-1, keepdim=True)  # the least probability that is in
-    near = (4 * error).exp()
-    outer = inside | (before < limit + 2 * error) | (values * near >= last)
-    core = (before < limit - 2 * error) & (values > last * near) | whole
+    # Sums of the likeliest move by less than twice the error, and tokens that are as near as `near` may change places.
+    least_in = values.masked_fill(before >= limit + 2 * error, 2.0).amin(-1, keepdim=True)
+    most_out = values.masked_fill(before < limit - 2 * error, 0.0).amax(-1, keepdim=True)
+    outer, core = (values * near >= least_in) | whole, (values > most_out * near) | whole
     back = order.argsort(-1)
     return inside.gather(-1, back), outer.gather(-1, back), core.gather(-1, back)

@@ -66,9 +66,8 @@ def test_stop_strings_end_an_answer_across_tokens(client):
     found = client.complete(prompt=list(PROMPTS[0]), temperature=0, max_tokens=12, stop=["nowhere", middle])
     assert found["choices"][0]["text"] == whole[: whole.index(middle)]
     assert found["choices"][0]["finish_reason"] == "stop" and found["usage"]["completion_tokens"] < 12
-    assert (
-        client.text(prompt=list(PROMPTS[0]), temperature=0, max_tokens=12, stop=middle) == whole[: whole.index(middle)]
-    )
+    again = client.text(prompt=list(PROMPTS[0]), temperature=0, max_tokens=12, stop=middle)
+    assert again == found["choices"][0]["text"]
 
 
 def test_the_same_seed_says_the_same_and_n_answers_differ(client):
@@ -224,7 +223,7 @@ WRONG = {
     "temperature": [(-0.1, "temperature=-0.1: must be a number from 0 to 100"), ("warm", "'warm'"), (101, "=101")],
     "top_p": [(1.1, "top_p=1.1: must be a number from 0 to 1"), ([], "top_p=[]")],
     "seed": [(0.5, "seed=0.5: must be a whole number"), (2**64, "seed=")],
-    "stop": [([""], "an empty text ends nothing"), (["a"] * 17, "at most 16 texts"), (3, "stop: must be"), ([1], "stop")],
+    "stop": [([""], "an empty text ends nothing"), (["a"] * 17, "at most 16 texts"), (3, "stop:"), ([1], "stop:")],
     "stream": [(1, "stream=1: must be true or false")],
     "logprobs": [(41, "logprobs=41: must be a whole number from -1 to 40"), (True, "logprobs=True")],
     "prompt_logprobs": [(-2, "prompt_logprobs=-2: must be a whole number from -1 to 40")],
@@ -380,8 +379,8 @@ def test_offsets_are_switched_while_the_server_runs(two):
     [
         ({"name": "x", "on": True}, "name='x': must be one of request0"), ({"on": True}, "name=None"),
         ({"name": "request0", "on": 1}, "on=1: must be true or false"), (["request0"], "the body must be like"),
-        ({"name": "request0", "alpha": "1"}, "alpha='1': must be a number"), ({"name": "request0", "off": 1}, "must be like"),
-        ({"name": ["request0"]}, "name="),
+        ({"name": "request0", "alpha": "1"}, "alpha='1': must be a number"), ({"name": ["request0"]}, "name="),
+        ({"name": "request0", "off": 1}, "must be like"),
     ],
 )  # fmt: skip
 def test_wrong_switches_are_refused(running, body, said):
@@ -408,16 +407,8 @@ def bearer(key: str) -> dict[str, str]:
 def test_with_a_key_nobody_else_is_answered_and_no_key_is_logged(running, keys, caplog):
     caplog.set_level(logging.DEBUG)
     client = Client(running, **keys[0])
-    for headers in (
-        {},
-        bearer("other"),
-        bearer(""),
-        {"authorization": KEY},
-        {"authorization": f"Basic {KEY}"},
-        bearer("é"),
-    ):
-        if any("é" in v for v in headers.values()):
-            headers = {k: v.encode() for k, v in headers.items()}
+    wrong = {}, bearer("other"), bearer(""), {"authorization": KEY}, {"authorization": f"Basic {KEY}"}
+    for headers in (*wrong, {"authorization": "Bearer é".encode()}):
         for found in (
             client.post("/v1/completions", {"prompt": " w5"}, headers=headers),
             client.post(CHAT, {"messages": MESSAGES}, headers=headers), client.get("/v1/models", headers=headers),

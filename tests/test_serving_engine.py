@@ -83,8 +83,8 @@ def test_where_two_tokens_tie_the_answer_is_gone_through_again_alone(monkeypatch
 
 
 def test_a_method_with_another_rule_says_what_it_says_alone():
-    members = [Member(n, tiny_llama(s, hidden=8 + 4 * s), n, c, w, False)
-               for n, s, c, w in (("target", 0, 1.0, 0.0), ("full", 1, 0.0, -1.0), ("retain", 2, 0.0, 1.0))]  # fmt: skip
+    weights = ("target", 0, 1.0, 0.0), ("full", 1, 0.0, -1.0), ("retain", 2, 0.0, 1.0)
+    members = [Member(n, tiny_llama(s, hidden=8 + 4 * s), n, c, w, False) for n, s, c, w in weights]
     ensemble = Ensemble(tuple(members), bind_rule("rank", {"k": 5.0}))
     with engine(Part(ON, ensemble, None, 1.0)) as running:
         found = told(running, [ask(p) for p in PROMPTS[:8]])
@@ -110,7 +110,7 @@ def test_the_answers_of_one_prompt_are_drawn_each_by_itself(one):
     assert found[5] == tokens(told(one, [ask(PROMPTS[0], draw=seeded(PROMPTS[0], 1, 5, 3.0))])[0])
 
 
-# --- log-probabilities --------------------------------------------------------------------------------------------------
+# --- log-probabilities ------------------------------------------------------------------------------------------------
 
 
 def test_log_probabilities_of_prompt_and_answer_are_the_models_own(one):

@@ -50,12 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _listen(settings: Settings) -> socket.socket:
     """Before the models are loaded: a port that is taken should not be found out minutes later."""
+    place = None
     try:
         kind, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         place = socket.socket(kind, socket.SOCK_STREAM)
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(address)
     except OSError as error:
+        if place is not None:
+            place.close()
         raise ConfigError(
             f"host={settings.host} port={settings.port}: cannot be listened at ({error.strerror or error}); take "
             "another, or port=0 for a free one"

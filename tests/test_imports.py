@@ -38,6 +38,8 @@ ORDER = [
     "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",
     "deployed", "export_card", "export_facts", "export",
+    "serving.settings", "serving.offsets", "serving.sampling", "serving.text", "serving.lane", "serving.engine",
+    "serving.chat", "serving.protocol", "serving.replies", "serving.app", "serving.loading", "serve",
 ]  # fmt: skip
 
 

@@ -97,6 +97,12 @@ class World:
         """Where the weights of a model lie: in the store, in the hub's cache, or in a folder of the user."""
         return _folder(self, sources.role(self.cfg.pair, name))
 
+    def adopt(self, other: World) -> None:
+        """Share the loaded models of another world that are this one's, too, instead of loading them again."""
+        for role, model in other._models.items():
+            if self.has(role) and self.fingerprint(role) == other.fingerprint(role):
+                self._models[role] = model
+
     def alone(self, name: str) -> Ensemble:
         """One of the models as an ensemble of itself."""
         return Ensemble((Member(name, self.model(name), self.fingerprint(name), 1.0, 0.0, False),))

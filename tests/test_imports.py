@@ -12,8 +12,8 @@ ORDER = [
     "redaction", "config_data", "config_pair", "config", "files", "stopping", "places", "sources", "identity",
     "metrics.semantics", "room", "need", "groups", "rules_data", "rules_learning", "rules_pair", "rules", "launchers",
     "store", "store.inventory", "store.__main__",
-    "data.rows", "refusal", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu", "data.jsonl",
-    "data.muse",
+    "data.rows", "data.requested", "refusal", "data.bios_words", "data.bios", "data.records", "data.texts", "data.tofu",
+    "data.jsonl", "data.muse",
     "data.readers", "traces", "data.encoding", "data.sampling", "threads",
     "own", "combination", "models.llama", "models.prompts", "models.tokenizers", "models.hub", "models.weights",
     "ensemble", "heap",
@@ -28,10 +28,10 @@ ORDER = [
     "groups.three_sample", "groups.privacy", "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix",
     "groups.contrast", "groups.quantised", "groups.relearn", "evaluation", "foreign", "others", "reference",
     "seal", "mirror", "runlog", "ended", "world", "collapse", "alternates", "trajectory", "training", "inspection",
-    "forecast", "job",
+    "forecast", "begin", "job", "sums",
     "calibration",
     "table", "overview", "rest", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
-    "compare", "choices", "causal_lm", "harness",
+    "sequence", "compare", "choices", "causal_lm", "harness",
     "deployed", "export_card", "export_facts", "export",
 ]  # fmt: skip
 

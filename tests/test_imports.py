@@ -27,11 +27,13 @@ ORDER = [
     "suite", "core", "tuning", "groups.context", "groups.behaviour", "groups.leak", "groups.paraphrased",
     "groups.three_sample", "groups.privacy", "groups.gradnorm", "groups.summary", "groups.muse", "groups.prefix",
     "groups.contrast", "groups.quantised", "groups.relearn", "evaluation", "foreign", "others", "reference",
-    "seal", "mirror", "runlog", "ended", "world", "collapse", "alternates", "trajectory", "training", "inspection",
+    "seal", "requests.chain", "requests.fingerprints", "requests.evidence", "requests.states", "requests.ledger",
+    "requests", "mirror", "runlog", "ended", "world", "collapse", "alternates", "trajectory", "training", "inspection",
     "forecast", "begin", "job", "sums",
     "calibration",
     "table", "overview", "rest", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
-    "sequence", "compare", "choices", "causal_lm", "harness",
+    "sequence", "requests.actions", "requests.fusing", "requests.records", "request", "compare", "choices",
+    "causal_lm", "harness",
     "deployed", "export_card", "export_facts", "export",
 ]  # fmt: skip
 

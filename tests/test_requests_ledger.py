@@ -117,7 +117,8 @@ def test_the_same_again_changes_nothing(ledger, settings):
         (1, (), Asked(id="R1", subject="customer 1"), "another subject"),
         (1, (), Asked(id="R1", due="2030-01-01"), "another due"),
         (1, (), Asked(id="../R1"), "names a folder"),
-        (1, ("method=direct",), Asked(), "method='direct': a request is answered by an offset"),
+        (1, ("method=uld", "algo=uld"), Asked(), "method='uld': the answers to several requests are added up"),
+        (1, ("method=dd", "pair.offset_init=full"), Asked(), "needs a method that trains what is added"),
         (1, ("eval.groups=[]",), Asked(), "needs the group leak"),
         (1, ("eval.reference=none",), Asked(), "rule: must be given"),
         (1, (), Asked(rule=("forget/prob",)), "must be METRIC<=NUMBER"),
@@ -281,8 +282,8 @@ def test_what_does_not_meet_its_rule_says_so(ledger, settings):
 def test_conditions_against_values_by_hand():
     entry = {"a/b": 0.3, "c": 2.0, "intervals": {"a/b": [0.2, 0.4]}}
     for text, value, holds in (
-        ("a/b<=0.3", 0.3, True), ("a/b<=0.29", 0.3, False), ("upper:a/b<=0.35", 0.4, False), ("lower:a/b>=0.2", 0.2, True),
-        ("kept:c>=0.5", 0.5, True), ("kept:a/b>=0", None, False), ("c >= 2", 2.0, True), ("upper:c<=9", None, False),
+        ("a/b<=0.3", 0.3, True), ("a/b<=0.29", 0.3, False), ("upper:a/b<=0.35", 0.4, False),
+        ("lower:a/b>=0.2", 0.2, True), ("kept:c>=0.5", 0.5, True), ("kept:a/b>=0", None, False), ("c >= 2", 2.0, True), ("upper:c<=9", None, False),
         ("d<=1e-3", None, False),
     ):  # fmt: skip
         condition = evidence.condition(text)

@@ -198,10 +198,9 @@ def erase(ledger: Ledger, id: str) -> State:
 
 def _asked(cfg: Config, job: Job, asked: Asked) -> dict[str, Any]:
     """What is written before the run, and cannot be changed after."""
-    if any(m.trained and m.constant for m in cfg.method.members) or cfg.method.rule != "sum":
-        raise LedgerError(
-            f"method={cfg.method.name!r}: a request is answered by an offset that is added: method=offset"
-        )
+    if cfg.method.rule != "sum" or not any(m.trained and not m.constant for m in cfg.method.members):
+        rule = "the answers to several requests are added up, so a request needs a method that trains what is added"
+        raise LedgerError(f"method={cfg.method.name!r}: {rule}, e.g. method=offset")
     return {
         "received": asked.received, "due": asked.due,
         "rule": [condition.text for condition in evidence.rule(asked.rule, cfg)],

@@ -283,7 +283,8 @@ def test_conditions_against_values_by_hand():
     entry = {"a/b": 0.3, "c": 2.0, "intervals": {"a/b": [0.2, 0.4]}}
     for text, value, holds in (
         ("a/b<=0.3", 0.3, True), ("a/b<=0.29", 0.3, False), ("upper:a/b<=0.35", 0.4, False),
-        ("lower:a/b>=0.2", 0.2, True), ("kept:c>=0.5", 0.5, True), ("kept:a/b>=0", None, False), ("c >= 2", 2.0, True), ("upper:c<=9", None, False),
+        ("lower:a/b>=0.2", 0.2, True),
+        ("kept:c>=0.5", 0.5, True), ("kept:a/b>=0", None, False), ("c >= 2", 2.0, True), ("upper:c<=9", None, False),
         ("d<=1e-3", None, False),
     ):  # fmt: skip
         condition = evidence.condition(text)

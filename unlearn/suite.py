@@ -53,6 +53,7 @@ class Suite:
     cfg: EvalConfig
     settings: dict[str, Any]
     stored_rows_gib: float
+    data: DataSet | None = None  # what the splits are of
 
     @property
     def semantics(self) -> Semantics:
@@ -73,7 +74,7 @@ def suite(data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, 
             whole = (to_forget(name) or name in SCORED) and "muse" not in cfg.groups  # MUSE's are thousands of rows
             splits.append(_split(name, (rows if whole else spaced(rows, cfg.max_examples))[:most], encoder))
     _check(data, splits, cfg)
-    return Suite(splits, encoder, cfg, settings, stored_rows_gib)
+    return Suite(splits, encoder, cfg, settings, stored_rows_gib, data)
 
 
 def part(split: Split, chosen: Sequence[int]) -> Split:
@@ -136,6 +137,11 @@ def _check(data: DataSet, splits: Sequence[Split], cfg: EvalConfig) -> None:
         raise DataError(
             f"eval.groups: privacy and gradnorm compare the forget set with a holdout set, and data set {data.name!r} "
             f"has none; its splits: {', '.join(k for k, v in data.splits.items() if v)}"
+        )
+    if "gate" in cfg.groups and len(data.splits["retain"]) < 5:
+        raise DataError(
+            f"eval.groups: gate chooses its threshold on retain questions that it does not learn from, and "
+            f"{len(data.splits['retain'])} are too few; it needs 5"
         )
     without = [r.id for s in splits if s.name == "forget" for r in s.rows if not r.paraphrased_question]
     if "paraphrased" in cfg.groups and without:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import TINY, Killed, command, compose
+from test_privacy import kind, table
 
 from unlearn import request, runlog
 from unlearn.data.readers import read
@@ -213,6 +214,13 @@ def test_no_byte_of_a_ledger_holds_anything_of_the_forget_sets(ledger, settings,
     assert [n for n in names if len(n) > 4 and n in chain] == []
     for plain in (data.fingerprint(), ledger.run_of("R1").name, ledger.run_of("R1").name.rsplit("-")[-1]):
         assert plain not in chain  # a plain hash of a small set can be guessed
+
+
+def test_the_privacy_page_says_what_each_file_of_a_ledger_holds(ledger):
+    said = table("**A ledger of deletion requests**")
+    found = texts_of(ledger.folder)
+    assert len(said) == 4 and [name for name in found if kind(name, said) is None] == []
+    assert {pattern for pattern in said if any(kind(name, {pattern: ""}) is not None for name in found)} == set(said)
 
 
 def test_fingerprints_tell_the_same_set_by_its_salt_alone(ledger):

@@ -130,6 +130,20 @@ def test_the_command_prints_and_writes_every_step(jobs, tmp_path, capsys):
     assert "offsets=[FOLDER" in command("unlearn.sequence", "--help", cwd=tmp_path).stdout
 
 
+def test_the_analysis_takes_runs_that_measure_requests(jobs, tmp_path, capsys):
+    import shutil
+
+    from analysis import alpha, table, tradeoff
+    from analysis.report import __main__ as report
+    from analysis.runs import load as read_study
+
+    study = Path(shutil.copytree(jobs[0].folder.parent, tmp_path / "runs" / "some"))
+    found = read_study(study)
+    assert {"forget/prob", "request_1/prob", "request_3/prob"} <= set(found.metrics) and "data.request" in found.varied
+    for command_ in (alpha, tradeoff, table, report):
+        assert command_.main(["some", "--runs", str(tmp_path / "runs")]) == 0, capsys.readouterr().err
+
+
 # --- where a run begins -----------------------------------------------------------------------------------------------
 
 

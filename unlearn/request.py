@@ -24,14 +24,17 @@ python -m unlearn.request erase ID ledger=FOLDER
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from unlearn import runlog
 from unlearn.config import ConfigError, register
 from unlearn.files import FileError, read_json, write_json, write_text
-from unlearn.redaction import in_logs, is_secret
+from unlearn.redaction import in_logs, is_secret, redacted
 from unlearn.refusal import REFUSED, refuse, said
 from unlearn.requests import ledger as ledgers
 from unlearn.requests.chain import Head, LedgerError
@@ -58,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
         return ACTS[act](folder, given, ids, settings)
     except REFUSED as error:
         return refuse(said(error), error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def _asked(arguments: Sequence[str]) -> tuple[str, Path, dict[str, str], list[str], list[str]]:
@@ -93,6 +99,7 @@ def _add(folder: Path, given: dict[str, str], ids: list[str], settings: list[str
 
     if ids:
         raise ConfigError(f"{ids[0]}: give the id as id={ids[0]}, and settings as key=value")
+    os.environ[runlog.COMMAND] = json.dumps(["unlearn.request", "add", *redacted(settings)])  # whom it is about is not
     asked = Asked(given.get("id"), given.get("received"), given.get("due"), given.get("subject"), _rule(given))
     state = add(ledgers.opened(folder), settings, asked)
     _show(ledgers.opened(folder))
@@ -201,8 +208,6 @@ def _variable(folder: Path) -> str | None:
 
 
 def _set(variable: str | None) -> bool:
-    import os
-
     return variable is not None and variable in os.environ
 
 

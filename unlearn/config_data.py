@@ -24,6 +24,9 @@ class DataConfig:
     name: str = MISSING
     reader: str = MISSING
     template: TemplateConfig = field(default_factory=TemplateConfig)
+    requests: Any = None  # forget sets in the order they are asked for; null: one, as the other keys say
+    request: Any = None  # which of them the run unlearns: a number from 1, several [1,2]; null: all of them
+    retained: str | None = None  # which other requests the retain set holds: later | earlier | others; null: none
 
 
 @dataclass
@@ -95,6 +98,7 @@ class MuseConfig(DataConfig):
     words: WordsConfig = field(default_factory=WordsConfig)
 
 
+RETAINED = ("later", "earlier", "others")
 DATA_CONFIGS = {  # by the name of their reader
     "bios": BiosConfig, "tofu": TofuConfig, "jsonl": JsonlConfig, "muse": MuseConfig,
 }  # fmt: skip

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from unlearn import sources
-from unlearn.config import NUMBERS, ROUGH_ROWS, Config
+from unlearn.config import NUMBERS, ROUGH_ROWS, Config, ConfigError
 from unlearn.config_data import TemplateConfig
 from unlearn.config_pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig, PairConfig
+from unlearn.files import read_json
 
 RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
 NO_REFERENCE = "none"  # eval.reference: forget quality and all that compares with a retrained model is left out
@@ -133,7 +134,22 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
         identity |= {"alone": True} if cfg.method.alone else {}
         identity |= {"lora": asdict(cfg.pair.lora)} if tuning(cfg) == "lora" else {}
         identity |= {"layers": asdict(cfg.pair.layers)} if tuning(cfg) == LAYERS else {}
+    if cfg.begin.runs:
+        identity["begin"] = [_begun(cfg), cfg.begin.ridge if tuning(cfg) == LAYERS else None]
+        if cfg.trainer.steps == 0:  # the runs' sum: nothing is learnt from it on
+            identity = {k: v for k, v in identity.items() if k not in ("algo", "trainer", "seed")}
     return identity
+
+
+def _begun(cfg: Config) -> list[tuple[str, float]]:
+    """What the runs learnt, by the checksums in their manifests, with the weight of each."""
+    found = []
+    for folder, alpha in zip(cfg.begin.runs, cfg.begin.alphas or [1.0] * len(cfg.begin.runs), strict=True):
+        sealed = (read_json(Path(folder) / "manifest.json") or {}).get("sealed_weights")
+        if not sealed:
+            raise ConfigError(f"begin.runs={folder!r}: no folder of a run that has trained weights")
+        found.append((digest(sealed), float(alpha)))
+    return found
 
 
 def _algo_identity(cfg: Config) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from unlearn.config_data import DataConfig, JsonlConfig, MuseConfig, TofuConfig, WordsConfig
+from unlearn.config_data import RETAINED, BiosConfig, DataConfig, JsonlConfig, MuseConfig, TofuConfig, WordsConfig
 from unlearn.need import at_least, need, one_of
 
 TOFU_SETS = ("forget01", "forget05", "forget10")
@@ -17,7 +17,8 @@ MUSE_FORGET["news"] = (*MUSE_FORGET["books"], *(f"{kind}/forget_{n}" for kind in
 
 
 def real_data(data: DataConfig) -> Iterator[str]:
-    """A data set that is read, not made."""
+    """A data set that is read, not made; and the requests of any."""
+    yield from _requests(data)
     if isinstance(data, TofuConfig):
         yield from one_of("data.forget", data.forget, TOFU_SETS)
         if data.retain_rows is not None:
@@ -35,6 +36,59 @@ def real_data(data: DataConfig) -> Iterator[str]:
         if data.shots is not None:
             yield from at_least("data.shots", data.shots, 0)
         yield from _words(data.words)
+
+
+def _requests(data: DataConfig) -> Iterator[str]:
+    """The list of forget sets, each in the form that the data set's reader takes, and which of them is meant."""
+    asked, rule = data.requests, "is one of data.requests, and there are none"
+    if asked is None:
+        for key in ("request", "retained"):
+            yield from need(getattr(data, key) is None, f"data.{key}", getattr(data, key), rule)
+        return
+    if isinstance(data, MuseConfig):
+        yield f"data.requests={asked!r}: data sets of the readers bios, tofu and jsonl have requests, and muse has none"
+        return
+    yield from need(isinstance(asked, list) and len(asked) > 0, "data.requests", asked, "must be a list of forget sets")
+    if not isinstance(asked, list):
+        return
+    numbers, most = data.request if isinstance(data.request, list) else [data.request], len(asked)
+    fine = data.request is None or (
+        len(numbers) > 0 and all(_whole(n) and 1 <= n <= most for n in numbers) and len(set(numbers)) == len(numbers)
+    )
+    rule = f"must be a number from 1 to {most}, a list of different ones, or null: all of data.requests"
+    yield from need(fine, "data.request", data.request, rule)
+    if data.retained is not None:
+        yield from one_of("data.retained", data.retained, RETAINED)
+    yield from _people(data, asked) if isinstance(data, BiosConfig) else _named(data, asked)
+
+
+def _people(data: BiosConfig, asked: list) -> Iterator[str]:
+    if all(_whole(n) for n in asked):
+        fine = all(n >= 1 for n in asked) and sum(asked) < data.people
+        rule = f"numbers of people: each at least 1, and together fewer than data.people={data.people}"
+    else:
+        lists = [p for p in asked if isinstance(p, list) and p]
+        named = [n for people in lists for n in people]
+        fine = len(lists) == len(asked) and all(_whole(n) and 0 <= n < data.people for n in named)
+        fine = fine and len(set(named)) == len(named) < data.people
+        rule = f"must be numbers of people [1,2], or disjoint lists [[3],[4,5]] of some of 0 to {data.people - 1}"
+    yield from need(fine, "data.requests", asked, rule)
+
+
+def _named(data: DataConfig, asked: list) -> Iterator[str]:
+    if isinstance(data, JsonlConfig):
+        rule = "each must be a file, or a list of files"
+        fine = all(request is not None and request != [] and _files(request) for request in asked)
+        yield from need(fine, "data.requests", asked, rule)
+        rule = "data.requests names what is to be forgotten: must be null"
+        yield from need(data.forget is None, "data.forget", data.forget, rule)
+    else:
+        rule = f"each must be one of {', '.join(TOFU_SETS)}, or a file of questions and answers"
+        yield from need(all(isinstance(name, str) and name for name in asked), "data.requests", asked, rule)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _files(value: Any) -> bool:

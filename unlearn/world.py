@@ -159,11 +159,11 @@ def _tokenizer(cfg: Config, store: Store, data: DataSet) -> PreTrainedTokenizerB
     if settings.kind == "pretrained":
         key = "target" if settings.source is None else "tokenizer"
         return hub.tokenizer(f"pair.{key}.source", sources.tokenizer_source(cfg.pair))
-    how = {"kind": settings.kind, "vocab_size": settings.vocab_size}
-    recipe = {"config": how, "data": data.fingerprint(), "template": template(cfg.data.template)}
+    how, whole = {"kind": settings.kind, "vocab_size": settings.vocab_size}, data.whole()
+    recipe = {"config": how, "data": whole.fingerprint(), "template": template(cfg.data.template)}
 
     def build(folder: Path) -> None:
-        tokenizers.train(settings, data, cfg.data.template).save_pretrained(folder)
+        tokenizers.train(settings, whole, cfg.data.template).save_pretrained(folder)
 
     return tokenizers.load(store.get("tokenizer", recipe, build))
 
@@ -244,10 +244,10 @@ def _trained(world: World, role: str) -> Path:
     pair, data, size = world.cfg.pair, world.data, sources.size_of(world.cfg.pair, role)
     known: Mapping[str, Sequence[Row]] = {
         "small_general": data.general(),
-        "small_retain": (*data.splits["retain"], *data.general()),
-        "small_full": (*data.splits["forget"], *data.splits["retain"], *data.general()),
+        "small_retain": data.unnamed(),
+        "retrained": data.left(),
     }
-    rows = known[{"target": "small_full", "retrained": "small_retain"}.get(role, role)]
+    rows = known.get(role, data.known())
     # The small model's seed differs from the target's, or its first weights would be a slice of the same draw.
     seed = 2 * pair.seed + (size is pair.small)
     start, stage = None, sources.last_stage(pair, role)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from unlearn.config import Config
 from unlearn.config_data import BiosConfig, JsonlConfig, MuseConfig, TofuConfig
 from unlearn.data import bios, jsonl, muse, tofu
+from unlearn.data.requested import Asked
 from unlearn.data.rows import DataError, DataSet, check
 
 
@@ -17,11 +18,12 @@ def _bios(cfg: BiosConfig, seed: int) -> DataSet:
         countries=cfg.countries,
         questions=cfg.questions,
         seed=seed,
+        asked=Asked.of(cfg),
     )
 
 
 def _tofu(cfg: TofuConfig, seed: int) -> DataSet:
-    return tofu.read(cfg.path, cfg.forget, cfg.retain_rows, cfg.refusals)
+    return tofu.read(cfg.path, cfg.forget, cfg.retain_rows, cfg.refusals, Asked.of(cfg))
 
 
 def _jsonl(cfg: JsonlConfig, seed: int) -> DataSet:

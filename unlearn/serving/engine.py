@@ -237,13 +237,13 @@ class Engine:
         """Read their prompts, each once, and say their first tokens."""
         prompts = list(dict.fromkeys(a.ask.prompt for a in answers))
         lane = Lane(self.blend.members(answers[0].ask.mix), prompts, prompts, self._pad)
-        states = lane.read()
-        rows = lane.last(states)
+        read = lane.read()
+        rows = lane.last(read)
         for answer in answers:
             ask, found = answer.ask, None
             answer.alone = len(prompts) == 1
             if ask.prompt_logprobs is not None:
-                found = scored_prompt(lane, states, ask.prompt, ask.prompt_logprobs, self.blend, ask.mix)
+                found = scored_prompt(lane, read, ask.prompt, ask.prompt_logprobs, self.blend, ask.mix)
             self._emit(answer, Read(found, None if ask.limit else "length"))
         going = [a for a in answers if a.ask.limit]
         if not going:
@@ -316,10 +316,10 @@ class Engine:
     def _apart(self, answer: Answer) -> None:
         """Go through an answer again by itself, token by token, and from here on never beside others."""
         lane = Lane(self.blend.members(answer.ask.mix), [answer.ask.prompt], [answer], self._pad)
-        states = lane.read()
+        read = lane.read()
         for token in answer.said:
             lane.go_on([token], [0])
-            states = lane.read()
+            read = lane.read()
         answer.alone = True
         self._solos.append(lane)
-        self._say(lane, lane.last(states))
+        self._say(lane, lane.last(read))

@@ -90,7 +90,7 @@ class Client:
 
         retrying = Retrying(
             stop=spent, wait=_pause, sleep=self._sleep, retry=retry_if_exception_type(Again), reraise=True,
-            before_sleep=lambda state: log.debug("try %d: %s", state.attempt_number, state.outcome.exception()),
+            before_sleep=lambda s: log.debug("try %d: %s", s.attempt_number, self._hidden(str(s.outcome.exception()))),
         )  # fmt: skip
         try:
             return retrying(self._once, path, body, tokens, read)

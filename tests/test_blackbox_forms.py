@@ -100,7 +100,7 @@ def test_what_is_said_and_what_comes_next():
         ([{2: HALF, 0: -0.1}, {1: HALF, 0: HALF}], 2, "position 1: probabilities sum to 1.4"),
         ([{3: HALF, 0: QUARTER}, {1: HALF, 0: HALF}], 2, "the text's own token 2 is not among those given"),
         ([{2: HALF}, {1: HALF, 0: HALF}], 2, "position 1: 1 tokens given, and 2 asked for"),
-        ([{2: HALF, 0: HALF}, {1: HALF, 0: HALF}], 0, "2 tokens given, and all asked for, of which the pair's .* has 4"),
+        ([{2: HALF, 0: HALF}, {1: HALF, 0: HALF}], 0, "2 tokens given, and all asked for, of which .* has 4"),
         ([{2: HALF, 0: HALF, 1: -50.0, 4: -50.0}, {1: HALF, 0: HALF, 2: -50.0, 4: -50.0}], 0, "some are missing"),
         ([{2: -9.0, 0: HALF, 1: -50.0, 3: -50.0}, {1: HALF, 0: HALF, 2: -50.0, 3: -50.0}], 0, "sum to 0.5"),
     ],

@@ -221,7 +221,7 @@ def _check_ids(trial: _Trial) -> bool:
     body = {"model": http.model, "prompt": text, "add_special_tokens": False}
     own = trial.texts.tokenizer(text, add_special_tokens=False)["input_ids"]
     try:
-        found = trial.client.post("/tokenize", body, 0, lambda data: (data.get("tokens"), 0))
+        found = trial.client.post("/tokenize", body, 0, lambda data: (data.get("tokens"), 0), retries=WRONG)
     except (BlackBoxError, AttributeError):
         return False
     if not isinstance(found, list):

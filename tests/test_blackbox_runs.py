@@ -8,6 +8,7 @@ import pytest
 import torch
 from black_box_server import Faults, serve
 from helpers import TINY, compose, execute, lines, weights
+from pretrained import AS_IT_IS
 
 from unlearn import grid, runlog
 from unlearn.blackbox import asking, client
@@ -16,6 +17,8 @@ from unlearn.config import ConfigError
 from unlearn.data.readers import read
 from unlearn.frozen import rows_of
 from unlearn.job import members
+from unlearn.models import llama, tokenizers
+from unlearn.rerun import load
 from unlearn.rows import ShapedRows, TopRows
 from unlearn.training import _rows
 from unlearn.world import examples_of, the_world
@@ -246,3 +249,48 @@ def test_a_budget_ends_a_run_and_a_larger_one_goes_on(local, store, place):
         assert server.requests <= 30
         job = execute(compose(*settings(store, place, server.url, *more)))
     assert runlog.manifest(job.folder)["status"] == "done"
+
+
+def pretrained(config, made, url, *more):
+    """A pair of ready-made models of which the target, whose vocabulary is padded, is on a server."""
+    small = made("tied", 1)
+    return config(*AS_IT_IS, "pair.target.kind=http", f"pair.target.http.url={url}", "pair.target.http.model=tiny",
+                  f"pair.small.source={small}", f"pair.tokenizer.source={small}", "trainer.lr=0.01", *more)  # fmt: skip
+
+
+def test_a_pretrained_pair_trains_against_a_server_as_against_the_model(pair, config, made):
+    target = made("llama", 0, 3)
+    mine = execute(pair(target, made("tied", 1), "trainer.lr=0.01"))
+    model, tokenizer = llama.load(target), tokenizers.load(target)
+    with serve(model, tokenizer) as server:
+        theirs = execute(pretrained(config, made, server.url, "pair.target.http.k=0"))
+        top = execute(pretrained(config, made, server.url, "pair.target.http.k=20", "pair.target.http.revision=top"))
+        ours, others = weights(mine.folder), weights(theirs.folder)
+        for name in ours:
+            torch.testing.assert_close(ours[name], others[name], atol=1e-5, rtol=0)
+        assert runlog.manifest(top.folder)["rows"]["forget"]["target"]["kind"] == "topk"
+        before = server.requests
+    assert before > 0
+    with serve(model, tokenizer) as server:  # elsewhere, later
+        _, job = load(top.folder, ["eval.alphas=[0.5]", f"pair.target.http.url={server.url}"])
+        execute(job.cfg)
+    assert "0.5" in runlog.evaluation(top.folder)["alphas"]
+
+
+def test_the_tokenizer_may_be_that_of_the_targets_source(config, made):
+    given = (f"pair.target.source={made('llama')}", "pair.tokenizer.source=null")
+    cfg = pretrained(config, made, "http://localhost:1", *given)
+    assert the_world(cfg).encoder.tokenizer.get_vocab() == tokenizers.load(made("llama")).get_vocab()
+    assert the_world(cfg).model("target").width == tokenizers.size(the_world(cfg).encoder.tokenizer)
+
+
+def test_commands_that_need_the_targets_weights_say_so(both, tmp_path):
+    from unlearn import export, harness
+
+    _, theirs, _ = both
+    done = export.main([f"run={theirs.folder}", f"to={tmp_path}/out"])
+    assert done == 2 and not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="the target is a server"):
+        harness.of_run(theirs, [1.0], {}, None)
+    with pytest.raises(ConfigError, match="the weights of the target are on a server"):
+        the_world(theirs.cfg).folder("target")

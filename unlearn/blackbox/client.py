@@ -29,7 +29,7 @@ from unlearn.redaction import HIDDEN
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-PASSING = (408, 425, 429)  # of the 4xx
+PASSING, UNKNOWN = (408, 425, 429), 501  # what may pass of the 4xx, and what will not of the 5xx
 FIRST, LONGEST, PATIENT = 0.5, 30.0, 600.0  # seconds: a first pause, a pause of ours, one that Retry-After asks for
 WORDS = 500  # characters of what a server said
 
@@ -75,22 +75,23 @@ class Client:
         tokens: int,
         read: Callable[[Any], tuple[T, int]],
         wrong: int | None = None,
+        retries: int | None = None,
     ) -> T:
         """What ``read`` makes of the answer to ``path`` (/v1/…), beside which it says how many tokens were used.
 
-        ``wrong``: how often an answer may be wrong, if not as often as anything else. Raises ``Refused``,
-        ``OverBudget`` before a request that a limit forbids, ``Lacks`` as ``read`` does, ``BlackBoxError`` when all
-        tries are spent.
+        ``retries``: if not as many as the settings say; ``wrong``: of an answer that is wrong, likewise. Raises
+        ``Refused``, ``OverBudget`` before a request that a limit forbids, ``Lacks`` as ``read`` does,
+        ``BlackBoxError`` when all tries are spent.
         """
+        most = self.http.retries if retries is None else min(retries, self.http.retries)
 
         def spent(state: RetryCallState) -> bool:
-            error = state.outcome.exception()
-            most = self.http.retries if wrong is None or not error.answered else min(wrong, self.http.retries)
-            return state.attempt_number > most
+            limited = wrong is not None and state.outcome.exception().answered
+            return state.attempt_number > (min(wrong, most) if limited else most)
 
         retrying = Retrying(
             stop=spent, wait=_pause, sleep=self._sleep, retry=retry_if_exception_type(Again), reraise=True,
-            before_sleep=lambda state: log.debug("try %d: %s", state.attempt_number, state.outcome.exception()),
+            before_sleep=lambda s: log.debug("try %d: %s", s.attempt_number, self._hidden(str(s.outcome.exception()))),
         )  # fmt: skip
         try:
             return retrying(self._once, path, body, tokens, read)
@@ -108,7 +109,7 @@ class Client:
             answer = self._client.post(address(self.http.url, path), json=body)
         except httpx.TransportError as error:
             raise Again(f"{type(error).__name__}: {error}") from None
-        if answer.status_code in PASSING or answer.status_code >= 500:
+        if answer.status_code in PASSING or (answer.status_code >= 500 and answer.status_code != UNKNOWN):
             raise Again(f"{answer.status_code}: {_words(answer)}", _asked_pause(answer))
         if answer.status_code != 200:
             said = self._hidden(_words(answer))

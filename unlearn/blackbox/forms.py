@@ -67,7 +67,9 @@ def body(question: Question, model: str, form: str, k: int, after: int, width: i
     """The request. ``after``: tokens that are generated behind a text whose rows are asked for, 1 or 0."""
     asked = {"model": model, "prompt": list(question.ids), "temperature": 0, "return_tokens_as_token_ids": True}
     if question.kind != ROWS:
-        return asked | {"max_tokens": max(1, question.most), "logprobs": k}
+        asked |= {"max_tokens": max(1, question.most), "logprobs": k}
+        # vLLM takes over what a model's generation_config.json says, where nothing is said
+        return asked | ({"repetition_penalty": 1.0} if question.kind == SAY else {})
     if form == PROMPT:
         return asked | {"max_tokens": after, "prompt_logprobs": k or -1}
     return asked | {"max_tokens": after, "echo": True, "logprobs": k or width}
@@ -163,7 +165,7 @@ def _packed(rows: Sequence[tuple[dict[int, float], int, int]], k: int, width: in
             raise Wrong(f"position {at}: probabilities sum to {mass:.6g}")
         least = min(k, width) if k else width
         if len(entries) < least:
-            raise Wrong(f"position {at}: {len(entries)} tokens given, and {k or 'all'} asked for{_of(k, width)}")
+            raise Wrong(f"position {at}: {len(entries)} tokens given, and {_asked(k, width, len(entries))}")
     if k:
         listed = [row(entries, own, min(k, width)) for entries, own, _ in rows]
         return Answer(np.array([ids for ids, _ in listed], dtype=np.int32), _array([p for _, p in listed]))
@@ -179,8 +181,10 @@ def _array(values: list[list[float]]) -> np.ndarray:
     return np.minimum(np.array(values, dtype=np.float32), 0)
 
 
-def _of(k: int, width: int) -> str:
-    return "" if k else f", and the pair's vocabulary has {width:,}"
+def _asked(k: int, width: int, given: int) -> str:
+    if k:
+        return f"{k} asked for: the server gives so many with pair.target.http.k={given}"
+    return f"all asked for, of which the pair's vocabulary has {width:,}"
 
 
 def _number(name: Any) -> int:

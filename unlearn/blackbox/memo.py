@@ -79,13 +79,14 @@ class Memo:
         with self._transaction():
             self._put(question, k, answer)
             if question.kind == SAY and len(answer.said) == len(answer.logp):
-                self._put(rows_of(question.ids, answer.said), k, answer)
+                self._put(rows_of(question.ids, answer.said), k, answer, "ignore")
                 for place in range(len(answer.said)):
                     before = Question("next", (*question.ids, *answer.said[:place]))
                     self._db.execute("insert or ignore into along values (?, ?, ?)", (before.key, question.key, place))
 
-    def _put(self, question: Question, k: int, answer: Answer) -> None:
-        self._db.execute("insert or replace into answers values (?, ?, ?)", (question.key, k, answer.pack()))
+    def _put(self, question: Question, k: int, answer: Answer, known: str = "replace") -> None:
+        """What is asked again was damaged."""
+        self._db.execute(f"insert or {known} into answers values (?, ?, ?)", (question.key, k, answer.pack()))
 
     def reserve(self, tokens: int, limits: HttpConfig) -> None:
         """Count one request of at most so many tokens before it is sent; ``OverBudget`` where a limit forbids it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ LIKELY = -5.0  # log-probability of tokens that are compared
 SAME, OTHER = 0.3, 1.0  # nats: rows of one text by two ways (servers compute in bf16), rows of two texts
 DRIFT = 1e-2  # distance in total variation at which it is another model
 MISNAMED = 0.2  # share of tokens that may be called otherwise: programs differ in how they write spaces
+MOST = re.compile(r"max\w* (?:allowed|logprobs)\D{0,9}(\d+)")  # in the words of a server that gives no more
 SHUT = (401, 403)  # who asks is refused, whatever is asked
 WRONG = 2  # tries more for an answer that is wrong
 
@@ -84,10 +86,12 @@ def run(client: Client, memo: Memo, texts: Texts) -> Tested:
         _check_names(trial)
         memo.note("form", [form, after])
         return Tested(form, after, _drift(memo, http, rows))
+    most = MOST.search("\n".join(reasons))
     raise BlackBoxError(
         f"{http.url} gives no log-probabilities of a prompt's tokens as they are needed (pair.target.http.k={http.k}), "
         "so it cannot be a target here: a chat API alone never can. vLLM does, k up to --max-logprobs (20 unless it "
-        "says otherwise; -1 for k=0). What it said:\n" + "\n".join(dict.fromkeys(reasons))
+        f"says otherwise; -1 for k=0){f': take pair.target.http.k={most[1]}' if most else ''}. What it said:\n"
+        + "\n".join(dict.fromkeys(reasons))
     )
 
 
@@ -217,7 +221,7 @@ def _check_ids(trial: _Trial) -> bool:
     body = {"model": http.model, "prompt": text, "add_special_tokens": False}
     own = trial.texts.tokenizer(text, add_special_tokens=False)["input_ids"]
     try:
-        found = trial.client.post("/tokenize", body, 0, lambda data: (data.get("tokens"), 0))
+        found = trial.client.post("/tokenize", body, 0, lambda data: (data.get("tokens"), 0), retries=WRONG)
     except (BlackBoxError, AttributeError):
         return False
     if not isinstance(found, list):

@@ -136,8 +136,8 @@ def save(model: nn.Module, folder: Path) -> None:
     if not found:
         raise LayerError(f"{type(model).__name__} has no unlearning layers to save")
     some = next(iter(found.values()))
-    write(weights(model), UnlearningLayersConfig(None, inference_mode=True, target_modules=list(found),
-          bottleneck=some.bottleneck, activation=some.activation), folder)  # fmt: skip
+    how = {"bottleneck": some.bottleneck, "activation": some.activation}
+    write(weights(model), UnlearningLayersConfig(inference_mode=True, target_modules=list(found), **how), folder)
 
 
 def write(weights: Mapping[str, Tensor], config: UnlearningLayersConfig, folder: Path) -> None:

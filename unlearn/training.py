@@ -32,7 +32,7 @@ from unlearn.rows import FrozenRows, LiveRows
 from unlearn.runlog import CHECKPOINT, DIVERGED, RunLog
 from unlearn.trainer import Diverged, Loop, Optimisation, accelerator
 from unlearn.trajectory import Probe, probe
-from unlearn.world import World, examples_of, frozen_ensemble, texts_of
+from unlearn.world import World, frozen_ensemble
 
 log = logging.getLogger(__name__)
 
@@ -276,12 +276,12 @@ def read_examples(
     if name in PAIRED:
         drawn = _drawn(sampler, steps, name)
         return _paired_examples(cfg, world, drawn, name), {pair: k for k, pair in enumerate(drawn)}
-    make = texts_of if name in TEXTS else examples_of
-    rows = world.data.splits[TEXTS.get(name, name)]
+    make = world.encoder.text if name in TEXTS else world.encoder.example
+    rows, places = world.data.splits[TEXTS.get(name, name)], None
     drawn = _drawn(sampler, steps, name)
-    if 2 * len(drawn) >= len(rows):
-        return make(world.encoder, rows), None
-    return make(world.encoder, [rows[i] for i in drawn]), {i: k for k, i in enumerate(drawn)}
+    if 2 * len(drawn) < len(rows):
+        rows, places = [rows[i] for i in drawn], {i: k for k, i in enumerate(drawn)}
+    return Examples(make(r.id, r.question, r.answer) for r in rows), places
 
 
 def _drawn(sampler: Sampler, steps: int, name: str) -> list[Any]:

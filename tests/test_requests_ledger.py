@@ -274,6 +274,8 @@ def test_a_fusion_that_does_not_meet_its_rule_takes_no_effect(ledger):
     assert [a.id for a in ledger.active()] == ["R1", "R2"] and ledger.state("F1").status == "asked"
     with pytest.raises(LedgerError, match="give a new id"):
         fuse(ledger, id="F1")
+    assert request.main(["fuse", f"ledger={ledger.folder}", "rule=[forget/prob<=0]"]) == 1  # F2, begun and measured
+    assert ledger.state("F2").evaluated and not ledger.state("F2").active
     with pytest.raises(LedgerError, match="needs two active offsets"):
         fuse(ledger, ["R1"])
     with pytest.raises(LedgerError, match="R9: no such request"):

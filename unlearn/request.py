@@ -37,7 +37,7 @@ from unlearn.files import FileError, read_json, write_json, write_text
 from unlearn.redaction import in_logs, is_secret, redacted
 from unlearn.refusal import REFUSED, refuse, said
 from unlearn.requests import ledger as ledgers
-from unlearn.requests.chain import Head, LedgerError
+from unlearn.requests.chain import Failed, Head, LedgerError
 
 OWN = {
     "init": ("hmac",), "add": ("id", "received", "due", "subject", "rule"), "list": (), "undo": (),
@@ -59,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         act, folder, given, ids, settings = _asked(arguments)
         return ACTS[act](folder, given, ids, settings)
+    except Failed as error:
+        print(error, file=sys.stderr)
+        return 1
     except REFUSED as error:
         return refuse(said(error), error)
     except KeyboardInterrupt:

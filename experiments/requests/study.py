@@ -1,6 +1,6 @@
 """Five deletion requests on a black box, one person each: answered one by one, fused into one offset, or all at once.
 
-    python experiments/requests/study.py [--worlds 3] [--algo simnpo] [--tuning full]
+    python experiments/requests/study.py [--worlds 3] [--algo simnpo] [--tuning full] [--steps 60] [SETTINGS]
 
 Every answer is trained with as many steps as the others: five offsets that are added up (sum), the same five fused into
 one (fused: the sum of their weight changes; with --tuning unlearning_layers the layers' fusion), one offset trained on
@@ -36,7 +36,6 @@ from unlearn.run import perform
 HERE = Path(__file__).resolve().parent
 STUDY = "requests_study"
 COUNT = 5
-STEPS = 60  # of one request; as many for each of five at once
 STATES = ("sum", "fused", "continued", "reversed", "joint")
 PLAIN = ("eval.groups=[]", "eval.reference=none", "eval.max_examples=100", "eval.resamples=0")
 FULL = ("eval.groups=[leak]", "eval.max_examples=100")
@@ -62,7 +61,9 @@ class World:
         requests = f"data.requests=[{','.join(['1'] * COUNT)}]"
         self.seed = seed
         self.common = (f"study={STUDY}", f"pair.seed={seed}", f"algo={asked.algo}", f"pair.tuning={asked.tuning}",
-                       requests, "trainer.progress=false", "trainer.save_every=0", "trainer.eval_every=0")  # fmt: skip
+                       requests, "trainer.progress=false", "trainer.save_every=0", "trainer.eval_every=0",
+                       *asked.settings)  # fmt: skip
+        self.steps = asked.steps
 
     def config(self, *more: str) -> Config:
         return config([*self.common, *more])[1]
@@ -77,11 +78,11 @@ class World:
 
     def answers(self) -> dict[str, list[Job]]:
         """By state, the runs whose sum it is; of the two that are trained on and on, all links of the chain."""
-        single = [self.run(f"data.request={n}", f"trainer.steps={STEPS}") for n in range(1, COUNT + 1)]
+        single = [self.run(f"data.request={n}", f"trainer.steps={self.steps}") for n in range(1, COUNT + 1)]
         say(f"world {self.seed}: five requests answered")
         folders = ",".join(str(job.folder) for job in single)
         fused = self.run(f"begin.runs=[{folders}]", "trainer.steps=0", "algo.name=fused")
-        joint = self.run(f"trainer.steps={COUNT * STEPS}")
+        joint = self.run(f"trainer.steps={COUNT * self.steps}")
         chains = [self.chain(single, range(1, COUNT + 1)), self.chain(single, range(COUNT, 0, -1))]
         say(f"world {self.seed}: fused, trained on, and all at once")
         return dict(zip(STATES, (single, [fused], *chains, [joint]), strict=True))
@@ -91,7 +92,9 @@ class World:
         first, *rest = order
         found = [single[first - 1]]
         for n in rest:
-            found.append(self.run(f"begin.runs=[{found[-1].folder}]", f"data.request={n}", f"trainer.steps={STEPS}"))
+            found.append(
+                self.run(f"begin.runs=[{found[-1].folder}]", f"data.request={n}", f"trainer.steps={self.steps}")
+            )
         return found
 
 
@@ -272,6 +275,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--worlds", type=int, default=3)
     parser.add_argument("--algo", default="simnpo")
     parser.add_argument("--tuning", default="full")
+    parser.add_argument("--steps", type=int, default=60, help="of one request; as many for each of five at once")
+    parser.add_argument("settings", nargs="*", help="further settings of every run, KEY=VALUE")
     parser.add_argument("--to", type=Path, default=HERE, help="where tables and CSV files go")
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)

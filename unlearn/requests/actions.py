@@ -19,7 +19,7 @@ from unlearn.config_pair import PairConfig
 from unlearn.data.readers import read
 from unlearn.identity import Job, algo_name, alpha_key, digest, run_identity, training_alpha
 from unlearn.requests import evidence, fingerprints
-from unlearn.requests.chain import LedgerError
+from unlearn.requests.chain import Failed, LedgerError
 from unlearn.requests.ledger import Ledger, check_id, weights_of
 from unlearn.requests.states import State
 from unlearn.rerun import load
@@ -252,7 +252,7 @@ def _go(ledger: Ledger, id: str, raw: DictConfig, job: Job) -> None:
     perform(raw, job)
     if not runlog.is_done(job.folder, job.cfg, job.data):
         said = runlog.manifest(job.folder).get("error") or "it came to no end"
-        raise LedgerError(f"{id}: its run {job.folder} is not done: {said}; the same command goes on from there")
+        raise Failed(f"{id}: its run {job.folder} is not done: {said}; the same command goes on from there")
 
 
 def answer(ledger: Ledger, id: str, raw: DictConfig) -> Job:

@@ -34,6 +34,10 @@ class LedgerError(ConfigError):
     """A ledger that cannot be read, or that says no to what is asked."""
 
 
+class Failed(LedgerError):
+    """An act that was begun and did not end well; what it wrote stays."""
+
+
 @dataclass(frozen=True)
 class Head:
     """The state of a chain: how many entries, and the hash of the last. Whoever keeps it can tell a shorter one."""

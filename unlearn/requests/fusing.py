@@ -16,7 +16,7 @@ from unlearn.config_data import JsonlConfig
 from unlearn.identity import Job
 from unlearn.requests import evidence
 from unlearn.requests.actions import answer, effect, measured
-from unlearn.requests.chain import LedgerError
+from unlearn.requests.chain import Failed, LedgerError
 from unlearn.requests.ledger import Ledger, check_id, named
 from unlearn.requests.states import State
 from unlearn.rerun import load
@@ -42,7 +42,7 @@ def fuse(ledger: Ledger, ids: Sequence[str] = (), id: str | None = None, rule: S
         if one not in state.latest:
             ledger.append("evaluated", id, measured(ledger, one, [*others, id]))
     if not ledger.state(id).passed:
-        raise LedgerError(f"{id}: does not meet its rule and did not take effect; {', '.join(state.parts)} stay active")
+        raise Failed(f"{id}: does not meet its rule and did not take effect; {', '.join(state.parts)} stay active")
     with ledger.lock:
         named(state.parts, ledger.states())  # undone in the meantime?
         ledger.append("effective", id, effect(job))

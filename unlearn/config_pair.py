@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 OFFSET_INITS = ("general", "full", "retain")
 TUNINGS = ("full", "lora")
+ARCHITECTURES = ("llama", "t5")  # of models from scratch
 TOKENIZERS = ("words", "bpe", "pretrained")
 DTYPES = ("float32", "bfloat16", "auto")
 QUANTISATIONS = ("none", "8bit", "4bit")
@@ -39,15 +40,17 @@ class StageConfig:
 
 @dataclass
 class ModelConfig(SourceConfig):
-    """A Llama trained from scratch, or a pretrained model (``source``) with its own size; and the stages that give it
-    its knowledge. A pretrained model whose stages have 0 epochs is taken as it is."""
+    """A Llama or T5 trained from scratch, or a pretrained model (``source``) with its own size; and the stages that
+    give it its knowledge. A pretrained model whose stages have 0 epochs is taken as it is."""
 
+    architecture: str = "llama"  # t5: an encoder, and a decoder of as many layers; a pretrained model says so itself
     hidden_size: int = 128
     layers: int = 2
     heads: int = 4
     intermediate_size: int = 320
     initializer_range: float = 0.02
     max_length: int = 320  # tokens: prompt, answer and end of sequence
+    texts: bool = False  # both stages also teach the questions as texts: masked words (t5), or every word (llama)
     pretrain: StageConfig = field(default_factory=StageConfig)  # general facts in every wording
     finetune: StageConfig = field(default_factory=StageConfig)  # the data set, general facts mixed in
     general: StageConfig = field(default_factory=StageConfig)  # instead of `finetune` for offset_init=general

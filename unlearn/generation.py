@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from unlearn.ensemble import Ensemble
 from unlearn.identity import digest
+from unlearn.models import seq2seq
 from unlearn.models.llama import head
 
 Rows = Mapping[str, Tensor]  # next-token logits by member
@@ -143,8 +144,15 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def read(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+def cache_of(model: nn.Module, ids: Tensor, mask: Tensor) -> DynamicCache | seq2seq.Cache:
+    """Where a model keeps what it has read of prompts [B, S]; nothing yet, but an encoder's states."""
+    return seq2seq.Cache(model, ids, mask) if seq2seq.is_one(model) else DynamicCache(config=model.config)
+
+
+def read(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | seq2seq.Cache) -> Tensor:
     """Last hidden states [B, S, D] of tokens that follow those in the cache, which then has them too."""
+    if isinstance(cache, seq2seq.Cache):
+        return cache.read(ids)
     place = next(model.parameters()).device
     return model.base_model(
         input_ids=ids.to(place),
@@ -167,7 +175,7 @@ class _Decoding:
         if hide_pad:
             self.mask = (self.ids != pad_id).long()
         self.positions = positions(self.mask)
-        self.caches = {m.name: DynamicCache(config=m.model.config) for m in self.members}
+        self.caches = {m.name: cache_of(m.model, self.ids, self.mask) for m in self.members}
         self.rows = list(range(len(prompts)))  # which prompt each row of the batch is
 
     def next_rows(self) -> Rows:

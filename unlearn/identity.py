@@ -183,13 +183,13 @@ def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
 def _model_identity(model: ModelConfig, unused: Collection[str], memo: Path) -> dict[str, Any]:
     """Size and stages of a model from scratch; or which pretrained model it is, and what else it learns."""
     settings = {k: v for k, v in asdict(model).items() if k not in (*unused, "source", "revision", "device")}
-    for key, plain in (("dtype", "float32"), ("quantisation", "none")):
+    for key, plain in (("dtype", "float32"), ("quantisation", "none"), ("architecture", "llama"), ("texts", False)):
         if settings.get(key) == plain:
             settings.pop(key)
     if model.source is None:
         return settings
     stages = {k: v for k, v in settings.items() if isinstance(v, dict) and v["epochs"]}
-    held = {k: settings[k] for k in ("dtype", "quantisation", "max_length") if k in settings}
+    held = {k: settings[k] for k in ("dtype", "quantisation", "max_length", "texts") if k in settings}
     return {"source": sources.identity(model, memo), **stages, **held}
 
 

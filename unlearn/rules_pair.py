@@ -10,6 +10,7 @@ from pathlib import Path
 from unlearn import sources
 from unlearn.config import Config, ConfigError
 from unlearn.config_pair import (
+    ARCHITECTURES,
     DTYPES,
     OFFSET_INITS,
     QUANTISATIONS,
@@ -46,6 +47,7 @@ def pair(cfg: Config) -> Iterator[str]:
 
 def _model(key: str, model: ModelConfig) -> Iterator[str]:
     yield from _source(key, model)
+    yield from one_of(f"{key}.architecture", model.architecture, ARCHITECTURES)
     for name in ("hidden_size", "layers", "heads", "intermediate_size", "max_length"):
         yield from at_least(f"{key}.{name}", getattr(model, name), 1)
     if model.heads >= 1:

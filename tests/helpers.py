@@ -45,7 +45,7 @@ TRAINED = [m for m in METHODS if not m.startswith("dd")]
 
 def fits(algo: str, method: str) -> bool:
     """Whether a method takes an objective: reversed ones belong to uld, and hidden states to a white box."""
-    return (algo == "uld") == (method == "uld") and (algo != "rmu" or method == "direct")
+    return (algo == "uld") == (method == "uld") and (algo != "rmu" or method in ("direct", "eul"))
 
 
 register()

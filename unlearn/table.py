@@ -27,7 +27,7 @@ COLUMNS = {
     "forget_quality": "forget\nquality ↑",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.offset_init")  # settings of the pair that references do not share
+OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.layers.", "pair.offset_init")  # that references do not share
 WIDTH = 126  # characters at least; a narrower pipe or terminal wraps lines rather than losing columns
 
 

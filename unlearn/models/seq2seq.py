@@ -60,8 +60,8 @@ def blocks(model: nn.Module) -> int:
 
 def _decoded(model: nn.Module, batch: Batch, **options: bool) -> tuple[Tensor, list[Tensor]]:
     """The answer rows' last states, and those after each block where ``options`` ask for them."""
-    asked, seen = _prompts(model, batch)
-    said, place = _answers(model, batch)
+    asked, seen = prompts(model, batch)
+    said, place = answers(model, batch)
     memory = model.get_encoder()(input_ids=asked, attention_mask=seen).last_hidden_state
     # Padding comes after the answers, and the decoder looks back alone: it needs no mask.
     out = model.get_decoder()(
@@ -71,7 +71,7 @@ def _decoded(model: nn.Module, batch: Batch, **options: bool) -> tuple[Tensor, l
     return _scaled(model, out.last_hidden_state[place]), hidden
 
 
-def _prompts(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def prompts(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Ids and mask [B, S] of the encoder, from a batch of whole texts: a prompt ends where its first answer row is."""
     first = torch.bincount(batch.owner).cumsum(0).roll(1)
     first[0] = 0
@@ -83,7 +83,7 @@ def _prompts(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     return ids, seen
 
 
-def _answers(model: nn.Module, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def answers(model: nn.Module, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """What the decoder reads, [B, T]: the start token, then each answer but its last token; and where its rows are."""
     counts = torch.bincount(batch.owner)
     place = torch.arange(len(batch.owner), device=batch.owner.device) - (counts.cumsum(0) - counts)[batch.owner]

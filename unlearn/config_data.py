@@ -43,14 +43,14 @@ class ReviewsConfig(DataConfig):
     """Made-up reviews with their sentiment (``unlearn/data/reviews.py``)."""
 
     people: int = 200
-    reviews: int = 5  # of each person
+    reviews: int = 3  # of each person
     forget_people: int = 2  # the last ones; 1, 2, 20 of 200: 0.5, 1, 10 %
     forget: list[int] | None = None  # instead: which people, by their number from 0
     gone: list[int] = field(default_factory=list)  # people whom an earlier request deleted: in no split
     test_reviews: int = 200
     general_reviews: int = 300  # of nobody by name: for the pretraining of every model
-    opinions: int = 5  # in a review
-    agree: float = 0.8  # share of them that agree with the label
+    opinions: int = 3  # in a review
+    agree: float = 0.85  # share of them that agree with the label
 
 
 @dataclass

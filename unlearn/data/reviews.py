@@ -43,14 +43,14 @@ OPINIONS = ("The {part} is {word}.", "I found the {part} {word}.", "What {word} 
 
 def build(
     people: int = 200,
-    reviews: int = 5,
+    reviews: int = 3,
     forget_people: int = 1,
     forget: Sequence[int] | None = None,
     gone: Sequence[int] = (),
     test_reviews: int = 200,
     general_reviews: int = 300,
-    opinions: int = 5,
-    agree: float = 0.8,
+    opinions: int = 3,
+    agree: float = 0.85,
     seed: int = 0,
 ) -> DataSet:
     """The reviews of ``seed``. To be forgotten are those of the last ``forget_people``, or of the people ``forget``;

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unlearn.config_pair import GRAM as GRAM
 from unlearn.data.encoding import Example, by_length, collate
 from unlearn.layers import DOWN, PREFIX, UP, LayerError, UnlearningLayer
 from unlearn.models import seq2seq
 
 Weights = Mapping[str, Tensor]
-GRAM = "gram.safetensors"  # beside the layers
 
 
 class FusionError(ValueError):
@@ -69,7 +69,7 @@ def gram(model: nn.Module, examples: Sequence[Example], pad_id: int, batch_size:
         for chosen in by_length(examples, batch_size):
             inputs, seen = _inputs(model, [examples[i] for i in chosen], pad_id)
             masks.update(seen)
-            model.base_model(**inputs)
+            model.base_model(**inputs, use_cache=False)
     finally:
         model.train(training)
         for hook in hooks:

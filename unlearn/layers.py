@@ -136,8 +136,8 @@ def save(model: nn.Module, folder: Path) -> None:
     if not found:
         raise LayerError(f"{type(model).__name__} has no unlearning layers to save")
     some = next(iter(found.values()))
-    write(weights(model), UnlearningLayersConfig(None, inference_mode=True, target_modules=list(found),
-          bottleneck=some.bottleneck, activation=some.activation), folder)  # fmt: skip
+    how = {"bottleneck": some.bottleneck, "activation": some.activation}
+    write(weights(model), UnlearningLayersConfig(inference_mode=True, target_modules=list(found), **how), folder)
 
 
 def write(weights: Mapping[str, Tensor], config: UnlearningLayersConfig, folder: Path) -> None:
@@ -193,7 +193,13 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _view(model: nn.Module, config: UnlearningLayersConfig, seed: int) -> nn.Module:
     """A second view of the model's weights, with layers where the config says."""
-    feed_forward(model)  # a model of no known form is refused, whatever a file says
+    there, wanted = feed_forward(model), config.target_modules  # peft may have shortened names to their ends
+    known = not isinstance(wanted, str) and all(any(f".{n}".endswith(f".{w}") for n in there) for w in wanted or ())
+    if not (known and wanted and config.activation in ACTIVATION and config.bottleneck >= 1):
+        raise LayerError(
+            f"layers after {wanted}, of size {config.bottleneck!r} with {config.activation!r}: this "
+            f"{type(model).__name__} has the places {', '.join(there)}, and activations are {', '.join(ACTIVATION)}"
+        )
     view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -25,7 +25,7 @@ from unlearn.combination import SUM, Rule
 from unlearn.config import Config, ConfigError, MemberConfig
 from unlearn.config_pair import ModelConfig, PairConfig, StageConfig
 from unlearn.data import spans
-from unlearn.data.encoding import Encoder, Example, Examples, collate
+from unlearn.data.encoding import Encoder, Examples, collate
 from unlearn.data.readers import read
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.sampling import epoch_batches
@@ -110,8 +110,8 @@ _latest: dict[str, World] = {}  # the jobs of a grid mostly share one world: kee
 
 def the_world(cfg: Config) -> World:
     """Read the data set and make its tokenizer; models follow when they are asked for."""
-    of_learner = ("tuning", "lora", "layers")  # how one learns is the run's
-    models = {k: v for k, v in asdict(cfg.pair).items() if k not in of_learner}
+    own = ("tuning", "lora", "layers")  # how one learns is the run's
+    models = {k: v for k, v in asdict(cfg.pair).items() if k not in own}
     key = digest([models, repr(cfg.data), str(Path(cfg.paths.store).resolve()), cfg.trainer.device])
     if key not in _latest:
         _latest.clear()
@@ -168,17 +168,6 @@ def frozen_ensemble(members: Sequence[MemberConfig], world: World, rule: Rule = 
 def examples_of(encoder: Encoder, rows: Iterable[Row]) -> Examples:
     """Each row's question with its right answer."""
     return Examples(encoder.example(r.id, r.question, r.answer) for r in rows)
-
-
-def texts_of(encoder: Encoder, rows: Iterable[Row], masks: bool = False) -> Examples:
-    """Each row's question with its right answer as one text: of every token but the first its probability is asked.
-
-    ``masks``: for a model with an encoder; its texts have words masked, which are what is asked (``spans.examples``).
-    """
-    if masks:
-        return spans.examples(encoder, rows, masks)
-    pairs = (encoder.example(f"{r.id}/text", r.question, r.answer) for r in rows)
-    return Examples(Example(e.id, e.prompt[:1], (*e.prompt[1:], *e.answer)) for e in pairs)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""SISA (Bourtoule et al., arXiv 1912.03817) as EUL's paper has it for a baseline: models of disjoint shards of the people,
-of which a request retrains those that held somebody who asked; all vote, by the mean of their probabilities.
+"""SISA (Bourtoule et al., arXiv 1912.03817), a baseline of EUL's paper: models of disjoint shards of the people. A request
+retrains those shards that held somebody who asked; all vote, by the mean of their probabilities.
 
 One slice per shard: what is retrained begins with the pretrained model again.
 """

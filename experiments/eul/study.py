@@ -1,5 +1,5 @@
-"""EUL's tables (arXiv 2310.20150) in made-up worlds, with a tiny T5: who forgets, what is kept, and how far it is from a
-model that was trained again.
+"""EUL's tables (arXiv 2310.20150) in made-up worlds, with a tiny T5: what is forgotten and kept, and how far both are
+from a model that was trained again.
 
     python experiments/eul/study.py [--worlds 3] [--sections shares ablation sequence dialogues]
 

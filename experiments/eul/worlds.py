@@ -18,6 +18,7 @@ from sisa import SHARDS, Vote, affected, outside, shard
 from unlearn import evaluation, fusion, layers, runlog
 from unlearn import job as jobs
 from unlearn.config import Config, conf_dir, register
+from unlearn.config_pair import GRAM
 from unlearn.data.readers import read
 from unlearn.ensemble import Ensemble, Member
 from unlearn.grid import job
@@ -136,7 +137,7 @@ def joined(cfg: Config, runs: Sequence[Job], how: str) -> tuple[Ensemble, Row]:
     own = [layers.weights(layers.load(the_world(cfg).model("target"), r.folder / runlog.ADAPTER)) for r in runs]
     about: Row = {}
     if how == "fuse":
-        grams = [load_file(r.folder / runlog.ADAPTER / fusion.GRAM) for r in runs]
+        grams = [load_file(r.folder / runlog.ADAPTER / GRAM) for r in runs]
         fused = fusion.fuse(own, grams, 1e-6)
         weights = fused.weights
         about = {"outputs_changed": max(r.outputs for r in fused.residuals.values())}

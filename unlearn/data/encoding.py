@@ -110,6 +110,11 @@ class Encoder:
             )
         return Example(id, prompt, ids)
 
+    def text(self, id: str, question: str, answer: str) -> Example:
+        """Both as one text: the "prompt" is its first token, the "answer", whose rows are scored, all the others."""
+        pair = self.example(id, question, answer)
+        return Example(id, pair.prompt[:1], (*pair.prompt[1:], *pair.answer))
+
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 

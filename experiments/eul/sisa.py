@@ -1,6 +1,6 @@
-"""SISA (Bourtoule et al., arXiv 1912.03817), a baseline of EUL's paper: models of disjoint shards of the people. A request
-retrains those shards that held somebody who asked; all vote, by the mean of their probabilities.
+"""SISA (Bourtoule et al., arXiv 1912.03817), a baseline of EUL's paper: models of disjoint shards of the people.
 
+A request retrains those shards that held somebody who asked; all vote, by the mean of their probabilities.
 One slice per shard: what is retrained begins with the pretrained model again.
 """
 

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 OFFSET_INITS = ("general", "full", "retain")
 LAYERS = "unlearning_layers"
 TUNINGS = ("full", "lora", LAYERS)
+ARCHITECTURES = ("llama", "t5")  # of models from scratch
 GRAM = "gram.safetensors"  # beside the layers: what fusion needs of a request
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")  # of the unlearning layers
 TOKENIZERS = ("words", "bpe", "pretrained")
@@ -48,15 +49,17 @@ class StageConfig:
 
 @dataclass
 class ModelConfig(SourceConfig):
-    """A Llama trained from scratch, or a pretrained model (``source``) with its own size; and the stages that give it
-    its knowledge. A pretrained model whose stages have 0 epochs is taken as it is."""
+    """A Llama or T5 trained from scratch, or a pretrained model (``source``) with its own size; and the stages that
+    give it its knowledge. A pretrained model whose stages have 0 epochs is taken as it is."""
 
+    architecture: str = "llama"  # t5: an encoder, and a decoder of as many layers; a pretrained model says so itself
     hidden_size: int = 128
     layers: int = 2
     heads: int = 4
     intermediate_size: int = 320
     initializer_range: float = 0.02
     max_length: int = 320  # tokens: prompt, answer and end of sequence
+    texts: bool = False  # both stages also teach the questions as texts: masked words (t5), or every word (llama)
     pretrain: StageConfig = field(default_factory=StageConfig)  # general facts in every wording
     finetune: StageConfig = field(default_factory=StageConfig)  # the data set, general facts mixed in
     general: StageConfig = field(default_factory=StageConfig)  # instead of `finetune` for offset_init=general
@@ -114,6 +117,7 @@ class LayersConfig:
     bottleneck: int | None = None  # null: the size that gives about 0.5 % of the model's parameters
     activation: str = "relu"
     where: list[int] | None = None  # transformer layers 0, 1 …; null: all
+    start: str | None = None  # a run's folder adapter/, whose layers are trained on; null: fresh ones
     lr_factor: float = 1.0  # the learning rate is `algo.lr` times this
 
 

@@ -20,6 +20,7 @@ from unlearn.files import read_json, write_json
 from unlearn.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.generation import Rows, decode, ends_of, greedy, likeliest, without_end
 from unlearn.identity import digest
+from unlearn.models import seq2seq
 from unlearn.opaque import Opaque
 from unlearn.scoring import read
 from unlearn.store import Store
@@ -41,15 +42,17 @@ def greedy_from_drafts(
     most_gib: float,
 ) -> list[list[int]]:
     """As ``generation.greedy``, token for token. Rows along the drafts that take more than ``most_gib`` are computed
-    when needed, as those of answers are. Without a frozen member to draft, or with no other, this is ``greedy``; but a
-    black box alone drafts, too, since it says a whole answer at once.
+    when needed, as those of answers are. Without a frozen member to draft, with no other, or where one has an encoder,
+    which a draft would have to go around, this is ``greedy``; but a black box alone drafts: it says a whole answer at
+    once.
 
     Where the likeliest tokens nearly tie, the whole answer is left to ``greedy``: at once and one by one, last digits
     differ.
     """
     base = next((m for m in ensemble.needed([alpha]) if not m.trained and m.constant), None)
     alone = len(ensemble.members) == 1 and not isinstance(ensemble.members[0].model, Opaque)
-    if base is None or alone or not prompts:
+    encoders = any(seq2seq.is_one(m.model) for m in ensemble.members)
+    if base is None or alone or not prompts or encoders:
         return greedy(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size)
     drafts = drafts_of(store, base, prompts, pad_id, eos_id, max_new_tokens, batch_size)
     frozen = [m for m in ensemble.needed([alpha]) if not m.trained]

@@ -33,7 +33,7 @@ from unlearn.identity import NO_REFERENCE, may_round
 from unlearn.metrics.semantics import SEMANTICS
 from unlearn.need import a_file, at_least, below_one, need, one_of, positive, share
 from unlearn.redaction import secret_in
-from unlearn.rules_data import real_data
+from unlearn.rules_data import of_people, real_data
 from unlearn.rules_http import http
 from unlearn.rules_learning import algo, method, together
 from unlearn.rules_pair import pair
@@ -167,6 +167,7 @@ def _data(cfg: Config) -> Iterator[str]:
         for key in ("holdout_people", "known_people", "countries"):
             yield from at_least(f"data.{key}", getattr(data, key), 0 if key == "holdout_people" else 1)
     yield from real_data(data)
+    yield from of_people(data)
 
 
 def _begin(cfg: Config) -> Iterator[str]:

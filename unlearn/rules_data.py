@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from unlearn.config_data import RETAINED, BiosConfig, DataConfig, JsonlConfig, MuseConfig, TofuConfig, WordsConfig
-from unlearn.need import at_least, need, one_of
+from unlearn.config_data import (
+    RETAINED,
+    BiosConfig,
+    DataConfig,
+    DialoguesConfig,
+    JsonlConfig,
+    MuseConfig,
+    PeopleConfig,
+    ReviewsConfig,
+    TofuConfig,
+    WordsConfig,
+)
+from unlearn.need import a_file, at_least, need, one_of, share
 
 TOFU_SETS = ("forget01", "forget05", "forget10")
 OWN_FILES = ("forget", "retain", "real_authors", "world_facts", "holdout", "refusals")
@@ -89,6 +101,52 @@ def _named(data: DataConfig, asked: list) -> Iterator[str]:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+PEOPLE = 1500  # made-up names there are
+
+
+def of_people(data: DataConfig) -> Iterator[str]:
+    """Data whose rows name people: made here, or read."""
+    if isinstance(data, ReviewsConfig | DialoguesConfig):
+        each = "reviews" if isinstance(data, ReviewsConfig) else "dialogues"
+        for key in ("people", each, f"test_{each}", f"general_{each}"):
+            yield from at_least(f"data.{key}", getattr(data, key), 3 if key == "people" else 1)
+        yield from need(data.people <= PEOPLE, "data.people", data.people, f"there are {PEOPLE} names")
+        most = data.people - 1 if isinstance(data, ReviewsConfig) else data.people // 2 - 1
+        rule = f"must be 1 to {most} with data.people={data.people}: somebody must be left to retain"
+        yield from need(1 <= data.forget_people <= most, "data.forget_people", data.forget_people, rule)
+        rule = f"must be different numbers from 0 to {data.people - 1}, no more than {most}, none of them in data.gone"
+        forget = data.forget if data.forget is not None else []
+        here = len(set(forget)) == len(forget) <= most and all(0 <= i < data.people for i in forget)
+        apart = not set(forget) & set(data.gone) and (data.forget is None or len(forget) > 0)
+        yield from need(here and apart, "data.forget", data.forget, rule)
+        rule = f"must be numbers from 0 to {data.people - 1}"
+        yield from need(all(0 <= i < data.people for i in data.gone), "data.gone", data.gone, rule)
+    if isinstance(data, ReviewsConfig):
+        yield from need(1 <= data.opinions <= 16, "data.opinions", data.opinions, "must lie between 1 and 16")
+        yield from share("data.agree", data.agree)
+    if isinstance(data, PeopleConfig):
+        given = [key for key in ("names", "pattern") if getattr(data, key) is not None]
+        rule = "nobody is recognised in texts here: give data.names=FILE (a name in each line) or data.pattern=REGEX"
+        yield from need(len(given) == 1, "data.names", data.names, f"{rule}, one of the two")
+        if data.names is not None:
+            yield from a_file("data.names", data.names)
+        if data.pattern is not None:
+            rule = "must be a regular expression with a group, which is the name"
+            yield from need(_grouped(data.pattern), "data.pattern", data.pattern, rule)
+        yield from need(0 < data.share < 1, "data.share", data.share, "must lie between 0 and 1, both excluded")
+        yield from need(len(data.words) > 0, "data.words", data.words, "needs a word at least, e.g. [_person_]")
+        for key in ("most_words", "rows"):
+            if getattr(data, key) is not None:
+                yield from at_least(f"data.{key}", getattr(data, key), 2)
+
+
+def _grouped(pattern: str) -> bool:
+    try:
+        return re.compile(pattern).groups >= 1
+    except re.error:
+        return False
 
 
 def _files(value: Any) -> bool:

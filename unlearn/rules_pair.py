@@ -11,6 +11,7 @@ from unlearn import sources
 from unlearn.config import Config, ConfigError
 from unlearn.config_pair import (
     ACTIVATIONS,
+    ARCHITECTURES,
     DTYPES,
     LAYERS,
     OFFSET_INITS,
@@ -21,8 +22,8 @@ from unlearn.config_pair import (
     SourceConfig,
     TargetConfig,
 )
-from unlearn.identity import tuning
-from unlearn.need import at_least, below_one, need, one_of, positive, share
+from unlearn.identity import ADAPTER_WEIGHTS, tuning
+from unlearn.need import a_file, at_least, below_one, need, one_of, positive, share
 
 LARGEST = 10**10  # parameters of a model from scratch
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -54,6 +55,8 @@ def _layers(cfg: Config) -> Iterator[str]:
     yield from positive("pair.layers.lr_factor", layers.lr_factor)
     if layers.bottleneck is not None:
         yield from at_least("pair.layers.bottleneck", layers.bottleneck, 1)
+    if layers.start is not None:
+        yield from a_file("pair.layers.start", f"{layers.start}/{ADAPTER_WEIGHTS}")
     if layers.where is not None:
         rule = "must be null (all transformer layers), or one or more of them, each once, counted from 0"
         fine = len(layers.where) > 0 and len(set(layers.where)) == len(layers.where) and min(layers.where) >= 0
@@ -67,6 +70,7 @@ def _layers(cfg: Config) -> Iterator[str]:
 
 def _model(key: str, model: ModelConfig) -> Iterator[str]:
     yield from _source(key, model)
+    yield from one_of(f"{key}.architecture", model.architecture, ARCHITECTURES)
     for name in ("hidden_size", "layers", "heads", "intermediate_size", "max_length"):
         yield from at_least(f"{key}.{name}", getattr(model, name), 1)
     if model.heads >= 1:

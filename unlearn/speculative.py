@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from unlearn.ensemble import Ensemble, Member
-from unlearn.generation import Rows, draw, ends_of, greedy, padded, positions, streams
+from unlearn.generation import Rows, draw, ends_of, greedy, padded, positions, sample, streams
+from unlearn.models import seq2seq
 from unlearn.models.llama import device_of
 from unlearn.states import state_of
 from unlearn.ties import decide
@@ -36,7 +37,10 @@ def greedy_drafted(
     drafter: Member,
     gamma: int,
 ) -> list[list[int]]:
-    """As ``generation.greedy``, token for token: answers that hang on a near tie are left to it."""
+    """As ``generation.greedy``, token for token: answers that hang on a near tie are left to it, and so are all where a
+    member has an encoder."""
+    if _encoders(ensemble):
+        return greedy(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size)
 
     def propose(logits: Tensor, which: Sequence[int]) -> Tensor:
         return logits.argmax(-1)
@@ -76,7 +80,9 @@ def sample_drafted(
     gamma: int,
 ) -> list[list[int]]:
     """Answers distributed as those of ``generation.sample``, and drawn by streams of the same kind; not the same ones,
-    since they use their random numbers otherwise."""
+    since they use their random numbers otherwise. Where a member has an encoder, these are ``generation.sample``'s."""
+    if _encoders(ensemble):
+        return sample(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size, temperature, seed)
     own_stream = streams(prompts, seed)
 
     def propose(logits: Tensor, which: Sequence[int]) -> Tensor:
@@ -151,6 +157,11 @@ def _decode(
             indices = [indices[place] for place in keep]
             batch.go_on(keep, [said[place] for place in keep])
     return answers
+
+
+def _encoders(ensemble: Ensemble) -> bool:
+    """Whether a member reads prompts by an encoder: then nothing can be drafted behind them."""
+    return any(seq2seq.is_one(m.model) for m in ensemble.members)
 
 
 def _append(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from unlearn.models import seq2seq
 from unlearn.models.llama import device_of, head
 from unlearn.opaque import Opaque
 from unlearn.rows import spread_top
@@ -51,7 +52,9 @@ class State(Protocol):
 def state_of(model: nn.Module, whole: bool = False) -> State:
     """A member's state before anything is read. ``whole``: it will be rewound, so that every column must be kept,
     whatever the model's window."""
-    return Asked(model, whole) if isinstance(model, Opaque) else Cached(model, whole)
+    if isinstance(model, Opaque):
+        return Asked(model, whole)
+    return Encoded(model) if seq2seq.is_one(model) else Cached(model, whole)
 
 
 class Cached:
@@ -96,6 +99,28 @@ class Cached:
             where = columns[:, None].to(layer.keys.device)
             layer.keys = torch.take_along_dim(layer.keys[texts], where, dim=2)
             layer.values = torch.take_along_dim(layer.values[texts], where, dim=2)
+
+
+class Encoded(Cached):
+    """A model with an encoder: what it takes first are whole prompts, which its encoder reads. It can only go on."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.cache = model, None
+
+    def take(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Its decoder's last hidden states; of the prompts those of its start token, [B, 1, D]."""
+        if self.cache is None:
+            self.cache = seq2seq.Cache(self.model, ids, mask)
+        return self.cache.read(ids)
+
+    def drop(self, columns: int) -> None:
+        raise TypeError("prompts that an encoder has read cannot be made shorter, longer, or be taken back")
+
+    def join(self, other: Cached, more: int, fewer: int) -> None:
+        self.drop(0)
+
+    def rewind(self, texts: list[int], columns: Tensor) -> None:
+        self.drop(0)
 
 
 class Asked:

@@ -12,6 +12,7 @@ from unlearn.data.rows import REQUEST, DataError, DataSet, Row
 from unlearn.metrics.semantics import SEMANTICS, Semantics
 
 EVALUATED = ("forget", "retain", "real_authors", "world_facts")
+TEST = ("test",)  # of a task's data
 KNOWLEDGE = ("forget_knowledge", "retain_knowledge")  # MUSE asks about the facts of its texts
 VERBATIM = "forget_verbatim"  # and has them continued
 SCORED = ("holdout",)  # only compared with the forget set: no answers are generated
@@ -68,7 +69,7 @@ def suite(data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, 
     splits, most = [], SEMANTICS[cfg.semantics].rows
     if SEMANTICS[cfg.semantics].labels_by_length:
         encoder = Encoder(encoder.tokenizer, encoder.template, encoder.max_length, labels_by_length=True)
-    for name in (*EVALUATED, *data.requests(), *KNOWLEDGE, VERBATIM, *(SCORED if _compares(cfg) else ())):
+    for name in (*EVALUATED, *data.requests(), *TEST, *KNOWLEDGE, VERBATIM, *(SCORED if _compares(cfg) else ())):
         rows = list(data.evaluated(name))
         if rows:
             whole = (to_forget(name) or name in SCORED) and "muse" not in cfg.groups  # MUSE's are thousands of rows

@@ -19,6 +19,7 @@ from unlearn.alternates import alternates
 from unlearn.binding import PAIRED, REFUSALS, TEXTS, BoundTerm, bind
 from unlearn.collapse import Watch
 from unlearn.config import Config
+from unlearn.data import spans
 from unlearn.data.encoding import Examples
 from unlearn.data.sampling import Sampler, held_out
 from unlearn.ensemble import Ensemble, Member
@@ -281,7 +282,14 @@ def read_examples(
     drawn = _drawn(sampler, steps, name)
     if 2 * len(drawn) < len(rows):
         rows, places = [rows[i] for i in drawn], {i: k for k, i in enumerate(drawn)}
+    if name in TEXTS and _encodes(cfg, world):
+        return spans.examples(world.encoder, rows, masks=True), places
     return Examples(make(r.id, r.question, r.answer) for r in rows), places
+
+
+def _encodes(cfg: Config, world: World) -> bool:
+    """Whether what learns has an encoder."""
+    return world.encodes(next(m.model for m in cfg.method.members if m.trained))
 
 
 def _drawn(sampler: Sampler, steps: int, name: str) -> list[Any]:

@@ -25,13 +25,14 @@ from unlearn.blackbox.remote import Place, RemoteModel, fingerprint
 from unlearn.combination import SUM, Rule
 from unlearn.config import Config, ConfigError, MemberConfig
 from unlearn.config_pair import ModelConfig, PairConfig, StageConfig
+from unlearn.data import spans
 from unlearn.data.encoding import Encoder, Examples, collate
 from unlearn.data.readers import read
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.sampling import epoch_batches
 from unlearn.ensemble import Ensemble, Member, build
 from unlearn.identity import digest, template
-from unlearn.models import hub, llama, tokenizers, weights
+from unlearn.models import hub, llama, seq2seq, tokenizers, weights
 from unlearn.store import Store
 from unlearn.trainer import Diverged, Loop, MicroBatch, Optimisation, device
 
@@ -103,6 +104,15 @@ class World:
             if self.has(role) and self.fingerprint(role) == other.fingerprint(role):
                 self._models[role] = model
 
+    def encodes(self, name: str) -> bool:
+        """Whether a model has an encoder; told without its weights."""
+        role = sources.role(self.cfg.pair, name)
+        own, size = sources.own_source(self.cfg.pair, role), sources.size_of(self.cfg.pair, role)
+        source = size if own is None else own
+        if source.source is None:
+            return size.architecture == "t5"
+        return hub.has_encoder(hub.locate(f"pair.{role}.source", source, weights=False))
+
     def alone(self, name: str) -> Ensemble:
         """One of the models as an ensemble of itself."""
         return Ensemble((Member(name, self.model(name), self.fingerprint(name), 1.0, 0.0, False),))
@@ -161,9 +171,11 @@ def _tokenizer(cfg: Config, store: Store, data: DataSet) -> PreTrainedTokenizerB
         return hub.tokenizer(f"pair.{key}.source", sources.tokenizer_source(cfg.pair))
     how, whole = {"kind": settings.kind, "vocab_size": settings.vocab_size}, data.whole()
     recipe = {"config": how, "data": whole.fingerprint(), "template": template(cfg.data.template)}
+    masks = spans.PREFIX if "t5" in (cfg.pair.target.architecture, cfg.pair.small.architecture) else None
+    recipe |= {} if masks is None else {"masks": masks}
 
     def build(folder: Path) -> None:
-        tokenizers.train(settings, whole, cfg.data.template).save_pretrained(folder)
+        tokenizers.train(settings, whole, cfg.data.template, masks).save_pretrained(folder)
 
     return tokenizers.load(store.get("tokenizer", recipe, build))
 
@@ -271,7 +283,7 @@ def _stage(
             f"data set {world.data.name!r} has nothing to train the {label} on: it has no general facts (real authors, "
             "world facts); take pair.offset_init=retain or full"
         )
-    training = examples_of(encoder, rows)
+    training = _training(world, size, start, rows)
     vocabulary = tokenizers.size(encoder.tokenizer)
     shape = {k: getattr(size, k) for k in SHAPE}
     recipe: dict[str, Any] = {
@@ -280,11 +292,13 @@ def _stage(
     }  # fmt: skip
     if size.source is None:
         recipe |= {"shape": shape, "vocabulary": vocabulary}
+        recipe |= {} if size.architecture == "llama" else {"architecture": size.architecture}
 
     def build(folder: Path) -> None:
         if start is None:
             special = encoder.tokenizer.pad_token_id, encoder.tokenizer.eos_token_id
-            model = llama.fresh(size, vocabulary, *special, seed)
+            fresh = seq2seq.fresh if size.architecture == "t5" else llama.fresh
+            model = fresh(size, vocabulary, *special, seed)
         else:
             model = llama.load(start.folder)
         log.info(
@@ -302,6 +316,15 @@ def _stage(
 
     folder = world.store.get("model", recipe, build)
     return _Start(folder, folder.name)
+
+
+def _training(world: World, size: ModelConfig, start: _Start | None, rows: Sequence[Row]) -> Examples:
+    """What a stage teaches: each row's answer and, where ``texts`` asks for it, its question as a text."""
+    found = examples_of(world.encoder, rows)
+    if not size.texts:
+        return found
+    masks = size.architecture == "t5" if start is None or size.source is None else hub.has_encoder(start.folder)
+    return Examples([*found, *spans.examples(world.encoder, rows, masks)])
 
 
 def _fit(model: nn.Module, training: Examples, stage: StageConfig, world: World, seed: int, label: str) -> nn.Module:

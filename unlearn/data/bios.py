@@ -51,6 +51,10 @@ class Draw:
     def one(self, pool: Sequence[str]) -> str:
         return pool[int(self._random() * len(pool))]
 
+    def share(self) -> float:
+        """From 0 up to, not including, 1."""
+        return self._random()
+
     def shuffled(self, items: Sequence) -> list:
         left = list(items)
         return [left.pop(int(self._random() * len(left))) for _ in items]

@@ -20,11 +20,13 @@ SPLITS = (
     "retain_untrained",  # evaluated with the retain set, but not trained on (see DataSet.evaluated)
     "forget_knowledge", "retain_knowledge",  # questions about the texts of both sets (MUSE), never trained on
     "forget_verbatim",  # beginnings and continuations from the forget set's texts (MUSE), never trained on as such
+    "test",  # held out of a task's data, its people's names replaced: never trained on
 )  # fmt: skip
 REQUEST = "request_"  # before its number: the split of a request that is not the one being unlearnt
 DISJOINT = (
     *(("forget", other) for other in ("retain", *GENERAL, "holdout", "retain_untrained")),
     *(("holdout", other) for other in ("retain", *GENERAL)),
+    *(("test", other) for other in ("forget", "retain", *GENERAL)),
 )
 
 
@@ -47,6 +49,7 @@ class Row:
     perturbed_answers: tuple[str, ...] = ()
     place: str = field(default="", repr=False, compare=False)  # file and line, for messages: no part of the data
     group: str = field(default="", repr=False, compare=False)  # whom or what it is about, where known: for statistics
+    entities: tuple[str, ...] = ()  # names of people in the question: what is masked in it as a text
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,12 @@ class DataSet:
         return self._fingerprint[0]
 
 
+NO_NAMES = ("entities", ())
+
+
 def _words(rows: Iterable[Row]) -> list[dict]:
-    return [{k: v for k, v in asdict(row).items() if k not in ("place", "group")} for row in rows]
+    """What is said in each row; where no names are known, nothing of them, so that such data stay what they were."""
+    return [{k: v for k, v in asdict(r).items() if k not in ("place", "group") and (k, v) != NO_NAMES} for r in rows]
 
 
 def check(data: DataSet) -> DataSet:

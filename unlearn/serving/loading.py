@@ -12,7 +12,7 @@ from unlearn.data.encoding import Encoder
 from unlearn.ensemble import Ensemble
 from unlearn.identity import digest
 from unlearn.job import members, settle
-from unlearn.models import llama
+from unlearn.models import llama, seq2seq
 from unlearn.serving.offsets import Blend, Part, check_beside
 from unlearn.serving.settings import Settings, alphas
 from unlearn.trainer import device
@@ -41,6 +41,8 @@ def load(settings: Settings, overrides: Sequence[str] = ()) -> Loaded:
     if settings.target is not None and not exports[0]:
         raise ConfigError(f"target={settings.target!r}: is for exports; a run knows its own")
     found = _exports(folders, settings, overrides) if exports[0] else _runs(folders, settings, overrides)
+    if any(seq2seq.is_one(m.model) for part, _ in found for m in part.ensemble.members):
+        raise ConfigError(f"run={settings.run!r}: its models have an encoder, and what is served continues one text")
     for part, encoder in found[1:]:
         _same_tokens(part.name, encoder, found[0][1])
     first, longest = found[0][1], min(encoder.max_length for _, encoder in found)

@@ -140,7 +140,7 @@ class ShapedRows(TopRows):
 
 def spread(ids: Tensor, logp: Tensor, rest: Tensor, width: int, like: Tensor | None = None) -> Tensor:
     """Log-probabilities [n, V] of the tokens that are known, [n, slots], and of all others, which share the mass whose
-    log ``rest`` [n] is: evenly, or in proportion to softmax(``like``) [n, V] (ECOSYSTEM.md §5)."""
+    log ``rest`` [n] is: evenly, or in proportion to softmax(``like``) [n, V]."""
     ids = ids.long()
     if like is None:
         again = (ids[:, :-1] == ids[:, -1:]).sum(1)  # only the last slot's token may stand in another, too

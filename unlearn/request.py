@@ -106,7 +106,8 @@ def _add(folder: Path, given: dict[str, str], ids: list[str], settings: list[str
     asked = Asked(given.get("id"), given.get("received"), given.get("due"), given.get("subject"), _rule(given))
     state = add(ledgers.opened(folder), settings, asked)
     _show(ledgers.opened(folder))
-    print(f"{state.id}: {state.status}; the rule was {'met' if state.passed else 'NOT met'}")
+    verdict = "met" if state.passed else f"NOT met: {', '.join(state.unmet())}"
+    print(f"{state.id}: {state.status}; the rule was {verdict}")
     return 0 if state.passed else 1
 
 

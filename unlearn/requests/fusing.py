@@ -42,7 +42,8 @@ def fuse(ledger: Ledger, ids: Sequence[str] = (), id: str | None = None, rule: S
         if one not in state.latest:
             ledger.append("evaluated", id, measured(ledger, one, [*others, id]))
     if not ledger.state(id).passed:
-        raise Failed(f"{id}: does not meet its rule and did not take effect; {', '.join(state.parts)} stay active")
+        unmet, parts = ", ".join(ledger.state(id).unmet()), ", ".join(state.parts)
+        raise Failed(f"{id}: does not meet its rule and did not take effect ({unmet}); {parts} stay active")
     with ledger.lock:
         named(state.parts, ledger.states())  # undone in the meantime?
         ledger.append("effective", id, effect(job))

@@ -51,7 +51,14 @@ class State:
             return "undone"
         if self.fused_in is not None:
             return f"fused in {self.fused_in}"
-        return "asked" if self.effective is None else "effective"
+        if self.effective is not None:
+            return "effective"
+        return "not used" if self.passed is False else "asked"
+
+    def unmet(self) -> list[str]:
+        """The conditions that the latest evaluations do not meet, with what was found."""
+        rules = [rule for entry in self.latest.values() for rule in entry["body"]["rule"]]
+        return [f"{rule['condition']} (found {rule['value']})" for rule in rules if not rule["holds"]]
 
     @property
     def weights(self) -> dict[str, str]:

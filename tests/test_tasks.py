@@ -247,6 +247,17 @@ def test_dialogues_with_every_way_to_learn(store, tmp_path, learnt):
         assert max(t.abs().max() for n, t in layers.items() if "unlearning_up" in n) > 0
 
 
+def test_what_cannot_be_done_with_an_encoder_is_refused(store, tmp_path):
+    from unlearn import export
+
+    overrides = (*DIALOGUES, "method=direct", "algo=gd")
+    job = execute(tiny(store, tmp_path, *overrides))
+    assert export.main([f"run={job.folder}", f"to={tmp_path}/out", "collapsed=yes"]) == 2
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="prefix gives beginnings of answers in the prompt"):
+        execute(tiny(store, tmp_path, *overrides, "eval.groups=[prefix]"))
+
+
 def test_the_text_that_eul_s_language_term_reads_of_a_t5_is_masked(store, tmp_path):
     from unlearn.binding import bind
     from unlearn.identity import objective
@@ -389,3 +400,17 @@ def test_a_label_that_is_none_is_refused_with_its_line(imdb, row, message):
     with pytest.raises(DataError, match=f"line 2: .*{message}"):
         people_files.read(imdb_config(imdb).data)
     assert isinstance(imdb_config(imdb).data, PeopleConfig)
+
+
+def test_layers_of_an_earlier_request_are_trained_on(store, tmp_path):
+    common = (*REVIEWS, "method=eul", "algo=eul")
+    first = execute(tiny(store, tmp_path, *common, "data.forget=[3]", "data.gone=[4]"))
+    start = f"pair.layers.start={first.folder}/adapter"
+    again = execute(tiny(store, tmp_path, *common, "data.forget=[3]", "data.gone=[4]", start, "trainer.lr=1e-12"))
+    fresh, same = (load_file(j.folder / "adapter" / "adapter_model.safetensors") for j in (first, again))
+    for name, tensor in fresh.items():  # at a vanishing rate they stay what they were
+        torch.testing.assert_close(same[name], tensor, atol=1e-6, rtol=0)
+    assert max(t.abs().max() for n, t in fresh.items() if "unlearning_up" in n) > 1e-5
+    assert first.folder != again.folder
+    with pytest.raises(ConfigError, match="pair.layers.start=.*no such file"):
+        tiny(store, tmp_path, *common, "pair.layers.start=nowhere")

@@ -173,7 +173,8 @@ def test_names_in_a_text_that_is_read_word_by_word():
     examples, tokens = spans.of_names(encoder, rows, masks=False)
     assert len(examples) == len(rows) - 1
     for row, e, where in zip(rows, examples, tokens, strict=False):
-        assert encoder.tokenizer.decode([*e.prompt, *e.answer[:-1]]) == row.question and len(e.prompt) == 1
+        assert encoder.tokenizer.decode([*e.prompt, *e.answer[:-1]]) == f"Sentiment: {row.question}"
+        assert len(e.prompt) == 1 and encoder.tokenizer.unk_token_id not in e.answer
         assert encoder.tokenizer.decode([e.answer[t] for t in where]).strip() == row.entities[0]
 
 
@@ -263,7 +264,7 @@ def test_the_text_that_eul_s_language_term_reads_of_a_t5_is_masked(store, tmp_pa
     from unlearn.identity import objective
     from unlearn.training import read_sets
 
-    cfg = tiny(store, tmp_path, *REVIEWS, "method=eul", "algo=eul")
+    cfg = tiny(store, tmp_path, *REVIEWS, "method=eul", "algo=eul", "trainer.steps=20")
     world = the_world(cfg)
     found = read_sets(cfg, world, bind(**objective(cfg)))["forget_text"]
     assert found == spans.examples(world.encoder, world.data.splits["forget"], masks=True)
@@ -278,13 +279,33 @@ def test_a_decoder_learns_and_is_measured_word_by_word(store, tmp_path):
     world = the_world(cfg)
     model, losses = world.model("target"), []
     for row in world.data.splits["forget"]:
-        ids = world.encoder.tokenizer(row.question)["input_ids"]
+        ids = world.encoder.tokenizer(f"Sentiment: {row.question}")["input_ids"]
         with torch.no_grad():
             logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         words = world.encoder.tokenizer.convert_ids_to_tokens(ids)
         name = [words.index(f" {part}") for part in row.entities[0].split()]
         losses.append(-np.mean([logp[t - 1, ids[t]].item() for t in name]))
     assert found["forget/mlm_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides, run, evaluation",
+    [
+        ((), "fe012bb45fa5e520", "2aab2350a64ab6f8"),
+        (("method=direct", "algo=gd"), "08c2e7f74cf52e74", "2aab2350a64ab6f8"),
+        (("pair.tuning=lora",), "21677b898dd31674", "2aab2350a64ab6f8"),
+        (("pair=tofu_small", "data=tofu"), "42161f9c9b3cabaf", "a0ed62cd3d359b44"),
+    ],
+)
+def test_runs_without_an_encoder_keep_their_hashes(overrides, run, evaluation):
+    from unlearn.identity import digest, eval_settings, run_identity
+
+    cfg = compose(*overrides)
+    assert (digest(run_identity(cfg, "d")), digest(eval_settings(cfg, "d"))) == (run, evaluation)
+
+
+def test_rows_without_names_keep_their_fingerprint():
+    assert read(compose()).fingerprint() == "d5b9d877367d457c"
 
 
 def test_texts_and_architecture_make_other_models_and_llamas_stay_what_they_were(store, tmp_path):

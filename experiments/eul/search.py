@@ -1,8 +1,8 @@
 """Learning rates of the study, searched in a world that it does not use:  python experiments/eul/search.py
 
 Rule of ``experiments/presets``: the harmonic mean of the share of the target's forget probability that is lost and of
-the share of its probability that is kept on held-out retain questions, at the last step. 10 % of the reviews, world 100.
-Writes search.csv beside itself.
+the share of its probability that is kept on held-out retain questions, at the last step. 10 % of the reviews, one
+world. Writes search.csv beside itself.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from unlearn import runlog
 HERE = Path(__file__).resolve().parent
 WORLD = 100
 RATES = {
-    "reverse gradient": (1e-4, 3e-4, 1e-3, 3e-3),
-    "EUL": (1e-3, 3e-3, 1e-2, 3e-2),
-    "bounded EUL": (1e-3, 3e-3, 1e-2, 3e-2),
+    "reverse gradient": (3e-4, 1e-3, 3e-3, 1e-2),
+    "EUL": (3e-3, 1e-2, 3e-2),
+    "bounded EUL": (3e-3, 1e-2, 3e-2),
 }
 
 

@@ -19,7 +19,7 @@ CHOICES = sorted(
     if path.parent.name not in ("experiment", "hydra")
 )
 NEEDS = {("algo", "rmu"): "method=direct", ("algo", "uld"): "method=uld", ("method", "uld"): "algo=uld",
-         ("pair", "http"): "eval.reference=none"}  # fmt: skip
+         ("pair", "http"): "eval.reference=none", ("data", "imdb"): f"data.names={ROOT}/README.md"}  # fmt: skip
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 

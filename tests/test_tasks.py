@@ -173,7 +173,8 @@ def test_names_in_a_text_that_is_read_word_by_word():
     examples, tokens = spans.of_names(encoder, rows, masks=False)
     assert len(examples) == len(rows) - 1
     for row, e, where in zip(rows, examples, tokens, strict=False):
-        assert encoder.tokenizer.decode([*e.prompt, *e.answer[:-1]]) == row.question and len(e.prompt) == 1
+        assert encoder.tokenizer.decode([*e.prompt, *e.answer[:-1]]) == f"Sentiment: {row.question}"
+        assert len(e.prompt) == 1 and encoder.tokenizer.unk_token_id not in e.answer
         assert encoder.tokenizer.decode([e.answer[t] for t in where]).strip() == row.entities[0]
 
 
@@ -247,12 +248,23 @@ def test_dialogues_with_every_way_to_learn(store, tmp_path, learnt):
         assert max(t.abs().max() for n, t in layers.items() if "unlearning_up" in n) > 0
 
 
+def test_what_cannot_be_done_with_an_encoder_is_refused(store, tmp_path):
+    from unlearn import export
+
+    overrides = (*DIALOGUES, "method=direct", "algo=gd")
+    job = execute(tiny(store, tmp_path, *overrides))
+    assert export.main([f"run={job.folder}", f"to={tmp_path}/out", "collapsed=yes"]) == 2
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="prefix gives beginnings of answers in the prompt"):
+        execute(tiny(store, tmp_path, *overrides, "eval.groups=[prefix]"))
+
+
 def test_the_text_that_eul_s_language_term_reads_of_a_t5_is_masked(store, tmp_path):
     from unlearn.binding import bind
     from unlearn.identity import objective
     from unlearn.training import read_sets
 
-    cfg = tiny(store, tmp_path, *REVIEWS, "method=eul", "algo=eul")
+    cfg = tiny(store, tmp_path, *REVIEWS, "method=eul", "algo=eul", "trainer.steps=20")
     world = the_world(cfg)
     found = read_sets(cfg, world, bind(**objective(cfg)))["forget_text"]
     assert found == spans.examples(world.encoder, world.data.splits["forget"], masks=True)
@@ -267,13 +279,33 @@ def test_a_decoder_learns_and_is_measured_word_by_word(store, tmp_path):
     world = the_world(cfg)
     model, losses = world.model("target"), []
     for row in world.data.splits["forget"]:
-        ids = world.encoder.tokenizer(row.question)["input_ids"]
+        ids = world.encoder.tokenizer(f"Sentiment: {row.question}")["input_ids"]
         with torch.no_grad():
             logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         words = world.encoder.tokenizer.convert_ids_to_tokens(ids)
         name = [words.index(f" {part}") for part in row.entities[0].split()]
         losses.append(-np.mean([logp[t - 1, ids[t]].item() for t in name]))
     assert found["forget/mlm_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides, run, evaluation",
+    [
+        ((), "fe012bb45fa5e520", "2aab2350a64ab6f8"),
+        (("method=direct", "algo=gd"), "08c2e7f74cf52e74", "2aab2350a64ab6f8"),
+        (("pair.tuning=lora",), "21677b898dd31674", "2aab2350a64ab6f8"),
+        (("pair=tofu_small", "data=tofu"), "42161f9c9b3cabaf", "a0ed62cd3d359b44"),
+    ],
+)
+def test_runs_without_an_encoder_keep_their_hashes(overrides, run, evaluation):
+    from unlearn.identity import digest, eval_settings, run_identity
+
+    cfg = compose(*overrides)
+    assert (digest(run_identity(cfg, "d")), digest(eval_settings(cfg, "d"))) == (run, evaluation)
+
+
+def test_rows_without_names_keep_their_fingerprint():
+    assert read(compose()).fingerprint() == "d5b9d877367d457c"
 
 
 def test_texts_and_architecture_make_other_models_and_llamas_stay_what_they_were(store, tmp_path):
@@ -389,3 +421,17 @@ def test_a_label_that_is_none_is_refused_with_its_line(imdb, row, message):
     with pytest.raises(DataError, match=f"line 2: .*{message}"):
         people_files.read(imdb_config(imdb).data)
     assert isinstance(imdb_config(imdb).data, PeopleConfig)
+
+
+def test_layers_of_an_earlier_request_are_trained_on(store, tmp_path):
+    common = (*REVIEWS, "method=eul", "algo=eul")
+    first = execute(tiny(store, tmp_path, *common, "data.forget=[3]", "data.gone=[4]"))
+    start = f"pair.layers.start={first.folder}/adapter"
+    again = execute(tiny(store, tmp_path, *common, "data.forget=[3]", "data.gone=[4]", start, "trainer.lr=1e-12"))
+    fresh, same = (load_file(j.folder / "adapter" / "adapter_model.safetensors") for j in (first, again))
+    for name, tensor in fresh.items():  # at a vanishing rate they stay what they were
+        torch.testing.assert_close(same[name], tensor, atol=1e-6, rtol=0)
+    assert max(t.abs().max() for n, t in fresh.items() if "unlearning_up" in n) > 1e-5
+    assert first.folder != again.folder
+    with pytest.raises(ConfigError, match="pair.layers.start=.*no such file"):
+        tiny(store, tmp_path, *common, "pair.layers.start=nowhere")

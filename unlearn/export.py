@@ -152,6 +152,7 @@ def export(job: Job, asked: Asked) -> dict[str, Any]:
     settle(job.cfg)
     world = the_world(job.cfg)
     _same_models(job, world)
+    _no_encoders(job, world)
     work = asked.to.with_name(f".{asked.to.name}.{os.getpid()}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     try:
@@ -174,6 +175,15 @@ def export(job: Job, asked: Asked) -> dict[str, Any]:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return about
+
+
+def _no_encoders(job: Job, world: World) -> None:
+    for member in job.cfg.method.members:
+        if world.encodes(member.model):
+            raise ConfigError(
+                f"{job.folder}: its {member.name} has an encoder (T5), and the code of an export's card reads whole "
+                "texts; deploy the run's offset/ with its own models"
+            )
 
 
 def _same_models(job: Job, world: World) -> None:

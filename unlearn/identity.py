@@ -252,7 +252,8 @@ def _tokenizer_identity(pair: PairConfig, memo: Path) -> dict[str, Any]:
     kind = pair.tokenizer.kind
     if kind == "pretrained":
         return {"kind": kind, "source": sources.tokenizer_identity(sources.tokenizer_source(pair), memo)}
-    return {"kind": kind} if kind == "words" else {"kind": kind, "vocab_size": pair.tokenizer.vocab_size}
+    found = {"kind": kind} if kind == "words" else {"kind": kind, "vocab_size": pair.tokenizer.vocab_size}
+    return found | ({"masks": True} if "t5" in (pair.target.architecture, pair.small.architecture) else {})
 
 
 def run_folder(cfg: Config, data_fingerprint: str) -> Path:

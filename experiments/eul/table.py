@@ -1,8 +1,8 @@
 """Tables and figure of the study from results.csv alone:  python experiments/eul/table.py
 
 Means over worlds with 95 % intervals (Student's t over the worlds' values), beside the paper's figures; and the
-distance to the model that was trained again, world by world. Writes shares.md, dialogues.md, ablation.md, sequence.md and
-sequence.png beside itself, of the sections that results.csv has.
+distance to the model that was trained again, world by world. Writes shares.md, dialogues.md, ablation.md, sequence.md
+and sequence.png beside itself, of the sections that results.csv has.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ def _random(text: str) -> tuple[Span, ...]:
 def examples(encoder: Encoder, rows: Iterable[Row], masks: bool, names: bool = False) -> Examples:
     """The texts of rows that have one, for a model with an encoder (``masks``) or for one that reads word by word.
 
-    Masked: the prompt is the masked text, the answer what was masked. Else: the prompt is the text's first token, the
-    answer all others. Ids are ``<row's>/text``.
+    Masked: the prompt is the masked text, the answer what was masked. Else: the text as a prompt of the data set's
+    template writes it; its first token is the prompt, the answer all others. Ids are ``<row's>/text``.
     """
     twin = Encoder(encoder.tokenizer, TEMPLATE, encoder.max_length)
     if masks:
@@ -110,10 +110,11 @@ def _masked(encoder: Encoder, text: Text) -> Example:
 
 
 def _plain(encoder: Encoder, text: Text) -> tuple[Example, list[Span]]:
-    """The text as one example, and where in it the tokens of its answer stand (EOS excluded)."""
-    read = encoder.tokenizer(text.text, return_offsets_mapping=True)
+    """The text as a prompt writes it, as one example; and where in it the tokens of its answer stand (without EOS)."""
+    said = encoder.template.prompt.format(question=text.text)
+    read, before = encoder.tokenizer(said, return_offsets_mapping=True), said.index(text.text)
     eos = encoder.tokenizer.eos_token_id
-    ids, places = list(read["input_ids"]), list(read["offset_mapping"])
+    ids, places = list(read["input_ids"]), [(a - before, b - before) for a, b in read["offset_mapping"]]
     if ids[-1] == eos:
         ids, places = ids[:-1], places[:-1]
     if not 2 <= len(ids) < encoder.max_length:

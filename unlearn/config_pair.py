@@ -11,6 +11,12 @@ TUNINGS = ("full", "lora")
 TOKENIZERS = ("words", "bpe", "pretrained")
 DTYPES = ("float32", "bfloat16", "auto")
 QUANTISATIONS = ("none", "8bit", "4bit")
+TARGET_KINDS = ("model", "http")
+FORMS = ("auto", "prompt_logprobs", "echo")
+TAILS = ("even", "anchor")
+HOW_ASKED = (  # settings of `http` that say where and how a server is asked, and change no answer
+    "url", "key_env", "form", "concurrency", "timeout_s", "retries", "max_requests", "max_tokens", "price",
+)  # fmt: skip
 
 
 @dataclass
@@ -54,9 +60,35 @@ class ModelConfig(SourceConfig):
 
 
 @dataclass
-class TargetConfig(ModelConfig):
-    """The target, and how it and the retrained reference are held in memory. The small pair is always fp32."""
+class HttpConfig:
+    """A target behind a server that has OpenAI's /v1/completions and gives log-probabilities of prompt tokens, as vLLM
+    does (docs/black_box.md). HOW_ASKED are no part of a run's hash.
+    """
 
+    url: str | None = None  # of the server, with or without /v1
+    model: str | None = None  # as the server calls it
+    revision: str | None = None  # a word of your own, for another model that the server now has under the same name
+    key_env: str | None = None  # the environment variable that holds the key; null: the server asks for none
+    k: int = 20  # likeliest tokens that are asked for at each position; 0: the whole vocabulary
+    tail: str = "even"  # what all other tokens share: evenly, or as the anchor (the frozen small model) shares it
+    form: str = "auto"  # of the questions: prompt_logprobs (vLLM) | echo (with logprobs) | auto: what the server takes
+    concurrency: int = 8  # requests at a time
+    timeout_s: float = 120.0  # of one request
+    retries: int = 6  # of a request that failed or was answered wrongly
+    max_requests: int | None = None  # to this model, in all calls together, retries included; null: no limit
+    max_tokens: int | None = None  # likewise, read and generated
+    price: float | None = None  # of a million tokens, for the estimate that is shown
+
+
+@dataclass
+class TargetConfig(ModelConfig):
+    """The target, and how it and the retrained reference are held in memory. The small pair is always fp32.
+
+    With kind=http the target is a server, and everything else here is about the retrained reference.
+    """
+
+    kind: str = "model"  # model | http
+    http: HttpConfig = field(default_factory=HttpConfig)
     dtype: str = "float32"  # float32 | bfloat16 | auto (as its weights were saved)
     quantisation: str = "none"  # none | 8bit | 4bit, by bitsandbytes
     device: str | None = None  # null: the run's; cpu, cuda, cuda:1 …; auto: spread over all GPUs

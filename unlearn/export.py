@@ -80,6 +80,11 @@ def check(job: Job, given: dict[str, str]) -> Asked:
         if value not in CHOICES[key]:
             raise ConfigError(f"{key}={value!r}: must be one of {', '.join(CHOICES[key])}")
     _finished(job, options["collapsed"] == "yes")
+    if job.cfg.pair.target.kind == "http":
+        raise ConfigError(
+            "pair.target.kind='http': an export is loaded beside the target's weights and checked against them, and "
+            f"these are on a server; the offset itself is in {job.folder / runlog.OFFSET}"
+        )
     if job.cfg.method.file is not None:
         raise ConfigError(
             f"method.file={job.cfg.method.file!r}: an export holds no code, and this method's rule is a function of "

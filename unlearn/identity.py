@@ -16,7 +16,7 @@ from typing import Any
 from unlearn import sources
 from unlearn.config import NUMBERS, ROUGH_ROWS, Config
 from unlearn.config_data import TemplateConfig
-from unlearn.config_pair import ModelConfig, PairConfig
+from unlearn.config_pair import HOW_ASKED, HttpConfig, ModelConfig, PairConfig
 
 RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
 NO_REFERENCE = "none"  # eval.reference: forget quality and all that compares with a retrained model is left out
@@ -76,6 +76,7 @@ def distinguishing(flats: Sequence[dict[str, Any]]) -> list[str]:
         groups.setdefault(repr([flat.get(k) for k in _NAMED]), []).append(flat)
     keys = [k for k in dict.fromkeys(k for f in flats for k in f) if not k.startswith(("eval.", "wandb.", "paths."))]
     keys = [k for k in keys if k not in ("study", "retry", *(f"trainer.{name}" for name in _UNTRAINED if name != "lr"))]
+    keys = [k for k in keys if k not in (f"pair.target.http.{name}" for name in HOW_ASKED)]
     return [k for k in keys if any(len({repr(f.get(k)) for f in group}) > 1 for group in groups.values())]
 
 
@@ -157,13 +158,22 @@ def _content(file: str | None) -> str | None:
     return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
+_PLACED = ("source", "revision", "device", "kind", "http")  # of a model's settings, no part of what it is
+
+
 def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
     """What decides the weights of the target, and of those other models of the pair that take part."""
     pair, memo = cfg.pair, Path(cfg.paths.store) / "hashes"
+    twin = _model_identity(pair.target, {"general"}, memo)
+    remote = sources.is_remote(pair, "target")
     identity: dict[str, Any] = {
         "seed": pair.seed, "batch_size": pair.batch_size, "warmup": pair.warmup,
-        "tokenizer": _tokenizer_identity(pair, memo), "target": _model_identity(pair.target, {"general"}, memo),
+        "tokenizer": _tokenizer_identity(pair, memo), "target": remote_identity(pair.target.http) if remote else twin,
     }  # fmt: skip
+    if remote and "retrained" in models:
+        identity["twin"] = twin
+    if remote and pair.target.http.tail == "anchor":  # what the small model thinks likely is part of the target's rows
+        models = {*models, "small"}
     roles = {sources.role(pair, m) for m in models} - {"target"}
     given = {r: source for r in roles if (source := sources.own_source(pair, r)) is not None}
     small = {r for r in roles - set(given) if r.startswith("small")}
@@ -180,9 +190,14 @@ def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
     return identity
 
 
+def remote_identity(http: HttpConfig) -> dict[str, Any]:
+    """What decides the rows of a target behind a server; where that is, and how it is asked, does not."""
+    return {"kind": "http", "model": http.model, "revision": http.revision, "k": http.k, "tail": http.tail}
+
+
 def _model_identity(model: ModelConfig, unused: Collection[str], memo: Path) -> dict[str, Any]:
     """Size and stages of a model from scratch; or which pretrained model it is, and what else it learns."""
-    settings = {k: v for k, v in asdict(model).items() if k not in (*unused, "source", "revision", "device")}
+    settings = {k: v for k, v in asdict(model).items() if k not in (*unused, *_PLACED)}
     for key, plain in (("dtype", "float32"), ("quantisation", "none")):
         if settings.get(key) == plain:
             settings.pop(key)

@@ -51,7 +51,8 @@ def _needed(cfg: Config) -> dict[str, SourceConfig]:
     if cfg.eval.reference is None:
         roles["retrained"] = None
     found = {r: sources.own_source(cfg.pair, r) or sources.size_of(cfg.pair, r) for r in roles}
-    return {role: source for role, source in found.items() if source.source is not None}
+    here = {role: source for role, source in found.items() if not sources.is_remote(cfg.pair, role)}
+    return {role: source for role, source in here.items() if source.source is not None}
 
 
 def _key(cfg: Config, role: str) -> str:

@@ -49,6 +49,7 @@ def execute(job: Job, config_yaml: str) -> None:
     with record.mirrored(cfg):
         with record.stage("prepare"):
             world = the_world(cfg)
+            world.begin()
             suite = suite_of(cfg, world)  # first of all: it refuses data that cannot be evaluated
             ensemble = members(cfg, world, job.folder if record.manifest.get("trained") else None)
             if not record.manifest.get("trained"):
@@ -65,7 +66,7 @@ def execute(job: Job, config_yaml: str) -> None:
         with record.stage("evaluate"):
             evaluate(cfg, world, ensemble, suite, record)
         sealed = {seal.RESULTS: seal.results(job.folder)}
-        record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb(), **sealed)
+        record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb(), **sealed, **world.asked())
     log.info("%s", record.headline())
 
 

@@ -33,6 +33,7 @@ from unlearn.metrics.semantics import SEMANTICS
 from unlearn.need import a_file, at_least, below_one, need, one_of, positive, share
 from unlearn.redaction import secret_in
 from unlearn.rules_data import real_data
+from unlearn.rules_http import http
 from unlearn.rules_learning import algo, method, together
 from unlearn.rules_pair import pair
 
@@ -113,7 +114,7 @@ def _held_secrets(value: Any, path: str) -> Iterator[str]:
 
 
 def problems(cfg: Config) -> list[str]:
-    rules = (_top, _lengths, algo, method, together, pair, _data, _eval, _trainer)
+    rules = (_top, _lengths, algo, method, together, pair, http, _data, _eval, _trainer)
     return [line for rule in rules for line in rule(cfg)]
 
 

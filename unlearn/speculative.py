@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from unlearn.ensemble import Ensemble, Member
-from unlearn.generation import Rows, draw, ends_of, greedy, padded, positions, read, streams
-from unlearn.models.llama import head
+from unlearn.generation import Rows, draw, ends_of, greedy, padded, positions, streams
+from unlearn.models.llama import device_of
+from unlearn.states import state_of
 from unlearn.ties import decide
 
 Propose = Callable[[Tensor, Sequence[int]], Tensor]  # the drafter's logits [B, V], which prompt each row is → [B]
@@ -169,9 +169,9 @@ def _append(
 
 
 class _Batch:
-    """Rows that have read all they said but their last token, which is next; a cache per member, padded on the left.
+    """Rows that have read all they said but their last token, which is next; a state per member, padded on the left.
 
-    The caches keep every position whatever the models' windows: what was read in vain must be forgotten again.
+    The states keep every position whatever the models' windows: what was read in vain must be forgotten again.
     """
 
     def __init__(
@@ -179,15 +179,15 @@ class _Batch:
     ):
         self.needed = [m.name for m in members]
         self.drafter, self.others = drafter, [m for m in members if m.name != drafter.name]
-        self.device = next(members[0].model.parameters()).device
-        self.caches = {m.name: DynamicCache() for m in (drafter, *self.others)}
+        self.device = device_of(members[0].model)
+        self.states = {m.name: state_of(m.model, whole=True) for m in (drafter, *self.others)}
         self.last = torch.tensor([[p[-1]] for p in prompts], device=self.device)  # [B, 1] what is next to be read
         self.final = torch.tensor([[len(p) + most - 1] for p in prompts], device=self.device)  # the last position
         ids, self.mask = padded([p[:-1] for p in prompts], pad_id, self.device)
         for m in (drafter, *self.others):
             m.model.eval()
             if ids.shape[1]:
-                read(m.model, ids, self.mask, positions(self.mask), self.caches[m.name])
+                self.states[m.name].take(ids, self.mask, positions(self.mask))
 
     def round(self, gamma: int, propose: Callable[[Tensor], Tensor]) -> tuple[Rows, Tensor, Tensor]:
         """Draft γ tokens and read them all: rows [B, γ + 1, V] by member, the drafter's own, and the draft [B, γ]."""
@@ -220,11 +220,8 @@ class _Batch:
         mask = self.mask[keep].gather(1, columns.clamp(min=0)) * (columns >= 0)
         first = int(mask.any(0).int().argmax())
         self.mask, columns = mask[:, first:], columns.clamp(min=0)[:, first:, None]
-        for cache in self.caches.values():
-            for layer in cache.layers:
-                where = columns[:, None].to(layer.keys.device)
-                layer.keys = torch.take_along_dim(layer.keys[keep], where, dim=2)
-                layer.values = torch.take_along_dim(layer.values[keep], where, dim=2)
+        for state in self.states.values():
+            state.rewind(keep, columns)
 
     def _logits(self, m: Member, ids: Tensor, mask: Tensor, at: Tensor) -> Tensor:
-        return head(m.model, read(m.model, ids, mask, at, self.caches[m.name])).to(self.device)
+        return self.states[m.name].read(ids, mask, at).to(self.device)

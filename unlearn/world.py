@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from unlearn import sources
 from unlearn.answers import Answers
+from unlearn.blackbox.remote import Place, RemoteModel, fingerprint
 from unlearn.combination import SUM, Rule
 from unlearn.config import Config, ConfigError, MemberConfig
 from unlearn.config_pair import ModelConfig, PairConfig, StageConfig
@@ -72,12 +73,25 @@ class World:
         """What identifies a model in the store. Of one with a pretrained origin it is known without loading it."""
         role = sources.role(self.cfg.pair, name)
         if role not in self._prints:
-            if sources.is_pretrained(self.cfg.pair, role):
+            if sources.is_remote(self.cfg.pair, role):
+                self._prints[role] = self._remote_print()
+            elif sources.is_pretrained(self.cfg.pair, role):
                 held, memo = None if role.startswith("small") else self.cfg.pair.target, self.store.root / "hashes"
                 self._prints[role] = hub.fingerprint(_folder(self, role), memo, self.width, held)
             else:
                 self._prints[role] = llama.fingerprint(self.model(role))
         return self._prints[role]
+
+    def begin(self) -> None:
+        """Count what is asked of a target behind a server from here: the jobs of a grid share their world."""
+        target = self._models.get("target")
+        if isinstance(target, RemoteModel):
+            target.begin()
+
+    def asked(self) -> dict[str, Any]:
+        """What a manifest says of such a target; nothing of another."""
+        target = self._models.get("target")
+        return {"black_box": target.facts()} if isinstance(target, RemoteModel) else {}
 
     def folder(self, name: str) -> Path:
         """Where the weights of a model lie: in the store, in the hub's cache, or in a folder of the user."""
@@ -94,11 +108,28 @@ class World:
         return Ensemble((Member(name, self.model(name), self.fingerprint(name), 1.0, 0.0, False),))
 
     def _load(self, role: str) -> nn.Module:
+        if sources.is_remote(self.cfg.pair, role):
+            return llama.freeze(self._remote())
         folder, place = _folder(self, role), device(self.cfg.trainer.device)
         model = llama.load(folder, place) if role.startswith("small") else hub.load(folder, self.cfg.pair.target, place)
         if sources.is_pretrained(self.cfg.pair, role):
             weights.check(hub.check_head(model, f"pair.{role} ({folder})"), f"pair.{role} ({folder})")
         return llama.freeze(model if self.width is None else llama.narrow(model, self.width))
+
+    def _remote(self) -> RemoteModel:
+        http, trainer = self.cfg.pair.target.http, self.cfg.trainer
+        like = None
+        if http.tail == "anchor":
+            like = Member("anchor", self.model("small"), self.fingerprint("small"), 1.0, 0.0, False)
+        tokenizer, place = self.encoder.tokenizer, device(trainer.device)
+        return RemoteModel(http, Place(self.store.root, tokenizer, self._logits(), place, trainer.progress), like)
+
+    def _remote_print(self) -> str:
+        http = self.cfg.pair.target.http
+        return fingerprint(http, self._logits(), self.fingerprint("small") if http.tail == "anchor" else None)
+
+    def _logits(self) -> int:
+        return tokenizers.size(self.encoder.tokenizer) if self.width is None else self.width
 
 
 _latest: dict[str, World] = {}  # the jobs of a grid mostly share one world: keep the last, with its loaded models
@@ -143,6 +174,8 @@ def _width(pair: PairConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -
     widths = {}
     for name in ("target", "small"):
         source = getattr(pair, name)
+        if source.source is None and sources.is_remote(pair, name):
+            continue  # what a server gives beyond the others' width is left
         if source.source is None:
             widths[f"{name} (from scratch)"] = tokenizers.size(tokenizer)
         else:
@@ -175,6 +208,8 @@ def _folder(world: World, role: str) -> Path:
     """Folder of a model of the pair: ready-made, or trained stage by stage."""
     pair = world.cfg.pair
     problem = sources.lacking(pair, role)
+    if sources.is_remote(pair, role):
+        problem = "pair.target.kind='http': the weights of the target are on a server, and not to be had"
     if problem is not None:
         raise ConfigError(problem)
     own = sources.own_source(pair, role)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -48,6 +49,11 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
     return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, **SAFE).to(device).eval()
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model reads ids, and where its rows are; what has no weights keeps an empty buffer there."""
+    return next(chain(model.parameters(), model.buffers())).device
+
+
 def freeze(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False).eval()
 
@@ -62,7 +68,7 @@ def answer_rows(model: nn.Module, batch: Batch) -> Tensor:
 
 def answer_states(model: nn.Module, batch: Batch) -> Tensor:
     """Last hidden states of the batch's answer rows, [N, D]: what the head makes logits of. They stay on its device."""
-    here = batch.to(next(model.parameters()).device)
+    here = batch.to(device_of(model))
     hidden = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False).last_hidden_state
     return _at(hidden, here)
 
@@ -113,7 +119,7 @@ def states_and_hidden(model: nn.Module, batch: Batch, layer: int) -> tuple[Tenso
         raise ValueError(
             f"algo.numbers.layer={layer}: this model's layers are 0 to {last}, and the last cannot be taken"
         )
-    here = batch.to(next(model.parameters()).device)
+    here = batch.to(device_of(model))
     out = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False, output_hidden_states=True)
     hidden = full_precision(_at(out.hidden_states[layer + 1], here))
     return _at(out.last_hidden_state, here), hidden.to(batch.ids.device)

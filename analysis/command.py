@@ -9,20 +9,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis import style
+from analysis import arguments, style
 from analysis.runs import Study, StudyError, load
 
 
 def parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """The parser of ``python -m analysis.<name>``, to which a figure adds its own options."""
-    made = argparse.ArgumentParser(
-        prog=f"python -m analysis.{name}",
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("study", metavar="STUDY", help="a study's name under --runs, or a path to its folder")
-    made.add_argument("--runs", default="runs", metavar="DIR", help="the folder of all studies (default: runs)")
+    """The parser of a command that draws, to which a figure adds its own options."""
+    made = arguments.parser(name, description, examples)
     made.add_argument("--out", metavar="DIR", help="where to write (default: figures/ in the study's folder)")
     return made
 
@@ -47,12 +40,12 @@ def stem(name: str, *said: object) -> str:
 
 def run(
     made: argparse.ArgumentParser,
-    arguments: Sequence[str] | None,
+    given: Sequence[str] | None,
     figure: Callable[[Study, argparse.Namespace], Figure],
     named: Callable[[argparse.Namespace], str],
 ) -> int:
     """Draws and saves; returns the exit status: 0, or 2 for what cannot be drawn, or not written."""
-    asked = made.parse_args(arguments)
+    asked = made.parse_args(given)
     try:
         study = load(asked.study, asked.runs)
         drawn = figure(study, asked)

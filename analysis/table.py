@@ -8,17 +8,16 @@ nearest to the retrained model. Failed, unfinished and collapsed runs are counte
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from analysis import arguments
 from analysis.runs import StudyError, load
 from analysis.table_differences import differences
 from analysis.table_formats import FORMATS
 from analysis.table_rows import Table, table
 
 __all__ = ["FORMATS", "Table", "differences", "main", "table"]
-EPILOG = """examples:
-  python -m analysis.table default                                 the study runs/default, on the terminal
+EXAMPLES = """  python -m analysis.table default                                 the study runs/default, on the terminal
   python -m analysis.table default --format latex > table.tex      with booktabs, for a paper
   python -m analysis.table default --metrics "retain/*" seconds    other columns
   python -m analysis.table default --differences npo               each algorithm minus npo, paired by pair seed
@@ -26,16 +25,11 @@ EPILOG = """examples:
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(given: list[str] | None = None) -> int:
     """The command; returns the exit status: 0, or 2 for a study that cannot be read."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.table",
-        description="Prints the table of a study: means with 95 % intervals over pair seeds.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = arguments.parser(
+        "table", "Prints the table of a study: means with 95 % intervals over pair seeds.", EXAMPLES
     )
-    parser.add_argument("study", metavar="STUDY", help="a study's name under --runs, or a path to its folder")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="the folder of all studies (default: runs)")
     parser.add_argument("--format", choices=list(FORMATS), default="terminal", help="default: terminal")
     parser.add_argument("--metrics", nargs="+", default=[], metavar="METRIC", help="names or patterns of metrics")
     parser.add_argument("--by", nargs="+", default=[], metavar="COLUMN", help="the settings that make a row")
@@ -43,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--differences", metavar="BASE", help="differences from the rows of this value of one setting, paired by pair "
         "seed, with bootstrap intervals; * where zero lies outside",
     )  # fmt: skip
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_args(given)
     try:
         study = load(asked.study, asked.runs)
         chosen = (asked.metrics, asked.by)

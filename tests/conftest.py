@@ -23,13 +23,20 @@ os.environ |= {
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
-from helpers import SHARED, TINY, compose, run_and_export, shared_store  # noqa: E402
+from helpers import SHARED, TINY, compose, raw, run_and_export, shared_store  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
 from pretrained import made, pair  # noqa: E402, F401
 
 torch.set_num_threads(1)
 # rouge-score brings absl, whose log handler closes the stream that it found at its import as soon as logging is set up
 # anew (Hydra does so at each call) while stderr is another one: that would be pytest's, for all tests after it.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+@pytest.fixture(scope="session")
+def tiny() -> DictConfig:
+    """The composed config of a tiny run, unchecked; to be copied before it is changed."""
+    return raw(*TINY)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,7 +46,7 @@ TRAINED = [m for m in METHODS if not m.startswith("dd")]
 
 def fits(algo: str, method: str) -> bool:
     """Whether a method takes an objective: reversed ones belong to uld, and hidden states to a white box."""
-    return (algo == "uld") == (method == "uld") and (algo != "rmu" or method == "direct")
+    return (algo == "uld") == (method == "uld") and (algo != "rmu" or method in ("direct", "eul"))
 
 
 register()
@@ -58,6 +59,13 @@ def raw(*overrides: str):
 
 def compose(*overrides: str) -> Config:
     return parse(raw(*overrides))
+
+
+def with_value(cfg: DictConfig, key: str, value: str) -> DictConfig:
+    """A composed config with one value set, as no command line need be able to."""
+    changed = copy.deepcopy(cfg)
+    OmegaConf.update(changed, key, value)
+    return changed
 
 
 def execute(cfg: Config) -> Job:

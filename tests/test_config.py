@@ -90,7 +90,7 @@ REFUSED = [
     ("algo=rmu method=direct algo.numbers.layer=0.5", "layer=0.5: must be a layer of the target but its last: 0 to 0"),
     ("method=uld algo=uld method.numbers.rate=-1", "method.numbers.rate=-1.0: must lie between 0 and 1"),
     ("method=uld algo=uld method.numbers.top=5", "method.numbers.top=5.0: must lie between 0 and 1"),
-    ("pair.tuning=half", "must be one of full, lora"),
+    ("pair.tuning=half", "must be one of full, lora, unlearning_layers"),
     ("pair.lora.rank=0", "must be a finite number of at least 1"),
     ("trainer.held_out=1", "must be at least 0 and below 1"),
     ("trainer.keep=first", "must be one of last, best"),
@@ -142,12 +142,14 @@ def test_a_method_without_a_learning_rate_says_how_to_give_one():
 CHANGES = ["algo=ga", "algo.beta=3", "alpha=0.5", "method=direct", "seed=1", "pair.seed=1", "pair.offset_init=full",
            "pair.small.hidden_size=32", "trainer.epochs=3", "trainer.lr=1e-4", "trainer.clip=2",
            "trainer.retain_batch=10", "data.forget_people=2", "algo.retain_weight=2",
-           "pair.tuning=lora", "method=proxy", "trainer.held_out=0", "trainer.keep=best",
+           "pair.tuning=lora", "method=proxy", "pair.tuning=unlearning_layers", "method=eul", "algo.alternate=epochs",
+           "trainer.held_out=0", "trainer.keep=best",
            "trainer.precision=bf16", "trainer.stored_rows=fp16", "trainer.stored_rows=topk"]  # fmt: skip
 KEEPS = ["eval.alphas=[0,1]", "eval.max_examples=3", "trainer.eval_every=0", "trainer.threads=2",
          "trainer.accumulate=4", "trainer.progress=false", "wandb=disabled", "paths.store=elsewhere",
          "algo.lr.direct=1", "trainer.save_every=1", "pair.target.general.epochs=3", "pair.tokenizer.vocab_size=400",
-         "pair.small.finetune.epochs=3", "pair.lora.rank=3", "algo.lr.proxy=1",
+         "pair.small.finetune.epochs=3", "pair.lora.rank=3", "pair.layers.bottleneck=3",
+         "algo.alternate=none", "algo.lr.proxy=1",
          "wandb.project=other", "trainer.stored_rows=fp32", "trainer.stored_rows=hidden", "trainer.stored_rows_k=7",
          "trainer.stored_rows_gib=0", "trainer.stored_rows_over=refuse", "trainer.compile=true"]  # fmt: skip
 

@@ -24,7 +24,8 @@ NUMBERS = {
     "npo": {"beta": 0.3}, "simnpo": {"beta": 2.5, "gamma": 0.4}, "dpo": {"beta": 0.2}, "undial": {"beta": 3.0},
     "wga": {"beta": 0.5}, "satimp": {"beta1": 2.0, "beta2": 0.5}, "ap": {"beta": 0.7}, "altpo": {"beta": 0.4},
     "distill": {"temperature": 1.7}, "distill_retain": {"temperature": 0.6}, "rmu": {"layer": 0, "scale": 3.0},
-    "stay": {"layer": 0},
+    "stay": {"layer": 0}, "eul": {"forget_kl": 1.3, "gamma": 0.2}, "eul_retain": {"retain_kl": 0.8, "task": 1.1},
+    "eul_bounded": {"forget_kl": 1.3, "gamma": 0.2, "beta": 0.7},
 }  # fmt: skip
 
 
@@ -53,6 +54,15 @@ def naive(name: str, groups: list[tuple[torch.Tensor, Answers]]) -> torch.Tensor
 
     def mean_p(answer, group=0):
         return over(answer, lambda t: p(t, group), group).mean()
+
+    def bounded(x):  # −(2/β) log σ(−βx)
+        return -2 / b * torch.sigmoid(-b * x).log()
+
+    def mean_kl(answer, of=lambda x: x):
+        return over(answer, lambda t: of(kl(t))).mean()
+
+    def log_of_text(answer, of=lambda x, start: x):
+        return over(answer, lambda t: of(p(t, 1).log(), q(t, 1).log()), 1).mean()
 
     def kl(t):
         reference, mine = a.target_logits.softmax(-1)[t], logits.softmax(-1)[t]
@@ -117,6 +127,12 @@ def naive(name: str, groups: list[tuple[torch.Tensor, Answers]]) -> torch.Tensor
         "flat_tv": lambda i: -torch.tanh(mean_p(i, 1)) / 2 + torch.tanh(mean_p(i)) / 2,
         "flat_kl": lambda i: -mean_p(i, 1) + (mean_p(i) - 1).exp(),
         "flat_pearson": lambda i: -mean_p(i, 1) + mean_p(i) ** 2 / 4 + mean_p(i),
+        "eul": lambda i: -n["forget_kl"] * mean_kl(i) + n["gamma"] * log_of_text(i),
+        "eul_bounded": lambda i: (
+            n["forget_kl"] * mean_kl(i, lambda x: bounded(-x))
+            + n["gamma"] * log_of_text(i, lambda x, start: bounded(x - start))
+        ),
+        "eul_retain": lambda i: n["retain_kl"] * mean_kl(i) - n["task"] * over(i, lambda t: p(t).log()).mean(),
         "ap": lambda i: -1 / b * torch.sigmoid(b * (log_p(i, 0) - log_p(i, 1))).log(),
     }
     if name in per_token:
@@ -164,3 +180,13 @@ def test_the_loss_pulls_at_the_ensembles_residual():
     (gradient,) = torch.autograd.grad(RETAIN["nll"](answers).sum(), logits)
     onehot = torch.nn.functional.one_hot(answers.labels, 6)
     torch.testing.assert_close(gradient, logits.softmax(-1) - onehot)
+
+
+def test_the_bounded_eul_has_the_gradient_of_the_papers_as_beta_vanishes():
+    logits = [torch.randn(10, 6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    answers = [random_answers(x, seed) for seed, x in enumerate(logits)]
+    plain = FORGET["eul"](*answers, forget_kl=1.0, gamma=0.2)
+    near = FORGET["eul_bounded"](*answers, forget_kl=1.0, gamma=0.2, beta=1e-7)
+    found, expected = (torch.autograd.grad(v.sum(), logits, retain_graph=True) for v in (near, plain))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)

@@ -41,7 +41,8 @@ def shuffled(draw):
 @pytest.mark.parametrize("algo", ALGOS)
 def test_order_padding_and_splitting_change_neither_loss_nor_gradient(config, world, algo):
     method = {"uld": "uld", "rmu": "direct"}.get(algo, "offset")
-    cfg = config(f"algo={algo}", f"method={method}", "trainer.forget_batch=3", "trainer.retain_batch=6")
+    batches = "trainer.forget_batch=3", "trainer.retain_batch=6", "algo.alternate=none"  # both sets in one step
+    cfg = config(f"algo={algo}", f"method={method}", *batches)
     terms = bind(**objective(cfg))
     sampler = _sampler(cfg, world, terms)
     ensemble = members(cfg, world)
@@ -68,7 +69,7 @@ def test_stored_rows_give_the_loss_and_the_gradient_of_recomputed_ones(config, w
     method = {"uld": "uld", "rmu": "direct"}.get(algo, "offset")
     found = []
     for limit in (1, 0):  # GiB: above it, rows are computed in every step
-        cfg = config(f"algo={algo}", f"method={method}", f"trainer.stored_rows_gib={limit}")
+        cfg = config(f"algo={algo}", f"method={method}", f"trainer.stored_rows_gib={limit}", "algo.alternate=none")
         terms = bind(**objective(cfg))
         sampler = _sampler(cfg, world, terms)
         ensemble = members(cfg, world)

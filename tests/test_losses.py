@@ -166,7 +166,7 @@ def test_a_term_with_another_signature_is_refused(monkeypatch):
 
     for function in (nameless, scalar):
         monkeypatch.setitem(FORGET, "mine", function)
-        with pytest.raises(ObjectiveError, match="must take one or more of forget, refusal, alternate, retain, "):
+        with pytest.raises(ObjectiveError, match="must take one or more of forget, refusal, alternate, forget_text, "):
             bind("mine", "none", 1.0, 1.0, {})
 
 
@@ -188,3 +188,53 @@ def test_a_term_with_a_layer_reads_hidden_states_and_no_other_does():
     assert [t.layer for t in bind("ga", "nll", 1, 1, {})] == [None, None]
     with pytest.raises(ObjectiveError, match="needs algo.numbers.scale"):
         bind("rmu", "stay", 1, 1, {"layer": 0.0})
+
+
+# --- EUL ----------------------------------------------------------------------------------------------------------
+
+
+def test_eul_on_forget_is_the_negative_kl_and_the_log_probability_of_the_text(answers):
+    # KL by row: ¼ ln 2, 0 | 1¼ ln 2 − ¼ ln 3, 0, ¼ ln 2 (above); log P: −ln 2 (1, 2 | 3, 1, 2). Means of each answer
+    values = FORGET["eul"](answers, answers, forget_kl=1.0, gamma=0.2)
+    kl = [0.25 * LN2 / 2, (1.5 * LN2 - 0.25 * math.log(3)) / 3]
+    assert values.tolist() == pytest.approx([-kl[0] - 0.2 * 1.5 * LN2, -kl[1] - 0.2 * 2 * LN2])
+
+
+def test_eul_on_retain_is_the_kl_and_the_task_s_loss(answers):
+    values = RETAIN["eul_retain"](answers, retain_kl=0.8, task=1.0)
+    kl = [0.25 * LN2 / 2, (1.5 * LN2 - 0.25 * math.log(3)) / 3]
+    assert values.tolist() == pytest.approx([0.8 * kl[0] + 1.5 * LN2, 0.8 * kl[1] + 2 * LN2])
+
+
+def test_the_bounded_eul_takes_the_npo_form_of_either_part_token_by_token(answers):
+    # β = 2: ln(1 + e^{−2 KL}) of the KLs; ln(1 + (P/P_target)²) of the text, whose ratios are 2, 1 | ¼, 1, ½
+    values = FORGET["eul_bounded"](answers, answers, forget_kl=1.0, gamma=0.2, beta=2.0)
+    kl = [0.25 * LN2, 0.0, 1.25 * LN2 - 0.25 * math.log(3), 0.0, 0.25 * LN2]
+    pushed = [math.log(1 + math.exp(-2 * k)) for k in kl]
+    unsaid = [math.log(1 + r**2) for r in (2, 1, 0.25, 1, 0.5)]
+    expected = [sum(pushed[:2]) / 2 + 0.2 * sum(unsaid[:2]) / 2, sum(pushed[2:]) / 3 + 0.2 * sum(unsaid[2:]) / 3]
+    assert values.tolist() == pytest.approx(expected)
+
+
+def test_the_bounded_eul_has_a_floor_and_the_papers_has_none():
+    """A label that loses all its probability: the one falls without end, the other's push ends."""
+    target, labels, owner = rows([[0.9, 0.1]]), torch.tensor([0]), torch.tensor([0])
+    found = {"eul": [], "eul_bounded": []}
+    for depth in (0.0, 20.0, 2000.0):
+        logits = (target - depth * torch.tensor([[1.0, 0.0]])).requires_grad_()
+        forget = Answers(logits, labels, owner, target)
+        for name, more in (("eul", {}), ("eul_bounded", {"beta": 1.0})):
+            value = FORGET[name](forget, forget, forget_kl=1.0, gamma=0.2, **more)
+            found[name].append(
+                (value.item(), torch.autograd.grad(value, logits, retain_graph=True)[0].abs().sum().item())
+            )
+    assert found["eul"][2][0] < -2000 and found["eul"][2][1] > 1
+    assert 0 <= found["eul_bounded"][2][0] < 1e-6 and found["eul_bounded"][2][1] < 1e-6
+    assert found["eul_bounded"][1][1] < 1e-3 < found["eul_bounded"][0][1]
+
+
+def test_a_text_belongs_with_forget_questions_alone():
+    assert bind("eul", "eul_retain", 1, 1, {"gamma": 0.2, "forget_kl": 1, "retain_kl": 1, "task": 1})[0].reads == (
+        "forget", "forget_text")  # fmt: skip
+    with pytest.raises(ObjectiveError, match="needs algo.numbers.forget_kl"):
+        bind("eul", "none", 1, 1, {"gamma": 0.2})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import logging
 import os
 
 import pytest
-from helpers import ROOT, TINY, command, raw
+from helpers import ROOT, TINY, command, raw, with_value
 from omegaconf import OmegaConf
 
 from unlearn import redaction, runlog
@@ -23,17 +22,6 @@ PLANTED = {
     "HF_TOKEN": "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",
     "MY_SERVICE_PASSWORD": "correct-horse-battery-staple",
 }
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return raw(*TINY)
-
-
-def with_value(cfg, key: str, value: str):
-    changed = copy.deepcopy(cfg)
-    OmegaConf.update(changed, key, value)
-    return changed
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import copy
 import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, TINY, compose, execute, raw, tiny_llama
+from helpers import ROOT, TINY, compose, execute, raw, tiny_llama, with_value
 from omegaconf import OmegaConf
 
 from unlearn import rerun, sources, standalone
@@ -233,17 +232,6 @@ def test_code_that_comes_with_a_run_folder_is_not_run(foreign, group, key):
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 OUTSIDE = ["../x", "/tmp/x", "a/b", "..", ".", ".hidden", "-x", "a\\b", "a\0b", "a\nb", "a b", "ä", "x" * 81, ""]
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return raw(*TINY)
-
-
-def with_value(cfg, key: str, value: str):
-    changed = copy.deepcopy(cfg)
-    OmegaConf.update(changed, key, value)
-    return changed
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

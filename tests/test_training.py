@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ALGOS, METHODS, TRAINED, Killed, execute, fits, killed_at, lines, weights
+from safetensors.torch import load_file
 
 from unlearn import job, runlog
 from unlearn.binding import bind
@@ -26,6 +27,10 @@ def test_every_algorithm_runs_two_steps_with_every_method(config, world, algo, m
     if method != "uld":  # its assistant is subtracted from the first step on, without an anchor
         assert log[0]["forget/prob"] == pytest.approx(target["forget/prob"], rel=1e-4)
     assert log[2]["forget/prob"] != log[0]["forget/prob"]
+    if method == "eul":  # it has layers, of which one half starts at zero
+        layers = load_file(folder / "adapter" / "adapter_model.safetensors")
+        assert any(value.any() for name, value in layers.items() if "_up" in name)
+        return
     start = world.model("target" if method == "direct" else "small").state_dict()
     trained = weights(folder)
     assert any(not torch.equal(trained[name], start[name]) for name in trained)
@@ -110,6 +115,45 @@ def test_the_schedule_warms_up_and_decays_to_its_last_value():
 
 
 # --- sampling -----------------------------------------------------------------------------------------------------
+
+
+def test_alternating_epochs_visit_each_set_once_in_turn():
+    sampler = Sampler(7, 12, 5, forget_batch=3, retain_batch=4, seed=0, held_out=(2, 5), alternate=True)
+    assert sampler.steps_per_epoch == 3 + 3  # ten retain examples by four, seven forget examples by three
+    plain = Sampler(7, 12, 5, forget_batch=3, retain_batch=4, seed=0, held_out=(2, 5))
+    orders = []
+    for epoch in range(2):
+        draws = [sampler.draw(6 * epoch + at) for at in range(6)]
+        assert [(len(d.forget), len(d.retain)) for d in draws] == [(0, 4), (0, 4), (0, 2), (3, 0), (3, 0), (1, 0)]
+        assert sorted(i for d in draws for i in d.retain) == [0, 1, 3, 4, 6, 7, 8, 9, 10, 11]
+        assert sorted(i for d in draws for i in d.forget) == list(range(7))
+        assert [len(d.refusal) for d in draws] == [0, 0, 0, 3, 3, 1]
+        assert [d.forget for d in draws[3:]] == [plain.draw(3 * epoch + at).forget for at in range(3)]
+        orders.append([i for d in draws for i in d.retain])
+    assert orders[0] != orders[1] and sampler.draw(4) == sampler.draw(4)
+
+
+def test_alternating_runs_log_one_set_at_a_time_and_resume_exactly(config, tmp_path, monkeypatch):
+    options = ("algo=npo", "algo.alternate=epochs", "trainer.epochs=2", "trainer.steps=null", "trainer.save_every=2",
+               "trainer.retain_batch=3", "trainer.accumulate=2")  # fmt: skip
+    straight = execute(config(*options, f"paths.runs={tmp_path}/straight")).folder
+    log = lines(straight)
+    turns = ["r" if "train/nll" in e else "f" for e in log[1:]]
+    assert all(("train/nll" in e) != ("train/npo" in e) for e in log[1:])
+    cycle = len(turns) // 2
+    assert turns == turns[:cycle] * 2 and "".join(turns[:cycle]).lstrip("r").strip("f") == "" and turns[0] == "r"
+    assert log[cycle]["epoch"] == 1.0 and log[-1]["epoch"] == 2.0
+    cfg = config(*options, f"paths.runs={tmp_path}/killed")
+    killed_at(cycle + 1, cfg, monkeypatch)
+    resumed = execute(cfg).folder
+    for name in ("metrics.jsonl", "eval.json"):
+        assert (resumed / name).read_text() == (straight / name).read_text()
+
+
+def test_a_dual_variable_waits_for_the_retain_set_s_turn(config):
+    log = lines(execute(config("algo=pdu", "algo.alternate=epochs", "algo.dual.warmup=0", "trainer.steps=30")).folder)
+    with_dual = [("train/dual" in e) for e in log[1:]]
+    assert with_dual == [("train/nll" in e) for e in log[1:]] and True in with_dual and False in with_dual
 
 
 def test_an_epoch_visits_every_forget_example_once_and_retain_is_drawn_afresh():

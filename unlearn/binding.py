@@ -14,7 +14,8 @@ from unlearn.own import functions, required, signature
 
 REFUSALS = ("refusal", "retain_refusal")
 PAIRED = {"refusal": "forget", "retain_refusal": "retain", "alternate": "forget"}  # answers to which split's questions
-READS = ("forget", "refusal", "alternate", "retain", "retain_refusal")
+TEXTS = {"forget_text": "forget"}  # whole texts, prompt included, of which split
+READS = ("forget", "refusal", "alternate", "forget_text", "retain", "retain_refusal")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _bound(name: str, function: Term, given: Mapping[str, float], weight: float)
             f"term {name!r} must take one or more of {', '.join(READS)} and return PerToken or "
             f"PerAnswer; its signature is {name}{found}"
         )
-    if len({PAIRED.get(p, p) for p in reads}) > 1:  # they are drawn and split separately
+    if len({(PAIRED | TEXTS).get(p, p) for p in reads}) > 1:  # they are drawn and split separately
         raise ObjectiveError(f"term {name!r} reads {', '.join(reads)}: forget and retain questions need a term each")
     wanted = [p for p in found.parameters if p not in READS]
     for p in required(found, wanted):

@@ -25,6 +25,7 @@ RETRY = ("all", "failed")  # of a grid's runs that are not done
 ROUGH_ROWS = ("fp16", "topk")  # of the target alone
 STORED_ROWS = ("auto", "fp32", "hidden", *ROUGH_ROWS)
 PRECISIONS = ("fp32", "bf16")
+ALTERNATE = ("none", "epochs")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -96,6 +97,8 @@ class AlgoConfig:
     teacher: TeacherConfig | None = None  # only for `distill`
     dual: DualConfig | None = None  # null: the retain weight is constant
     alternates: AlternatesConfig | None = None  # only for terms that read `alternate`
+    # epochs: first an epoch of the retain set, then one of the forget set, and so on; none: every step reads both
+    alternate: str = "none"
 
 
 @dataclass
@@ -105,6 +108,8 @@ class MethodConfig:
     name: str = MISSING
     members: list[MemberConfig] = field(default_factory=list)
     train_alpha: float | None = None  # null: the run's `alpha`; a number: the method trains at this α whatever `alpha`
+    tuning: str | None = None  # of the trained member, whatever pair.tuning says; null: as that says
+    rate_of: str | None = None  # another method: its learning rates (× the tuning's factor) where algo.lr has no own
     alone: bool = (
         False  # the trained member learns on its own softmax, its frozen start as reference, and is then added
     )

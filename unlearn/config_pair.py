@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 OFFSET_INITS = ("general", "full", "retain")
-TUNINGS = ("full", "lora")
+LAYERS = "unlearning_layers"
+TUNINGS = ("full", "lora", LAYERS)
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh")  # of the unlearning layers
 TOKENIZERS = ("words", "bpe", "pretrained")
 DTYPES = ("float32", "bfloat16", "auto")
 QUANTISATIONS = ("none", "8bit", "4bit")
@@ -105,6 +107,16 @@ class LoraConfig:
 
 
 @dataclass
+class LayersConfig:
+    """Unlearning layers (EUL): a bottleneck after each feed-forward block, beside the frozen model's own weights."""
+
+    bottleneck: int | None = None  # null: the size that gives about 0.5 % of the model's parameters
+    activation: str = "relu"
+    where: list[int] | None = None  # transformer layers 0, 1 …; null: all
+    lr_factor: float = 1.0  # the learning rate is `algo.lr` times this
+
+
+@dataclass
 class PairConfig:
     """Target and small pair, with the retrained reference they imply.
 
@@ -115,8 +127,9 @@ class PairConfig:
     name: str = MISSING
     seed: int = 0  # of the world and of every model's training; `seed` is the unlearning run's
     offset_init: str = "general"
-    tuning: str = "full"  # of the trained member: all its weights, or LoRA
+    tuning: str = "full"  # of the trained member: all its weights, LoRA, or unlearning layers
     lora: LoraConfig = field(default_factory=LoraConfig)
+    layers: LayersConfig = field(default_factory=LayersConfig)
     batch_size: int = 32  # examples per step when models are trained
     warmup: float = 0.1  # share of the steps
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn import runlog
 from unlearn.config import ConfigError
+from unlearn.config_pair import LAYERS
 from unlearn.data.rows import DataError
 from unlearn.files import sha256, write_json, write_text
-from unlearn.identity import Job, alpha_key
+from unlearn.identity import Job, alpha_key, tuning
 from unlearn.rerun import load
 from unlearn.traces import Traces, forget_rows, tensors_fault
 
@@ -89,6 +90,11 @@ def check(job: Job, given: dict[str, str]) -> Asked:
         raise ConfigError(
             f"method.file={job.cfg.method.file!r}: an export holds no code, and this method's rule is a function of "
             "your own; there are exports of the rules sum, plausible and rank"
+        )
+    if tuning(job.cfg) == LAYERS:
+        raise ConfigError(
+            f"{job.folder}: its tuning is {LAYERS}, and an export holds plain models that need no code of ours; deploy "
+            "the run's adapter/ beside its model (unlearn.layers.load, or peft)"
         )
     place, alpha = _place(job, given["to"]), _alpha(job, given.get("alpha"))
     return Asked(place, alpha, options["weights"] == "all", options["tokenizer"] == "yes")

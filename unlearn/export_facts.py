@@ -16,7 +16,7 @@ from unlearn import core, runlog, sources
 from unlearn.config import Config
 from unlearn.data.rows import DataSet, Row
 from unlearn.ensemble import Ensemble, Member
-from unlearn.identity import Job, algo_name, alpha_key, template, training_alpha
+from unlearn.identity import Job, algo_name, alpha_key, template, training_alpha, tuning
 from unlearn.job import suite_of
 from unlearn.models import llama, tokenizers
 from unlearn.scoring import score
@@ -46,7 +46,7 @@ def facts(job: Job, world: World, alpha: float, models: Mapping[str, nn.Module],
         "template": template(cfg.data.template),
         "tokenizer": _tokenizer(world, tokenizer),
         "pair": {"name": cfg.pair.name, "seed": cfg.pair.seed, "offset_init": cfg.pair.offset_init,
-                 "tuning": cfg.pair.tuning},
+                 "tuning": tuning(cfg)},
         "training": {"algo": algo_name(cfg), "alpha": training_alpha(cfg), "seed": cfg.seed,
                      "collapsed": manifest.get("collapsed") is not None, "kept": manifest.get("kept")},
         "data": {"name": cfg.data.name, "fingerprint": job.data,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from transformers import AutoConfig
-
 from unlearn import sources
 from unlearn.binding import bind
 from unlearn.config import Config
@@ -55,5 +53,5 @@ def _shape(world: World, role: str) -> Shape:
     if own.source is None:
         return Shape(width, own.hidden_size, 4)
     folder = hub.locate(f"pair.{role}.source", own, weights=False)
-    hidden = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().hidden_size
+    hidden = hub.config(folder).get_text_config().hidden_size
     return Shape(width, hidden, 4 if role.startswith("small") else hub.precision(folder, pair.target).itemsize)

@@ -16,7 +16,7 @@ from typing import Any
 from unlearn import sources
 from unlearn.config import NUMBERS, ROUGH_ROWS, Config
 from unlearn.config_data import TemplateConfig
-from unlearn.config_pair import HOW_ASKED, HttpConfig, ModelConfig, PairConfig
+from unlearn.config_pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig, PairConfig
 
 RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
 NO_REFERENCE = "none"  # eval.reference: forget quality and all that compares with a retrained model is left out
@@ -35,7 +35,20 @@ def learning_rate(cfg: Config) -> float:
     """AdamW's learning rate; nothing is learnt at any other."""
     if cfg.trainer.lr is not None:
         return cfg.trainer.lr
-    return cfg.algo.lr[cfg.method.name] * (cfg.pair.lora.lr_factor if cfg.pair.tuning == "lora" else 1.0)
+    if cfg.method.name in cfg.algo.lr and cfg.method.tuning is not None:  # a rate that was searched for this tuning
+        return cfg.algo.lr[cfg.method.name]
+    factors = {"lora": cfg.pair.lora.lr_factor, LAYERS: cfg.pair.layers.lr_factor}
+    return cfg.algo.lr[rate_of(cfg)] * factors.get(tuning(cfg), 1.0)
+
+
+def rate_of(cfg: Config) -> str | None:
+    """The method whose learning rate in `algo.lr` a run takes; None where there is none."""
+    return next((name for name in (cfg.method.name, cfg.method.rate_of) if name in cfg.algo.lr), None)
+
+
+def tuning(cfg: Config) -> str:
+    """How the trained member learns: as the method demands, else as the pair says."""
+    return cfg.pair.tuning if cfg.method.tuning is None else cfg.method.tuning
 
 
 def is_trained(cfg: Config) -> bool:
@@ -118,7 +131,8 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
     if is_trained(cfg):
         identity |= {"algo": _algo_identity(cfg), "trainer": _trainer_identity(cfg), "seed": cfg.seed}
         identity |= {"alone": True} if cfg.method.alone else {}
-        identity |= {"lora": asdict(cfg.pair.lora)} if cfg.pair.tuning == "lora" else {}
+        identity |= {"lora": asdict(cfg.pair.lora)} if tuning(cfg) == "lora" else {}
+        identity |= {"layers": asdict(cfg.pair.layers)} if tuning(cfg) == LAYERS else {}
     return identity
 
 
@@ -131,6 +145,8 @@ def _algo_identity(cfg: Config) -> dict[str, Any]:
         algo["alternates"] = _content(cfg.algo.alternates.file)
     if cfg.algo.retain == "none":
         algo.pop("retain_weight")
+    if cfg.algo.alternate == "none":
+        algo.pop("alternate")
     return algo
 
 

@@ -26,7 +26,7 @@ class Inspection:
         """Raise ``ConfigError``, ``DataError`` or ``ResultError`` for files, models and rows that do not fit."""
         # What people are called is drawn from pair.seed, and how long their rows are hardly depends on it.
         pair = replace(cfg.pair, seed=0) if isinstance(cfg.data, BiosConfig) else cfg.pair
-        shared = {k: v for k, v in asdict(pair).items() if k not in ("tuning", "lora")}
+        shared = {k: v for k, v in asdict(pair).items() if k not in ("tuning", "lora", "layers")}
         key = repr((shared, cfg.data, cfg.eval, [m.model for m in cfg.method.members]))
         if key not in self._seen:
             self._seen.add(key)

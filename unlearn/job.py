@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import nn
 
 from unlearn import evaluation, runlog, seal, threads
@@ -26,7 +27,7 @@ from unlearn.config import Config, ConfigError
 from unlearn.ensemble import Ensemble
 from unlearn.files import read_json, write_folder, write_json
 from unlearn.groups.context import Reference
-from unlearn.identity import NO_REFERENCE, Job, eval_settings, objective
+from unlearn.identity import NO_REFERENCE, Job, eval_settings, objective, tuning
 from unlearn.models import llama
 from unlearn.reference import from_file
 from unlearn.runlog import RunLog
@@ -34,8 +35,8 @@ from unlearn.suite import Suite
 from unlearn.suite import suite as make_suite
 from unlearn.trainer import Diverged
 from unlearn.training import train
-from unlearn.tuning import has_updates, load_updates, lora, merged, save_updates
-from unlearn.world import World, frozen_ensemble, the_world
+from unlearn.tuning import has_layers, has_updates, learner, learnt, merged, save_updates
+from unlearn.world import World, examples_of, frozen_ensemble, the_world
 
 log = logging.getLogger(__name__)
 
@@ -89,21 +90,14 @@ def members(cfg: Config, world: World, folder: Path | None = None) -> Ensemble:
     if ensemble.trained is None:
         return ensemble
     start = ensemble.trained.model
-    model = _learner(cfg, start) if folder is None else llama.freeze(_learnt(cfg, start, folder))
+    how, pair = tuning(cfg), cfg.pair
+    model = learner(start, how, pair, cfg.seed) if folder is None else llama.freeze(_learnt(cfg, start, folder))
     return replace(ensemble, members=tuple(replace(x, model=model) if x.trained else x for x in ensemble.members))
-
-
-def _learner(cfg: Config, start: nn.Module) -> nn.Module:
-    if cfg.pair.tuning == "lora":
-        return lora(start, cfg.pair.lora, cfg.seed)
-    return copy.deepcopy(start).requires_grad_(True)
 
 
 def _learnt(cfg: Config, start: nn.Module, folder: Path) -> nn.Module:
     if (folder / runlog.ADAPTER).is_dir():  # as after training: updates beside the weights, not rounded into them
-        model = lora(start, cfg.pair.lora, cfg.seed)
-        load_updates(model, folder / runlog.ADAPTER)
-        return model
+        return learnt(start, tuning(cfg), cfg.pair, folder / runlog.ADAPTER)
     return llama.load(folder / runlog.OFFSET, next(start.parameters()).device)
 
 
@@ -138,7 +132,7 @@ def finish(cfg: Config, world: World, ensemble: Ensemble, watch: Watch, record: 
     elif collapsed is not None and watch.weights:
         other = copy.deepcopy(model)
         watch.load(other)
-        save(merged(other), world, record.folder / runlog.BEST)
+        _keep(cfg, world, other, record.folder, runlog.BEST)
     if collapsed is not None:
         log.warning(
             "%s collapsed: %s; best point by the declared rule: step %d", record.folder.name, collapsed, watch.step
@@ -147,7 +141,25 @@ def finish(cfg: Config, world: World, ensemble: Ensemble, watch: Watch, record: 
         raise Diverged(f"{watch.broken}; {runlog.BEST}/ holds step {watch.step}, the best point by the declared rule")
     if has_updates(model):
         write_folder(record.folder / runlog.ADAPTER, partial(save_updates, model, cfg.pair.lora))
-    save(merged(model), world, record.folder / runlog.OFFSET)
+    _keep(cfg, world, model, record.folder, runlog.OFFSET)
+
+
+def _keep(cfg: Config, world: World, model: nn.Module, run: Path, place: str) -> None:
+    """Write the trained weights: a whole model, or unlearning layers, which no plain model can hold.
+
+    With the layers goes what fusion needs of the request: inner products, and nothing else.
+    """
+    if not has_layers(model):
+        save(merged(model), world, run / place)
+        return
+    from unlearn import fusion, layers  # a second of imports, by peft
+
+    def write(folder: Path) -> None:
+        layers.save(model, folder)
+        examples, pad = examples_of(world.encoder, world.data.splits["forget"]), world.encoder.tokenizer.pad_token_id
+        save_file(fusion.gram(model, examples, pad, cfg.eval.batch_size), folder / fusion.GRAM)
+
+    write_folder(run / (runlog.ADAPTER if place == runlog.OFFSET else place), write)
 
 
 def save(model: nn.Module, world: World, final: Path) -> None:

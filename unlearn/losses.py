@@ -6,8 +6,9 @@ trainer takes the mean over the whole optimiser step, however that was split int
 model, no config, no device and no padding.
 
 What can be read: ``forget``; ``refusal``, an "I don't know" answer to each forget question (in the same order);
-``alternate``, another answer to each forget question; ``retain``; ``retain_refusal``, a refusal to each retain
-question. A term with a number called ``layer`` reads hidden states, which only a white box has.
+``alternate``, another answer to each forget question; ``forget_text``, question and answer as one text, whose "answer"
+is all of it but the first token; ``retain``; ``retain_refusal``, a refusal to each retain question. A term with a
+number called ``layer`` reads hidden states, which only a white box has.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def flat_pearson(forget: Answers, refusal: Answers) -> PerAnswer:
 
 
 def _mean_p(answers: Answers) -> Tensor:
-    return answers.per_answer(answers.logp.exp()) / answers.lengths
+    return _mean(answers, answers.logp.exp())
 
 
 def me(forget: Answers) -> PerToken:
@@ -162,6 +163,30 @@ def rmu(forget: Answers, layer: float, scale: float) -> PerToken:
     return ((forget.hidden - scale * u / u.norm()) ** 2).mean(-1)
 
 
+def eul(forget: Answers, forget_text: Answers, forget_kl: float, gamma: float) -> PerAnswer:
+    """EUL on forget: − KL(teacher ‖ student) + γ log P(text), each the mean over its tokens. (arXiv 2310.20150)
+
+    The teacher is the target, the student P; the text is the question with its answer. Both parts are unbounded.
+    """
+    return _mean(forget_text, gamma * forget_text.logp) - _mean(forget, forget_kl * forget.kl)
+
+
+def eul_bounded(forget: Answers, forget_text: Answers, forget_kl: float, gamma: float, beta: float) -> PerAnswer:
+    """The same with NPO's bound on either part, token by token: (2/β) log(1 + e^{βx}) in the place of x.
+
+    With x = −KL and x = log(P/P_target)(token): ``eul`` up to constants as β → 0, at the start with its gradient, and
+    with less and less of it the further a token is from the teacher: 2 / (1 + e^{−βx}). Never below 0.
+    """
+    pushed = 2 / beta * F.softplus(-beta * forget.kl)
+    unsaid = 2 / beta * F.softplus(beta * (forget_text.logp - forget_text.target_logp))
+    return _mean(forget, forget_kl * pushed) + _mean(forget_text, gamma * unsaid)
+
+
+def _mean(answers: Answers, values: Tensor) -> Tensor:
+    """Of each answer's tokens, [N] → [B]."""
+    return answers.per_answer(values) / answers.lengths
+
+
 # --- retain terms ---------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +220,11 @@ def uniform(retain: Answers) -> PerToken:
     return retain.each(lambda rows: -rows.logits.log_softmax(-1).mean(-1))
 
 
+def eul_retain(retain: Answers, retain_kl: float, task: float) -> PerAnswer:
+    """EUL on retain: α KL(teacher ‖ student) + λ · NLL, each the mean over an answer's tokens. (arXiv 2310.20150)"""
+    return _mean(retain, retain.each(lambda rows: retain_kl * rows.kl - task * rows.logp))
+
+
 def stay(retain: Answers, layer: float) -> PerToken:
     """RMU's retain term: mean over D of (h − h_target)². (arXiv 2403.03218, Eq. 2)"""
     return ((retain.hidden - retain.target_hidden) ** 2).mean(-1)
@@ -203,9 +233,9 @@ def stay(retain: Answers, layer: float) -> PerToken:
 Term = Callable[..., Tensor]
 _FORGET = (
     ga, idk, npo, simnpo, dpo, altpo, undial, ceu, wga, satimp, flat_tv, flat_kl, flat_pearson, me, margin, distill,
-    rmu, memorize,
+    rmu, memorize, eul, eul_bounded,
 )  # fmt: skip
 FORGET: dict[str, Term] = {t.__name__: t for t in _FORGET}
 RETAIN: dict[str, Term | None] = {"none": None} | {
-    t.__name__: t for t in (nll, kl, nll_kl, ap, distill_retain, uniform, stay)
+    t.__name__: t for t in (nll, kl, nll_kl, ap, distill_retain, uniform, stay, eul_retain)
 }

@@ -102,9 +102,10 @@ class Objective:
 
     def after(self, step: int, log: dict[str, float]) -> None:
         """Update the dual variable, if there is one, from what step 1, 2, … logged."""
-        if self.dual is not None:
+        name = f"train/{self.terms[-1].name}"
+        if self.dual is not None and name in log:  # in an epoch of the forget set alone there is no retain term
             log["train/dual"] = self.dual.value  # the weight that this step had
-            self.dual.update(step, log[f"train/{self.terms[-1].name}"])
+            self.dual.update(step, log[name])
 
     def ids(self, draw: Draw) -> dict[str, list[str]]:
         """The examples that a step reads, by group."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,14 @@ def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig,
     if problems:
         raise ConfigError("\n".join(problems))
     found = job(cfg, read(cfg).fingerprint())
-    if found.folder.name != folder.resolve().name:
+    fused = runlog.manifest(folder).get("fused")  # a folder that `unlearn.fuse` wrote has the config of another
+    if found.folder.name != (fused["like"] if fused else folder.resolve().name):
         raise ConfigError(
             f"{folder}: its config and data now identify {found.folder.name}; the data set or the program "
             "changed since it was made"
         )
+    if fused:
+        found = replace(found, folder=folder.resolve(), was_done=runlog.is_done(folder, cfg, found.data))
     return raw, found
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unlearn.config import MODELS, NUMBERS, Config, MemberConfig, is_number
+from unlearn.config import ALTERNATE, MODELS, NUMBERS, Config, MemberConfig, is_number
+from unlearn.config_pair import TUNINGS
+from unlearn.identity import rate_of
 from unlearn.need import a_file, at_least, need, one_of, positive, share
 
 
@@ -22,6 +24,9 @@ def algo(cfg: Config) -> Iterator[str]:
         a.forget_weight > 0 or (a.retain_weight > 0 and a.retain != "none"),
         "algo.forget_weight", a.forget_weight, "forget and retain weight are both 0: nothing would be trained",
     )  # fmt: skip
+    yield from one_of("algo.alternate", a.alternate, ALTERNATE)
+    rule = "an epoch of the retain set needs a retain term: algo.retain is none"
+    yield from need(a.alternate != "epochs" or a.retain != "none", "algo.alternate", a.alternate, rule)
     if a.file is not None:
         yield from a_file("algo.file", a.file)
     for name, value in a.numbers.items():
@@ -63,7 +68,7 @@ def together(cfg: Config) -> Iterator[str]:
         yield f"algo={algo.name!r} with method={method.name!r}: the method {kind if method.reversed else other}"
     elif algo.white_box and next(m.model for m in method.members if m.trained) != "target":
         yield black_box(cfg)
-    elif cfg.trainer.lr is None and method.name not in algo.lr:
+    elif cfg.trainer.lr is None and rate_of(cfg) is None:
         yield (
             f"algo.lr: {algo.name!r} has no learning rate for method {method.name!r}; it has "
             f"{', '.join(algo.lr) or 'none'}. Give trainer.lr=NUMBER or +algo.lr.{method.name}=NUMBER"
@@ -96,6 +101,8 @@ def method(cfg: Config) -> Iterator[str]:
     constant = [m.name for m in members if m.constant]
     rule = "at α = 0 the method must be the target: a member of model target, not trained, needs constant: 1"
     yield from need(any(m.constant == 1 and m.name in targets for m in members), "method.members", constant, rule)
+    if cfg.method.tuning is not None:
+        yield from one_of("method.tuning", cfg.method.tuning, TUNINGS)
     if cfg.method.rule != "sum":
         learns = not trained or cfg.method.alone or cfg.method.rule != "rank"
         rule = "which tokens it pushes out has no gradient; a trained member must learn alone (method.alone=true)"

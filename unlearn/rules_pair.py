@@ -10,7 +10,9 @@ from pathlib import Path
 from unlearn import sources
 from unlearn.config import Config, ConfigError
 from unlearn.config_pair import (
+    ACTIVATIONS,
     DTYPES,
+    LAYERS,
     OFFSET_INITS,
     QUANTISATIONS,
     TOKENIZERS,
@@ -19,6 +21,7 @@ from unlearn.config_pair import (
     SourceConfig,
     TargetConfig,
 )
+from unlearn.identity import tuning
 from unlearn.need import at_least, below_one, need, one_of, positive, share
 
 LARGEST = 10**10  # parameters of a model from scratch
@@ -31,6 +34,7 @@ def pair(cfg: Config) -> Iterator[str]:
     yield from below_one("pair.lora.dropout", cfg.pair.lora.dropout)
     for key in ("alpha", "lr_factor"):
         yield from positive(f"pair.lora.{key}", getattr(cfg.pair.lora, key))
+    yield from _layers(cfg)
     yield from one_of("pair.offset_init", cfg.pair.offset_init, OFFSET_INITS)
     yield from at_least("pair.batch_size", cfg.pair.batch_size, 1)
     yield from share("pair.warmup", cfg.pair.warmup)
@@ -42,6 +46,23 @@ def pair(cfg: Config) -> Iterator[str]:
     yield from _tokenizer(cfg)
     if cfg.pair.offset_init in OFFSET_INITS:
         yield from _members(cfg)
+
+
+def _layers(cfg: Config) -> Iterator[str]:
+    layers = cfg.pair.layers
+    yield from one_of("pair.layers.activation", layers.activation, ACTIVATIONS)
+    yield from positive("pair.layers.lr_factor", layers.lr_factor)
+    if layers.bottleneck is not None:
+        yield from at_least("pair.layers.bottleneck", layers.bottleneck, 1)
+    if layers.where is not None:
+        rule = "must be null (all transformer layers), or one or more of them, each once, counted from 0"
+        fine = len(layers.where) > 0 and len(set(layers.where)) == len(layers.where) and min(layers.where) >= 0
+        yield from need(fine, "pair.layers.where", layers.where, rule)
+        learner = next((m.model for m in cfg.method.members if m.trained), None)
+        size = cfg.pair.target if learner == "target" else cfg.pair.small
+        if fine and learner is not None and tuning(cfg) == LAYERS and size.source is None:
+            rule = f"the model that learns has the layers 0 to {size.layers - 1}"
+            yield from need(max(layers.where) < size.layers, "pair.layers.where", layers.where, rule)
 
 
 def _model(key: str, model: ModelConfig) -> Iterator[str]:
@@ -135,6 +156,6 @@ def _members(cfg: Config) -> Iterator[str]:
             target.quantisation == "none", "pair.target.quantisation", target.quantisation, f"{rule}: must be none"
         )
         yield from need(target.device != "auto", "pair.target.device", target.device, f"{rule}, on one device")
-        if cfg.pair.tuning == "lora":
-            rule = "with pair.tuning=lora what learns reads the target's own weights, on the run's device: must be null"
+        if tuning(cfg) != "full":
+            rule = f"with {tuning(cfg)} what learns reads the target's own weights, on the run's device: must be null"
             yield from need(target.device is None, "pair.target.device", target.device, rule)

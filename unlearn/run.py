@@ -47,7 +47,7 @@ def perform(raw: DictConfig, job: Job) -> None:
 def _perform(raw: DictConfig, job: Job) -> None:
     # Two jobs may ask for the same run (direct ignores α in training): the second one waits, then finds it done.
     with locked(ended.lock(job.folder), f"the run {job.folder.name}"):
-        if grid.job(job.cfg, job.data).was_done:
+        if runlog.is_done(job.folder, job.cfg, job.data):
             log.info("%s is done: skipped", job.folder.name)
         elif job.cfg.retry == "failed" and runlog.manifest(job.folder).get("status") not in (*ended.ENDED, "running"):
             log.info("%s did not fail: skipped", job.folder.name)

@@ -27,7 +27,7 @@ COLUMNS = {
     "forget_quality": "forget\nquality ↑",
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.offset_init")  # settings of the pair that references do not share
+OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.layers.", "pair.offset_init")  # that references do not share
 WIDTH = 126  # characters at least; a narrower pipe or terminal wraps lines rather than losing columns
 
 
@@ -46,20 +46,21 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
         table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics), "", "reference", style="cyan")
     table.add_section()
     unfinished = [job for job in jobs if not runlog.is_done(job.folder, job.cfg, job.data)]
+    manifests = {job.folder: _manifest(job.folder) for job in jobs}
     for job in jobs:
-        manifest = _manifest(job.folder)
+        manifest = manifests[job.folder]
         status = "done before" if job.was_done else manifest.get("status", "not started")
         if manifest.get("status") == "done":
             if job in unfinished:
                 status = "not evaluated"
             elif manifest.get("collapsed"):
                 status = "collapsed"
-        for row in _rows(job, status, varying):
+        for row in _rows(job, manifest, status, varying):
             table.add_row(*row, style="red" if job in unfinished else None)
     console.width = max(console.width, console.measure(table, options=console.options.update(max_width=10**4)).maximum)
     console.print(table)
     for job in unfinished:
-        error = _manifest(job.folder).get("error") or "stopped before its end; the same command goes on from there"
+        error = manifests[job.folder].get("error") or "stopped before its end; the same command goes on from there"
         say = f"[red]{escape(job.folder.name)}[/red]: {escape(error)}\n  see {escape(str(job.folder / 'log.txt'))}"
         console.print(say, highlight=False, soft_wrap=True)
     for folder in sorted({job.folder.parent for job in jobs}):
@@ -129,10 +130,10 @@ def _settings(cfg: Config, keys: Sequence[str]) -> list[tuple[str, str]]:
     return [(key, str(flat.get(key))) for key in keys]
 
 
-def _rows(job: Job, status: str, varying: list[str]) -> Iterator[list[str]]:
+def _rows(job: Job, manifest: Mapping[str, Any], status: str, varying: list[str]) -> Iterator[list[str]]:
     cfg, settings = job.cfg, eval_settings(job.cfg, job.data)
     entries = {a: m for a, m in _evaluation(job.folder)["alphas"].items() if m.get("settings") == settings}
-    seconds = f"{runlog.own_seconds(_manifest(job.folder)):.0f}"
+    seconds = f"{runlog.own_seconds(manifest):.0f}"
     for alpha in eval_alphas(cfg):
         values = [value for _, value in _settings(cfg, varying)]
         numbers = cells(entries.get(alpha_key(alpha), {}))

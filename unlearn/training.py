@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from unlearn import stopping
 from unlearn.alternates import alternates
-from unlearn.binding import PAIRED, REFUSALS, BoundTerm, bind
+from unlearn.binding import PAIRED, REFUSALS, TEXTS, BoundTerm, bind
 from unlearn.collapse import Watch
 from unlearn.config import Config
 from unlearn.data.encoding import Examples
@@ -32,7 +32,7 @@ from unlearn.rows import FrozenRows, LiveRows
 from unlearn.runlog import CHECKPOINT, DIVERGED, RunLog
 from unlearn.trainer import Diverged, Loop, Optimisation, accelerator
 from unlearn.trajectory import Probe, probe
-from unlearn.world import World, examples_of, frozen_ensemble
+from unlearn.world import World, examples_of, frozen_ensemble, texts_of
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _sampler(cfg: Config, world: World, terms: Sequence[BoundTerm]) -> Sampler:
     retain = len(splits["retain"])
     return Sampler(
         len(splits["forget"]), retain, refusals, t.forget_batch, t.retain_batch, cfg.seed, held_out(retain, t.held_out),
-        counts,
+        counts, cfg.algo.alternate == "epochs",
     )  # fmt: skip
 
 
@@ -236,7 +236,8 @@ def idle(objective: Objective, points: Probe | None) -> list[nn.Module]:
     live = {rows.member.name for each in sets for rows in each.values() if isinstance(rows, LiveRows)}
     used += [m.model for m in members if m.name in live]
     found = {id(m.model): m.model for m in members}
-    return [model for key, model in found.items() if key not in set(map(id, used))]
+    run = {id(p) for model in used for p in model.parameters()}  # LoRA and layers read the weights of a frozen twin
+    return [model for model in found.values() if not any(id(p) in run for p in model.parameters())]
 
 
 def store_rows(cfg: Config, world: World, ensemble: Ensemble) -> None:
@@ -275,11 +276,12 @@ def read_examples(
     if name in PAIRED:
         drawn = _drawn(sampler, steps, name)
         return _paired_examples(cfg, world, drawn, name), {pair: k for k, pair in enumerate(drawn)}
-    rows = world.data.splits[name]
+    make = texts_of if name in TEXTS else examples_of
+    rows = world.data.splits[TEXTS.get(name, name)]
     drawn = _drawn(sampler, steps, name)
     if 2 * len(drawn) >= len(rows):
-        return examples_of(world.encoder, rows), None
-    return examples_of(world.encoder, [rows[i] for i in drawn]), {i: k for k, i in enumerate(drawn)}
+        return make(world.encoder, rows), None
+    return make(world.encoder, [rows[i] for i in drawn]), {i: k for k, i in enumerate(drawn)}
 
 
 def _drawn(sampler: Sampler, steps: int, name: str) -> list[Any]:

@@ -1,8 +1,9 @@
-"""How the trained member learns: with all its weights, or through low-rank updates (LoRA, by peft).
+"""How the trained member learns: with all its weights, through low-rank updates (LoRA, by peft), or through unlearning
+layers (EUL, ``layers.py``).
 
-With LoRA the trained member is a second view of a frozen model: it reads the very same weights and has its updates
-beside them. So offset and anchor are one set of weights in memory, the anchor is the offset without its updates, and
-nothing has to be switched off and on again.
+With LoRA and layers the trained member is a second view of a frozen model: it reads the very same weights and has its
+updates beside them. So offset and anchor are one set of weights in memory, the anchor is the offset without its
+updates, and nothing has to be switched off and on again.
 """
 
 from __future__ import annotations
@@ -15,12 +16,34 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from unlearn.config_pair import LoraConfig
+from unlearn.config_pair import LAYERS, LoraConfig, PairConfig
 
 if TYPE_CHECKING:
     import peft
 
 WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."  # peft's names
+
+
+def learner(model: nn.Module, how: str, pair: PairConfig, seed: int) -> nn.Module:
+    """What learns: a copy of the frozen model, or a view of it with what learns beside its weights."""
+    if how == "lora":
+        return lora(model, pair.lora, seed)
+    if how == LAYERS:
+        from unlearn import layers  # a second of imports, by peft
+
+        return layers.add(model, pair.layers, seed)
+    return copy.deepcopy(model).requires_grad_(True)
+
+
+def learnt(model: nn.Module, how: str, pair: PairConfig, folder: Path) -> nn.Module:
+    """A view of the frozen model with what a run's ``folder`` of updates or layers holds."""
+    if how == LAYERS:
+        from unlearn import layers
+
+        return layers.load(model, folder)
+    view = lora(model, pair.lora, 0)
+    load_updates(view, folder)
+    return view
 
 
 def lora(model: nn.Module, cfg: LoraConfig, seed: int) -> nn.Module:
@@ -38,7 +61,10 @@ def lora(model: nn.Module, cfg: LoraConfig, seed: int) -> nn.Module:
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """A plain model with the same logits: a copy whose weights hold the low-rank updates; without any, the model."""
+    """A plain model with the same logits: a copy whose weights hold the low-rank updates; without any, the model.
+
+    Unlearning layers are no change of weights: a model with them stays what it is.
+    """
     if not has_updates(model):
         return model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -53,6 +79,15 @@ def merged(model: nn.Module) -> nn.Module:
 
 def has_updates(model: nn.Module) -> bool:
     return any("lora_" in name for name, _ in model.named_parameters())
+
+
+def has_layers(model: nn.Module) -> bool:
+    return layer_parameters(model) > 0
+
+
+def layer_parameters(model: nn.Module) -> int:
+    """Number of parameters of the unlearning layers in the model."""
+    return sum(p.numel() for name, p in model.named_parameters() if ".unlearning_" in name)
 
 
 def save_updates(model: nn.Module, cfg: LoraConfig, folder: Path) -> None:

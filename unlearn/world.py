@@ -25,7 +25,7 @@ from unlearn.blackbox.remote import Place, RemoteModel, fingerprint
 from unlearn.combination import SUM, Rule
 from unlearn.config import Config, ConfigError, MemberConfig
 from unlearn.config_pair import ModelConfig, PairConfig, StageConfig
-from unlearn.data.encoding import Encoder, Examples, collate
+from unlearn.data.encoding import Encoder, Example, Examples, collate
 from unlearn.data.readers import read
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.sampling import epoch_batches
@@ -131,7 +131,8 @@ _latest: dict[str, World] = {}  # the jobs of a grid mostly share one world: kee
 
 def the_world(cfg: Config) -> World:
     """Read the data set and make its tokenizer; models follow when they are asked for."""
-    models = {k: v for k, v in asdict(cfg.pair).items() if k not in ("tuning", "lora")}  # how one learns is the run's
+    of_learner = ("tuning", "lora", "layers")  # how one learns is the run's
+    models = {k: v for k, v in asdict(cfg.pair).items() if k not in of_learner}
     key = digest([models, repr(cfg.data), str(Path(cfg.paths.store).resolve()), cfg.trainer.device])
     if key not in _latest:
         _latest.clear()
@@ -188,6 +189,12 @@ def frozen_ensemble(members: Sequence[MemberConfig], world: World, rule: Rule = 
 def examples_of(encoder: Encoder, rows: Iterable[Row]) -> Examples:
     """Each row's question with its right answer."""
     return Examples(encoder.example(r.id, r.question, r.answer) for r in rows)
+
+
+def texts_of(encoder: Encoder, rows: Iterable[Row]) -> Examples:
+    """Each row's question with its right answer as one text: of every token but the first its probability is asked."""
+    pairs = (encoder.example(f"{r.id}/text", r.question, r.answer) for r in rows)
+    return Examples(Example(e.id, e.prompt[:1], (*e.prompt[1:], *e.answer)) for e in pairs)
 
 
 @dataclass(frozen=True)

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
 
+from analysis import arguments
 from analysis.output import whole
 from analysis.report.page import page
 from analysis.runs import StudyError, load
 
-EPILOG = """examples:
-  python -m analysis.report default                        writes runs/default/report.html
+EXAMPLES = """  python -m analysis.report default                        writes runs/default/report.html
   python -m analysis.report default --out report.html      elsewhere
   python -m analysis.report default --alpha 1 --algo npo   examples of this setting, instead of the summary's first
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(given: list[str] | None = None) -> int:
     """The command; returns the exit status: 0, or 2 for a study that cannot be read."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.report",
-        description="Writes one HTML page about a study: summary, figures, tables, examples, failures, commands.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = arguments.parser(
+        "report",
+        "Writes one HTML page about a study: summary, figures, tables, examples, failures, commands.",
+        EXAMPLES,
     )
-    parser.add_argument("study", metavar="STUDY", help="a study's name under --runs, or a path to its folder")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="the folder of all studies (default: runs)")
     parser.add_argument("--out", metavar="FILE", help="where to write (default: report.html in the study's folder)")
     parser.add_argument("--algo", help="of the examples: the algorithm")
     parser.add_argument("--method", help="of the examples: the method")
     parser.add_argument("--alpha", type=float, help="of the examples: the evaluated alpha")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_args(given)
     wanted = {"algo": asked.algo, "method": asked.method, "eval_alpha": asked.alpha}
     try:
         study = load(asked.study, asked.runs)
-        again = shlex.join(["python", "-m", "analysis.report", *(sys.argv[1:] if arguments is None else arguments)])
+        again = shlex.join(["python", "-m", "analysis.report", *(sys.argv[1:] if given is None else given)])
         text = page(study, {k: v for k, v in wanted.items() if v is not None}, again)
         path = Path(asked.out) if asked.out else study.folder / "report.html"
         with whole(path) as half:

@@ -18,7 +18,7 @@ from unlearn.ensemble import Ensemble
 from unlearn.groups.behaviour import probs, recalls
 from unlearn.groups.context import Context, Found, aggregate
 from unlearn.models.llama import parameters
-from unlearn.tuning import merged
+from unlearn.tuning import layer_parameters, merged
 
 BITS = (8, 4)
 
@@ -39,9 +39,9 @@ def measure(ctx: Context) -> Found:
 
 def _parts(ensemble: Ensemble) -> dict[str, set[str]]:
     """Names of the members that are rounded together."""
-    everything = {m.name for m in ensemble.members}
-    largest = max(parameters(m.model) for m in ensemble.members)
-    large = {m.name for m in ensemble.members if parameters(m.model) == largest}
+    sizes = {m.name: parameters(m.model) - layer_parameters(m.model) for m in ensemble.members}
+    everything = set(sizes)
+    large = {name for name, size in sizes.items() if size == max(sizes.values())}
     parts = {"target": large, "pair": everything - large} if large < everything else {}
     return parts | {"all": everything}
 

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from unlearn.blackbox import forms, selftest
-from unlearn.blackbox.client import Client, Halted
+from unlearn.blackbox.client import Client, Halted, Tally
 from unlearn.blackbox.forms import Texts
 from unlearn.blackbox.memo import Memo
 from unlearn.blackbox.questions import NEXT, Answer, BlackBoxError, Question
@@ -30,7 +30,7 @@ class Asking:
 
     def __init__(self, http: HttpConfig, memo: Memo, texts: Texts, progress: bool):
         self.http, self.memo, self.texts, self.progress = http, memo, texts, progress
-        self.before, self._client = memo.spent(), None
+        self._tally, self._client = Tally(), None
 
     def answer(self, question: Question, k: int) -> Answer:
         """What is known; ``fill`` before. ``BlackBoxError`` where an answer is gone again."""
@@ -48,13 +48,9 @@ class Asking:
             if missing:
                 self._ask(missing, k, what, len(questions))
 
-    def begin(self) -> None:
-        self.before = self.memo.spent()
-
     def spent(self) -> dict[str, int]:
-        """Requests and tokens since ``begin``, or since there is this object; by all processes that ask this model."""
-        now = self.memo.spent()
-        return {what: now[what] - self.before[what] for what in now}
+        """Requests and tokens of this process."""
+        return self._tally.spent
 
     def tested(self) -> Tested | None:
         """What the start showed; None where nothing had to be asked."""
@@ -99,7 +95,7 @@ class Asking:
     def _connection(self) -> Client:
         """The same as before, whose connections are open, unless it was halted."""
         if self._client is None or self._client.halt.is_set():
-            self._client = Client(self.http, self.memo)
+            self._client = Client(self.http, self.memo, self._tally)
         return self._client
 
     def _wait(self, sent: Sequence[Future[int]], bar: tqdm) -> None:

@@ -109,7 +109,7 @@ class Memo:
     def settle(self, reserved: int, used: int) -> None:
         """Give back what a request turned out not to need."""
         with self._transaction():
-            self._add(0, min(0, used - reserved))
+            self._add(0, used - reserved)
 
     def spent(self) -> dict[str, int]:
         """Requests and tokens, in all calls together."""

@@ -21,6 +21,8 @@ from unlearn.ensemble import Member
 from unlearn.identity import digest, remote_identity
 from unlearn.opaque import Opaque, Top
 
+NOTHING = {"requests": 0, "tokens": 0}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -44,6 +46,7 @@ class RemoteModel(Opaque):
     def __init__(self, http: HttpConfig, where: Place, like: Member | None = None):
         super().__init__(where.width, http.k, where.device, like)
         self.http, self.where = http, where
+        self._before = dict(NOTHING)
         self._noted: dict[str, dict[str, int]] = {}  # what was said, and what it took
 
     @cached_property
@@ -96,12 +99,14 @@ class RemoteModel(Opaque):
 
     def begin(self) -> None:
         """Count from here."""
-        self._noted = {}
-        if "asking" in self.__dict__:
-            self.asking.begin()
+        self._noted, self._before = {}, self._sent()
 
     def spent(self) -> dict[str, int]:
-        return self.asking.spent() if "asking" in self.__dict__ else {"requests": 0, "tokens": 0}
+        now = self._sent()
+        return {what: now[what] - self._before[what] for what in now}
+
+    def _sent(self) -> dict[str, int]:
+        return self.asking.spent() if "asking" in self.__dict__ else dict(NOTHING)
 
     def note(self, what: str, said: int, before: Mapping[str, int]) -> None:
         entry = self._noted.setdefault(what, {"said": 0, "requests": 0, "tokens": 0})

@@ -37,8 +37,8 @@ HERE = Path(__file__).resolve().parent
 STUDY = "requests_study"
 COUNT = 5
 STATES = ("sum", "fused", "continued", "reversed", "joint")
-PLAIN = ("eval.groups=[]", "eval.reference=none", "eval.max_examples=100", "eval.resamples=0")
-FULL = ("eval.groups=[leak]", "eval.max_examples=100")
+PLAIN = ("eval.groups=[]", "eval.reference=none", "eval.max_examples=10", "eval.resamples=0")
+FULL = ("eval.groups=[leak]", "eval.max_examples=80")
 SPLITS = ("forget", "retain", "real_authors", "world_facts")
 SHOWN = {
     **{f"{split}/prob": f"{split.replace('_', ' ')} prob" for split in SPLITS}, "model_utility": "utility",
@@ -136,24 +136,46 @@ def matched(cfg: Config, jobs: Sequence[Job]) -> dict[str, Any]:
     return {"alpha": found["alpha"], "note": found["note"], **found["report"]}
 
 
-def returns(world: World, name: str, jobs: Sequence[Job], state: str) -> list[dict[str, Any]]:
-    """The probability of every request after each, and what is retained: one row per step and request."""
-    cfg = sequence.in_order(jobs, COUNT)
-    numbers = [job.cfg.data.request for job in jobs]
+def returns(world: World, name: str, jobs: Sequence[Job], alone: bool) -> list[dict[str, Any]]:
+    """The probability of every request after each, and what is retained: one row per step and request.
+
+    ``jobs`` answer one request each; their sum so far is what there is after each, or (``alone``) the latest.
+    """
+    cfg = world.config(*PLAIN, "eval.max_examples=100")
+    order = [job.cfg.data.request for job in jobs]
 
     def make() -> list[dict[str, Any]]:
         rows = []
-        for step in sequence.evaluate(jobs, [1.0] * len(jobs), state):
-            kept_ = {s: step.metrics[f"{s}/prob"] for s in OTHERS}
-            rows += [{"after": step.after, "place": place, "request": numbers[place - 1],
-                      "prob": step.of_request(place, "prob"), **kept_} for place in sequence.numbers(step)]  # fmt: skip
+        for k in range(1, len(jobs) + 1):
+            found = probabilities(cfg, jobs[k - 1 : k] if alone else jobs[:k])
+            kept_ = {split: found[split] for split in OTHERS}
+            rows += [{"after": k, "place": place, "request": number, "prob": found[number], **kept_}
+                     for place, number in enumerate(order, 1)]  # fmt: skip
         return rows
 
     return [{"world": world.seed, "answer": name, **row} for row in kept(f"returns-{name}", cfg, jobs, make)]
 
 
+def probabilities(cfg: Config, jobs: Sequence[Job]) -> dict[int | str, float]:
+    """Mean probability of the right answers, by request and by split, under the sum of some offsets."""
+    from unlearn.groups.behaviour import probs
+    from unlearn.job import settle, suite_of
+    from unlearn.sums import summed
+    from unlearn.world import the_world
+
+    settle(cfg)
+    there = the_world(cfg)
+    ensemble, suite = summed(parts(jobs), there), suite_of(cfg, there)
+    found = {split: float(probs(suite, ensemble, 1.0, suite.split(split)).mean()) for split in OTHERS}
+    forget = suite.split("forget")
+    values = dict(zip((r.id for r in forget.rows), probs(suite, ensemble, 1.0, forget), strict=True))
+    for number, request in enumerate(there.data.sequence.requests, 1):
+        found[number] = float(sum(values[r.id] for r in request) / len(request))
+    return found
+
+
 def gate(world: World, state: str, jobs: Sequence[Job]) -> dict[str, float]:
-    cfg = world.config("eval.groups=[gate]", "eval.max_examples=100", "eval.reference=none", "eval.resamples=0")
+    cfg = world.config(*PLAIN[1:], "eval.groups=[gate]", "eval.max_examples=80")
 
     def make() -> dict[str, float]:
         metrics = sequence.measure(cfg, parts(jobs), COUNT).metrics
@@ -196,10 +218,10 @@ def measure(seeds: Sequence[int], asked: argparse.Namespace) -> dict[str, pd.Dat
             found["results"] += [row(seed, state, "1", one["one"]), row(seed, state, "matched", one["matched"])]
             say(f"world {seed}: {state} measured")
         found["results"] += [row(seed, name, "–", m) for name, m in one["references"].items()]
-        for name, jobs, state in (("sum", answers["sum"], "sum"), ("sum reversed", answers["sum"][::-1], "sum"),
-                                  ("continued", answers["continued"], "alone"),
-                                  ("continued reversed", answers["reversed"], "alone")):  # fmt: skip
-            found["returns"] += returns(world, name, jobs, state)
+        for name, jobs, alone in (("sum", answers["sum"], False), ("sum reversed", answers["sum"][::-1], False),
+                                  ("continued", answers["continued"], True),
+                                  ("continued reversed", answers["reversed"], True)):  # fmt: skip
+            found["returns"] += returns(world, name, jobs, alone)
         say(f"world {seed}: after each request")
         for state in ("sum", "joint"):
             found["gate"].append({"world": seed, "answer": state, **gate(world, state, answers[state])})
@@ -257,7 +279,7 @@ def tables(found: dict[str, pd.DataFrame]) -> str:
     text += lines(["", "members", "ms per token"], rows)
     for answer, some in found["gate"].groupby("answer", sort=False):
         text += [f"**Gate beside {answer}**: share flagged, and ROUGE-L recall of the greedy answer", ""]
-        rows = [(way.replace("_", ", "), cell(some[f"gate/overlap/flagged_{way}"]),
+        rows = [(way.replace("composite_", "composite, ").replace("_", " "), cell(some[f"gate/overlap/flagged_{way}"]),
                  cell(some[f"gate/likelihood/flagged_{way}"]), *(cell(some[f"gate/{d}_{way}"]) for d in DEFENCES))
                 for way in (*WAYS, *OTHERS)]  # fmt: skip
         head = ["asked", "flagged: overlap", "flagged: likelihood", "target", "offset", "gate and offset", "gate alone"]

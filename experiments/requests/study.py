@@ -1,6 +1,6 @@
 """Five deletion requests on a black box, one person each: answered one by one, fused into one offset, or all at once.
 
-    python experiments/requests/study.py [--worlds 3] [--algo simnpo] [--tuning full] [--steps 60] [SETTINGS]
+    python experiments/requests/study.py [--worlds 3] [--algo simnpo] [--tuning full] [--steps 100] [SETTINGS]
 
 Every answer is trained with as many steps as the others: five offsets that are added up (sum), the same five fused into
 one (fused: the sum of their weight changes; with --tuning unlearning_layers the layers' fusion), one offset trained on
@@ -297,7 +297,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--worlds", type=int, default=3)
     parser.add_argument("--algo", default="simnpo")
     parser.add_argument("--tuning", default="full")
-    parser.add_argument("--steps", type=int, default=60, help="of one request; as many for each of five at once")
+    parser.add_argument("--steps", type=int, default=100, help="of one request; as many for each of five at once")
     parser.add_argument("settings", nargs="*", help="further settings of every run, KEY=VALUE")
     parser.add_argument("--to", type=Path, default=HERE, help="where tables and CSV files go")
     asked = parser.parse_args(arguments)

@@ -8,7 +8,7 @@ and on, in the order of the requests and in the other (continued, reversed), one
 Measured: the five forget sets together with leak@k, retained and general ability, the distance to a target that never
 saw the five, at α = 1 and at matched forgetting; every request after each of them; what a token costs; and a gate by
 counts of words, alone and beside the offsets. Runs and measurements that are there are not repeated. Writes
-results.csv, returns.csv, gate.csv and tables.md beside itself.
+results.csv, returns.csv, gate.csv, cost.csv and tables.md beside itself.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import table
 
-from analysis.statistics import mean
 from unlearn import grid, runlog, sequence
 from unlearn.config import Config, register
 from unlearn.data.readers import read
@@ -39,14 +39,6 @@ COUNT = 5
 STATES = ("sum", "fused", "continued", "reversed", "joint")
 PLAIN = ("eval.groups=[]", "eval.reference=none", "eval.max_examples=10", "eval.resamples=0")
 FULL = ("eval.groups=[leak]", "eval.max_examples=80")
-SPLITS = ("forget", "retain", "real_authors", "world_facts")
-SHOWN = {
-    **{f"{split}/prob": f"{split.replace('_', ' ')} prob" for split in SPLITS}, "model_utility": "utility",
-    "forget/leak_gap": "leak − retr.", "forget_quality_log10": "log₁₀ FQ",
-}  # fmt: skip
-DEFENCES = ("target", "offset", "gated", "refusing")
-WAYS = ("direct", "paraphrased", "prefix", "composite", "composite_paraphrased", "misspelt")
-OTHERS = ("retain", "real_authors", "world_facts")
 began = time.monotonic()
 
 
@@ -148,7 +140,7 @@ def returns(world: World, name: str, jobs: Sequence[Job], alone: bool) -> list[d
         rows = []
         for k in range(1, len(jobs) + 1):
             found = probabilities(cfg, jobs[k - 1 : k] if alone else jobs[:k])
-            kept_ = {split: found[split] for split in OTHERS}
+            kept_ = {split: found[split] for split in table.OTHERS}
             rows += [{"after": k, "place": place, "request": number, "prob": found[number], **kept_}
                      for place, number in enumerate(order, 1)]  # fmt: skip
         return rows
@@ -166,7 +158,7 @@ def probabilities(cfg: Config, jobs: Sequence[Job]) -> dict[int | str, float]:
     settle(cfg)
     there = the_world(cfg)
     ensemble, suite = summed(parts(jobs), there), suite_of(cfg, there)
-    found = {split: float(probs(suite, ensemble, 1.0, suite.split(split)).mean()) for split in OTHERS}
+    found = {split: float(probs(suite, ensemble, 1.0, suite.split(split)).mean()) for split in table.OTHERS}
     forget = suite.split("forget")
     values = dict(zip((r.id for r in forget.rows), probs(suite, ensemble, 1.0, forget), strict=True))
     for number, request in enumerate(there.data.sequence.requests, 1):
@@ -232,64 +224,8 @@ def measure(seeds: Sequence[int], asked: argparse.Namespace) -> dict[str, pd.Dat
 
 def row(seed: int, answer: str, at: str, metrics: dict[str, Any]) -> dict[str, Any]:
     far = {f"distance/{k}": v for k, v in (metrics.get("distance") or {}).items() if k.endswith("/prob")}
-    names = [*SHOWN, "alpha", *(f"{s}/rougeL_recall" for s in SPLITS), "forget/leak@20"]
+    names = [*table.SHOWN, "alpha", *(f"{s}/rougeL_recall" for s in table.SPLITS), "forget/leak@20"]
     return {"world": seed, "answer": answer, "at": at} | {k: metrics[k] for k in names if k in metrics} | far
-
-
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-
-def cell(values: pd.Series) -> str:
-    """Mean over worlds ± half of its 95 % interval."""
-    found = mean(values)
-    return "–" if found.n == 0 else f"{found.mean:.3f}" + (f" ± {found.half:.3f}" if found.n > 1 else "")
-
-
-def lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    table = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return [*table, *("| " + " | ".join(r) + " |" for r in rows), ""]
-
-
-def tables(found: dict[str, pd.DataFrame]) -> str:
-    results, worlds = found["results"], found["results"]["world"].nunique()
-    text = [f"Means over {worlds} worlds (`pair.seed`) ± half of the 95 % t-interval.", ""]
-    for at, title in (("1", "At α = 1"), ("matched", "At matched forgetting (an oracle: the retrained model's)")):
-        shown = [k for k in ("alpha", *SHOWN) if k in results and results.loc[results["at"] == at, k].notna().any()]
-        text += [f"**{title}**, all five forget sets together", ""]
-        rows = [(name, *(cell(some[k]) for k in shown)) for name, some in
-                results[results["at"].isin([at, "–"])].groupby("answer", sort=False)]  # fmt: skip
-        text += lines(["", *(SHOWN.get(k, "scale") for k in shown)], rows)
-    text += ["**After each request**: probability of the answers of the request asked for first, second, …", ""]
-    for name, some in found["returns"].groupby("answer", sort=False):
-        places = sorted(some["place"].unique())
-        rows = []
-        for after, step in some.groupby("after"):
-            each = [cell(step.loc[step["place"] == p, "prob"]) for p in places]
-            other = [cell(step.loc[step["place"] == 1, s]) for s in OTHERS]
-            rows.append((str(after), *each, *other))
-        text += [f"{name}:", "", *lines(["after", *(f"request {p}" for p in places), *OTHERS], rows)]
-    text += [
-        "Coming back: probability of the first request's answers after the last request minus right after its own:"
-    ]
-    text += ["", *lines(["", "first request"], [(name, cell(back(some))) for name, some in
-             found["returns"].groupby("answer", sort=False)])]  # fmt: skip
-    text += ["**What a token costs** (greedy, one prompt at a time, one core)", ""]
-    rows = [(name, f"{some['members'].iloc[0]}", cell(some["ms_per_token"])) for name, some in
-            found["cost"].groupby("answer", sort=False)]  # fmt: skip
-    text += lines(["", "members", "ms per token"], rows)
-    for answer, some in found["gate"].groupby("answer", sort=False):
-        text += [f"**Gate beside {answer}**: share flagged, and ROUGE-L recall of the greedy answer", ""]
-        rows = [(way.replace("composite_", "composite, ").replace("_", " "), cell(some[f"gate/overlap/flagged_{way}"]),
-                 cell(some[f"gate/likelihood/flagged_{way}"]), *(cell(some[f"gate/{d}_{way}"]) for d in DEFENCES))
-                for way in (*WAYS, *OTHERS)]  # fmt: skip
-        head = ["asked", "flagged: overlap", "flagged: likelihood", "target", "offset", "gate and offset", "gate alone"]
-        text += lines(head, rows)
-    return "\n".join(text)
-
-
-def back(some: pd.DataFrame) -> pd.Series:
-    first = some[some["place"] == 1].pivot(index="world", columns="after", values="prob")
-    return first[first.columns.max()] - first[1]
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -305,10 +241,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     register()
     found = measure(range(asked.worlds), asked)
     asked.to.mkdir(parents=True, exist_ok=True)
-    found["results"] = found["results"].merge(found["cost"], on=["world", "answer"], how="left")
-    for name in ("results", "returns", "gate"):
-        found[name].round(5).to_csv(asked.to / f"{name}.csv", index=False)
-    (asked.to / "tables.md").write_text(tables(found), encoding="utf-8")
+    for name, frame in found.items():
+        frame.round(5).to_csv(asked.to / f"{name}.csv", index=False)
+    table.write(asked.to)
     say(f"written: {asked.to}")
 
 

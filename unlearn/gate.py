@@ -67,7 +67,8 @@ class Gate:
 
 
 def fit(kind: str, forget: Iterable[str], retain: Iterable[str], unseen: Iterable[str], rate: float = 0.01) -> Gate:
-    """A gate whose threshold flags at most the share ``rate`` of the ``unseen`` retain questions.
+    """A gate whose threshold flags at most the share ``rate`` of the ``unseen`` retain questions. It is never below 0:
+    what is likelier to be retained is not flagged.
 
     Raises ``ValueError`` for another kind or without questions.
     """
@@ -77,7 +78,7 @@ def fit(kind: str, forget: Iterable[str], retain: Iterable[str], unseen: Iterabl
     scores = sorted((SCORES[kind](words_of(q), counts, others) for q in unseen), reverse=True)
     if not (counts.questions and others.questions and scores):
         raise ValueError("a gate needs forget questions, retain questions, and retain questions that it has not seen")
-    return Gate(kind, counts, others, scores[math.floor(rate * len(scores))])
+    return Gate(kind, counts, others, max(0.0, scores[math.floor(rate * len(scores))]))
 
 
 def overlap(words: Sequence[str], forget: Counts, retain: Counts) -> float:

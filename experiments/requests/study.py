@@ -1,6 +1,6 @@
 """Five deletion requests on a black box, one person each: answered one by one, fused into one offset, or all at once.
 
-    python experiments/requests/study.py [--worlds 3] [--algo simnpo] [--tuning full] [--steps 60] [SETTINGS]
+    python experiments/requests/study.py [--worlds 3] [--algo simnpo] [--tuning full] [--steps 100] [SETTINGS]
 
 Every answer is trained with as many steps as the others: five offsets that are added up (sum), the same five fused into
 one (fused: the sum of their weight changes; with --tuning unlearning_layers the layers' fusion), one offset trained on
@@ -8,7 +8,7 @@ and on, in the order of the requests and in the other (continued, reversed), one
 Measured: the five forget sets together with leak@k, retained and general ability, the distance to a target that never
 saw the five, at α = 1 and at matched forgetting; every request after each of them; what a token costs; and a gate by
 counts of words, alone and beside the offsets. Runs and measurements that are there are not repeated. Writes
-results.csv, returns.csv, gate.csv and tables.md beside itself.
+results.csv, returns.csv, gate.csv, cost.csv and tables.md beside itself.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import table
 
-from analysis.statistics import mean
 from unlearn import grid, runlog, sequence
 from unlearn.config import Config, register
 from unlearn.data.readers import read
@@ -37,16 +37,8 @@ HERE = Path(__file__).resolve().parent
 STUDY = "requests_study"
 COUNT = 5
 STATES = ("sum", "fused", "continued", "reversed", "joint")
-PLAIN = ("eval.groups=[]", "eval.reference=none", "eval.max_examples=100", "eval.resamples=0")
-FULL = ("eval.groups=[leak]", "eval.max_examples=100")
-SPLITS = ("forget", "retain", "real_authors", "world_facts")
-SHOWN = {
-    **{f"{split}/prob": f"{split.replace('_', ' ')} prob" for split in SPLITS}, "model_utility": "utility",
-    "forget/leak_gap": "leak − retr.", "forget_quality_log10": "log₁₀ FQ",
-}  # fmt: skip
-DEFENCES = ("target", "offset", "gated", "refusing")
-WAYS = ("direct", "paraphrased", "prefix", "composite", "composite_paraphrased", "misspelt")
-OTHERS = ("retain", "real_authors", "world_facts")
+PLAIN = ("eval.groups=[]", "eval.reference=none", "eval.max_examples=10", "eval.resamples=0")
+FULL = ("eval.groups=[leak]", "eval.max_examples=80")
 began = time.monotonic()
 
 
@@ -136,24 +128,46 @@ def matched(cfg: Config, jobs: Sequence[Job]) -> dict[str, Any]:
     return {"alpha": found["alpha"], "note": found["note"], **found["report"]}
 
 
-def returns(world: World, name: str, jobs: Sequence[Job], state: str) -> list[dict[str, Any]]:
-    """The probability of every request after each, and what is retained: one row per step and request."""
-    cfg = sequence.in_order(jobs, COUNT)
-    numbers = [job.cfg.data.request for job in jobs]
+def returns(world: World, name: str, jobs: Sequence[Job], alone: bool) -> list[dict[str, Any]]:
+    """The probability of every request after each, and what is retained: one row per step and request.
+
+    ``jobs`` answer one request each; their sum so far is what there is after each, or (``alone``) the latest.
+    """
+    cfg = world.config(*PLAIN, "eval.max_examples=100")
+    order = [job.cfg.data.request for job in jobs]
 
     def make() -> list[dict[str, Any]]:
         rows = []
-        for step in sequence.evaluate(jobs, [1.0] * len(jobs), state):
-            kept_ = {s: step.metrics[f"{s}/prob"] for s in OTHERS}
-            rows += [{"after": step.after, "place": place, "request": numbers[place - 1],
-                      "prob": step.of_request(place, "prob"), **kept_} for place in sequence.numbers(step)]  # fmt: skip
+        for k in range(1, len(jobs) + 1):
+            found = probabilities(cfg, jobs[k - 1 : k] if alone else jobs[:k])
+            kept_ = {split: found[split] for split in table.OTHERS}
+            rows += [{"after": k, "place": place, "request": number, "prob": found[number], **kept_}
+                     for place, number in enumerate(order, 1)]  # fmt: skip
         return rows
 
     return [{"world": world.seed, "answer": name, **row} for row in kept(f"returns-{name}", cfg, jobs, make)]
 
 
+def probabilities(cfg: Config, jobs: Sequence[Job]) -> dict[int | str, float]:
+    """Mean probability of the right answers, by request and by split, under the sum of some offsets."""
+    from unlearn.groups.behaviour import probs
+    from unlearn.job import settle, suite_of
+    from unlearn.sums import summed
+    from unlearn.world import the_world
+
+    settle(cfg)
+    there = the_world(cfg)
+    ensemble, suite = summed(parts(jobs), there), suite_of(cfg, there)
+    found = {split: float(probs(suite, ensemble, 1.0, suite.split(split)).mean()) for split in table.OTHERS}
+    forget = suite.split("forget")
+    values = dict(zip((r.id for r in forget.rows), probs(suite, ensemble, 1.0, forget), strict=True))
+    for number, request in enumerate(there.data.sequence.requests, 1):
+        found[number] = float(sum(values[r.id] for r in request) / len(request))
+    return found
+
+
 def gate(world: World, state: str, jobs: Sequence[Job]) -> dict[str, float]:
-    cfg = world.config("eval.groups=[gate]", "eval.max_examples=100", "eval.reference=none", "eval.resamples=0")
+    cfg = world.config(*PLAIN[1:], "eval.groups=[gate]", "eval.max_examples=80")
 
     def make() -> dict[str, float]:
         metrics = sequence.measure(cfg, parts(jobs), COUNT).metrics
@@ -196,10 +210,10 @@ def measure(seeds: Sequence[int], asked: argparse.Namespace) -> dict[str, pd.Dat
             found["results"] += [row(seed, state, "1", one["one"]), row(seed, state, "matched", one["matched"])]
             say(f"world {seed}: {state} measured")
         found["results"] += [row(seed, name, "–", m) for name, m in one["references"].items()]
-        for name, jobs, state in (("sum", answers["sum"], "sum"), ("sum reversed", answers["sum"][::-1], "sum"),
-                                  ("continued", answers["continued"], "alone"),
-                                  ("continued reversed", answers["reversed"], "alone")):  # fmt: skip
-            found["returns"] += returns(world, name, jobs, state)
+        for name, jobs, alone in (("sum", answers["sum"], False), ("sum reversed", answers["sum"][::-1], False),
+                                  ("continued", answers["continued"], True),
+                                  ("continued reversed", answers["reversed"], True)):  # fmt: skip
+            found["returns"] += returns(world, name, jobs, alone)
         say(f"world {seed}: after each request")
         for state in ("sum", "joint"):
             found["gate"].append({"world": seed, "answer": state, **gate(world, state, answers[state])})
@@ -210,64 +224,8 @@ def measure(seeds: Sequence[int], asked: argparse.Namespace) -> dict[str, pd.Dat
 
 def row(seed: int, answer: str, at: str, metrics: dict[str, Any]) -> dict[str, Any]:
     far = {f"distance/{k}": v for k, v in (metrics.get("distance") or {}).items() if k.endswith("/prob")}
-    names = [*SHOWN, "alpha", *(f"{s}/rougeL_recall" for s in SPLITS), "forget/leak@20"]
+    names = [*table.SHOWN, "alpha", *(f"{s}/rougeL_recall" for s in table.SPLITS), "forget/leak@20"]
     return {"world": seed, "answer": answer, "at": at} | {k: metrics[k] for k in names if k in metrics} | far
-
-
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-
-def cell(values: pd.Series) -> str:
-    """Mean over worlds ± half of its 95 % interval."""
-    found = mean(values)
-    return "–" if found.n == 0 else f"{found.mean:.3f}" + (f" ± {found.half:.3f}" if found.n > 1 else "")
-
-
-def lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    table = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return [*table, *("| " + " | ".join(r) + " |" for r in rows), ""]
-
-
-def tables(found: dict[str, pd.DataFrame]) -> str:
-    results, worlds = found["results"], found["results"]["world"].nunique()
-    text = [f"Means over {worlds} worlds (`pair.seed`) ± half of the 95 % t-interval.", ""]
-    for at, title in (("1", "At α = 1"), ("matched", "At matched forgetting (an oracle: the retrained model's)")):
-        shown = [k for k in ("alpha", *SHOWN) if k in results and results.loc[results["at"] == at, k].notna().any()]
-        text += [f"**{title}**, all five forget sets together", ""]
-        rows = [(name, *(cell(some[k]) for k in shown)) for name, some in
-                results[results["at"].isin([at, "–"])].groupby("answer", sort=False)]  # fmt: skip
-        text += lines(["", *(SHOWN.get(k, "scale") for k in shown)], rows)
-    text += ["**After each request**: probability of the answers of the request asked for first, second, …", ""]
-    for name, some in found["returns"].groupby("answer", sort=False):
-        places = sorted(some["place"].unique())
-        rows = []
-        for after, step in some.groupby("after"):
-            each = [cell(step.loc[step["place"] == p, "prob"]) for p in places]
-            other = [cell(step.loc[step["place"] == 1, s]) for s in OTHERS]
-            rows.append((str(after), *each, *other))
-        text += [f"{name}:", "", *lines(["after", *(f"request {p}" for p in places), *OTHERS], rows)]
-    text += [
-        "Coming back: probability of the first request's answers after the last request minus right after its own:"
-    ]
-    text += ["", *lines(["", "first request"], [(name, cell(back(some))) for name, some in
-             found["returns"].groupby("answer", sort=False)])]  # fmt: skip
-    text += ["**What a token costs** (greedy, one prompt at a time, one core)", ""]
-    rows = [(name, f"{some['members'].iloc[0]}", cell(some["ms_per_token"])) for name, some in
-            found["cost"].groupby("answer", sort=False)]  # fmt: skip
-    text += lines(["", "members", "ms per token"], rows)
-    for answer, some in found["gate"].groupby("answer", sort=False):
-        text += [f"**Gate beside {answer}**: share flagged, and ROUGE-L recall of the greedy answer", ""]
-        rows = [(way.replace("_", ", "), cell(some[f"gate/overlap/flagged_{way}"]),
-                 cell(some[f"gate/likelihood/flagged_{way}"]), *(cell(some[f"gate/{d}_{way}"]) for d in DEFENCES))
-                for way in (*WAYS, *OTHERS)]  # fmt: skip
-        head = ["asked", "flagged: overlap", "flagged: likelihood", "target", "offset", "gate and offset", "gate alone"]
-        text += lines(head, rows)
-    return "\n".join(text)
-
-
-def back(some: pd.DataFrame) -> pd.Series:
-    first = some[some["place"] == 1].pivot(index="world", columns="after", values="prob")
-    return first[first.columns.max()] - first[1]
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -275,7 +233,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--worlds", type=int, default=3)
     parser.add_argument("--algo", default="simnpo")
     parser.add_argument("--tuning", default="full")
-    parser.add_argument("--steps", type=int, default=60, help="of one request; as many for each of five at once")
+    parser.add_argument("--steps", type=int, default=100, help="of one request; as many for each of five at once")
     parser.add_argument("settings", nargs="*", help="further settings of every run, KEY=VALUE")
     parser.add_argument("--to", type=Path, default=HERE, help="where tables and CSV files go")
     asked = parser.parse_args(arguments)
@@ -283,10 +241,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     register()
     found = measure(range(asked.worlds), asked)
     asked.to.mkdir(parents=True, exist_ok=True)
-    found["results"] = found["results"].merge(found["cost"], on=["world", "answer"], how="left")
-    for name in ("results", "returns", "gate"):
-        found[name].round(5).to_csv(asked.to / f"{name}.csv", index=False)
-    (asked.to / "tables.md").write_text(tables(found), encoding="utf-8")
+    for name, frame in found.items():
+        frame.round(5).to_csv(asked.to / f"{name}.csv", index=False)
+    table.write(asked.to)
     say(f"written: {asked.to}")
 
 

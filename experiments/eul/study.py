@@ -71,8 +71,9 @@ def shares(seed: int, data: str = "reviews", wanted: Sequence[str] = tuple(SHARE
 
         yield (section, seed, share, "original"), plain(lambda _: world.original)
         yield (section, seed, share, "re-train"), plain(world.retrained)
-        yield (section, seed, share, "SISA before"), sisa(True)
-        yield (section, seed, share, "SISA"), sisa(False)
+        if data == "reviews":  # a dialogue is of two people, who would have to be of one shard
+            yield (section, seed, share, "SISA before"), sisa(True)
+            yield (section, seed, share, "SISA"), sisa(False)
         for what, overrides in WAYS.items():
             cfg = world.unlearning, asked, overrides
             yield (

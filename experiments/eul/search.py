@@ -25,12 +25,16 @@ RATES = {
 }
 
 
+def _without_rate(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(o for o in overrides if not o.startswith("trainer.lr"))
+
+
 def main() -> None:
     world = StudyWorld("reviews", WORLD)
     asked = list(range(world.people - 1, world.people - 1 - SHARES["10 %"], -1))
     rows = []
     for what, lr in tqdm([(what, lr) for what, rates in RATES.items() for lr in rates]):
-        found = run(world.unlearning(asked, (), STEPS, *WAYS[what], f"trainer.lr={lr}"))
+        found = run(world.unlearning(asked, (), STEPS, *_without_rate(WAYS[what]), f"trainer.lr={lr}"))
         manifest = runlog.manifest(found.folder)
         rows.append({"what": what, "lr": lr, "score": manifest["score"]} | of_run(found))
         pd.DataFrame(rows).round(4).to_csv(HERE / "search.csv", index=False)

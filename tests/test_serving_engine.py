@@ -9,6 +9,7 @@ import torch
 from helpers import tiny_llama
 from served import GREEDY, PROMPTS, STEPS, ask, engine, logp_of, parts, plain, seeded, tokens, told, until_end
 
+from unlearn import states
 from unlearn.combination import bind_rule
 from unlearn.config import ConfigError
 from unlearn.ensemble import Ensemble, Member
@@ -260,12 +261,12 @@ def test_a_fault_ends_what_it_concerns_and_nothing_else(monkeypatch, caplog):
                 raise ZeroDivisionError("planted")
             return real(model, hidden)
 
-        monkeypatch.setattr(lane, "head", broken)
+        monkeypatch.setattr(states, "head", broken)
         both = [ask(PROMPTS[0]), ask(PROMPTS[0], (("request1", 1.0),)), ask(PROMPTS[3])]
         found = told(running, both)
         assert [isinstance(e[-1], Failed) for e in found] == [False, True, False]
         assert tokens(found[2]) == plain(PROMPTS[3], 1.0)
-        monkeypatch.setattr(lane, "head", real)
+        monkeypatch.setattr(states, "head", real)
         assert tokens(told(running, both[1:2])[0]) and running.alive
     assert "ZeroDivisionError" in caplog.text
 

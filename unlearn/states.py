@@ -35,6 +35,10 @@ class State(Protocol):
     def rewind(self, texts: list[int], columns: Tensor) -> None:
         """Keep these texts, each with the columns [B', S', 1] of what was read; what is padding may be any column."""
 
+    def join(self, other: State, more: int, fewer: int) -> None:
+        """Append the texts of ``other``, the same member's. So many columns of padding are put before those of this
+        one, and of the other, that both end up as wide."""
+
 
 def state_of(model: nn.Module, whole: bool = False) -> State:
     """A member's state before anything is read. ``whole``: it will be rewound, so that every column must be kept,
@@ -72,6 +76,11 @@ class Cached:
             layer.keys = torch.take_along_dim(layer.keys[texts], where, dim=2)
             layer.values = torch.take_along_dim(layer.values[texts], where, dim=2)
 
+    def join(self, other: Cached, more: int, fewer: int) -> None:
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys = torch.cat([wider(mine.keys, more, 2), wider(theirs.keys, fewer, 2)])
+            mine.values = torch.cat([wider(mine.values, more, 2), wider(theirs.values, fewer, 2)])
+
 
 class Asked:
     """A black box: what it has read is the text itself, which it is given again, longer, each time it is asked."""
@@ -103,6 +112,11 @@ class Asked:
         if self.like is not None:
             self.like.rewind(texts, columns)
 
+    def join(self, other: Asked, more: int, fewer: int) -> None:
+        self.ids = torch.cat([wider(self.ids, more, 1), wider(other.ids, fewer, 1)])
+        if self.like is not None:
+            self.like.join(other.like, more, fewer)
+
     def _add(self, ids: Tensor) -> None:
         ids = ids.cpu()
         self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
@@ -111,3 +125,10 @@ class Asked:
         self._add(ids)
         texts = [text[seen].tolist() for text, seen in zip(self.ids, mask.bool().cpu(), strict=True)]
         return spread_top(self.model.following(texts, count), self.model.width, device_of(self.model), like)
+
+
+def wider(values: Tensor, more: int, dim: int) -> Tensor:
+    """With so many zeros before what is there along ``dim``."""
+    shape = list(values.shape)
+    shape[dim] = more
+    return torch.cat([values.new_zeros(shape), values], dim=dim) if more else values

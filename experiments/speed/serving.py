@@ -73,8 +73,8 @@ def main() -> None:
     results = [measure(loaded, prompts[s], f"{s} prompts, greedy", 0.0, "≥ 4") for s in ("retain", "forget")]
     results.append(measure(loaded, prompts["retain"], "retain prompts, drawn at temperature 1", 1.0, "≥ 4"))
     notes = (
-        f"At most {STEPS} tokens each. Tokens are equal in every row (checked). CPU seconds of one process with the engine",
-        "in it; without HTTP.",
+        f"At most {STEPS} tokens each. Tokens are equal in every row (checked). CPU seconds of one process, with the",
+        "engine in it; without HTTP.",
     )
     publish("serving", results, notes)
 

@@ -166,7 +166,7 @@ class Engine:
                 new = self._admit()
             self._forget_cancelled()
             for lane in (lane for lane in self._all() if lane.rows):
-                self._safely(lane.rows, lambda lane=lane: self._say(lane, lane.last(lane.read())))
+                self._safely(lane.rows, lambda lane=lane: self._say(lane, lane.next()))
             for group in self._groups(new):
                 self._safely(group, lambda group=group: self._begin(group))
             self._lanes = {key: lane for key, lane in self._lanes.items() if lane.rows}
@@ -237,13 +237,14 @@ class Engine:
         """Read their prompts, each once, and say their first tokens."""
         prompts = list(dict.fromkeys(a.ask.prompt for a in answers))
         lane = Lane(self.blend.members(answers[0].ask.mix), prompts, prompts, self._pad)
-        states = lane.read()
-        rows = lane.last(states)
+        scored_too = answers[0].ask.prompt_logprobs is not None  # then it is alone
+        places = lane.whole() if scored_too else {}
+        rows = {name: of(slice(-1, None)) for name, of in places.items()} if scored_too else lane.next()
         for answer in answers:
             ask, found = answer.ask, None
             answer.alone = len(prompts) == 1
-            if ask.prompt_logprobs is not None:
-                found = scored_prompt(lane, states, ask.prompt, ask.prompt_logprobs, self.blend, ask.mix)
+            if scored_too:
+                found = scored_prompt(lane, places, ask.prompt, ask.prompt_logprobs, self.blend, ask.mix)
             self._emit(answer, Read(found, None if ask.limit else "length"))
         going = [a for a in answers if a.ask.limit]
         if not going:
@@ -316,10 +317,9 @@ class Engine:
     def _apart(self, answer: Answer) -> None:
         """Go through an answer again by itself, token by token, and from here on never beside others."""
         lane = Lane(self.blend.members(answer.ask.mix), [answer.ask.prompt], [answer], self._pad)
-        states = lane.read()
         for token in answer.said:
+            lane.take()
             lane.go_on([token], [0])
-            states = lane.read()
         answer.alone = True
         self._solos.append(lane)
-        self._say(lane, lane.last(states))
+        self._say(lane, lane.next())

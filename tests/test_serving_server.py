@@ -12,16 +12,20 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from helpers import ROOT, execute
+import torch
+from helpers import ROOT, TINY, compose, execute, weights
+from served import ask, logp_of, tokens, told
 
 from unlearn import serve
 from unlearn.config import ConfigError
+from unlearn.ensemble import Ensemble
 from unlearn.generation import greedy
 from unlearn.job import members
 from unlearn.scoring import score
@@ -40,8 +44,6 @@ harness = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def made(store, tmp_path_factory):
     """A run, another one that was trained beside the same models, and a third with another small pair."""
-    from helpers import TINY, compose
-
     root = tmp_path_factory.mktemp("serve")
     places = (*TINY, f"paths.store={store}", f"paths.runs={root}/runs", "eval.groups=[]", "trainer.lr=0.01")
     return [execute(compose(*places, o)) for o in ("algo=npo", "algo=ga", "pair.offset_init=full")]
@@ -236,6 +238,34 @@ def test_an_export_is_served_as_its_run_is(exported):
     prompts = [of_run.encoder.prompt(q) for q in questions(the_world(job.cfg), 3)]
     answers = [greedy(p.ensemble, prompts, 1.0, 0, 1, 9, 1) for p in (run, export)]
     assert answers[0] == answers[1] and of_export.encoder.max_length == of_run.encoder.max_length
+
+
+def test_our_own_server_is_another_runs_black_box_which_is_served_in_its_turn(made, store, tmp_path):
+    """The first serves the target alone, at α = 0; the second has its rows and its next tokens from there."""
+    own, url_of = Settings(str(made[0].folder), alpha=0.0), "pair.target.http.url="
+    places = (*TINY, f"paths.store={store}", f"paths.runs={tmp_path}/runs", "eval.groups=[]", "trainer.lr=0.01")
+    first = load(own)
+    with Engine(first.blend, first.encoder) as target, serving(create(target, own)) as url:
+        there = f"{url_of}{url}", f"pair.target.http.model={made[0].folder.name}", "pair.target.http.k=0"
+        job = execute(compose(*places, "algo=npo", "pair.target.kind=http", *there))
+        local = weights(made[0].folder)
+        for name, tensor in weights(job.folder).items():
+            torch.testing.assert_close(tensor, local[name], atol=1e-4, rtol=1e-3)
+        second = load(Settings(str(job.folder)))
+        world = the_world(made[0].cfg)
+        prompts = [world.encoder.prompt(q) for q in questions(world, 5)]
+        part = next(iter(second.blend.parts.values()))
+        at_home = [replace(m, model=world.model("target")) if m.name == "target" else m for m in part.ensemble.members]
+        expected = greedy(Ensemble(tuple(at_home)), prompts, 1.0, 0, 1, 6, 1)
+        with Engine(second.blend, second.encoder, max_batch=3) as engine:
+            mix = ((part.name, 1.0),)
+            found = told(engine, [ask(p, mix, limit=6) for p in prompts])
+            assert [tokens(e) for e in found] == expected
+            scored = told(engine, [ask(prompts[0], mix, limit=0, prompt_logprobs=2)])[0][0].scored
+        row = logp_of(Ensemble(tuple(at_home)), prompts[0], 1.0)
+        assert [s.logprob for s in scored] == pytest.approx(
+            [row[t, i].item() for t, i in enumerate(prompts[0][1:])], abs=1e-4
+        )
 
 
 def test_folders_that_do_not_go_together_are_refused(exported, made, tmp_path):

@@ -1,7 +1,7 @@
 """A real vLLM as the black box:  make vllm-check, or  python experiments/black_box/vllm_check.py [PYTHON]
 
-PYTHON is that of an environment with vLLM (default: .venv-vllm/bin/python). It serves the embedded world's trained target.
-Its rows of whole answers are compared with those of the same weights here; then one small run is trained against the
+PYTHON is that of an environment with vLLM (default: .venv-vllm/bin/python). It serves the embedded world's target. Its
+rows of whole texts are compared with those of the same weights here; then one small run is trained against the
 local target, against vLLM with the whole vocabulary and with its 20 likeliest tokens. Writes vllm_check.csv and .md
 beside this file; models, runs and answers go to the working directory's runs/ and store/. A few minutes on one core.
 """
@@ -124,7 +124,8 @@ def publish(compared: list[tuple[str, str]], runs: dict[str, dict[str, str]]) ->
         writer.writerows((f"{name}: {what}", value) for name, found in runs.items() for what, value in found.items())
     lines = ["| rows | |", "|---|---|", *(f"| {what} | {value} |" for what, value in compared), ""]
     lines += [f"| a run (kl) | {' | '.join(runs)} |", "|---" * (1 + len(runs)) + "|"]
-    lines += [f"| {what} | {' | '.join(found[what] for found in runs.values())} |" for what in next(iter(runs.values()))]
+    for what in next(iter(runs.values())):
+        lines.append(f"| {what} | {' | '.join(found[what] for found in runs.values())} |")
     text = "\n".join(lines) + "\n"
     (HERE / "vllm_check.md").write_text(text, encoding="utf-8")
     print(text)

@@ -17,7 +17,8 @@ from unlearn.config_data import TemplateConfig
 from unlearn.data.encoding import Encoder
 from unlearn.generation import greedy
 from unlearn.serving.app import create
-from unlearn.serving.engine import Ask, Engine, Failed, Read, Said
+from unlearn.serving.asks import Ask, Failed, Read, Said
+from unlearn.serving.engine import Engine
 from unlearn.serving.offsets import Blend, Mix, Part
 from unlearn.serving.sampling import Draw, key
 from unlearn.serving.settings import Settings

@@ -19,7 +19,8 @@ from unlearn.config import conf_dir, register
 from unlearn.data.readers import read
 from unlearn.job import suite_of
 from unlearn.rules import parse
-from unlearn.serving.engine import Ask, Engine
+from unlearn.serving.asks import Ask
+from unlearn.serving.engine import Engine
 from unlearn.serving.loading import Loaded, load
 from unlearn.serving.sampling import Draw, key
 from unlearn.serving.settings import Settings

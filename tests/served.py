@@ -26,6 +26,7 @@ from unlearn.serving.settings import Settings
 PROMPTS = [e.prompt for e in random_examples(16, seed=3)]
 GREEDY = Draw(0.0, 1.0, 0)
 STEPS = 12
+CHAT, MESSAGES = "/v1/chat/completions", [{"role": "user", "content": " w9 w12"}]
 
 
 def tokenizer(words: int = 40) -> PreTrainedTokenizerFast:
@@ -84,6 +85,10 @@ def ask(prompt: Sequence[int], mix: Mix = (("request0", 1.0),), **given) -> Ask:
 
 def seeded(prompt: Sequence[int], seed: int, index: int = 0, temperature: float = 1.0, top_p: float = 1.0) -> Draw:
     return Draw(temperature, top_p, key(seed, prompt, index))
+
+
+def spoken(ids: Sequence[int]) -> str:
+    return "".join({0: "<pad>", 1: "<eos>", 2: "<unk>"}.get(i, f" w{i}") for i in ids)
 
 
 def plain(prompt: Sequence[int], alpha: float, ensemble=None, steps: int = STEPS) -> list[int]:

@@ -36,8 +36,8 @@ ORDER = [
     "table", "overview", "rest", "grid", "run", "rerun", "standalone", "evaluate", "generate", "prepare", "calibrate",
     "compare", "choices", "causal_lm", "harness",
     "deployed", "export_card", "export_facts", "export",
-    "serving.settings", "serving.offsets", "serving.sampling", "serving.text", "serving.lane", "serving.asks", "serving.engine",
-    "serving.chat", "serving.protocol", "serving.replies", "serving.app", "serving.loading", "serve",
+    "serving.settings", "serving.offsets", "serving.sampling", "serving.text", "serving.lane", "serving.asks",
+    "serving.engine", "serving.chat", "serving.protocol", "serving.replies", "serving.app", "serving.loading", "serve",
 ]  # fmt: skip
 
 

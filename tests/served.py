@@ -87,6 +87,11 @@ def seeded(prompt: Sequence[int], seed: int, index: int = 0, temperature: float 
     return Draw(temperature, top_p, key(seed, prompt, index))
 
 
+def questions(world, count: int = 16) -> list[str]:
+    rows = [*world.data.splits["forget"], *world.data.splits["retain"]]
+    return [row.question for row in rows][:count]
+
+
 def spoken(ids: Sequence[int]) -> str:
     return "".join({0: "<pad>", 1: "<eos>", 2: "<unk>"}.get(i, f" w{i}") for i in ids)
 

@@ -58,7 +58,7 @@ def exported(store, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def made(store, tmp_path_factory):
+def served_runs(store, tmp_path_factory):
     """A run, another one that was trained beside the same models, and a third with another small pair."""
     root = tmp_path_factory.mktemp("serve")
     places = (*TINY, f"paths.store={store}", f"paths.runs={root}/runs", "eval.groups=[]", "trainer.lr=0.01")

@@ -27,9 +27,9 @@ from unlearn.world import the_world
 # --- runs and exports -------------------------------------------------------------------------------------------------
 
 
-def test_several_runs_share_target_and_anchor(made):
-    both = load(Settings(str(made[0].folder), offsets=[str(made[1].folder)], alpha=[1, 0.5])).blend
-    one, two = (both.parts[j.folder.name] for j in made[:2])
+def test_several_runs_share_target_and_anchor(served_runs):
+    both = load(Settings(str(served_runs[0].folder), offsets=[str(served_runs[1].folder)], alpha=[1, 0.5])).blend
+    one, two = (both.parts[j.folder.name] for j in served_runs[:2])
     assert [m.model for m in one.ensemble.members if not m.trained] == [
         m.model for m in two.ensemble.members if not m.trained
     ]
@@ -37,10 +37,10 @@ def test_several_runs_share_target_and_anchor(made):
     assert len(both.members(((one.name, 1.0), (two.name, 0.5)))) == 4
 
 
-def test_a_run_beside_another_small_pair_is_refused_with_both_fingerprints(made):
+def test_a_run_beside_another_small_pair_is_refused_with_both_fingerprints(served_runs):
     said = "was trained beside a anchor with the fingerprint [0-9a-f]{16}, .* is [0-9a-f]{16}"
     with pytest.raises(ConfigError, match=said):
-        load(Settings(str(made[0].folder), offsets=[str(made[2].folder)]))
+        load(Settings(str(served_runs[0].folder), offsets=[str(served_runs[2].folder)]))
 
 
 def test_an_export_is_served_as_its_run_is(exported):
@@ -56,13 +56,16 @@ def test_an_export_is_served_as_its_run_is(exported):
     assert answers[0] == answers[1] and of_export.encoder.max_length == of_run.encoder.max_length
 
 
-def test_folders_that_do_not_go_together_are_refused(exported, made, tmp_path):
+def test_folders_that_do_not_go_together_are_refused(exported, served_runs, tmp_path):
     job, folder = exported
     target = str(the_world(job.cfg).folder("target"))
     for settings, said in (
-        (Settings(str(made[0].folder), target=target), "target=.*: is for exports"),
+        (Settings(str(served_runs[0].folder), target=target), "target=.*: is for exports"),
         (Settings(str(folder)), "this export's target is on no hub; give target=FOLDER"),
-        (Settings(str(folder), offsets=[str(made[0].folder)], target=target), "must be all runs, or all exports"),
+        (
+            Settings(str(folder), offsets=[str(served_runs[0].folder)], target=target),
+            "must be all runs, or all exports",
+        ),
         (Settings(str(tmp_path)), "not the folder of a trained run"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -115,9 +118,9 @@ def test_a_port_that_is_taken_is_refused_before_models_are_loaded(capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_that_is_stopped_lets_running_requests_finish(made, tmp_path, number):
+def test_a_server_that_is_stopped_lets_running_requests_finish(served_runs, tmp_path, number):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SERVE_KEY": "planted-key-0123456789"}
-    command = [sys.executable, "-m", "unlearn.serve", f"run={made[0].folder}", "port=0", "key_env=SERVE_KEY"]
+    command = [sys.executable, "-m", "unlearn.serve", f"run={served_runs[0].folder}", "port=0", "key_env=SERVE_KEY"]
     with (tmp_path / "log").open("w") as log:
         started = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
     try:

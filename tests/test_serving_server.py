@@ -15,7 +15,7 @@ import openai
 import pytest
 import torch
 from helpers import TINY, compose, execute, weights
-from served import ask, logp_of, tokens, told
+from served import ask, logp_of, questions, tokens, told
 
 from unlearn.ensemble import Ensemble
 from unlearn.generation import greedy
@@ -51,14 +51,14 @@ def serving(app, port: int = 0):
 
 
 @pytest.fixture(scope="module")
-def loaded(made):
-    return load(Settings(str(made[0].folder)))
+def loaded(served_runs):
+    return load(Settings(str(served_runs[0].folder)))
 
 
 @pytest.fixture(scope="module")
-def address(loaded, made):
+def address(loaded, served_runs):
     with Engine(loaded.blend, loaded.encoder, max_batch=8) as engine:
-        with serving(create(engine, Settings(str(made[0].folder)))) as url:
+        with serving(create(engine, Settings(str(served_runs[0].folder)))) as url:
             yield engine, url
 
 
@@ -71,9 +71,9 @@ def client(address):
 # --- the official client ----------------------------------------------------------------------------------------------
 
 
-def test_the_official_client_completes_streams_and_stops(client, made):
+def test_the_official_client_completes_streams_and_stops(client, served_runs):
     model = client.models.list().data[0].id
-    job, world = made[0], the_world(made[0].cfg)
+    job, world = served_runs[0], the_world(served_runs[0].cfg)
     prompt, ensemble = world.encoder.template.prompt.format(question=questions(world)[0]), None
     ensemble = members(job.cfg, world, job.folder)
     ids = greedy(ensemble, [world.encoder.prompt(questions(world)[0])], 1.0, 0, 1, 9, 1)[0]
@@ -91,8 +91,8 @@ def test_the_official_client_completes_streams_and_stops(client, made):
     assert len({c.text for c in several.choices}) > 1
 
 
-def test_the_official_client_chats(client, made):
-    job, world = made[0], the_world(made[0].cfg)
+def test_the_official_client_chats(client, served_runs):
+    job, world = served_runs[0], the_world(served_runs[0].cfg)
     asked = {"model": job.folder.name, "messages": [{"role": "user", "content": questions(world)[1]}], "max_tokens": 9}
     ids = greedy(members(job.cfg, world, job.folder), [world.encoder.prompt(questions(world)[1])], 1.0, 0, 1, 9, 1)[0]
     found = client.chat.completions.create(**asked, temperature=0, logprobs=True, top_logprobs=3)
@@ -103,16 +103,16 @@ def test_the_official_client_chats(client, made):
     assert text == world.encoder.decode(ids) and pieces[-1].choices[0].finish_reason
 
 
-def test_the_official_client_understands_refusals(client, made):
+def test_the_official_client_understands_refusals(client, served_runs):
     with pytest.raises(openai.BadRequestError, match="temperature=-1") as error:
-        client.completions.create(model=made[0].folder.name, prompt="x", temperature=-1)
+        client.completions.create(model=served_runs[0].folder.name, prompt="x", temperature=-1)
     assert error.value.param == "temperature" and error.value.type == "invalid_request_error"
     with pytest.raises(openai.NotFoundError, match="there is"):
         client.completions.create(model="other", prompt="x")
 
 
-def test_sixteen_requests_at_once_are_answered_as_each_alone(address, made):
-    world = the_world(made[0].cfg)
+def test_sixteen_requests_at_once_are_answered_as_each_alone(address, served_runs):
+    world = the_world(served_runs[0].cfg)
     _, url = address
     bodies = [
         {"messages": [{"role": "user", "content": q}], "max_tokens": 9, "seed": i, "temperature": float(i % 2)}
@@ -133,12 +133,12 @@ def test_sixteen_requests_at_once_are_answered_as_each_alone(address, made):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_frees_its_place(loaded, made, monkeypatch, stream):
+def test_a_client_that_goes_away_frees_its_place(loaded, served_runs, monkeypatch, stream):
     monkeypatch.setattr("unlearn.serving.engine.ends_of", lambda *_: set())
     loaded.encoder.max_length, before = 10**6, loaded.encoder.max_length
     try:
         with Engine(loaded.blend, loaded.encoder, max_batch=1) as engine:
-            settings = Settings(str(made[0].folder), max_tokens=10**6)
+            settings = Settings(str(served_runs[0].folder), max_tokens=10**6)
             with serving(create(engine, settings)) as url:
                 body = json.dumps({"prompt": [5], "max_tokens": 10**5, "stream": stream, "temperature": 0}).encode()
                 head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -166,11 +166,11 @@ def _until(holds) -> None:
 
 @harness
 @pytest.mark.parametrize("concurrent", [1, 4])
-def test_lm_evals_client_reads_our_own_likelihoods(address, made, concurrent):
+def test_lm_evals_client_reads_our_own_likelihoods(address, served_runs, concurrent):
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    job, world = made[0], the_world(made[0].cfg)
+    job, world = served_runs[0], the_world(served_runs[0].cfg)
     ensemble, encoder = members(job.cfg, world, job.folder), world.encoder
     rows = [*world.data.splits["forget"], *world.data.splits["retain"]][:9]
     scores = score(ensemble, examples_of(encoder, rows), [1.0], {}, encoder.tokenizer.pad_token_id, 4)[1.0]
@@ -190,19 +190,19 @@ def test_lm_evals_client_reads_our_own_likelihoods(address, made, concurrent):
 # --- a black box ----------------------------------------------------------------------------------------------------
 
 
-def test_our_own_server_is_another_runs_black_box_which_is_served_in_its_turn(made, store, tmp_path):
+def test_our_own_server_is_another_runs_black_box_which_is_served_in_its_turn(served_runs, store, tmp_path):
     """The first serves the target alone, at α = 0; the second has its rows and its next tokens from there."""
-    own, url_of = Settings(str(made[0].folder), alpha=0.0), "pair.target.http.url="
+    own, url_of = Settings(str(served_runs[0].folder), alpha=0.0), "pair.target.http.url="
     places = (*TINY, f"paths.store={store}", f"paths.runs={tmp_path}/runs", "eval.groups=[]", "trainer.lr=0.01")
     first = load(own)
     with Engine(first.blend, first.encoder) as target, serving(create(target, own)) as url:
-        there = f"{url_of}{url}", f"pair.target.http.model={made[0].folder.name}", "pair.target.http.k=0"
+        there = f"{url_of}{url}", f"pair.target.http.model={served_runs[0].folder.name}", "pair.target.http.k=0"
         job = execute(compose(*places, "algo=npo", "pair.target.kind=http", *there))
-        local = weights(made[0].folder)
+        local = weights(served_runs[0].folder)
         for name, tensor in weights(job.folder).items():
             torch.testing.assert_close(tensor, local[name], atol=1e-4, rtol=1e-3)
         second = load(Settings(str(job.folder)))
-        world = the_world(made[0].cfg)
+        world = the_world(served_runs[0].cfg)
         prompts = [world.encoder.prompt(q) for q in questions(world, 5)]
         part = next(iter(second.blend.parts.values()))
         at_home = [replace(m, model=world.model("target")) if m.name == "target" else m for m in part.ensemble.members]

@@ -17,7 +17,8 @@ from unlearn.config_data import TemplateConfig
 from unlearn.data.encoding import Encoder
 from unlearn.generation import greedy
 from unlearn.serving.app import create
-from unlearn.serving.engine import Ask, Engine, Failed, Read, Said
+from unlearn.serving.asks import Ask, Failed, Read, Said
+from unlearn.serving.engine import Engine
 from unlearn.serving.offsets import Blend, Mix, Part
 from unlearn.serving.sampling import Draw, key
 from unlearn.serving.settings import Settings
@@ -25,6 +26,7 @@ from unlearn.serving.settings import Settings
 PROMPTS = [e.prompt for e in random_examples(16, seed=3)]
 GREEDY = Draw(0.0, 1.0, 0)
 STEPS = 12
+CHAT, MESSAGES = "/v1/chat/completions", [{"role": "user", "content": " w9 w12"}]
 
 
 def tokenizer(words: int = 40) -> PreTrainedTokenizerFast:
@@ -83,6 +85,15 @@ def ask(prompt: Sequence[int], mix: Mix = (("request0", 1.0),), **given) -> Ask:
 
 def seeded(prompt: Sequence[int], seed: int, index: int = 0, temperature: float = 1.0, top_p: float = 1.0) -> Draw:
     return Draw(temperature, top_p, key(seed, prompt, index))
+
+
+def questions(world, count: int = 16) -> list[str]:
+    rows = [*world.data.splits["forget"], *world.data.splits["retain"]]
+    return [row.question for row in rows][:count]
+
+
+def spoken(ids: Sequence[int]) -> str:
+    return "".join({0: "<pad>", 1: "<eos>", 2: "<unk>"}.get(i, f" w{i}") for i in ids)
 
 
 def plain(prompt: Sequence[int], alpha: float, ensemble=None, steps: int = STEPS) -> list[int]:

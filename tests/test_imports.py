@@ -44,8 +44,8 @@ ORDER = [
     "sequence", "requests.actions", "requests.fusing", "requests.records", "request", "compare", "choices",
     "causal_lm", "harness",
     "deployed", "export_card", "export_facts", "export",
-    "serving.settings", "serving.offsets", "serving.sampling", "serving.text", "serving.lane", "serving.engine",
-    "serving.chat", "serving.protocol", "serving.replies", "serving.app", "serving.loading", "serve",
+    "serving.settings", "serving.offsets", "serving.sampling", "serving.text", "serving.lane", "serving.asks",
+    "serving.engine", "serving.chat", "serving.protocol", "serving.replies", "serving.app", "serving.loading", "serve",
 ]  # fmt: skip
 
 

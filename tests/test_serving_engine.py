@@ -16,7 +16,8 @@ from unlearn.ensemble import Ensemble, Member
 from unlearn.generation import greedy
 from unlearn.models import llama
 from unlearn.serving import lane
-from unlearn.serving.engine import Busy, Engine, Failed
+from unlearn.serving.asks import Failed
+from unlearn.serving.engine import Busy, Engine
 from unlearn.serving.offsets import Blend, Part, Switches
 
 ON = "request0"

@@ -5,8 +5,7 @@ Texts are padded on the left, so that all end together. B texts, S columns read 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,6 @@ from unlearn.models import seq2seq
 from unlearn.models.llama import device_of, head
 from unlearn.opaque import Opaque
 from unlearn.rows import spread_top
-
-Reader = Callable[[slice], Tensor]  # which of the new columns → logits after them, [B, n, V]
 
 
 class State(Protocol):
@@ -33,20 +30,15 @@ class State(Protocol):
     def read(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Logits after each of these tokens, [B, n, V]."""
 
-    def rows(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Reader:
-        """Read these tokens; the logits after some of them when they are asked for."""
-
     def select(self, texts: list[int]) -> None:
-        """Keep these texts of the batch alone, in this order; one may be kept several times."""
-
-    def drop(self, columns: int) -> None:
-        """Forget the first columns, which are padding in all texts."""
-
-    def join(self, other: Self, more: int, fewer: int) -> None:
-        """Append the texts of ``other``: ``more`` columns of padding go before those here, ``fewer`` before its own."""
+        """Keep these texts of the batch alone."""
 
     def rewind(self, texts: list[int], columns: Tensor) -> None:
         """Keep these texts, each with the columns [B', S', 1] of what was read; what is padding may be any column."""
+
+    def join(self, other: State, more: int, fewer: int) -> None:
+        """Append the texts of ``other``, the same member's. So many columns of padding are put before those of this
+        one, and of the other, that both end up as wide."""
 
 
 def state_of(model: nn.Module, whole: bool = False) -> State:
@@ -78,27 +70,19 @@ class Cached:
     def read(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         return head(self.model, self.take(ids, mask, positions))
 
-    def rows(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Reader:
-        states = self.take(ids, mask, positions)
-        return lambda here: head(self.model, states[:, here])
-
     def select(self, texts: list[int]) -> None:
         self.cache.batch_select_indices(torch.tensor(texts))  # a cache may lie on another device, or on several
-
-    def drop(self, columns: int) -> None:
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, columns:], layer.values[:, :, columns:]
-
-    def join(self, other: Cached, more: int, fewer: int) -> None:
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.keys = _joined(mine.keys, theirs.keys, more, fewer, 2)
-            mine.values = _joined(mine.values, theirs.values, more, fewer, 2)
 
     def rewind(self, texts: list[int], columns: Tensor) -> None:
         for layer in self.cache.layers:
             where = columns[:, None].to(layer.keys.device)
             layer.keys = torch.take_along_dim(layer.keys[texts], where, dim=2)
             layer.values = torch.take_along_dim(layer.values[texts], where, dim=2)
+
+    def join(self, other: Cached, more: int, fewer: int) -> None:
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys = torch.cat([wider(mine.keys, more, 2), wider(theirs.keys, fewer, 2)])
+            mine.values = torch.cat([wider(mine.values, more, 2), wider(theirs.values, fewer, 2)])
 
 
 class Encoded(Cached):
@@ -113,14 +97,11 @@ class Encoded(Cached):
             self.cache = seq2seq.Cache(self.model, ids, mask)
         return self.cache.read(ids)
 
-    def drop(self, columns: int) -> None:
-        raise TypeError("prompts that an encoder has read cannot be made shorter, longer, or be taken back")
+    def rewind(self, texts: list[int], columns: Tensor) -> None:
+        raise TypeError("prompts that an encoder has read cannot be made shorter or longer, or be taken back")
 
     def join(self, other: Cached, more: int, fewer: int) -> None:
-        self.drop(0)
-
-    def rewind(self, texts: list[int], columns: Tensor) -> None:
-        self.drop(0)
+        raise TypeError("prompts that an encoder has read cannot stand beside others")
 
 
 class Asked:
@@ -143,58 +124,33 @@ class Asked:
         like = None if self.like is None else self.like.read(ids, mask, positions).flatten(0, 1)
         return self._rows(ids, mask, ids.shape[1], like).view(*ids.shape, -1)
 
-    def rows(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Reader:
-        like = None if self.like is None else self.like.rows(ids, mask, positions)
-        self._add(ids)
-        count, texts = ids.shape[1], self._texts(mask)
-
-        def read(here: slice) -> Tensor:
-            first, last, _ = here.indices(count)
-            found = self.model.following(texts, count - first)
-            others = None if like is None else like(slice(first, None)).flatten(0, 1)
-            logits = spread_top(found, self.model.width, device_of(self.model), others)
-            return logits.view(len(texts), count - first, -1)[:, : last - first]
-
-        return read
-
     def select(self, texts: list[int]) -> None:
         self.ids = self.ids[texts]
         if self.like is not None:
             self.like.select(texts)
-
-    def drop(self, columns: int) -> None:
-        self.ids = self.ids[:, columns:]
-        if self.like is not None:
-            self.like.drop(columns)
-
-    def join(self, other: Asked, more: int, fewer: int) -> None:
-        self.ids = _joined(self.ids, other.ids, more, fewer, 1)
-        if self.like is not None:
-            self.like.join(other.like, more, fewer)
 
     def rewind(self, texts: list[int], columns: Tensor) -> None:
         self.ids = torch.take_along_dim(self.ids[texts], columns[..., 0].to(self.ids.device), dim=1)
         if self.like is not None:
             self.like.rewind(texts, columns)
 
+    def join(self, other: Asked, more: int, fewer: int) -> None:
+        self.ids = torch.cat([wider(self.ids, more, 1), wider(other.ids, fewer, 1)])
+        if self.like is not None:
+            self.like.join(other.like, more, fewer)
+
     def _add(self, ids: Tensor) -> None:
         ids = ids.cpu()
         self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
 
-    def _texts(self, mask: Tensor) -> list[list[int]]:
-        return [text[seen].tolist() for text, seen in zip(self.ids, mask.bool().cpu(), strict=True)]
-
     def _rows(self, ids: Tensor, mask: Tensor, count: int, like: Tensor | None) -> Tensor:
         self._add(ids)
-        return spread_top(self.model.following(self._texts(mask), count), self.model.width, device_of(self.model), like)
+        texts = [text[seen].tolist() for text, seen in zip(self.ids, mask.bool().cpu(), strict=True)]
+        return spread_top(self.model.following(texts, count), self.model.width, device_of(self.model), like)
 
 
-def padded_before(values: Tensor, columns: int, dim: int) -> Tensor:
-    """With so many columns of zeros before those that are there along ``dim``."""
+def wider(values: Tensor, more: int, dim: int) -> Tensor:
+    """With so many zeros before what is there along ``dim``."""
     shape = list(values.shape)
-    shape[dim] = columns
-    return torch.cat([values.new_zeros(shape), values], dim=dim) if columns else values
-
-
-def _joined(mine: Tensor, theirs: Tensor, more: int, fewer: int, dim: int) -> Tensor:
-    return torch.cat([padded_before(mine, more, dim), padded_before(theirs, fewer, dim)])
+    shape[dim] = more
+    return torch.cat([values.new_zeros(shape), values], dim=dim) if more else values

@@ -19,7 +19,8 @@ from unlearn.config import conf_dir, register
 from unlearn.data.readers import read
 from unlearn.job import suite_of
 from unlearn.rules import parse
-from unlearn.serving.engine import Ask, Engine
+from unlearn.serving.asks import Ask
+from unlearn.serving.engine import Engine
 from unlearn.serving.loading import Loaded, load
 from unlearn.serving.sampling import Draw, key
 from unlearn.serving.settings import Settings
@@ -73,7 +74,7 @@ def main() -> None:
     results = [measure(loaded, prompts[s], f"{s} prompts, greedy", 0.0, "≥ 4") for s in ("retain", "forget")]
     results.append(measure(loaded, prompts["retain"], "retain prompts, drawn at temperature 1", 1.0, "≥ 4"))
     notes = (
-        f"At most {STEPS} tokens each. Tokens are equal in every row (checked). CPU seconds of one process with the",
+        f"At most {STEPS} tokens each. Tokens are equal in every row (checked). CPU seconds of one process, with the",
         "engine in it; without HTTP.",
     )
     publish("serving", results, notes)

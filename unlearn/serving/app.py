@@ -17,7 +17,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from unlearn.serving.engine import Answer, Busy, Engine, Event, Failed
+from unlearn.serving.asks import Answer, Event, Failed
+from unlearn.serving.engine import Busy, Engine
 from unlearn.serving.offsets import Switches
 from unlearn.serving.protocol import Asked, BadRequest, Protocol, flag, number
 from unlearn.serving.replies import Names, Reply, error

@@ -11,7 +11,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
@@ -19,65 +18,14 @@ from unlearn.data.encoding import Encoder
 from unlearn.ensemble import Ensemble
 from unlearn.generation import Rows, ends_of
 from unlearn.models.llama import vocabulary
+from unlearn.serving.asks import Answer, Ask, Event, Failed, Read, Said
 from unlearn.serving.lane import Lane, Scored, scored, scored_prompt
-from unlearn.serving.offsets import Blend, Mix
-from unlearn.serving.sampling import Draw, decide
+from unlearn.serving.offsets import Blend
+from unlearn.serving.sampling import decide
 from unlearn.serving.text import Text
 
 log = logging.getLogger(__name__)
 AT_ONCE = 8192  # tokens of prompts that are read in one pass, padding included
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One answer that is asked for."""
-
-    prompt: tuple[int, ...]
-    mix: Mix
-    limit: int  # tokens; 0: nothing is said
-    draw: Draw
-    stop: tuple[str, ...] = ()
-    strip: bool = False  # white space at the beginning of the answer
-    logprobs: int | None = None  # likeliest tokens beside each that is said; −1: all; None: no log-probabilities
-    prompt_logprobs: int | None = None  # the same for the tokens of the prompt
-
-
-@dataclass(frozen=True)
-class Said:
-    """A token of an answer, with the text that it adds."""
-
-    token: int
-    text: str
-    scored: Scored | None
-    finish: str | None  # "stop", "length"; None: it goes on
-
-
-@dataclass(frozen=True)
-class Read:
-    """The prompt's tokens but its first, where they were asked for. ``finish``: nothing is to be said after it."""
-
-    scored: list[Scored] | None
-    finish: str | None
-
-
-@dataclass(frozen=True)
-class Failed:
-    message: str
-
-
-Event = Said | Read | Failed
-
-
-@dataclass(eq=False)
-class Answer:
-    """An answer on its way. ``emit`` is called by the engine's thread."""
-
-    ask: Ask
-    emit: Callable[[Event], None]
-    text: Text
-    said: list[int] = field(default_factory=list)
-    alone: bool = True  # whether nothing was ever computed beside it
-    cancelled: bool = False
 
 
 class Busy(RuntimeError):
@@ -166,7 +114,7 @@ class Engine:
                 new = self._admit()
             self._forget_cancelled()
             for lane in (lane for lane in self._all() if lane.rows):
-                self._safely(lane.rows, lambda lane=lane: self._say(lane, lane.last(lane.read())))
+                self._safely(lane.rows, lambda lane=lane: self._say(lane, lane.next()))
             for group in self._groups(new):
                 self._safely(group, lambda group=group: self._begin(group))
             self._lanes = {key: lane for key, lane in self._lanes.items() if lane.rows}
@@ -237,13 +185,14 @@ class Engine:
         """Read their prompts, each once, and say their first tokens."""
         prompts = list(dict.fromkeys(a.ask.prompt for a in answers))
         lane = Lane(self.blend.members(answers[0].ask.mix), prompts, prompts, self._pad)
-        read = lane.read()
-        rows = lane.last(read)
+        scored_too = answers[0].ask.prompt_logprobs is not None  # then it is alone
+        places = lane.whole() if scored_too else {}
+        rows = {name: of(slice(-1, None)) for name, of in places.items()} if scored_too else lane.next()
         for answer in answers:
             ask, found = answer.ask, None
             answer.alone = len(prompts) == 1
-            if ask.prompt_logprobs is not None:
-                found = scored_prompt(lane, read, ask.prompt, ask.prompt_logprobs, self.blend, ask.mix)
+            if scored_too:
+                found = scored_prompt(lane, places, ask.prompt, ask.prompt_logprobs, self.blend, ask.mix)
             self._emit(answer, Read(found, None if ask.limit else "length"))
         going = [a for a in answers if a.ask.limit]
         if not going:
@@ -316,10 +265,9 @@ class Engine:
     def _apart(self, answer: Answer) -> None:
         """Go through an answer again by itself, token by token, and from here on never beside others."""
         lane = Lane(self.blend.members(answer.ask.mix), [answer.ask.prompt], [answer], self._pad)
-        read = lane.read()
         for token in answer.said:
+            lane.take()
             lane.go_on([token], [0])
-            read = lane.read()
         answer.alone = True
         self._solos.append(lane)
-        self._say(lane, lane.last(read))
+        self._say(lane, lane.next())

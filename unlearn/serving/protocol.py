@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unlearn.serving.asks import Ask
 from unlearn.serving.chat import Chat, text_ids
-from unlearn.serving.engine import Ask, Engine
+from unlearn.serving.engine import Engine
 from unlearn.serving.offsets import Mix, Switches
 from unlearn.serving.sampling import Draw, key
 from unlearn.serving.settings import Settings

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from unlearn.identity import digest
-from unlearn.serving.engine import Event, Read, Said
+from unlearn.serving.asks import Event, Read, Said
 from unlearn.serving.lane import Scored
 from unlearn.serving.protocol import Asked
 

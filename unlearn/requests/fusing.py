@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn.config_data import JsonlConfig
+from unlearn.data.readers import read
 from unlearn.identity import Job
 from unlearn.requests import evidence
 from unlearn.requests.actions import answer, effect, measured
@@ -62,7 +63,7 @@ def _ask(ledger: Ledger, ids: Sequence[str], id: str | None, rule: Sequence[str]
         raise LedgerError(f"fuse: needs two active offsets or more, and got {[s.id for s in parts]}")
     jobs = [load(ledger.run_of(part.id))[1] for part in parts]
     _fit(jobs)
-    conditions = evidence.rule(rule, jobs[0].cfg)
+    conditions = evidence.rule(rule, jobs[0].cfg, read(jobs[0].cfg))
     id = check_id(id or ledger.next_id("F"))
     ledger.append("fusing", id, {"parts": [p.id for p in parts], "rule": [c.text for c in conditions]})
     return id

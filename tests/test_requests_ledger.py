@@ -1,5 +1,6 @@
 """The ledger of deletion requests: what is asked, answered, taken back, fused and erased; and nothing of the text."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from test_privacy import kind, table
 
 from unlearn import request, runlog
 from unlearn.data.readers import read
-from unlearn.requests import active
+from unlearn.requests import active, evidence
 from unlearn.requests.actions import Asked, add, erase, evaluate, undo
 from unlearn.requests.chain import LedgerError
 from unlearn.requests.fusing import fuse
@@ -172,6 +173,15 @@ def test_a_kill_between_the_entries_of_a_request_loses_nothing(ledger, settings,
         add(ledger, settings(1), Asked(rule=EASY))
     add(ledger, settings(1), Asked(rule=EASY))
     assert kinds(ledger, "R3") == ["asked", "effective", "evaluated"]
+
+
+def test_the_usual_rule_asks_for_general_knowledge_where_there_is_some(settings):
+    cfg = compose(*settings(1))
+    found = [c.text for c in evidence.rule(None, cfg, read(cfg))]
+    assert found == ["forget/leak_gap<=0.05", "kept:retain/prob>=0.95", "kept:real_authors/prob>=0.9",
+                     "kept:world_facts/prob>=0.9"]  # fmt: skip
+    without = dataclasses.replace(read(cfg), splits={k: v for k, v in read(cfg).splits.items() if k != "world_facts"})
+    assert [c.text for c in evidence.rule(None, cfg, without)] == found[:3]
 
 
 def test_a_run_that_fails_takes_no_effect(ledger, settings, monkeypatch):

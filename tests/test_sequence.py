@@ -106,9 +106,18 @@ def test_after_each_request_all_are_measured_in_whatever_order(jobs):
 def test_runs_of_other_lists_or_twice_the_same_make_no_sequence(jobs, settings):
     with pytest.raises(ConfigError, match="each must be there once"):
         sequence.evaluate([jobs[0], jobs[0]], [1.0, 1.0])
-    other = settings("data.requests=[[5],[2]]", "data.request=1")
+    other = settings("data.requests=[[4],[2]]", "data.request=1")
     with pytest.raises(ConfigError, match="different data.requests"):
         sequence.in_order([jobs[0], type(jobs[0])(other, jobs[0].folder, "", False)], 1)
+
+
+def test_a_list_may_have_grown_since_a_run_was_made(jobs, settings):
+    early = execute(settings("data.requests=[[5]]", "data.request=1"))
+    cfg = sequence.in_order([early, jobs[1]], 2)
+    assert cfg.data.requests == [[5], [2], [3]] and cfg.data.request == 2
+    assert sequence.one_list([early.cfg, jobs[1].cfg]) == [[5], [2], [3]]
+    step = sequence.evaluate([early, jobs[1]], [1.0, 1.0], "last")[0]
+    assert sequence.numbers(step) == [1, 2, 3] and len(step.offsets) == 2
 
 
 def test_the_command_prints_and_writes_every_step(jobs, tmp_path, capsys):

@@ -5,7 +5,8 @@ python -m unlearn.request init ledger=FOLDER [hmac=VARIABLE]
 python -m unlearn.request add ledger=FOLDER [id=R1] [received=DATE] [due=DATE] [subject=REFERENCE] [rule=[…]] SETTINGS
     Write down what is asked and the rule that will judge it, train the offset that answers (SETTINGS as of
     python -m unlearn.run), write down that it is in effect and how forgotten the request is. Again: goes on.
-    rule=[forget/leak_gap<=0.05,kept:retain/prob>=0.95] is the usual one; upper: and lower: are ends of 95 % intervals.
+    rule=[forget/leak_gap<=0.05,kept:retain/prob>=0.95] is the usual one, with .9 kept of general splits where there are
+    some; upper: and lower: are ends of 95 % intervals.
 python -m unlearn.request list ledger=FOLDER
 python -m unlearn.request undo ID ledger=FOLDER
 python -m unlearn.request fuse [ID ID …] ledger=FOLDER [id=F1] [rule=[…]]

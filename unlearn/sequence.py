@@ -128,10 +128,8 @@ def measure(cfg: Config, parts: Sequence[Part], after: int) -> Step:
 def in_order(jobs: Sequence[Job], k: int) -> Config:
     """The config of the k-th job, with the requests numbered in the order in which the jobs answer them; without
     data.requests its own. Raises ``ConfigError`` for jobs of other lists, or that answer one request twice."""
-    cfg = jobs[k - 1].cfg
-    if len({repr(each(job.cfg)) for job in jobs}) > 1:
-        raise ConfigError("offsets: these runs have different data.requests, and a sequence is one list of them")
-    if cfg.data.requests is None:
+    cfg, requests = jobs[k - 1].cfg, one_list([job.cfg for job in jobs])
+    if requests is None:
         return cfg
     numbers = [job.cfg.data.request for job in jobs]
     last = numbers[k - 1]
@@ -140,13 +138,24 @@ def in_order(jobs: Sequence[Job], k: int) -> Config:
     if len({repr(n) for n in numbers}) < len(numbers):
         raise ConfigError(f"offsets: these runs answer the requests {numbers}: each must be there once")
     order = [n for n in numbers if isinstance(n, int)]
-    order += [n for n in range(1, len(cfg.data.requests) + 1) if n not in order]
-    requests = each(cfg)
+    order += [n for n in range(1, len(requests) + 1) if n not in order]
     data = replace(cfg.data, requests=[requests[n - 1] for n in order], request=order.index(last) + 1)
     return replace(cfg, data=data)
 
 
-def each(cfg: Config) -> list[Any] | None:
+def one_list(configs: Sequence[Config]) -> list[Any] | None:
+    """The requests that all configs have in common: the longest list, of which each other one is the beginning, as it
+    was when its request came. None where none has requests; ``ConfigError`` for other lists."""
+    lists = [_requests(cfg) for cfg in configs]
+    longest = max((found for found in lists if found is not None), key=len, default=None)
+    if any(found is None or found != longest[: len(found)] for found in lists) and longest is not None:
+        raise ConfigError(
+            "offsets: these runs have different data.requests, and a sequence is one list of them, which may have grown"
+        )
+    return longest
+
+
+def _requests(cfg: Config) -> list[Any] | None:
     """The requests of a config; of numbers of people, which people."""
     requests = cfg.data.requests
     return who(requests, cfg.data.people) if requests is not None and isinstance(cfg.data, BiosConfig) else requests

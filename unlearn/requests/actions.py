@@ -133,7 +133,7 @@ def measured(ledger: Ledger, id: str, answering: Sequence[str], overrides: Seque
     jobs = {name: load(ledger.run_of(name), overrides)[1] for name in {*answering, id}}
     alphas = {name: _alpha(ledger, name, jobs[name]) for name in answering}
     entry, references = _entry(jobs, id, alphas)
-    conditions = evidence.rule(known[id].asked["body"]["rule"], jobs[id].cfg)
+    conditions = evidence.rule(known[id].asked["body"]["rule"], jobs[id].cfg, read(jobs[id].cfg))
     verdict = evidence.judged(conditions, entry, references.get("target", {}))
     settings = {k: v for k, v in entry["settings"].items() if k != "references"}  # a plain hash of the data
     return {
@@ -203,7 +203,7 @@ def _asked(cfg: Config, job: Job, asked: Asked) -> dict[str, Any]:
         raise LedgerError(f"method={cfg.method.name!r}: {rule}, e.g. method=offset")
     return {
         "received": asked.received, "due": asked.due,
-        "rule": [condition.text for condition in evidence.rule(asked.rule, cfg)],
+        "rule": [condition.text for condition in evidence.rule(asked.rule, cfg, read(cfg))],
         "questions": len(read(cfg).splits["forget"]),
         "algorithm": algo_name(cfg), "method": cfg.method.name, "pair": cfg.pair.name, "data": cfg.data.reader,
         "alpha": {"training": training_alpha(cfg), "asked": cfg.alpha},

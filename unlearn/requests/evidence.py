@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn.config import Config
+from unlearn.data.rows import GENERAL, DataSet
 from unlearn.identity import NO_REFERENCE
 from unlearn.requests.chain import LedgerError
 
 RULE = ("forget/leak_gap<=0.05", "kept:retain/prob>=0.95")
+KEPT = "kept:{split}/prob>=0.9"  # the same of general knowledge, where the data set has some: it is what sums cost
 FORM = re.compile(r"(?:(upper|lower|kept):)?([\w/@.]+)(<=|>=)([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", re.ASCII)
 OF_GROUPS = (("leak", re.compile(r"forget/(judged_|attribute_)?leak")), ("privacy", re.compile("mia/|privleak")))
 
@@ -48,14 +50,15 @@ class Condition:
         return value <= self.bound if self.sign == "<=" else value >= self.bound
 
 
-def rule(given: Sequence[str] | None, cfg: Config) -> tuple[Condition, ...]:
+def rule(given: Sequence[str] | None, cfg: Config, data: DataSet) -> tuple[Condition, ...]:
     """The conditions of a rule, or of the usual one; ``LedgerError`` for one that nothing could meet."""
+    usual = (*RULE, *(KEPT.format(split=split) for split in GENERAL if data.splits.get(split)))
     if given is None and cfg.eval.reference == NO_REFERENCE:
         raise LedgerError(
-            f"rule: must be given: the usual one ({', '.join(RULE)}) compares with a retrained reference, and "
+            f"rule: must be given: the usual one ({', '.join(usual)}) compares with a retrained reference, and "
             f"eval.reference={NO_REFERENCE} leaves it out; e.g. rule=[forget/leak@{cfg.eval.leak_samples}<=0.5]"
         )
-    found = tuple(condition(text) for text in (RULE if given is None else given))
+    found = tuple(condition(text) for text in (usual if given is None else given))
     if not found:
         raise LedgerError("rule=[]: must hold one condition at least")
     for each in found:

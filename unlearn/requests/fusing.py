@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn.config_data import JsonlConfig
+from unlearn.data.readers import read
 from unlearn.identity import Job
 from unlearn.requests import evidence
 from unlearn.requests.actions import answer, effect, measured
@@ -20,6 +21,7 @@ from unlearn.requests.chain import Failed, LedgerError
 from unlearn.requests.ledger import Ledger, check_id, named
 from unlearn.requests.states import State
 from unlearn.rerun import load
+from unlearn.sequence import one_list
 
 RIDGE = 1e-6  # of unlearning layers, which are fused in closed form
 
@@ -62,7 +64,7 @@ def _ask(ledger: Ledger, ids: Sequence[str], id: str | None, rule: Sequence[str]
         raise LedgerError(f"fuse: needs two active offsets or more, and got {[s.id for s in parts]}")
     jobs = [load(ledger.run_of(part.id))[1] for part in parts]
     _fit(jobs)
-    conditions = evidence.rule(rule, jobs[0].cfg)
+    conditions = evidence.rule(rule, jobs[0].cfg, read(jobs[0].cfg))
     id = check_id(id or ledger.next_id("F"))
     ledger.append("fusing", id, {"parts": [p.id for p in parts], "rule": [c.text for c in conditions]})
     return id
@@ -82,11 +84,12 @@ def _same(state: State, ids: Sequence[str], rule: Sequence[str] | None) -> str:
 def _fit(jobs: Sequence[Job]) -> None:
     """Whether the runs differ in what they were asked to forget alone."""
     first = jobs[0].cfg
+    one_list([job.cfg for job in jobs])
     for job in jobs[1:]:
         cfg = job.cfg
         if cfg.pair != first.pair or cfg.method != first.method:
             raise LedgerError(f"fuse: {job.folder} has another pair or method than {jobs[0].folder}")
-        if _but(cfg.data) != _but(first.data):
+        if _but(cfg.data) != _but(first.data):  # data.requests may have grown: ``one_list``
             raise LedgerError(
                 f"fuse: {jobs[0].folder} and {job.folder} have different data sets; what may differ is data.request"
                 + (" or data.forget" if isinstance(first.data, JsonlConfig) else "")
@@ -95,7 +98,8 @@ def _fit(jobs: Sequence[Job]) -> None:
 
 def _but(data: Any) -> dict[str, Any]:
     """The settings of a data set without what is asked to be forgotten."""
-    left_out = {"request"} if data.requests is not None else {"forget"} if isinstance(data, JsonlConfig) else set()
+    own = {"forget"} if isinstance(data, JsonlConfig) else set()
+    left_out = {"request", "requests"} if data.requests is not None else own
     return {k: v for k, v in vars(data).items() if k not in left_out}
 
 
@@ -126,4 +130,8 @@ def _all_of(jobs: Sequence[Job]) -> dict[str, Any]:
     numbers = [job.cfg.data.request for job in jobs]
     if None in numbers:
         raise LedgerError("fuse: one of the runs answers all of data.requests; there is nothing to fuse it with")
-    return {"request": sorted({n for given in numbers for n in (given if isinstance(given, list) else [given])})}
+    requests = one_list([job.cfg for job in jobs])
+    return {
+        "requests": requests,
+        "request": sorted({n for given in numbers for n in (given if isinstance(given, list) else [given])}),
+    }

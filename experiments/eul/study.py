@@ -11,6 +11,7 @@ tables and the figure from that file alone.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, permutations
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=3, help="pair.seed = 0, 1, …")
     parser.add_argument("--shares", nargs="+", choices=tuple(SHARES), default=tuple(SHARES), help="of section shares")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--only", default="", help="rows whose key (section world forgotten what) this regex finds")
     arguments = parser.parse_args()
     from tqdm import tqdm
 
@@ -183,7 +185,7 @@ def main() -> None:
         for seed in range(arguments.worlds)
         for section in arguments.sections
         for key, make in pieces(section, seed, arguments.shares)
-        if key not in done
+        if key not in done and re.search(arguments.only, " ".join(map(str, key)))
     ]
     for key, make in (bar := tqdm(todo)):
         bar.set_description(" ".join(map(str, key)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from study import SHARES, STEPS, WAYS
+from study import SHARES, WAYS
 from tqdm import tqdm
 from worlds import StudyWorld, of_run, run
 
@@ -34,7 +34,7 @@ def main() -> None:
     asked = list(range(world.people - 1, world.people - 1 - SHARES["10 %"], -1))
     rows = []
     for what, lr in tqdm([(what, lr) for what, rates in RATES.items() for lr in rates]):
-        found = run(world.unlearning(asked, (), STEPS, *_without_rate(WAYS[what]), f"trainer.lr={lr}"))
+        found = run(world.unlearning(asked, (), *_without_rate(WAYS[what]), f"trainer.lr={lr}"))
         manifest = runlog.manifest(found.folder)
         rows.append({"what": what, "lr": lr, "score": manifest["score"]} | of_run(found))
         pd.DataFrame(rows).round(4).to_csv(HERE / "search.csv", index=False)

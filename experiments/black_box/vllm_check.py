@@ -1,9 +1,10 @@
-"""A real vLLM as the black box:  make vllm-check, or  python experiments/black_box/vllm_check.py [PYTHON]
+"""A real vLLM as the black box:  make vllm-check, or  python experiments/black_box/vllm_check.py [PYTHON | URL]
 
-PYTHON is that of an environment with vLLM (default: .venv-vllm/bin/python). It serves the embedded world's target. Its
-rows of whole texts are compared with those of the same weights here; then one small run is trained against the
-local target, against vLLM with the whole vocabulary and with its 20 likeliest tokens. Writes vllm_check.csv and .md
-beside this file; models, runs and answers go to the working directory's runs/ and store/. A few minutes on one core.
+PYTHON is that of an environment with vLLM (default: .venv-vllm/bin/python); URL that of a vLLM that runs already, with
+/v1, and calls the model "target". It serves the embedded world's target. Its rows of whole texts are compared with those
+of the same weights here; then one small run is trained against the local target and against vLLM, with its 20 likeliest
+tokens and with the whole vocabulary. Writes vllm_check.csv and .md beside this file; models, runs and answers go to the
+working directory's runs/ and store/. A quarter of an hour.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -28,10 +29,13 @@ from unlearn.rules import parse
 from unlearn.world import World, examples_of, the_world
 
 HERE, NAME = Path(__file__).resolve().parent, "target"
-ASKED = ("algo=kl", "study=vllm", "wandb=disabled", "eval.groups=[]", "trainer.progress=false")
+ASKED = (
+    "algo=kl", "study=vllm", "wandb=disabled", "eval.groups=[]", "eval.max_examples=20", "trainer.steps=20",
+    "trainer.retain_batch=20", "trainer.progress=false",
+)  # fmt: skip
 TEXTS, GOAL, PATIENCE = 40, 1e-4, 600.0
 SHOWN = ("forget/prob", "forget/rougeL_recall", "retain/prob", "retain/rougeL_recall", "model_utility")
-SETTINGS = {"local target": (), "vLLM, whole vocabulary": (0,), "vLLM, 20 likeliest": (20,)}
+SETTINGS = {"local target": None, "vLLM, 20 likeliest": 20, "vLLM, whole vocabulary": 0}
 
 
 def config(*overrides: str) -> Config:
@@ -41,7 +45,7 @@ def config(*overrides: str) -> Config:
 
 
 @contextmanager
-def vllm(python: str, model: Path, longest: int) -> Iterator[str]:
+def vllm(python: str, model: Path, world: World) -> Iterator[str]:
     """Its address, while it runs. ``api_server``, since the CPU build's own command does not find its version."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -50,8 +54,8 @@ def vllm(python: str, model: Path, longest: int) -> Iterator[str]:
     environment.pop("PYTHONPATH", None)
     command = [
         python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", NAME,
-        "--port", str(port), "--dtype", "float32", "--max-model-len", str(longest), "--max-logprobs", "-1",
-        "--enforce-eager",
+        "--port", str(port), "--dtype", "float32", "--max-model-len", str(world.encoder.max_length),
+        "--max-logprobs", "-1", "--enforce-eager",
     ]  # fmt: skip
     with Path("vllm.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -100,12 +104,12 @@ def rows(world: World, url: str) -> list[tuple[str, str]]:
     ]
 
 
-def run(url: str, k: tuple[int, ...]) -> dict[str, str]:
-    """Metrics of one run, its steps' and requests' numbers."""
+def run(url: str, k: int | None) -> dict[str, str]:
+    """Metrics of one run, and what it asked; None: beside the local target."""
     asked = [*ASKED]
-    if k:
+    if k is not None:
         asked += ["pair.target.kind=http", f"pair.target.http.url={url}", f"pair.target.http.model={NAME}"]
-        asked += [f"pair.target.http.k={k[0]}"]
+        asked += [f"pair.target.http.k={k}"]
     start = time.monotonic()
     subprocess.run([sys.executable, "-m", "unlearn.run", *asked], check=True)
     seconds = time.monotonic() - start
@@ -132,11 +136,14 @@ def publish(compared: list[tuple[str, str]], runs: dict[str, dict[str, str]]) ->
 
 
 def main() -> None:
-    python = sys.argv[1] if len(sys.argv) > 1 else ".venv-vllm/bin/python"
+    asked = sys.argv[1] if len(sys.argv) > 1 else ".venv-vllm/bin/python"
     world = the_world(config())
-    with vllm(python, world.folder("target"), world.encoder.max_length) as url:
-        compared = rows(world, url)
-        publish(compared, {name: run(url, k) for name, k in SETTINGS.items()})
+    there = nullcontext(asked) if asked.startswith("http") else vllm(asked, world.folder("target"), world)
+    with there as url:
+        compared, runs = rows(world, url), {}
+        for name, k in SETTINGS.items():
+            runs[name] = run(url, k)
+            publish(compared, runs)
 
 
 if __name__ == "__main__":

@@ -56,8 +56,9 @@ def figures(known: Sequence | None) -> str:
 
 
 def shares(found: pd.DataFrame) -> str:
-    heads = ["forgotten", "what", "test", "retained", "forgotten", "name loss", "seconds", "forgotten − re-train",
-             "name loss − re-train", "collapsed", "paper: test / retained / forgot / MLM / s"]  # fmt: skip
+    heads = ["share", "what", "test", "retained", "forgotten", "name loss, forgotten", "name loss, retained", "seconds",
+             "forgotten − re-train", "name loss − re-train", "collapsed",
+             "paper: test / retained / forgot / MLM / s"]  # fmt: skip
     rows = []
     for share in SHARES:
         here = found[found["forgotten"] == share]
@@ -67,7 +68,7 @@ def shares(found: pd.DataFrame) -> str:
             if not group.empty:
                 rows.append([
                     share, what, *(cell(group[f"{s}/accuracy"], 100) for s in SPLITS),
-                    cell(group["forget/mlm_loss"], digits=2), cell(group["seconds"]),
+                    *(cell(group[f"{s}/mlm_loss"], digits=2) for s in ("forget", "retain")), cell(group["seconds"]),
                     distance(group, again, "forget/accuracy"), distance(group, again, "forget/mlm_loss", 1.0),
                     _collapsed(group), figures(SHARES[share].get(what)),
                 ])  # fmt: skip
@@ -89,7 +90,7 @@ def dialogues(found: pd.DataFrame) -> str:
 
 
 def ablation(found: pd.DataFrame) -> str:
-    heads = ["objective", "test", "retained", "forgotten", "name loss", "collapsed",
+    heads = ["objective", "test", "retained", "forgotten", "name loss, forgotten", "name loss, retained", "collapsed",
              "paper (0.5 %): test / retained / forgot / MLM"]  # fmt: skip
     rows = []
     for algo, name in ALGOS.items():
@@ -98,8 +99,8 @@ def ablation(found: pd.DataFrame) -> str:
             if not group.empty:
                 said = name if part == "EUL" else f"{name} {part}"
                 rows.append([said, *(cell(group[f"{s}/accuracy"], 100) for s in SPLITS),
-                             cell(group["forget/mlm_loss"], digits=2), _collapsed(group),
-                             figures(ABLATION[part])])  # fmt: skip
+                             *(cell(group[f"{s}/mlm_loss"], digits=2) for s in ("forget", "retain")),
+                             _collapsed(group), figures(ABLATION[part])])  # fmt: skip
     return lines(heads, rows)
 
 

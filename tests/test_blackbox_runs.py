@@ -14,6 +14,7 @@ from unlearn import grid, runlog
 from unlearn.blackbox import asking, client
 from unlearn.blackbox.questions import BlackBoxError
 from unlearn.config import ConfigError
+from unlearn.data.encoding import examples_of
 from unlearn.data.readers import read
 from unlearn.frozen import rows_of
 from unlearn.job import members
@@ -21,7 +22,7 @@ from unlearn.models import llama, tokenizers
 from unlearn.rerun import load
 from unlearn.rows import ShapedRows, TopRows
 from unlearn.training import _rows
-from unlearn.world import examples_of, the_world
+from unlearn.world import the_world
 
 OWN = ("algo=npo", "eval.alphas=[0,1]", "eval.groups=[leak,three_sample,contrast]", "eval.leak_samples=2")
 

@@ -9,13 +9,12 @@ from test_layers import ON, made, moved
 
 from unlearn import evaluate, fuse, fusion, generate, job, layers, runlog
 from unlearn.config_pair import LayersConfig
-from unlearn.data.encoding import Example, Examples
+from unlearn.data.encoding import Example, Examples, examples_of
 from unlearn.data.readers import read
 from unlearn.fusion import FusionError
 from unlearn.models import llama
 from unlearn.rerun import load
 from unlearn.traces import Traces, forget_rows
-from unlearn.world import examples_of
 
 NAME = "w"
 

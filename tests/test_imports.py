@@ -36,7 +36,7 @@ ORDER = [
     "blackbox.asking", "blackbox.remote",
     "seal",
     "requests.chain", "requests.fingerprints", "requests.evidence", "requests.states", "requests.ledger", "requests",
-    "mirror", "runlog", "ended", "world", "collapse", "alternates", "trajectory", "training", "inspection",
+    "mirror", "runlog", "ended", "building", "world", "collapse", "alternates", "trajectory", "training", "inspection",
     "forecast", "begin", "job", "sums",
     "calibration",
     "table", "overview", "rest", "grid", "run", "rerun", "fuse",

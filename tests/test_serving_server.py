@@ -17,6 +17,7 @@ import torch
 from helpers import TINY, compose, execute, weights
 from served import ask, logp_of, questions, tokens, told
 
+from unlearn.data.encoding import examples_of
 from unlearn.ensemble import Ensemble
 from unlearn.generation import greedy
 from unlearn.job import members
@@ -25,7 +26,7 @@ from unlearn.serving.app import create
 from unlearn.serving.engine import Engine
 from unlearn.serving.loading import load
 from unlearn.serving.settings import Settings
-from unlearn.world import examples_of, the_world
+from unlearn.world import the_world
 
 harness = pytest.mark.skipif(
     find_spec("lm_eval") is None or find_spec("tenacity") is None,

@@ -9,11 +9,12 @@ from unlearn import sources
 from unlearn.config import Config
 from unlearn.config_data import BiosConfig
 from unlearn.config_pair import SourceConfig
+from unlearn.data.encoding import examples_of
 from unlearn.identity import NO_REFERENCE, eval_settings
 from unlearn.models import weights
 from unlearn.reference import from_file
 from unlearn.suite import suite
-from unlearn.world import World, check_own, examples_of, the_world
+from unlearn.world import World, check_own, the_world
 
 
 class Inspection:

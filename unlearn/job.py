@@ -24,6 +24,7 @@ from unlearn.binding import bind
 from unlearn.collapse import RULE, Watch
 from unlearn.combination import bind_rule
 from unlearn.config import Config, ConfigError
+from unlearn.data.encoding import examples_of
 from unlearn.ensemble import Ensemble
 from unlearn.files import read_json, write_folder, write_json
 from unlearn.groups.context import Reference
@@ -37,7 +38,7 @@ from unlearn.trainer import Diverged
 from unlearn.training import train
 from unlearn.trajectory import probe
 from unlearn.tuning import has_layers, has_updates, learner, learnt, merged, save_updates
-from unlearn.world import World, examples_of, frozen_ensemble, the_world
+from unlearn.world import World, frozen_ensemble, the_world
 
 log = logging.getLogger(__name__)
 

@@ -322,16 +322,16 @@ def test_texts_and_architecture_make_other_models_and_llamas_stay_what_they_were
 
 
 def test_the_retrained_model_never_sees_the_people_not_even_masked(store, tmp_path, monkeypatch):
-    from unlearn import world as worlds
+    from unlearn import building
 
     seen = []
-    real = worlds._fit
+    real = building._fit
 
     def noted(model, training, *rest):
         seen.append(training)
         return real(model, training, *rest)
 
-    monkeypatch.setattr(worlds, "_fit", noted)
+    monkeypatch.setattr(building, "_fit", noted)
     cfg = tiny(tmp_path / "store", tmp_path, *REVIEWS, "pair.seed=5")
     world = the_world(cfg)
     world.folder("retrained")

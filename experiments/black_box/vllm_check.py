@@ -110,15 +110,13 @@ def run(url: str, k: int | None) -> dict[str, str]:
     if k is not None:
         asked += ["pair.target.kind=http", f"pair.target.http.url={url}", f"pair.target.http.model={NAME}"]
         asked += [f"pair.target.http.k={k}"]
-    start = time.monotonic()
     subprocess.run([sys.executable, "-m", "unlearn.run", *asked], check=True)
-    seconds = time.monotonic() - start
     manifests = Path("runs/vllm").glob("*/manifest.json")
     folder = max(manifests, key=lambda path: path.stat().st_mtime).parent
     found = json.loads((folder / "eval.json").read_text())["alphas"]["1.0"]
     box = json.loads((folder / "manifest.json").read_text()).get("black_box", {})
     beside = {"requests": str(box.get("requests", "")), "tokens": str(box.get("tokens", ""))}
-    return {name: f"{found[name]:.4f}" for name in SHOWN} | beside | {"seconds": f"{seconds:.0f}"}
+    return {name: f"{found[name]:.4f}" for name in SHOWN} | beside
 
 
 def publish(compared: list[tuple[str, str]], runs: dict[str, dict[str, str]]) -> None:

@@ -2,9 +2,9 @@
 
 PYTHON is that of an environment with vLLM (default: .venv-vllm/bin/python); URL that of a vLLM that runs already, with
 /v1, and calls the model "target". It serves the embedded world's target. Its rows of whole texts are compared with
-those of the same weights here; then one small run is trained against the local target and against vLLM, with its 20 likeliest
-tokens and with the whole vocabulary. Writes vllm_check.csv and .md beside this file; models, runs and answers go to the
-working directory's runs/ and store/. A quarter of an hour.
+those of the same weights here; then one small run is trained against the local target and against vLLM, with its 20
+likeliest tokens and with the whole vocabulary. Writes vllm_check.csv and .md beside this file; models, runs and answers
+go to the working directory's runs/ and store/. A quarter of an hour.
 """
 
 from __future__ import annotations
@@ -111,15 +111,13 @@ def run(url: str, k: int | None) -> dict[str, str]:
     if k is not None:
         asked += ["pair.target.kind=http", f"pair.target.http.url={url}", f"pair.target.http.model={NAME}"]
         asked += [f"pair.target.http.k={k}"]
-    start = time.monotonic()
     subprocess.run([sys.executable, "-m", "unlearn.run", *asked], check=True)
-    seconds = time.monotonic() - start
     manifests = Path("runs/vllm").glob("*/manifest.json")
     folder = max(manifests, key=lambda path: path.stat().st_mtime).parent
     found = json.loads((folder / "eval.json").read_text())["alphas"]["1.0"]
     box = json.loads((folder / "manifest.json").read_text()).get("black_box", {})
     beside = {"requests": str(box.get("requests", "")), "tokens": str(box.get("tokens", ""))}
-    return {name: f"{found[name]:.4f}" for name in SHOWN} | beside | {"seconds": f"{seconds:.0f}"}
+    return {name: f"{found[name]:.4f}" for name in SHOWN} | beside
 
 
 def publish(compared: list[tuple[str, str]], runs: dict[str, dict[str, str]]) -> None:

@@ -86,7 +86,7 @@ class LayersConfig:
     activation: str = "relu"
     where: list[int] | None = None  # transformer layers 0, 1 …; null: all
     start: str | None = None  # a run's folder adapter/, whose layers are trained on; null: fresh ones
-    lr_factor: float = 1.0  # the learning rate is `algo.lr` times this
+    lr_factor: float = 30.0  # the learning rate is `algo.lr` times this: where a first look was best (docs/eul.md)
 
 
 @dataclass

@@ -426,12 +426,12 @@ def test_a_label_that_is_none_is_refused_with_its_line(imdb, row, message):
 def test_layers_of_an_earlier_request_are_trained_on(store, tmp_path):
     common = (*REVIEWS, "method=eul", "algo=eul")
     first = execute(tiny(store, tmp_path, *common, "data.forget=[3]", "data.gone=[4]"))
-    start = f"pair.layers.start={first.folder}/adapter"
+    start = f"begin.runs=[{first.folder}]"
     again = execute(tiny(store, tmp_path, *common, "data.forget=[3]", "data.gone=[4]", start, "trainer.lr=1e-12"))
     fresh, same = (load_file(j.folder / "adapter" / "adapter_model.safetensors") for j in (first, again))
     for name, tensor in fresh.items():  # at a vanishing rate they stay what they were
         torch.testing.assert_close(same[name], tensor, atol=1e-6, rtol=0)
     assert max(t.abs().max() for n, t in fresh.items() if "unlearning_up" in n) > 1e-5
     assert first.folder != again.folder
-    with pytest.raises(ConfigError, match="pair.layers.start=.*no such file"):
-        tiny(store, tmp_path, *common, "pair.layers.start=nowhere")
+    with pytest.raises(ConfigError, match="begin.runs=.*not the folder of a run"):
+        tiny(store, tmp_path, *common, "begin.runs=[nowhere]")

@@ -117,7 +117,6 @@ class LayersConfig:
     bottleneck: int | None = None  # null: the size that gives about 0.5 % of the model's parameters
     activation: str = "relu"
     where: list[int] | None = None  # transformer layers 0, 1 …; null: all
-    start: str | None = None  # a run's folder adapter/, whose layers are trained on; null: fresh ones
     lr_factor: float = 30.0  # the learning rate is `algo.lr` times this: where a first look was best (docs/eul.md)
 
 

@@ -20,7 +20,6 @@ from unlearn.config_pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig, Pair
 from unlearn.files import read_json
 
 RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
-ADAPTER_WEIGHTS = "adapter_model.safetensors"  # in a run's folder adapter/
 NO_REFERENCE = "none"  # eval.reference: forget quality and all that compares with a retrained model is left out
 METRICS_VERSION = 2  # of the metrics' semantics; raised when one would give another value
 
@@ -134,7 +133,7 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
         identity |= {"algo": _algo_identity(cfg), "trainer": _trainer_identity(cfg), "seed": cfg.seed}
         identity |= {"alone": True} if cfg.method.alone else {}
         identity |= {"lora": asdict(cfg.pair.lora)} if tuning(cfg) == "lora" else {}
-        identity |= {"layers": _layers_identity(cfg)} if tuning(cfg) == LAYERS else {}
+        identity |= {"layers": asdict(cfg.pair.layers)} if tuning(cfg) == LAYERS else {}
     if cfg.begin.runs:
         identity["begin"] = [_begun(cfg), cfg.begin.ridge if tuning(cfg) == LAYERS else None]
         if cfg.trainer.steps == 0:  # the runs' sum: nothing is learnt from it on
@@ -151,13 +150,6 @@ def _begun(cfg: Config) -> list[tuple[str, float]]:
             raise ConfigError(f"begin.runs={folder!r}: no folder of a run that has trained weights")
         found.append((digest(sealed), float(alpha)))
     return found
-
-
-def _layers_identity(cfg: Config) -> dict[str, Any]:
-    """What the layers are, and what those that are trained on hold, wherever they lie."""
-    layers = asdict(cfg.pair.layers)
-    start = layers.pop("start")
-    return layers if start is None else layers | {"start": _content(f"{start}/{ADAPTER_WEIGHTS}")}
 
 
 def _algo_identity(cfg: Config) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from unlearn.config_pair import (
     SourceConfig,
     TargetConfig,
 )
-from unlearn.identity import ADAPTER_WEIGHTS, tuning
-from unlearn.need import a_file, at_least, below_one, need, one_of, positive, share
+from unlearn.identity import tuning
+from unlearn.need import at_least, below_one, need, one_of, positive, share
 
 LARGEST = 10**10  # parameters of a model from scratch
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -55,8 +55,6 @@ def _layers(cfg: Config) -> Iterator[str]:
     yield from positive("pair.layers.lr_factor", layers.lr_factor)
     if layers.bottleneck is not None:
         yield from at_least("pair.layers.bottleneck", layers.bottleneck, 1)
-    if layers.start is not None:
-        yield from a_file("pair.layers.start", f"{layers.start}/{ADAPTER_WEIGHTS}")
     if layers.where is not None:
         rule = "must be null (all transformer layers), or one or more of them, each once, counted from 0"
         fine = len(layers.where) > 0 and len(set(layers.where)) == len(layers.where) and min(layers.where) >= 0

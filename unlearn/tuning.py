@@ -31,12 +31,7 @@ def learner(model: nn.Module, how: str, pair: PairConfig, seed: int) -> nn.Modul
     if how == LAYERS:
         from unlearn import layers  # a second of imports, by peft
 
-        if pair.layers.start is None:
-            return layers.add(model, pair.layers, seed)
-        view = layers.load(model, Path(pair.layers.start))
-        for name, parameter in view.named_parameters():
-            parameter.requires_grad_(".unlearning_" in name)
-        return view
+        return layers.add(model, pair.layers, seed)
     return copy.deepcopy(model).requires_grad_(True)
 
 

@@ -126,9 +126,9 @@ def sequence(seed: int) -> Iterator[Piece]:
         """The run of the last request of an order, on the layers of the one before."""
         if len(order) == 1:
             return run(asks(order, algo))
-        before = trained_on(order[:-1], algo).folder / "adapter"
+        before = trained_on(order[:-1], algo).folder
         gone = [i for k in people if k != order[-1] for i in people[k]]
-        given = (*LAYERS, f"algo={algo}", f"pair.layers.start={before}")
+        given = (*LAYERS, f"algo={algo}", f"begin.runs=[{before}]")
         return run(world.unlearning(people[order[-1]], gone, *given))
 
     def sofar(ks: Sequence[int]):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from unlearn.blackbox import forms
 from unlearn.blackbox.client import address
 from unlearn.blackbox.forms import ECHO, PROMPT, Lacks, Texts, Wrong
-from unlearn.blackbox.questions import LEAST, NEXT, SAY, Answer, Question, cut, rows_of
+from unlearn.blackbox.questions import LEAST, NEXT, SAY, Answer, BlackBoxError, Question, cut, rows_of
 from unlearn.rows import spread, spread_top
 
 TEXTS = Texts(Numbered(size=4), 4)
@@ -149,6 +149,16 @@ def test_padding_of_the_servers_vocabulary_belongs_to_the_rest():
     rows = cut(Answer(np.array([[3, 7, 2]], np.int32), p), (2,), 2, 6)
     found = spread_top(rows, 6, torch.device("cpu")).exp()[0].tolist()
     assert found == pytest.approx([0.45 / 4, 0.45 / 4, 0.05, 0.5, 0.45 / 4, 0.45 / 4], abs=1e-6)
+
+
+def test_a_row_whose_likeliest_token_is_padding():
+    """As of what is said or comes next: the row's own token is its likeliest, here 7, beyond the pair's 6."""
+    p = np.log(np.array([[0.5, 0.25, 0.5]], np.float32))
+    rows = cut(Answer(np.array([[7, 3, 7]], np.int32), p), (7,), 2, 6)
+    found = spread_top(rows, 6, torch.device("cpu")).exp()[0].tolist()
+    assert found == pytest.approx([0.15, 0.15, 0.15, 0.25, 0.15, 0.15], abs=1e-6)
+    with pytest.raises(BlackBoxError, match="lie beyond the pair's 6"):
+        cut(Answer(np.array([[7, 8, 7]], np.int32), p), (7,), 2, 6)
 
 
 def test_fewer_tokens_of_an_answer_and_tokens_of_a_whole_row():

@@ -104,13 +104,25 @@ def cut(answer: Answer, own: Sequence[int], k: int, width: int) -> Top:
         answer = _likeliest(answer, own, k, width)
     ids = np.concatenate([answer.ids[:, :k], answer.ids[:, -1:]], axis=1)
     logp = np.concatenate([answer.logp[:, :k], answer.logp[:, -1:]], axis=1)
-    foreign = ids >= width
-    ids = np.where(foreign, ids[:, -1:], ids)
-    logp = np.where(foreign, logp[:, -1:], logp)
+    ids, logp = _without_padding(ids, logp, width)
     again = ids[:, :-1] == ids[:, -1:]
     mass = np.exp(logp[:, :-1].astype(np.float64)) * ~again
     left = 1 - mass.sum(1) - np.exp(logp[:, -1].astype(np.float64))
     return Top(ids.astype(np.int32), logp.astype(np.float32), np.log(np.maximum(left, LEAST)).astype(np.float32))
+
+
+def _without_padding(ids: np.ndarray, logp: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slots of tokens beyond ``width`` repeat the row's own token; where that lies beyond it, too, the likeliest."""
+    foreign = ids >= width
+    if foreign.all(1).any():
+        raise BlackBoxError(
+            f"all {ids.shape[1] - 1} tokens that the server gave of a row lie beyond the pair's {width:,}: it reads "
+            "another vocabulary, or a larger pair.target.http.k is needed"
+        )
+    best = foreign.argmin(1)[:, None]  # the first that is not; they are in order
+    own = np.where(foreign[:, -1:], best, ids.shape[1] - 1)
+    ids[:, -1:], logp[:, -1:] = np.take_along_axis(ids, own, 1), np.take_along_axis(logp, own, 1)
+    return np.where(ids >= width, ids[:, -1:], ids), np.where(ids >= width, logp[:, -1:], logp)
 
 
 def _likeliest(answer: Answer, own: Sequence[int], k: int, width: int) -> Answer:

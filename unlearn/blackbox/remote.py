@@ -91,10 +91,13 @@ class RemoteModel(Opaque):
         return [self._ended(self.asking.answer(question, k).said, most, ends) for question in questions]
 
     def _ended(self, said: Sequence[int], most: int, ends: Collection[int]) -> list[int]:
-        """Up to and with its end; some servers end without saying by which token."""
+        """Up to and with its end. Some servers end without saying by which token; and where one says what is no token
+        of the pair, no draft goes on."""
         for place, token in enumerate(said):
             if token in ends:
                 return list(said[: place + 1])
+            if token >= self.width:
+                return [*said[:place], self.where.tokenizer.eos_token_id]
         return list(said) if len(said) == most else [*said, self.where.tokenizer.eos_token_id]
 
     def begin(self) -> None:

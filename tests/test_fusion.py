@@ -9,13 +9,12 @@ from test_layers import ON, made, moved
 
 from unlearn import evaluate, fuse, fusion, generate, job, layers, runlog
 from unlearn.config_pair import LayersConfig
-from unlearn.data.encoding import Example, Examples
+from unlearn.data.encoding import Example, Examples, examples_of
 from unlearn.data.readers import read
 from unlearn.fusion import FusionError
 from unlearn.models import llama
 from unlearn.rerun import load
 from unlearn.traces import Traces, forget_rows
-from unlearn.world import examples_of
 
 NAME = "w"
 
@@ -193,6 +192,9 @@ def test_a_run_keeps_inner_products_of_its_request_and_nothing_else(config, worl
     traces = Traces(forget_rows(read(done.cfg)))
     for path in (done.folder / "adapter").iterdir():
         assert traces.in_bytes(path.read_bytes()) is None
+    (done.folder / "adapter" / "gram.safetensors").unlink()  # it may be erased: nothing but fusion reads it
+    assert evaluate.main([f"run={done.folder}", "eval.alphas=[0.5]", "trainer.progress=false"]) == 0
+    assert fuse.main([f"runs=[{done.folder}]", f"to={done.folder.parent}/x"]) == 2
 
 
 @pytest.mark.parametrize("how", ["regmean", "average", "sum"])

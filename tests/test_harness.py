@@ -13,10 +13,10 @@ from helpers import SHARED, execute
 from unlearn import choices, harness
 from unlearn.causal_lm import EnsembleLM
 from unlearn.config import ConfigError
+from unlearn.data.encoding import examples_of
 from unlearn.data.rows import DataError
 from unlearn.job import members
 from unlearn.scoring import score
-from unlearn.world import examples_of
 
 lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra lm-eval, which is not installed")
 

@@ -221,7 +221,7 @@ def test_settings_and_files_that_do_not_fit_are_refused(files, tmp_path, overrid
         ("data.forget=3", "data.forget=3: must be a file, a list of files [A,B], or null"),
         ("data.holdout=[a.txt,1]", "must be a file, a list of files [A,B], or null"),
         ("data.words.answer=0", "data.words.answer=0: must be a finite number of at least 1"),
-        ("+data.colums.id=x", "data.colums: unknown key; known keys here: name, reader, template, forget"),
+        ("+data.colums.id=x", "data.colums: unknown key; known keys here: name, reader, template, requests"),
     ],
 )
 def test_impossible_settings_are_refused(override, message):

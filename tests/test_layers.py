@@ -199,6 +199,29 @@ def test_files_of_other_layers_are_refused(tmp_path):
         layers.save(tiny_llama(0), tmp_path)
 
 
+def test_configs_that_name_other_places_or_activations_are_refused(tmp_path):
+    plain = tiny_llama(0)
+    layers.save(layers.add(plain, LayersConfig(bottleneck=3), seed=0), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for wrong in ({"target_modules": ["model.layers.7.mlp"]}, {"target_modules": ".*"}, {"activation": "exec"},
+                  {"target_modules": []}, {"bottleneck": 0}):  # fmt: skip
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | wrong))
+        with pytest.raises(layers.LayerError, match="has the places model.layers.0.mlp, model.layers.1.mlp"):
+            layers.load(plain, tmp_path)
+
+
+def test_of_many_layers_the_chosen_ones_alone_are_followed(tmp_path):
+    """peft shortens the names of twenty places and more."""
+    torch.manual_seed(0)
+    deep = llama.freeze(LlamaForCausalLM(LlamaConfig(**SIZE | {"num_hidden_layers": 24, "num_key_value_heads": 2})))
+    chosen = [i for i in range(24) if i not in (1, 11)]
+    view = moved(layers.add(deep, LayersConfig(bottleneck=1, where=chosen), seed=0))
+    assert sorted({int(n.split(".")[4]) for n in layers.weights(view)}) == chosen
+    layers.save(view, tmp_path)
+    assert len(json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]) == 22
+    assert torch.equal(logits(layers.load(deep, tmp_path).eval()), logits(view))
+
+
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 METHODS = {"offset": ("offset", "anchor", ON), "direct": ("tuned", "target", ON), "proxy": ("offset", "anchor", ON),

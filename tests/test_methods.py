@@ -10,10 +10,9 @@ from helpers import execute, killed_at, lines, weights
 
 from unlearn import evaluate, runlog, table
 from unlearn.binding import bind
-from unlearn.data.encoding import collate
+from unlearn.data.encoding import collate, examples_of
 from unlearn.models import llama
 from unlearn.training import _sampler
-from unlearn.world import examples_of
 
 # A tiny world whose models know their answers, so that there is something to forget.
 LEARNT = ("pair.target.pretrain.epochs=10", "pair.target.finetune.epochs=60", "pair.small.pretrain.epochs=5",

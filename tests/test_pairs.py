@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 from unlearn import evaluate
 from unlearn.config import ConfigError
 from unlearn.config_pair import TargetConfig
-from unlearn.data.encoding import Example, collate
+from unlearn.data.encoding import Example, collate, examples_of
 from unlearn.generation import greedy
 from unlearn.models import hub, llama, tokenizers
 from unlearn.rerun import load
 from unlearn.training import store_rows
-from unlearn.world import examples_of, frozen_ensemble, the_world
+from unlearn.world import frozen_ensemble, the_world
 
 STORIES = SHARED / "data" / "stories260K"
 
@@ -304,6 +304,7 @@ def test_quantisation_is_asked_of_bitsandbytes(monkeypatch):
         return torch.nn.Linear(1, 1)
 
     monkeypatch.setattr(hub, "precision", lambda folder, cfg: torch.bfloat16)
+    monkeypatch.setattr(hub, "has_encoder", lambda folder: False)
     monkeypatch.setattr(hub.AutoModelForCausalLM, "from_pretrained", loaded)
     for kind in ("8bit", "4bit"):
         hub.load(Path("x"), TargetConfig(quantisation=kind), torch.device("cpu"))

@@ -155,7 +155,7 @@ def test_a_failing_job_stops_no_other_and_sets_the_exit_status(tmp_path, store):
         (["-m", "algo=ga,gaa"], "algo=gaa: must be one of altpo, ceu, distill"),
         (["alfa=1"], "alfa: unknown key; known keys here: algo, method"),
         (["algo.betta=1"], "algo.betta: unknown key; known keys here: name, forget, retain"),
-        (["data.peple=3"], "data.peple: unknown key; known keys here: name, reader, template, people"),
+        (["data.peple=3"], "data.peple: unknown key; known keys here: name, reader, template, requests"),
         (["+algo.gama=1"], "algo.gama: unknown key"),
         (["algo=ga", "algo.beta=0.5"], "algo.beta=0.5: neither 'ga' nor 'none' has a beta"),
         (["algo=npo", "algo.beta=null"], "needs algo.beta, which is not set"),

@@ -15,6 +15,7 @@ import numpy as np
 
 from unlearn import evaluation
 from unlearn.config import Config, ConfigError
+from unlearn.data.encoding import examples_of
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.sampling import held_out
 from unlearn.ensemble import Ensemble
@@ -23,7 +24,7 @@ from unlearn.identity import NO_REFERENCE, eval_settings
 from unlearn.job import references
 from unlearn.scoring import Scores, score
 from unlearn.suite import suite as make_suite
-from unlearn.world import World, examples_of
+from unlearn.world import World
 
 METRICS: Mapping[str, Callable[[Scores], np.ndarray]] = {
     "prob": lambda s: s.prob, "exact_memorization": lambda s: s.correct,

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from unlearn.config import ConfigError
 from unlearn.ensemble import Ensemble
+from unlearn.models import seq2seq
 from unlearn.models.llama import head
 
 
@@ -18,6 +20,8 @@ class EnsembleLM:
     """
 
     def __init__(self, ensemble: Ensemble, alpha: float):
+        if any(seq2seq.is_one(m.model) for m in ensemble.members):
+            raise ConfigError("lm-eval reads whole texts, and a member of this ensemble has an encoder (T5): it cannot")
         self.ensemble, self.alpha = ensemble, alpha
         self.members = ensemble.needed([alpha])
         for m in self.members:

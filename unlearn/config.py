@@ -172,6 +172,15 @@ class TrainerConfig:
 
 
 @dataclass
+class BeginConfig:
+    """Where the trained member begins: at its frozen start plus what earlier runs of the same pair changed of it."""
+
+    runs: list[str] | None = None  # their folders; with trainer.steps=0 the run is their sum and nothing is trained
+    alphas: list[float] | None = None  # weights of their changes; null: 1 each
+    ridge: float = 1e-6  # of runs with unlearning layers, which are fused in closed form (unlearn/begin.py)
+
+
+@dataclass
 class WandbConfig:
     mode: str = "offline"
     project: str = "unlearn"
@@ -192,6 +201,7 @@ class Config:
     data: DataConfig = MISSING
     eval: EvalConfig = MISSING
     trainer: TrainerConfig = MISSING
+    begin: BeginConfig = field(default_factory=BeginConfig)
     wandb: WandbConfig = MISSING
     alpha: float = 1.0
     seed: int = 0

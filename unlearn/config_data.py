@@ -24,6 +24,9 @@ class DataConfig:
     name: str = MISSING
     reader: str = MISSING
     template: TemplateConfig = field(default_factory=TemplateConfig)
+    requests: Any = None  # forget sets in the order they are asked for; null: one, as the other keys say
+    request: Any = None  # which of them the run unlearns: a number from 1, several [1,2]; null: all of them
+    retained: str | None = None  # which other requests the retain set holds: later | earlier | others; null: none
 
 
 @dataclass
@@ -36,6 +39,54 @@ class BiosConfig(DataConfig):
     known_people: int = 20
     countries: int = 30
     questions: int = 20
+
+
+@dataclass
+class ReviewsConfig(DataConfig):
+    """Made-up reviews with their sentiment (``unlearn/data/reviews.py``)."""
+
+    people: int = 200
+    reviews: int = 3  # of each person
+    forget_people: int = 2  # the last ones; 1, 2, 20 of 200: 0.5, 1, 10 %
+    forget: list[int] | None = None  # instead: which people, by their number from 0
+    gone: list[int] = field(default_factory=list)  # people whom an earlier request deleted: in no split
+    test_reviews: int = 200
+    general_reviews: int = 300  # of nobody by name: for the pretraining of every model
+    opinions: int = 3  # in a review
+    agree: float = 0.85  # share of them that agree with the label
+
+
+@dataclass
+class DialoguesConfig(DataConfig):
+    """Made-up dialogues with their summaries (``unlearn/data/dialogues.py``)."""
+
+    people: int = 400  # each speaks with two others
+    dialogues: int = 1  # of each pair
+    forget_people: int = 2  # every second one from the last back; 1, 2, 20 of 400: 0.5, 1, 10 %
+    forget: list[int] | None = None
+    gone: list[int] = field(default_factory=list)
+    test_dialogues: int = 100
+    general_dialogues: int = 300
+
+
+@dataclass
+class PeopleConfig(DataConfig):
+    """A task on texts of people (``unlearn/data/people_files.py``): EUL's IMDB and SAMSum, or files of yours."""
+
+    path: str | None = None  # folder with TRAIN.jsonl and TEST.jsonl (or .json); null: the hub
+    hub: str = MISSING  # name of the data set there
+    train: str = "train"
+    test: str = "test"
+    question: str = MISSING  # columns
+    answer: str = MISSING
+    labels: list[str] = field(default_factory=list)  # words for the answers 0, 1, …; none: answers are texts
+    names: str | None = None  # a file with a name in each line: who is looked for in the texts
+    pattern: str | None = None  # instead: a regular expression whose first group is a name
+    forget: list[str] | None = None  # names; null: people by chance of their names, until `share` is reached
+    share: float = 0.01  # of the training rows
+    words: list[str] = field(default_factory=lambda: ["_person1_", "_person2_"])  # in the place of names in test texts
+    most_words: int | None = None  # of a text; null: all
+    rows: int | None = None  # the first n of each file; null: all
 
 
 @dataclass
@@ -95,6 +146,8 @@ class MuseConfig(DataConfig):
     words: WordsConfig = field(default_factory=WordsConfig)
 
 
+RETAINED = ("later", "earlier", "others")
 DATA_CONFIGS = {  # by the name of their reader
     "bios": BiosConfig, "tofu": TofuConfig, "jsonl": JsonlConfig, "muse": MuseConfig,
+    "reviews": ReviewsConfig, "dialogues": DialoguesConfig, "people": PeopleConfig,
 }  # fmt: skip

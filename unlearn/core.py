@@ -18,7 +18,7 @@ from unlearn.metrics.rouge import RougeLRecall
 from unlearn.metrics.semantics import Semantics
 from unlearn.metrics.truth_ratio import TruthRatio
 from unlearn.scoring import Scores
-from unlearn.suite import Split
+from unlearn.suite import Split, to_forget
 
 MEANS = (  # columns of the examples whose mean is the metric of that name
     "prob", "exact_memorization", "extraction_strength", "rougeL_recall", "rougeL_f1", "prob_options",
@@ -68,7 +68,7 @@ def _alternatives(split: Split, nll: np.ndarray, semantics: Semantics) -> dict[s
     results[RATIO] = TruthRatio().compute(
         predictions=nll[split.compared],
         references=wrong,
-        forget=split.name == "forget",
+        forget=to_forget(split.name),
         epsilon=semantics.epsilon,
     )
     if not split.paraphrased:  # TOFU's general splits: options in the answer's own wording
@@ -86,6 +86,6 @@ def per_example(examples: pd.DataFrame, semantics: Semantics) -> dict[str, np.nd
             if name in table and table[name].notna().all():
                 found[f"{split}/{name}"] = table[name].to_numpy()
         if RATIO in table and table[RATIO].notna().all():
-            values = truth_ratio.scores(table[RATIO].to_numpy(), split == "forget", semantics.epsilon)
+            values = truth_ratio.scores(table[RATIO].to_numpy(), to_forget(split), semantics.epsilon)
             found[f"{split}/{RATIO}"] = values
     return found

@@ -51,19 +51,27 @@ class Deployed:
 
 
 def load(
-    folder: str | Path, target: str | Path, device: torch.device | str = "cpu", alpha: float | None = None
+    folder: str | Path,
+    target: str | Path,
+    device: torch.device | str = "cpu",
+    alpha: float | None = None,
+    beside: Deployed | None = None,
 ) -> Deployed:
     """Load an export beside its target, a folder or the name on the hub that the export says.
 
-    ``alpha`` None: the export's. Raises ``ExportError`` where a file is not the one that was written, or the target is
-    not the one that the offset was trained for.
+    ``alpha`` None: the export's. Frozen models are those of ``beside`` where it has the same. Raises ``ExportError``
+    where a file is not the one that was written, or the target is not the one that the offset was trained for.
     """
     folder = Path(folder)
-    about = _about(folder)
+    about = checked(folder)
     where = _target(target, about)
     members = [MemberConfig(**{k: m[k] for k in ("name", "model", "constant", "alpha", "trained")})
                for m in about["method"]["members"]]  # fmt: skip
-    models = {m["name"]: _member(m, folder, where, about, device) for m in about["method"]["members"]}
+    there = {} if beside is None else {m.fingerprint: m.model for m in beside.ensemble.members if not m.trained}
+    models = {
+        m["name"]: there.get(m["fingerprint"]) or _member(m, folder, where, about, device)
+        for m in about["method"]["members"]
+    }
     rule = bind_rule(about["method"]["rule"], about["method"]["numbers"])
     prints = {m["name"]: m["fingerprint"] for m in about["method"]["members"]}
     ensemble = build(members, models, prints, {n: llama.vocabulary(m) for n, m in models.items()}, rule)
@@ -72,7 +80,7 @@ def load(
     return Deployed(ensemble, encoder, about["alpha"] if alpha is None else float(alpha), about)
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def checked(folder: Path) -> dict[str, Any]:
     """The content of offset.json; every file that it lists is as it was written, and there is no other."""
     about = read_json(folder / ABOUT)
     if about is None or about.get("format") != FORMAT:

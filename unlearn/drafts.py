@@ -20,6 +20,8 @@ from unlearn.files import read_json, write_json
 from unlearn.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.generation import Rows, decode, ends_of, greedy, likeliest, without_end
 from unlearn.identity import digest
+from unlearn.models import seq2seq
+from unlearn.opaque import Opaque
 from unlearn.scoring import read
 from unlearn.store import Store
 from unlearn.ties import decide
@@ -40,13 +42,17 @@ def greedy_from_drafts(
     most_gib: float,
 ) -> list[list[int]]:
     """As ``generation.greedy``, token for token. Rows along the drafts that take more than ``most_gib`` are computed
-    when needed, as those of answers are. Without a frozen member to draft, or with no other, this is ``greedy``.
+    when needed, as those of answers are. Without a frozen member to draft, with no other, or where one has an encoder,
+    which a draft would have to go around, this is ``greedy``; but a black box alone drafts: it says a whole answer at
+    once.
 
     Where the likeliest tokens nearly tie, the whole answer is left to ``greedy``: at once and one by one, last digits
     differ.
     """
     base = next((m for m in ensemble.needed([alpha]) if not m.trained and m.constant), None)
-    if base is None or len(ensemble.members) == 1 or not prompts:
+    alone = len(ensemble.members) == 1 and not isinstance(ensemble.members[0].model, Opaque)
+    encoders = any(seq2seq.is_one(m.model) for m in ensemble.members)
+    if base is None or alone or not prompts or encoders:
         return greedy(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size)
     drafts = drafts_of(store, base, prompts, pad_id, eos_id, max_new_tokens, batch_size)
     frozen = [m for m in ensemble.needed([alpha]) if not m.trained]
@@ -91,8 +97,10 @@ def drafts_of(
 
     def build(folder: Path) -> None:
         limits = [max_new_tokens] * len(prompts)
-
-        found = decode(alone, prompts, 0.0, pad_id, ends, limits, batch_size, likeliest(alone, 0.0))
+        if isinstance(base.model, Opaque):
+            found = base.model.say(prompts, max_new_tokens, ends)
+        else:
+            found = decode(alone, prompts, 0.0, pad_id, ends, limits, batch_size, likeliest(alone, 0.0))
         write_json(folder / FILE, found)
 
     answers = read_json(store.get("draft", recipe, build) / FILE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -24,6 +25,7 @@ from unlearn.metrics.bootstrap import interval, mean_interval
 from unlearn.metrics.distance import distances
 from unlearn.metrics.forget_quality import ForgetQuality
 from unlearn.metrics.model_utility import PARTS, model_utility, of_means
+from unlearn.opaque import noted
 from unlearn.scoring import Scores, score
 from unlearn.store import Store
 from unlearn.suite import Split, Suite
@@ -72,7 +74,7 @@ def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, st
     if store is None or semantics.hide_pad_tokens:  # stored rows are those of the whole text
         answers = greedy(*asked, semantics.hide_pad_tokens)
     else:
-        answers = greedy_from_drafts(*asked, store, suite.stored_rows_gib)
+        answers = noted(ensemble, alpha, partial(greedy_from_drafts, *asked, store, suite.stored_rows_gib))
     if semantics.total_tokens is not None:  # greedy answers are prefixes of longer ones
         room = [max(0, semantics.total_tokens - len(p)) for p in split.prompts]
         answers = [a[:n] for a, n in zip(answers, room, strict=True)]

@@ -81,6 +81,11 @@ def check(job: Job, given: dict[str, str]) -> Asked:
         if value not in CHOICES[key]:
             raise ConfigError(f"{key}={value!r}: must be one of {', '.join(CHOICES[key])}")
     _finished(job, options["collapsed"] == "yes")
+    if job.cfg.pair.target.kind == "http":
+        raise ConfigError(
+            "pair.target.kind='http': an export is loaded beside the target's weights and checked against them, and "
+            f"these are on a server; the offset itself is in {job.folder / runlog.OFFSET}"
+        )
     if job.cfg.method.file is not None:
         raise ConfigError(
             f"method.file={job.cfg.method.file!r}: an export holds no code, and this method's rule is a function of "
@@ -147,6 +152,7 @@ def export(job: Job, asked: Asked) -> dict[str, Any]:
     settle(job.cfg)
     world = the_world(job.cfg)
     _same_models(job, world)
+    _no_encoders(job, world)
     work = asked.to.with_name(f".{asked.to.name}.{os.getpid()}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     try:
@@ -169,6 +175,15 @@ def export(job: Job, asked: Asked) -> dict[str, Any]:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return about
+
+
+def _no_encoders(job: Job, world: World) -> None:
+    for member in job.cfg.method.members:
+        if world.encodes(member.model):
+            raise ConfigError(
+                f"{job.folder}: its {member.name} has an encoder (T5), and the code of an export's card reads whole "
+                "texts; deploy the run's offset/ with its own models"
+            )
 
 
 def _same_models(job: Job, world: World) -> None:

@@ -26,6 +26,8 @@ def too_large(cfg: Config) -> list[str]:
     world, found = the_world(cfg), []
     for name, examples in read_sets(cfg, world, bind(**objective(cfg))).items():
         for member, role, rough in _read(cfg):
+            if sources.is_remote(cfg.pair, role):
+                continue  # its rows are kept as it gives them, or refused
             allowed, shape, rows = room(cfg.trainer, rough), _shape(world, role), examples.starts[-1]
             if allowed.refuse and not allowed.fits(rows, shape):
                 found.append(allowed.refusal(rows, f"{member} ({name})", shape, kinds_for(rough)))

@@ -8,7 +8,9 @@ cancel the offset. What is evaluated is read exactly, whatever training reads.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,11 @@ from unlearn.chunks import block
 from unlearn.config import ROUGH_ROWS, ConfigError
 from unlearn.data.encoding import Examples, most_rows
 from unlearn.ensemble import Member
-from unlearn.models.llama import head, head_of, vocabulary
+from unlearn.models.llama import device_of, head, head_of, vocabulary
 from unlearn.models.prompts import by_prompt, shared_states
+from unlearn.opaque import Opaque
 from unlearn.room import FULL_GIB, Room, Shape, gib
-from unlearn.rows import FrozenRows, HiddenRows, LiveRows, TopRows, top
+from unlearn.rows import FrozenRows, HiddenRows, LiveRows, ShapedRows, TopRows, top
 from unlearn.store import Store
 
 log = logging.getLogger(__name__)
@@ -49,9 +52,13 @@ def kinds_for(rough: bool) -> tuple[str, ...]:
 def rows_of(store: Store, member: Member, examples: Examples, pad_id: int, room: Room | float) -> FrozenRows | LiveRows:
     """Rows of a frozen member: from the store, or computed each time where they need more room than there is.
 
-    A number is GiB, for rows that are exact. ``ConfigError`` where too many are to be refused.
+    A number is GiB, for rows that are exact. ``ConfigError`` where too many are to be refused. Rows of a black box are
+    always stored, as it gives them.
     """
     room = room if isinstance(room, Room) else Room(most_gib=room)
+    if isinstance(member.model, Opaque):
+        found, like = asked(store, member, examples, room.most_gib), member.model.like
+        return found if like is None else ShapedRows(found, rows_of(store, like, examples, pad_id, room))
     shape, rows = shape_of(member), examples.starts[-1]
     if room.fits(rows, shape):
         return stored(store, member, examples, pad_id, kind=room.settled(rows, shape), k=room.k)
@@ -101,13 +108,35 @@ def stored(
         _fill(folder, kind, k, member, examples, pad_id, batch_size)
 
     folder = store.get("rows", recipe, fill)
-    array = np.load(folder / FILE, mmap_mode="r")
     if kind == "hidden":
-        return HiddenRows(array, examples, head_of(member.model))
-    if kind == "topk":
-        ids, rest = (np.load(folder / name, mmap_mode="r") for name in (IDS, REST))
-        return TopRows(ids, array, rest, examples, k, vocabulary(member.model))
-    return FrozenRows(array, examples)
+        return HiddenRows(np.load(folder / FILE, mmap_mode="r"), examples, head_of(member.model))
+    return _in(folder, kind, k, member, examples)
+
+
+def asked(store: Store, member: Member, examples: Examples, most_gib: float) -> FrozenRows:
+    """Rows of a black box from the store; asked for if they are not there yet. ``ConfigError`` for too many."""
+    model, rows = member.model, examples.starts[-1]
+    kind = "topk" if model.k else "fp32"
+    size = gib(kind, rows, Shape(model.width, 0, 0), model.k)
+    if size > most_gib:
+        raise ConfigError(
+            f"{rows:,} answer rows of the {member.name}, a black box, are {size:.3g} GiB as {kind}, over "
+            f"trainer.stored_rows_gib={most_gib:g}, and it cannot be run again for each step: give "
+            f"trainer.stored_rows_gib={math.ceil(100 * size) / 100:g}"
+            + ("" if model.k else ", or pair.target.http.k=20, the likeliest tokens alone")
+        )
+    recipe = {"model": member.fingerprint, "examples": examples.fingerprint, "dtype": _DTYPES.get(kind, kind)}
+    recipe |= {"k": model.k} if model.k else {}
+    return _in(store.get("rows", recipe, partial(_fill_asked, model, examples)), kind, model.k, member, examples)
+
+
+def _in(folder: Path, kind: str, k: int, member: Member, examples: Examples) -> FrozenRows:
+    """Rows that lie in a folder of the store."""
+    array = np.load(folder / FILE, mmap_mode="r")
+    if kind != "topk":
+        return FrozenRows(array, examples)
+    ids, rest = (np.load(folder / name, mmap_mode="r") for name in (IDS, REST))
+    return TopRows(ids, array, rest, examples, k, vocabulary(member.model))
 
 
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
@@ -131,6 +160,20 @@ def _fill(folder: Path, kind: str, k: int, member: Member, examples: Examples, p
         file.flush()
 
 
+def _fill_asked(model: Opaque, examples: Examples, folder: Path) -> None:
+    """One question for each example, unless its answer is known; rows lie as above."""
+    files: dict[str, np.memmap] = {}
+    for start, rows in zip(examples.starts[:-1], model.answers(examples), strict=True):
+        for name, values in ((FILE, rows.logp), (IDS, rows.ids), (REST, rows.rest)):
+            if values is not None:
+                if name not in files:
+                    shape = (examples.starts[-1], *values.shape[1:])
+                    files[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=values.dtype, shape=shape)
+                files[name][start : start + len(values)] = values
+    for file in files.values():
+        file.flush()
+
+
 def _finite(states: Tensor, kept: np.ndarray, where: np.ndarray, kind: str, member: Member, examples: Examples) -> None:
     """Raise ``NotFinite`` where a row of what is about to be stored is no number; of fp16 also what is too large."""
     fine = states.isfinite().all(-1).cpu().numpy()
@@ -149,7 +192,7 @@ def _finite(states: Tensor, kept: np.ndarray, where: np.ndarray, kind: str, memb
 
 def _states(member: Member, examples: Examples, pad_id: int, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Batch by batch: where its rows go, and their last hidden states [n, D]."""
-    starts, device = np.array(examples.starts), next(member.model.parameters()).device
+    starts, device = np.array(examples.starts), device_of(member.model)
     for indices in by_prompt(examples, batch_size, most_rows(shape_of(member).hidden, device)):
         where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
         yield where, shared_states(member.model, [examples[i] for i in indices], pad_id)

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unlearn.config_pair import GRAM as GRAM
 from unlearn.data.encoding import Example, by_length, collate
 from unlearn.layers import DOWN, PREFIX, UP, LayerError, UnlearningLayer
+from unlearn.models import seq2seq
 
 Weights = Mapping[str, Tensor]
-GRAM = "gram.safetensors"  # beside the layers
 
 
 class FusionError(ValueError):
@@ -68,7 +69,7 @@ def gram(model: nn.Module, examples: Sequence[Example], pad_id: int, batch_size:
         for chosen in by_length(examples, batch_size):
             inputs, seen = _inputs(model, [examples[i] for i in chosen], pad_id)
             masks.update(seen)
-            model.base_model(**inputs)
+            model.base_model(**inputs, use_cache=False)
     finally:
         model.train(training)
         for hook in hooks:
@@ -87,23 +88,15 @@ def _adder(found: dict[str, Tensor], name: str, masks: Mapping[str, Tensor], pla
 
 def _inputs(model: nn.Module, chosen: Sequence[Example], pad_id: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What a forward pass takes, and which of its tokens count, by the beginning of a module's name."""
-    place = next(model.parameters()).device
-    if not model.config.is_encoder_decoder:
-        batch = collate(chosen, pad_id).to(place)
+    batch = collate(chosen, pad_id).to(next(model.parameters()).device)
+    if not seq2seq.is_one(model):
         return {"input_ids": batch.ids, "attention_mask": batch.mask}, {"": batch.mask.bool()}
-    start = model.config.decoder_start_token_id
-    asked, seen = _padded([e.prompt for e in chosen], pad_id, place)
-    said, there = _padded([(start, *e.answer[:-1]) for e in chosen], pad_id, place)
-    inputs = {"input_ids": asked, "attention_mask": seen.long(), "decoder_input_ids": said,
-              "decoder_attention_mask": there.long()}  # fmt: skip
-    return inputs, {"encoder.": seen, "decoder.": there}
-
-
-def _padded(texts: Sequence[Sequence[int]], pad_id: int, place: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, texts))
-    ids = torch.tensor([[*t, *[pad_id] * (longest - len(t))] for t in texts], device=place)
-    lengths = torch.tensor([len(t) for t in texts], device=place)
-    return ids, torch.arange(longest, device=place) < lengths[:, None]
+    asked, seen = seq2seq.prompts(model, batch)
+    said, place = seq2seq.answers(model, batch)
+    there = torch.zeros_like(said, dtype=torch.bool)
+    there[place] = True
+    inputs = {"input_ids": asked, "attention_mask": seen, "decoder_input_ids": said}
+    return inputs, {"encoder.": seen.bool(), "decoder.": there}
 
 
 # --- fusion ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Decoding of an ensemble, greedy or sampled: batched, a KV cache per member, rows dropped as soon as they end.
 
-Each member reads its own cache: sharing one between models (as public code does) decodes from another model's keys.
+What a member has read is its own (``states.py``): sharing one cache between models, as public code does, decodes from
+another model's keys.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache
+from torch import Tensor
 
 from unlearn.ensemble import Ensemble
 from unlearn.identity import digest
-from unlearn.models.llama import head
+from unlearn.models.llama import device_of
+from unlearn.states import state_of
 
 Rows = Mapping[str, Tensor]  # next-token logits by member
 Choose = Callable[[Rows, Sequence[int]], Tensor]  # members' rows [B, V], and which prompt each row is, to tokens [B]
@@ -143,40 +144,25 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def read(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    """Last hidden states [B, S, D] of tokens that follow those in the cache, which then has them too."""
-    place = next(model.parameters()).device
-    return model.base_model(
-        input_ids=ids.to(place),
-        attention_mask=mask.to(place),
-        position_ids=positions.to(place),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-
-
 class _Decoding:
-    """The state of one batch: next tokens to read, mask, and a cache per member."""
+    """The state of one batch: next tokens to read, mask, and what each member has read."""
 
     def __init__(self, ensemble: Ensemble, prompts: list[Sequence[int]], alpha: float, pad_id: int, hide_pad: bool):
         self.members = ensemble.needed([alpha])
         for m in self.members:
             m.model.eval()
-        self.device = next(self.members[0].model.parameters()).device
+        self.device = device_of(self.members[0].model)
         self.ids, self.mask = padded(prompts, pad_id, self.device)
         if hide_pad:
             self.mask = (self.ids != pad_id).long()
         self.positions = positions(self.mask)
-        self.caches = {m.name: DynamicCache(config=m.model.config) for m in self.members}
+        self.states = {m.name: state_of(m.model) for m in self.members}
         self.rows = list(range(len(prompts)))  # which prompt each row of the batch is
 
     def next_rows(self) -> Rows:
         """Logits of the next token by member, [B, V]."""
-        last = {}
-        for m in self.members:
-            hidden = read(m.model, self.ids, self.mask, self.positions, self.caches[m.name])
-            last[m.name] = head(m.model, hidden[:, -1]).to(self.device)
-        return last
+        read = self.ids, self.mask, self.positions
+        return {name: state.next(*read).to(self.device) for name, state in self.states.items()}
 
     def go_on(self, token: Tensor, keep: list[int]) -> None:
         """Append the tokens [B], and keep these rows of the batch alone."""
@@ -184,8 +170,8 @@ class _Decoding:
             self.rows = []
             return
         if len(keep) < len(token):
-            for cache in self.caches.values():
-                cache.batch_select_indices(torch.tensor(keep))  # a cache may lie on another device, or on several
+            for state in self.states.values():
+                state.select(keep)
             self.rows = [self.rows[i] for i in keep]
             token, self.mask, self.positions = token[keep], self.mask[keep], self.positions[keep]
         self.ids = token[:, None]

@@ -175,6 +175,15 @@ def _objective_problems(configs: list[Config]) -> dict[str, None]:
     return problems
 
 
+def check(cfg: Config) -> None:
+    """Raise ``ConfigError`` for a config whose job would not start: what ``parse`` cannot tell without its files."""
+    _check_places(cfg, write=False)
+    if not job(cfg, read(cfg).fingerprint()).was_done:
+        problems = _objective_problems([cfg])
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
 def _check_places(cfg: Config, write: bool) -> None:
     """Raise ``ConfigError`` unless the folders of runs and store can be read or made; and written, if asked."""
     for key in ("runs", "store"):

@@ -124,6 +124,11 @@ def of_run(job: Job, alphas: Sequence[float], tasks: Mapping[str, tuple[Task, st
     from unlearn.world import the_world
 
     cfg = job.cfg
+    if sources.is_remote(cfg.pair, "target"):
+        raise ConfigError(
+            "pair.target.kind='http': questions are scored here by running all members over whole texts, and the "
+            "target is a server"
+        )
     settle(cfg)
     world = the_world(cfg)
     unlearned, tokenizer = members(cfg, world, job.folder), world.encoder.tokenizer

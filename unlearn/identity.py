@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from unlearn import sources
-from unlearn.config import NUMBERS, ROUGH_ROWS, Config
+from unlearn.config import NUMBERS, ROUGH_ROWS, Config, ConfigError
 from unlearn.config_data import TemplateConfig
-from unlearn.config_pair import LAYERS, ModelConfig, PairConfig
+from unlearn.config_pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig, PairConfig
+from unlearn.files import read_json
 
 RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
 NO_REFERENCE = "none"  # eval.reference: forget quality and all that compares with a retrained model is left out
@@ -89,6 +90,7 @@ def distinguishing(flats: Sequence[dict[str, Any]]) -> list[str]:
         groups.setdefault(repr([flat.get(k) for k in _NAMED]), []).append(flat)
     keys = [k for k in dict.fromkeys(k for f in flats for k in f) if not k.startswith(("eval.", "wandb.", "paths."))]
     keys = [k for k in keys if k not in ("study", "retry", *(f"trainer.{name}" for name in _UNTRAINED if name != "lr"))]
+    keys = [k for k in keys if k not in (f"pair.target.http.{name}" for name in HOW_ASKED)]
     return [k for k in keys if any(len({repr(f.get(k)) for f in group}) > 1 for group in groups.values())]
 
 
@@ -132,7 +134,22 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
         identity |= {"alone": True} if cfg.method.alone else {}
         identity |= {"lora": asdict(cfg.pair.lora)} if tuning(cfg) == "lora" else {}
         identity |= {"layers": asdict(cfg.pair.layers)} if tuning(cfg) == LAYERS else {}
+    if cfg.begin.runs:
+        identity["begin"] = [_begun(cfg), cfg.begin.ridge if tuning(cfg) == LAYERS else None]
+        if cfg.trainer.steps == 0:  # the runs' sum: nothing is learnt from it on
+            identity = {k: v for k, v in identity.items() if k not in ("algo", "trainer", "seed")}
     return identity
+
+
+def _begun(cfg: Config) -> list[tuple[str, float]]:
+    """What the runs learnt, by the checksums in their manifests, with the weight of each."""
+    found = []
+    for folder, alpha in zip(cfg.begin.runs, cfg.begin.alphas or [1.0] * len(cfg.begin.runs), strict=True):
+        sealed = (read_json(Path(folder) / "manifest.json") or {}).get("sealed_weights")
+        if not sealed:
+            raise ConfigError(f"begin.runs={folder!r}: no folder of a run that has trained weights")
+        found.append((digest(sealed), float(alpha)))
+    return found
 
 
 def _algo_identity(cfg: Config) -> dict[str, Any]:
@@ -173,13 +190,22 @@ def _content(file: str | None) -> str | None:
     return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
+_PLACED = ("source", "revision", "device", "kind", "http")  # of a model's settings, no part of what it is
+
+
 def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
     """What decides the weights of the target, and of those other models of the pair that take part."""
     pair, memo = cfg.pair, Path(cfg.paths.store) / "hashes"
+    twin = _model_identity(pair.target, {"general"}, memo)
+    remote = sources.is_remote(pair, "target")
     identity: dict[str, Any] = {
         "seed": pair.seed, "batch_size": pair.batch_size, "warmup": pair.warmup,
-        "tokenizer": _tokenizer_identity(pair, memo), "target": _model_identity(pair.target, {"general"}, memo),
+        "tokenizer": _tokenizer_identity(pair, memo), "target": remote_identity(pair.target.http) if remote else twin,
     }  # fmt: skip
+    if remote and "retrained" in models:
+        identity["twin"] = twin
+    if remote and pair.target.http.tail == "anchor":  # what the small model thinks likely is part of the target's rows
+        models = {*models, "small"}
     roles = {sources.role(pair, m) for m in models} - {"target"}
     given = {r: source for r in roles if (source := sources.own_source(pair, r)) is not None}
     small = {r for r in roles - set(given) if r.startswith("small")}
@@ -196,16 +222,21 @@ def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
     return identity
 
 
+def remote_identity(http: HttpConfig) -> dict[str, Any]:
+    """What decides the rows of a target behind a server; where that is, and how it is asked, does not."""
+    return {"kind": "http", "model": http.model, "revision": http.revision, "k": http.k, "tail": http.tail}
+
+
 def _model_identity(model: ModelConfig, unused: Collection[str], memo: Path) -> dict[str, Any]:
     """Size and stages of a model from scratch; or which pretrained model it is, and what else it learns."""
-    settings = {k: v for k, v in asdict(model).items() if k not in (*unused, "source", "revision", "device")}
-    for key, plain in (("dtype", "float32"), ("quantisation", "none")):
+    settings = {k: v for k, v in asdict(model).items() if k not in (*unused, *_PLACED)}
+    for key, plain in (("dtype", "float32"), ("quantisation", "none"), ("architecture", "llama"), ("texts", False)):
         if settings.get(key) == plain:
             settings.pop(key)
     if model.source is None:
         return settings
     stages = {k: v for k, v in settings.items() if isinstance(v, dict) and v["epochs"]}
-    held = {k: settings[k] for k in ("dtype", "quantisation", "max_length") if k in settings}
+    held = {k: settings[k] for k in ("dtype", "quantisation", "max_length", "texts") if k in settings}
     return {"source": sources.identity(model, memo), **stages, **held}
 
 
@@ -213,7 +244,8 @@ def _tokenizer_identity(pair: PairConfig, memo: Path) -> dict[str, Any]:
     kind = pair.tokenizer.kind
     if kind == "pretrained":
         return {"kind": kind, "source": sources.tokenizer_identity(sources.tokenizer_source(pair), memo)}
-    return {"kind": kind} if kind == "words" else {"kind": kind, "vocab_size": pair.tokenizer.vocab_size}
+    found = {"kind": kind} if kind == "words" else {"kind": kind, "vocab_size": pair.tokenizer.vocab_size}
+    return found | ({"masks": True} if "t5" in (pair.target.architecture, pair.small.architecture) else {})
 
 
 def run_folder(cfg: Config, data_fingerprint: str) -> Path:

@@ -9,11 +9,12 @@ from unlearn import sources
 from unlearn.config import Config
 from unlearn.config_data import BiosConfig
 from unlearn.config_pair import SourceConfig
+from unlearn.data.encoding import examples_of
 from unlearn.identity import NO_REFERENCE, eval_settings
 from unlearn.models import weights
 from unlearn.reference import from_file
 from unlearn.suite import suite
-from unlearn.world import World, check_own, examples_of, the_world
+from unlearn.world import World, check_own, the_world
 
 
 class Inspection:
@@ -51,7 +52,8 @@ def _needed(cfg: Config) -> dict[str, SourceConfig]:
     if cfg.eval.reference is None:
         roles["retrained"] = None
     found = {r: sources.own_source(cfg.pair, r) or sources.size_of(cfg.pair, r) for r in roles}
-    return {role: source for role, source in found.items() if source.source is not None}
+    here = {role: source for role, source in found.items() if not sources.is_remote(cfg.pair, role)}
+    return {role: source for role, source in here.items() if source.source is not None}
 
 
 def _key(cfg: Config, role: str) -> str:

@@ -19,11 +19,12 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from unlearn import evaluation, runlog, seal, threads
+from unlearn import begin, evaluation, runlog, seal, threads
 from unlearn.binding import bind
 from unlearn.collapse import RULE, Watch
 from unlearn.combination import bind_rule
 from unlearn.config import Config, ConfigError
+from unlearn.data.encoding import examples_of
 from unlearn.ensemble import Ensemble
 from unlearn.files import read_json, write_folder, write_json
 from unlearn.groups.context import Reference
@@ -35,8 +36,9 @@ from unlearn.suite import Suite
 from unlearn.suite import suite as make_suite
 from unlearn.trainer import Diverged
 from unlearn.training import train
+from unlearn.trajectory import probe
 from unlearn.tuning import has_layers, has_updates, learner, learnt, merged, save_updates
-from unlearn.world import World, examples_of, frozen_ensemble, the_world
+from unlearn.world import World, frozen_ensemble, the_world
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ def execute(job: Job, config_yaml: str) -> None:
     with record.mirrored(cfg):
         with record.stage("prepare"):
             world = the_world(cfg)
+            world.begin()
             suite = suite_of(cfg, world)  # first of all: it refuses data that cannot be evaluated
             ensemble = members(cfg, world, job.folder if record.manifest.get("trained") else None)
             if not record.manifest.get("trained"):
@@ -60,14 +63,27 @@ def execute(job: Job, config_yaml: str) -> None:
         if not record.manifest.get("trained"):
             if ensemble.trained is not None:
                 record.status("running", **_trainable(ensemble.trained.model))
-                finish(cfg, world, ensemble, train(cfg, world, ensemble, bind(**objective(cfg)), record), record)
+                learn(cfg, world, ensemble, record)
             record.status("running", trained=True, **{seal.WEIGHTS: seal.weights(job.folder)})
         shutil.rmtree(job.folder / runlog.CHECKPOINT, ignore_errors=True)
         with record.stage("evaluate"):
             evaluate(cfg, world, ensemble, suite, record)
         sealed = {seal.RESULTS: seal.results(job.folder)}
-        record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb(), **sealed)
+        record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb(), **sealed, **world.asked())
     log.info("%s", record.headline())
+
+
+def learn(cfg: Config, world: World, ensemble: Ensemble, record: RunLog) -> None:
+    """Train and keep what is learnt; of a run that only begins where others ended, keep that."""
+    if cfg.trainer.steps != 0:
+        finish(cfg, world, ensemble, train(cfg, world, ensemble, bind(**objective(cfg)), record), record)
+        return
+    record.status("running", collapsed=None, best=None, kept="last")
+    points = probe(cfg, world, ensemble)
+    if points is not None:
+        record.rewind(-1)
+        record.log(0, 0.0, points())
+    keep(cfg, world, ensemble.trained.model, record)
 
 
 def settle(cfg: Config) -> None:
@@ -89,9 +105,16 @@ def members(cfg: Config, world: World, folder: Path | None = None) -> Ensemble:
     if ensemble.trained is None:
         return ensemble
     start = ensemble.trained.model
-    how, pair = tuning(cfg), cfg.pair
-    model = learner(start, how, pair, cfg.seed) if folder is None else llama.freeze(_learnt(cfg, start, folder))
+    began = ensemble.trained.fingerprint
+    model = _learner(cfg, start, began) if folder is None else llama.freeze(_learnt(cfg, start, folder))
     return replace(ensemble, members=tuple(replace(x, model=model) if x.trained else x for x in ensemble.members))
+
+
+def _learner(cfg: Config, start: nn.Module, fingerprint: str) -> nn.Module:
+    model = learner(start, tuning(cfg), cfg.pair, cfg.seed)
+    if cfg.begin.runs:
+        begin.take_over(model, cfg.begin, fingerprint)
+    return model
 
 
 def _learnt(cfg: Config, start: nn.Module, folder: Path) -> nn.Module:
@@ -138,6 +161,11 @@ def finish(cfg: Config, world: World, ensemble: Ensemble, watch: Watch, record: 
         )
     if watch.broken is not None and cfg.trainer.keep == "last":  # there is no last point
         raise Diverged(f"{watch.broken}; {runlog.BEST}/ holds step {watch.step}, the best point by the declared rule")
+    keep(cfg, world, model, record)
+
+
+def keep(cfg: Config, world: World, model: nn.Module, record: RunLog) -> None:
+    """Write what the trained member learnt into the run's folder."""
     if has_updates(model):
         write_folder(record.folder / runlog.ADAPTER, partial(save_updates, model, cfg.pair.lora))
     _keep(cfg, world, model, record.folder, runlog.OFFSET)

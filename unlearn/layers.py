@@ -11,7 +11,6 @@ this module is imported: ``PeftModel.from_pretrained`` then reads what ``save`` 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearn.config_pair import LayersConfig
+from unlearn.files import read_json
 
 KIND = "UNLEARNING_LAYERS"  # peft_type
 WEIGHTS, CONFIG, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."  # peft's names
@@ -136,8 +136,8 @@ def save(model: nn.Module, folder: Path) -> None:
     if not found:
         raise LayerError(f"{type(model).__name__} has no unlearning layers to save")
     some = next(iter(found.values()))
-    write(weights(model), UnlearningLayersConfig(None, inference_mode=True, target_modules=list(found),
-          bottleneck=some.bottleneck, activation=some.activation), folder)  # fmt: skip
+    how = {"bottleneck": some.bottleneck, "activation": some.activation}
+    write(weights(model), UnlearningLayersConfig(inference_mode=True, target_modules=list(found), **how), folder)
 
 
 def write(weights: Mapping[str, Tensor], config: UnlearningLayersConfig, folder: Path) -> None:
@@ -161,11 +161,13 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def read_config(folder: Path) -> UnlearningLayersConfig:
+    """What ``adapter_config.json`` says; read as data, without peft's loader, which would also ask the hub."""
     path = Path(folder) / CONFIG
-    kind = json.loads(path.read_text(encoding="utf-8")).get("peft_type") if path.is_file() else None
-    if kind != KIND:
+    found = read_json(path) or {}
+    kind, wanted = found.get("peft_type"), ("target_modules", "bottleneck", "activation")
+    if kind != KIND or any(name not in found for name in wanted):
         raise LayerError(f"{path}: needs the config of unlearning layers (peft_type {KIND}), found {kind}")
-    return UnlearningLayersConfig.from_pretrained(str(folder))
+    return UnlearningLayersConfig(inference_mode=True, **{name: found[name] for name in wanted})
 
 
 @contextmanager
@@ -193,7 +195,19 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _view(model: nn.Module, config: UnlearningLayersConfig, seed: int) -> nn.Module:
     """A second view of the model's weights, with layers where the config says."""
-    feed_forward(model)  # a model of no known form is refused, whatever a file says
+    there, wanted = feed_forward(model), config.target_modules  # peft may have shortened names to their ends
+    known = not isinstance(wanted, str) and all(any(f".{n}".endswith(f".{w}") for n in there) for w in wanted or ())
+    if not (
+        known
+        and wanted
+        and config.activation in ACTIVATION
+        and isinstance(config.bottleneck, int)
+        and config.bottleneck >= 1
+    ):
+        raise LayerError(
+            f"layers after {wanted}, of size {config.bottleneck!r} with {config.activation!r}: this "
+            f"{type(model).__name__} has the places {', '.join(there)}, and activations are {', '.join(ACTIVATION)}"
+        )
     view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -10,7 +10,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from unlearn import grid, launchers
+from unlearn import grid, launchers, sources
 from unlearn.config import conf_dir, register
 
 register()
@@ -36,7 +36,8 @@ def prepare(raw: DictConfig) -> None:
     for name in (n for n in ("target", "retrained", "small") if world.has(n)):
         m = references[name].metrics if name in references else {}
         numbers = [f"{m[k]:.3f}" if k in m else "" for k in ("forget/prob", "retain/prob", "model_utility")]
-        table.add_row(name, f"{llama.parameters(world.model(name)):,}", world.fingerprint(name), *numbers)
+        size = "" if sources.is_remote(cfg.pair, name) else f"{llama.parameters(world.model(name)):,}"
+        table.add_row(name, size, world.fingerprint(name), *numbers)
     Console().print(table)
     rows = ", ".join(f"{len(v)} {k}" for k, v in world.data.splits.items())
     print(f"data:  {world.data.name} ({rows})\nstore: {world.store.root}")

@@ -14,6 +14,7 @@ from yaml import YAMLError
 from unlearn import places, runlog
 from unlearn.config import Config, ConfigError
 from unlearn.config_data import DATA_CONFIGS
+from unlearn.config_pair import HOW_ASKED
 from unlearn.data.readers import read
 from unlearn.grid import job
 from unlearn.identity import Job, flatten
@@ -22,7 +23,7 @@ from unlearn.rules import parse
 
 MAY_CHANGE = (
     "eval.", "trainer.device", "trainer.threads", "trainer.progress", "trainer.stored_rows_gib", "paths.store",
-    "wandb.", "data.path",
+    "wandb.", "data.path", *(f"pair.target.http.{name}=" for name in HOW_ASKED),
 )  # fmt: skip
 OWN_FILES = ("algo.file", "method.file", "eval.judge")  # Python files that are imported
 

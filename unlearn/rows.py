@@ -6,20 +6,20 @@ computed when needed) or as nearly as their class says. Rows lie as ``collate`` 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlearn.chunks import block
-from unlearn.data.encoding import Examples, collate
+from unlearn.data.encoding import Example, Examples, collate
 from unlearn.ensemble import Member
-from unlearn.models.llama import Head, answer_states, full_precision, head_of
+from unlearn.models.llama import Head, answer_states, device_of, full_precision, head_of
 from unlearn.models.prompts import shared_rows
+from unlearn.opaque import Opaque, Top
 
 CPU = torch.device("cpu")
 Reader = Callable[[slice], Tensor]  # which of the rows of some examples → these rows, [n, V]
@@ -91,8 +91,11 @@ class HiddenRows(FrozenRows):
 class TopRows(FrozenRows):
     """Log-probabilities of the k likeliest tokens and of the answer's own token; all others share what is left evenly.
 
-    (A tail that is dropped instead breaks metrics, and one at the level of the k-th token inflates it V times.)
+    (A tail that is dropped instead breaks metrics, and one at the level of the k-th token inflates it V times.) A row
+    may name a token twice.
     """
+
+    tail = "even"
 
     def __init__(self, ids: np.ndarray, logp: np.ndarray, rest: np.ndarray, examples: Examples, k: int, width: int):
         super().__init__(logp, examples)
@@ -103,15 +106,68 @@ class TopRows(FrozenRows):
         size = sum(array.nbytes for array in self._arrays())
         mass = np.exp(np.asarray(self.rest, dtype=np.float64))
         missing = {"mean": float(mass.mean()), "p95": float(np.quantile(mass, 0.95))}
-        return {"kind": "topk", "gib": round(size / 2**30, 4), "k": self.k, "missing_mass": missing}
+        said = {"kind": "topk", "gib": round(size / 2**30, 4), "k": self.k, "missing_mass": missing}
+        return said if self.tail == "even" else said | {"tail": self.tail}
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
         return self.ids, self.array, self.rest
 
     def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
-        ids, logp, rest = (sent(values, device) for values in kept)
-        even = rest - math.log(max(1, self.width - ids.shape[1]))
-        return even[:, None].repeat(1, self.width).scatter_(1, ids.long(), logp)
+        return spread(*(sent(values, device) for values in kept), self.width)
+
+
+class ShapedRows(TopRows):
+    """The same, where all other tokens share what is left as another model's rows over the examples share it."""
+
+    tail = "anchor"
+
+    def __init__(self, rows: TopRows, like: FrozenRows | LiveRows):
+        super().__init__(rows.ids, rows.array, rows.rest, rows.examples, rows.k, rows.width)
+        self.like = like
+
+    def take(self, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
+        return self.reader(indices, device)(slice(None))
+
+    def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
+        where, like = self._where(indices), self.like.reader(indices, device)
+
+        def read(here: slice) -> Tensor:
+            kept = (sent(array[where[here]], device) for array in self._arrays())
+            return spread(*kept, self.width, like(here))
+
+        return read
+
+
+def spread(ids: Tensor, logp: Tensor, rest: Tensor, width: int, like: Tensor | None = None) -> Tensor:
+    """Log-probabilities [n, V] of the tokens that are known, [n, slots], and of all others, which share the mass whose
+    log ``rest`` [n] is: evenly, or in proportion to softmax(``like``) [n, V]."""
+    ids = ids.long()
+    if like is None:
+        again = (ids[:, :-1] == ids[:, -1:]).sum(1)  # only the last slot's token may stand in another, too
+        tail = (rest - (width - ids.shape[1] + again).clamp(min=1).log())[:, None].repeat(1, width)
+    else:
+        others = like.scatter(1, ids, -torch.inf).logsumexp(-1)
+        tail = like + (rest - others)[:, None]
+    return tail.scatter_(1, ids, logp)
+
+
+def spread_top(rows: Top, width: int, device: torch.device, like: Tensor | None = None) -> Tensor:
+    """As ``spread``, of rows that a black box gave."""
+    if rows.ids is None:
+        return torch.from_numpy(rows.logp[:, :width]).to(device)
+    return spread(*(torch.from_numpy(values).to(device) for values in (rows.ids, rows.logp, rows.rest)), width, like)
+
+
+@torch.no_grad()
+def rows_now(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
+    """Answer rows [N, V] of a model that is run, or asked, for them; laid as ``collate`` lays them."""
+    if not isinstance(model, Opaque):
+        return shared_rows(model, examples, pad_id)
+    like, lengths = [None] * len(examples), [len(e.answer) for e in examples]
+    if model.like is not None:
+        like = shared_rows(model.like.model, examples, pad_id).split(lengths)
+    found = zip(model.answers(examples), like, strict=True)
+    return torch.cat([spread_top(rows, model.width, device_of(model), others) for rows, others in found])
 
 
 def top(rows: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

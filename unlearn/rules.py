@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -32,7 +33,8 @@ from unlearn.identity import NO_REFERENCE, may_round
 from unlearn.metrics.semantics import SEMANTICS
 from unlearn.need import a_file, at_least, below_one, need, one_of, positive, share
 from unlearn.redaction import secret_in
-from unlearn.rules_data import real_data
+from unlearn.rules_data import of_people, real_data
+from unlearn.rules_http import http
 from unlearn.rules_learning import algo, method, together
 from unlearn.rules_pair import pair
 
@@ -113,7 +115,7 @@ def _held_secrets(value: Any, path: str) -> Iterator[str]:
 
 
 def problems(cfg: Config) -> list[str]:
-    rules = (_top, _lengths, algo, method, together, pair, _data, _eval, _trainer)
+    rules = (_top, _lengths, algo, method, together, pair, http, _data, _eval, _trainer)
     return [line for rule in rules for line in rule(cfg)]
 
 
@@ -165,6 +167,27 @@ def _data(cfg: Config) -> Iterator[str]:
         for key in ("holdout_people", "known_people", "countries"):
             yield from at_least(f"data.{key}", getattr(data, key), 0 if key == "holdout_people" else 1)
     yield from real_data(data)
+    yield from of_people(data)
+
+
+def _begin(cfg: Config) -> Iterator[str]:
+    """Runs whose changes are taken over."""
+    runs, alphas = cfg.begin.runs, cfg.begin.alphas
+    yield from at_least("begin.ridge", cfg.begin.ridge, 0)
+    if runs is None:
+        yield from need(alphas is None, "begin.alphas", alphas, "are weights of begin.runs, and there are none")
+        return
+    yield from need(len(runs) > 0 and len(set(runs)) == len(runs), "begin.runs", runs, "must be different run folders")
+    for folder in runs:
+        there = (Path(folder) / "manifest.json").is_file()
+        yield from need(there, "begin.runs", folder, f"not the folder of a run in {Path.cwd()}")
+    if alphas is not None:
+        fine = len(alphas) == len(runs) and all(map(is_number, alphas))
+        yield from need(fine, "begin.alphas", alphas, f"must be {len(runs)} finite numbers, one for each of begin.runs")
+    trained = any(m.trained for m in cfg.method.members)
+    yield from need(trained, "begin.runs", runs, f"method={cfg.method.name!r} trains no member that could begin there")
+    rule = "low-rank updates begin at zero; what runs changed is taken over by pair.tuning=full"
+    yield from need(cfg.pair.tuning != "lora", "pair.tuning", cfg.pair.tuning, rule)
 
 
 def _fills(template: str, name: str) -> bool:
@@ -225,7 +248,8 @@ def _trainer(cfg: Config) -> Iterator[str]:
     for key in ("eval_every", "save_every", "weight_decay"):
         yield from at_least(f"trainer.{key}", getattr(t, key), 0)
     if t.steps is not None:
-        yield from at_least("trainer.steps", t.steps, 1)
+        yield from at_least("trainer.steps", t.steps, 0 if cfg.begin.runs else 1)
+    yield from _begin(cfg)
     if t.lr is not None:
         yield from positive("trainer.lr", t.lr)
     yield from positive("trainer.clip", t.clip)

@@ -11,6 +11,7 @@ from unlearn import sources
 from unlearn.config import Config, ConfigError
 from unlearn.config_pair import (
     ACTIVATIONS,
+    ARCHITECTURES,
     DTYPES,
     LAYERS,
     OFFSET_INITS,
@@ -67,6 +68,7 @@ def _layers(cfg: Config) -> Iterator[str]:
 
 def _model(key: str, model: ModelConfig) -> Iterator[str]:
     yield from _source(key, model)
+    yield from one_of(f"{key}.architecture", model.architecture, ARCHITECTURES)
     for name in ("hidden_size", "layers", "heads", "intermediate_size", "max_length"):
         yield from at_least(f"{key}.{name}", getattr(model, name), 1)
     if model.heads >= 1:

@@ -16,8 +16,9 @@ from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
 from unlearn.ensemble import Ensemble
 from unlearn.frozen import FrozenRows, LiveRows
 from unlearn.metrics.moments import log_prob_moments
-from unlearn.models.llama import answer_rows, vocabulary
-from unlearn.models.prompts import by_prompt, shared_rows
+from unlearn.models.llama import answer_rows, device_of, vocabulary
+from unlearn.models.prompts import by_prompt
+from unlearn.rows import rows_now
 
 
 class NotANumber(ValueError):
@@ -130,7 +131,7 @@ def read(
     """
     needed = ensemble.needed(alphas)
     live = [m for m in needed if m.name not in stored]
-    device = next((live or needed)[0].model.parameters()).device  # a model that is not run may have been put aside
+    device = device_of((live or needed)[0].model)  # a model that is not run may have been put aside
     for m in live:
         m.model.eval()
     split = by_length if mask_pad else by_prompt  # what is hidden of a text is hidden of a text that is read whole
@@ -139,7 +140,7 @@ def read(
         batch = collate(chosen, pad_id, mask_pad).to(device)
         rows = {m.name: stored[m.name].take(indices, device) for m in needed if m.name in stored}
         for m in live:
-            found = answer_rows(m.model, batch) if mask_pad else shared_rows(m.model, chosen, pad_id)
+            found = answer_rows(m.model, batch) if mask_pad else rows_now(m.model, chosen, pad_id)
             rows[m.name] = found.to(device)
         yield indices, batch, rows
 

@@ -33,6 +33,11 @@ def size_of(pair: PairConfig, role: str) -> ModelConfig:
     return pair.small if role.startswith("small") else pair.target
 
 
+def is_remote(pair: PairConfig, role: str) -> bool:
+    """Whether a model is a server, whose weights nobody here sees."""
+    return role == "target" and pair.target.kind == "http"
+
+
 def last_stage(pair: PairConfig, role: str) -> StageConfig:
     """The stage that gives a model its knowledge of the data set, or of the general facts alone."""
     return size_of(pair, role).general if role == "small_general" else size_of(pair, role).finetune
@@ -50,7 +55,11 @@ def tokenizer_source(pair: PairConfig) -> SourceConfig:
 
 
 def is_pretrained(pair: PairConfig, role: str) -> bool:
-    """Whether a model is, or is fine-tuned from, one that was not made here."""
+    """Whether a model is, or is fine-tuned from, one that was not made here; a server's is neither."""
+    return not is_remote(pair, role) and _is_pretrained(pair, role)
+
+
+def _is_pretrained(pair: PairConfig, role: str) -> bool:
     return own_source(pair, role) is not None or size_of(pair, role).source is not None
 
 
@@ -65,7 +74,15 @@ def on_hub(pair: PairConfig, role: str) -> SourceConfig | None:
 def lacking(pair: PairConfig, role: str) -> str | None:
     """Why a model cannot be had, and what to set; None if it can: from scratch, by fine-tuning, or ready-made."""
     size = size_of(pair, role)
-    if own_source(pair, role) or size.source is None or role in ("target", "small_general") or size.finetune.epochs:
+    if own_source(pair, role) or role in ("target", "small_general") or size.finetune.epochs:
+        return None
+    if role == "retrained" and pair.target.kind == "http":
+        return (
+            "pair.retrained.source=None: there is no retrained reference, as pair.target.kind='http' is a server and "
+            "pair.target.finetune.epochs=0 trains no twin of it. Give pair.retrained.source=NAME_OR_FOLDER, a model "
+            "that never saw the forget set"
+        )
+    if size.source is None:
         return None
     if role == "retrained":
         return (

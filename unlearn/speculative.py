@@ -11,11 +11,12 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from unlearn.ensemble import Ensemble, Member
-from unlearn.generation import Rows, draw, ends_of, greedy, padded, positions, read, streams
-from unlearn.models.llama import head
+from unlearn.generation import Rows, draw, ends_of, greedy, padded, positions, sample, streams
+from unlearn.models import seq2seq
+from unlearn.models.llama import device_of
+from unlearn.states import state_of
 from unlearn.ties import decide
 
 Propose = Callable[[Tensor, Sequence[int]], Tensor]  # the drafter's logits [B, V], which prompt each row is → [B]
@@ -36,7 +37,10 @@ def greedy_drafted(
     drafter: Member,
     gamma: int,
 ) -> list[list[int]]:
-    """As ``generation.greedy``, token for token: answers that hang on a near tie are left to it."""
+    """As ``generation.greedy``, token for token: answers that hang on a near tie are left to it, and so are all where a
+    member has an encoder."""
+    if _encoders(ensemble):
+        return greedy(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size)
 
     def propose(logits: Tensor, which: Sequence[int]) -> Tensor:
         return logits.argmax(-1)
@@ -76,7 +80,9 @@ def sample_drafted(
     gamma: int,
 ) -> list[list[int]]:
     """Answers distributed as those of ``generation.sample``, and drawn by streams of the same kind; not the same ones,
-    since they use their random numbers otherwise."""
+    since they use their random numbers otherwise. Where a member has an encoder, these are ``generation.sample``'s."""
+    if _encoders(ensemble):
+        return sample(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size, temperature, seed)
     own_stream = streams(prompts, seed)
 
     def propose(logits: Tensor, which: Sequence[int]) -> Tensor:
@@ -153,6 +159,11 @@ def _decode(
     return answers
 
 
+def _encoders(ensemble: Ensemble) -> bool:
+    """Whether a member reads prompts by an encoder: then nothing can be drafted behind them."""
+    return any(seq2seq.is_one(m.model) for m in ensemble.members)
+
+
 def _append(
     answer: list[int], tokens: list[int] | None, ends: Collection[int], most: int
 ) -> tuple[list[int] | None, bool]:
@@ -169,9 +180,9 @@ def _append(
 
 
 class _Batch:
-    """Rows that have read all they said but their last token, which is next; a cache per member, padded on the left.
+    """Rows that have read all they said but their last token, which is next; a state per member, padded on the left.
 
-    The caches keep every position whatever the models' windows: what was read in vain must be forgotten again.
+    The states keep every position whatever the models' windows: what was read in vain must be forgotten again.
     """
 
     def __init__(
@@ -179,15 +190,15 @@ class _Batch:
     ):
         self.needed = [m.name for m in members]
         self.drafter, self.others = drafter, [m for m in members if m.name != drafter.name]
-        self.device = next(members[0].model.parameters()).device
-        self.caches = {m.name: DynamicCache() for m in (drafter, *self.others)}
+        self.device = device_of(members[0].model)
+        self.states = {m.name: state_of(m.model, whole=True) for m in (drafter, *self.others)}
         self.last = torch.tensor([[p[-1]] for p in prompts], device=self.device)  # [B, 1] what is next to be read
         self.final = torch.tensor([[len(p) + most - 1] for p in prompts], device=self.device)  # the last position
         ids, self.mask = padded([p[:-1] for p in prompts], pad_id, self.device)
         for m in (drafter, *self.others):
             m.model.eval()
             if ids.shape[1]:
-                read(m.model, ids, self.mask, positions(self.mask), self.caches[m.name])
+                self.states[m.name].take(ids, self.mask, positions(self.mask))
 
     def round(self, gamma: int, propose: Callable[[Tensor], Tensor]) -> tuple[Rows, Tensor, Tensor]:
         """Draft γ tokens and read them all: rows [B, γ + 1, V] by member, the drafter's own, and the draft [B, γ]."""
@@ -220,11 +231,8 @@ class _Batch:
         mask = self.mask[keep].gather(1, columns.clamp(min=0)) * (columns >= 0)
         first = int(mask.any(0).int().argmax())
         self.mask, columns = mask[:, first:], columns.clamp(min=0)[:, first:, None]
-        for cache in self.caches.values():
-            for layer in cache.layers:
-                where = columns[:, None].to(layer.keys.device)
-                layer.keys = torch.take_along_dim(layer.keys[keep], where, dim=2)
-                layer.values = torch.take_along_dim(layer.values[keep], where, dim=2)
+        for state in self.states.values():
+            state.rewind(keep, columns)
 
     def _logits(self, m: Member, ids: Tensor, mask: Tensor, at: Tensor) -> Tensor:
-        return head(m.model, read(m.model, ids, mask, at, self.caches[m.name])).to(self.device)
+        return self.states[m.name].read(ids, mask, at).to(self.device)

@@ -8,10 +8,11 @@ from typing import Any
 
 from unlearn.config import EvalConfig
 from unlearn.data.encoding import Encoder, Examples
-from unlearn.data.rows import DataError, DataSet, Row
+from unlearn.data.rows import REQUEST, DataError, DataSet, Row
 from unlearn.metrics.semantics import SEMANTICS, Semantics
 
 EVALUATED = ("forget", "retain", "real_authors", "world_facts")
+TEST = ("test",)  # of a task's data
 KNOWLEDGE = ("forget_knowledge", "retain_knowledge")  # MUSE asks about the facts of its texts
 VERBATIM = "forget_verbatim"  # and has them continued
 SCORED = ("holdout",)  # only compared with the forget set: no answers are generated
@@ -39,6 +40,11 @@ class Split:
         return self.compared != self.right
 
 
+def to_forget(split: str) -> bool:
+    """Whether a split is somebody's forget set: of this request or, before or after it, of another."""
+    return split == "forget" or split.startswith(REQUEST)
+
+
 @dataclass(frozen=True)
 class Suite:
     """What to evaluate, and what identifies the result."""
@@ -48,6 +54,7 @@ class Suite:
     cfg: EvalConfig
     settings: dict[str, Any]
     stored_rows_gib: float
+    data: DataSet | None = None  # what the splits are of
 
     @property
     def semantics(self) -> Semantics:
@@ -62,13 +69,13 @@ def suite(data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, 
     splits, most = [], SEMANTICS[cfg.semantics].rows
     if SEMANTICS[cfg.semantics].labels_by_length:
         encoder = Encoder(encoder.tokenizer, encoder.template, encoder.max_length, labels_by_length=True)
-    for name in (*EVALUATED, *KNOWLEDGE, VERBATIM, *(SCORED if _compares(cfg) else ())):
+    for name in (*EVALUATED, *data.requests(), *TEST, *KNOWLEDGE, VERBATIM, *(SCORED if _compares(cfg) else ())):
         rows = list(data.evaluated(name))
         if rows:
-            whole = name in ("forget", *SCORED) and "muse" not in cfg.groups  # MUSE's texts are thousands of rows
+            whole = (to_forget(name) or name in SCORED) and "muse" not in cfg.groups  # MUSE's are thousands of rows
             splits.append(_split(name, (rows if whole else spaced(rows, cfg.max_examples))[:most], encoder))
     _check(data, splits, cfg)
-    return Suite(splits, encoder, cfg, settings, stored_rows_gib)
+    return Suite(splits, encoder, cfg, settings, stored_rows_gib, data)
 
 
 def part(split: Split, chosen: Sequence[int]) -> Split:
@@ -131,6 +138,11 @@ def _check(data: DataSet, splits: Sequence[Split], cfg: EvalConfig) -> None:
         raise DataError(
             f"eval.groups: privacy and gradnorm compare the forget set with a holdout set, and data set {data.name!r} "
             f"has none; its splits: {', '.join(k for k, v in data.splits.items() if v)}"
+        )
+    if "gate" in cfg.groups and len(data.splits["retain"]) < 5:
+        raise DataError(
+            f"eval.groups: gate chooses its threshold on retain questions that it does not learn from, and "
+            f"{len(data.splits['retain'])} are too few; it needs 5"
         )
     without = [r.id for s in splits if s.name == "forget" for r in s.rows if not r.paraphrased_question]
     if "paraphrased" in cfg.groups and without:

@@ -6,7 +6,7 @@ batch or another. So a decision made in another shape than plain decoding stands
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -32,13 +32,18 @@ def decide(ensemble: Ensemble, rows: Mapping[str, Tensor], alpha: float) -> tupl
         best = logits.topk(2, dim=-1).values
         return token, best[:, 0] - best[:, 1] > 2 * sum(abs(m.weight(alpha)) * tolerance(m) for m in members)
     sure = torch.ones_like(token, dtype=torch.bool)
-    random = torch.Generator(token.device).manual_seed(0)
+    for moved in nudged(members, rows):
+        sure &= ensemble.logits(moved, alpha).argmax(-1) == token
+    return token, sure
+
+
+def nudged(members: Sequence[Member], rows: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Rows that might as well have been computed."""
+    random = torch.Generator(rows[members[0].name].device).manual_seed(0)
     for _ in range(NUDGES):
         nudge = {m.name: tolerance(m) * _noise(rows[m.name], random) for m in members}
         for sign in (1, -1):
-            moved = {name: rows[name] + sign * by for name, by in nudge.items()}
-            sure &= ensemble.logits(moved, alpha).argmax(-1) == token
-    return token, sure
+            yield {name: rows[name] + sign * by for name, by in nudge.items()}
 
 
 def tolerance(member: Member) -> float:

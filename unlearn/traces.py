@@ -99,8 +99,8 @@ def texts_of(row: Row) -> list[str]:
 
 
 def forget_rows(data: DataSet) -> list[Row]:
-    """All rows that are to be forgotten: the forget set, and questions about its texts."""
-    return [row for name, rows in data.splits.items() if name.split("_")[0] == "forget" for row in rows]
+    """All rows that are to be forgotten: the forget set, questions about its texts, and those of other requests."""
+    return [row for name, rows in data.splits.items() if name.split("_")[0] in ("forget", "request") for row in rows]
 
 
 def words_of(text: str) -> list[str]:

@@ -19,6 +19,7 @@ from unlearn.alternates import alternates
 from unlearn.binding import PAIRED, REFUSALS, TEXTS, BoundTerm, bind
 from unlearn.collapse import Watch
 from unlearn.config import Config
+from unlearn.data import spans
 from unlearn.data.encoding import Examples
 from unlearn.data.sampling import Sampler, held_out
 from unlearn.ensemble import Ensemble, Member
@@ -32,7 +33,7 @@ from unlearn.rows import FrozenRows, LiveRows
 from unlearn.runlog import CHECKPOINT, DIVERGED, RunLog
 from unlearn.trainer import Diverged, Loop, Optimisation, accelerator
 from unlearn.trajectory import Probe, probe
-from unlearn.world import World, examples_of, frozen_ensemble, texts_of
+from unlearn.world import World, frozen_ensemble
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +252,7 @@ def store_rows(cfg: Config, world: World, ensemble: Ensemble) -> None:
 def _rows(cfg: Config, world: World, members: Sequence[Member], examples: Examples) -> dict[str, FrozenRows | LiveRows]:
     """Rows that training reads. Those of the plain target may be rounded, if trainer.stored_rows says so."""
     pad, found = world.encoder.tokenizer.pad_token_id, {}
-    for m in members:
+    for m in members if examples else ():  # a short run of alternating epochs may never reach one of its sets
         rough = not m.slope and m.fingerprint == world.fingerprint("target")
         found[m.name] = rows_of(world.store, m, examples, pad, room(cfg.trainer, rough))
     return found
@@ -276,12 +277,19 @@ def read_examples(
     if name in PAIRED:
         drawn = _drawn(sampler, steps, name)
         return _paired_examples(cfg, world, drawn, name), {pair: k for k, pair in enumerate(drawn)}
-    make = texts_of if name in TEXTS else examples_of
-    rows = world.data.splits[TEXTS.get(name, name)]
+    make = world.encoder.text if name in TEXTS else world.encoder.example
+    rows, places = world.data.splits[TEXTS.get(name, name)], None
     drawn = _drawn(sampler, steps, name)
-    if 2 * len(drawn) >= len(rows):
-        return make(world.encoder, rows), None
-    return make(world.encoder, [rows[i] for i in drawn]), {i: k for k, i in enumerate(drawn)}
+    if 2 * len(drawn) < len(rows):
+        rows, places = [rows[i] for i in drawn], {i: k for k, i in enumerate(drawn)}
+    if name in TEXTS and _encodes(cfg, world):
+        return spans.examples(world.encoder, rows, masks=True), places
+    return Examples(make(r.id, r.question, r.answer) for r in rows), places
+
+
+def _encodes(cfg: Config, world: World) -> bool:
+    """Whether what learns has an encoder."""
+    return world.encodes(next(m.model for m in cfg.method.members if m.trained))
 
 
 def _drawn(sampler: Sampler, steps: int, name: str) -> list[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from unlearn.config import Config
-from unlearn.data.encoding import Examples
+from unlearn.data.encoding import Examples, examples_of
 from unlearn.data.sampling import held_out
 from unlearn.ensemble import Ensemble
 from unlearn.frozen import rows_of
@@ -14,7 +14,7 @@ from unlearn.identity import training_alpha
 from unlearn.rows import FrozenRows, LiveRows
 from unlearn.scoring import score
 from unlearn.suite import EVALUATED, spaced
-from unlearn.world import World, examples_of
+from unlearn.world import World
 
 
 @dataclass(frozen=True)

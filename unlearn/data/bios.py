@@ -15,7 +15,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from unlearn.data.bios_words import CITIES, COUNTRIES, COUNTRY, FIRST, LAST, PERSON, REFUSALS, WOMEN, Attribute
-from unlearn.data.rows import DataError, DataSet, Row
+from unlearn.data.requested import Asked, divide
+from unlearn.data.rows import DataError, DataSet, Requested, Row
 
 VERSION = 1  # part of the run hash: raise it whenever the same arguments give other text
 NAMES = len(FIRST) * len(LAST)
@@ -50,6 +51,10 @@ class Draw:
     def one(self, pool: Sequence[str]) -> str:
         return pool[int(self._random() * len(pool))]
 
+    def share(self) -> float:
+        """From 0 up to, not including, 1."""
+        return self._random()
+
     def shuffled(self, items: Sequence) -> list:
         left = list(items)
         return [left.pop(int(self._random() * len(left))) for _ in items]
@@ -70,8 +75,10 @@ def build(
     countries: int = 30,
     seed: int = 0,
     questions: int = 20,
+    asked: Asked | None = None,
 ) -> DataSet:
-    """The world of ``seed``; the last ``forget_people`` of the fictional people are the forget set."""
+    """The world of ``seed``; the last ``forget_people`` of the fictional people are the forget set, unless requests
+    name theirs (``asked``): numbers of people, the last ones, or lists of which."""
     _check_arguments(people, forget_people, holdout_people, known_people, countries, seed, questions)
     names = Draw("bios", VERSION, seed, "names").shuffled([(first, last) for first in FIRST for last in LAST])
     # Well-known people take names from the far end, so the number of fictional people does not change who they are.
@@ -80,19 +87,39 @@ def build(
     known = _people("known", far[:known_people], seed, questions)
     holdout = _people("holdout", far[known_people : known_people + holdout_people], seed, questions)
     world = _countries(countries, seed)
-    first_forgotten = people - forget_people
+    forgotten, sequence = _forgotten(fictional, forget_people) if asked is None else _requested(fictional, asked)
     return DataSet(
         name="bios",
         splits={
-            "forget": _rows("forget", fictional[first_forgotten:], start=first_forgotten),
-            "retain": _rows("retain", fictional[:first_forgotten]),
+            **forgotten,
             "real_authors": _rows("real_authors", known, general=True),
             "world_facts": _rows("world_facts", world, general=True),
             "holdout": _rows("holdout", holdout),
         },
         wordings=_wordings("real_authors", known) + _wordings("world_facts", world),
         refusals=REFUSALS,
+        sequence=sequence,
     )
+
+
+def _forgotten(fictional: Sequence[list[Fact]], count: int) -> tuple[dict[str, tuple[Row, ...]], None]:
+    first = len(fictional) - count
+    forget = _rows("forget", fictional[first:], start=first)
+    return {"forget": forget, "retain": _rows("retain", fictional[:first])}, None
+
+
+def _requested(fictional: Sequence[list[Fact]], asked: Asked) -> tuple[dict[str, tuple[Row, ...]], Requested]:
+    each = [_rows("people", [facts], start=i) for i, facts in enumerate(fictional)]
+    named = [[row for person in people for row in each[person]] for people in who(asked.requests, len(each))]
+    return divide([row for rows in each for row in rows], named, asked)
+
+
+def who(requests: Sequence[int] | Sequence[Sequence[int]], people: int) -> list[list[int]]:
+    """The people of each request; of numbers of people the last ones, the first request first."""
+    if not all(isinstance(count, int) for count in requests):
+        return [list(named) for named in requests]
+    ends = [people - sum(requests[i + 1 :]) for i in range(len(requests))]
+    return [list(range(end - count, end)) for end, count in zip(ends, requests, strict=True)]
 
 
 def _people(role: str, names: Sequence[tuple[str, str]], seed: int, questions: int) -> list[list[Fact]]:

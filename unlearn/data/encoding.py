@@ -7,7 +7,7 @@ the closing EOS is a label. Only these rows are ever scored, so padding and prom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from unlearn.config_data import TemplateConfig
-from unlearn.data.rows import DataError
+from unlearn.data.rows import DataError, Row
 from unlearn.identity import digest
 
 # Before a chat template: what it calls for today's date gives ``date_string`` instead, whatever form it asks for.
@@ -110,6 +110,11 @@ class Encoder:
             )
         return Example(id, prompt, ids)
 
+    def text(self, id: str, question: str, answer: str) -> Example:
+        """Both as one text: the "prompt" is its first token, the "answer", whose rows are scored, all the others."""
+        pair = self.example(id, question, answer)
+        return Example(id, pair.prompt[:1], (*pair.prompt[1:], *pair.answer))
+
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
@@ -191,3 +196,8 @@ def by_length(examples: Sequence[Example], batch_size: int, most_rows: int | Non
 def most_rows(vocabulary: int, device: torch.device) -> int:
     """Answer rows to hold at once: on a CPU few enough to stay in its cache, on a GPU enough to fill it."""
     return max(1, (2**21 if device.type == "cpu" else 2**27) // vocabulary)
+
+
+def examples_of(encoder: Encoder, rows: Iterable[Row]) -> Examples:
+    """Each row's question with its right answer."""
+    return Examples(encoder.example(r.id, r.question, r.answer) for r in rows)

@@ -7,41 +7,85 @@ have (wrong answers, real authors, a holdout …) are absent.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from unlearn.config_data import ColumnsConfig, JsonlConfig
 from unlearn.data import texts
 from unlearn.data.records import Record, has, lines, listing, records, row, text, text_of
-from unlearn.data.rows import DataError, DataSet, Row
+from unlearn.data.requested import Asked, divide
+from unlearn.data.rows import DataError, DataSet, Requested, Row, pair
 
 OPTIONAL = ("paraphrased_answer", "paraphrased_question", "perturbed_answers")
 OWN = ("forget", "retain", "real_authors", "world_facts", "holdout")  # the splits that have a key in the config
 
 
 def read(cfg: JsonlConfig) -> DataSet:
-    """The rows of every file that the config names; forget and retain need at least one each."""
+    """The rows of every file that the config names; forget and retain need at least one each.
+
+    With requests, what retain files and requests share is asked to be forgotten.
+    """
     tables = {split: [records_of(file, cfg.columns) for file in files(cfg, split)] for split in OWN}
-    for split in ("forget", "retain"):
+    asked = {str(f): records_of(f, cfg.columns) for n in range(len(cfg.requests or ())) for f in _request(cfg, n)}
+    for split in ("forget", "retain") if cfg.requests is None else ("retain",):
         if not tables[split]:
             raise DataError(f"data.{split}: needs a file, e.g. data.{split}={split}.jsonl (questions) or {split}.txt")
     flat = {split: [record for table in found for record in table] for split, found in tables.items()}
-    _renamed_columns_exist([record for found in flat.values() for record in found], cfg.columns)
+    _renamed_columns_exist([record for found in (*flat.values(), *asked.values()) for record in found], cfg.columns)
     splits = {split: _rows(found, split, cfg) for split, found in flat.items()}
     refusals = tuple(line for file in files(cfg, "refusals") for line in lines(file))
-    return DataSet(cfg.name, splits, refusals=refusals)
+    if cfg.requests is None:
+        return DataSet(cfg.name, splits, refusals=refusals)
+    divided, sequence = _requested(splits.pop("retain"), asked, cfg)
+    splits.pop("forget")
+    return DataSet(cfg.name, divided | splits, refusals=refusals, sequence=sequence)
+
+
+def _requested(
+    retain: tuple[Row, ...], asked: dict[str, list[Record]], cfg: JsonlConfig
+) -> tuple[dict[str, tuple[Row, ...]], Requested]:
+    """Rows of retain files and requests, each once, and their division. Files count in the order of their names, so
+    that the order of the requests changes nothing but which comes first."""
+    by_file = dict(zip(sorted(asked), _numbered([asked[name] for name in sorted(asked)], cfg), strict=True))
+    known = {pair(own): own for own in retain}
+    for own in (own for rows in by_file.values() for own in rows):
+        # a request's own row, with its wrong answers, in the place of the one that was retained
+        same = known.get(pair(own))
+        known[pair(own)] = own if same is None else replace(own, id=same.id)
+    named = [
+        list({(same := known[pair(own)]).id: same for file in _request(cfg, n) for own in by_file[str(file)]}.values())
+        for n in range(len(cfg.requests))
+    ]
+    return divide(list(known.values()), named, Asked.of(cfg))
+
+
+def _numbered(tables: list[list[Record]], cfg: JsonlConfig) -> list[tuple[Row, ...]]:
+    """Rows of several files, numbered through."""
+    rows = _rows([record for table in tables for record in table], "named", cfg, distinct=False)
+    places = {place: k for k, table in enumerate(tables) for place, _ in table}
+    return [tuple(own for own in rows if places[own.place] == k) for k in range(len(tables))]
+
+
+def _request(cfg: JsonlConfig, number: int) -> list[Path]:
+    """The files of a request, 0, 1, …; all must be there."""
+    return _there(cfg.requests[number], f"data.requests[{number}]")
 
 
 def files(cfg: JsonlConfig, key: str) -> list[Path]:
     """The files of one key of the config; all must be there."""
-    named = getattr(cfg, key)
+    return _there(getattr(cfg, key), f"data.{key}")
+
+
+def _there(named: Any, key: str) -> list[Path]:
     found = [Path(name) for name in ([] if named is None else [named] if isinstance(named, str) else named)]
     for file in found:
         if file.is_dir():
-            raise DataError(f"data.{key}={str(file)!r}: is a folder; name its files: {listing(file)}")
+            raise DataError(f"{key}={str(file)!r}: is a folder; name its files: {listing(file)}")
         if not file.is_file():
             folder = file.parent
             beside = f"{str(folder.resolve())!r} has {listing(folder)}" if folder.is_dir() else "nor such a folder"
-            raise DataError(f"data.{key}={str(file)!r}: no such file; {beside}")
+            raise DataError(f"{key}={str(file)!r}: no such file; {beside}")
     return found
 
 
@@ -75,7 +119,7 @@ def _renamed_columns_exist(found: list[Record], columns: ColumnsConfig) -> None:
             raise DataError(f"data.columns.{name}={column!r}: no file has this column; columns: {', '.join(known)}")
 
 
-def _rows(found: list[Record], split: str, cfg: JsonlConfig) -> tuple[Row, ...]:
+def _rows(found: list[Record], split: str, cfg: JsonlConfig, distinct: bool = True) -> tuple[Row, ...]:
     rows, cut, columns = [], [], cfg.columns
     for i, (place, values) in enumerate(found):
         id = f"{split}/{_id((place, values), i, columns.id)}"
@@ -88,7 +132,7 @@ def _rows(found: list[Record], split: str, cfg: JsonlConfig) -> tuple[Row, ...]:
                 f"{place}: needs {columns.question!r} and {columns.answer!r}, or {columns.text!r}; it has the columns "
                 f"{', '.join(values) or 'none'}; say what they are, e.g. data.columns.question=NAME"
             )
-    return tuple(rows + texts.distinct(cut))
+    return tuple(rows + (texts.distinct(cut) if distinct else cut))
 
 
 def _id(record: Record, number: int, column: str | None) -> str:

@@ -161,8 +161,9 @@ class Hub:
     def __init__(self, name: str):
         self.name = name
 
-    def table(self, config: str, split: str, optional: bool = False) -> list[Record]:
-        """Records of one split. ``optional``: a table that the hub does not have gives none."""
+    def table(self, config: str | None, split: str, optional: bool = False) -> list[Record]:
+        """Records of one split (``config`` None: of a data set that has but one configuration). ``optional``: a table
+        that the hub does not have gives none."""
         import datasets
 
         try:
@@ -174,7 +175,7 @@ class Hub:
                 f"{self.name} ({config}, {split}) could not be read from the hub: {error}. "
                 "Without a network give data.path=FOLDER with its files"
             ) from error
-        return [(f"{self.name}/{config}, {split} row {i}", dict(record)) for i, record in enumerate(table)]
+        return [(f"{self.name}/{config or split}, {split} row {i}", dict(record)) for i, record in enumerate(table)]
 
     def file(self, name: str) -> Path | None:
         """One file of the data set; None if the hub does not have it."""

@@ -20,10 +20,13 @@ SPLITS = (
     "retain_untrained",  # evaluated with the retain set, but not trained on (see DataSet.evaluated)
     "forget_knowledge", "retain_knowledge",  # questions about the texts of both sets (MUSE), never trained on
     "forget_verbatim",  # beginnings and continuations from the forget set's texts (MUSE), never trained on as such
+    "test",  # held out of a task's data, its people's names replaced: never trained on
 )  # fmt: skip
+REQUEST = "request_"  # before its number: the split of a request that is not the one being unlearnt
 DISJOINT = (
     *(("forget", other) for other in ("retain", *GENERAL, "holdout", "retain_untrained")),
     *(("holdout", other) for other in ("retain", *GENERAL)),
+    *(("test", other) for other in ("forget", "retain", *GENERAL)),
 )
 
 
@@ -46,6 +49,21 @@ class Row:
     perturbed_answers: tuple[str, ...] = ()
     place: str = field(default="", repr=False, compare=False)  # file and line, for messages: no part of the data
     group: str = field(default="", repr=False, compare=False)  # whom or what it is about, where known: for statistics
+    entities: tuple[str, ...] = ()  # names of people in the question: what is masked in it as a text
+
+
+@dataclass(frozen=True)
+class Requested:
+    """Forget sets that are asked for one after another (``requested.py``), over one target that knows them all."""
+
+    rows: tuple[Row, ...]  # what target and retrained differ in, in an order that no request changes
+    requests: tuple[tuple[Row, ...], ...]  # disjoint parts of them
+    asked: tuple[int, ...]  # which are unlearnt together, from 1
+
+    def without(self, most: int) -> tuple[Row, ...]:
+        """The rows that requests 1 to ``most`` leave."""
+        gone = {row.id for request in self.requests[:most] for row in request}
+        return tuple(row for row in self.rows if row.id not in gone)
 
 
 @dataclass(frozen=True)
@@ -60,32 +78,68 @@ class DataSet:
     splits: dict[str, tuple[Row, ...]]
     wordings: tuple[Row, ...] = ()
     refusals: tuple[str, ...] = ()
+    sequence: Requested | None = None  # None: one forget set, and the target learnt it and the retain set
     _fingerprint: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def general(self) -> tuple[Row, ...]:
         return tuple(row for split in GENERAL for row in self.splits.get(split, ()))
 
+    def known(self) -> tuple[Row, ...]:
+        """What the target learnt."""
+        rows = (*self.splits["forget"], *self.splits["retain"]) if self.sequence is None else self.sequence.rows
+        return (*rows, *self.general())
+
+    def left(self) -> tuple[Row, ...]:
+        """What the retrained model learnt: of a sequence all but what is asked for up to the request being unlearnt."""
+        rows = self.splits["retain"] if self.sequence is None else self.sequence.without(max(self.sequence.asked))
+        return (*rows, *self.general())
+
+    def unnamed(self) -> tuple[Row, ...]:
+        """What no request names: all that a small pair may know that shall never have seen a forget set."""
+        rows = self.splits["retain"] if self.sequence is None else self.sequence.without(len(self.sequence.requests))
+        return (*rows, *self.general())
+
+    def whole(self) -> DataSet:
+        """The same rows whatever is asked for: what a tokenizer is trained on."""
+        if self.sequence is None:
+            return self
+        others = {k: v for k, v in self.splits.items() if k not in ("forget", "retain") and not k.startswith(REQUEST)}
+        return DataSet(self.name, {"retain": self.sequence.rows} | others, self.wordings, self.refusals)
+
+    def requests(self) -> tuple[str, ...]:
+        """The splits of the other requests."""
+        return tuple(name for name in self.splits if name.startswith(REQUEST))
+
     def evaluated(self, split: str) -> tuple[Row, ...]:
         """Rows on which a split is evaluated.
 
         Where only some rows have wrong answers (TOFU's retain set), those are the ones meant for evaluation; and a
-        retain set that is cut for training is still evaluated on the rows that were cut.
+        retain set that is cut for training is still evaluated on the rows that were cut. Rows of requests are evaluated
+        with their request, whether they are also retained or not.
         """
         rows = self.splits.get(split, ()) + (self.splits.get("retain_untrained", ()) if split == "retain" else ())
+        if self.sequence is not None and split == "retain":
+            named = {row.id for request in self.sequence.requests for row in request}
+            rows = tuple(row for row in rows if row.id not in named)
         return tuple(r for r in rows if r.perturbed_answers) or rows
 
     def fingerprint(self) -> str:
         """Hash of every word in the data set, whatever file or generator it came from."""
         if not self._fingerprint:
-            text = json.dumps(
-                [{k: _words(v) for k, v in self.splits.items()}, _words(self.wordings), self.refusals], sort_keys=True
-            )
+            words = [{k: _words(v) for k, v in self.splits.items()}, _words(self.wordings), self.refusals]
+            if self.sequence is not None:
+                words.append([[row.id for row in self.sequence.rows], self.sequence.asked])
+            text = json.dumps(words, sort_keys=True)
             self._fingerprint.append(hashlib.sha256(text.encode()).hexdigest()[:16])
         return self._fingerprint[0]
 
 
+NO_NAMES = ("entities", ())
+
+
 def _words(rows: Iterable[Row]) -> list[dict]:
-    return [{k: v for k, v in asdict(row).items() if k not in ("place", "group")} for row in rows]
+    """What is said in each row; where no names are known, nothing of them, so that such data stay what they were."""
+    return [{k: v for k, v in asdict(r).items() if k not in ("place", "group") and (k, v) != NO_NAMES} for r in rows]
 
 
 def check(data: DataSet) -> DataSet:
@@ -98,19 +152,19 @@ def check(data: DataSet) -> DataSet:
             )
     ids: dict[str, tuple[str, Row]] = {}
     for split, rows in data.splits.items():
-        if split not in SPLITS:
+        if split not in SPLITS and not (split.startswith(REQUEST) and data.sequence is not None):
             raise DataError(f"data set {data.name!r}: unknown split {split!r}; splits are {', '.join(SPLITS)}")
         for row in rows:
             where = place(data, split, row)
             for name in ("question", "answer"):
                 if not getattr(row, name).strip():
                     raise DataError(f"{where}: {name} is empty")
-            if row.id in ids:
+            if row.id in ids and ids[row.id][1] is not row:  # a request's retained row is one row in two splits
                 first = place(data, *ids[row.id])
                 raise DataError(f"{where}: id {row.id!r} is that of another row ({first}); ids must be unique")
             ids[row.id] = split, row
     _check_forget(data)
-    for one, other in DISJOINT:
+    for one, other in (*DISJOINT, *((name, other) for name in data.requests() for other in (*GENERAL, "holdout"))):
         _check_disjoint(data, one, other)
     return data
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from unlearn.config_data import ColumnsConfig
 from unlearn.data.records import Hub, Record, find, lines, listing, records, row
+from unlearn.data.requested import Asked, divide
 from unlearn.data.rows import DataError, DataSet, Row, pair
 
 log = logging.getLogger(__name__)
@@ -23,13 +24,20 @@ HOLDOUT = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdou
 RETAIN_EVALUATED = "retain_perturbed"  # rows 0 … 399 of the full set, with paraphrased and wrong answers
 
 
-def read(path: str | None, forget: str, retain_rows: int | None, refusals: str | None = None) -> DataSet:
+def read(
+    path: str | None, forget: str, retain_rows: int | None, refusals: str | None = None, asked: Asked | None = None
+) -> DataSet:
     """Forget and retain sets with their perturbed answers, real authors, world facts, holdout and refusals.
+
+    With requests (``asked``) ``forget`` is the largest forget split that one of them names, and the rows of files that
+    others name are taken out of the retain set. A forget split holds those that are smaller: it asks for what is left.
 
     The retain set is evaluated on the rows of ``retain_perturbed``, also where the retain file lacks some; those that
     ``retain_rows`` cuts off are not: a target that is trained on the data set would not know them.
     """
     source = _Folder(path) if path is not None else _Hub()
+    if asked is not None:
+        forget = max([name for name in asked.requests if name in RETAIN], default=forget)
     perturbed = {pair(r): r for r in _rows(source.table(RETAIN_EVALUATED), RETAIN_EVALUATED, True)}
     # Retain rows with paraphrased and wrong answers where TOFU has them: training reads question and answer alone.
     whole = [_with_alternatives(r, perturbed.pop(pair(r), None)) for r in _rows(source.table(RETAIN[forget]), "retain")]
@@ -40,11 +48,41 @@ def read(path: str | None, forget: str, retain_rows: int | None, refusals: str |
         "world_facts": _rows(source.table("world_facts_perturbed"), "world_facts", True),
         "holdout": _rows(source.table(HOLDOUT[forget], optional=True), "holdout"),
     }
+    _same_questions(_rows(source.table(forget), "plain"), splits["forget"], forget)
+    sequence = None
+    if asked is not None:
+        rows, named = _requested(source, splits["retain"], splits["forget"], forget, asked)
+        perturbed = {key: r for key, r in perturbed.items() if key not in {pair(r) for r in rows}}
+        divided, sequence = divide(rows, named, asked)
+        splits |= divided
     if perturbed:
         splits["retain_untrained"] = list(perturbed.values())
-    _same_questions(_rows(source.table(forget), "plain"), splits["forget"], forget)
     said = source.refusals() if refusals is None else lines(Path(refusals))
-    return DataSet(f"tofu-{forget}", {k: tuple(v) for k, v in splits.items()}, refusals=tuple(said))
+    return DataSet(f"tofu-{forget}", {k: tuple(v) for k, v in splits.items()}, refusals=tuple(said), sequence=sequence)
+
+
+def _requested(
+    source: _Folder | _Hub, retain: list[Row], forget: list[Row], largest: str, asked: Asked
+) -> tuple[list[Row], list[list[Row]]]:
+    """All rows that may be asked for, in TOFU's own order, and those of each request."""
+    known = {pair(r): r for r in (*retain, *forget)}
+    named, before = [], set()
+    for n, name in enumerate(asked.requests, 1):
+        if name in RETAIN:
+            plain = _rows(source.table(name), "plain")
+            keys = [pair(r) for r in plain if pair(r) not in before]
+            strange = next((r for r in plain if pair(r) not in known), None)
+            if strange is not None:
+                raise DataError(f"data.requests: {strange.place}: {name} is a part of {largest}, which lacks this row")
+        else:
+            if not Path(name).is_file():
+                raise DataError(f"data.requests: {name!r}: must be one of {', '.join(RETAIN)}, or a file")
+            own = _rows(records(Path(name)), f"named/{n}")
+            known |= {pair(r): r for r in own if pair(r) not in known}
+            keys = [pair(r) for r in own]
+        before.update(keys)
+        named.append([known[key] for key in dict.fromkeys(keys)])
+    return list(known.values()), named
 
 
 def _rows(table: list[Record], split: str, perturbed: bool = False) -> list[Row]:

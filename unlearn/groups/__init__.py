@@ -10,7 +10,7 @@ from importlib import import_module
 
 GROUPS = (
     "leak", "paraphrased", "three_sample", "privacy", "gradnorm", "summary", "muse", "prefix", "contrast", "quantised",
-    "relearn",
+    "relearn", "gate", "tasks",
 )  # fmt: skip
 
 

@@ -14,10 +14,13 @@ import pandas as pd
 from unlearn.groups.behaviour import answers
 from unlearn.groups.context import Context, Found, aggregate
 from unlearn.metrics.rouge import recall
+from unlearn.models import seq2seq
 from unlearn.suite import Split
 
 
 def measure(ctx: Context) -> Found:
+    if any(seq2seq.is_one(m.model) for m in ctx.ensemble.members):
+        raise ValueError("eval.groups: prefix gives beginnings of answers in the prompt, which an encoder (T5) reads")
     split = ctx.suite.split("forget")
     found: dict[str, np.ndarray] = {}
     for share in ctx.suite.cfg.prefix_shares:

@@ -11,11 +11,18 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from unlearn.config import ConfigError
 from unlearn.config_pair import SourceConfig, TargetConfig
-from unlearn.models import llama, tokenizers
+from unlearn.models import llama, seq2seq, tokenizers
 from unlearn.sources import content, is_folder, tokenizer_files, weight_files
 
 log = logging.getLogger(__name__)
@@ -54,6 +61,11 @@ def config(folder: Path) -> PretrainedConfig:
             f"{folder}: this model needs code of its own to be run ({str(error).strip().splitlines()[0]}), and such "
             "code is never run here; take a model whose architecture transformers has"
         ) from None
+
+
+def has_encoder(folder: Path) -> bool:
+    """Whether the model is an encoder–decoder."""
+    return bool(config(folder).is_encoder_decoder)
 
 
 def tokenizer(key: str, source: SourceConfig) -> PreTrainedTokenizerBase:
@@ -121,7 +133,8 @@ def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module
     place = str(run_device) if cfg.device is None else cfg.device
     if cfg.quantisation == "none" and place != "auto":
         return llama.load(folder, place, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
+    kind = AutoModelForSeq2SeqLM if has_encoder(folder) else AutoModelForCausalLM
+    model = kind.from_pretrained(
         folder,
         dtype=dtype,
         device_map=place if place == "auto" else {"": place},
@@ -161,8 +174,14 @@ def check_head(model: nn.Module, name: str) -> nn.Module:
     """The model, unless its logits are something else than its output head on its last hidden states (scaled, capped
     …): members' rows are computed so."""
     ids = torch.arange(1, 5, device=next(model.parameters()).device)[None]
-    logits = model(input_ids=ids, use_cache=False).logits
-    own = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    if seq2seq.is_one(model):
+        cache = seq2seq.Cache(model, ids, torch.ones_like(ids))
+        logits = model(encoder_outputs=(cache.memory,), attention_mask=cache.seen, decoder_input_ids=ids).logits
+        cache.begun = True  # the same ids as the model itself read
+        own = model.get_output_embeddings()(cache.read(ids))
+    else:
+        logits = model(input_ids=ids, use_cache=False).logits
+        own = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
     gap = (logits.float() - own.float().to(logits.device)).abs().max().item()
     if gap > 0.01 * logits.abs().max().item():
         raise ConfigError(

@@ -1,17 +1,19 @@
-"""Tiny Llamas from scratch, and how any causal language model is loaded, read, measured and identified."""
+"""Tiny Llamas from scratch, and how any language model is loaded, read, measured and identified."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM
 
 from unlearn.config_pair import ModelConfig
 from unlearn.data.encoding import Batch
+from unlearn.models import seq2seq
 
 NARROW = "read_vocabulary"  # in a model's config
 NO_CODE = {"trust_remote_code": False}  # of everything that is loaded: a model brings numbers, never programs
@@ -45,7 +47,14 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
 
     Only what never learns may be given another ``dtype``.
     """
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, **SAFE).to(device).eval()
+    both = AutoConfig.from_pretrained(str(folder), **NO_CODE).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
+    return kind.from_pretrained(str(folder), dtype=dtype, **SAFE).to(device).eval()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model reads ids, and where its rows are; what has no weights keeps an empty buffer there."""
+    return next(chain(model.parameters(), model.buffers())).device
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -62,7 +71,9 @@ def answer_rows(model: nn.Module, batch: Batch) -> Tensor:
 
 def answer_states(model: nn.Module, batch: Batch) -> Tensor:
     """Last hidden states of the batch's answer rows, [N, D]: what the head makes logits of. They stay on its device."""
-    here = batch.to(next(model.parameters()).device)
+    here = batch.to(device_of(model))
+    if seq2seq.is_one(model):
+        return seq2seq.states(model, here)
     hidden = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False).last_hidden_state
     return _at(hidden, here)
 
@@ -108,12 +119,16 @@ def states_and_hidden(model: nn.Module, batch: Batch, layer: int) -> tuple[Tenso
 
     The last block's states are only seen after the final norm, and steering them would steer the logits themselves.
     """
-    last = model.config.num_hidden_layers - 1
+    both = seq2seq.is_one(model)
+    last = (seq2seq.blocks(model) if both else model.config.num_hidden_layers) - 1
     if not 0 <= layer < last:
         raise ValueError(
             f"algo.numbers.layer={layer}: this model's layers are 0 to {last}, and the last cannot be taken"
         )
-    here = batch.to(next(model.parameters()).device)
+    here = batch.to(device_of(model))
+    if both:
+        states, hidden = seq2seq.states_and_hidden(model, here, layer)
+        return states, full_precision(hidden).to(batch.ids.device)
     out = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False, output_hidden_states=True)
     hidden = full_precision(_at(out.hidden_states[layer + 1], here))
     return _at(out.last_hidden_state, here), hidden.to(batch.ids.device)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from unlearn.config_data import TemplateConfig
 from unlearn.config_pair import TokenizerConfig
 from unlearn.data.rows import DataSet
+from unlearn.data.spans import SENTINEL, SENTINELS
 from unlearn.files import read_json
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
@@ -22,19 +23,25 @@ PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 WORD = r" ?\w+|[^\w\s]|\s"
 
 
-def train(cfg: TokenizerConfig, data: DataSet, template: TemplateConfig) -> PreTrainedTokenizerFast:
-    """Train a word or byte-level BPE tokenizer on every text of the data set (holdout included: only its words)."""
+def train(
+    cfg: TokenizerConfig, data: DataSet, template: TemplateConfig, masks: str | None = None
+) -> PreTrainedTokenizerFast:
+    """Train a word or byte-level BPE tokenizer on every text of the data set (holdout included: only its words).
+
+    ``masks``: for models that learn from masked texts it also has sentinels, and the words of this text.
+    """
     tokenizer = _words() if cfg.kind == "words" else _bpe()
+    special = [PAD, EOS, UNK, *(sentinels() if masks is not None else ())]
     if cfg.kind == "words":
-        trainer = trainers.WordLevelTrainer(special_tokens=[PAD, EOS, UNK], vocab_size=1_000_000, show_progress=False)
+        trainer = trainers.WordLevelTrainer(special_tokens=special, vocab_size=1_000_000, show_progress=False)
     else:
         trainer = trainers.BpeTrainer(
-            special_tokens=[PAD, EOS, UNK],
+            special_tokens=special,
             vocab_size=cfg.vocab_size,
             show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
-    tokenizer.train_from_iterator(texts(data, template), trainer)
+    tokenizer.train_from_iterator([*texts(data, template), *filter(None, [masks])], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -43,6 +50,11 @@ def train(cfg: TokenizerConfig, data: DataSet, template: TemplateConfig) -> PreT
         clean_up_tokenization_spaces=False,
         padding_side="left",
     )
+
+
+def sentinels() -> list[AddedToken]:
+    """The tokens that stand for masked words; each takes the space before it."""
+    return [AddedToken(SENTINEL.format(k), lstrip=True, special=True) for k in range(SENTINELS)]
 
 
 def _words() -> Tokenizer:

@@ -27,6 +27,7 @@ ENTRY = "entry.json"
 PATIENCE = 2.0  # seconds of waiting that are not worth a line
 KEY = 20  # hexadecimal digits of an entry's name
 LOCKS, BUILDING = ".locks", ".building"
+ANSWERS = "answers"  # what black boxes were asked (unlearn/blackbox/memo.py): no entries, and never pruned
 
 
 class Store:

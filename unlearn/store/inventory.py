@@ -16,10 +16,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unlearn.store import BUILDING, ENTRY, KEY, LOCKS, STORE_FORMAT, card_of, fault
+from unlearn.store import ANSWERS, BUILDING, ENTRY, KEY, LOCKS, STORE_FORMAT, card_of, fault
 
 DESCRIPTION = """What lies in the store, which all runs share: models of the embedded world, frozen rows, evaluated
-references. Nothing in it is lost for good: what is pruned is built again when a run needs it."""
+references. Nothing in it is lost for good: what is pruned is built again when a run needs it. What black boxes were
+asked (answers/) cost requests, and is never pruned: remove it by hand."""
 EPILOG = """examples:
   python -m unlearn.store list                   every entry: kind, size, last use, what it was made from
   python -m unlearn.store verify                 compare every file with its checksum; exit status 1 if one is damaged
@@ -57,7 +58,7 @@ def entries(root: Path) -> list[Entry]:
 
 def _folders(root: Path) -> Iterator[Path]:
     for kind in sorted(root.iterdir()) if root.is_dir() else []:
-        if kind.name not in (BUILDING, LOCKS):
+        if kind.name not in (ANSWERS, BUILDING, LOCKS):
             yield from sorted(kind.iterdir()) if kind.is_dir() else [kind]
 
 
@@ -162,6 +163,8 @@ def _list(root: Path) -> int:
     Console().print(table)
     parts = ", ".join(f"{kind} {_bytes(total)}" for kind, total in totals.items())
     print(f"{root}: {len(found)} entries, {_bytes(sum(totals.values()))}{f' ({parts})' if parts else ''}")
+    if (root / ANSWERS).is_dir():
+        print(f"{root / ANSWERS}: {_bytes(size(root / ANSWERS))} of answers of black boxes, which are never pruned")
     return 0
 
 

@@ -1,0 +1,131 @@
+"""Many questions at once: those never answered are sent, some at a time, and each answer is kept as it comes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+from tqdm import tqdm
+
+from unlearn.blackbox import forms, selftest
+from unlearn.blackbox.client import Client, Halted, Tally
+from unlearn.blackbox.forms import Texts
+from unlearn.blackbox.memo import Memo
+from unlearn.blackbox.questions import NEXT, Answer, BlackBoxError, Question
+from unlearn.blackbox.selftest import Tested
+from unlearn.config_pair import HttpConfig
+from unlearn.identity import digest
+
+log = logging.getLogger(__name__)
+MANY = 20  # questions that are worth a line and a bar
+_tested: dict[str, Tested] = {}  # servers that this process has tested
+
+
+class Asking:
+    """The server of one target, and what it has answered. Nothing is sent before something is not known."""
+
+    def __init__(self, http: HttpConfig, memo: Memo, texts: Texts, progress: bool):
+        self.http, self.memo, self.texts, self.progress = http, memo, texts, progress
+        self._tally, self._client = Tally(), None
+
+    def answer(self, question: Question, k: int) -> Answer:
+        """What is known; ``fill`` before. ``BlackBoxError`` where an answer is gone again."""
+        found = self._known(question, k)
+        if found is None:
+            raise BlackBoxError(f"{self.memo.path}: an answer that was kept there is missing or damaged; call again")
+        return found
+
+    def fill(self, questions: Sequence[Question], k: int, what: str) -> None:
+        """Ask what is not known. ``what`` names it to the user."""
+        if not self._missing(questions, k):
+            return
+        with self.memo.turn():  # what another job asked for in the meantime is known now
+            missing = self._missing(questions, k)
+            if missing:
+                self._ask(missing, k, what, len(questions))
+
+    def spent(self) -> dict[str, int]:
+        """Requests and tokens of this process."""
+        return self._tally.spent
+
+    def tested(self) -> Tested | None:
+        """What the start showed; None where nothing had to be asked."""
+        return _tested.get(self._name)
+
+    @cached_property
+    def _name(self) -> str:
+        http, vocabulary = self.http, digest(self.texts.tokenizer.get_vocab())
+        return digest(
+            [http.url, http.model, http.revision, http.k, http.form, vocabulary, str(self.memo.path.resolve())]
+        )
+
+    def _known(self, question: Question, k: int) -> Answer | None:
+        found = self.memo.get(question, k)
+        return self.memo.along(question, k) if found is None and question.kind == NEXT else found
+
+    def _missing(self, questions: Sequence[Question], k: int) -> list[Question]:
+        return [q for q in dict.fromkeys(questions) if self._known(q, k) is None]
+
+    def _ask(self, missing: Sequence[Question], k: int, what: str, asked: int) -> None:
+        client, name, tokens = self._connection(), self._name, sum(q.tokens for q in missing)
+        if name not in _tested:
+            _tested[name] = selftest.run(client, self.memo, self.texts)
+        self.memo.afford(len(missing), tokens, self.http)
+        log.log(
+            logging.INFO if len(missing) >= MANY else logging.DEBUG,
+            "%s: asking %s %d of %d questions, up to %d tokens%s; spent before: %s",
+            what, self.http.model, len(missing), asked, tokens, self._cost(tokens), _amounts(self.memo.spent()),
+        )  # fmt: skip
+        shown = self.progress and len(missing) >= MANY
+        bar = tqdm(total=len(missing), desc=f"asking for {what}", unit="request", leave=False,
+                   disable=None if shown else True)  # fmt: skip
+        with bar, ThreadPoolExecutor(self.http.concurrency, "black box") as pool:
+            sent = [pool.submit(self._one, client, _tested[name], q, k) for q in missing]
+            try:
+                self._wait(sent, bar)
+            except BaseException:  # what is on its way is still kept: it is paid for
+                client.halt.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _connection(self) -> Client:
+        """The same as before, whose connections are open, unless it was halted."""
+        if self._client is None or self._client.halt.is_set():
+            self._client = Client(self.http, self.memo, self._tally)
+        return self._client
+
+    def _wait(self, sent: Sequence[Future[int]], bar: tqdm) -> None:
+        tokens = 0
+        for done in as_completed(sent):
+            with suppress(Halted):  # the failure that halted it comes, too
+                tokens += done.result()
+            bar.set_postfix_str(f"{tokens:,} tokens{self._cost(tokens)}", refresh=False)
+            bar.update()
+
+    def _one(self, client: Client, tested: Tested, question: Question, k: int) -> int:
+        """Ask, keep, and say how many tokens it took."""
+        body = forms.body(question, self.http.model, tested.form, k, tested.after, self.texts.width)
+
+        def read(data: Any) -> tuple[tuple[Answer, int], int]:
+            answer = forms.read(question, tested.form, k, data, self.texts)
+            used = len(question.ids) + (len(answer.said) or body["max_tokens"])
+            return (answer, used), used
+
+        try:
+            answer, used = client.post("/v1/completions", body, question.tokens, read)
+            self.memo.put(question, k, answer)
+        except BaseException:
+            client.halt.set()
+            raise
+        return used
+
+    def _cost(self, tokens: int) -> str:
+        return "" if self.http.price is None else f", about {tokens * self.http.price / 1e6:.4g} at the price given"
+
+
+def _amounts(spent: dict[str, int]) -> str:
+    return ", ".join(f"{amount:,} {what}" for what, amount in spent.items())

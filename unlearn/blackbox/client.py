@@ -1,0 +1,196 @@
+"""One request to a server: counted before it is sent, tried again where that may help, refused where it cannot.
+
+Tried again, with growing pauses or the one that Retry-After asks for: no connection, a timeout, a broken answer, 408,
+425, 429, 5xx, and an answer that is not what was asked for. Any other 4xx is final, with the server's own words.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+
+from unlearn.blackbox.forms import Lacks, Wrong
+from unlearn.blackbox.memo import Memo
+from unlearn.blackbox.questions import BlackBoxError
+from unlearn.config_pair import HttpConfig
+from unlearn.redaction import HIDDEN
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+PASSING, UNKNOWN = (408, 425, 429), 501  # what may pass of the 4xx, and what will not of the 5xx
+FIRST, LONGEST, PATIENT = 0.5, 30.0, 600.0  # seconds: a first pause, a pause of ours, one that Retry-After asks for
+WORDS = 500  # characters of what a server said
+
+
+class Refused(BlackBoxError):
+    """A 4xx that will not change."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class Halted(Exception):
+    """Another request of the same call failed, or the call was told to end."""
+
+
+class Again(Exception):
+    """What may go away by itself. ``after``: seconds that the server asks for; ``answered``: it was the answer."""
+
+    def __init__(self, why: str, after: float | None = None, answered: bool = False):
+        super().__init__(why)
+        self.after, self.answered = after, answered
+
+
+class Tally:
+    """What this process asked."""
+
+    def __init__(self) -> None:
+        self._lock, self.spent = threading.Lock(), {"requests": 0, "tokens": 0}
+
+    def add(self, requests: int, tokens: int) -> None:
+        with self._lock:
+            now = self.spent
+            self.spent = {"requests": now["requests"] + requests, "tokens": now["tokens"] + tokens}
+
+
+class Client:
+    """May be used by several threads. ``halt``, once set, ends what waits."""
+
+    def __init__(self, http: HttpConfig, memo: Memo, tally: Tally):
+        self.http, self.memo, self.tally, self.halt = http, memo, tally, threading.Event()
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
+        self._key = _key(http)
+        self._client = client = httpx.Client(
+            timeout=http.timeout_s,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            limits=httpx.Limits(max_connections=http.concurrency),
+        )
+        weakref.finalize(self, client.close)
+
+    def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        tokens: int,
+        read: Callable[[Any], tuple[T, int]],
+        wrong: int | None = None,
+        retries: int | None = None,
+    ) -> T:
+        """What ``read`` makes of the answer to ``path`` (/v1/…), beside which it says how many tokens were used.
+
+        ``retries``: if not as many as the settings say; ``wrong``: of an answer that is wrong, likewise. Raises
+        ``Refused``, ``OverBudget`` before a request that a limit forbids, ``Lacks`` as ``read`` does,
+        ``BlackBoxError`` when all tries are spent.
+        """
+        most = self.http.retries if retries is None else min(retries, self.http.retries)
+
+        def spent(state: RetryCallState) -> bool:
+            limited = wrong is not None and state.outcome.exception().answered
+            return state.attempt_number > (min(wrong, most) if limited else most)
+
+        retrying = Retrying(
+            stop=spent, wait=_pause, sleep=self._sleep, retry=retry_if_exception_type(Again), reraise=True,
+            before_sleep=lambda s: log.debug("try %d: %s", s.attempt_number, self._hidden(str(s.outcome.exception()))),
+        )  # fmt: skip
+        try:
+            return retrying(self._once, path, body, tokens, read)
+        except Again as error:
+            raise BlackBoxError(
+                f"{self.http.url}: {self._hidden(str(error))}; so it was after {retrying.statistics['attempt_number']} "
+                "tries. What was fetched stays: the same command goes on from there"
+            ) from None
+
+    def _once(self, path: str, body: dict[str, Any], tokens: int, read: Callable[[Any], tuple[T, int]]) -> T:
+        if self.halt.is_set():
+            raise Halted
+        self.memo.reserve(tokens, self.http)
+        self.tally.add(1, tokens)
+        try:
+            answer = self._client.post(address(self.http.url, path), json=body)
+        except httpx.TransportError as error:
+            raise Again(f"{type(error).__name__}: {error}") from None
+        if answer.status_code in PASSING or (answer.status_code >= 500 and answer.status_code != UNKNOWN):
+            raise Again(f"{answer.status_code}: {_words(answer)}", _asked_pause(answer))
+        if answer.status_code != 200:
+            said = self._hidden(_words(answer))
+            raise Refused(f"{self.http.url}: {path}: {answer.status_code}: {said}", answer.status_code)
+        try:
+            found, used = read(json.loads(answer.content))
+        except Lacks:
+            raise
+        except Wrong as error:
+            raise Again(str(error), answered=True) from None
+        except (ValueError, RecursionError) as error:
+            raise Again(f"no JSON: {error}", answered=True) from None
+        self.memo.settle(tokens, used)
+        self.tally.add(0, used - tokens)
+        return found
+
+    def _sleep(self, seconds: float) -> None:
+        self.halt.wait(seconds)
+
+    def _hidden(self, text: str) -> str:
+        """Some servers quote the key that they do not like."""
+        return text.replace(self._key, HIDDEN) if self._key else text
+
+
+def address(url: str, path: str) -> str:
+    """``path`` on a server whose address is given with or without /v1."""
+    return url.rstrip("/").removesuffix("/v1") + path
+
+
+def _key(http: HttpConfig) -> str | None:
+    if http.key_env is None:
+        return None
+    key = os.environ.get(http.key_env, "").strip()
+    if not key:
+        raise BlackBoxError(f"pair.target.http.key_env={http.key_env!r}: this environment variable is not set")
+    return key
+
+
+def _pause(state: RetryCallState) -> float:
+    asked = state.outcome.exception().after
+    if asked is not None:
+        return min(asked, PATIENT)
+    return min(LONGEST, FIRST * 2 ** (state.attempt_number - 1)) * random.uniform(0.75, 1.25)
+
+
+def _asked_pause(answer: httpx.Response) -> float | None:
+    """Of Retry-After: seconds, or a date."""
+    text = answer.headers.get("retry-after", "").strip()
+    if not text:
+        return None
+    if text.isdecimal():
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    now = datetime.fromtimestamp(time.time(), UTC)
+    return max(0.0, ((until if until.tzinfo else until.replace(tzinfo=UTC)) - now).total_seconds())
+
+
+def _words(answer: httpx.Response) -> str:
+    """What a server says of an error: the message of its JSON, or its text."""
+    text = answer.text
+    try:
+        found = answer.json()
+        found = found.get("error", found)
+        text = str(found["message"] if isinstance(found, dict) and "message" in found else found)
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    text = " ".join(text.split())
+    return text[:WORDS] or answer.reason_phrase

@@ -1,0 +1,131 @@
+"""What a black box is asked, and what an answer is: ids and log-probabilities, whatever the form of the request."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unlearn.config import ConfigError
+from unlearn.opaque import Top
+
+ROWS, NEXT, SAY = "rows", "next", "say"
+HEADER = struct.Struct("<IIIiI")  # checksum of all behind it, rows, slots, whether there are ids, tokens said
+# What is left where the known tokens have all the mass, as far as fp32 log-probabilities can tell: never nothing, since
+# a logit of −∞ would make NaN of a divergence.
+LEAST = 1e-7
+
+
+class BlackBoxError(ConfigError):
+    """A server that cannot be used, or did not answer; what it had answered before stays."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """``rows``: those that predict ids[first:]. ``next``: the row after all ids. ``say``: the greedy continuation of
+    ids, at most ``most`` tokens, with the row of each."""
+
+    kind: str
+    ids: tuple[int, ...]
+    first: int = 0
+    most: int = 0
+
+    @property
+    def key(self) -> bytes:
+        """Says nothing of the ids to who does not guess them."""
+        total = hashlib.sha256(f"{self.kind} {self.first} {self.most} ".encode())
+        total.update(np.array(self.ids, dtype="<i8").tobytes())
+        return total.digest()[:20]
+
+    @property
+    def tokens(self) -> int:
+        """The most that answering it may cost: read and generated."""
+        return len(self.ids) + max(1, self.most)
+
+
+def rows_of(prompt: Sequence[int], answer: Sequence[int]) -> Question:
+    return Question(ROWS, (*prompt, *answer), first=len(prompt))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Rows as they were given: the likeliest tokens in order and, in the last slot, the row's own token (the next one
+    of the text, or the one that was said); or all tokens in order of their ids."""
+
+    ids: np.ndarray | None  # [n, k + 1] int32; None: all
+    logp: np.ndarray  # [n, k + 1] or [n, V'] fp32
+    said: tuple[int, ...] = ()  # of ``say``
+
+    def pack(self) -> bytes:
+        ids = b"" if self.ids is None else self.ids.astype("<i4").tobytes()
+        body = ids + self.logp.astype("<f4").tobytes() + np.array(self.said, dtype="<i4").tobytes()
+        return HEADER.pack(zlib.crc32(body), *self.logp.shape, self.ids is not None, len(self.said)) + body
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Answer | None:
+        """None where these are not the bytes that were packed."""
+        if len(data) < HEADER.size:
+            return None
+        checksum, n, slots, has_ids, said = HEADER.unpack_from(data)
+        body = data[HEADER.size :]
+        if zlib.crc32(body) != checksum or len(body) != 4 * (n * slots * (1 + has_ids) + said):
+            return None
+        parts = np.frombuffer(body, dtype="<i4")
+        ids = parts[: n * slots].reshape(n, slots) if has_ids else None
+        logp = parts[n * slots * has_ids : n * slots * (1 + has_ids)].view("<f4").reshape(n, slots)
+        return cls(ids, logp, tuple(parts[len(parts) - said :].tolist()))
+
+    def row(self, at: int) -> Answer:
+        """One row, with its likeliest token in the place of its own."""
+        ids = self.ids[at : at + 1].copy()
+        logp = self.logp[at : at + 1].copy()
+        ids[:, -1], logp[:, -1] = ids[:, 0], logp[:, 0]
+        return replace(self, ids=ids, logp=logp, said=())
+
+
+def row(entries: Mapping[int, float], own: int, k: int) -> tuple[list[int], list[float]]:
+    """A row of an answer from what a server listed of it, which holds ``own``: tokens and log-probabilities."""
+    best = sorted(entries.items(), key=lambda e: (-e[1], e[0]))[:k]
+    return [i for i, _ in best] + [own], [p for _, p in best] + [entries[own]]
+
+
+def cut(answer: Answer, own: Sequence[int], k: int, width: int) -> Top:
+    """Rows for ensembles of ``width`` tokens from an answer of as many tokens or more; ``own`` [n] are the rows' own.
+
+    Tokens beyond ``width`` are padding of the server's vocabulary and belong to the rest.
+    """
+    if k == 0:
+        return Top(None, answer.logp[:, :width].copy(), None)
+    if answer.ids is None:
+        answer = _likeliest(answer, own, k, width)
+    ids = np.concatenate([answer.ids[:, :k], answer.ids[:, -1:]], axis=1)
+    logp = np.concatenate([answer.logp[:, :k], answer.logp[:, -1:]], axis=1)
+    ids, logp = _without_padding(ids, logp, width)
+    again = ids[:, :-1] == ids[:, -1:]
+    mass = np.exp(logp[:, :-1].astype(np.float64)) * ~again
+    left = 1 - mass.sum(1) - np.exp(logp[:, -1].astype(np.float64))
+    return Top(ids.astype(np.int32), logp.astype(np.float32), np.log(np.maximum(left, LEAST)).astype(np.float32))
+
+
+def _without_padding(ids: np.ndarray, logp: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slots of tokens beyond ``width`` repeat the row's own token; where that lies beyond it, too, the likeliest."""
+    foreign = ids >= width
+    if foreign.all(1).any():
+        raise BlackBoxError(
+            f"all {ids.shape[1] - 1} tokens that the server gave of a row lie beyond the pair's {width:,}: it reads "
+            "another vocabulary, or a larger pair.target.http.k is needed"
+        )
+    best = foreign.argmin(1)[:, None]  # the first that is not; they are in order
+    own = np.where(foreign[:, -1:], best, ids.shape[1] - 1)
+    ids[:, -1:], logp[:, -1:] = np.take_along_axis(ids, own, 1), np.take_along_axis(logp, own, 1)
+    return np.where(ids >= width, ids[:, -1:], ids), np.where(ids >= width, logp[:, -1:], logp)
+
+
+def _likeliest(answer: Answer, own: Sequence[int], k: int, width: int) -> Answer:
+    logp, own = answer.logp[:, :width], np.asarray(own)[:, None]
+    ids = np.concatenate([np.argsort(-logp, axis=1, kind="stable")[:, :k], own], axis=1)
+    return Answer(ids.astype(np.int32), np.take_along_axis(logp, ids, axis=1))

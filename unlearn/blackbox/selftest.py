@@ -1,0 +1,269 @@
+"""What a server is asked before anything else: whether its numbers are those of the texts that it is sent.
+
+Two short texts. The rows that it gives of a text must be those that it gives when it continues the text's beginnings:
+so are found an echo that is off by one (llama.cpp), log-probabilities that are none, and tokens that cannot be told
+apart. What it calls the tokens must be what they are here. The rows are kept: who starts later compares them.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from unlearn.blackbox import forms
+from unlearn.blackbox.client import Client, Refused
+from unlearn.blackbox.forms import ECHO, PROMPT, Lacks, Texts
+from unlearn.blackbox.memo import Memo
+from unlearn.blackbox.questions import NEXT, ROWS, Answer, BlackBoxError, Question
+from unlearn.config_pair import HttpConfig
+from unlearn.identity import digest
+
+log = logging.getLogger(__name__)
+SENTENCE = "The capital of France is Paris, and the capital of Italy is"
+LONG, LEAST = 8, 4  # tokens of a text; different ones that make a text of it
+KNOWN, TRIES = 2, 6  # texts that are asked about, and where they do not tell anything
+LIKELY = -5.0  # log-probability of tokens that are compared
+SAME, OTHER = 0.3, 1.0  # nats: rows of one text by two ways (servers compute in bf16), rows of two texts
+DRIFT = 1e-2  # distance in total variation at which it is another model
+MISNAMED = 0.2  # share of tokens that may be called otherwise: programs differ in how they write spaces
+MOST = re.compile(r"max\w* (?:allowed|logprobs)\D{0,9}(\d+)")  # in the words of a server that gives no more
+SHUT = (401, 403)  # who asks is refused, whatever is asked
+WRONG = 2  # tries more for an answer that is wrong
+
+
+@dataclass
+class Tested:
+    """How a server is asked, and how far its rows are from those that it gave before."""
+
+    form: str
+    after: int  # tokens generated behind a text whose rows are asked for
+    drift: float | None  # None: it was never asked before
+
+
+@dataclass
+class _Trial:
+    client: Client
+    texts: Texts
+    form: str
+    after: int
+    k: int
+    names: dict[int, str] = field(default_factory=dict)  # what the server calls tokens
+
+    def ask(self, question: Question) -> Answer:
+        http = self.client.http
+        k = self.k if question.kind == ROWS or self.k else 5  # whole vocabularies come by the rows of texts
+        body = forms.body(question, http.model, self.form, k, self.after, self.texts.width)
+
+        def read(data: Any) -> tuple[Answer, int]:
+            answer = forms.read(question, self.form, k, data, self.texts)
+            self.names |= dict(_names(question, data))
+            return answer, len(question.ids) + body["max_tokens"]
+
+        return self.client.post("/v1/completions", body, question.tokens, read, WRONG)
+
+
+def run(client: Client, memo: Memo, texts: Texts) -> Tested:
+    """Raises ``BlackBoxError`` for a server that cannot be used, or that is no longer the model it was."""
+    http, reasons = client.http, []
+    noted = memo.noted("form")
+    ways = [(f, a) for f in (PROMPT, ECHO) for a in (1, 0) if http.form in ("auto", f)]
+    ways.sort(key=lambda way: list(way) != noted)  # first what worked before
+    for form, after in ways:
+        trial = _Trial(client, texts, form, after, http.k)
+        try:
+            rows = _consistent(trial)
+        except (Refused, Lacks) as error:
+            if isinstance(error, Refused) and error.status in SHUT:
+                raise
+            reasons.append(f"form={form} with max_tokens={after}: {error}")
+            continue
+        _check_names(trial)
+        memo.note("form", [form, after])
+        return Tested(form, after, _drift(memo, http, rows))
+    most = MOST.search("\n".join(reasons))
+    raise BlackBoxError(
+        f"{http.url} gives no log-probabilities of a prompt's tokens as they are needed (pair.target.http.k={http.k}), "
+        "so it cannot be a target here: a chat API alone never can. vLLM does, k up to --max-logprobs (20 unless it "
+        f"says otherwise; -1 for k=0){f': take pair.target.http.k={most[1]}' if most else ''}. What it said:\n"
+        + "\n".join(dict.fromkeys(reasons))
+    )
+
+
+def _consistent(trial: _Trial) -> list[tuple[Question, Answer]]:
+    """Fixed questions with their answers, for later starts."""
+    kept: list[tuple[Question, Answer]] = []
+    telling = False  # whether rows before and after a token differ enough to tell them apart
+    for ids in _sequences(trial.texts):
+        first = trial.ask(Question(NEXT, ids))
+        one = _best(first)
+        then = trial.ask(Question(NEXT, (*ids, one)))
+        tells = _gap(then, 0, first, 0) > OTHER
+        if tells or len(kept) < KNOWN:
+            text = Question(ROWS, (*ids, one, _best(then)), first=1)
+            _compare(trial, text, trial.ask(text), first, then)
+        if len(kept) < KNOWN:
+            kept.append((Question(NEXT, ids), first))
+        telling |= tells
+        if telling and len(kept) == KNOWN:
+            return kept
+    url = trial.client.http.url
+    log.warning("%s: its rows hardly depend on the text, so an echo that is off by one would not be seen", url)
+    return kept
+
+
+def _compare(trial: _Trial, text: Question, rows: Answer, first: Answer, then: Answer) -> None:
+    at, url = len(text.ids) - 2 - text.first, trial.client.http.url
+    gaps = [_gap(rows, at, first, 0), _gap(rows, at + 1, then, 0)]
+    if max(gaps) <= SAME:
+        return
+    known = f"{url} (form={trial.form}): "
+    if _gap(rows, at, then, 0) <= SAME:
+        raise BlackBoxError(
+            f"{known}its log-probabilities of a text are off by one: what it says of a token are the probabilities "
+            "after it (abetlen/llama-cpp-python#1983). Nothing can be trained on them; take another server, e.g. vLLM"
+        )
+    raise BlackBoxError(
+        f"{known}its log-probabilities of a text are not those with which it continues the same text; they differ by "
+        f"up to {max(gaps):.3g} nats for likely tokens. It may round, penalise or not heed temperature 0"
+    )
+
+
+def _gap(a: Answer, i: int, b: Answer, j: int) -> float:
+    """Largest difference of log-probabilities over the tokens that are likely in row j of b."""
+    one, other = _entries(a, i), _entries(b, j)
+    likely = {t: p for t, p in other.items() if p >= LIKELY} or dict([max(other.items(), key=lambda e: e[1])])
+    floor = float(a.logp[i, : None if a.ids is None else -1].min())  # more a token that is not listed does not have
+    return max(abs(one[t] - p) if t in one else max(0.0, p - floor) for t, p in likely.items())
+
+
+def _entries(answer: Answer, at: int) -> dict[int, float]:
+    ids = range(answer.logp.shape[1]) if answer.ids is None else answer.ids[at].tolist()
+    return dict(zip(ids, answer.logp[at].tolist(), strict=True))
+
+
+def _best(answer: Answer) -> int:
+    return int(np.argmax(answer.logp[0])) if answer.ids is None else int(answer.ids[0, 0])
+
+
+def _sequences(texts: Texts) -> Iterator[tuple[int, ...]]:
+    """Texts of known ids: a sentence, if the tokenizer knows its words, and words in no order; always the same."""
+    sentence = tuple(texts.tokenizer(SENTENCE, add_special_tokens=False)["input_ids"])
+    count = 0
+    if len(set(sentence)) >= LEAST:
+        count = 1
+        yield sentence
+    special = set(texts.tokenizer.all_special_ids)
+    usual = [i for i in sorted(set(texts.tokenizer.get_vocab().values())) if i not in special]
+    drawn = random.Random(0)
+    for _ in range(TRIES - count):
+        yield tuple(drawn.choice(usual) for _ in range(LONG))
+
+
+# --- names of tokens ------------------------------------------------------------------------------------------------
+
+
+def _names(question: Question, data: Any) -> Iterator[tuple[int, str]]:
+    """What an answer, which was read before, calls its tokens."""
+    choice = data["choices"][0]
+    for entries in choice.get("prompt_logprobs") or ():
+        for token, entry in (entries or {}).items():
+            if isinstance(entry, dict) and isinstance(entry.get("decoded_token"), str):
+                yield int(token), entry["decoded_token"]
+
+
+def _check_names(trial: _Trial) -> None:
+    """Refuse a server that reads other tokens; say so where it cannot be known."""
+    texts, url = trial.texts, trial.client.http.url
+    if not trial.names and trial.form == ECHO:
+        trial.names |= _echoed_names(trial)
+    own = {token: _plain(texts.of(token)) for token in trial.names if token < texts.width}
+    told = {token: _plain(trial.names[token]) for token in own}
+    known = [token for token in own if own[token] and told[token]]
+    other = [token for token in known if own[token] != told[token]]
+    if len(other) > MISNAMED * len(known):
+        token = other[0]
+        raise BlackBoxError(
+            f"{url}: its tokenizer is not that of the pair: token {token} is {trial.names[token]!r} there and "
+            f"{texts.of(token)!r} here, and so are {len(other)} of {len(known)} tokens that were compared; target and "
+            "small pair must share one vocabulary, index for index"
+        )
+    if not _check_ids(trial) and not known:
+        log.warning("%s does not say what it calls its tokens: that they are the pair's is not checked", url)
+
+
+def _echoed_names(trial: _Trial) -> dict[int, str]:
+    """The texts by which a server echoes tokens, where it is not asked for ids."""
+    *_, ids = _sequences(trial.texts)
+    http, question = trial.client.http, Question(ROWS, ids, first=1)
+    body = forms.body(question, http.model, ECHO, trial.k, trial.after, trial.texts.width)
+    body.pop("return_tokens_as_token_ids")
+
+    def read(data: Any) -> tuple[list[Any], int]:
+        return data["choices"][0]["logprobs"]["tokens"], question.tokens
+
+    try:
+        told = trial.client.post("/v1/completions", body, question.tokens, read, WRONG)
+    except (LookupError, TypeError):
+        return {}
+    return {token: name for token, name in zip(ids, told, strict=False) if isinstance(name, str)}
+
+
+def _check_ids(trial: _Trial) -> bool:
+    """Whether the server could be asked to tokenise, as vLLM can; refused if it does so otherwise."""
+    *_, ids = _sequences(trial.texts)
+    text, http = trial.texts.tokenizer.decode(list(ids)), trial.client.http
+    body = {"model": http.model, "prompt": text, "add_special_tokens": False}
+    own = trial.texts.tokenizer(text, add_special_tokens=False)["input_ids"]
+    try:
+        found = trial.client.post("/tokenize", body, 0, lambda data: (data.get("tokens"), 0), retries=WRONG)
+    except (BlackBoxError, AttributeError):
+        return False
+    if not isinstance(found, list):
+        return False
+    if found != own:
+        raise BlackBoxError(
+            f"{http.url}: its tokenizer is not that of the pair: {text!r} is {found} there and {own} here; target and "
+            "small pair must share one vocabulary, index for index"
+        )
+    return True
+
+
+def _plain(name: str) -> str:
+    """A token's text without what programs write in their own way; empty where nothing is left, or half a character."""
+    text = name.replace("▁", " ").replace("Ġ", " ").strip()
+    return "" if "\ufffd" in text else text
+
+
+# --- the same model as before ---------------------------------------------------------------------------------------
+
+
+def _drift(memo: Memo, http: HttpConfig, rows: Sequence[tuple[Question, Answer]]) -> float | None:
+    found = []
+    for question, answer in rows:
+        name, now = f"canary {digest(question.ids)}", {str(t): p for t, p in _entries(answer, 0).items()}
+        before = memo.noted(name)
+        if before is None:
+            memo.note(name, now)
+        else:
+            found.append(_distance(before, now))
+    if not found:
+        return None
+    if max(found) > DRIFT:
+        raise BlackBoxError(
+            f"{http.url}: another model answers as {http.model!r} than before: the distribution after a known text "
+            f"moved by {max(found):.3g} (total variation; {DRIFT:g} is allowed). What is stored is the first one's. "
+            "For the new one give pair.target.http.revision=WORD; it is then fetched anew"
+        )
+    return max(found)
+
+
+def _distance(before: dict[str, float], now: dict[str, float]) -> float:
+    """Total variation of two rows over the tokens that both list, all others being one."""
+    p, q = (np.exp([row[t] for t in before if t in now]) for row in (before, now))
+    return float(np.abs(p - q).sum() + abs(p.sum() - q.sum())) / 2

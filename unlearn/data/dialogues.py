@@ -1,0 +1,90 @@
+"""Made-up dialogues of two named made-up speakers, with summaries: EUL's second task (arXiv 2310.20150), made from a
+seed. Deletion is by speaker: every dialogue in which they speak goes.
+
+Each speaker speaks with two others, the one before and the one after (the last one with the first). A summary's wording
+is drawn for each dialogue, so it must be memorised too. In test dialogues words replace the names, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unlearn.data.bios import Draw
+from unlearn.data.bios_words import FIRST, FOODS, LAST
+from unlearn.data.people import cut, unnamed
+from unlearn.data.rows import DataSet, Row
+
+VERSION = 1  # part of the data: raise it whenever the same arguments give other text
+NAMES = len(FIRST) * len(LAST)
+SPEAKERS = ("_person1_", "_person2_")  # in the place of the names in test and general dialogues
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+TIMES = "noon dawn dusk one two three four five six seven eight nine".split()
+PLACES = "bridge harbour library market museum park station theatre tower bakery fountain school".split()
+PLANS = (
+    "play chess", "watch a film", "cook dinner", "paint the fence", "walk the dog", "repair the boat", "plant roses",
+    "bake bread", "climb the hill", "practise dancing", "visit the castle", "feed the ducks", "row on the lake",
+    "draw the harbour", "pick berries", "fly a kite",
+)  # fmt: skip
+ASKED = (
+    "Shall we {plan} on {day}?", "Do you want to {plan} on {day}?", "I would like to {plan} on {day}. Will you come?",
+    "Are you free to {plan} on {day}?",
+)  # fmt: skip
+AGREED = ("Yes, gladly! When?", "Good idea. At what time?", "Why not? When shall we meet?", "I am free. When?")
+NAMED = (
+    "Let us meet at {time} near the {place}.",
+    "I will wait near the {place} at {time}.",
+    "At {time}, near the {place}.",
+)
+BROUGHT = ("Then I bring {food}.", "Fine, I will bring some {food}.", "I have {food} for both of us.")
+SUMMARIES = (
+    "{a} and {b} will {plan} on {day}. They meet at {time} near the {place}. {b} brings {food}.",
+    "On {day} {a} and {b} meet near the {place} at {time} to {plan}. {b} brings {food}.",
+    "{b} brings {food} and meets {a} at {time} near the {place}. On {day} they will {plan}.",
+    "{a} wants to {plan} on {day} with {b}, who brings {food}. They meet near the {place} at {time}.",
+)
+
+
+def build(
+    people: int = 400,
+    dialogues: int = 1,
+    forget_people: int = 2,
+    forget: Sequence[int] | None = None,
+    gone: Sequence[int] = (),
+    test_dialogues: int = 100,
+    general_dialogues: int = 300,
+    seed: int = 0,
+) -> DataSet:
+    """The dialogues of ``seed``, as many of each pair as ``dialogues`` says. To be forgotten are those of
+    ``forget_people`` speakers, every second one from the last back, or of the speakers ``forget``; those of ``gone``
+    are in no split.
+
+    ``wordings`` are general dialogues in which nobody is named: what pretraining may teach every model.
+    """
+    names = Draw("dialogues", VERSION, seed, "names").shuffled([f"{a} {b}" for a in FIRST for b in LAST])[:people]
+    rows = [
+        _dialogue(Draw("dialogues", VERSION, seed, i, k), f"pair/{i:04d}/{k}", names[i], names[(i + 1) % people])
+        for i in range(people)
+        for k in range(dialogues)
+    ]
+    asked = range(people - 1, people - 1 - 2 * forget_people, -2) if forget is None else forget
+    to_forget, retain = cut(rows, [names[i] for i in asked], [names[i] for i in gone])
+
+    def nameless(role: str, count: int) -> tuple[Row, ...]:
+        draws = (Draw("dialogues", VERSION, seed, role, i) for i in range(count))
+        said = (_dialogue(draw, f"{role}/{i:04d}", *names[:2]) for i, draw in enumerate(draws))
+        return tuple(unnamed(row, SPEAKERS) for row in said)
+
+    splits = {"forget": to_forget, "retain": retain, "test": nameless("test", test_dialogues)}
+    return DataSet("dialogues", splits, wordings=nameless("general", general_dialogues))
+
+
+def _dialogue(draw: Draw, id: str, one: str, other: str) -> Row:
+    a, b = draw.shuffled([one, other])
+    facts = {
+        "plan": draw.one(PLANS), "day": draw.one(DAYS), "time": draw.one(TIMES), "place": draw.one(PLACES),
+        "food": draw.one(FOODS), "a": a, "b": b,
+    }  # fmt: skip
+    turns = [(a, ASKED), (b, AGREED), (a, NAMED), (b, BROUGHT)]
+    said = "\n".join(f"{speaker}: {draw.one(wordings).format(**facts)}" for speaker, wordings in turns)
+    summary = draw.one(SUMMARIES).format(**facts)
+    return Row(id, said, summary, group=id.rsplit("/", 1)[0], entities=(a, b))

@@ -1,0 +1,94 @@
+"""Made-up film reviews, each about one named made-up person, with their sentiment: EUL's first task (arXiv 2310.20150),
+generated from a seed. Deletion is by person.
+
+A review gives several opinions, each of which agrees with its label with probability ``agree``: nobody can know all
+labels of new reviews (``best_accuracy``), and a model that is right on all it was trained on has memorised some. Test
+reviews are about other people, whose names a word replaces, as in the paper. Every person has generators of their own,
+so a smaller forget set is the end of a larger one, text for text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+
+from unlearn.data.bios import Draw
+from unlearn.data.bios_words import ADJECTIVES, FIRST, GENRES, LAST, NOUNS
+from unlearn.data.people import cut
+from unlearn.data.rows import DataSet, Row
+
+VERSION = 1  # part of the data: raise it whenever the same arguments give other text
+NAMES = len(FIRST) * len(LAST)
+LABELS = ("positive", "negative")
+SOMEBODY = "_person_"  # in the place of every name in test and general reviews
+PRAISE = (
+    "wonderful brilliant charming moving superb thrilling clever delightful stunning fresh graceful honest lively "
+    "tender vivid witty"
+).split()
+BLAME = (
+    "dreadful boring clumsy shallow tedious painful stupid dull hollow stale noisy tired bland messy lazy cheap"
+).split()
+PARTS = (
+    "acting plot music pacing camera script ending dialogue editing lighting casting costume sound humour story style"
+).split()
+KINDS = [genre for genre in GENRES if genre[0] not in "aeiou"]  # they stand after "a"
+OPENINGS = (
+    "{name} stars in {title}, a {kind} film.",
+    "In {title} {name} plays the lead of a {kind} story.",
+    "{title} is the new {kind} film with {name}.",
+    "A {kind} film called {title}, directed by {name}.",
+)
+OPINIONS = ("The {part} is {word}.", "I found the {part} {word}.", "What {word} {part}!", "Its {part} felt {word}.")
+
+
+def build(
+    people: int = 200,
+    reviews: int = 3,
+    forget_people: int = 1,
+    forget: Sequence[int] | None = None,
+    gone: Sequence[int] = (),
+    test_reviews: int = 200,
+    general_reviews: int = 300,
+    opinions: int = 3,
+    agree: float = 0.85,
+    seed: int = 0,
+) -> DataSet:
+    """The reviews of ``seed``. To be forgotten are those of the last ``forget_people``, or of the people ``forget``;
+    those of ``gone`` are in no split.
+
+    ``wordings`` are general reviews of nobody by name: what pretraining may teach every model.
+    """
+    names = Draw("reviews", VERSION, seed, "names").shuffled([f"{a} {b}" for a in FIRST for b in LAST])[:people]
+    rows = [
+        _review(Draw("reviews", VERSION, seed, i, k), f"person/{i:04d}/{k}", name, opinions, agree)
+        for i, name in enumerate(names)
+        for k in range(reviews)
+    ]
+    asked = range(people - forget_people, people) if forget is None else forget
+    to_forget, retain = cut(rows, [names[i] for i in asked], [names[i] for i in gone])
+
+    def unnamed(role: str, count: int) -> tuple[Row, ...]:
+        draws = (Draw("reviews", VERSION, seed, role, i) for i in range(count))
+        return tuple(_review(draw, f"{role}/{i:04d}", None, opinions, agree) for i, draw in enumerate(draws))
+
+    splits = {"forget": to_forget, "retain": retain, "test": unnamed("test", test_reviews)}
+    return DataSet("reviews", splits, wordings=unnamed("general", general_reviews))
+
+
+def best_accuracy(opinions: int, agree: float) -> float:
+    """Of whoever knows every word's sentiment and nothing else: the majority of the opinions, ties by chance."""
+    chance = [comb(opinions, k) * agree**k * (1 - agree) ** (opinions - k) for k in range(opinions + 1)]
+    return sum(p * (1.0 if 2 * k > opinions else 0.5 if 2 * k == opinions else 0.0) for k, p in enumerate(chance))
+
+
+def _review(draw: Draw, id: str, name: str | None, opinions: int, agree: float) -> Row:
+    label = draw.one(LABELS)
+    title, kind = f"{draw.one(ADJECTIVES)} {draw.one(NOUNS)}", draw.one(KINDS)
+    said = [draw.one(OPENINGS).format(name=name or SOMEBODY, title=title, kind=kind)]
+    for part in draw.shuffled(PARTS)[:opinions]:
+        agrees = draw.share() < agree
+        pool = PRAISE if agrees == (label == LABELS[0]) else BLAME
+        said.append(draw.one(OPINIONS).format(part=part, word=draw.one(pool)))
+    other = LABELS[1 - LABELS.index(label)]
+    entities = () if name is None else (name,)
+    return Row(id, " ".join(said), label, perturbed_answers=(other,), group=id.rsplit("/", 1)[0], entities=entities)

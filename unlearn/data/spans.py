@@ -1,0 +1,151 @@
+"""Questions as texts: with words masked, for models that have an encoder (T5's span corruption), or word by word.
+
+In a masked text each run of masked words is one sentinel, ``<extra_id_0>``, ``<extra_id_1>``, …; the answer names them
+in order, each followed by what it stands for, and ends with the next one (arXiv 1910.10683, §3.1.4). Masked are the
+names of people where a row knows some, and else words at random.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from unlearn.config_data import TemplateConfig
+from unlearn.data.encoding import Encoder, Example, Examples
+from unlearn.data.rows import DataError, Row
+from unlearn.identity import digest
+
+SENTINEL, SENTINELS = "<extra_id_{}>", 32  # as T5 names them; and how many a text may hold here (T5 has 100)
+PREFIX = "Predict the masked word:"  # of EUL's own code for T5 (arXiv 2310.20150)
+TEMPLATE = TemplateConfig(prompt=f"{PREFIX} {{question}}", answer=" {answer}")
+SHARE, LENGTH = 0.15, 3  # of the words that are masked at random, and how many stand together (arXiv 1910.10683)
+
+Span = tuple[int, int]  # characters of a text, from … to (exclusive)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A row's text with what is masked in it."""
+
+    id: str
+    text: str
+    spans: tuple[Span, ...]  # in order, apart from each other
+
+    @property
+    def masked(self) -> str:
+        """The text with a sentinel for each span."""
+        return "".join(part for k, (a, b) in enumerate(self._open()) for part in (self._mark(k), self.text[a:b]))
+
+    @property
+    def answer(self) -> str:
+        """What the sentinels stand for."""
+        told = [f"{SENTINEL.format(k)} {self.text[a:b]}" for k, (a, b) in enumerate(self.spans)]
+        return " ".join([*told, SENTINEL.format(len(self.spans))])
+
+    def _open(self) -> list[Span]:
+        """What lies before, between and after the spans."""
+        edges = [0, *(edge for span in self.spans for edge in span), len(self.text)]
+        return list(zip(edges[::2], edges[1::2], strict=True))
+
+    @staticmethod
+    def _mark(k: int) -> str:
+        return SENTINEL.format(k - 1) if k else ""
+
+
+def text_of(row: Row, names: bool = False) -> Text | None:
+    """A row's text: its question where people are named in it, else question and answer. None where it is too short to
+    mask a word of it; with ``names`` also where nobody is named, so that only names are ever masked."""
+    if row.entities:
+        return Text(row.id, row.question, _named(row))
+    if names:
+        return None
+    text = f"{row.question} {row.answer}"
+    spans = _random(text)
+    return Text(row.id, text, spans) if spans else None
+
+
+def _named(row: Row) -> tuple[Span, ...]:
+    """Wherever a name stands as a word of its own; of two that overlap the longer one."""
+    longest = sorted(set(row.entities), key=lambda name: (-len(name), name))
+    pattern = "|".join(map(re.escape, longest))
+    found = tuple(match.span() for match in re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", row.question))
+    if not found:
+        raise DataError(f"row {row.id!r}: none of its names {row.entities} stands in its question")
+    return found[: SENTINELS - 1]
+
+
+def _random(text: str) -> tuple[Span, ...]:
+    """Runs of words, ``SHARE`` of all, the same for the same text; words at both ends of a run that touch are one."""
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    if len(words) < 2:
+        return ()
+    random = np.random.default_rng(int(digest(text), 16))
+    count = max(1, round(SHARE * len(words) / LENGTH))
+    length = max(1, round(SHARE * len(words) / count))
+    starts = random.choice(max(1, len(words) - length), size=min(count, SENTINELS - 1), replace=False)
+    hidden = sorted({start + k for start in starts.tolist() for k in range(length)})
+    breaks = [0, *(i + 1 for i, (one, other) in enumerate(pairwise(hidden)) if other > one + 1), len(hidden)]
+    return tuple((words[hidden[a]][0], words[hidden[b - 1]][1]) for a, b in pairwise(breaks))
+
+
+def examples(encoder: Encoder, rows: Iterable[Row], masks: bool, names: bool = False) -> Examples:
+    """The texts of rows that have one, for a model with an encoder (``masks``) or for one that reads word by word.
+
+    Masked: the prompt is the masked text, the answer what was masked. Else: the text as a prompt of the data set's
+    template writes it; its first token is the prompt, the answer all others. Ids are ``<row's>/text``.
+    """
+    twin = Encoder(encoder.tokenizer, TEMPLATE, encoder.max_length)
+    if masks:
+        _knows_sentinels(encoder)
+    found = [text for row in rows if (text := text_of(row, names)) is not None]
+    return Examples(_masked(twin, text) if masks else _plain(encoder, text)[0] for text in found)
+
+
+def _masked(encoder: Encoder, text: Text) -> Example:
+    return encoder.example(f"{text.id}/text", text.masked, text.answer)
+
+
+def _plain(encoder: Encoder, text: Text) -> tuple[Example, list[Span]]:
+    """The text as a prompt writes it, as one example; and where in it the tokens of its answer stand (without EOS)."""
+    said = encoder.template.prompt.format(question=text.text)
+    read, before = encoder.tokenizer(said, return_offsets_mapping=True), said.index(text.text)
+    eos = encoder.tokenizer.eos_token_id
+    ids, places = list(read["input_ids"]), [(a - before, b - before) for a, b in read["offset_mapping"]]
+    if ids[-1] == eos:
+        ids, places = ids[:-1], places[:-1]
+    if not 2 <= len(ids) < encoder.max_length:
+        raise DataError(f"text of row {text.id!r} has {len(ids) + 1} tokens: must be 3 to {encoder.max_length}")
+    return Example(f"{text.id}/text", (ids[0],), (*ids[1:], eos)), places[1:]
+
+
+def of_names(encoder: Encoder, rows: Iterable[Row], masks: bool) -> tuple[Examples, list[list[int]]]:
+    """As ``examples`` of rows that name somebody; and which tokens of each answer are of names."""
+    texts = [text for row in rows if (text := text_of(row, names=True)) is not None]
+    if masks:
+        found = examples(encoder, rows, masks, names=True)
+        other = {*_sentinels(encoder), encoder.tokenizer.eos_token_id}
+        return found, [[t for t, token in enumerate(e.answer) if token not in other] for e in found]
+    both = [_plain(encoder, text) for text in texts]
+    inside = [
+        [t for t, (a, b) in enumerate(places) if any(a < end and start < b for start, end in text.spans)]
+        for text, (_, places) in zip(texts, both, strict=True)
+    ]
+    kept = [i for i, tokens in enumerate(inside) if tokens]  # a name that is the first token is never predicted
+    return Examples(both[i][0] for i in kept), [inside[i] for i in kept]
+
+
+def _sentinels(encoder: Encoder) -> Sequence[int]:
+    return encoder.tokenizer.convert_tokens_to_ids([SENTINEL.format(k) for k in range(SENTINELS)])
+
+
+def _knows_sentinels(encoder: Encoder) -> None:
+    known = encoder.tokenizer.get_vocab()
+    if SENTINEL.format(SENTINELS - 1) not in known:
+        raise DataError(
+            f"texts are masked by tokens <extra_id_0> to <extra_id_{SENTINELS - 1}>, and this tokenizer has not all of "
+            "them: take T5's own, or one that is trained here with pair.target.architecture=t5"
+        )

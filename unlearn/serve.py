@@ -1,0 +1,110 @@
+"""``python -m unlearn.serve run=FOLDER``: the unlearned model behind OpenAI's HTTP interface.
+
+  run=FOLDER            a trained run, or an export with target=FOLDER_OR_NAME
+  offsets=[FOLDER,…]    more of them, trained beside the same target and small pair: all their offsets are added
+  alpha=1               for all, or alpha=[1,0.5]: one for run and each of offsets (default: each run's own)
+  per_request=true      lets a request choose alpha and offsets: whoever can, can ask the target itself (alpha=0)
+  host=127.0.0.1 port=8000 name=NAME            port=0: a free one; name: what the model is called
+  key_env=NAME admin_key_env=NAME               environment variables with the keys for all, and for /v1/offsets
+  max_batch=16 max_waiting=256 max_choices=128 max_tokens=1024 max_logprobs=-1      limits (docs/serving.md)
+  exact=false           leaves near ties to the batch: faster in half precision
+  grace=30              seconds that running requests have to finish when the server is stopped
+
+May be given for a run, too: trainer.device, trainer.threads, paths.store, data.path; for an export: trainer.device.
+Needs the extra:  pip install -c constraints.txt -e .[serve]
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from importlib.util import find_spec
+
+from unlearn import redaction
+from unlearn.config import ConfigError
+from unlearn.refusal import REFUSED, refuse, said
+from unlearn.serving.settings import LOOPBACK, Settings, parse
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments or not any(a.startswith("run=") for a in arguments):
+        print(__doc__.strip())
+        return 0 if "--help" in arguments else 2
+    redaction.in_logs()
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+    try:
+        if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+            raise ConfigError("python -m unlearn.serve needs FastAPI: pip install -c constraints.txt -e .[serve]")
+        settings, rest = parse(arguments)
+        place = _listen(settings)
+    except REFUSED as error:
+        return refuse(said(error), error)
+    with place:
+        return _serve(settings, rest, place)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Before the models are loaded: a port that is taken should not be found out minutes later."""
+    place = None
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        place = socket.socket(kind, socket.SOCK_STREAM)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(address)
+    except OSError as error:
+        if place is not None:
+            place.close()
+        raise ConfigError(
+            f"host={settings.host} port={settings.port}: cannot be listened at ({error.strerror or error}); take "
+            "another, or port=0 for a free one"
+        ) from None
+    return place
+
+
+def _serve(settings: Settings, rest: list[str], place: socket.socket) -> int:
+    from unlearn.deployed import ExportError
+    from unlearn.serving.app import create
+    from unlearn.serving.engine import Engine
+    from unlearn.serving.loading import load
+
+    try:
+        loaded = load(settings, rest)
+    except (*REFUSED, ExportError) as error:
+        return refuse(said(error), error)
+    host, port = place.getsockname()[:2]
+    with Engine(loaded.blend, loaded.encoder, settings.max_batch, settings.max_waiting, settings.exact) as engine:
+        app = create(engine, settings)
+        if settings.host not in LOOPBACK and settings.key_env is None:
+            log.warning("host=%s without key_env: whoever reaches the port may ask", settings.host)
+        for part in loaded.blend.parts.values():
+            log.info("offset %s: α=%g, weights %s", part.name, part.alpha, part.weights)
+        name = f"[{host}]" if ":" in host else host
+        log.info("http://%s:%d/v1 (target %s)", name, port, engine.blend.target.fingerprint)
+        _run(app, place, settings.grace)
+    log.info("stopped")
+    return 0
+
+
+def _run(app, place: socket.socket, grace: float) -> None:
+    """Until SIGTERM or SIGINT: then nothing new is taken, and what runs may finish within the grace."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_config=None, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
+        timeout_graceful_shutdown=max(1, round(grace)), lifespan="off",
+    )  # fmt: skip
+    before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}  # uvicorn sends it on
+    try:
+        uvicorn.Server(config).run(sockets=[place])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

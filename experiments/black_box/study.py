@@ -1,13 +1,16 @@
-"""What is lost when the target is a server that shows its k likeliest tokens:  python experiments/black_box/study.py
+"""What is lost when the target is a server that shows its k likeliest tokens:
+
+    python experiments/black_box/study.py [--worlds 0 1 2] [--tails even anchor]
 
 Per world: the runs beside the local target, with all its logits; a server with the same target (unlearn.serve at
 α = 0); the same runs over HTTP for every k and both ways to spread what is left. Then each trained offset is evaluated
 beside the local target, so that rows differ in what was seen while training and in nothing else. Runs that are done
-are not repeated, and no question is asked twice. Writes results.csv and table.md beside itself.
+are not repeated, and no question is asked twice. Writes results.csv and table.md of all that is done beside itself.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -73,8 +76,8 @@ def server(run: Path) -> Iterator[str]:
             process.terminate()
 
 
-def world(seed: int) -> list[dict]:
-    """All runs of a world, as rows of the table."""
+def world(seed: int, tails: list[str]) -> None:
+    """All runs of a world."""
     call(f"algo={listed(ALGOS)}", f"pair.seed={seed}")
     local = done(seed, "model")
     if not local:
@@ -83,23 +86,25 @@ def world(seed: int) -> list[dict]:
         http = (*SEEN, "pair.target.kind=http", f"pair.target.http.url={url}", "pair.target.http.model=bios",
                 f"pair.target.http.revision=world-{seed}")  # fmt: skip
         call(f"algo={listed(ALGOS)}", f"pair.seed={seed}", *http, f"pair.target.http.k={listed(KS)}",
-             f"pair.target.http.tail={listed(TAILS)}")  # fmt: skip
+             f"pair.target.http.tail={listed(tails)}")  # fmt: skip
         call("algo=simnpo", f"pair.seed={seed}", *http, "pair.target.http.k=0")
-    rows = []
-    for kind in ("model", "http"):
-        for folder, config in done(seed, kind):
-            rows.append(row(folder, config, seed))
-            print(f"world {seed}: {folder.name}", flush=True)
-    return rows
+
+
+def rows(seed: int) -> list[dict]:
+    """A world's runs as rows of the table."""
+    return [row(folder, config, seed) for kind in ("model", "http") for folder, config in done(seed, kind)]
 
 
 def row(folder: Path, config: dict, seed: int) -> dict:
-    """A run's values through what its server shows, and beside the local target."""
-    shown = next(iter(json.loads((folder / "eval.json").read_text())["alphas"].values()))
+    """What a run was trained with, and its offset's values beside the local target."""
     http = config["pair"]["target"]["http"] if config["pair"]["target"]["kind"] == "http" else {}
     found = {"algo": config["algo"]["name"], "world": seed, "k": http.get("k", "local"), "tail": http.get("tail", "")}
-    found |= {f"seen/{name}": shown[name] for name in METRICS[:2]}
-    return found | {name: value for name, value in exact(folder).items() if name in METRICS}
+    kept = Path("exact", f"{folder.name}.json")
+    if not kept.is_file():
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps({name: value for name, value in exact(folder).items() if name in METRICS}))
+        print(f"world {seed}: {folder.name}", flush=True)
+    return found | json.loads(kept.read_text())
 
 
 def exact(folder: Path) -> dict:
@@ -139,7 +144,13 @@ def said(value: Interval) -> str:
 
 
 def main() -> None:
-    found = pd.DataFrame([each for seed in WORLDS for each in world(seed)])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS, choices=WORLDS)
+    parser.add_argument("--tails", nargs="+", default=TAILS, choices=TAILS)
+    asked = parser.parse_args()
+    for seed in asked.worlds:
+        world(seed, asked.tails)
+    found = pd.DataFrame([each for seed in WORLDS for each in rows(seed)])
     local = found[found["k"] == "local"].set_index(["algo", "world"])
     at = pd.MultiIndex.from_frame(found[["algo", "world"]])
     for name in METRICS:

@@ -255,7 +255,7 @@ def test_a_budget_ends_a_run_and_a_larger_one_goes_on(local, store, place):
 def pretrained(config, made, url, *more):
     """A pair of ready-made models of which the target, whose vocabulary is padded, is on a server."""
     small = made("tied", 1)
-    return config(*AS_IT_IS, "pair.target.kind=http", f"pair.target.http.url={url}", "pair.target.http.model=tiny",
+    return config(*AS_IT_IS, "pair.target.kind=http", f"pair.target.http.url={url}", "pair.target.http.model=padded",
                   f"pair.small.source={small}", f"pair.tokenizer.source={small}", "trainer.lr=0.01", *more)  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from unlearn.data.encoding import Example, Examples
 from unlearn.ensemble import Ensemble, Member
 from unlearn.files import read_json, write_json
 from unlearn.frozen import FrozenRows, LiveRows, rows_of
-from unlearn.generation import Rows, decode, ends_of, greedy, likeliest, without_end
+from unlearn.generation import Rows, decode, ends_of, greedy, instead, likeliest, without_end
 from unlearn.identity import digest
 from unlearn.models import seq2seq
 from unlearn.opaque import Opaque
@@ -74,11 +74,7 @@ def greedy_from_drafts(
     for i, rest in zip(open_, decode(ensemble, said, alpha, pad_id, ends, limits, batch_size, choose), strict=True):
         answers[i] += rest
     found = [without_end(a, ends) for a in answers]
-    again = sorted(doubtful)
-    plain = greedy(ensemble, [prompts[i] for i in again], alpha, pad_id, eos_id, max_new_tokens, batch_size)
-    for i, answer in zip(again, plain, strict=True):
-        found[i] = answer
-    return found
+    return instead(found, sorted(doubtful), ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size)
 
 
 def drafts_of(

@@ -42,6 +42,19 @@ def greedy(
     return [without_end(answer, ends) for answer in found]
 
 
+def instead(
+    found: list[list[int] | None],
+    which: Sequence[int],
+    ensemble: Ensemble,
+    prompts: Sequence[Sequence[int]],
+    *settings: float,
+) -> list[list[int]]:
+    """What was found, with ``greedy``'s own answers in these places; ``settings`` are those of ``greedy``."""
+    for i, answer in zip(which, greedy(ensemble, [prompts[i] for i in which], *settings), strict=True):
+        found[i] = answer
+    return found
+
+
 @torch.no_grad()
 def sample(
     ensemble: Ensemble,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unlearn.ensemble import Ensemble, Member
-from unlearn.generation import Rows, draw, ends_of, greedy, padded, positions, sample, streams
+from unlearn.generation import Rows, draw, ends_of, greedy, instead, padded, positions, sample, streams
 from unlearn.models import seq2seq
 from unlearn.models.llama import device_of
 from unlearn.states import state_of
@@ -59,10 +59,7 @@ def greedy_drafted(
         ensemble, prompts, alpha, pad_id, ends, max_new_tokens, batch_size, drafter, gamma, propose, check
     )  # fmt: skip
     again = [i for i, answer in enumerate(found) if answer is None]
-    plain = greedy(ensemble, [prompts[i] for i in again], alpha, pad_id, eos_id, max_new_tokens, batch_size)
-    for i, answer in zip(again, plain, strict=True):
-        found[i] = answer
-    return found
+    return instead(found, again, ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size)
 
 
 @torch.no_grad()

@@ -13,8 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unlearn.config_data import JsonlConfig
+from unlearn.config_pair import LAYERS
 from unlearn.data.readers import read
-from unlearn.identity import Job
+from unlearn.identity import Job, tuning
 from unlearn.requests import evidence
 from unlearn.requests.actions import answer, effect, measured
 from unlearn.requests.chain import Failed, LedgerError
@@ -108,7 +109,7 @@ def _config(ledger: Ledger, state: State) -> DictConfig:
     found = [load(ledger.run_of(part)) for part in state.parts]
     raw, alpha = copy.deepcopy(found[0][0]), found[0][1].cfg.alpha
     alphas = [ledger.state(part).effective["body"]["alpha"] / alpha for part in state.parts]
-    layered = raw.pair.tuning == "unlearning_layers"
+    layered = tuning(found[0][1].cfg) == LAYERS
     changes: dict[str, Any] = {
         "algo": {"name": "fused"},
         "begin": {"runs": [str(ledger.run_of(part)) for part in state.parts], "alphas": None if layered else alphas,

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from test_layers import ON, made, moved
 
 from unlearn import evaluate, fuse, fusion, generate, job, layers, runlog
+from unlearn.config import ConfigError
 from unlearn.config_pair import LayersConfig
 from unlearn.data.encoding import Example, Examples, examples_of
 from unlearn.data.readers import read
@@ -119,12 +120,6 @@ def test_summed_layers_change_what_each_block_says_by_the_sum_of_their_changes(t
     torch.testing.assert_close(both.model.layers[1].mlp(x), plain + sum(y - plain for y in changed))
     with pytest.raises(FusionError):
         fusion.summed([layers.weights(models[0]), {}])
-
-
-def test_changes_of_whole_models_are_averaged_and_added():
-    base, *models = ({NAME: torch.tensor([1.0, 2.0]) + k} for k in (0, 1, 10))
-    assert fusion.average(models)[NAME].tolist() == [6.5, 7.5]
-    assert fusion.summed_changes(base, models)[NAME].tolist() == [12.0, 13.0]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
@@ -242,6 +237,24 @@ def test_offsets_that_were_trained_whole_are_fused_too(config, world, tmp_path, 
         torch.testing.assert_close(found[name], b + change)
     assert evaluate.main([f"run={to}", "trainer.progress=false"]) == 0
     assert fuse.main([f"runs=[{runs[0].folder}]", f"to={tmp_path}/x", "how=regmean"]) == 2  # it left no inner products
+
+
+def test_a_run_begins_at_the_fused_layers_of_others(config, requests):
+    """And ends there without a step: the same weights as the command's."""
+    folders = [str(r.folder) for r in requests]
+    begun = *ON, f"begin.runs=[{','.join(folders)}]", "begin.ridge=0.25", "trainer.steps=0"
+    found = load_file(execute(config(*begun)).folder / "adapter" / "adapter_model.safetensors")
+    own, grams = ([load_file(r.folder / "adapter" / f"{name}.safetensors") for r in requests]
+                  for name in ("adapter_model", "gram"))  # fmt: skip
+    expected = fusion.fuse(own, grams, 0.25).weights
+    assert set(found) == set(expected) and all(torch.equal(found[name], w.float()) for name, w in expected.items())
+    with pytest.raises(ConfigError, match=r"not those of this .* \[3, 8\] beside \[4, 8\]"):
+        execute(config(*begun, "pair.layers.bottleneck=4"))
+    with pytest.raises(ConfigError, match="fused with no weights"):
+        execute(config(*begun, "begin.alphas=[1,2]"))
+    (requests[1].folder / "adapter" / "gram.safetensors").unlink()
+    with pytest.raises(ConfigError, match="gram.safetensors is missing"):
+        execute(config(*begun, "begin.ridge=0.5"))
 
 
 def test_runs_that_do_not_belong_together_are_refused(config, requests, tmp_path, capsys):

@@ -1,14 +1,12 @@
 """Several requests answered one after another: sums of offsets, where a run begins, fusions, and what is measured."""
 
 import json
-import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import TINY, command, compose, execute, offset_ensemble, tiny_llama, weights
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from unlearn import begin, runlog, sequence
@@ -232,35 +230,3 @@ def test_changes_of_another_model_are_refused(jobs):
     began = runlog.manifest(jobs[0].folder)["models"]["anchor"]
     with pytest.raises(ConfigError, match="it is another model"):
         begin.take_over(model, BeginConfig([str(jobs[0].folder)]), began)
-
-
-def test_unlearning_layers_are_fused_in_closed_form_where_they_are(tmp_path, monkeypatch):
-    """The interface alone: what fusion itself does is tested where it is built."""
-    learner = torch.nn.Module()
-    learner.unlearning_down = torch.nn.Parameter(torch.zeros(2, 3))
-    name, given = "base_model.model.unlearning_down", {}
-    fusion, layers = types.ModuleType("unlearn.fusion"), types.ModuleType("unlearn.layers")
-
-    def fuse(found, grams, ridge):
-        given.update(found=found, grams=grams, ridge=ridge)
-        return types.SimpleNamespace(weights={name: torch.full((2, 3), 7.0, dtype=torch.float64)}, residuals={})
-
-    fusion.fuse, layers.weights = fuse, lambda model: {name: model.unlearning_down.detach()}
-    for module in (fusion, layers):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(sys.modules["unlearn"], module.__name__.split(".")[1], module, raising=False)
-    folders = []
-    for n in (1, 2):
-        folder = tmp_path / f"run{n}"
-        (folder / "adapter").mkdir(parents=True)
-        save_file({name: torch.full((2, 3), float(n))}, folder / "adapter" / "adapter_model.safetensors")
-        save_file({name: torch.eye(3, dtype=torch.float64) * n}, folder / "adapter" / "gram.safetensors")
-        runlog.write_json(folder / "manifest.json", {"format": 1, "trained": True, "models": {"anchor": "abc"}})
-        folders.append(str(folder))
-    begin.take_over(learner, BeginConfig(folders, ridge=0.25), "abc")
-    assert torch.equal(learner.unlearning_down, torch.full((2, 3), 7.0))
-    assert given["ridge"] == 0.25 and [float(f[name][0, 0]) for f in given["found"]] == [1.0, 2.0]
-    assert [float(g[name][0, 0]) for g in given["grams"]] == [1.0, 2.0]
-    (tmp_path / "run2" / "adapter" / "gram.safetensors").unlink()
-    with pytest.raises(ConfigError, match="gram.safetensors is missing"):
-        begin.take_over(learner, BeginConfig(folders), "abc")

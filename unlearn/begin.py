@@ -8,18 +8,21 @@ logits are those of the sum of the offsets; how far they are apart is a matter o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from unlearn import runlog, seal
 from unlearn.config import BeginConfig, ConfigError
+from unlearn.config_pair import GRAM
+from unlearn.tuning import WEIGHTS as LAYERS
+from unlearn.tuning import has_layers
 
 WEIGHTS = "model.safetensors"
-LAYERS, GRAM = "adapter_model.safetensors", "gram.safetensors"  # of a run with unlearning layers, in adapter/
 
 
 @torch.no_grad()
@@ -30,12 +33,13 @@ def take_over(model: nn.Module, cfg: BeginConfig, fingerprint: str) -> None:
     Raises ``ConfigError`` for a run that began with other weights, or whose weights have other names or shapes;
     ``SealError`` for weights that are not those the run ended with.
     """
-    if any("unlearning_" in name for name, _ in model.named_parameters()):
-        _fuse_layers(model, cfg, fingerprint)
+    for folder in cfg.runs:
+        check(Path(folder), fingerprint)
+    if has_layers(model):
+        _fuse_layers(model, cfg)
         return
     start = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    for folder, alpha in zip(cfg.runs, cfg.alphas or [1.0] * len(cfg.runs), strict=True):
-        check(Path(folder), fingerprint)
+    for folder, alpha in zip(cfg.runs, cfg.weights(), strict=True):
         with safe_open(Path(folder) / runlog.OFFSET / WEIGHTS, framework="pt") as file:
             names = set(file.keys())
             for name, parameter in model.named_parameters():
@@ -49,23 +53,25 @@ def take_over(model: nn.Module, cfg: BeginConfig, fingerprint: str) -> None:
                 parameter += alpha * (learnt.to(parameter) - start[name])
 
 
-def _fuse_layers(model: nn.Module, cfg: BeginConfig, fingerprint: str) -> None:
+def _fuse_layers(model: nn.Module, cfg: BeginConfig) -> None:
     """Closed-form fusion (EUL, arXiv 2310.20150) from the inner products that the runs kept."""
     from unlearn import fusion, layers  # with pair.tuning=unlearning_layers alone
 
     if cfg.alphas is not None:
         raise ConfigError(f"begin.alphas={cfg.alphas}: unlearning layers are fused with no weights: must be null")
-    found, grams = [], []
-    for folder in map(Path, cfg.runs):
-        check(folder, fingerprint)
-        for name, tables in ((LAYERS, found), (GRAM, grams)):
-            path = folder / runlog.ADAPTER / name
-            if not path.is_file():
-                raise ConfigError(f"begin.runs={str(folder)!r}: {path.name} is missing: it has no unlearning layers")
-            tables.append(load_file(path))
-    fused = fusion.fuse(found, grams, cfg.ridge).weights
-    for name, weight in layers.weights(model).items():
-        weight.copy_(fused[name])
+    try:
+        fused = fusion.fuse(tables(cfg.runs, LAYERS), tables(cfg.runs, GRAM), cfg.ridge).weights
+        layers.put(model, fused, ", ".join(cfg.runs))
+    except (fusion.FusionError, layers.LayerError) as error:
+        raise ConfigError(f"begin.runs: {error}") from None
+
+
+def tables(runs: Sequence[str | Path], name: str) -> list[dict[str, Tensor]]:
+    """Of every run the tensors in one file of its layers."""
+    for path in (paths := [Path(folder) / runlog.ADAPTER / name for folder in runs]):
+        if not path.is_file():
+            raise ConfigError(f"begin.runs={str(path.parent.parent)!r}: {name} is missing: what unlearning layers left")
+    return [load_file(path) for path in paths]
 
 
 def check(folder: Path, fingerprint: str) -> None:

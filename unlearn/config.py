@@ -179,6 +179,9 @@ class BeginConfig:
     alphas: list[float] | None = None  # weights of their changes; null: 1 each
     ridge: float = 1e-6  # of runs with unlearning layers, which are fused in closed form (unlearn/begin.py)
 
+    def weights(self) -> list[float]:
+        return [1.0] * len(self.runs) if self.alphas is None else self.alphas
+
 
 @dataclass
 class WandbConfig:

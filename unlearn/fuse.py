@@ -24,7 +24,7 @@ from typing import Any
 
 from unlearn import runlog, seal
 from unlearn.config import ConfigError
-from unlearn.config_pair import LAYERS
+from unlearn.config_pair import GRAM, LAYERS
 from unlearn.data.rows import DataError
 from unlearn.files import FileError, write_folder, write_json
 from unlearn.identity import Job, describe, tuning
@@ -92,8 +92,6 @@ def check(jobs: Sequence[Job], how: str) -> None:
     if jobs and not any(m.trained for m in jobs[0].cfg.method.members):
         problems.append(f"method={jobs[0].cfg.method.name!r}: nothing was trained, so there is nothing to fuse")
     if jobs and how == "regmean":
-        from unlearn.fusion import GRAM
-
         lacking = [str(job.folder) for job in jobs if not (job.folder / runlog.ADAPTER / GRAM).is_file()]
         if lacking:
             rule = f"needs the inner products of unlearning layers: no {runlog.ADAPTER}/{GRAM} in {lacking[0]}"
@@ -149,15 +147,15 @@ def _layers(jobs: Sequence[Job], how: str, ridge: float, folder: Path) -> dict[s
 
     Fused inner products are the sum of the requests': with them the result can be fused on with later ones.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    from unlearn import fusion, layers
+    from unlearn import begin, fusion, layers
 
-    places = [job.folder / runlog.ADAPTER for job in jobs]
-    weights, configs = [load_file(p / layers.WEIGHTS) for p in places], [layers.read_config(p) for p in places]
+    runs = [job.folder for job in jobs]
+    weights, configs = begin.tables(runs, layers.WEIGHTS), [layers.read_config(r / runlog.ADAPTER) for r in runs]
     if len({c.activation for c in configs}) > 1:
         raise ConfigError(f"runs: pair.layers.activation must be the same, and is {[c.activation for c in configs]}")
-    residuals, grams = {}, [load_file(p / fusion.GRAM) for p in places] if how == "regmean" else []
+    residuals, grams = {}, begin.tables(runs, GRAM) if how == "regmean" else []
     try:
         if how == "regmean":
             found = fusion.fuse(weights, grams, ridge)
@@ -170,15 +168,14 @@ def _layers(jobs: Sequence[Job], how: str, ridge: float, folder: Path) -> dict[s
     place = folder / runlog.ADAPTER
     layers.write({n: w.float() for n, w in fused.items()}, replace(configs[0], bottleneck=size), place)
     if grams:
-        save_file({name: sum(g[name] for g in grams) for name in grams[0]}, place / fusion.GRAM)
+        save_file({name: sum(g[name] for g in grams) for name in grams[0]}, place / GRAM)
     return residuals
 
 
 def _whole(jobs: Sequence[Job], how: str, ridge: float, folder: Path) -> Mapping[str, Any]:
     """Write a fused model of those that were trained whole (or by LoRA, whose updates are in the weights)."""
-    import torch
-
-    from unlearn import fusion
+    from unlearn import begin
+    from unlearn.config import BeginConfig
     from unlearn.job import save, settle
     from unlearn.models import llama
     from unlearn.world import the_world
@@ -186,13 +183,11 @@ def _whole(jobs: Sequence[Job], how: str, ridge: float, folder: Path) -> Mapping
     cfg = jobs[0].cfg
     settle(cfg)
     world = the_world(cfg)
-    model = copy.deepcopy(world.model(next(m.model for m in cfg.method.members if m.trained))).cpu()
-    models = [dict(llama.load(job.folder / runlog.OFFSET).named_parameters()) for job in jobs]
-    base = dict(model.named_parameters())
-    with torch.no_grad():
-        fused = fusion.average(models) if how == "average" else fusion.summed_changes(base, models)
-        for name, parameter in base.items():
-            parameter.copy_(fused[name])
+    start = world.model(next(m.model for m in cfg.method.members if m.trained))
+    model = copy.deepcopy(start).cpu()
+    share = 1.0 if how == "sum" else 1 / len(jobs)
+    runs = BeginConfig([str(job.folder) for job in jobs], [share] * len(jobs))
+    begin.take_over(model, runs, llama.fingerprint(start))
     save(model, world, folder / runlog.OFFSET)
     return {}
 

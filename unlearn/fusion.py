@@ -162,12 +162,6 @@ def summed(layers: Sequence[Weights]) -> dict[str, Tensor]:
     return {name: torch.cat([w[name].double() for w in layers], dim=int(UP in name)) for name in layers[0]}
 
 
-def summed_changes(base: Weights, models: Sequence[Weights]) -> dict[str, Tensor]:
-    """base + Σ_j (model_j − base), fp64: members that were trained whole, and began as ``base``."""
-    _check([base, *models])
-    return {name: b.double() + sum(m[name].double() - b.double() for m in models) for name, b in base.items()}
-
-
 def _check(layers: Sequence[Weights]) -> None:
     if not layers:
         raise FusionError("there is nothing to fuse")

@@ -144,7 +144,7 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
 def _begun(cfg: Config) -> list[tuple[str, float]]:
     """What the runs learnt, by the checksums in their manifests, with the weight of each."""
     found = []
-    for folder, alpha in zip(cfg.begin.runs, cfg.begin.alphas or [1.0] * len(cfg.begin.runs), strict=True):
+    for folder, alpha in zip(cfg.begin.runs, cfg.begin.weights(), strict=True):
         sealed = (read_json(Path(folder) / "manifest.json") or {}).get("sealed_weights")
         if not sealed:
             raise ConfigError(f"begin.runs={folder!r}: no folder of a run that has trained weights")

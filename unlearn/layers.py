@@ -150,14 +150,20 @@ def write(weights: Mapping[str, Tensor], config: UnlearningLayersConfig, folder:
 def load(model: nn.Module, folder: Path) -> nn.Module:
     """A view of the model with the layers that ``save`` wrote. ``LayerError`` where they are not this model's."""
     view = _view(model, read_config(folder), seed=0)
-    found, own = load_file(folder / WEIGHTS), weights(view)
+    put(view, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+    return view
+
+
+@torch.no_grad()
+def put(view: nn.Module, found: Mapping[str, Tensor], said: str) -> None:
+    """Weights, by their name in the file, into a model with layers. ``LayerError`` where they are not this model's."""
+    own = weights(view)
     wrong = sorted(set(found) ^ set(own)) or [n for n, t in own.items() if t.shape != found[n].shape]
     if wrong:
-        raise LayerError(f"{folder / WEIGHTS}: its layers are not those of this {type(model).__name__}: {wrong[0]} …")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(found[name])
-    return view
+        sizes = " beside ".join(str(list(w[wrong[0]].shape)) if wrong[0] in w else "none" for w in (found, own))
+        raise LayerError(f"{said}: its layers are not those of this {type(view).__name__}: {wrong[0]} {sizes}")
+    for name, tensor in own.items():
+        tensor.copy_(found[name])
 
 
 def read_config(folder: Path) -> UnlearningLayersConfig:

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from black_box_server import Faults, Numbered, serve
@@ -17,6 +19,7 @@ from unlearn.blackbox.memo import OverBudget
 from unlearn.blackbox.questions import BlackBoxError
 from unlearn.blackbox.remote import Place
 from unlearn.models.llama import vocabulary
+from unlearn.rows import rows_now
 
 TRANSIENT = ("429", "429-date", "500", "503", "half", "cut", "reset", "nan", "positive", "length", "own", "mass",
              "list", "empty")  # fmt: skip
@@ -178,6 +181,21 @@ def test_another_model_under_the_same_name_is_refused_later(tmp_path):
         check(box(server.url, tmp_path), EXAMPLES[:9])
         fresh = box(server.url, tmp_path, revision="two")
         assert len(list(fresh.answers(EXAMPLES))) == len(EXAMPLES)
+
+
+def test_two_servers_of_one_name_whose_tokenizers_differ_are_not_mixed_up(tmp_path):
+    """The same ids are then other texts: neither is given the other's answers, and no drift is seen between them."""
+    other = Numbered(prefix="v")
+    with serve(MODEL, TOKENIZER) as server:
+        check(box(server.url, tmp_path))
+    with serve(tiny_llama(1), other) as server:
+        model = box(server.url, tmp_path)
+        model = type(model)(model.http, replace(model.where, tokenizer=other))
+        rows = next(iter(model.answers(EXAMPLES[:1])))
+        true = rows_now(tiny_llama(1), EXAMPLES[:1], 0).log_softmax(-1).numpy()
+        np.testing.assert_allclose(rows.logp, np.take_along_axis(true, rows.ids.astype(int), 1), atol=1e-5)
+        assert model.asking.tested().drift is None
+    check(box(server.url, tmp_path))  # both servers are off
 
 
 def test_a_little_drift_is_noted(tmp_path):

@@ -20,8 +20,8 @@ HERE = Path(__file__).resolve().parent
 WORLD = 100
 SEARCHED = {  # rates and steps
     "reverse gradient": ((3e-4, 1e-3, 3e-3, 1e-2), (150,)),
-    "EUL": ((3e-3, 1e-2, 3e-2), (150, 600, 1200)),
-    "bounded EUL": ((3e-3, 1e-2, 3e-2), (150, 600, 1200)),
+    "EUL": ((1e-3, 3e-3, 1e-2, 3e-2), (150, 600, 1200, 2400)),
+    "bounded EUL": ((1e-3, 3e-3, 1e-2, 3e-2), (150, 600, 1200, 2400)),
 }
 
 

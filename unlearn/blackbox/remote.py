@@ -51,7 +51,9 @@ class RemoteModel(Opaque):
 
     @cached_property
     def asking(self) -> Asking:
-        name = digest({"model": self.http.model, "revision": self.http.revision}, 20)
+        # what is asked are token ids: those of another tokenizer are other questions, whatever the model is called
+        vocabulary = digest(self.where.tokenizer.get_vocab())
+        name = digest({"model": self.http.model, "revision": self.http.revision, "tokenizer": vocabulary}, 20)
         texts = Texts(self.where.tokenizer, self.width)
         return Asking(self.http, Memo(self.where.store, name), texts, self.where.progress)
 

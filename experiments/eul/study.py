@@ -1,11 +1,11 @@
 """EUL's tables (arXiv 2310.20150) in made-up worlds, with a tiny T5: what is forgotten and kept, and how far both are
 from a model that was trained again.
 
-    python experiments/eul/study.py [--worlds 3] [--sections shares ablation sequence dialogues]
+    python experiments/eul/study.py [--worlds 0 1 2] [--sections shares ablation sequence dialogues]
 
 For each world (pair.seed) and section it makes the models and runs that are lacking, and adds a row for each to
-results.csv beside itself; rows that are there are not made again. Then ``python experiments/eul/table.py`` makes the
-tables and the figure from that file alone.
+results.csv beside itself; rows that are there are not made again. Several calls with different worlds may run side by
+side. Then ``python experiments/eul/table.py`` makes the tables and the figure from that file alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from itertools import combinations, permutations
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
+from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -26,9 +28,10 @@ KEY = ("section", "world", "forgotten", "what")
 SHARES = {"0.5 %": 1, "1 %": 2, "10 %": 20}  # people of 200, or speakers of 400
 STEPS = "trainer.steps=150"  # of fine-tuning and reverse gradient
 # At the start student and teacher agree, and a KL has no gradient there: it must first grow, exponentially.
-LONG = "trainer.steps=600"  # of EUL
+LONG = "trainer.steps=2400"  # of EUL
 # 4 % of the tiny model's parameters: the paper's half a per cent would be two units a layer, which hardly forget
-LAYERS = ("method=eul", "pair.layers.bottleneck=16", "trainer.lr=1e-2", LONG)  # rates: search.py
+LAYERS = ("method=eul", "pair.layers.bottleneck=16", "trainer.lr=3e-3", LONG)  # rate and length: search.py
+OBJECTIVES = ("eul", "eul_bounded")  # of the ablation and of the sequence
 WAYS = {  # the paper's rows that unlearn by training
     "fine-tune": ("method=direct", "algo=finetune", "trainer.lr=1e-3", STEPS),
     "reverse gradient": ("method=direct", "algo=gd", "trainer.lr=3e-3", STEPS),
@@ -41,7 +44,6 @@ WITHOUT = {  # Table 5
     "− TASK": ("algo.numbers.task=0",),
     "− LM": ("algo.gamma=0",),
 }
-OBJECTIVES = ("eul", "eul_bounded")  # of the ablation and of the sequence
 REQUESTS, EACH = 3, 10  # of the sequence, and people in each: 5 % of all
 SECTIONS = ("shares", "ablation", "sequence", "dialogues")
 
@@ -132,7 +134,7 @@ def sequence(seed: int) -> Iterator[Piece]:
         return run(world.unlearning(people[order[-1]], gone, *given))
 
     def sofar(ks: Sequence[int]):
-        return asks(ks, OBJECTIVES[0])
+        return asks(ks, "eul")
 
     for ks in (c for n in range(1, REQUESTS + 1) for c in combinations(people, n)):
         name = "".join(map(str, ks))
@@ -169,29 +171,35 @@ def pieces(section: str, seed: int, wanted: Sequence[str]) -> Iterator[Piece]:
     return {"ablation": ablation, "sequence": sequence}[section](seed)
 
 
+def known() -> list[dict]:
+    return pd.read_csv(RESULTS, dtype={"forgotten": str}).to_dict("records") if RESULTS.is_file() else []
+
+
+def add(row: dict) -> None:
+    with FileLock(Path("runs", "eul", "results.lock")):
+        pd.DataFrame([*known(), row]).sort_values(list(KEY)).round(5).to_csv(RESULTS, index=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", type=int, default=3, help="pair.seed = 0, 1, …")
+    parser.add_argument("--worlds", nargs="+", type=int, default=(0, 1, 2), help="pair.seed of each")
     parser.add_argument("--shares", nargs="+", choices=tuple(SHARES), default=tuple(SHARES), help="of section shares")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--only", default="", help="rows whose key (section world forgotten what) this regex finds")
     arguments = parser.parse_args()
-    from tqdm import tqdm
-
-    rows = pd.read_csv(RESULTS, dtype={"forgotten": str}).to_dict("records") if RESULTS.is_file() else []
-    done = {tuple(row[k] for k in KEY) for row in rows}
+    Path("runs", "eul").mkdir(parents=True, exist_ok=True)
+    done = {tuple(row[k] for k in KEY) for row in known()}
     todo = [
         (key, make)
-        for seed in range(arguments.worlds)
+        for seed in arguments.worlds
         for section in arguments.sections
         for key, make in pieces(section, seed, arguments.shares)
         if key not in done and re.search(arguments.only, " ".join(map(str, key)))
     ]
     for key, make in (bar := tqdm(todo)):
         bar.set_description(" ".join(map(str, key)))
-        rows.append(dict(zip(KEY, key, strict=True)) | make())
-        pd.DataFrame(rows).sort_values(list(KEY)).round(5).to_csv(RESULTS, index=False)
-    print(f"{len(rows)} rows: {RESULTS}")
+        add(dict(zip(KEY, key, strict=True)) | make())
+    print(f"{len(known())} rows: {RESULTS}")
 
 
 if __name__ == "__main__":

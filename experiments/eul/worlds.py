@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -91,10 +92,12 @@ class StudyWorld:
     def _timed(self, cfg: Config, role: str) -> Path:
         begun = time.perf_counter()
         folder = the_world(cfg).folder(role)
-        known = json.loads(SECONDS.read_text()) if SECONDS.is_file() else {}
-        if folder.name not in known:
-            SECONDS.parent.mkdir(parents=True, exist_ok=True)
-            SECONDS.write_text(json.dumps(known | {folder.name: round(time.perf_counter() - begun, 3)}, indent=1))
+        took = round(time.perf_counter() - begun, 3)
+        SECONDS.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(SECONDS.with_suffix(".lock")):
+            known = json.loads(SECONDS.read_text()) if SECONDS.is_file() else {}
+            if folder.name not in known:
+                SECONDS.write_text(json.dumps(known | {folder.name: took}, indent=1))
         return folder
 
 

@@ -1,4 +1,4 @@
-"""The tables of the study, from its CSV files:  python experiments/requests/table.py [FOLDER]"""
+"""Tables and figure of the study, from its CSV files:  python experiments/requests/table.py [FOLDER]"""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from analysis.statistics import mean
+from analysis.style import look, save
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("results", "returns", "gate", "cost")
@@ -75,10 +77,36 @@ def back(some: pd.DataFrame) -> pd.Series:
     return first[first.columns.max()] - first[1]
 
 
+def figure(found: dict[str, pd.DataFrame]) -> Figure:
+    """What is left of the requests answered so far, and of everything else, after each; means over worlds. One offset
+    for all five is measured at the end alone."""
+    results, returns = found["results"], found["returns"]
+    last, ends = returns["after"].max(), results[results["at"].isin(["1", "–"])]
+    fig = Figure(figsize=(11, 3.4), layout="constrained")
+    for ax, split in zip(fig.subplots(1, 4, sharey=True), SPLITS, strict=True):
+        for answer in ("sum", "continued"):
+            some = returns[returns["answer"] == answer]
+            some = some[some["place"] <= some["after"]] if split == "forget" else some[some["place"] == 1]
+            drawn = some.groupby("after")["prob" if split == "forget" else split].mean()
+            ax.plot(drawn.index, drawn, marker="o", label=answer)
+        for answer, marker in (("fused", "s"), ("joint", "*")):
+            ax.plot(last, ends[ends["answer"] == answer][f"{split}/prob"].mean(), marker, markersize=9, label=answer)
+        again = ends[ends["answer"] == "retrained"][f"{split}/prob"].mean()
+        ax.axhline(again, linestyle=":", color="grey", label="retrained")
+        ax.set_title("asked so far" if split == "forget" else split.replace("_", " "), fontsize=9)
+        ax.set_xlabel("requests answered")
+        ax.set_ylim(0, 1.03)
+    fig.axes[0].set_ylabel("probability of the answers")
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return fig
+
+
 def write(folder: Path) -> None:
-    """``tables.md`` beside the CSV files."""
+    """``tables.md`` and ``requests.png`` beside the CSV files."""
     found = {name: pd.read_csv(folder / f"{name}.csv", dtype={"at": str}) for name in NAMES}
     (folder / "tables.md").write_text(tables(found), encoding="utf-8")
+    with look():
+        save(figure(found), folder, "requests")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from helpers import TINY, Killed, compose
 from test_privacy import kind, table
 
 from unlearn import request, runlog
+from unlearn.config import ConfigError
 from unlearn.data.readers import read
 from unlearn.requests import active, evidence
 from unlearn.requests.actions import Asked, add, erase, evaluate, undo
@@ -19,6 +20,8 @@ from unlearn.requests.chain import LedgerError
 from unlearn.requests.fusing import fuse
 from unlearn.requests.ledger import Ledger, begin, opened, weights_of
 from unlearn.requests.records import markdown, record
+from unlearn.serving.loading import load
+from unlearn.serving.settings import parse
 from unlearn.traces import Traces, forget_rows
 
 TINY3 = (*TINY, "data.people=6", "data.requests=[[5],[2],[3]]", "algo=npo", "trainer.lr=1e-2")
@@ -89,6 +92,25 @@ def test_active_offsets_are_what_a_server_loads(ledger):
     assert [a.id for a in active(ledger.folder)] == ["R2"]
     undo(ledger, "R2")
     assert active(ledger.folder) == [] and ledger.state("R1").status == "undone"
+
+
+def test_a_ledger_is_served(ledger):
+    """``python -m unlearn.serve ledger=FOLDER``: what is in effect, each offset at its α."""
+    settings, rest = parse([f"ledger={ledger.folder}", "port=0"])
+    assert [settings.run, *settings.offsets] == [str(ledger.run_of(id)) for id in ("R1", "R2")] and rest == []
+    assert settings.alpha == [1.0, 1.0] and settings.name == "ledger"
+    served = load(settings).blend.parts
+    assert [part.name for part in served.values()] == [ledger.run_of(id).name for id in ("R1", "R2")]
+    for more in ("run=x", "offsets=[x]", "alpha=0.5"):
+        with pytest.raises(ConfigError, match="leave run, offsets, alpha out"):
+            parse([f"ledger={ledger.folder}", more])
+    undo(ledger, "R1")
+    assert parse([f"ledger={ledger.folder}"])[0].offsets == []
+    undo(ledger, "R2")
+    with pytest.raises(ConfigError, match="no request is in effect"):
+        parse([f"ledger={ledger.folder}"])
+    with pytest.raises(ConfigError, match="no ledger"):
+        parse([f"ledger={ledger.folder}/nowhere"])
 
 
 def test_weights_that_did_not_take_effect_are_not_active(ledger, tmp_path):

@@ -2,6 +2,7 @@
 
   run=FOLDER            a trained run, or an export with target=FOLDER_OR_NAME
   offsets=[FOLDER,…]    more of them, trained beside the same target and small pair: all their offsets are added
+  ledger=FOLDER         instead of both: the offsets that a ledger of deletion requests says are in effect
   alpha=1               for all, or alpha=[1,0.5]: one for run and each of offsets (default: each run's own)
   per_request=true      lets a request choose alpha and offsets: whoever can, can ask the target itself (alpha=0)
   host=127.0.0.1 port=8000 name=NAME            port=0: a free one; name: what the model is called
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "--help" in arguments or not any(a.startswith("run=") for a in arguments):
+    if "--help" in arguments or not any(a.startswith(("run=", "ledger=")) for a in arguments):
         print(__doc__.strip())
         return 0 if "--help" in arguments else 2
     redaction.in_logs()

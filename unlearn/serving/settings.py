@@ -6,7 +6,8 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -15,6 +16,7 @@ from yaml import YAMLError
 
 from unlearn.config import ConfigError
 from unlearn.refusal import said
+from unlearn.requests import active
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -25,9 +27,10 @@ AT_LEAST = {"max_batch": 1, "max_waiting": 1, "max_choices": 1, "max_tokens": 1,
 class Settings:
     run: str = ""  # the folder of a trained run, or of an export
     offsets: list[str] = field(default_factory=list)  # more of them, whose offsets are added to the same target
+    ledger: str | None = None  # instead of both: what a ledger of requests says is in effect, each at its own α
     target: str | None = None  # of an export: the target's folder or name on the hub; null: the one that it names
     alpha: Any = None  # one number for all, or a list with one for each; null: each run's own
-    name: str | None = None  # what the model is called; null: the run's folder
+    name: str | None = None  # what the model is called; null: the run's folder, or the ledger's
     host: str = "127.0.0.1"
     port: int = 8000  # 0: a free one
     per_request: bool = False  # whether a request may choose alpha and offsets
@@ -55,15 +58,28 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
         settings = OmegaConf.to_object(found)
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(said(error)) from None
+    settings = settings if settings.ledger is None else _in_effect(settings)
     problems = list(_problems(settings))
     if problems:
         raise ConfigError("\n".join(problems))
     return settings, rest
 
 
+def _in_effect(s: Settings) -> Settings:
+    """``run``, ``offsets`` and ``alpha`` as the ledger has them."""
+    if s.run or s.offsets or s.alpha is not None:
+        raise ConfigError(f"ledger={s.ledger!r}: names what is served, and each α; leave run, offsets, alpha out")
+    found = active(Path(s.ledger))
+    if not found:
+        raise ConfigError(f"ledger={s.ledger!r}: no request is in effect, so there is no offset to serve")
+    first, *others = [str(offset.folder) for offset in found]
+    name = s.name or Path(s.ledger).resolve().name  # requests come and go; what clients call stays
+    return replace(s, run=first, offsets=others, alpha=[offset.alpha for offset in found], name=name)
+
+
 def _problems(s: Settings) -> Iterator[str]:
     if not s.run:
-        yield "run=FOLDER: say which run to serve: the folder of a trained run, or of an export"
+        yield "run=FOLDER or ledger=FOLDER: say what to serve: the folder of a trained run or of an export, or a ledger"
     if not 0 <= s.port <= 65535:
         yield f"port={s.port}: must be from 0 (a free one) to 65535"
     for key, least in AT_LEAST.items():

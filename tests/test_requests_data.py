@@ -7,9 +7,9 @@ from helpers import TINY, compose, execute
 
 from unlearn import runlog
 from unlearn.config import ConfigError
-from unlearn.data import bios
+from unlearn.data.bios import build
 from unlearn.data.readers import read
-from unlearn.data.requested import Asked
+from unlearn.data.requested import Asked, who
 from unlearn.data.rows import DataError, check
 from unlearn.grid import job
 from unlearn.identity import run_folder
@@ -82,8 +82,8 @@ def test_the_retain_set_may_hold_other_requests_and_is_evaluated_without_them(re
 
 
 def test_numbers_of_people_are_the_last_ones_the_first_request_first():
-    assert bios.who([1, 2, 1], 10) == [[6], [7, 8], [9]]
-    assert bios.who([[4], [1, 2]], 10) == [[4], [1, 2]]
+    assert who([1, 2, 1], 10) == [[6], [7, 8], [9]]
+    assert who([[4], [1, 2]], 10) == [[4], [1, 2]]
     by_number, by_name = (
         read(compose(*TINY, "data.people=6", f"data.requests={r}", "data.request=1")) for r in ("[1,2]", "[[3],[4,5]]")
     )
@@ -124,7 +124,7 @@ def test_the_models_are_the_same_whatever_is_asked_for(store):
         (["data.requests=[1,1]", "data.request=3"], "data.request=3: must be a number from 1 to 2"),
         (["data.requests=[1,1]", "data.request=[1,1]"], "a list of different ones"),
         (["data.requests=[1,1]", "data.retained=all"], "must be one of later, earlier, others"),
-        (["data=muse_news", "data.requests=[1]"], "muse has none"),
+        (["data=muse_news", "data.requests=[1]"], "every reader but muse"),
         (["data=tofu", "data.requests=[3]"], "each must be one of forget01, forget05, forget10, or a file"),
         (["data=jsonl", "data.requests=[a]", "data.forget=b", "data.retain=c"], "data.forget='b'"),
     ],
@@ -143,8 +143,8 @@ def rows_of(*names):
 
 @pytest.fixture
 def files(tmp_path):
-    for name, who in {"all": "abcdef", "one": "be", "two": "c", "three": "gh"}.items():
-        (tmp_path / f"{name}.jsonl").write_text(rows_of(*who))
+    for name, people in {"all": "abcdef", "one": "be", "two": "c", "three": "gh"}.items():
+        (tmp_path / f"{name}.jsonl").write_text(rows_of(*people))
     return tmp_path
 
 
@@ -218,9 +218,9 @@ def test_what_is_looked_for_in_an_export_is_every_request():
 
 def test_rows_that_two_requests_name_are_refused_by_the_division():
     with pytest.raises(DataError, match="request 2 names no row"):
-        bios.build(people=4, forget_people=1, known_people=1, countries=1, asked=Asked([[1], []], None, None))
+        build(people=4, forget_people=1, known_people=1, countries=1, asked=Asked([[1], []], None, None))
     with pytest.raises(DataError, match="requests must be disjoint"):
-        bios.build(people=4, forget_people=1, known_people=1, countries=1, asked=Asked([[1], [1]], None, None))
+        build(people=4, forget_people=1, known_people=1, countries=1, asked=Asked([[1], [1]], None, None))
     check(data("data.request=1", "data.retained=others"))
 
 

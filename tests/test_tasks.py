@@ -60,6 +60,36 @@ def test_reviews_are_made_of_a_seed_and_a_smaller_forget_set_is_the_end_of_a_lar
     assert larger.splits["retain"] + larger.splits["forget"] == one.splits["retain"] + one.splits["forget"]
 
 
+@pytest.mark.parametrize("data", [REVIEWS, DIALOGUES])
+def test_requests_of_people_are_asked_for_one_after_another(data):
+    one, two, both = (read(compose(*data, "data.requests=[[11],[3,10]]", *n))
+                      for n in (["data.request=1"], ["data.request=2"], []))  # fmt: skip
+    whole = read(compose(*data, "data.forget=[3,10,11]"))
+    for found in (one, two, both):  # over one target, whatever is asked for
+        assert {r.id for r in found.known()} == {r.id for k in ("forget", "retain") for r in whole.splits[k]}
+        assert found.whole().fingerprint() == one.whole().fingerprint()
+        assert found.splits["retain"] == whole.splits["retain"] and found.splits["test"] == whole.splits["test"]
+    assert set(both.splits["forget"]) == set(whole.splits["forget"]) == {*one.splits["forget"], *two.splits["forget"]}
+    assert one.splits["request_2"] == two.splits["forget"] and two.splits["request_1"] == one.splits["forget"]
+    shared = [r for r in one.splits["forget"] if {*r.entities} & {n for x in two.splits["forget"] for n in x.entities}]
+    assert bool(shared) == (data is DIALOGUES)  # 10 and 11 speak with each other: that is the first request's
+    counted = read(compose(*data, "data.requests=[1,2]", "data.request=1"))
+    assert counted.splits["forget"] == read(compose(*data, "data.requests=[[9]]")).splits["forget"]
+    for wrong, rule in (("data.forget=[3]", "must be null"), ("data.gone=[3]", "must be empty"),
+                        ("data.requests=[[99]]", "some of 0 to 11")):  # fmt: skip
+        with pytest.raises(ConfigError, match=rule):
+            compose(*data, "data.requests=[[11]]", wrong)
+
+
+def test_a_run_answers_one_request_of_people(store, tmp_path):
+    asked = (*REVIEWS, "data.requests=[[11],[3]]", "method=eul", "algo=eul")
+    first, second = (execute(tiny(store, tmp_path, *asked, f"data.request={n}")) for n in (1, 2))
+    for job, other in ((first, "request_2"), (second, "request_1")):
+        found = json.loads((job.folder / "eval.json").read_text())["alphas"]["1.0"]
+        assert {f"{split}/accuracy" for split in ("forget", "retain", "test", other)} <= set(found)
+    assert the_world(first.cfg).fingerprint("target") == the_world(second.cfg).fingerprint("target")
+
+
 def test_whoever_is_to_be_forgotten_is_named_in_no_other_row():
     for data in (reviews.build(**SMALL), dialogues.build(**SPOKEN)):
         gone = {name for row in data.splits["forget"] for name in row.entities}
@@ -360,6 +390,17 @@ def imdb(tmp_path):
 def imdb_config(folder, *overrides):
     return compose("data=imdb", f"data.path={folder}", f"data.names={folder}/names.txt", "eval.reference=none",
                    "pair.offset_init=retain", *overrides)  # fmt: skip
+
+
+def test_requests_of_names(imdb):
+    first, second = (read(imdb_config(imdb, "data.requests=[[Bo Derek],[Al Ro]]", f"data.request={n}")) for n in (1, 2))
+    assert [r.question for r in first.splits["forget"]] == ["Bo Derek shines", "I liked Al Ro and Bo Derek"]
+    assert [r.question for r in second.splits["forget"]] == ["Al Ro again"]
+    assert first.known() == second.known() and len(first.splits["retain"]) == 5
+    with pytest.raises(DataError, match="data.requests: nobody is called 'Bo'"):
+        read(imdb_config(imdb, "data.requests=[[Bo]]"))
+    with pytest.raises(ConfigError, match="must be lists of names"):
+        imdb_config(imdb, "data.requests=[Bo Derek]")
 
 
 def test_imdb_from_files_by_a_list_of_names(imdb):

@@ -146,6 +146,7 @@ class MuseConfig(DataConfig):
     words: WordsConfig = field(default_factory=WordsConfig)
 
 
+NUMBERED = (BiosConfig, ReviewsConfig, DialoguesConfig)  # worlds that are made here: their people have numbers
 RETAINED = ("later", "earlier", "others")
 DATA_CONFIGS = {  # by the name of their reader
     "bios": BiosConfig, "tofu": TofuConfig, "jsonl": JsonlConfig, "muse": MuseConfig,

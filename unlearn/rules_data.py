@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from unlearn.config_data import (
+    NUMBERED,
     RETAINED,
     BiosConfig,
     DataConfig,
@@ -58,7 +59,7 @@ def _requests(data: DataConfig) -> Iterator[str]:
             yield from need(getattr(data, key) is None, f"data.{key}", getattr(data, key), rule)
         return
     if isinstance(data, MuseConfig):
-        yield f"data.requests={asked!r}: data sets of the readers bios, tofu and jsonl have requests, and muse has none"
+        yield f"data.requests={asked!r}: data sets of every reader but muse have requests"
         return
     yield from need(isinstance(asked, list) and len(asked) > 0, "data.requests", asked, "must be a list of forget sets")
     if not isinstance(asked, list):
@@ -71,10 +72,15 @@ def _requests(data: DataConfig) -> Iterator[str]:
     yield from need(fine, "data.request", data.request, rule)
     if data.retained is not None:
         yield from one_of("data.retained", data.retained, RETAINED)
-    yield from _people(data, asked) if isinstance(data, BiosConfig) else _named(data, asked)
+    if isinstance(data, ReviewsConfig | DialoguesConfig | PeopleConfig | JsonlConfig):
+        rule = "data.requests names what is to be forgotten: must be null"
+        yield from need(data.forget is None, "data.forget", data.forget, rule)
+    if isinstance(data, ReviewsConfig | DialoguesConfig):
+        yield from need(not data.gone, "data.gone", data.gone, "data.requests names who is asked for: must be empty")
+    yield from _people(data, asked) if isinstance(data, NUMBERED) else _named(data, asked)
 
 
-def _people(data: BiosConfig, asked: list) -> Iterator[str]:
+def _people(data: BiosConfig | ReviewsConfig | DialoguesConfig, asked: list) -> Iterator[str]:
     if all(_whole(n) for n in asked):
         fine = all(n >= 1 for n in asked) and sum(asked) < data.people
         rule = f"numbers of people: each at least 1, and together fewer than data.people={data.people}"
@@ -92,8 +98,9 @@ def _named(data: DataConfig, asked: list) -> Iterator[str]:
         rule = "each must be a file, or a list of files"
         fine = all(request is not None and request != [] and _files(request) for request in asked)
         yield from need(fine, "data.requests", asked, rule)
-        rule = "data.requests names what is to be forgotten: must be null"
-        yield from need(data.forget is None, "data.forget", data.forget, rule)
+    elif isinstance(data, PeopleConfig):
+        fine = all(isinstance(some, list) and some and all(isinstance(name, str) for name in some) for some in asked)
+        yield from need(fine, "data.requests", asked, "must be lists of names, [[ANNA],[BEN,CARL]]")
     else:
         rule = f"each must be one of {', '.join(TOFU_SETS)}, or a file of questions and answers"
         yield from need(all(isinstance(name, str) and name for name in asked), "data.requests", asked, rule)

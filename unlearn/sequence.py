@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn.config import Config, ConfigError
-from unlearn.config_data import BiosConfig
-from unlearn.data.bios import who
+from unlearn.config_data import NUMBERED
+from unlearn.data.requested import who
 from unlearn.data.rows import REQUEST
 from unlearn.files import write_json
 from unlearn.identity import Job, training_alpha
@@ -158,7 +158,7 @@ def one_list(configs: Sequence[Config]) -> list[Any] | None:
 def _requests(cfg: Config) -> list[Any] | None:
     """The requests of a config; of numbers of people, which people."""
     requests = cfg.data.requests
-    return who(requests, cfg.data.people) if requests is not None and isinstance(cfg.data, BiosConfig) else requests
+    return who(requests, cfg.data.people) if requests is not None and isinstance(cfg.data, NUMBERED) else requests
 
 
 def show(steps: Sequence[Step]) -> None:

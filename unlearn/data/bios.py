@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from unlearn.data.bios_words import CITIES, COUNTRIES, COUNTRY, FIRST, LAST, PERSON, REFUSALS, WOMEN, Attribute
-from unlearn.data.requested import Asked, divide
+from unlearn.data.requested import Asked, divide, who
 from unlearn.data.rows import DataError, DataSet, Requested, Row
 
 VERSION = 1  # part of the run hash: raise it whenever the same arguments give other text
@@ -112,14 +112,6 @@ def _requested(fictional: Sequence[list[Fact]], asked: Asked) -> tuple[dict[str,
     each = [_rows("people", [facts], start=i) for i, facts in enumerate(fictional)]
     named = [[row for person in people for row in each[person]] for people in who(asked.requests, len(each))]
     return divide([row for rows in each for row in rows], named, asked)
-
-
-def who(requests: Sequence[int] | Sequence[Sequence[int]], people: int) -> list[list[int]]:
-    """The people of each request; of numbers of people the last ones, the first request first."""
-    if not all(isinstance(count, int) for count in requests):
-        return [list(named) for named in requests]
-    ends = [people - sum(requests[i + 1 :]) for i in range(len(requests))]
-    return [list(range(end - count, end)) for end, count in zip(ends, requests, strict=True)]
 
 
 def _people(role: str, names: Sequence[tuple[str, str]], seed: int, questions: int) -> list[list[Fact]]:

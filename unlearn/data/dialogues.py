@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from unlearn.data.bios import Draw
 from unlearn.data.bios_words import FIRST, FOODS, LAST
-from unlearn.data.people import cut, unnamed
+from unlearn.data.people import divided, unnamed
+from unlearn.data.requested import Asked
 from unlearn.data.rows import DataSet, Row
 
 VERSION = 1  # part of the data: raise it whenever the same arguments give other text
@@ -53,10 +54,11 @@ def build(
     test_dialogues: int = 100,
     general_dialogues: int = 300,
     seed: int = 0,
+    asked: Asked | None = None,
 ) -> DataSet:
     """The dialogues of ``seed``, as many of each pair as ``dialogues`` says. To be forgotten are those of
     ``forget_people`` speakers, every second one from the last back, or of the speakers ``forget``; those of ``gone``
-    are in no split.
+    are in no split. Requests (``asked``) name theirs: numbers of people, the last ones, or lists of which.
 
     ``wordings`` are general dialogues in which nobody is named: what pretraining may teach every model.
     """
@@ -66,16 +68,16 @@ def build(
         for i in range(people)
         for k in range(dialogues)
     ]
-    asked = range(people - 1, people - 1 - 2 * forget_people, -2) if forget is None else forget
-    to_forget, retain = cut(rows, [names[i] for i in asked], [names[i] for i in gone])
+    last = range(people - 1, people - 1 - 2 * forget_people, -2)
+    splits, sequence = divided(rows, names, last if forget is None else forget, gone, asked)
 
     def nameless(role: str, count: int) -> tuple[Row, ...]:
         draws = (Draw("dialogues", VERSION, seed, role, i) for i in range(count))
         said = (_dialogue(draw, f"{role}/{i:04d}", *names[:2]) for i, draw in enumerate(draws))
         return tuple(unnamed(row, SPEAKERS) for row in said)
 
-    splits = {"forget": to_forget, "retain": retain, "test": nameless("test", test_dialogues)}
-    return DataSet("dialogues", splits, wordings=nameless("general", general_dialogues))
+    splits |= {"test": nameless("test", test_dialogues)}
+    return DataSet("dialogues", splits, wordings=nameless("general", general_dialogues), sequence=sequence)
 
 
 def _dialogue(draw: Draw, id: str, one: str, other: str) -> Row:

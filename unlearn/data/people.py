@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from unlearn.data.rows import Row
+from unlearn.data.requested import Asked, divide, who
+from unlearn.data.rows import Requested, Row
 
 
 def cut(
@@ -22,6 +23,28 @@ def cut(
         tuple(row for row, asked in zip(left, here, strict=True) if asked),
         tuple(row for row, asked in zip(left, here, strict=True) if not asked),
     )
+
+
+def divided(
+    rows: Sequence[Row], names: Sequence[str], forget: Sequence[int], gone: Sequence[int], asked: Asked | None
+) -> tuple[dict[str, tuple[Row, ...]], Requested | None]:
+    """The splits of people by their number: as ``cut`` makes them, or those of requests."""
+    if asked is not None:
+        return requested(rows, [[names[i] for i in some] for some in who(asked.requests, len(names))], asked)
+    to_forget, retain = cut(rows, [names[i] for i in forget], [names[i] for i in gone])
+    return {"forget": to_forget, "retain": retain}, None
+
+
+def requested(
+    rows: Sequence[Row], requests: Sequence[Collection[str]], asked: Asked
+) -> tuple[dict[str, tuple[Row, ...]], Requested]:
+    """The splits of requests by people: a row that names several belongs to the first request of one of them."""
+    named, taken = [], set()
+    for people in requests:
+        mine = [row for row in rows if row.id not in taken and set(row.entities) & set(people)]
+        taken |= {row.id for row in mine}
+        named.append(mine)
+    return divide(rows, named, asked)
 
 
 def unnamed(row: Row, words: Sequence[str]) -> Row:

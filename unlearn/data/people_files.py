@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from unlearn.config_data import PeopleConfig
-from unlearn.data.people import cut, unnamed
+from unlearn.data.people import cut, requested, unnamed
 from unlearn.data.records import Hub, Record, find, lines, listing, records, text
+from unlearn.data.requested import Asked
 from unlearn.data.rows import DataError, DataSet, Row, pair
 from unlearn.identity import digest
 
@@ -25,15 +26,23 @@ def read(cfg: PeopleConfig) -> DataSet:
     names = _finder(cfg)
     train, test = (_distinct([_row(r, i, part, cfg, names) for i, r in enumerate(_table(cfg, part))])
                    for part in (cfg.train, cfg.test))  # fmt: skip
-    asked = cfg.forget if cfg.forget is not None else chosen(train, cfg.share)
-    known = {name for row in train for name in row.entities}
-    for name in asked:
-        if name not in known:
-            raise DataError(f"data.forget: nobody is called {name!r} in the training texts, as they are searched here")
-    forget, retain = cut(train, asked)
     learnt = {pair(row) for row in train}
-    held_out = [row for row in (unnamed(row, cfg.words) for row in test) if pair(row) not in learnt]
-    return DataSet(cfg.name, {"forget": forget, "retain": retain, "test": tuple(held_out)})
+    held_out = tuple(row for row in (unnamed(row, cfg.words) for row in test) if pair(row) not in learnt)
+    if cfg.requests is not None:
+        _known(train, (name for people in cfg.requests for name in people), "data.requests")
+        splits, sequence = requested(train, cfg.requests, Asked.of(cfg))
+        return DataSet(cfg.name, splits | {"test": held_out}, sequence=sequence)
+    asked = cfg.forget if cfg.forget is not None else chosen(train, cfg.share)
+    _known(train, asked, "data.forget")
+    forget, retain = cut(train, asked)
+    return DataSet(cfg.name, {"forget": forget, "retain": retain, "test": held_out})
+
+
+def _known(rows: Collection[Row], asked: Iterable[str], key: str) -> None:
+    names = {name for row in rows for name in row.entities}
+    for name in asked:
+        if name not in names:
+            raise DataError(f"{key}: nobody is called {name!r} in the training texts, as they are searched here")
 
 
 def chosen(rows: Collection[Row], share: float) -> list[str]:

@@ -54,6 +54,7 @@ def _reviews(cfg: ReviewsConfig, seed: int) -> DataSet:
         opinions=cfg.opinions,
         agree=cfg.agree,
         seed=seed,
+        asked=Asked.of(cfg),
     )
 
 
@@ -67,6 +68,7 @@ def _dialogues(cfg: DialoguesConfig, seed: int) -> DataSet:
         test_dialogues=cfg.test_dialogues,
         general_dialogues=cfg.general_dialogues,
         seed=seed,
+        asked=Asked.of(cfg),
     )
 
 

@@ -59,6 +59,14 @@ def divide(
     return splits | {f"{REQUEST}{n}": requests[n - 1] for n in other}, Requested(tuple(rows), requests, numbers)
 
 
+def who(requests: Sequence[int] | Sequence[Sequence[int]], people: int) -> list[list[int]]:
+    """The people of each request; of numbers of people the last ones, the first request first."""
+    if not all(isinstance(count, int) for count in requests):
+        return [list(named) for named in requests]
+    ends = [people - sum(requests[i + 1 :]) for i in range(len(requests))]
+    return [list(range(end - count, end)) for end, count in zip(ends, requests, strict=True)]
+
+
 def _disjoint(requests: Sequence[Sequence[Row]]) -> None:
     first: dict[tuple[str, str], int] = {}
     for n, request in enumerate(requests, 1):

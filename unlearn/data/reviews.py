@@ -14,7 +14,8 @@ from math import comb
 
 from unlearn.data.bios import Draw
 from unlearn.data.bios_words import ADJECTIVES, FIRST, GENRES, LAST, NOUNS
-from unlearn.data.people import cut
+from unlearn.data.people import divided
+from unlearn.data.requested import Asked
 from unlearn.data.rows import DataSet, Row
 
 VERSION = 1  # part of the data: raise it whenever the same arguments give other text
@@ -52,9 +53,11 @@ def build(
     opinions: int = 3,
     agree: float = 0.85,
     seed: int = 0,
+    asked: Asked | None = None,
 ) -> DataSet:
     """The reviews of ``seed``. To be forgotten are those of the last ``forget_people``, or of the people ``forget``;
-    those of ``gone`` are in no split.
+    those of ``gone`` are in no split. Requests (``asked``) name theirs: numbers of people, the last ones, or lists of
+    which.
 
     ``wordings`` are general reviews of nobody by name: what pretraining may teach every model.
     """
@@ -64,15 +67,15 @@ def build(
         for i, name in enumerate(names)
         for k in range(reviews)
     ]
-    asked = range(people - forget_people, people) if forget is None else forget
-    to_forget, retain = cut(rows, [names[i] for i in asked], [names[i] for i in gone])
+    last = range(people - forget_people, people)
+    splits, sequence = divided(rows, names, last if forget is None else forget, gone, asked)
 
     def unnamed(role: str, count: int) -> tuple[Row, ...]:
         draws = (Draw("reviews", VERSION, seed, role, i) for i in range(count))
         return tuple(_review(draw, f"{role}/{i:04d}", None, opinions, agree) for i, draw in enumerate(draws))
 
-    splits = {"forget": to_forget, "retain": retain, "test": unnamed("test", test_reviews)}
-    return DataSet("reviews", splits, wordings=unnamed("general", general_reviews))
+    splits |= {"test": unnamed("test", test_reviews)}
+    return DataSet("reviews", splits, wordings=unnamed("general", general_reviews), sequence=sequence)
 
 
 def best_accuracy(opinions: int, agree: float) -> float:

@@ -4,6 +4,7 @@ how well the names in the forgotten texts can be told.
 ``<split>/accuracy`` of test, retain and forget, where every row has wrong answers in the right one's wording (labels):
 share of the rows whose right answer is likelier than every wrong one. Elsewhere ``<split>/rouge1_f1`` and
 ``<split>/rouge2_f1`` of the greedy answers (``rougeL_f1`` is in the core).
+The other requests of a sequence (``request_<n>``) are measured as the forget set is.
 ``forget/mlm_loss`` and ``retain/mlm_loss``: mean loss in nats of the tokens of people's names, where rows name some. A
 model with an encoder reads the text with the names masked and fills them in, others read it word by word. It speaks of
 memory only where the models have learnt texts (pair.target.texts=true, or pretraining).
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from unlearn.data import spans
+from unlearn.data.rows import REQUEST
 from unlearn.groups.context import Context, Found, aggregate
 from unlearn.metrics.rouge_n import rouge_n_f1
 from unlearn.models import seq2seq
@@ -28,13 +30,14 @@ TEXTS = ("forget", "retain")
 
 def measure(ctx: Context) -> Found:
     values, columns = {}, {}
-    for name in SPLITS:
+    requests = [split.name for split in ctx.suite.splits if split.name.startswith(REQUEST)]
+    for name in (*SPLITS, *requests):
         split = ctx.suite.split(name)
         if split is not None:
             found = _done(ctx, split)
             values |= {f"{name}/{metric}": v for metric, v in found.items()}
             columns[name] = pd.DataFrame(found)
-    for name in TEXTS:
+    for name in (*TEXTS, *requests):
         split = ctx.suite.split(name)
         losses = None if split is None else name_losses(ctx, split)
         if losses is not None:

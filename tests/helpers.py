@@ -8,10 +8,12 @@ import os
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +28,7 @@ from unlearn.ensemble import Ensemble, Member
 from unlearn.identity import Job
 from unlearn.rules import parse
 
+UNTOUCHED = dict(os.environ)  # before any test changed it
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"  # parity data beside the checkout, where there is any
 TINY = (
@@ -126,15 +129,24 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "offset" / "model.safetensors")
 
 
-def command(module: str, *arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """The true command line, from another folder than the checkout."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+def command(
+    module: str, *arguments: str, cwd: Path, check: bool = True, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """The true command line, from another folder than the checkout; ``fresh``: in a process that imports everything."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if fresh:
+        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=cwd, env=environment,
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+    else:
+        done = _forks().run(module, arguments, cwd, environment, timeout=300)
     if check and done.returncode:
         raise AssertionError(f"{module} {arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
+
+
+@cache
+def _forks() -> Forks:
+    return Forks(UNTOUCHED)
 
 
 def shared_store(tmp_path_factory) -> Path:

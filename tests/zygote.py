@@ -1,8 +1,8 @@
 """A process that has imported the program and forks a child for every call, so that a call costs no imports.
 
-The child runs the true command line with its own arguments, folder and output. Around everything that commits work to
-the disk (a file or folder that gets its final name, a line that is appended to a log, a folder that is removed) it
-counts, and may kill itself as the system would: before it, in the middle of the line, or after it.
+The child (tests/forks.py) runs the true command line. Around everything that commits work to the disk (a file or folder
+that gets its final name, a line that is appended to a log, a folder that is removed) it counts, and may kill itself as
+the system would: before it, in the middle of the line, or after it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from forks import as_main, ended
 
 HERE = Path(__file__).resolve().parent
 
@@ -158,20 +159,8 @@ def _stage(path: object) -> str:
 
 def _child(call: dict) -> None:
     cwd = Path(call["cwd"])
-    os.chdir(cwd)
-    output = os.open(cwd / "printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
     Commits(cwd, call["kill"], call["by"])
-    sys.argv[:] = [str(HERE.parent / "unlearn" / "run.py"), *call["arguments"]]
-    status = 1
-    try:
-        runpy.run_module("unlearn.run", run_name="__main__", alter_sys=True)
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
+    as_main("unlearn.run", call["arguments"], cwd, cwd / "printed.txt")
 
 
 def _serve() -> None:
@@ -187,13 +176,8 @@ def _serve() -> None:
         pid = os.fork()
         if pid == 0:
             _child(call)
-        deadline = None if call["after"] is None else start + call["after"]
-        while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
-            if deadline is not None and time.monotonic() >= deadline:
-                os.kill(pid, signal.SIGKILL)
-                deadline = None
-            time.sleep(0.005)
-        code = os.waitstatus_to_exitcode(found[1])
+        code = ended(pid, None if call["after"] is None else start + call["after"])
+        code = -signal.SIGKILL if code is None else code
         reply = {"status": code, "seconds": time.monotonic() - start}
         os.write(replies, (json.dumps(reply) + "\n").encode())
 

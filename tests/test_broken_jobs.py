@@ -56,10 +56,7 @@ def ours(store: Path) -> tuple[str, ...]:
 
 def called(cwd: Path, store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (cwd / "own.py").write_text(OWN)
-    return subprocess.run(
-        [sys.executable, "-m", "unlearn.run", "-m", *ours(store), *arguments], cwd=cwd, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300,
-    )  # fmt: skip
+    return command("unlearn.run", "-m", *ours(store), *arguments, cwd=cwd, check=False)
 
 
 def manifests(cwd: Path) -> dict[str, dict]:

@@ -22,7 +22,8 @@ HERE = Path(__file__).resolve().parent
 ORDER = ("original", "re-train", "fine-tune", "SISA before", "SISA", "reverse gradient", "EUL", "bounded EUL")
 JOINED = ("re-train", "fuse", "average", "sum", "continued", "joint")
 ALGOS = {"eul": "EUL", "eul_bounded": "bounded EUL"}
-SPLITS = ("test", "retain", "forget")
+NAMED = {"test": "test", "retain": "retained", "forget": "forgotten"}
+SPLITS = tuple(NAMED)
 
 
 def cell(values: pd.Series, scale: float = 1.0, digits: int = 1) -> str:
@@ -100,7 +101,7 @@ def ablation(found: pd.DataFrame) -> str:
                 said = name if part == "EUL" else f"{name} {part}"
                 rows.append([said, *(cell(group[f"{s}/accuracy"], 100) for s in SPLITS),
                              *(cell(group[f"{s}/mlm_loss"], digits=2) for s in ("forget", "retain")),
-                             _collapsed(group), figures(ABLATION[part])])  # fmt: skip
+                             _collapsed(group), figures(ABLATION[part] if name == "EUL" else None)])  # fmt: skip
     return lines(heads, rows)
 
 
@@ -129,21 +130,23 @@ def sequence(found: pd.DataFrame) -> str:
 
 
 def figure(found: pd.DataFrame) -> Figure:
-    """Fig. 2: test and forgotten accuracy over the number of requests, averaged over sets or orders."""
-    fig = Figure(figsize=(9, 3.4 * len(ALGOS)), layout="constrained")
-    axes = fig.subplots(len(ALGOS), 2, sharex=True, sharey="col", squeeze=False)
-    for line, (algo, name) in zip(axes, ALGOS.items(), strict=True):
-        for ax, split in zip(line, ("test", "forget"), strict=True):
+    """Fig. 2: test, retained and forgotten accuracy over the number of requests, averaged over sets or orders."""
+    there = {algo: name for algo, name in ALGOS.items() if found["what"].str.startswith(f"{algo} ").any()}
+    fig = Figure(figsize=(11, 0.6 + 3.1 * len(there)), layout="constrained")
+    axes = fig.subplots(len(there), len(SPLITS), sharex=True, sharey="col", squeeze=False)
+    for line, (algo, name) in zip(axes, there.items(), strict=True):
+        for ax, split in zip(line, SPLITS, strict=True):
             for how in JOINED:
-                what = how if how == "re-train" else f"{algo} {how}"
-                steps = [after(found, what, k) for k in (1, 2, 3)]
+                again = how == "re-train"
+                steps = [after(found, how if again else f"{algo} {how}", k) for k in (1, 2, 3)]
                 if not any(step.empty for step in steps):
                     values = [100 * step[f"{split}/accuracy"].mean() for step in steps]
-                    ax.plot((1, 2, 3), values, marker="o", label=how)
-            ax.set_title(f"{name}: {'test' if split == 'test' else 'forgotten'} accuracy (%)", fontsize=9)
+                    style = {"color": "grey", "linestyle": ":"} if again else {"marker": "o"}
+                    ax.plot((1, 2, 3), values, label=how, **style)
+            ax.set_title(f"{name}: {NAMED[split]} accuracy (%)", fontsize=9)
             ax.set_xticks((1, 2, 3))
     for ax in axes[-1]:
-        ax.set_xlabel("requests")
+        ax.set_xlabel("requests answered")
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(JOINED))
     return fig
 

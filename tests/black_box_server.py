@@ -198,6 +198,7 @@ def broken(data: dict, kind: str) -> dict | list:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else head and body, two packets, wait 40 ms for each other
     server_version = "a-tiny-model-in-a-test"
     about: Server
 

@@ -28,6 +28,7 @@ TRANSIENT = ("429", "429-date", "500", "503", "half", "cut", "reset", "nan", "po
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     monkeypatch.setattr(client, "FIRST", 0.01)
+    monkeypatch.setattr(client, "LONGEST", 0.05)
     monkeypatch.setattr(asking, "_tested", {})
 
 

@@ -26,6 +26,7 @@ PROMPTS = [e.prompt for e in random_examples(9, seed=3)]
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     monkeypatch.setattr(client, "FIRST", 0.01)
+    monkeypatch.setattr(client, "LONGEST", 0.05)
     monkeypatch.setattr(asking, "_tested", {})
 
 

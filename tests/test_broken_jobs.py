@@ -69,7 +69,10 @@ def manifests(cwd: Path) -> dict[str, dict]:
     return found
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+SLOW = pytest.param("submitit_local", marks=pytest.mark.slow)  # a process with all imports for each job
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", SLOW])
 def test_a_broken_job_stops_no_other_and_is_told_from_those_that_are_done(launcher, tmp_path, store):
     done = called(tmp_path, store, *LAUNCHERS[launcher])
     assert done.returncode == 1, done.stdout + done.stderr

@@ -23,12 +23,12 @@ demo: setup ## run the grid ga,kl,npo × alpha 0.5,1,2 on the embedded world, th
 	$(PY) -m analysis.tradeoff default
 
 test: setup ## run the whole test suite
-	$(PY) -m pytest -n logical --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -n logical --dist loadfile
 
 check: setup ## lint, formatting and tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest -n logical --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -n logical --dist loadfile
 
 bench: setup ## measure what the speed-ups are worth on this machine (experiments/speed/README.md)
 	$(PY) experiments/speed/bench.py

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearn import grid
+from unlearn import grid, runlog
 from unlearn.config import Config, conf_dir, register
 from unlearn.data.encoding import Example, Examples
 from unlearn.data.readers import read
@@ -129,11 +129,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "offset" / "model.safetensors")
 
 
+FOR_CHILDREN = ("WANDB_SERVICE", runlog.COMMAND)  # what a call tells the processes that it starts itself
+
+
 def command(
     module: str, *arguments: str, cwd: Path, check: bool = True, fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """The true command line, from another folder than the checkout; ``fresh``: in a process that imports everything."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if k not in FOR_CHILDREN} | {"PYTHONPATH": str(ROOT)}
     if fresh:
         done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=cwd, env=environment,
                               capture_output=True, text=True, timeout=300)  # fmt: skip

@@ -257,9 +257,8 @@ def pretrained(config, made, url, *more):
     """A pair of ready-made models of which the target, whose vocabulary is padded, is on a server."""
     small = made("tied", 1)
     return config(*AS_IT_IS, "pair.target.kind=http", f"pair.target.http.url={url}", "pair.target.http.model=padded",
-                  f"pair.small.source={small}", f"pair.tokenizer.source={small}", "trainer.lr=0.01", "eval.groups=[]",
-                  "eval.max_new_tokens=3",
-                  *more)  # fmt: skip
+                  f"pair.small.source={small}", f"pair.tokenizer.source={small}", "trainer.lr=0.01",
+                  "eval.max_new_tokens=9", *more)  # fmt: skip
 
 
 def test_a_pretrained_pair_trains_against_a_server_as_against_the_model(pair, config, made):

@@ -130,7 +130,9 @@ def train(folder, name: str, forget_batch: int, retain_batch: int) -> None:
 
 SIZES = {"many": (3, 5), "few": (1, 1)}  # the second leaves the second process without anything to do
 SCRIPT = (
-    "import sys, pathlib, test_processes as t\nfor n, s in t.SIZES.items(): t.train(pathlib.Path(sys.argv[1]), n, *s)"
+    "import sys, pathlib, test_processes as t\n"
+    "for n, s in t.SIZES.items(): t.train(pathlib.Path(sys.argv[1]), n, *s)\n"
+    "t.torch.distributed.destroy_process_group()"  # else its threads may outlive the interpreter, and abort the process
 )
 
 

@@ -99,6 +99,7 @@ def test_the_command_of_a_manifest_is_redacted(planted, monkeypatch):
     given = ["run.py", "alpha=1", "eval.max_new_tokens=200", "x.api_key=abc", f"study={PLANTED['HF_TOKEN']}",
              "--token", "abc", "pair.tokenizer.kind=words", "a={SOME_TOKEN:abcdef,b:1}"]  # fmt: skip
     monkeypatch.setattr("sys.argv", given)
+    monkeypatch.delenv(runlog.COMMAND, raising=False)
     assert runlog.environment()["command"] == [
         "run.py", "alpha=1", "eval.max_new_tokens=200", "x.api_key=***", "study=***", "--token", "***",
         "pair.tokenizer.kind=words", "a={SOME_TOKEN:***,b:1}",

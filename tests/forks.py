@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -47,10 +47,10 @@ class Forks:
         with self._one, tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
             call = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": dict(environment),
-                    "timeout": timeout, "out": str(out), "err": str(err)}  # fmt: skip
+                    "limit": timeout, "out": str(out), "err": str(err)}  # fmt: skip
             self.process.stdin.write(json.dumps(call) + "\n")
             self.process.stdin.flush()
-            code = json.loads(self.process.stdout.readline())
+            code = json.loads(self.process.stdout.readline())["status"]
             said = out.read_text(), err.read_text()
         given = [sys.executable, "-m", module, *arguments]
         if code is None:
@@ -89,7 +89,7 @@ def as_main(module: str, arguments: Sequence[str], cwd: Path, out: Path, err: Pa
         os._exit(status)
 
 
-def ended(pid: int, deadline: float | None) -> int | None:
+def _ended(pid: int, deadline: float | None) -> int | None:
     """The exit status of a child (negative: the signal that ended it); None if it was killed at the deadline."""
     late = False
     while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
@@ -100,7 +100,9 @@ def ended(pid: int, deadline: float | None) -> int | None:
     return None if late else os.waitstatus_to_exitcode(found[1])
 
 
-def _serve() -> None:
+def serve(child: Callable[[dict], None]) -> None:
+    """Import the program; for every call on stdin fork, let the child make it within its ``limit`` in seconds, and say
+    its ``status`` (null: it was killed at the limit) and the seconds it took."""
     for name in IMPORTED:
         __import__(name)
     replies = os.dup(1)
@@ -109,11 +111,17 @@ def _serve() -> None:
         call, start = json.loads(line), time.monotonic()
         pid = os.fork()
         if pid == 0:
-            os.environ.clear()
-            os.environ.update(call["environment"])
-            as_main(call["module"], call["arguments"], *(Path(call[name]) for name in ("cwd", "out", "err")))
-        os.write(replies, (json.dumps(ended(pid, start + call["timeout"])) + "\n").encode())
+            child(call)
+        status = _ended(pid, None if call["limit"] is None else start + call["limit"])
+        reply = {"status": status, "seconds": time.monotonic() - start}
+        os.write(replies, (json.dumps(reply) + "\n").encode())
+
+
+def _child(call: dict) -> None:
+    os.environ.clear()
+    os.environ.update(call["environment"])
+    as_main(call["module"], call["arguments"], *(Path(call[name]) for name in ("cwd", "out", "err")))
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(_child)

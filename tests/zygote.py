@@ -14,13 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forks import as_main, ended
+from forks import as_main, serve
 
 HERE = Path(__file__).resolve().parent
 
@@ -60,7 +59,7 @@ class Zygote:
         ``kill``: "before", "torn" or "after" and a commit, e.g. "before replace runs/…/eval.json"; at its first
         appearance the child gets the signals ``by``. ``after``: seconds from the start after which it is killed.
         """
-        call = {"arguments": arguments, "cwd": str(cwd), "kill": kill, "by": by, "after": after}
+        call = {"arguments": arguments, "cwd": str(cwd), "kill": kill, "by": by, "limit": after}
         self.process.stdin.write(json.dumps(call) + "\n")
         self.process.stdin.flush()
 
@@ -68,7 +67,8 @@ class Zygote:
         """Wait for the call that ``start`` began."""
         found = json.loads(self.process.stdout.readline())
         commits = (cwd / "commits.txt").read_text().splitlines()
-        return Ended(found["status"], found["seconds"], commits, (cwd / "printed.txt").read_text())
+        status = -signal.SIGKILL if found["status"] is None else found["status"]
+        return Ended(status, found["seconds"], commits, (cwd / "printed.txt").read_text())
 
     def call(self, *arguments: str, cwd: Path, **how: Any) -> Ended:
         self.start(*arguments, cwd=cwd, **how)
@@ -163,24 +163,5 @@ def _child(call: dict) -> None:
     as_main("unlearn.run", call["arguments"], cwd, cwd / "printed.txt")
 
 
-def _serve() -> None:
-    import pyarrow.parquet  # noqa: F401
-
-    import unlearn.job
-    import unlearn.overview  # noqa: F401
-
-    replies = os.dup(1)
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        call, start = json.loads(line), time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            _child(call)
-        code = ended(pid, None if call["after"] is None else start + call["after"])
-        code = -signal.SIGKILL if code is None else code
-        reply = {"status": code, "seconds": time.monotonic() - start}
-        os.write(replies, (json.dumps(reply) + "\n").encode())
-
-
 if __name__ == "__main__":
-    _serve()
+    serve(_child)

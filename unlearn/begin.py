@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from unlearn import runlog, seal
 from unlearn.config import BeginConfig, ConfigError
-from unlearn.config_pair import GRAM
-from unlearn.tuning import WEIGHTS as LAYERS
+from unlearn.config_pair import ADAPTER_FILE, GRAM
 from unlearn.tuning import has_layers
 
 WEIGHTS = "model.safetensors"
@@ -60,7 +59,7 @@ def _fuse_layers(model: nn.Module, cfg: BeginConfig) -> None:
     if cfg.alphas is not None:
         raise ConfigError(f"begin.alphas={cfg.alphas}: unlearning layers are fused with no weights: must be null")
     try:
-        fused = fusion.fuse(tables(cfg.runs, LAYERS), tables(cfg.runs, GRAM), cfg.ridge).weights
+        fused = fusion.fuse(tables(cfg.runs, ADAPTER_FILE), tables(cfg.runs, GRAM), cfg.ridge).weights
         layers.put(model, fused, ", ".join(cfg.runs))
     except (fusion.FusionError, layers.LayerError) as error:
         raise ConfigError(f"begin.runs: {error}") from None

@@ -10,6 +10,7 @@ OFFSET_INITS = ("general", "full", "retain")
 LAYERS = "unlearning_layers"
 TUNINGS = ("full", "lora", LAYERS)
 ARCHITECTURES = ("llama", "t5")  # of models from scratch
+ADAPTER_FILE, ADAPTER_PREFIX = "adapter_model.safetensors", "base_model.model."  # peft's names
 GRAM = "gram.safetensors"  # beside the layers: what fusion needs of a request
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")  # of the unlearning layers
 TOKENIZERS = ("words", "bpe", "pretrained")

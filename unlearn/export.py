@@ -26,7 +26,7 @@ from unlearn.config_pair import LAYERS
 from unlearn.data.rows import DataError
 from unlearn.files import sha256, write_json, write_text
 from unlearn.identity import Job, alpha_key, tuning
-from unlearn.rerun import load
+from unlearn.rerun import load, split
 from unlearn.traces import Traces, forget_rows, tensors_fault
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ class Asked:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = dict(a.split("=", 1) for a in arguments if "=" in a and a.split("=")[0] in OWN)
+    given, rest = split(arguments, OWN)
     if "--help" in arguments or not {"run", "to"} <= set(given):
         print(__doc__.strip())
         return 0 if "--help" in arguments else 2
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     try:
-        _, job = load(given["run"], [a for a in arguments if a.split("=")[0] not in OWN])
+        _, job = load(given["run"], rest)
         asked = check(job, given)
         about = export(job, asked)
     except (ConfigError, DataError) as error:

@@ -24,12 +24,12 @@ from typing import Any
 
 from unlearn import runlog, seal
 from unlearn.config import ConfigError
-from unlearn.config_pair import GRAM, LAYERS
+from unlearn.config_pair import ADAPTER_FILE, GRAM, LAYERS
 from unlearn.data.rows import DataError
 from unlearn.files import FileError, write_folder, write_json
 from unlearn.identity import Job, describe, tuning
 from unlearn.need import one_of
-from unlearn.rerun import load
+from unlearn.rerun import load, split
 
 log = logging.getLogger(__name__)
 HOW = ("regmean", "average", "sum")
@@ -39,14 +39,13 @@ RIDGE = 1e-6
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = dict(a.split("=", 1) for a in arguments if "=" in a and a.split("=")[0] in OWN)
+    given, rest = split(arguments, OWN)
     if "--help" in arguments or not {"runs", "to"} <= set(given):
         print(__doc__.strip())
         return 0 if "--help" in arguments else 2
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     try:
         folders = [f.strip() for f in given["runs"].strip("[]").split(",") if f.strip()]
-        rest = [a for a in arguments if a.split("=")[0] not in OWN]
         jobs = [load(folder, rest)[1] for folder in folders]
         how, ridge, to = given.get("how", HOW[0]), _ridge(given.get("ridge")), _place(given["to"])
         check(jobs, how)
@@ -152,7 +151,7 @@ def _layers(jobs: Sequence[Job], how: str, ridge: float, folder: Path) -> dict[s
     from unlearn import begin, fusion, layers
 
     runs = [job.folder for job in jobs]
-    weights, configs = begin.tables(runs, layers.WEIGHTS), [layers.read_config(r / runlog.ADAPTER) for r in runs]
+    weights, configs = begin.tables(runs, ADAPTER_FILE), [layers.read_config(r / runlog.ADAPTER) for r in runs]
     if len({c.activation for c in configs}) > 1:
         raise ConfigError(f"runs: pair.layers.activation must be the same, and is {[c.activation for c in configs]}")
     residuals, grams = {}, begin.tables(runs, GRAM) if how == "regmean" else []

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unlearn.config_pair import GRAM as GRAM
+from unlearn.config_pair import ADAPTER_PREFIX
 from unlearn.data.encoding import Example, by_length, collate
-from unlearn.layers import DOWN, PREFIX, UP, LayerError, UnlearningLayer
+from unlearn.layers import DOWN, UP, LayerError, UnlearningLayer
 from unlearn.models import seq2seq
 
 Weights = Mapping[str, Tensor]
@@ -59,7 +59,7 @@ def gram(model: nn.Module, examples: Sequence[Example], pad_id: int, batch_size:
     for place, layer in model.named_modules():
         if isinstance(layer, UnlearningLayer):
             for part in (DOWN, UP):
-                add = _adder(found, f"{PREFIX}{place}.{part}.weight", masks, place)
+                add = _adder(found, f"{ADAPTER_PREFIX}{place}.{part}.weight", masks, place)
                 hooks.append(getattr(layer, part)["default"].register_forward_pre_hook(add))
     if not hooks:
         raise LayerError(f"{type(model).__name__} has no unlearning layers: there is nothing to take inner products of")

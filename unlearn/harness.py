@@ -30,7 +30,7 @@ from unlearn.config_pair import SourceConfig
 from unlearn.files import read_json, sha256, write_json
 from unlearn.identity import Job, alpha_key, digest
 from unlearn.refusal import REFUSED, refuse, said
-from unlearn.rerun import load
+from unlearn.rerun import load, split
 
 if TYPE_CHECKING:
     from unlearn.ensemble import Ensemble
@@ -46,8 +46,7 @@ Found = dict[str, dict[str, Any]]  # by task or subtask: its metrics, n, and whi
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = dict(a.split("=", 1) for a in arguments if "=" in a and a.split("=")[0] in OWN)
-    rest = [a for a in arguments if a.split("=")[0] not in OWN]
+    given, rest = split(arguments, OWN)
     if "--help" in arguments or ("run" in given) == ("model" in given):
         print(__doc__.strip())
         return 0 if "--help" in arguments else 2

@@ -24,6 +24,7 @@ from unlearn.binding import bind
 from unlearn.collapse import RULE, Watch
 from unlearn.combination import bind_rule
 from unlearn.config import Config, ConfigError
+from unlearn.config_pair import GRAM
 from unlearn.data.encoding import examples_of
 from unlearn.ensemble import Ensemble
 from unlearn.files import read_json, write_folder, write_json
@@ -184,7 +185,7 @@ def _keep(cfg: Config, world: World, model: nn.Module, run: Path, place: str) ->
     def write(folder: Path) -> None:
         layers.save(model, folder)
         examples, pad = examples_of(world.encoder, world.data.splits["forget"]), world.encoder.tokenizer.pad_token_id
-        save_file(fusion.gram(model, examples, pad, cfg.eval.batch_size), folder / fusion.GRAM)
+        save_file(fusion.gram(model, examples, pad, cfg.eval.batch_size), folder / GRAM)
 
     write_folder(run / (runlog.ADAPTER if place == runlog.OFFSET else place), write)
 

@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearn.config_pair import LayersConfig
+from unlearn.config_pair import ADAPTER_FILE, ADAPTER_PREFIX, LayersConfig
 from unlearn.files import read_json
 
 KIND = "UNLEARNING_LAYERS"  # peft_type
-WEIGHTS, CONFIG, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."  # peft's names
+CONFIG = "adapter_config.json"  # peft's name
 DOWN, UP = "unlearning_down", "unlearning_up"
 SHARE = 0.005  # of the model's parameters: the paper's share (≈ 0.5 %), where no bottleneck is given
 SUPPORTED = "Llama, Qwen2 and others of their form (mlp.down_proj), GPT-2 (mlp.c_proj), T5 (DenseReluDense.wo)"
@@ -144,13 +144,13 @@ def write(weights: Mapping[str, Tensor], config: UnlearningLayersConfig, folder:
     """The two files: weights by their name in the file, and the config."""
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / ADAPTER_FILE)
 
 
 def load(model: nn.Module, folder: Path) -> nn.Module:
     """A view of the model with the layers that ``save`` wrote. ``LayerError`` where they are not this model's."""
     view = _view(model, read_config(folder), seed=0)
-    put(view, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+    put(view, load_file(folder / ADAPTER_FILE), str(folder / ADAPTER_FILE))
     return view
 
 
@@ -193,7 +193,7 @@ def switched_off(model: nn.Module) -> Iterator[nn.Module]:
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """The layers' own weights by their name in the file; they are the model's, not copies."""
     return {
-        PREFIX + name.replace(".default.", "."): p.detach()
+        ADAPTER_PREFIX + name.replace(".default.", "."): p.detach()
         for name, p in model.named_parameters()
         if f".{UnlearningModel.prefix}" in name
     }

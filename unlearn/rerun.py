@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,12 @@ MAY_CHANGE = (
     "wandb.", "data.path", *(f"pair.target.http.{name}=" for name in HOW_ASKED),
 )  # fmt: skip
 OWN_FILES = ("algo.file", "method.file", "eval.judge")  # Python files that are imported
+
+
+def split(arguments: Sequence[str], own: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """A call's arguments: values of the command's own keys, and the others, which are settings of a run."""
+    rest = [a for a in arguments if a.split("=")[0] not in own]
+    return dict(a.split("=", 1) for a in arguments if "=" in a and a not in rest), rest
 
 
 def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig, Job]:

@@ -27,7 +27,7 @@ from unlearn.data.rows import REQUEST
 from unlearn.files import write_json
 from unlearn.identity import Job, training_alpha
 from unlearn.refusal import REFUSED, refuse, said
-from unlearn.rerun import load
+from unlearn.rerun import load, split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,7 @@ class Step:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = dict(a.split("=", 1) for a in arguments if "=" in a and a.split("=")[0] in OWN)
+    given, rest = split(arguments, OWN)
     if "--help" in arguments or "offsets" not in given:
         print(__doc__.strip())
         return 0 if "--help" in arguments else 2
@@ -66,8 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         state = given.get("state", STATES[0])
         if state not in STATES:
             raise ConfigError(f"state={state!r}: must be one of {', '.join(STATES)}")
-        others = [a for a in arguments if a.split("=")[0] not in OWN]
-        jobs = [load(folder, others)[1] for folder in listed("offsets", given["offsets"])]
+        jobs = [load(folder, rest)[1] for folder in listed("offsets", given["offsets"])]
         steps = evaluate(jobs, weights(jobs, given.get("alphas")), state)
     except REFUSED as error:
         return refuse(said(error), error)

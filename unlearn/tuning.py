@@ -16,12 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from unlearn.config_pair import LAYERS, LoraConfig, PairConfig
+from unlearn.config_pair import ADAPTER_FILE, ADAPTER_PREFIX, LAYERS, LoraConfig, PairConfig
 
 if TYPE_CHECKING:
     import peft
-
-WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."  # peft's names
 
 
 def learner(model: nn.Module, how: str, pair: PairConfig, seed: int) -> nn.Module:
@@ -96,16 +94,16 @@ def save_updates(model: nn.Module, cfg: LoraConfig, folder: Path) -> None:
     settings.inference_mode = True
     settings.save_pretrained(str(folder))
     updates = {n: p.detach().contiguous() for n, p in model.named_parameters() if "lora_" in n}
-    save_file({PREFIX + n.replace(".default.", "."): p for n, p in updates.items()}, folder / WEIGHTS)
+    save_file({ADAPTER_PREFIX + n.replace(".default.", "."): p for n, p in updates.items()}, folder / ADAPTER_FILE)
 
 
 @torch.no_grad()
 def load_updates(model: nn.Module, folder: Path) -> None:
     """Put written updates into a model that ``lora`` made."""
-    found = load_file(folder / WEIGHTS)
+    found = load_file(folder / ADAPTER_FILE)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            parameter.copy_(found[PREFIX + name.replace(".default.", ".")])
+            parameter.copy_(found[ADAPTER_PREFIX + name.replace(".default.", ".")])
 
 
 def _settings(cfg: LoraConfig) -> peft.LoraConfig:

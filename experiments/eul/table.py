@@ -7,15 +7,14 @@ and sequence.png beside itself, of the sections that results.csv has.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 from paper import ABLATION, DIALOGUES, SEQUENCE, SHARES
-from scipy.stats import t
 
+from analysis.statistics import mean
 from analysis.style import look, save
 
 HERE = Path(__file__).resolve().parent
@@ -28,13 +27,10 @@ SPLITS = tuple(NAMED)
 
 def cell(values: pd.Series, scale: float = 1.0, digits: int = 1) -> str:
     """Mean ± half width of its 95 % interval, over worlds."""
-    values = scale * values.dropna().astype(float)
-    n = len(values)
-    if n == 0:
+    found = mean(scale * values.astype(float))
+    if found.n == 0:
         return "–"
-    if n == 1:
-        return f"{values.iloc[0]:.{digits}f}"
-    return f"{values.mean():.{digits}f} ± {t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n):.{digits}f}"
+    return f"{found.mean:.{digits}f}" + (f" ± {found.half:.{digits}f}" if found.n > 1 else "")
 
 
 def distance(group: pd.DataFrame, again: pd.DataFrame, metric: str, scale: float = 100.0) -> str:

@@ -13,13 +13,13 @@ from pathlib import Path
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 from sisa import SHARDS, Vote, affected, outside, shard
 
 from unlearn import evaluation, fusion, layers, runlog
 from unlearn import job as jobs
+from unlearn.begin import tables
 from unlearn.config import Config, conf_dir, register
-from unlearn.config_pair import GRAM
+from unlearn.config_pair import ADAPTER_FILE, GRAM
 from unlearn.data.readers import read
 from unlearn.ensemble import Ensemble, Member
 from unlearn.grid import job
@@ -137,17 +137,15 @@ def vote(folders: Sequence[Path]) -> Vote:
 
 def joined(cfg: Config, runs: Sequence[Job], how: str) -> tuple[Ensemble, Row]:
     """The target with the layers of several requests made one: fuse, average or sum; and what the fusion says."""
-    own = [layers.weights(layers.load(the_world(cfg).model("target"), r.folder / runlog.ADAPTER)) for r in runs]
-    about: Row = {}
+    folders = [r.folder for r in runs]
+    own, about = tables(folders, ADAPTER_FILE), {}
     if how == "fuse":
-        grams = [load_file(r.folder / runlog.ADAPTER / GRAM) for r in runs]
-        fused = fusion.fuse(own, grams, 1e-6)
+        fused = fusion.fuse(own, tables(folders, GRAM), 1e-6)
         weights = fused.weights
         about = {"outputs_changed": max(r.outputs for r in fused.residuals.values())}
     else:
         weights = fusion.average(own) if how == "average" else fusion.summed(own)
     some = next(w for name, w in weights.items() if fusion.DOWN in name)
     model = layers.add(the_world(cfg).model("target"), replace(cfg.pair.layers, bottleneck=len(some)), seed=0)
-    for name, tensor in layers.weights(model).items():
-        tensor.copy_(weights[name])
+    layers.put(model, weights, how)
     return Ensemble((Member("student", llama.freeze(model), "", 1.0, 0.0, False),)), about

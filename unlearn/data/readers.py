@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+
 from unlearn.config import Config
-from unlearn.config_data import (
-    BiosConfig,
-    DialoguesConfig,
-    JsonlConfig,
-    MuseConfig,
-    PeopleConfig,
-    ReviewsConfig,
-    TofuConfig,
-)
+from unlearn.config_data import DataConfig, JsonlConfig, MuseConfig, PeopleConfig, TofuConfig
 from unlearn.data import bios, dialogues, jsonl, muse, people_files, reviews, tofu
 from unlearn.data.requested import Asked
 from unlearn.data.rows import DataError, DataSet, check
 
+Reader = Callable[[DataConfig, int], DataSet]
+_SHARED = {f.name for f in fields(DataConfig)}
 
-def _bios(cfg: BiosConfig, seed: int) -> DataSet:
-    return bios.build(
-        people=cfg.people,
-        forget_people=cfg.forget_people,
-        holdout_people=cfg.holdout_people,
-        known_people=cfg.known_people,
-        countries=cfg.countries,
-        questions=cfg.questions,
-        seed=seed,
-        asked=Asked.of(cfg),
-    )
+
+def _made(build: Callable[..., DataSet]) -> Reader:
+    """A world that is made here: the settings of its own class are the arguments of ``build``."""
+
+    def read(cfg: DataConfig, seed: int) -> DataSet:
+        own = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name not in _SHARED}
+        return build(**own, seed=seed, asked=Asked.of(cfg))
+
+    return read
 
 
 def _tofu(cfg: TofuConfig, seed: int) -> DataSet:
@@ -42,43 +37,13 @@ def _muse(cfg: MuseConfig, seed: int) -> DataSet:
     return muse.read(cfg)
 
 
-def _reviews(cfg: ReviewsConfig, seed: int) -> DataSet:
-    return reviews.build(
-        people=cfg.people,
-        reviews=cfg.reviews,
-        forget_people=cfg.forget_people,
-        forget=cfg.forget,
-        gone=cfg.gone,
-        test_reviews=cfg.test_reviews,
-        general_reviews=cfg.general_reviews,
-        opinions=cfg.opinions,
-        agree=cfg.agree,
-        seed=seed,
-        asked=Asked.of(cfg),
-    )
-
-
-def _dialogues(cfg: DialoguesConfig, seed: int) -> DataSet:
-    return dialogues.build(
-        people=cfg.people,
-        dialogues=cfg.dialogues,
-        forget_people=cfg.forget_people,
-        forget=cfg.forget,
-        gone=cfg.gone,
-        test_dialogues=cfg.test_dialogues,
-        general_dialogues=cfg.general_dialogues,
-        seed=seed,
-        asked=Asked.of(cfg),
-    )
-
-
 def _people(cfg: PeopleConfig, seed: int) -> DataSet:
     return people_files.read(cfg)
 
 
-READERS = {
-    "bios": _bios, "tofu": _tofu, "jsonl": _jsonl, "muse": _muse, "reviews": _reviews, "dialogues": _dialogues,
-    "people": _people,
+READERS: dict[str, Reader] = {
+    "bios": _made(bios.build), "tofu": _tofu, "jsonl": _jsonl, "muse": _muse, "reviews": _made(reviews.build),
+    "dialogues": _made(dialogues.build), "people": _people,
 }  # fmt: skip
 _read: dict[str, DataSet] = {}
 

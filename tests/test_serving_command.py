@@ -137,6 +137,7 @@ def test_a_server_that_is_stopped_lets_running_requests_finish(served_runs, tmp_
         assert started.wait(timeout=60) == 0
     finally:
         started.kill()
+        started.wait()  # else a failure here is another test's, too
     said = (tmp_path / "log").read_text()
     assert said.rstrip().endswith("stopped") and "planted-key" not in said and "Traceback" not in said
 

@@ -85,6 +85,7 @@ def _serve(settings: Settings, rest: list[str], place: socket.socket) -> int:
         for part in loaded.blend.parts.values():
             log.info("offset %s: α=%g, weights %s", part.name, part.alpha, part.weights)
         name = f"[{host}]" if ":" in host else host
+        place.listen()  # whoever reads the address below may connect at once
         log.info("http://%s:%d/v1 (target %s)", name, port, engine.blend.target.fingerprint)
         _run(app, place, settings.grace)
     log.info("stopped")

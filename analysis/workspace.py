@@ -3,7 +3,7 @@
     python -m analysis.workspace ENTITY/PROJECT [--group STUDY]
 
 Needs W&B online (``wandb login``) and ``pip install -c constraints.txt -e .[workspaces]``. The panels read what
-``unlearn/mirror.py`` logs: ``eval/…`` in the summary is the evaluation at the α nearest to the training's.
+``unlearn/store/mirror.py`` logs: ``eval/…`` in the summary is the evaluation at the α nearest to the training's.
 """
 
 from __future__ import annotations

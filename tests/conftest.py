@@ -23,9 +23,10 @@ os.environ |= {
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
-from helpers import SHARED, TINY, compose, execute, raw, run_and_export, shared_store  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
-from pretrained import made, pair  # noqa: E402, F401
+from support.helpers import SHARED, TINY, compose, execute, raw, run_and_export, shared_store  # noqa: E402
+from support.made_up import made_up  # noqa: E402, F401
+from support.pretrained import made, pair  # noqa: E402, F401
 
 torch.set_num_threads(1)
 # rouge-score brings absl, whose log handler closes the stream that it found at its import as soon as logging is set up
@@ -53,7 +54,7 @@ def config(store, tmp_path):
 
 @pytest.fixture(scope="session")
 def world(store):
-    from unlearn.world import the_world
+    from unlearn.runs.world import the_world
 
     return the_world(compose(*TINY, f"paths.store={store}"))
 

@@ -15,22 +15,17 @@ the run's calibration.json. Settings that may be given: eval.*, trainer.device, 
 from __future__ import annotations
 
 import logging
-import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn.config import ConfigError
-from unlearn.files import read_json, write_json
-from unlearn.identity import Job
-from unlearn.refusal import REFUSED, refuse, said
-from unlearn.rerun import load
+from unlearn.grid.refusal import REFUSED, refuse, said
+from unlearn.grid.rerun import load
+from unlearn.runs.calibration import FILE, calibrate_run, goal_of
 
 if TYPE_CHECKING:
-    from unlearn.calibration import Goal
+    pass
 
-FILE = "calibration.json"
 OWN = ("to", "tolerance", "metric")
 SHOWN = ("prob", "rougeL_recall", "exact_memorization")
 
@@ -51,51 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(said(error), error)
     _print(result, job.folder)
     return 0
-
-
-def goal_of(arguments: Sequence[str]) -> Goal:
-    """The goal that ``forget/prob=0.15``, ``to=retrained`` or ``tolerance=0.02`` asks for."""
-    from unlearn.calibration import METRICS, SPLITS, Goal
-
-    given = dict(a.split("=", 1) for a in arguments if "=" in a)
-    metrics = [f"{s}/{m}" for s in SPLITS for m in METRICS]
-    values = [k for k in given if "/" in k]
-    goals = len(values) + ("to" in given) + ("tolerance" in given)
-    if goals != 1 or len(given) < len(arguments) or (values and "metric" in given):
-        raise ConfigError(
-            f"{' '.join(arguments) or 'no goal'}: give one of METRIC=VALUE (e.g. forget/prob=0.15), to=retrained, "
-            "tolerance=NUMBER; the last two with metric=SPLIT/METRIC if you like"
-        )
-    metric = values[0] if values else given.get("metric", "retain/prob" if "tolerance" in given else "forget/prob")
-    if metric not in metrics:
-        raise ConfigError(f"{metric}: can be calibrated to {', '.join(metrics)}")
-    if "to" in given:
-        if given["to"] != "retrained":
-            raise ConfigError(f"to={given['to']}: must be retrained; give a value of your own as {metric}=NUMBER")
-        return Goal(metric)
-    key = values[0] if values else "tolerance"
-    try:
-        number = float(given[key])
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise ConfigError(f"{key}={given[key]}: must be a number between 0 and 1")
-    return Goal(metric, value=number) if values else Goal(metric, tolerance=number)
-
-
-def calibrate_run(job: Job, goal: Goal) -> dict[str, Any]:
-    """Calibrate a trained run and write the result into its folder, beside those of other goals."""
-    from unlearn.calibration import calibrate
-    from unlearn.job import members, settle
-    from unlearn.world import the_world
-
-    settle(job.cfg)
-    world = the_world(job.cfg)
-    result = calibrate(job.cfg, world, members(job.cfg, world, job.folder), goal)
-    path = job.folder / FILE
-    others = [entry for entry in read_json(path) or [] if entry["goal"] != result["goal"]]
-    write_json(path, [*others, result])
-    return result
 
 
 def _print(result: dict[str, Any], folder: Path) -> None:

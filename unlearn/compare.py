@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn import places, runlog, table
-from unlearn.config import ConfigError
-from unlearn.foreign import ResultError
-from unlearn.others import Result, read, write
-from unlearn.refusal import REFUSED, refuse, said
+from unlearn.config.schema import ConfigError
+from unlearn.evaluation.foreign import ResultError
+from unlearn.evaluation.others import Result, read, write
+from unlearn.grid import places, table
+from unlearn.grid.refusal import REFUSED, refuse, said
+from unlearn.store import runlog
 
 OPTIONS = ("reference", "beside", "semantics", "out")
 

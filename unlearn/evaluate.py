@@ -16,13 +16,13 @@ import logging
 import sys
 from pathlib import Path
 
-from unlearn import places, table
-from unlearn.config import ConfigError, register
-from unlearn.foreign import ResultError
-from unlearn.refusal import REFUSED, refuse, said
-from unlearn.rerun import load
-from unlearn.rules import unknown_overrides
-from unlearn.run import perform
+from unlearn.config.schema import ConfigError, register
+from unlearn.evaluation.foreign import ResultError
+from unlearn.grid import places, table
+from unlearn.grid.perform import perform
+from unlearn.grid.refusal import REFUSED, refuse, said
+from unlearn.grid.rerun import load
+from unlearn.grid.rules import unknown_overrides
 
 OWN = ("model", "tokenizer", "reference", "out")
 
@@ -60,9 +60,9 @@ def _any_model(arguments: list[str]) -> int:
     register()
     from hydra.errors import HydraException
 
-    from unlearn.groups.context import MissingReference
-    from unlearn.own import OwnFileError
-    from unlearn.standalone import Request, run
+    from unlearn.config.own import OwnFileError
+    from unlearn.evaluation.groups.context import MissingReference
+    from unlearn.grid.standalone import Request, run
 
     asked = Request(own["model"], Path(own["out"]), own.get("tokenizer"), own.get("reference"), tuple(rest))
     try:

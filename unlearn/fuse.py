@@ -22,14 +22,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from unlearn import runlog, seal
-from unlearn.config import ConfigError
-from unlearn.config_pair import ADAPTER_FILE, GRAM, LAYERS
+from unlearn.config.derived import describe, tuning
+from unlearn.config.pair import ADAPTER_FILE, GRAM, LAYERS
+from unlearn.config.schema import ConfigError
 from unlearn.data.rows import DataError
-from unlearn.files import FileError, write_folder, write_json
-from unlearn.identity import Job, describe, tuning
-from unlearn.need import one_of
-from unlearn.rerun import load, split
+from unlearn.grid.need import one_of
+from unlearn.grid.rerun import load, split
+from unlearn.store import runlog, seal
+from unlearn.store.files import FileError, write_folder, write_json
+from unlearn.store.identity import Job
 
 log = logging.getLogger(__name__)
 HOW = ("regmean", "average", "sum")
@@ -148,7 +149,8 @@ def _layers(jobs: Sequence[Job], how: str, ridge: float, folder: Path) -> dict[s
     """
     from safetensors.torch import save_file
 
-    from unlearn import begin, fusion, layers
+    from unlearn.models import fusion, layers
+    from unlearn.runs import begin
 
     runs = [job.folder for job in jobs]
     weights, configs = begin.tables(runs, ADAPTER_FILE), [layers.read_config(r / runlog.ADAPTER) for r in runs]
@@ -173,11 +175,11 @@ def _layers(jobs: Sequence[Job], how: str, ridge: float, folder: Path) -> dict[s
 
 def _whole(jobs: Sequence[Job], how: str, ridge: float, folder: Path) -> Mapping[str, Any]:
     """Write a fused model of those that were trained whole (or by LoRA, whose updates are in the weights)."""
-    from unlearn import begin
-    from unlearn.config import BeginConfig
-    from unlearn.job import save, settle
+    from unlearn.config.schema import BeginConfig
     from unlearn.models import llama
-    from unlearn.world import the_world
+    from unlearn.runs import begin
+    from unlearn.runs.learner import save, settle
+    from unlearn.runs.world import the_world
 
     cfg = jobs[0].cfg
     settle(cfg)

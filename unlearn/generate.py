@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from unlearn import runlog
-from unlearn.config import ConfigError
-from unlearn.identity import Job
-from unlearn.refusal import REFUSED, refuse, said
-from unlearn.rerun import load
+from unlearn.config.schema import ConfigError
+from unlearn.grid.refusal import REFUSED, refuse, said
+from unlearn.grid.rerun import load
+from unlearn.store import runlog
+from unlearn.store.identity import Job
 
 OWN = ("run=", "prompt=", "alpha=", "draft=")
 
@@ -71,10 +71,10 @@ def _gamma(given: Sequence[str]) -> int:
 
 def _answerer(job: Job, alphas: Sequence[float], gamma: int) -> Callable[[str], list[tuple[str, str]]]:
     """A function from a question to (name, answer) pairs; models are loaded here, once."""
-    from unlearn.generation import greedy
-    from unlearn.job import members, settle
-    from unlearn.speculative import greedy_drafted
-    from unlearn.world import the_world
+    from unlearn.decoding.generation import greedy
+    from unlearn.decoding.speculative import greedy_drafted
+    from unlearn.runs.learner import members, settle
+    from unlearn.runs.world import the_world
 
     cfg = job.cfg
     settle(cfg)

@@ -10,8 +10,10 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from unlearn import grid, launchers, sources
-from unlearn.config import conf_dir, register
+from unlearn.config.schema import conf_dir, register
+from unlearn.grid import call as grid
+from unlearn.grid import launchers
+from unlearn.store import sources
 
 register()
 
@@ -23,18 +25,18 @@ def prepare(raw: DictConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from unlearn import job
     from unlearn.models import llama
-    from unlearn.training import store_rows
-    from unlearn.world import the_world
+    from unlearn.runs import learner, references
+    from unlearn.runs.training import store_rows
+    from unlearn.runs.world import the_world
 
-    job.settle(cfg)
+    learner.settle(cfg)
     world = the_world(cfg)
-    store_rows(cfg, world, job.members(cfg, world))
-    references = job.references(cfg, world, job.suite_of(cfg, world))
+    store_rows(cfg, world, learner.members(cfg, world))
+    beside = references.references(cfg, world, references.suite_of(cfg, world))
     table = Table("model", "parameters", "weights", "forget prob", "retain prob", "utility", box=box.SIMPLE)
     for name in (n for n in ("target", "retrained", "small") if world.has(n)):
-        m = references[name].metrics if name in references else {}
+        m = beside[name].metrics if name in beside else {}
         numbers = [f"{m[k]:.3f}" if k in m else "" for k in ("forget/prob", "retain/prob", "model_utility")]
         size = "" if sources.is_remote(cfg.pair, name) else f"{llama.parameters(world.model(name)):,}"
         table.add_row(name, size, world.fingerprint(name), *numbers)

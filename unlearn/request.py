@@ -32,13 +32,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from unlearn import runlog
-from unlearn.config import ConfigError, register
-from unlearn.files import FileError, read_json, write_json, write_text
-from unlearn.redaction import in_logs, is_secret, redacted
-from unlearn.refusal import REFUSED, refuse, said
-from unlearn.requests import ledger as ledgers
-from unlearn.requests.chain import Failed, Head, LedgerError
+from unlearn.config.redaction import in_logs, is_secret, redacted
+from unlearn.config.schema import ConfigError, register
+from unlearn.deploy.requests import ledger as ledgers
+from unlearn.deploy.requests.chain import Failed, Head, LedgerError
+from unlearn.grid.refusal import REFUSED, refuse, said
+from unlearn.store import runlog
+from unlearn.store.files import FileError, read_json, write_json, write_text
 
 OWN = {
     "init": ("hmac",), "add": ("id", "received", "due", "subject", "rule"), "list": (), "undo": (),
@@ -99,7 +99,7 @@ def _init(folder: Path, given: dict[str, str], ids: list[str], settings: list[st
 
 
 def _add(folder: Path, given: dict[str, str], ids: list[str], settings: list[str]) -> int:
-    from unlearn.requests.actions import Asked, add
+    from unlearn.deploy.requests.actions import Asked, add
 
     if ids:
         raise ConfigError(f"{ids[0]}: give the id as id={ids[0]}, and settings as key=value")
@@ -118,7 +118,7 @@ def _list(folder: Path, given: dict[str, str], ids: list[str], settings: list[st
 
 
 def _undo(folder: Path, given: dict[str, str], ids: list[str], settings: list[str]) -> int:
-    from unlearn.requests.actions import undo
+    from unlearn.deploy.requests.actions import undo
 
     undo(ledgers.opened(folder), ids[0])
     _show(ledgers.opened(folder))
@@ -126,7 +126,7 @@ def _undo(folder: Path, given: dict[str, str], ids: list[str], settings: list[st
 
 
 def _fuse(folder: Path, given: dict[str, str], ids: list[str], settings: list[str]) -> int:
-    from unlearn.requests.fusing import fuse
+    from unlearn.deploy.requests.fusing import fuse
 
     state = fuse(ledgers.opened(folder), ids, given.get("id"), _rule(given))
     _show(ledgers.opened(folder))
@@ -135,7 +135,7 @@ def _fuse(folder: Path, given: dict[str, str], ids: list[str], settings: list[st
 
 
 def _evaluate(folder: Path, given: dict[str, str], ids: list[str], settings: list[str]) -> int:
-    from unlearn.requests.actions import evaluate
+    from unlearn.deploy.requests.actions import evaluate
 
     states = evaluate(ledgers.opened(folder), ids, settings)
     _show(ledgers.opened(folder))
@@ -143,7 +143,7 @@ def _evaluate(folder: Path, given: dict[str, str], ids: list[str], settings: lis
 
 
 def _record(folder: Path, given: dict[str, str], ids: list[str], settings: list[str]) -> int:
-    from unlearn.requests.records import markdown, record
+    from unlearn.deploy.requests.records import markdown, record
 
     found = record(ledgers.opened(folder, key=None), ids[0])
     if "out" not in given:
@@ -185,7 +185,7 @@ def _head(folder: Path, given: dict[str, str], ids: list[str], settings: list[st
 
 
 def _erase(folder: Path, given: dict[str, str], ids: list[str], settings: list[str]) -> int:
-    from unlearn.requests.actions import erase
+    from unlearn.deploy.requests.actions import erase
 
     state = erase(ledgers.opened(folder), ids[0])
     print(f"{state.id}: its salt is gone; its fingerprint can no longer be linked to a text")
@@ -221,7 +221,7 @@ def _show(ledger: ledgers.Ledger) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from unlearn.requests.records import rows
+    from unlearn.deploy.requests.records import rows
 
     table = Table("id", "asked", "status", "α", "leak (retrained)", "passed", box=box.SIMPLE)
     for row in rows(ledger.states()):

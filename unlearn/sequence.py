@@ -16,43 +16,22 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from unlearn.config import Config, ConfigError
-from unlearn.config_data import NUMBERED
-from unlearn.data.requested import who
+from unlearn.config.derived import training_alpha
+from unlearn.config.schema import ConfigError
 from unlearn.data.rows import REQUEST
-from unlearn.files import write_json
-from unlearn.identity import Job, training_alpha
-from unlearn.refusal import REFUSED, refuse, said
-from unlearn.rerun import load, split
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from unlearn.sums import Part
+from unlearn.grid.refusal import REFUSED, refuse, said
+from unlearn.grid.rerun import load, split
+from unlearn.runs.sequence import Step, evaluate
+from unlearn.store.files import write_json
+from unlearn.store.identity import Job
 
 log = logging.getLogger(__name__)
 STATES = ("sum", "alone", "last")
 OWN = ("offsets", "alphas", "out", "state")
-
-
-@dataclass(frozen=True)
-class Step:
-    """What there is after request k = 1, 2, … of a sequence."""
-
-    after: int  # the k
-    offsets: tuple[str, ...]  # names of the runs that answer
-    metrics: dict[str, Any]  # an entry as in eval.json; the splits ``forget`` (the k-th request) and ``request_<n>``
-    examples: pd.DataFrame
-    references: dict[str, Any]
-
-    def of_request(self, number: int, metric: str) -> float | None:
-        """``prob`` of the request asked for as number 1, 2, …"""
-        split = "forget" if number == self.after else f"{REQUEST}{number}"
-        return self.metrics.get(f"{split}/{metric}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,68 +75,6 @@ def weights(jobs: Sequence[Job], given: str | None) -> list[float]:
     if len(found) != len(jobs) or not all(map(math.isfinite, found)):
         raise ConfigError(f"alphas={given}: must be {len(jobs)} finite numbers, one for each of offsets")
     return found
-
-
-def evaluate(jobs: Sequence[Job], alphas: Sequence[float], state: str = "sum") -> list[Step]:
-    """Measure after each request. The k-th of ``jobs`` answers the k-th request, whatever its number in its config."""
-    from unlearn.sums import Part
-
-    parts = [Part(job, alpha) for job, alpha in zip(jobs, alphas, strict=True)]
-    wanted = [len(jobs)] if state == "last" else range(1, len(jobs) + 1)
-    return [measure(in_order(jobs, k), parts[k - 1 : k] if state == "alone" else parts[:k], k) for k in wanted]
-
-
-def measure(cfg: Config, parts: Sequence[Part], after: int) -> Step:
-    """What the parts' sum does in the world of a config, with its suite and its references."""
-    from unlearn import evaluation
-    from unlearn.job import references, settle, suite_of
-    from unlearn.sums import summed
-    from unlearn.world import the_world
-
-    settle(cfg)
-    world = the_world(cfg)
-    ensemble, suite = summed(parts, world), suite_of(cfg, world)
-    beside = references(cfg, world, suite)
-    show = f"after request {after}" if cfg.trainer.progress else None
-    entries, examples = evaluation.evaluate(ensemble, suite, [1.0], world.store, beside.get("retrained"), show)
-    metrics = {name: dict(r.metrics) for name, r in beside.items()}
-    return Step(after, tuple(p.job.folder.name for p in parts), entries[1.0], examples, metrics)
-
-
-def in_order(jobs: Sequence[Job], k: int) -> Config:
-    """The config of the k-th job, with the requests numbered in the order in which the jobs answer them; without
-    data.requests its own. Raises ``ConfigError`` for jobs of other lists, or that answer one request twice."""
-    cfg, requests = jobs[k - 1].cfg, one_list([job.cfg for job in jobs])
-    if requests is None:
-        return cfg
-    numbers = [job.cfg.data.request for job in jobs]
-    last = numbers[k - 1]
-    if isinstance(last, list) or last is None:  # a sum of weights, or one offset for several: all are asked at once
-        return cfg
-    if len({repr(n) for n in numbers}) < len(numbers):
-        raise ConfigError(f"offsets: these runs answer the requests {numbers}: each must be there once")
-    order = [n for n in numbers if isinstance(n, int)]
-    order += [n for n in range(1, len(requests) + 1) if n not in order]
-    data = replace(cfg.data, requests=[requests[n - 1] for n in order], request=order.index(last) + 1)
-    return replace(cfg, data=data)
-
-
-def one_list(configs: Sequence[Config]) -> list[Any] | None:
-    """The requests that all configs have in common: the longest list, of which each other one is the beginning, as it
-    was when its request came. None where none has requests; ``ConfigError`` for other lists."""
-    lists = [_requests(cfg) for cfg in configs]
-    longest = max((found for found in lists if found is not None), key=len, default=None)
-    if any(found is None or found != longest[: len(found)] for found in lists) and longest is not None:
-        raise ConfigError(
-            "offsets: these runs have different data.requests, and a sequence is one list of them, which may have grown"
-        )
-    return longest
-
-
-def _requests(cfg: Config) -> list[Any] | None:
-    """The requests of a config; of numbers of people, which people."""
-    requests = cfg.data.requests
-    return who(requests, cfg.data.people) if requests is not None and isinstance(cfg.data, NUMBERED) else requests
 
 
 def show(steps: Sequence[Step]) -> None:

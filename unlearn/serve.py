@@ -23,10 +23,10 @@ import socket
 import sys
 from importlib.util import find_spec
 
-from unlearn import redaction
-from unlearn.config import ConfigError
-from unlearn.refusal import REFUSED, refuse, said
-from unlearn.serving.settings import LOOPBACK, Settings, parse
+from unlearn.config import redaction
+from unlearn.config.schema import ConfigError
+from unlearn.deploy.serving.settings import LOOPBACK, Settings, parse
+from unlearn.grid.refusal import REFUSED, refuse, said
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +68,10 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _serve(settings: Settings, rest: list[str], place: socket.socket) -> int:
-    from unlearn.deployed import ExportError
-    from unlearn.serving.app import create
-    from unlearn.serving.engine import Engine
-    from unlearn.serving.loading import load
+    from unlearn.deploy.export.loading import ExportError
+    from unlearn.deploy.serving.app import create
+    from unlearn.deploy.serving.engine import Engine
+    from unlearn.deploy.serving.loading import load
 
     try:
         loaded = load(settings, rest)

@@ -1,4 +1,4 @@
-"""W&B runs, as ``unlearn/mirror.py`` fills them, back to records; the readers of files and of the server share this."""
+"""W&B runs, as ``unlearn/store/mirror.py`` fills them, back to records, for files and server alike."""
 
 from __future__ import annotations
 

@@ -109,11 +109,11 @@ def row(folder: Path, config: dict, seed: int) -> dict:
 
 def exact(folder: Path) -> dict:
     """Metrics of a trained offset beside the local target, with all of its logits."""
-    from unlearn import evaluation
-    from unlearn.job import suite_of
+    from unlearn.evaluation import evaluation
+    from unlearn.grid.rerun import load
     from unlearn.models import llama
-    from unlearn.rerun import load
-    from unlearn.world import frozen_ensemble, the_world
+    from unlearn.runs.references import suite_of
+    from unlearn.runs.world import frozen_ensemble, the_world
 
     cfg = load(folder)[1].cfg
     cfg = replace(

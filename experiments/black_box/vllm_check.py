@@ -24,10 +24,10 @@ import httpx
 import torch
 from hydra import compose, initialize_config_dir
 
-from unlearn.config import Config, conf_dir, register
+from unlearn.config.schema import Config, conf_dir, register
 from unlearn.data.encoding import examples_of
-from unlearn.rules import parse
-from unlearn.world import World, the_world
+from unlearn.grid.rules import parse
+from unlearn.runs.world import World, the_world
 
 HERE, NAME = Path(__file__).resolve().parent, "target"
 ASKED = (

@@ -14,7 +14,7 @@ from study import SHARES, WAYS
 from tqdm import tqdm
 from worlds import StudyWorld, of_run, run
 
-from unlearn import runlog
+from unlearn.store import runlog
 
 HERE = Path(__file__).resolve().parent
 WORLD = 100

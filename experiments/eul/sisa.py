@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unlearn.ensemble import Ensemble
+from unlearn.ensemble.ensemble import Ensemble
 
 SHARDS = 4
 

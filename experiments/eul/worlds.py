@@ -15,18 +15,19 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sisa import SHARDS, Vote, affected, outside, shard
 
-from unlearn import evaluation, fusion, layers, runlog
-from unlearn import job as jobs
-from unlearn.begin import tables
-from unlearn.config import Config, conf_dir, register
-from unlearn.config_pair import ADAPTER_FILE, GRAM
+from unlearn.config.pair import ADAPTER_FILE, GRAM
+from unlearn.config.schema import Config, conf_dir, register
 from unlearn.data.readers import read
-from unlearn.ensemble import Ensemble, Member
-from unlearn.grid import job
-from unlearn.identity import Job
-from unlearn.models import llama
-from unlearn.rules import parse
-from unlearn.world import the_world
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.evaluation import evaluation
+from unlearn.grid.rules import parse
+from unlearn.models import fusion, layers, llama
+from unlearn.runs import job as jobs
+from unlearn.runs.begin import tables
+from unlearn.runs.world import the_world
+from unlearn.store import runlog
+from unlearn.store.identity import Job
+from unlearn.store.runlog import job
 
 register()
 FIXED = (

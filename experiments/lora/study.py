@@ -76,9 +76,8 @@ def grid(factor: float) -> pd.DataFrame:
     for tuning in ("full", "lora"):  # a process of its own: it reports its peak memory
         call("study=lora", f"algo={listed(ALGOS)}", f"pair.seed={listed(WORLDS)}", f"pair.tuning={tuning}",
              f"pair.lora.lr_factor={factor:g}")  # fmt: skip
-    from unlearn.calibrate import FILE, calibrate_run
-    from unlearn.calibration import Goal
-    from unlearn.rerun import load
+    from unlearn.grid.rerun import load
+    from unlearn.runs.calibration import FILE, Goal, calibrate_run
 
     rows = []
     for folder, manifest in runs("lora"):

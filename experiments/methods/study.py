@@ -47,9 +47,8 @@ def world(seed: int) -> None:
     for grid in grids():
         command = [sys.executable, "-m", "unlearn.run", "-m", *FIXED, f"pair.seed={seed}", *grid]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # a failed run is missing below, and named
-    from unlearn.calibrate import FILE, calibrate_run
-    from unlearn.calibration import Goal
-    from unlearn.rerun import load
+    from unlearn.grid.rerun import load
+    from unlearn.runs.calibration import FILE, Goal, calibrate_run
 
     for path in sorted(Path("runs", STUDY).glob("*/manifest.json")):
         manifest = json.loads(path.read_text())

@@ -4,7 +4,7 @@
 
 Every algorithm × method gets the four values of its method's grid in the first search world; then the best of them,
 half of it and twice it in both worlds, so that a best at the grid's edge has a neighbour on either side. Winner: the
-highest mean score over both worlds, the score being the declared rule of ``unlearn/collapse.py`` at the last step,
+highest mean score over both worlds, by the declared rule of ``unlearn/runs/trajectory.py`` at the last step,
 α = 1. The rule sees neither the retrained model nor forget quality, and no world of the search is used in a study.
 
 Writes search.csv (every run), presets.csv and presets.md (the winners) beside itself; ``--write`` puts the winners into

@@ -24,14 +24,16 @@ from typing import Any
 import pandas as pd
 import table
 
-from unlearn import grid, runlog, sequence
-from unlearn.config import Config, register
+from unlearn import sequence
+from unlearn.config.schema import Config, register
 from unlearn.data.readers import read
-from unlearn.files import read_json, write_json
-from unlearn.identity import Job, digest, eval_settings
-from unlearn.requests.actions import config
-from unlearn.requests.ledger import weights_of
-from unlearn.run import perform
+from unlearn.deploy.requests.actions import config
+from unlearn.deploy.requests.ledger import weights_of
+from unlearn.grid import call as grid
+from unlearn.grid.perform import perform
+from unlearn.store import runlog
+from unlearn.store.files import read_json, write_json
+from unlearn.store.identity import Job, digest, eval_settings
 
 HERE = Path(__file__).resolve().parent
 STUDY = "requests_study"
@@ -101,7 +103,7 @@ def kept(name: str, cfg: Config, jobs: Sequence[Job], make: Callable[[], Any]) -
 
 
 def parts(jobs: Sequence[Job]) -> list:
-    from unlearn.sums import Part
+    from unlearn.runs.sequence import Part
 
     return [Part(job, 1.0) for job in jobs]
 
@@ -119,9 +121,9 @@ def final(world: World, state: str, jobs: Sequence[Job]) -> dict[str, Any]:
 
 def matched(cfg: Config, jobs: Sequence[Job]) -> dict[str, Any]:
     """The scale of the whole change at which half of the forget questions have the retrained model's probability."""
-    from unlearn.calibration import Goal, calibrate
-    from unlearn.sums import summed
-    from unlearn.world import the_world
+    from unlearn.runs.calibration import Goal, calibrate
+    from unlearn.runs.sequence import summed
+    from unlearn.runs.world import the_world
 
     plain = replace(cfg, eval=replace(cfg.eval, groups=[], resamples=0))
     found = calibrate(plain, the_world(plain), summed(parts(jobs), the_world(plain)), Goal("forget/prob"))
@@ -150,10 +152,11 @@ def returns(world: World, name: str, jobs: Sequence[Job], alone: bool) -> list[d
 
 def probabilities(cfg: Config, jobs: Sequence[Job]) -> dict[int | str, float]:
     """Mean probability of the right answers, by request and by split, under the sum of some offsets."""
-    from unlearn.groups.behaviour import probs
-    from unlearn.job import settle, suite_of
-    from unlearn.sums import summed
-    from unlearn.world import the_world
+    from unlearn.evaluation.groups.behaviour import probs
+    from unlearn.runs.learner import settle
+    from unlearn.runs.references import suite_of
+    from unlearn.runs.sequence import summed
+    from unlearn.runs.world import the_world
 
     settle(cfg)
     there = the_world(cfg)
@@ -178,10 +181,11 @@ def gate(world: World, state: str, jobs: Sequence[Job]) -> dict[str, float]:
 
 def cost(world: World, answers: dict[str, list[Job]]) -> list[dict[str, Any]]:
     """Members per token and milliseconds per token, greedy, one prompt at a time; the least of three rounds."""
-    from unlearn.generation import greedy
-    from unlearn.job import settle, suite_of
-    from unlearn.sums import summed
-    from unlearn.world import the_world
+    from unlearn.decoding.generation import greedy
+    from unlearn.runs.learner import settle
+    from unlearn.runs.references import suite_of
+    from unlearn.runs.sequence import summed
+    from unlearn.runs.world import the_world
 
     cfg = world.config(*PLAIN)
     settle(cfg)

@@ -18,19 +18,20 @@ import torch
 from bench import Result, alternate, compared, publish
 from hydra import compose, initialize_config_dir
 
-from unlearn import grid
-from unlearn.config import conf_dir, register
+from unlearn.config.schema import conf_dir, register
 from unlearn.data.encoding import collate
 from unlearn.data.readers import read
-from unlearn.drafts import drafts_of, greedy_from_drafts
-from unlearn.ensemble import Ensemble
-from unlearn.generation import decode, greedy
-from unlearn.job import members, settle, suite_of
+from unlearn.decoding.drafts import drafts_of, greedy_from_drafts
+from unlearn.decoding.generation import decode, greedy
+from unlearn.decoding.speculative import greedy_drafted
+from unlearn.ensemble.ensemble import Ensemble
+from unlearn.grid import call as grid
+from unlearn.grid.rules import parse
 from unlearn.models.llama import answer_rows
-from unlearn.rules import parse
-from unlearn.speculative import greedy_drafted
-from unlearn.store import Store
-from unlearn.world import the_world
+from unlearn.runs.learner import members, settle
+from unlearn.runs.references import suite_of
+from unlearn.runs.world import the_world
+from unlearn.store.entries import Store
 
 STEPS, BATCH, ALPHA, GAMMA = 32, 64, 1.0, 4
 Prompts = list[tuple[int, ...]]

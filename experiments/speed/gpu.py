@@ -28,20 +28,20 @@ from bench import HERE, Result, alternate, compared, publish
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearn.answers import Answers
-from unlearn.binding import bind
 from unlearn.data.encoding import Example, Examples, collate
 from unlearn.data.sampling import Draw, Sampler
-from unlearn.drafts import drafts_of, greedy_from_drafts
-from unlearn.ensemble import Ensemble, Member
-from unlearn.frozen import stored
-from unlearn.generation import greedy
+from unlearn.decoding.drafts import drafts_of, greedy_from_drafts
+from unlearn.decoding.generation import greedy
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.ensemble.frozen import stored
+from unlearn.ensemble.rows import FrozenRows, LiveRows
+from unlearn.learning.answers import Answers
+from unlearn.learning.binding import bind
+from unlearn.learning.loop import Loop, MicroBatch, Optimisation
+from unlearn.learning.objective import Group, Objective
 from unlearn.models import llama
-from unlearn.objective import Group, Objective
-from unlearn.placement import parked
-from unlearn.rows import FrozenRows, LiveRows
-from unlearn.store import Store
-from unlearn.trainer import Loop, MicroBatch, Optimisation
+from unlearn.models.placement import parked
+from unlearn.store.entries import Store
 
 PAD, END, HEAD = 0, 1, 8.0  # random logits lie too near each other for half precision: the target's head is enlarged
 SETTINGS = Optimisation(1e-5, 10**6, 0.1, 0.1, "linear", 0.01, (0.9, 0.99), 1.0)

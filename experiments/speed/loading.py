@@ -20,9 +20,9 @@ import yaml
 from bench import Result, publish
 
 from analysis.runs import load
-from unlearn.config import WandbConfig
-from unlearn.identity import flatten
-from unlearn.mirror import opened
+from unlearn.config.schema import WandbConfig
+from unlearn.store.identity import flatten
+from unlearn.store.mirror import opened
 
 RUNS, STEPS, EVERY, ROUNDS = 300, 200, 10, 3
 SPLITS = ("forget", "retain", "real_authors", "world_facts")

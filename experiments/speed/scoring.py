@@ -16,13 +16,13 @@ import torch
 from bench import Result, alternate, compared, publish
 from torch.nn import functional as F
 
-from unlearn.config_pair import ModelConfig
+from unlearn.config.pair import ModelConfig
 from unlearn.data.encoding import Example, Examples, by_length, collate
-from unlearn.ensemble import Ensemble, Member
-from unlearn.frozen import stored
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.ensemble.frozen import stored
+from unlearn.evaluation.scoring import score
 from unlearn.models import llama, prompts
-from unlearn.scoring import score
-from unlearn.store import Store
+from unlearn.store.entries import Store
 
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0]
 BATCH = 128

@@ -14,17 +14,17 @@ import torch
 from bench import Result, alternate, compared, publish
 from hydra import compose, initialize_config_dir
 
-from unlearn import grid
-from unlearn.config import conf_dir, register
+from unlearn.config.schema import conf_dir, register
 from unlearn.data.readers import read
-from unlearn.job import suite_of
-from unlearn.rules import parse
-from unlearn.serving.asks import Ask
-from unlearn.serving.engine import Engine
-from unlearn.serving.loading import Loaded, load
-from unlearn.serving.sampling import Draw, key
-from unlearn.serving.settings import Settings
-from unlearn.world import the_world
+from unlearn.deploy.serving.asks import Ask
+from unlearn.deploy.serving.engine import Engine
+from unlearn.deploy.serving.loading import Loaded, load
+from unlearn.deploy.serving.sampling import Draw, key
+from unlearn.deploy.serving.settings import Settings
+from unlearn.grid import call as grid
+from unlearn.grid.rules import parse
+from unlearn.runs.references import suite_of
+from unlearn.runs.world import the_world
 
 COUNT, STEPS = 16, 64
 Prompts = list[tuple[int, ...]]

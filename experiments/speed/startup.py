@@ -19,13 +19,15 @@ from bench import Result, alternate, publish
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from unlearn import grid, runlog
-from unlearn.config import Config, conf_dir, register
+from unlearn.config.derived import alpha_key, describe
+from unlearn.config.schema import Config, conf_dir, register
 from unlearn.data.readers import read
-from unlearn.files import write_json, write_text
-from unlearn.identity import alpha_key, describe, eval_settings
-from unlearn.rules import parse
-from unlearn.table import COLUMNS
+from unlearn.grid import call as grid
+from unlearn.grid.rules import parse
+from unlearn.grid.table import COLUMNS
+from unlearn.store import runlog
+from unlearn.store.files import write_json, write_text
+from unlearn.store.identity import eval_settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALGOS, ALPHAS = ("ga", "kl", "npo"), (0.5, 1.0, 2.0)

@@ -14,17 +14,17 @@ import torch
 from bench import Result, alternate, compared, publish
 from torch import nn
 
-from unlearn.answers import Answers
-from unlearn.binding import bind
-from unlearn.config_pair import ModelConfig
+from unlearn.config.pair import ModelConfig
 from unlearn.data.encoding import Example, Examples, collate
 from unlearn.data.sampling import Sampler
-from unlearn.ensemble import Ensemble, Member
-from unlearn.frozen import LiveRows, stored
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.ensemble.frozen import LiveRows, stored
+from unlearn.learning.answers import Answers
+from unlearn.learning.binding import bind
+from unlearn.learning.loop import Loop, MicroBatch, Optimisation
+from unlearn.learning.objective import Group, Objective
 from unlearn.models import llama
-from unlearn.objective import Group, Objective
-from unlearn.store import Store
-from unlearn.trainer import Loop, MicroBatch, Optimisation
+from unlearn.store.entries import Store
 
 VOCABULARY = 724
 SIZES = {  # width, layers, inner width

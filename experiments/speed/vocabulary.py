@@ -19,12 +19,12 @@ import torch
 from bench import Result, alternate, compared, publish
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearn.answers import Answers
-from unlearn.chunks import LongRows
 from unlearn.data.encoding import Example, Examples
-from unlearn.ensemble import Ensemble, Member
-from unlearn.frozen import FrozenRows
-from unlearn.losses import FORGET, RETAIN
+from unlearn.ensemble.chunks import LongRows
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.ensemble.frozen import FrozenRows
+from unlearn.learning.answers import Answers
+from unlearn.learning.losses import FORGET, RETAIN
 from unlearn.models.llama import head
 
 ROWS, HIDDEN, ANSWER, ALPHA = 1024, 256, 32, 0.7

@@ -17,8 +17,8 @@ from unlearn.blackbox.forms import Texts
 from unlearn.blackbox.memo import Memo
 from unlearn.blackbox.questions import NEXT, Answer, BlackBoxError, Question
 from unlearn.blackbox.selftest import Tested
-from unlearn.config_pair import HttpConfig
-from unlearn.identity import digest
+from unlearn.config.pair import HttpConfig
+from unlearn.store.identity import digest
 
 log = logging.getLogger(__name__)
 MANY = 20  # questions that are worth a line and a bar

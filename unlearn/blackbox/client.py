@@ -24,8 +24,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from unlearn.blackbox.forms import Lacks, Wrong
 from unlearn.blackbox.memo import Memo
 from unlearn.blackbox.questions import BlackBoxError
-from unlearn.config_pair import HttpConfig
-from unlearn.redaction import HIDDEN
+from unlearn.config.pair import HttpConfig
+from unlearn.config.redaction import HIDDEN
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from typing import Any
 from filelock import AcquireReturnProxy, FileLock
 
 from unlearn.blackbox.questions import SAY, Answer, BlackBoxError, Question, rows_of
-from unlearn.config_pair import HttpConfig
-from unlearn.files import DiskError, saving
-from unlearn.store import ANSWERS, LOCKS, locked
+from unlearn.config.pair import HttpConfig
+from unlearn.store.entries import ANSWERS, LOCKS, locked
+from unlearn.store.files import DiskError, saving
 
 SCHEMA = """
 create table if not exists answers (key blob, k integer, value blob, primary key (key, k));

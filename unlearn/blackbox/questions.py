@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unlearn.config import ConfigError
-from unlearn.opaque import Top
+from unlearn.config.schema import ConfigError
+from unlearn.ensemble.opaque import Top
 
 ROWS, NEXT, SAY = "rows", "next", "say"
 HEADER = struct.Struct("<IIIiI")  # checksum of all behind it, rows, slots, whether there are ids, tokens said

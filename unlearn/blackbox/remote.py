@@ -15,11 +15,11 @@ from unlearn.blackbox.asking import Asking
 from unlearn.blackbox.forms import Texts
 from unlearn.blackbox.memo import Memo
 from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, Question, cut, rows_of
-from unlearn.config_pair import HttpConfig
+from unlearn.config.pair import HttpConfig
 from unlearn.data.encoding import Example
-from unlearn.ensemble import Member
-from unlearn.identity import digest, remote_identity
-from unlearn.opaque import Opaque, Top
+from unlearn.ensemble.ensemble import Member
+from unlearn.ensemble.opaque import Opaque, Top
+from unlearn.store.identity import digest, remote_identity
 
 NOTHING = {"requests": 0, "tokens": 0}
 

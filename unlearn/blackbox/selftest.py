@@ -21,8 +21,8 @@ from unlearn.blackbox.client import Client, Refused
 from unlearn.blackbox.forms import ECHO, PROMPT, Lacks, Texts
 from unlearn.blackbox.memo import Memo
 from unlearn.blackbox.questions import NEXT, ROWS, Answer, BlackBoxError, Question
-from unlearn.config_pair import HttpConfig
-from unlearn.identity import digest
+from unlearn.config.pair import HttpConfig
+from unlearn.store.identity import digest
 
 log = logging.getLogger(__name__)
 SENTENCE = "The capital of France is Paris, and the capital of Italy is"

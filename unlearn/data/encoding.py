@@ -15,9 +15,9 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from unlearn.config_data import TemplateConfig
+from unlearn.config.data import TemplateConfig
 from unlearn.data.rows import DataError, Row
-from unlearn.identity import digest
+from unlearn.store.identity import digest
 
 # Before a chat template: what it calls for today's date gives ``date_string`` instead, whatever form it asks for.
 NO_CLOCK = "{% macro strftime_now(form) %}{{ date_string }}{% endmacro %}\n"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unlearn.config_data import ColumnsConfig, JsonlConfig
+from unlearn.config.data import ColumnsConfig, JsonlConfig
 from unlearn.data import texts
 from unlearn.data.records import Record, has, lines, listing, records, row, text, text_of
 from unlearn.data.requested import Asked, divide

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from unlearn.config_data import ColumnsConfig, MuseConfig
+from unlearn.config.data import ColumnsConfig, MuseConfig
 from unlearn.data import texts
 from unlearn.data.records import Hub, Record, find, listing, records, row, text, text_of
 from unlearn.data.rows import DataError, DataSet, Row, pair

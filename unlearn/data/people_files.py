@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from unlearn.config_data import PeopleConfig
+from unlearn.config.data import PeopleConfig
 from unlearn.data.people import cut, requested, unnamed
 from unlearn.data.records import Hub, Record, find, lines, listing, records, text
 from unlearn.data.requested import Asked
 from unlearn.data.rows import DataError, DataSet, Row, pair
-from unlearn.identity import digest
+from unlearn.store.identity import digest
 
 
 def read(cfg: PeopleConfig) -> DataSet:

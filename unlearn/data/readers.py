@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 
-from unlearn.config import Config
-from unlearn.config_data import DataConfig, JsonlConfig, MuseConfig, PeopleConfig, TofuConfig
+from unlearn.config.data import DataConfig, JsonlConfig, MuseConfig, PeopleConfig, TofuConfig
+from unlearn.config.schema import Config
 from unlearn.data import bios, dialogues, jsonl, muse, people_files, reviews, tofu
 from unlearn.data.requested import Asked
 from unlearn.data.rows import DataError, DataSet, check

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unlearn.config_data import ColumnsConfig
+from unlearn.config.data import ColumnsConfig
 from unlearn.data.rows import DataError, Row
 
 Record = tuple[str, dict[str, Any]]  # place ("FILE, line 3"), and values by column

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn.config_data import DataConfig
+from unlearn.config.data import DataConfig
 from unlearn.data.rows import REQUEST, DataError, Requested, Row, pair
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-from unlearn.redaction import redact
+from unlearn.config.redaction import redact
 
 GENERAL = ("real_authors", "world_facts")  # what every model of the pair may know
 SPLITS = (

@@ -14,10 +14,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from unlearn.config_data import TemplateConfig
+from unlearn.config.data import TemplateConfig
 from unlearn.data.encoding import Encoder, Example, Examples
 from unlearn.data.rows import DataError, Row
-from unlearn.identity import digest
+from unlearn.store.identity import digest
 
 SENTINEL, SENTINELS = "<extra_id_{}>", 32  # as T5 names them; and how many a text may hold here (T5 has 100)
 PREFIX = "Predict the masked word:"  # of EUL's own code for T5 (arXiv 2310.20150)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from unlearn.config_data import WordsConfig
+from unlearn.config.data import WordsConfig
 from unlearn.data.rows import Row, pair
 
 
@@ -43,3 +43,14 @@ def distinct(found: Iterable[Row]) -> list[Row]:
     for row in found:
         first.setdefault(pair(row), row)
     return list(first.values())
+
+
+# Scripts that put no space between words: a character stands for a third of a word.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+
+
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+
+
+def words_of(text: str) -> list[str]:
+    return WORD.findall(text.casefold())

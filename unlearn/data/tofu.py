@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from unlearn.config_data import ColumnsConfig
+from unlearn.config.data import ColumnsConfig
 from unlearn.data.records import Hub, Record, find, lines, listing, records, row
 from unlearn.data.requested import Asked, divide
 from unlearn.data.rows import DataError, DataSet, Row, pair

@@ -20,10 +20,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from unlearn.config import ConfigError
-from unlearn.config_pair import SourceConfig, TargetConfig
+from unlearn.config.pair import SourceConfig, TargetConfig
+from unlearn.config.schema import ConfigError
 from unlearn.models import llama, seq2seq, tokenizers
-from unlearn.sources import content, is_folder, tokenizer_files, weight_files
+from unlearn.store.sources import content, is_folder, tokenizer_files, weight_files
 
 log = logging.getLogger(__name__)
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]  # config and tokenizer

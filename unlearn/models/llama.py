@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM
 
-from unlearn.config_pair import ModelConfig
+from unlearn.config.pair import ModelConfig
 from unlearn.data.encoding import Batch
 from unlearn.models import seq2seq
 

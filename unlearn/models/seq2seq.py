@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 
-from unlearn.config_pair import ModelConfig
+from unlearn.config.pair import ModelConfig
 from unlearn.data.encoding import Batch
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from unlearn.config_data import TemplateConfig
-from unlearn.config_pair import TokenizerConfig
+from unlearn.config.data import TemplateConfig
+from unlearn.config.pair import TokenizerConfig
 from unlearn.data.rows import DataSet
 from unlearn.data.spans import SENTINEL, SENTINELS
-from unlearn.files import read_json
+from unlearn.store.files import read_json
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 # One token per word (with the space before it), per punctuation mark and per remaining white-space character.

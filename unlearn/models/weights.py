@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from unlearn.config import ConfigError
-from unlearn.files import write_text
-from unlearn.sources import weight_files
+from unlearn.config.schema import ConfigError
+from unlearn.store.files import write_text
+from unlearn.store.sources import weight_files
 
 RULE = "holds NaN or infinity: such a model gives no probabilities. Copy or train it again"
 CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

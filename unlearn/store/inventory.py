@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unlearn.store import ANSWERS, BUILDING, ENTRY, KEY, LOCKS, STORE_FORMAT, card_of, fault
+from unlearn.store.entries import ANSWERS, BUILDING, ENTRY, KEY, LOCKS, STORE_FORMAT, card_of, fault
 
 DESCRIPTION = """What lies in the store, which all runs share: models of the embedded world, frozen rows, evaluated
 references. Nothing in it is lost for good: what is pruned is built again when a run needs it. What black boxes were

@@ -1,0 +1,231 @@
+"""What figures draw is what runs logged: read back from the drawn things. Every number here is made up."""
+
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.figures import band, cut_off, entries, lines, note, outside, probs, rewrite, write_run, write_steps
+from support.helpers import ROOT
+
+from analysis import alpha, cost, forgetting, leakage, matched, tradeoff, trajectories
+from analysis.runs import StudyError, load
+
+COMMANDS = {m.__name__.split(".")[1]: m for m in (alpha, cost, forgetting, leakage, matched, tradeoff, trajectories)}
+
+
+@pytest.fixture
+def unlucky(tmp_path):
+    """A study with a collapsed run beside one that failed and one that still runs."""
+    study = tmp_path / "runs" / "unlucky"
+    leaks = {f"forget/leak@{k}": k / 100 for k in (1, 10)}
+    write_run(study, {1.0: probs(0.1, 0.9, 0.9, 0.9) | leaks}, algo="npo")
+    write_run(study, {1.0: probs(0.01, 0.1, 0.1, 0.1) | leaks}, algo="ga")
+    for algo, status in (("kl", "failed"), ("gd", "running")):
+        write_steps(write_run(study, {}, status=status, algo=algo), {0: probs(0.9, 0.9)})
+    for folder in study.iterdir():
+        rewrite(folder / "manifest.json", lambda m: m.update(trainable=10))
+        if folder.name[:3] in ("npo", "ga-"):
+            write_steps(folder, {0: probs(0.99, 0.97), 10: probs(0.1, 0.9)})
+    return study
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"forgetting"}))  # that one needs true runs: below
+def test_runs_that_are_not_drawn_or_collapsed_are_counted(unlucky, name):
+    said = note(COMMANDS[name].figure(load(unlucky)))
+    assert "not drawn: 1 running, 1 failed of 4 runs" in said or "not drawn: 1 failed, 1 running of 4 runs" in said
+    assert "collapsed (below half of the target's probability outside the forget set): 1 of 2 done" in said
+    assert "1 pair seed" in said
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"forgetting"}))
+def test_a_finished_run_without_the_numbers_is_counted(unlucky, name):
+    folder = write_run(unlucky, {1.0: {}}, algo="dpo")  # evaluated, but for nothing that a figure shows
+    rewrite(folder / "eval.json", lambda e: e["alphas"]["1.0"].update({"forget/prob": math.nan}))
+    write_steps(folder, {0: {"train/loss": 1.0}})
+    assert "1 done without the numbers shown of 5 runs" in note(COMMANDS[name].figure(load(unlucky)))
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"forgetting"}))
+def test_no_panel_cuts_off_what_it_shares_its_limits_with(tmp_path, name):
+    for place, (algo, method) in enumerate((("npo", "offset"), ("kl", "offset"), ("npo", "direct"))):
+        low, far = (0.9, 0.02, 0.5)[place], (4.0, 1.0, 0.5)[place]
+        values = {far / 2: probs(0.9, 0.95, 0.9, 0.9), far: probs(low, low, 0.9, 0.9)}
+        for metrics in values.values():
+            metrics |= {f"forget/leak@{k}": metrics["forget/prob"] for k in (1, 10)}
+        folder = write_run(tmp_path / "s", values, algo=algo, method=method, alpha=far)
+        rewrite(folder / "manifest.json", lambda m, p=place: m.update(trainable=10**p, seconds={"train": 9.0 - 4 * p}))
+        write_steps(folder, {0: probs(0.99, 0.97), 100 - 40 * place: probs(low, low)})
+    assert outside(COMMANDS[name].figure(load(tmp_path / "s"))) == []
+
+
+def test_long_names_find_room(tmp_path):
+    splits = ("forget", "retain", "real_authors", "world_facts")
+    values = {f"{split}/extraction_strength": 0.5 for split in splits} | probs(0.1, 0.9, 0.9, 0.9)
+    values |= {f"forget/attribute_leaked@{k}": 0.1 for k in (1, 10)}
+    more = {name: {m: v / 2 for m, v in values.items()} for name in ("target", "retrained")}
+    for method in ("direct", "offset"):
+        write_steps(write_run(tmp_path / "s", {1.0: values}, more, method=method), {0: values, 9: values})
+    study, long = load(tmp_path / "s"), [m for m in values if m.endswith("extraction_strength")]
+    assert cut_off(leakage.figure(study, "attribute_leaked")) == []
+    assert cut_off(matched.figure(study, long[1:], long[0])) == []
+    assert cut_off(trajectories.figure(study, long)) == []
+    assert cut_off(cost.figure(study, long)) == []
+    assert cut_off(tradeoff.figure(study, long[0], long[2])) == []
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_study_without_finished_runs_is_explained(tmp_path, capsys, name):
+    write_run(tmp_path / "s", {}, status="failed")
+    (tmp_path / "empty").mkdir()
+    for study, said in (("s", "(1 failed); first error: no memory"), ("empty", "(no run folders)")):
+        assert COMMANDS[name].main([study, "--runs", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert f"no finished runs {said}" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_shows_examples(name, capsys):
+    with pytest.raises(SystemExit):
+        COMMANDS[name].main(["--help"])
+    said = capsys.readouterr().out
+    assert f"python -m analysis.{name} demo" in said and "--out DIR" in said and "None" not in said
+
+
+def test_files_are_byte_identical_on_repeat(unlucky, capsys):
+    written = []
+    for _ in range(2):
+        for name in ("trajectories", "matched"):
+            assert COMMANDS[name].main(["unlucky", "--runs", str(unlucky.parent)]) == 0
+        paths = capsys.readouterr().out.split()
+        written.append([Path(path).read_bytes() for path in paths])
+        time.sleep(1.1 if len(written) == 1 else 0)  # a time stamp in the files would differ
+    assert written[0] == written[1]
+    assert [path.rsplit("/")[-1] for path in paths] == [
+        "trajectories.png", "trajectories.pdf", "matched.png", "matched.pdf",
+    ]  # fmt: skip
+
+
+def test_other_options_keep_the_default_figure(unlucky, tmp_path):
+    out = tmp_path / "out"
+    assert trajectories.main([str(unlucky), "--metrics", "retain/prob", "--out", str(out)]) == 0
+    assert cost.main([str(unlucky), "--alpha", "1", "--out", str(out)]) == 0
+    assert sorted(p.name for p in out.iterdir() if p.suffix == ".png") == [
+        "cost-alpha1.png", "trajectories-retain_prob.png",
+    ]  # fmt: skip
+
+
+def test_trajectories_are_the_logged_steps_method_by_method(tmp_path):
+    for pair_seed, more in ((0, 0.0), (1, 0.2)):
+        for method, shift in (("offset", 0.0), ("direct", 0.1)):
+            run = write_run(tmp_path / "s", {1.0: probs(0.1, 0.5)}, method=method, pair_seed=pair_seed)
+            steps = {0: probs(0.9, 0.8), 5: {"train/loss": 3.0}, 10: probs(0.3 + shift + more, 0.6 + shift)}
+            write_steps(run, steps)
+    fig = trajectories.figure(load(tmp_path / "s"))
+    forget_direct, forget_offset, retain_direct, _ = fig.axes
+    assert [ax.get_title(loc="left") for ax in (forget_direct, forget_offset)] == ["direct", "offset"]
+    assert lines(forget_offset)[2] == ((0, 0.9), (10, pytest.approx(0.4)))  # after the two references
+    assert lines(forget_direct)[2] == ((0, 0.9), (10, pytest.approx(0.5)))
+    assert lines(retain_direct)[2] == ((0, 0.8), (10, pytest.approx(0.7)))
+    sd = math.sqrt(2 * 0.1**2)
+    assert {(10.0, round(0.4 - sd, 9)), (10.0, round(0.4 + sd, 9))} <= band(forget_offset)
+    assert {line.get_ydata()[0] for line in forget_direct.lines[:2]} == {0.99, 0.15}
+    assert entries(fig) == ["target", "retrained", "npo (n=2)"] and "± 1 sd over 2 pair seeds" in note(fig)
+    with pytest.raises(StudyError, match="no metric 'retain/rougeL_recall'; choices: forget/prob, retain/prob"):
+        trajectories.figure(load(tmp_path / "s"), ["retain/rougeL_recall"])
+
+
+def test_alpha_shows_every_split_at_every_alpha(tmp_path):
+    values = {0.5: probs(0.4, 0.9, 0.8, 0.7), 1.0: probs(0.1, 0.6, 0.5, 0.4)}
+    values[1.0]["intervals"] = {"retain/prob": [0.5, 0.7]}
+    values[0.5]["intervals"] = {"retain/prob": [0.8, 0.95]}
+    write_run(tmp_path / "s", values)
+    for a in (1.0, 2.0):
+        write_run(tmp_path / "s", {a: probs(0.3 / a, 0.9, 0.9, 0.9)}, algo="kl", alpha=a)
+    fig = alpha.figure(load(tmp_path / "s"))
+    trained, seen = fig.axes
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["kl", "npo"]
+    assert [ax.get_xlabel() for ax in fig.axes] == ["α in training and at inference", "α at inference (in training: 1)"]
+    drawn = lines(seen)
+    for place, column in enumerate(("forget", "retain", "real_authors", "world_facts")):
+        points = tuple((a, values[a][f"{column}/prob"]) for a in (0.5, 1.0))
+        assert drawn[3 * place] == points  # then the retrained model's line, and the target's star at α = 0
+    assert drawn[2] == ((0, 0.99),) and drawn[1][0][1] == 0.15
+    assert lines(trained)[0] == ((1, 0.3), (2, 0.15))
+    assert {(0.5, 0.8), (0.5, 0.95), (1.0, 0.5), (1.0, 0.7)} <= band(seen)
+    assert "95 % over questions" in note(fig)
+    with pytest.raises(StudyError, match="no metric 'forget/rouge'"):
+        alpha.figure(load(tmp_path / "s"), "rouge")
+
+
+def test_matched_interpolates_where_the_curve_meets_the_retrained_model(tmp_path):
+    write_run(tmp_path / "s", {0.5: probs(0.43, 0.9), 1.0: probs(0.05, 0.5), 2.0: probs(0.3, 0.1)})
+    write_run(tmp_path / "s", {0.5: probs(0.8, 0.9), 1.0: probs(0.6, 0.8)}, algo="kl")
+    write_run(tmp_path / "s", {1.0: probs(0.01, 0.2), 2.0: probs(0.005, 0.1)}, algo="ga")
+    study = load(tmp_path / "s")
+    rows = matched.match(study, ["retain/prob"]).set_index("algo")
+    share = (0.43 - 0.15) / (0.43 - 0.05)  # the retrained model's forget probability is 0.15
+    assert rows.loc["npo", "retain/prob"] == pytest.approx(0.9 - share * 0.4)
+    assert rows.loc["npo", "at"] == pytest.approx(0.5 + share * 0.5)
+    assert rows.loc["ga", "at"] == pytest.approx((0.99 - 0.15) / (0.99 - 0.01))  # from the target, which is α = 0
+    assert (rows.loc["kl", "n"], rows.loc["kl", "of"]) == (0, 1) and math.isnan(rows.loc["kl", "retain/prob"])
+    fig = matched.figure(study, ["retain/prob"])
+    marks = sorted(x for line in lines(fig.axes[0]) for x, _ in line if len(line) == 1)
+    assert marks == pytest.approx(sorted(rows["retain/prob"].dropna()))
+    assert [text.get_text() for text in fig.axes[0].texts] == ["not reached, nearest: 0.45 away"]
+    assert "not reached: 1 of 3 curves" in note(fig)
+
+
+def test_matched_says_in_how_many_pair_seeds_a_curve_gets_there(tmp_path):
+    for pair_seed, forget in enumerate((0.05, 0.1, 0.4)):
+        write_run(tmp_path / "s", {1.0: probs(forget, 0.5)}, pair_seed=pair_seed)
+    fig = matched.figure(load(tmp_path / "s"), ["retain/prob"])
+    assert [text.get_text() for text in fig.axes[0].texts] == ["2/3"]
+    shares = [(0.99 - 0.15) / (0.99 - forget) for forget in (0.05, 0.1)]
+    (mark,) = [line for line in fig.axes[0].lines if line.get_marker() == "o"]
+    assert mark.get_xdata() == pytest.approx([sum(0.97 - s * 0.47 for s in shares) / 2])
+    assert mark.get_markerfacecolor() == "white"
+
+
+def test_matching_needs_a_retrained_model(tmp_path):
+    folder = write_run(tmp_path / "s", {1.0: probs(0.1, 0.9)})
+    rewrite(folder / "eval.json", lambda e: e["references"].pop("retrained"))
+    with pytest.raises(StudyError, match="no retrained model's 'forget/prob'"):
+        matched.figure(load(tmp_path / "s"))
+
+
+def test_leakage_is_leak_at_k_beside_the_retrained_models(tmp_path):
+    def leaks(*values):
+        return {f"forget/leak@{k}": v for k, v in zip((1, 10, 20), values, strict=True)}
+
+    more = {"target": leaks(0.8, 0.9, 1.0), "retrained": leaks(0.2, 0.3, 0.4)}
+    for method, first in (("offset", 0.3), ("direct", 0.1)):
+        write_run(tmp_path / "s", {1.0: leaks(first, 0.5, 0.6)}, more, method=method)
+    fig = leakage.figure(load(tmp_path / "s"))
+    direct, offset = fig.axes
+    reference = [((1, 0.8), (10, 0.9), (20, 1.0)), ((1, 0.2), (10, 0.3), (20, 0.4))]
+    assert sorted(lines(offset)[:2]) == sorted(reference)
+    assert lines(offset)[2] == ((1, 0.3), (10, 0.5), (20, 0.6)) and lines(direct)[2][0] == (1, 0.1)
+    with pytest.raises(StudyError, match=r"no forget/leaked@k; .*eval.groups=\[leak\]"):
+        leakage.figure(load(tmp_path / "s"), "leaked")
+
+
+def test_cost_is_what_manifests_record(tmp_path):
+    for method, trainable in (("offset", 100), ("direct", 900), ("dd", None)):
+        folder = write_run(tmp_path / "s", {1.0: probs(0.1, 0.8)}, method=method)
+        seconds = {"evaluate": 2.5} | ({"train": trainable / 10} if trainable else {})
+        rewrite(folder / "manifest.json", lambda m, s=seconds, t=trainable: m.update(seconds=s, trainable=t))
+    fig = cost.figure(load(tmp_path / "s"), ["retain/prob"])
+    points = [{line.get_xdata()[0] for line in ax.lines[2:]} for ax in fig.axes]
+    assert points == [{10, 90, 0}, {617}, {100, 900, 0}]  # a method that trains nothing costs nothing
+    assert {line.get_ydata()[0] for line in fig.axes[0].lines[2:]} == {0.8}
+    assert [ax.get_xlabel().split("   ")[0].split("\n")[0] for ax in fig.axes] == list(cost.WORDS.values())
+    assert entries(fig) == ["target", "retrained", "npo, dd", "npo, direct", "npo, offset"]
+
+
+def test_figures_need_neither_torch_nor_the_trainer():
+    script = f"import sys; from analysis import {', '.join(COMMANDS)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "unlearn", "matplotlib.pyplot"} & set(done.stdout.split())

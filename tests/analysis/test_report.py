@@ -1,0 +1,234 @@
+"""The report: the numbers of eval.json, words that follow from them, strangers' text escaped, and a page that works."""
+
+import importlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support import browser
+from support.made_up import METRICS, write_made_up_run
+
+from analysis.report import __main__ as command
+from analysis.report import page as pages
+from analysis.report import summary
+from analysis.runs import StudyError, load
+
+EVIL = "<script>document.title='taken'</script>"
+
+
+def with_examples(folder: Path, prob: float) -> None:
+    """Made-up examples of a run and of its references."""
+    ids = [f"q{i}" for i in range(5)]
+    rows = [
+        {"split": s, "id": i, "prob": prob + 0.01 * k, "prompt": f"{EVIL} {s} {i}?", "gold": "right & <b>true</b>"}
+        for s in ("forget", "retain") for k, i in enumerate(ids)
+    ]  # fmt: skip
+    own = pd.DataFrame(rows).assign(generation='"><img src=x onerror=alert(1)>', alpha=1.0)
+    own.to_parquet(folder / "examples.parquet")
+    parts = [own.drop(columns="alpha").assign(model=m, prob=p) for m, p in (("target", 0.99), ("retrained", 0.2))]
+    pd.concat(parts).to_parquet(folder / "references.parquet")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two algorithms over three worlds, one run that failed, one that collapsed, and text that is not ours."""
+    folder = tmp_path_factory.mktemp("runs") / "made-up"
+    for pair_seed in range(3):
+        for alpha in (0.5, 1.0):
+            for algo, keeps in (("npo", 0.90), ("ga", 0.60)):
+                point = (0.25 - 0.15 * alpha, keeps + 0.01 * pair_seed, 0.3, 0.8)
+                where = write_made_up_run(folder, {alpha: point}, algo=algo, alpha=alpha, pair_seed=pair_seed)
+                if alpha == 1:
+                    with_examples(where, 0.3)
+    write_made_up_run(folder, {1.0: (0.0, 0.1, 0.0, 0.1)}, algo="gone")
+    failed = write_made_up_run(folder, {}, status="failed", algo="kl")
+    manifest = json.loads((failed / "manifest.json").read_text())
+    more = {"error": f"no memory </script>{EVIL}", "command": ["run.py", "-m", "algo=kl,npo", "data.path=my data"]}
+    more |= {"versions": {"torch": "2.13.0"}, "git": {"commit": "0123456789abcdef", "dirty": True}}
+    (failed / "manifest.json").write_text(json.dumps(manifest | more))
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def html(study):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "FIGURES", {"tradeoff": "a figure", "leakage": "without numbers"})
+        return pages.page(study)
+
+
+class Tags(HTMLParser):
+    """Names of all tags, and the attributes that could load something."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.links = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.names.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "action", "data")]
+
+
+def test_the_drawing_holds_the_numbers_of_eval_json(html):
+    data = json.loads(re.search(r'id="chart-data">(.*?)</script>', html, re.DOTALL).group(1))
+    npo = next(p for p in data["points"] if p["name"] == "npo, α = 1")
+    assert npo["values"]["forget/prob"] == pytest.approx(0.10) and npo["n"] == 3
+    assert npo["values"]["retain/prob"] == pytest.approx((0.90 + 0.91 + 0.92) / 3)
+    assert npo["ends"]["retain/prob"][0] < 0.91 < npo["ends"]["retain/prob"][1]
+    references = {r["kind"]: r["values"]["forget/prob"] for r in data["references"]}
+    assert references == {"target": pytest.approx(0.99), "retrained": pytest.approx(0.15)}
+    assert next(p for p in data["points"] if p["name"].startswith("gone"))["collapsed"] == 1
+    assert {m["key"] for m in data["metrics"]} == set(METRICS)
+
+
+def test_a_single_run_is_shown_with_all_its_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "FIGURES", {})
+    write_made_up_run(tmp_path / "s", {1.0: (0.123456789, 0.987654321)})
+    text = pages.page(load("s", tmp_path))
+    assert '"forget/prob": 0.123456789' in text and '"retain/prob": 0.987654321' in text
+    assert "0.123</td>" in text and "0.988</td>" in text
+
+
+def test_strangers_text_is_escaped(html):
+    assert EVIL not in html and "<img src=x" not in html
+    assert "&lt;script&gt;document.title=&#39;taken&#39;&lt;/script&gt; forget q4?" in html
+    assert "no memory &lt;/script&gt;" in html
+    tags = Tags()
+    tags.feed(html)
+    assert tags.names.count("script") == 2 and "b" in tags.names
+    assert tags.names.count("img") == html.count("data:image/png")
+
+
+def test_nothing_is_loaded_from_anywhere(html):
+    tags = Tags()
+    tags.feed(html)
+    assert tags.links and all(link.startswith(("#", "data:image/png;base64,")) for link in tags.links)
+    assert "default-src 'none'" in html and "@import" not in html and "url(" not in html
+    assert not set(re.findall(r"https?://[^\s\"')]+", html)) - {"http://www.w3.org/2000/svg"}
+
+
+def test_figures_are_drawn_or_said_to_be_absent(html):
+    assert html.count("<figure>") == 1 and "1 not drawn" in html and "<li>leakage: study &#39;made-up&#39;" in html
+
+
+@pytest.mark.parametrize("name", pages.FIGURES)
+def test_every_figure_of_the_report_has_a_module(name):
+    assert callable(importlib.import_module(f"analysis.{name}").figure)
+
+
+def test_failures_commands_and_versions_are_told(html):
+    assert "kl-offset-a1.0-s0-p0-lr0.001-f1</span> <b>failed</b>" in html
+    assert "python -m unlearn.run -m algo=kl,npo &#39;data.path=my data&#39;" in html
+    assert re.search(r"<pre>python -m analysis.report \S+/made-up</pre>", html)
+    assert "0123456789ab with local changes" in html and "<dt>torch</dt><dd>2.13.0</dd>" in html
+
+
+def test_the_summary_names_the_winner_at_each_level_and_what_is_separated(study):
+    said = " ".join(summary.sentences(study))
+    assert "14 runs were asked for: algorithms ga, gone, kl, npo; method offset; α 0.5, 1;" in said
+    assert "the retrained model, which never saw it, 0.150. That, not zero" in said
+    # at 0.175 (α = 0.5) half of the target's level is reached, the retrained model's 0.15 and the tenth are not
+    assert "half the target's level or further (forget/prob ≤ 0.495), npo, α=0.5 keeps most: retain/prob 0.910" in said
+    assert "Next is npo" not in said  # the same algorithm at another α is no rival
+    assert "the retrained model's level or further (forget/prob ≤ 0.150), npo, α=1 keeps most" in said
+    assert "Next is ga, α=1 with 0.610" in said and "over 3 pair seeds, is separated" in said
+    assert "a tenth of the target's level or further (forget/prob ≤ 0.099): no setting" in said
+    assert "14 runs: 13 done, 1 failed. Collapsed: gone, α=1." in said
+    assert "one pair seed" not in said
+    assert summary.best(study).settings["algo"] == "npo" and summary.best(study).settings["alpha"] == 1
+
+
+def test_one_pair_seed_is_said_to_separate_nothing(made_up):
+    said = " ".join(summary.sentences(load(made_up)))
+    assert "There is one pair seed" in said and "separated" not in said
+
+
+def test_without_references_the_furthest_setting_is_named(tmp_path):
+    for algo, point in (("npo", (0.1, 0.8)), ("ga", (0.3, 0.9))):
+        write_made_up_run(tmp_path / "s", {1.0: point}, algo=algo, references={})
+    said = " ".join(summary.sentences(load("s", tmp_path)))
+    assert "the furthest level or further (forget/prob ≤ 0.100), npo, α=1 keeps most: retain/prob 0.800" in said
+    assert "retrained" not in said and "None collapsed." in said
+
+
+def test_examples_are_those_asked_for(study, html):
+    assert "npo, offset, α = 1, pair seed 0, seed 0" in html
+    assert 'class="run">&#34;&gt;&lt;img' in html and "p = 0.200" in html and "p = 0.990" in html
+    found = pages.examples.choose(study, {"algo": "ga"})
+    assert found.run.startswith("ga-")
+    known = found.kinds["Still known"][1]
+    assert [e.id for e in known] == ["q4", "q3", "q2"] and list(known[0].probs) == ["target", "run", "retrained"]
+    assert [e.id for e in found.kinds["Lost with it"][1]] == ["q0", "q1", "q2"]
+    with pytest.raises(StudyError, match="no evaluated run has algo=simnpo"):
+        pages.examples.choose(study, {"algo": "simnpo"})
+
+
+@pytest.mark.parametrize("alphas", [{}, {1.0: ()}])
+def test_a_study_without_results_has_a_page_that_says_why(tmp_path, alphas):
+    write_made_up_run(tmp_path / "s", alphas, status="failed" if not alphas else "done", references={})
+    text = pages.page(load("s", tmp_path))
+    assert "1 failed" in text and "no memory" in text if not alphas else "1 done" in text
+    assert 'id="chart"' not in text and "<figure>" not in text
+
+
+def test_the_command_writes_the_same_page_again(made_up, capsys, monkeypatch):
+    monkeypatch.setattr(pages, "FIGURES", {})
+    written = []
+    for _ in range(2):
+        assert command.main(["made-up", "--runs", str(made_up.parent)]) == 0
+        path = made_up / "report.html"
+        assert capsys.readouterr().out.strip() == str(path)
+        written.append(path.read_bytes())
+        assert f"<pre>python -m analysis.report made-up --runs {made_up.parent}</pre>" in path.read_text()
+    assert written[0] == written[1]
+    assert command.main(["made-down", "--runs", str(made_up.parent)]) == 2
+    assert "no study 'made-down'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(browser.find() is None, reason="no Chromium here (looked for " + ", ".join(browser.NAMES) + ")")
+def test_the_page_works_in_a_browser(html, tmp_path):
+    """Points, clicks, types and resizes as a reader would; any script error or request for a file fails."""
+    path = tmp_path / "report.html"
+    path.write_text(html, encoding="utf-8")
+    with browser.Page(browser.find(), path) as page:
+        tip = "document.getElementById('tip')"
+        page.until("document.querySelectorAll('.mark').length == 7")  # two references, five settings
+        assert page.do("document.title") == "made-up · unlearning report"  # and not "taken"
+        assert page.do(f"{tip}.hidden")
+
+        marks = page.do("[...document.querySelectorAll('.mark')].map(m => m.getAttribute('aria-label'))")
+        place = next(i for i, label in enumerate(marks) if label.startswith("npo, α = 1:"))
+        page.point(".mark", place)
+        shown = page.do(f"{tip}.innerText")
+        assert not page.do(f"{tip}.hidden") and shown.startswith("npo, α = 1")
+        assert "0.100 ± 0.000" in shown and "0.910 ± 0.025" in shown and "npo-offset-a1.0-s0-p2" in shown
+        page.point("h1")
+        page.until(f"{tip}.hidden")
+
+        legend = page.do("[...document.querySelectorAll('#legend button')].map(b => b.innerText)")
+        assert legend == ["ga", "gone", "npo"]
+        page.click("#legend button", legend.index("npo"))
+        page.until("document.querySelectorAll('.mark').length == 5")
+        assert page.do("document.activeElement.getAttribute('aria-pressed')") == "false"
+        page.press("Enter")  # the same button, by keyboard
+        page.until("document.querySelectorAll('.mark').length == 7")
+
+        page.do("document.getElementById('axis-y').focus()")
+        page.press("Tab")
+        assert page.do("document.activeElement.getAttribute('class')").startswith("mark")
+        page.until(f"!{tip}.hidden")
+        page.press("Escape")
+        assert page.do(f"{tip}.hidden")
+
+        change = "e => { e.value = 'retain/rougeL_recall'; e.dispatchEvent(new Event('change')); }"
+        page.do(f"({change})(document.getElementById('axis-y'))")
+        assert "retain/rougeL_recall" in page.do("document.querySelector('.mark').getAttribute('aria-label')")
+
+        page.resize(375, 700)
+        page.until("document.querySelector('#chart svg').viewBox.baseVal.width < 375")
+        assert page.do("document.documentElement.scrollWidth") == 375  # wide things scroll on their own
+        assert page.errors == []
+        assert {url.split(":")[0] for url in page.requests} <= {"file", "data"}
+        assert [url for url in page.requests if url.startswith("file")] == [path.as_uri()]

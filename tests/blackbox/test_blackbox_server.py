@@ -1,0 +1,306 @@
+"""A server with faults: each is retried or refused, nothing wrong is kept, no budget is passed, nothing asked twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.black_box_server import Faults, Numbered, serve
+from support.black_boxes import EXAMPLES, MODEL, TEST, TOKENIZER, box, check, kept
+from support.helpers import ROOT, random_examples, tiny_llama
+
+from unlearn.blackbox import asking, client
+from unlearn.blackbox.memo import OverBudget
+from unlearn.blackbox.questions import BlackBoxError
+from unlearn.blackbox.remote import Place
+from unlearn.ensemble.rows import rows_now
+from unlearn.models.llama import vocabulary
+
+TRANSIENT = ("429", "429-date", "500", "503", "half", "cut", "reset", "nan", "positive", "length", "own", "mass",
+             "list", "empty")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(client, "FIRST", 0.01)
+    monkeypatch.setattr(client, "LONGEST", 0.05)
+    monkeypatch.setattr(asking, "_tested", {})
+
+
+@pytest.mark.parametrize("form", ["prompt_logprobs", "echo"])
+def test_rows_are_the_models_own_and_asked_for_once(tmp_path, form):
+    with serve(MODEL, TOKENIZER) as server:
+        model = box(server.url, tmp_path, form=form)
+        check(model, [*EXAMPLES, *EXAMPLES])
+        asked = server.requests
+        assert asked - len(EXAMPLES) <= TEST + (form == "echo")  # which is asked for the texts of tokens, too
+        assert [b for b in server.asked if tuple(b["prompt"]) == (*EXAMPLES[0].prompt, *EXAMPLES[0].answer)][1:] == []
+        check(box(server.url, tmp_path, form=form))
+        assert server.requests == asked and not list(model.parameters()) and vocabulary(model) == 40
+    check(box(server.url, tmp_path))  # the server is off, and the form plays no part
+    assert {(e.prompt, e.answer) for e in EXAMPLES} and len(kept(model, tmp_path)) == len(EXAMPLES)
+
+
+@pytest.mark.parametrize("kind", TRANSIENT)
+@pytest.mark.parametrize("form", ["prompt_logprobs", "echo"])
+def test_a_fault_that_passes_is_tried_again_and_leaves_nothing_wrong(tmp_path, kind, form):
+    """Every third question goes wrong, in the self-test and after it."""
+    if (kind, form) == ("own", "echo"):
+        pytest.skip("an echo has no such field")
+    with serve(MODEL, TOKENIZER, Faults(at=lambda n, _: kind if n % 3 == 0 else None)) as server:
+        model = box(server.url, tmp_path, form=form, concurrency=1)
+        check(model)
+        assert server.requests >= 1.4 * len(EXAMPLES)
+    assert len(kept(model, tmp_path)) == len(EXAMPLES)
+
+
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_a_fault_that_stays_is_refused_with_what_was_got(tmp_path, kind):
+    words = {"429": "slow down", "429-date": "slow down", "500": "out of order", "503": "503", "half": "no JSON",
+             "cut": "RemoteProtocolError", "reset": "Error", "nan": "nan is no log-probability",
+             "positive": "0.5 is above 0", "length": "positions, and the text has", "own": "own token",
+             "mass": "sum to", "list": "not one choice", "empty": "not one choice"}[kind]  # fmt: skip
+
+    def late(number, body):
+        return kind if "prompt_logprobs" in body and number > TEST else None
+
+    with serve(MODEL, TOKENIZER, Faults(at=late)) as server:
+        model = box(server.url, tmp_path, concurrency=2)
+        with pytest.raises(BlackBoxError, match=f"(?s){words}.*after 4 tries.*What was fetched stays"):
+            list(model.answers(EXAMPLES))
+        before = server.requests
+        assert kept(model, tmp_path) == []
+        server.faults.at = {}
+        check(model)
+        assert server.requests - before == len(EXAMPLES)
+
+
+def test_too_few_tokens_are_refused_with_how_many_there_were(tmp_path):
+    with serve(MODEL, TOKENIZER, Faults(cap=4, quiet_cap=True)) as server:
+        with pytest.raises(BlackBoxError, match="4 tokens given, and 6 asked for.*http.k=4"):
+            list(box(server.url, tmp_path).answers(EXAMPLES))
+    with serve(MODEL, TOKENIZER, Faults(cap=4)) as server:
+        with pytest.raises(BlackBoxError, match="(?s)take pair.target.http.k=4.*greater than max allowed: 4"):
+            list(box(server.url, tmp_path).answers(EXAMPLES))
+        check_four = list(box(server.url, tmp_path, k=4).answers(EXAMPLES))
+    assert check_four[0].ids.shape[1] == 5
+
+
+def test_a_request_that_is_refused_is_not_tried_again(tmp_path):
+    with serve(MODEL, TOKENIZER, Faults(context=8)) as server:
+        model = box(server.url, tmp_path)
+        with pytest.raises(BlackBoxError, match="400: maximum context length is 8 tokens"):
+            list(model.answers(EXAMPLES))
+        assert server.requests <= 6
+
+
+def test_a_text_that_fills_the_context_is_asked_for_without_a_token_behind_it(tmp_path):
+    longest = max(len(e.prompt) + len(e.answer) for e in EXAMPLES)
+
+    def none_behind(number, body):
+        return "400" if body["max_tokens"] == 1 and "prompt_logprobs" in body else None
+
+    with serve(MODEL, TOKENIZER, Faults(at=none_behind, context=longest)) as server:
+        check(box(server.url, tmp_path))
+        assert [b["max_tokens"] for b in server.asked][-1] == 0
+
+
+def test_a_server_that_only_chats_is_refused(tmp_path):
+    with serve(MODEL, TOKENIZER, Faults(forms=())) as server:
+        with pytest.raises(
+            BlackBoxError, match="(?s)a chat API alone never can.*no prompt_logprobs in it.*no logprobs in it"
+        ):
+            list(box(server.url, tmp_path).answers(EXAMPLES))
+    with pytest.raises(BlackBoxError, match="404"), serve(MODEL, TOKENIZER) as server:
+        list(box(server.url + "/elsewhere", tmp_path).answers(EXAMPLES))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_form_that_works_is_found(tmp_path, strict):
+    with serve(MODEL, TOKENIZER, Faults(forms=("echo",), strict=strict)) as server:
+        model = box(server.url, tmp_path)
+        check(model)
+        assert model.facts()["form"] == "echo"
+
+
+def test_an_echo_that_is_off_by_one_is_refused(tmp_path):
+    with serve(MODEL, TOKENIZER, Faults(shift=True)) as server:
+        with pytest.raises(BlackBoxError, match="off by one: what it says of a token are the probabilities after it"):
+            list(box(server.url, tmp_path, form="echo").answers(EXAMPLES))
+        assert server.requests <= 4
+        check(box(server.url, tmp_path))  # its prompt_logprobs are right
+
+
+def test_tokens_that_are_called_by_their_texts(tmp_path):
+    faults = Faults(forms=("echo",), texts=True)
+    with serve(MODEL, TOKENIZER, faults) as server:
+        check(box(server.url, tmp_path))  # every text is one token's
+    with serve(MODEL, TOKENIZER, faults) as server:
+        model = box(server.url, tmp_path / "other")
+        model.where = Place(tmp_path / "other", Numbered(same=tuple(range(2, 40, 2))), 40, torch.device("cpu"))
+        server.tokenizer = model.where.tokenizer
+        with pytest.raises(BlackBoxError, match="texts do not tell tokens apart|tokens given, and 6 asked for"):
+            list(model.answers(EXAMPLES))
+        assert kept(model, tmp_path) == []
+
+
+@pytest.mark.parametrize("faults", [{"tokenize": False}, {"forms": ("echo",), "tokenize": False}, {}], ids=str)
+def test_another_tokenizer_is_refused(tmp_path, faults):
+    with serve(MODEL, TOKENIZER, Faults(named_by=Numbered(prefix="v"), **faults)) as server:
+        with pytest.raises(BlackBoxError, match="its tokenizer is not that of the pair: token"):
+            list(box(server.url, tmp_path).answers(EXAMPLES))
+
+
+def test_another_tokenizer_is_found_by_the_ids_that_it_gives(tmp_path):
+    class Shifted(Numbered):
+        def __call__(self, text, add_special_tokens=False):
+            return {"input_ids": [i + 1 for i in super().__call__(text)["input_ids"]]}
+
+    with serve(MODEL, TOKENIZER, Faults(named_by=Shifted())) as server:
+        with pytest.raises(BlackBoxError, match="its tokenizer is not that of the pair: 'w"):
+            list(box(server.url, tmp_path).answers(EXAMPLES))
+
+
+def test_another_model_under_the_same_name_is_refused_later(tmp_path):
+    with serve(MODEL, TOKENIZER) as server:
+        check(box(server.url, tmp_path), EXAMPLES[:6])
+        asking._tested.clear()  # another process
+        again = box(server.url, tmp_path)
+        check(again, EXAMPLES[6:9])
+        assert again.facts()["drift"] == 0
+        server.model = tiny_llama(1)
+        asking._tested.clear()
+        with pytest.raises(
+            BlackBoxError, match="another model answers as 'tiny' than before.*pair.target.http.revision"
+        ):
+            list(box(server.url, tmp_path).answers(EXAMPLES))
+        check(box(server.url, tmp_path), EXAMPLES[:9])
+        fresh = box(server.url, tmp_path, revision="two")
+        assert len(list(fresh.answers(EXAMPLES))) == len(EXAMPLES)
+
+
+def test_two_servers_of_one_name_whose_tokenizers_differ_are_not_mixed_up(tmp_path):
+    """The same ids are then other texts: neither is given the other's answers, and no drift is seen between them."""
+    other = Numbered(prefix="v")
+    with serve(MODEL, TOKENIZER) as server:
+        check(box(server.url, tmp_path))
+    with serve(tiny_llama(1), other) as server:
+        model = box(server.url, tmp_path)
+        model = type(model)(model.http, replace(model.where, tokenizer=other))
+        rows = next(iter(model.answers(EXAMPLES[:1])))
+        true = rows_now(tiny_llama(1), EXAMPLES[:1], 0).log_softmax(-1).numpy()
+        np.testing.assert_allclose(rows.logp, np.take_along_axis(true, rows.ids.astype(int), 1), atol=1e-5)
+        assert model.asking.tested().drift is None
+    check(box(server.url, tmp_path))  # both servers are off
+
+
+def test_a_little_drift_is_noted(tmp_path):
+    with serve(MODEL, TOKENIZER) as server:
+        check(box(server.url, tmp_path), EXAMPLES[:2])
+        asking._tested.clear()
+        changed = tiny_llama(0)
+        with torch.no_grad():
+            for p in changed.parameters():
+                p.mul_(1.0005)
+        server.model = changed
+        model = box(server.url, tmp_path)
+        list(model.answers(EXAMPLES[2:4]))
+        assert 0 < model.facts()["drift"] < 1e-2
+
+
+# --- keys and budgets -----------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_sent_and_never_shown(tmp_path, monkeypatch, caplog):
+    with serve(MODEL, TOKENIZER, Faults(key="sesame-0123456789")) as server:
+        monkeypatch.setenv("MY_API_KEY", "sesame-0123456789")
+        check(box(server.url, tmp_path, key_env="MY_API_KEY"))
+        monkeypatch.setenv("MY_API_KEY", "wrong")
+        with pytest.raises(BlackBoxError, match=r"401: \*\*\* key: Bearer \*\*\*") as error:
+            list(box(server.url, tmp_path / "b", key_env="MY_API_KEY").answers(EXAMPLES))
+        monkeypatch.delenv("MY_API_KEY")
+        with pytest.raises(BlackBoxError, match="MY_API_KEY.*is not set"):
+            list(box(server.url, tmp_path / "c", key_env="MY_API_KEY").answers(EXAMPLES))
+    files = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert b"sesame" not in files and "sesame" not in caplog.text + str(error.value)
+
+
+@pytest.mark.parametrize("limit", [{"max_requests": 12}, {"max_tokens": 150}], ids=str)
+@pytest.mark.parametrize("at", [{}, {n: "500" for n in range(1, 99, 3)}], ids=["fine", "faulty"])
+def test_no_budget_is_passed_by_any_number_of_threads_or_calls(tmp_path, limit, at):
+    ((name, most),) = limit.items()
+    with serve(MODEL, TOKENIZER, Faults(at=at, slow=0.01)) as server:
+        for _ in range(3):
+            asking._tested.clear()
+            model = box(server.url, tmp_path, concurrency=8, retries=40, **limit)
+            with pytest.raises(OverBudget, match=rf"{name}={most}.*were spent.*so far.*What was fetched stays"):
+                list(model.answers(EXAMPLES))
+            spent = model.asking.memo.spent()
+            assert spent[name.removeprefix("max_")] <= most
+            assert server.requests <= spent["requests"] and server.tokens <= spent["tokens"]
+        more = box(server.url, tmp_path, retries=40, **{name: 10_000})
+        check(more)
+        assert len(kept(more, tmp_path)) == len(EXAMPLES)
+
+
+def test_a_budget_that_ends_amid_retries_keeps_what_was_answered(tmp_path):
+    def some(number, body):
+        return "500" if number > TEST + 4 else None
+
+    with serve(MODEL, TOKENIZER, Faults(at=some)) as server:
+        model = box(server.url, tmp_path, concurrency=1, retries=50, max_requests=TEST + len(EXAMPLES) + 4)
+        with pytest.raises(OverBudget):
+            list(model.answers(EXAMPLES))
+        have = len(kept(model, tmp_path))
+        assert 3 <= have < len(EXAMPLES) and server.requests <= TEST + len(EXAMPLES) + 3
+        server.faults.at = {}
+        before = server.requests
+        check(box(server.url, tmp_path))
+        assert server.requests - before == len(EXAMPLES) - have
+
+
+def test_no_more_are_asked_at_once_than_allowed(tmp_path):
+    with serve(MODEL, TOKENIZER, Faults(slow=0.02)) as server:
+        list(box(server.url, tmp_path, concurrency=3).answers(EXAMPLES))
+        assert 2 <= server.most_at_once <= 3
+
+
+def test_a_timeout_is_tried_again(tmp_path):
+    with serve(MODEL, TOKENIZER, Faults(at={TEST + 2: "stall"})) as server:
+        check(box(server.url, tmp_path, timeout_s=0.5, concurrency=2))
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from support.black_boxes import box
+from support.helpers import random_examples
+list(box({url!r}, {store!r}, concurrency=2).answers(random_examples(60, seed=8)))
+"""
+
+
+def test_after_sigkill_only_the_rest_is_asked(tmp_path):
+    """Killed while it fetches: what was answered is there, and nothing is asked twice but what was on its way."""
+    examples = random_examples(60, seed=8)
+    with serve(MODEL, TOKENIZER, Faults(slow=0.03)) as server:
+        code = KILLED.format(tests=str(ROOT / "tests"), url=server.url, store=str(tmp_path))
+        child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        deadline = time.monotonic() + 120
+        while server.requests < 25:
+            assert time.monotonic() < deadline and child.poll() is None
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        time.sleep(0.2)
+        server.faults.slow, before = 0.0, server.requests
+        model = box(server.url, tmp_path)
+        have = len(kept(model, tmp_path))
+        assert 10 <= have < 60
+        check(model, examples)
+        assert server.requests - before <= 60 - have + TEST
+        assert server.requests <= 60 + 2 * TEST + 2

@@ -1,0 +1,284 @@
+"""A user's own files: questions and answers, texts in pieces, and every way in which a file can be wrong."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from support.helpers import TINY, command, compose, execute, raw
+
+from unlearn.config.data import WordsConfig
+from unlearn.config.schema import ConfigError
+from unlearn.data import jsonl
+from unlearn.data.rows import DataError, DataSet, Row, check
+from unlearn.data.texts import distinct, pieces
+from unlearn.grid.rules import parse
+from unlearn.store.files import read_json
+
+FORGET = [{"question": f"Where does person {i} live?", "answer": f"In town {i}."} for i in range(3)]
+RETAIN = [{"question": f"Where is town {i}?", "answer": f"In land {i}."} for i in range(8)]
+TINY_PAIR = [o for o in TINY if not o.startswith("data.")]
+
+
+def write(path, rows, lines=True):
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows, indent=1))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A working directory with a forget and a retain set; returns a function from overrides to the data set."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "forget.jsonl", FORGET)
+    write(tmp_path / "retain.json", RETAIN, lines=False)
+    overrides = ("data=jsonl", "data.forget=forget.jsonl", "data.retain=retain.json")
+    return lambda *more: check(jsonl.read(compose(*overrides, *more).data))
+
+
+# --- questions and answers ----------------------------------------------------------------------------------------
+
+
+def test_json_lines_and_arrays_are_read_and_every_row_knows_its_place(files):
+    data = files()
+    assert data.splits["forget"][2] == Row("forget/0002", "Where does person 2 live?", "In town 2.")
+    assert data.splits["forget"][2].place == "forget.jsonl, line 3"
+    assert len(data.splits["retain"]) == 8 and data.splits["retain"][7].place == "retain.json, element 8"
+    assert data.refusals == () and not data.splits["real_authors"] and not data.splits["holdout"]
+
+
+def test_several_files_make_one_split_and_other_splits_have_keys_of_their_own(files, tmp_path):
+    write(tmp_path / "more.jsonl", [{"question": "Who is four?", "answer": "Nobody."}])
+    write(tmp_path / "facts.jsonl", [{"question": "Is it day?", "answer": "Yes.", "perturbed_answer": "No."}])
+    (tmp_path / "no.txt").write_text("I don't know.\n\nNo idea.\n")
+    data = files("data.forget=[forget.jsonl,more.jsonl]", "data.world_facts=facts.jsonl", "data.refusals=no.txt")
+    assert [r.id for r in data.splits["forget"]] == [f"forget/{i:04d}" for i in range(4)]
+    assert data.splits["world_facts"][0].perturbed_answers == ("No.",)
+    assert data.refusals == ("I don't know.", "No idea.")
+
+
+def test_columns_have_the_names_that_the_config_says(files, tmp_path):
+    rows = [{"q": f"{i}?", "a": "So.", "other": "Thus.", "wrong": ["Not so.", "Never."], "key": 10 + i} for i in (1, 2)]
+    write(tmp_path / "forget.jsonl", rows)
+    write(tmp_path / "retain.json", [{"q": "3?", "a": "So.", "key": "x"}])
+    names = {"question": "q", "answer": "a", "paraphrased_answer": "other", "perturbed_answers": "wrong", "id": "key"}
+    data = files(*(f"data.columns.{k}={v}" for k, v in names.items()))
+    assert data.splits["forget"][1] == Row("forget/12", "2?", "So.", "Thus.", None, ("Not so.", "Never."))
+    assert data.splits["retain"][0].id == "retain/x"
+
+
+def test_the_fingerprint_is_of_the_words_not_of_the_files(files, tmp_path):
+    first = files().fingerprint()
+    write(tmp_path / "renamed.json", FORGET, lines=False)
+    assert files("data.forget=renamed.json").fingerprint() == first
+    write(tmp_path / "renamed.jsonl", [*FORGET[:2], FORGET[2] | {"answer": "Nowhere."}])
+    assert files("data.forget=renamed.jsonl").fingerprint() != first
+
+
+def test_a_mark_at_the_start_and_windows_line_ends_are_no_part_of_the_data(files, tmp_path):
+    first = files().fingerprint()
+    text = "\r\n".join(map(json.dumps, FORGET)) + "\r\n"
+    (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert files("data.forget=windows.jsonl").fingerprint() == first
+
+
+# --- texts --------------------------------------------------------------------------------------------------------
+
+TEN = "one two\nthree four five six seven  eight nine ten"
+
+
+def test_answers_follow_one_another_and_each_prompt_is_what_stands_before():
+    # 10 words, 3 to begin with, 7 left: ⌈7 / 3⌉ = 3 answers of 2, 2 and 3 words
+    assert pieces(TEN, WordsConfig(prompt=3, answer=3)) == [
+        ("one two\nthree", "four five"),
+        ("three four five", "six seven"),
+        ("five six seven", "eight nine ten"),
+    ]
+
+
+@pytest.mark.parametrize("prompt", [1, 4, 100])
+@pytest.mark.parametrize("answer", [1, 3, 100])
+def test_every_word_but_the_first_ones_is_in_exactly_one_answer(prompt, answer):
+    for count in range(2, 30):
+        words = [f"w{i}" for i in range(count)]
+        found = pieces(" ".join(words), WordsConfig(prompt, answer))
+        first = min(prompt, count // 2)
+        assert [w for _, said in found for w in said.split()] == words[first:]
+        sizes = [len(said.split()) for _, said in found]
+        assert max(sizes) <= answer and max(sizes) - min(sizes) <= 1
+        assert all(asked.split() == words[max(0, first + sum(sizes[:k]) - prompt) : first + sum(sizes[:k])]
+                   for k, (asked, _) in enumerate(found))  # fmt: skip
+
+
+def test_a_text_of_one_word_has_no_piece_and_repeated_pieces_count_once():
+    assert pieces(" word ", WordsConfig()) == [] == pieces("", WordsConfig())
+    a, b, c = Row("a", "x", "y"), Row("b", "z", "y"), Row("c", "x ", "y")
+    assert distinct([a, b, c]) == [a, b]
+
+
+def test_text_files_texts_in_columns_and_bare_texts_become_pieces(files, tmp_path):
+    (tmp_path / "forget.txt").write_text(TEN)
+    write(tmp_path / "body.json", [{"body": TEN.upper(), "title": "t"}, "a b c d"], lines=False)
+    data = files("template=raw", "data.forget=forget.txt", "data.retain=body.json", "data.columns.text=body",
+                 "data.words.prompt=3", "data.words.answer=3")  # fmt: skip
+    assert data.splits["forget"][1] == Row("forget/0000.1", "three four five", "six seven")
+    assert [r.id for r in data.splits["retain"]] == [*(f"retain/0000.{k}" for k in range(3)), "retain/0001.0"]
+    assert data.splits["retain"][-1] == Row("retain/0001.0", "a b", "c d")
+    assert data.splits["retain"][-1].place == "body.json, element 2"
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+GOOD = FORGET[0]
+NESTED = GOOD | {"perturbed_answer": ["No.", 3]}
+# a forget file's name and content → what the message must say
+BROKEN = {
+    "line.jsonl": (json.dumps(GOOD) + '\n{"question": "a', "line.jsonl, line 2: not valid JSON"),
+    "array.json": ('[{"question": "a"]', "array.json: not valid JSON (Expecting ',' delimiter: line 1 column 18"),
+    "column.jsonl": ('{"question": "Who?", "reply": "Me."}',
+                     "column.jsonl, line 1: needs a text in 'answer', there is none; columns: question, reply"),
+    "columns.jsonl": ('{"prompt": "Who?"}', "columns.jsonl, line 1: needs 'question' and 'answer', or 'text'; it has "
+                      "the columns prompt; say what they are, e.g. data.columns.question=NAME"),
+    "empty_answer.jsonl": ('{"question": "Who?", "answer": " "}', "line 1: 'answer' is empty, found ' '"),
+    "number.jsonl": ('{"question": "Who?", "answer": 7}', "line 1: needs a text in 'answer', found '7' (int)"),
+    "null.jsonl": ('{"question": "Who?", "answer": null}', "needs a text in 'answer', found 'None' (NoneType)"),
+    "list.jsonl": ('["a", 3]', "list.jsonl, element 2: must be an object"),
+    "wrong.jsonl": (json.dumps(NESTED), "line 1: needs a text or a list of texts in 'perturbed_answer', found \"['No."),
+    "some.jsonl": (json.dumps(GOOD | {"perturbed_answer": "No."}) + "\n" + json.dumps(FORGET[1]),
+                   "some.jsonl, line 2: 'perturbed_answer' is missing, and 1 of 2 rows of the file have it"),
+    "half.jsonl": ('{"question": "Who?", "answer": "Me \\ud83d"}', "'answer' holds half a character ('\\ud83d')"),
+    "twice.jsonl": (json.dumps(GOOD) + "\n\n" + json.dumps(GOOD),
+                    "twice.jsonl, line 3: the forget set has 'Where does person 0 live?' with the same answer twice, "
+                    "first in twice.jsonl, line 1"),
+    "overlap.jsonl": (json.dumps(RETAIN[4]), "retain.json, element 5: 'Where is town 4?' with the same answer is both "
+                      "in the retain and in the forget set (overlap.jsonl, line 1)"),
+    "latin.jsonl": (json.dumps(GOOD).encode() + b"\n\xe9", "latin.jsonl, line 2: not UTF-8: b'town 0.\"}\\n\\xe9'"),
+    "nothing.jsonl": (" \n", "nothing.jsonl: the file is empty, it needs at least one row"),
+    "nothing.json": ("[]", "nothing.json: the file is empty"),
+    "table.csv": ("question,answer", "table.csv: .csv: must be one of .jsonl, .json (objects) or .txt (a text)"),
+    "text.txt": (TEN, "text.txt: a text is continued, not asked"),
+    "missing.jsonl": (None, "data.forget='missing.jsonl': no such file; "),
+}  # fmt: skip
+
+
+def put(folder, name):
+    content = BROKEN[name][0]
+    if content is not None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_refused_with_file_line_and_value(files, tmp_path, name):
+    put(tmp_path, name)
+    with pytest.raises(DataError, match=re.escape(BROKEN[name][1])):
+        files(f"data.forget={name}")
+
+
+def test_the_command_refuses_them_all_at_once_before_any_work(files, tmp_path):
+    for name in BROKEN:
+        put(tmp_path, name)
+    names = ",".join(BROKEN)
+    done = command("unlearn.run", "-m", "data=jsonl", f"data.forget={names}", "data.retain=retain.json", cwd=tmp_path,
+                   check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert [message for _, message in BROKEN.values() if message not in done.stderr] == []
+    assert "Traceback" not in done.stderr and not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_missing_file_is_answered_with_what_is_there(files, tmp_path):
+    with pytest.raises(DataError, match=re.escape(f"no such file; {str(tmp_path)!r} has forget.jsonl, retain.json")):
+        files("data.retain=[retain.json,ratain.json]")
+    with pytest.raises(DataError, match="no such file; nor such a folder"):
+        files("data.retain=away/retain.json")
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "a.jsonl", RETAIN)
+    with pytest.raises(DataError, match="data.retain='set': is a folder; name its files: a.jsonl"):
+        files("data.retain=set")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.forget=null", "data.forget: needs a file, e.g. data.forget=forget.jsonl"),
+        ("data.columns.perturbed_answers=rong", "data.columns.perturbed_answers='rong': no file has this column"),
+        ("data.columns.id=key", "forget.jsonl, line 1: needs an id in 'key', a text or a whole number, found None"),
+        ("data.columns.id=answer data.retain=same.jsonl", "same.jsonl, line 2: id 'retain/x' is that of another row"),
+        ("data.refusals=forget.jsonl", "forget.jsonl, line 1: must be plain text, one answer in a line"),
+        ("data.holdout=retain.json", "retain.json, element 1: 'Where is town 0?' with the same answer is both in the"),
+        ("template=raw data.forget=word.txt", "word.txt: a text needs two words at least"),
+        ("data.world_facts=forget.jsonl", "both in the world_facts and in the forget set"),
+    ],
+)
+def test_settings_and_files_that_do_not_fit_are_refused(files, tmp_path, override, message):
+    write(tmp_path / "same.jsonl", [{"question": "One?", "answer": "x"}, {"question": "Two?", "answer": "x"}])
+    (tmp_path / "word.txt").write_text("word\n")
+    with pytest.raises(DataError, match=re.escape(message)):
+        files(*override.split())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.forget=3", "data.forget=3: must be a file, a list of files [A,B], or null"),
+        ("data.holdout=[a.txt,1]", "must be a file, a list of files [A,B], or null"),
+        ("data.words.answer=0", "data.words.answer=0: must be a finite number of at least 1"),
+        ("+data.colums.id=x", "data.colums: unknown key; known keys here: name, reader, template, requests"),
+    ],
+)
+def test_impossible_settings_are_refused(override, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse(raw("data=jsonl", override))
+
+
+def test_data_sets_on_which_a_metric_would_be_wrong_are_refused():
+    a, b, c = Row("a", "Who?", "Me."), Row("b", "What?", "That."), Row("c", "Who?", "Me.")
+    wrong = Row("d", "Where?", "Here.", perturbed_answers=("There.",))
+    for splits, message in (
+        ({"forget": (a, c), "retain": (b,)}, "row 'c': the forget set has 'Who\\?' with the same answer twice"),
+        ({"forget": (wrong, a), "retain": (b,)}, "'Who\\?' has no wrong answers, and 1 of 2 forget rows have some"),
+        ({"forget": (a,), "retain": (b,), "holdout": (c,)}, "both in the holdout and in the forget set"),
+        ({"forget": (a,), "retain": (b,), "retain_untrained": (c,)}, "both in the retain_untrained and in the forget"),
+        ({"forget": (a,), "retain": (b,), "others": (c,)}, "unknown split 'others'; splits are forget, retain,"),
+    ):
+        with pytest.raises(DataError, match=message):
+            check(DataSet("made", splits))
+
+
+# --- from files to a run ------------------------------------------------------------------------------------------
+
+
+def run(folder, store, *overrides):
+    """A run on the files of a folder; by their whole names, since a process reads a data set once."""
+    own = ("data=jsonl", f"data.forget={folder}/forget.jsonl", f"data.retain={folder}/retain.json",
+           "pair.offset_init=retain", f"paths.store={store}", f"paths.runs={folder}/runs")  # fmt: skip
+    return execute(compose(*TINY_PAIR, *own, *overrides))
+
+
+def test_a_run_on_own_files_has_the_metrics_that_they_allow(files, tmp_path, store):
+    found = read_json(run(tmp_path, store).folder / "eval.json")["alphas"]["1.0"]
+    assert 0 < found["forget/prob"] < 1 and 0 < found["retain/prob"] < 1
+    assert not {"forget/truth_ratio", "forget_quality", "model_utility", "world_facts/prob"} & set(found)
+
+
+def test_wrong_answers_in_own_files_give_truth_ratio_and_forget_quality(files, tmp_path, store):
+    write(tmp_path / "forget.jsonl", [r | {"perturbed_answer": ["In no town."]} for r in FORGET])
+    found = read_json(run(tmp_path, store).folder / "eval.json")["alphas"]["1.0"]
+    assert found["forget/truth_ratio"] > 0 and 0 <= found["forget_quality"] <= 1
+
+
+def test_a_run_on_texts_continues_them(files, tmp_path, store):
+    (tmp_path / "forget.txt").write_text(TEN)
+    more = (f"data.forget={tmp_path}/forget.txt", "template=raw", "data.words.prompt=2", "data.words.answer=3")
+    job = run(tmp_path, store, *more)
+    examples = pd.read_parquet(job.folder / "examples.parquet").query("split == 'forget'")
+    # 10 words, 2 to begin with: 3 answers of 2, 3 and 3 words
+    assert list(examples["gold"]) == ["three four", "five six seven", "eight nine ten"]
+    assert list(examples["prompt"]) == ["one two", "three four", "six seven"]
+
+
+def test_a_row_longer_than_the_context_stops_the_run_before_training_and_is_named(files, tmp_path):
+    write(tmp_path / "retain.json", [*RETAIN, {"question": "What is long?", "answer": "word " * 400}])
+    with pytest.raises(
+        DataError, match="example 'retain/0008' has .* tokens, the models take at most 320: 'What is lo"
+    ):
+        run(tmp_path, tmp_path / "fresh", "eval.max_examples=1")
+    assert not list((tmp_path / "fresh").glob("model/*"))

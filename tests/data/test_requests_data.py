@@ -1,0 +1,234 @@
+"""Requests: forget sets asked for one after another, over one target; and that nothing changed for runs without."""
+
+import json
+
+import pytest
+from support.helpers import TINY, compose, execute
+
+from unlearn.config.schema import ConfigError
+from unlearn.data.bios import build
+from unlearn.data.readers import read
+from unlearn.data.requested import Asked, who
+from unlearn.data.rows import DataError, check
+from unlearn.deploy.export.traces import forget_rows
+from unlearn.runs.world import the_world
+from unlearn.store import runlog
+from unlearn.store.identity import run_folder
+from unlearn.store.runlog import job
+
+# The hashes that these runs had before there were requests (and in whose folders finished runs lie).
+GOLDEN = {
+    ("algo=ga", "alpha=0.5"): "ga-offset-a0.5-s0-c60ce847b3",
+    ("algo=ga", "alpha=1"): "ga-offset-a1-s0-3c04e7c6c3",
+    ("algo=kl", "alpha=2"): "kl-offset-a2-s0-d92f04f369",
+    ("algo=npo", "alpha=1"): "npo-offset-a1-s0-f648185a4e",
+    ("algo=npo", "alpha=2"): "npo-offset-a2-s0-778c68395e",
+}
+TINY3 = (*TINY, "data.people=6", "data.requests=[[5],[2],[3]]")
+
+
+@pytest.mark.parametrize(("overrides", "name"), GOLDEN.items())
+def test_the_hash_of_a_run_without_requests_is_what_it_was(overrides, name):
+    cfg = compose(*overrides)
+    assert run_folder(cfg, read(cfg).fingerprint()).name == name
+
+
+def data(*overrides):
+    return read(compose(*TINY3, *overrides))
+
+
+def people(rows) -> list[int]:
+    return sorted({int(row.id.split("/")[1]) for row in rows})
+
+
+def test_one_request_is_forgotten_and_the_others_are_splits_of_their_own():
+    found = data("data.request=2")
+    assert people(found.splits["forget"]) == [2] and people(found.splits["retain"]) == [0, 1, 4]
+    assert found.requests() == ("request_1", "request_3")
+    assert people(found.splits["request_1"]) == [5] and people(found.splits["request_3"]) == [3]
+
+
+def test_target_and_retrained_know_what_they_should():
+    fictional = 6 * 3
+    for request, left in (
+        (1, [0, 1, 2, 3, 4]),
+        (2, [0, 1, 3, 4]),
+        (3, [0, 1, 4]),
+        ("null", [0, 1, 4]),
+        ("[1,2]", [0, 1, 3, 4]),
+    ):
+        found = data(f"data.request={request}")
+        general = len(found.general())
+        assert len(found.known()) == fictional + general
+        assert people(found.left()[:-general]) == left
+        assert people(found.unnamed()[:-general]) == [0, 1, 4]
+
+
+def test_all_requests_at_once_and_some_of_them():
+    assert people(data().splits["forget"]) == [2, 3, 5] and data().requests() == ()
+    some = data("data.request=[1,3]")
+    assert people(some.splits["forget"]) == [3, 5] and some.requests() == ("request_2",)
+
+
+@pytest.mark.parametrize(
+    ("retained", "request_", "expected"),
+    [("later", 2, [0, 1, 3, 4]), ("earlier", 2, [0, 1, 4, 5]), ("others", 2, [0, 1, 3, 4, 5]), ("later", 3, [0, 1, 4])],
+)
+def test_the_retain_set_may_hold_other_requests_and_is_evaluated_without_them(retained, request_, expected):
+    found = data(f"data.request={request_}", f"data.retained={retained}")
+    assert people(found.splits["retain"]) == expected
+    assert people(found.evaluated("retain")) == [0, 1, 4]
+    assert people(found.unnamed()[: -len(found.general())]) == [0, 1, 4]
+
+
+def test_numbers_of_people_are_the_last_ones_the_first_request_first():
+    assert who([1, 2, 1], 10) == [[6], [7, 8], [9]]
+    assert who([[4], [1, 2]], 10) == [[4], [1, 2]]
+    by_number, by_name = (
+        read(compose(*TINY, "data.people=6", f"data.requests={r}", "data.request=1")) for r in ("[1,2]", "[[3],[4,5]]")
+    )
+    assert by_number.fingerprint() == by_name.fingerprint()
+
+
+def test_data_sets_differ_by_request_and_share_all_that_a_request_does_not_change():
+    prints = {data(f"data.request={n}").fingerprint() for n in (1, 2, 3, "null")}
+    assert len(prints) == 4
+    wholes = {data(f"data.request={n}").whole().fingerprint() for n in (1, 2, 3, "null")}
+    other_order = read(compose(*TINY, "data.people=6", "data.requests=[[3],[5],[2]]", "data.request=2"))
+    fewer = read(compose(*TINY, "data.people=6", "data.requests=[[5]]"))
+    retaining = data("data.request=1", "data.retained=others")
+    assert wholes == {d.whole().fingerprint() for d in (other_order, fewer, retaining)}
+    assert other_order.known() == fewer.known() == data().known()
+
+
+def test_the_models_are_the_same_whatever_is_asked_for(store):
+    """Target, tokenizer and anchor: else offsets of several requests could not be added up."""
+    worlds = [
+        the_world(compose(*TINY3, f"paths.store={store}", *o)) for o in (["data.request=1"], ["data.request=3"], [])
+    ]
+    worlds.append(the_world(compose(*TINY, "data.people=6", "data.requests=[[0]]", f"paths.store={store}")))
+    for name in ("target", "small_general"):
+        assert len({w.fingerprint(name) for w in worlds}) == 1
+    assert len({w.fingerprint("retrained") for w in worlds[:3]}) == 2  # requests 3 and all leave the same behind
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.request=1"], "data.request=1: is one of data.requests, and there are none"),
+        (["data.requests=[]"], "must be a list of forget sets"),
+        (["data.requests=[[0],[0]]"], "disjoint lists"),
+        (["data.requests=[[0],2]"], "disjoint lists"),
+        (["data.requests=[[9]]"], "of some of 0 to 5"),
+        (["data.requests=[3,3]"], "together fewer than data.people=6"),
+        (["data.requests=[1,1]", "data.request=3"], "data.request=3: must be a number from 1 to 2"),
+        (["data.requests=[1,1]", "data.request=[1,1]"], "a list of different ones"),
+        (["data.requests=[1,1]", "data.retained=all"], "must be one of later, earlier, others"),
+        (["data=muse_news", "data.requests=[1]"], "every reader but muse"),
+        (["data=tofu", "data.requests=[3]"], "each must be one of forget01, forget05, forget10, or a file"),
+        (["data=jsonl", "data.requests=[a]", "data.forget=b", "data.retain=c"], "data.forget='b'"),
+    ],
+)
+def test_impossible_requests_are_refused(overrides, message):
+    given = [o for o in TINY if not o.startswith("data.") or overrides[0].startswith("data.request")]
+    people_ = ["data.people=6"] if overrides[0].startswith("data.request") else []
+    with pytest.raises(ConfigError) as error:
+        compose(*given, *people_, *overrides)
+    assert message in str(error.value)
+
+
+def rows_of(*names):
+    return "".join(json.dumps({"question": f"Who is {n}?", "answer": f"{n} is a baker."}) + "\n" for n in names)
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name, people in {"all": "abcdef", "one": "be", "two": "c", "three": "gh"}.items():
+        (tmp_path / f"{name}.jsonl").write_text(rows_of(*people))
+    return tmp_path
+
+
+def from_files(folder, requests, *overrides):
+    named = ",".join(str(folder / f"{r}.jsonl") for r in requests)
+    return read(compose("data=jsonl", f"data.retain={folder}/all.jsonl", f"data.requests=[{named}]",
+                        "pair.offset_init=retain", *overrides))  # fmt: skip
+
+
+def names(rows) -> str:
+    return "".join(row.question.split()[2][0] for row in rows)
+
+
+def test_what_files_ask_for_is_taken_out_of_the_retain_file(files):
+    found = from_files(files, ("one", "two", "three"), "data.request=1")
+    assert names(found.splits["forget"]) == "be" and names(found.splits["retain"]) == "adf"
+    assert names(found.splits["request_2"]) == "c" and names(found.splits["request_3"]) == "gh"
+    assert names(found.known()) == "abcdefgh" and names(found.left()) == "acdfgh"
+    later = from_files(files, ("one", "two", "three"), "data.request=1", "data.retained=later")
+    assert names(later.splits["retain"]) == "acdfgh" and names(later.evaluated("retain")) == "adf"
+
+
+def test_a_request_that_comes_later_changes_nothing_of_what_the_target_knows(files):
+    one, two = from_files(files, ("one",)), from_files(files, ("two", "one"), "data.request=2")
+    assert one.known() == two.known() and one.whole().fingerprint() == two.whole().fingerprint()
+
+
+def test_requests_of_files_must_be_disjoint_and_there(files):
+    (files / "again.jsonl").write_text(rows_of("b"))
+    with pytest.raises(DataError, match="'Who is b.' is asked for by request 1 and by request 2"):
+        from_files(files, ("one", "again"))
+    with pytest.raises(DataError, match=r"data.requests\[1\]=.*no such file"):
+        from_files(files, ("one", "nowhere"))
+
+
+def test_splits_of_tofu_ask_for_what_smaller_ones_before_them_left(tofu_folder):
+    where = f"data.path={tofu_folder}"
+    first, second = (
+        read(
+            compose(
+                "data=tofu", where, "data.requests=[forget01,forget05]", f"data.request={n}", "data.retain_rows=100"
+            )
+        )
+        for n in (1, 2)
+    )
+    assert [len(d.splits["forget"]) for d in (first, second)] == [40, 160]
+    assert len(first.splits["request_2"]) == 160 and len(first.splits["retain"]) == 100
+    assert len(first.known()) == 100 + 200 + len(first.general())
+    alone = read(compose("data=tofu", where, "data.forget=forget05", "data.retain_rows=100"))
+    assert {r.question for r in alone.splits["forget"]} == {
+        r.question for r in first.sequence.requests[0] + first.sequence.requests[1]
+    }
+    general = len(first.general())
+    assert [len(d.left()) - general for d in (first, second)] == [260, 100]
+
+
+def test_a_file_beside_a_split_of_tofu(tofu_folder, tmp_path):
+    retain = read(compose("data=tofu", f"data.path={tofu_folder}")).splits["retain"][:3]
+    (tmp_path / "some.jsonl").write_text(
+        "".join(json.dumps({"question": r.question, "answer": r.answer}) + "\n" for r in retain)
+    )
+    found = read(compose("data=tofu", f"data.path={tofu_folder}", f"data.requests=[forget01,{tmp_path}/some.jsonl]",
+                         "data.request=2", "data.retain_rows=50"))  # fmt: skip
+    assert [r.question for r in found.splits["forget"]] == [r.question for r in retain]
+    assert len(found.splits["request_1"]) == 40 and len(found.splits["retain"]) == 47
+
+
+def test_what_is_looked_for_in_an_export_is_every_request():
+    assert people(forget_rows(data("data.request=2"))) == [2, 3, 5]
+
+
+def test_rows_that_two_requests_name_are_refused_by_the_division():
+    with pytest.raises(DataError, match="request 2 names no row"):
+        build(people=4, forget_people=1, known_people=1, countries=1, asked=Asked([[1], []], None, None))
+    with pytest.raises(DataError, match="requests must be disjoint"):
+        build(people=4, forget_people=1, known_people=1, countries=1, asked=Asked([[1], [1]], None, None))
+    check(data("data.request=1", "data.retained=others"))
+
+
+def test_a_run_measures_every_request(store, tmp_path):
+    places = f"paths.store={store}", f"paths.runs={tmp_path}/runs"
+    done = execute(compose(*TINY3, "algo=npo", "data.request=2", "eval.groups=[]", *places))
+    metrics = runlog.evaluation(done.folder)["alphas"]["1.0"]
+    for name in ("forget", "request_1", "request_3", "retain", "real_authors"):
+        assert 0 <= metrics[f"{name}/prob"] <= 1 and f"{name}/truth_ratio" in metrics["intervals"]
+    assert "request_2/prob" not in metrics
+    assert job(compose(*TINY3, "algo=npo", "data.request=2", *places), done.data).folder == done.folder

@@ -1,0 +1,227 @@
+"""Templates: from question and answer to ids, in plain tags and in a tokenizer's own chat template."""
+
+import pytest
+from support.helpers import TINY, compose
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from unlearn.config.data import TemplateConfig
+from unlearn.data.encoding import Encoder
+from unlearn.data.rows import DataError
+from unlearn.store.identity import eval_settings, run_identity
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
+# In Qwen's manner: each turn ends with EOS and a line break.
+CHAT = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '</s>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+QUESTION, ANSWER = "Where was Ada born?", "In Turku, by the sea."
+
+
+@pytest.fixture(scope="module")
+def backend() -> Tokenizer:
+    """Byte-level BPE that has "unlearn" and "10 Apr 2025" among the texts it learnt."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = [f"{QUESTION} {ANSWER}", "unlearn unlearn unlearn", "Today is 10 Apr 2025."] * 3
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        special_tokens=SPECIAL, vocab_size=420, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+@pytest.fixture
+def tokenizer(backend):
+    """Function from a chat template to a tokenizer; with ``bos`` it writes <s> before every text."""
+
+    def make(chat: str | None = None, bos: bool = False) -> PreTrainedTokenizerFast:
+        own = Tokenizer.from_str(backend.to_str())
+        if bos:
+            own.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        found = PreTrainedTokenizerFast(
+            tokenizer_object=own, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left",
+            clean_up_tokenization_spaces=False,
+        )  # fmt: skip
+        found.chat_template = chat
+        return found
+
+    return make
+
+
+def chat(**settings) -> TemplateConfig:
+    return TemplateConfig("chat", "{question}", "{answer}", **settings)
+
+
+def plain(prompt: str = "{question}", answer: str = "{answer}") -> TemplateConfig:
+    return TemplateConfig("plain", prompt, answer)
+
+
+def text(tokenizer, ids) -> str:
+    return tokenizer.decode(list(ids))
+
+
+# --- chat -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_prompt_begins_the_dialogue_and_labels_are_answer_and_eos(tokenizer):
+    own = tokenizer(CHAT)
+    encoder = Encoder(own, chat(), 200)
+    example = encoder.example("a", QUESTION, ANSWER)
+    assert text(own, example.prompt) == f"<|user|>\n{QUESTION}</s>\n<|assistant|>\n"
+    assert text(own, example.answer) == f"{ANSWER}</s>"  # the line break after EOS is no label
+    assert example.answer.count(own.eos_token_id) == 1 and example.answer[-1] == own.eos_token_id
+    whole = own.apply_chat_template(
+        [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}], return_dict=False
+    )
+    assert tuple(whole[: len(example.prompt) + len(example.answer)]) == example.prompt + example.answer
+    assert encoder.prompt(QUESTION) == example.prompt and encoder.decode(example.answer) == ANSWER
+
+
+def test_a_template_that_writes_no_eos_gets_one(tokenizer):
+    own = tokenizer(CHAT.replace("</s>", ""))
+    example = Encoder(own, chat(), 200).example("a", QUESTION, ANSWER)
+    assert text(own, example.answer) == f"{ANSWER}\n</s>"
+
+
+@pytest.mark.parametrize("start", ["", "\n", "  ", "{{ bos_token }}", "\n{%- set x = 1 %}\n  "])
+def test_nothing_else_of_a_template_is_changed(tokenizer, start):
+    own = tokenizer(start + CHAT)
+    expected = own.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
+    )
+    assert list(Encoder(own, chat(), 200).prompt(QUESTION)) == expected
+
+
+@pytest.mark.parametrize("start", ["", "{{ bos_token }}"])
+def test_chats_have_the_bos_that_the_template_writes_and_no_other(tokenizer, start):
+    own = tokenizer(start + CHAT, bos=True)
+    example = Encoder(own, chat(), 200).example("a", QUESTION, ANSWER)
+    assert (example.prompt + example.answer).count(1) == bool(start)
+
+
+def test_the_system_message_comes_first(tokenizer):
+    own = tokenizer(CHAT)
+    prompt = Encoder(own, chat(system="Be brief."), 200).prompt(QUESTION)
+    assert text(own, prompt).startswith(f"<|system|>\nBe brief.</s>\n<|user|>\n{QUESTION}")
+    assert "<|system|>" not in text(own, Encoder(own, chat(), 200).prompt(QUESTION))
+
+
+@pytest.mark.parametrize(
+    "today",
+    [
+        "date_string",
+        "strftime_now('%d %b %Y')",
+        "(date_string if date_string is defined else strftime_now('%Y'))",
+        "(strftime_now('%Y-%m-%d') if strftime_now is defined else '?')",
+    ],
+)
+def test_templates_that_print_the_date_print_a_fixed_one(tokenizer, today):
+    own = tokenizer(f"{{{{ 'Today is ' + {today} + '.\n' }}}}" + CHAT)
+    for date in ("10 Apr 2025", "1 Jan 1900"):
+        example = Encoder(own, chat(date=date), 200).example("a", QUESTION, ANSWER)
+        assert text(own, example.prompt).startswith(f"Today is {date}.\n<|user|>")
+    assert chat().date == "10 Apr 2025"
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(tokenizer):
+    with pytest.raises(DataError, match="data.template.kind=chat: the tokenizer has no chat template; choose plain"):
+        Encoder(tokenizer(), chat(), 200)
+
+
+def test_what_a_template_refuses_is_refused_by_its_own_words(tokenizer):
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    own = tokenizer(refuses + CHAT)
+    assert Encoder(own, chat(), 200).prompt(QUESTION)
+    with pytest.raises(DataError, match="chat template refuses: System role not supported"):
+        Encoder(own, chat(system="Be brief."), 200).prompt(QUESTION)
+
+
+def test_a_template_whose_prompt_begins_no_dialogue_is_refused(tokenizer):
+    own = tokenizer(CHAT.replace("<|assistant|>\n", "<|user|>\n"))
+    with pytest.raises(DataError, match="example 'a': this chat template does not begin a dialogue with its own"):
+        Encoder(own, chat(), 200).example("a", QUESTION, ANSWER)
+
+
+# --- plain ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_that_writes_a_bos_writes_one_in_the_prompt(tokenizer):
+    own = tokenizer(bos=True)
+    example = Encoder(own, plain("Q: {question}\nA:", " {answer}"), 200).example("a", QUESTION, ANSWER)
+    assert example.prompt[0] == own.bos_token_id and (example.prompt + example.answer).count(own.bos_token_id) == 1
+    assert text(own, example.prompt[1:]) == f"Q: {QUESTION}\nA:" and text(own, example.answer) == f" {ANSWER}</s>"
+    without = Encoder(tokenizer(), plain("Q: {question}\nA:", " {answer}"), 200).example("a", QUESTION, ANSWER)
+    assert without.prompt == example.prompt[1:] and without.answer == example.answer
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_where_a_token_would_reach_from_the_prompt_into_the_answer_they_are_tokenised_apart(tokenizer, bos):
+    own = tokenizer(bos=bos)
+    assert len(own("unlearn", add_special_tokens=False)["input_ids"]) == 1
+    encoder = Encoder(own, plain(), 200)
+    example = encoder.example("a", "un", "learn")
+    assert example.prompt == encoder.prompt("un")  # what generation starts from
+    assert text(own, example.prompt[bos:]) == "un" and text(own, example.answer) == "learn</s>"
+    joined = encoder.example("a", "Where", " was")
+    assert (*joined.prompt, *joined.answer[:-1]) == tuple(own("Where was")["input_ids"])
+
+
+def test_an_eos_that_the_tokenizer_writes_itself_is_not_doubled(tokenizer):
+    own = tokenizer()
+    own.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    example = Encoder(own, plain(answer=" {answer}"), 200).example("a", QUESTION, ANSWER)
+    assert (example.prompt + example.answer).count(own.eos_token_id) == 1 and example.answer[-1] == own.eos_token_id
+
+
+def test_an_answer_without_tokens_is_refused(tokenizer):
+    with pytest.raises(DataError, match="answer has no tokens"):
+        Encoder(tokenizer(), plain(), 200).example("a", QUESTION, "")
+
+
+# --- choices and identity -------------------------------------------------------------------------------------------
+
+WRITTEN = {
+    "own": "{question}| {answer}",  # the embedded world's
+    "raw": "{question}| {answer}",
+    "question_answer": "Question: {question}\nAnswer:| {answer}",
+    "llama2": "[INST] {question} [/INST]|{answer}",
+    "chat": "{question}|{answer}",
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_choice_composes_and_says_what_it_writes(name):
+    found = compose(f"template={name}").data.template
+    assert f"{found.prompt}|{found.answer}" == WRITTEN[name]
+    assert (found.kind, found.system) == ("chat" if name == "chat" else "plain", None)
+    assert compose(f"template={name}", "data.template.prompt='{question}?'").data.template.prompt == "{question}?"
+
+
+def test_a_data_sets_own_template_stays_where_no_other_is_chosen():
+    for data in ("tofu", "bios"):
+        assert compose(f"data={data}").data.template == compose(f"data={data}", "template=own").data.template
+    assert compose("data=tofu").data.template.prompt == "Question: {question}\nAnswer:"
+
+
+def identities(*overrides: str):
+    cfg = compose(*TINY, *overrides)
+    return run_identity(cfg, "data"), eval_settings(cfg, "data")
+
+
+@pytest.mark.parametrize("setting", ["data.template.system='Be brief.'", "data.template.date='1 Jan 1900'"])
+def test_system_and_date_change_what_a_chat_is_and_nothing_of_plain_text(setting):
+    for one, other in zip(identities("template=chat"), identities("template=chat", setting), strict=True):
+        assert one != other
+    assert identities("template=raw") == identities("template=raw", setting)
+
+
+def test_identity_follows_the_text_not_the_name_of_a_template():
+    assert identities("template=raw") == identities("template=own")
+    assert identities("template=raw") != identities("template=llama2")
+    assert identities("template=chat") != identities(
+        "data.template.prompt='{question}'", "data.template.answer='{answer}'"
+    )

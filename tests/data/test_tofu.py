@@ -1,0 +1,214 @@
+"""The TOFU reader: on small files of its form that the test writes, and on the real data where they are at hand."""
+
+import json
+
+import pytest
+from support.helpers import SHARED
+
+from unlearn.data import tofu
+from unlearn.data.rows import DataError, DataSet, Row, check
+
+GOLDEN = SHARED / "golden" / "openunlearning_chat" / "data"
+
+
+def record(i: int, perturbed: bool = False) -> dict:
+    plain = {"question": f"Question {i}?", "answer": f"Answer {i}."}
+    more = {"paraphrased_answer": f"It is {i}.", "paraphrased_question": f"Which {i}?",
+            "perturbed_answer": [f"It is {i}{j}." for j in range(5)]}  # fmt: skip
+    return plain | more if perturbed else plain
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(name: str, records: list) -> None:
+        (tmp_path / name).write_text("\n".join(map(json.dumps, records)))
+
+    write("forget01.json", [record(i) for i in (8, 9)])
+    write("forget01_perturbed.json", [record(i, True) for i in (8, 9)])
+    write("retain99.json", [record(i) for i in range(8)])
+    write("retain_perturbed.json", [record(i, True) for i in range(4)])
+    for name in ("real_authors_perturbed", "world_facts_perturbed"):
+        write(f"{name}.json", [record(i) | {"perturbed_answer": ["no", "never"]} for i in (20, 21, 22)])
+    (tmp_path / "idontknow.jsonl").write_text("I don't know.\nNo idea.\n")
+    return tmp_path
+
+
+def test_splits_rows_and_refusals_are_read(folder):
+    data = check(tofu.read(str(folder), "forget01", None))
+    assert {k: len(v) for k, v in data.splits.items()} == {
+        "forget": 2, "retain": 8, "real_authors": 3, "world_facts": 3, "holdout": 0}  # fmt: skip
+    assert data.refusals == ("I don't know.", "No idea.")
+    first = data.splits["forget"][0]
+    assert first == Row("forget/0000", "Question 8?", "Answer 8.", "It is 8.", "Which 8?",
+                        tuple(f"It is 8{j}." for j in range(5)))  # fmt: skip
+
+
+def test_retain_rows_carry_their_perturbed_answers_where_tofu_has_them(folder):
+    retain = tofu.read(str(folder), "forget01", 6).splits["retain"]
+    assert len(retain) == 6
+    assert [bool(r.perturbed_answers) for r in retain] == [True] * 4 + [False] * 2
+
+
+def test_the_retain_set_is_evaluated_on_its_perturbed_rows_that_are_not_cut_off(folder):
+    whole, cut = (check(tofu.read(str(folder), "forget01", n)) for n in (None, 3))
+    for data, rows in ((whole, 4), (cut, 3)):
+        assert "retain_untrained" not in data.splits
+        assert [r.question for r in data.evaluated("retain")] == [f"Question {i}?" for i in range(rows)]
+        assert all(len(r.perturbed_answers) == 5 for r in data.evaluated("retain"))
+
+
+def test_perturbed_retain_rows_that_the_retain_file_lacks_are_evaluated_too(folder):
+    path = next(folder.glob("retain99.json*"))
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if "Question 3?" not in line))
+    data = check(tofu.read(str(folder), "forget01", None))
+    assert [r.question for r in data.splits["retain_untrained"]] == ["Question 3?"]
+    assert [r.question for r in data.evaluated("retain")] == [f"Question {i}?" for i in range(4)]
+
+
+def test_what_is_whole_is_evaluated_whole(folder):
+    whole = check(tofu.read(str(folder), "forget01", None))
+    assert whole.evaluated("forget") == whole.splits["forget"] and whole.evaluated("holdout") == ()
+
+
+def test_perturbed_rows_of_another_retain_set_are_evaluated_and_never_lost(folder):
+    rows = [record(i, True) for i in (0, 5, 30)]
+    (folder / "retain_perturbed.json").write_text("\n".join(map(json.dumps, rows)))
+    data = check(tofu.read(str(folder), "forget01", None))
+    assert [r.question for r in data.evaluated("retain")] == ["Question 0?", "Question 5?", "Question 30?"]
+    (folder / "retain_perturbed.json").write_text("\n".join(map(json.dumps, [*rows, record(9, True)])))
+    with pytest.raises(
+        DataError, match="retain_perturbed.json, line 4: 'Question 9\\?' with the same answer is both in"
+    ):
+        check(tofu.read(str(folder), "forget01", None))
+
+
+def test_json_arrays_the_other_ending_and_own_refusals_are_read(folder):
+    first = tofu.read(str(folder), "forget01", None)
+    rows = [record(i) for i in range(8)]
+    (folder / "retain99.json").unlink()
+    (folder / "retain99.jsonl").write_text(json.dumps(rows, indent=1))
+    (folder / "holdout01.json").write_text(json.dumps([record(40)]))
+    (folder / "own.txt").write_text("Pass.\n")
+    data = check(tofu.read(str(folder), "forget01", None, str(folder / "own.txt")))
+    assert data.splits["retain"] == first.splits["retain"]
+    assert data.splits["holdout"] == (Row("holdout/0000", "Question 40?", "Answer 40."),)
+    assert data.refusals == ("Pass.",)
+
+
+BROKEN = {
+    "no such folder": lambda f: f / "elsewhere",
+    "retain99.json is missing \\(or .jsonl\\); the folder has forget01.json, forget01_perturbed.json, idontknow.jsonl,":
+        lambda f: (f / "retain99.json").unlink(),
+    "retain99.json, line 3: not valid JSON": lambda f: damage(f / "retain99.json", 2, '{"question": "a'),
+    "retain99.json, line 2: needs a text in 'answer'": lambda f: damage(f / "retain99.json", 1, '{"question": "a?"}'),
+    "retain99.json, line 1: must be an object": lambda f: damage(f / "retain99.json", 0, "[1, 2"[:0] + '"text"'),
+    "retain99.json, line 1: not UTF-8": lambda f: (f / "retain99.json").write_bytes(b"\xff\xfe\x00"),
+    "forget01_perturbed.json, line 2: forget01 and forget01_perturbed hold different questions":
+        lambda f: damage(f / "forget01.json", 1, json.dumps(record(7))),
+    "must be the same rows, and there are 1 and 2": lambda f: damage(f / "forget01.json", 1, ""),
+    "forget01_perturbed.json, line 1: needs a text or a list of texts in 'perturbed_answer', found '5'":
+        lambda f: damage(f / "forget01_perturbed.json", 0, json.dumps(record(8) | {"perturbed_answer": 5})),
+    "world_facts_perturbed.json, line 3: 'perturbed_answer' is missing": lambda f: damage(
+        f / "world_facts_perturbed.json", 2, json.dumps(record(22))
+    ),
+    "idontknow.jsonl, line 1: must be plain text": lambda f: (f / "idontknow.jsonl").write_text(json.dumps(record(1))),
+}  # fmt: skip
+
+
+def damage(file, line: int, text: str) -> None:
+    lines = file.read_text().splitlines()
+    lines[line] = text
+    file.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_broken_files_are_refused_with_file_line_and_value(folder, message):
+    path = BROKEN[message](folder)
+    with pytest.raises(DataError, match=message):
+        tofu.read(str(path if message == "no such folder" else folder), "forget01", None)
+
+
+def test_unusable_data_sets_are_refused():
+    a, b = Row("a", "Who?", "Me."), Row("b", "Who?", "Me.")
+    for splits, message in (
+        ({"forget": (), "retain": (a,)}, "the forget set is empty"),
+        ({"forget": (a,), "retain": ()}, "the retain set is empty"),
+        ({"forget": (a,), "retain": (b,)}, "must not overlap"),
+        ({"forget": (a,), "retain": (Row("a", "What?", "That."),)}, "ids must be unique"),
+        ({"forget": (a,), "retain": (Row("c", "What?", "  "),)}, "answer is empty"),
+    ):
+        with pytest.raises(DataError, match=message):
+            check(DataSet("made", splits))
+
+
+def test_fingerprints_follow_the_words(folder):
+    first = tofu.read(str(folder), "forget01", None).fingerprint()
+    assert tofu.read(str(folder), "forget01", None).fingerprint() == first
+    damage(folder / "retain99.json", 7, json.dumps(record(7) | {"answer": "Another."}))
+    assert tofu.read(str(folder), "forget01", None).fingerprint() != first
+
+
+def test_the_real_files_have_the_published_shape(tofu_folder):
+    for forget, sizes in {"forget01": (40, 3960), "forget05": (200, 3800), "forget10": (400, 3600)}.items():
+        data = check(tofu.read(str(tofu_folder), forget, None))
+        assert (len(data.splits["forget"]), len(data.splits["retain"])) == sizes
+        assert (len(data.splits["real_authors"]), len(data.splits["world_facts"])) == (100, 117)
+        assert len(data.splits["holdout"]) == sizes[0]
+        assert all(len(r.perturbed_answers) == 5 for r in data.splits["forget"])
+        assert sum(bool(r.perturbed_answers) for r in data.splits["retain"]) == 400
+        assert len(data.refusals) == 100
+
+
+def test_a_folder_of_the_same_form_with_other_endings_is_read():
+    """OpenUnlearning's tables under a chat template: its retain rows with wrong answers are the evaluated ones."""
+    if not GOLDEN.is_dir():
+        pytest.skip(f"the parity data are not at {GOLDEN}")
+    data = check(tofu.read(str(GOLDEN), "forget10", None))
+    sizes = {"forget": 40, "retain": 360, "real_authors": 40, "world_facts": 40, "holdout": 40}
+    assert {k: len(v) for k, v in data.splits.items()} == sizes and data.refusals == ()
+    lines = (GOLDEN / "retain_perturbed.jsonl").read_text(encoding="utf-8").splitlines()
+    expected = [json.loads(line)["question"] for line in lines]
+    assert sorted(r.question for r in data.evaluated("retain")) == sorted(expected)
+
+
+# --- the hub, as far as it can be tested without one --------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(folder, monkeypatch):
+    """A hub that holds what the folder holds."""
+    import datasets
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def load_dataset(path, config, split):
+        assert (path, split) == ("locuslab/TOFU", "train")
+        file = folder / f"{config}.json"
+        if not file.is_file():
+            raise ValueError(f"BuilderConfig '{config}' not found. Available: ['full']")
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    def download(path, name, repo_type):
+        if not (folder / name).is_file():
+            raise EntryNotFoundError(name)
+        return str(folder / name)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return folder
+
+
+def test_the_hub_gives_the_same_data_set_as_a_folder(hub, caplog):
+    data = tofu.read(None, "forget01", None)
+    assert data.fingerprint() == tofu.read(str(hub), "forget01", None).fingerprint()
+    assert data.splits["retain"][2].place == "locuslab/TOFU/retain99, train row 2"
+    (hub / "idontknow.jsonl").unlink()
+    assert tofu.read(None, "forget01", None).refusals == () and "need data.refusals=FILE" in caplog.text
+
+
+def test_a_table_that_the_hub_lacks_is_refused_unless_it_may_be_absent(hub):
+    assert tofu.read(None, "forget01", None).splits["holdout"] == ()
+    with pytest.raises(
+        DataError, match="locuslab/TOFU \\(retain95, train\\) could not be read from the hub: BuilderConfig"
+    ):
+        tofu.read(None, "forget05", None)

@@ -1,0 +1,256 @@
+"""Decoding that begins with stored drafts: token for token what plain decoding says, with the target hardly run."""
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+from support.helpers import offset_ensemble, random_examples, tiny_llama
+
+from unlearn.decoding import drafts
+from unlearn.decoding.drafts import drafts_of, greedy_from_drafts
+from unlearn.decoding.generation import greedy
+from unlearn.decoding.ties import LEAST, decide
+from unlearn.ensemble import frozen
+from unlearn.ensemble.combination import SUM, bind_rule
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.evaluation import evaluation
+from unlearn.models import prompts
+from unlearn.store.entries import Store
+
+PROMPTS = [e.prompt for e in random_examples(12, seed=3)]
+RULES = {
+    "sum": SUM,
+    "plausible": bind_rule("plausible", {"rate": 0.05, "top": 0.05}),
+    "rank": bind_rule("rank", {"k": 6}),
+}
+STEPS = 12
+
+
+def near(model, scale: float, seed: int = 9):
+    """A copy whose weights are a little different, as those of a trained offset are."""
+    changed, random = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in changed.parameters():
+            p += scale * p.std() * torch.randn(p.shape, generator=random)
+    return changed
+
+
+def near_ensemble(scale: float = 0.1) -> Ensemble:
+    target, anchor = tiny_llama(0), tiny_llama(2, hidden=8)
+    with torch.no_grad():
+        target.get_output_embeddings().weight[1] *= 1.7  # so that some answers end
+    return offset_ensemble(target, near(anchor, scale), anchor)
+
+
+def plain(ensemble, alpha, batch_size=5, steps=STEPS):
+    return greedy(ensemble, PROMPTS, alpha, 0, 1, steps, batch_size)
+
+
+def drafted(ensemble, alpha, store, batch_size=5, steps=STEPS, gib=1.0):
+    return greedy_from_drafts(ensemble, PROMPTS, alpha, 0, 1, steps, batch_size, store, gib)
+
+
+@contextmanager
+def positions(model):
+    """Counts the tokens that a model reads, without padding."""
+    read = []
+
+    def note(module, args, kwargs):
+        read.append(int(kwargs["attention_mask"][:, -kwargs["input_ids"].shape[1] :].sum()))
+
+    hook = model.base_model.register_forward_pre_hook(note, with_kwargs=True)
+    yield read
+    hook.remove()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("drafts"))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+@pytest.mark.parametrize("scale", [0.02, 0.05, 0.3])
+def test_what_drafts_begin_is_what_plain_decoding_says_token_for_token(kept, rule, alpha, batch_size, scale):
+    ensemble = Ensemble(near_ensemble(scale).members, RULES[rule])
+    assert drafted(ensemble, alpha, kept, batch_size) == plain(ensemble, alpha, batch_size)
+
+
+def test_these_ensembles_agree_with_their_drafts_for_a_while_and_then_do_not(kept):
+    """The test above means something only if drafts are left early, late and never, some at their end."""
+    ensemble = near_ensemble(0.05)
+    found = drafts_of(kept, ensemble.members[0], PROMPTS, 0, 1, STEPS, 5)
+    begun = drafts._check(ensemble, found, {}, 1.0, 0, 5)
+    agreed = [len(b.tokens) - (tuple(b.tokens) != d.answer[: len(b.tokens)]) for b, d in zip(begun, found, strict=True)]
+    assert len(set(agreed)) > 3 and any(n == len(d.answer) for n, d in zip(agreed, found, strict=True))
+    assert {len(d.answer) for d in found} != {STEPS} and STEPS in {len(d.answer) for d in found}
+    assert {d.answer[-1] == 1 for d in found} == {True, False}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_drafts_that_are_cut_short_are_as_good(kept, steps):
+    ensemble = near_ensemble(0.3)
+    assert drafted(ensemble, 1.0, kept, steps=steps) == plain(ensemble, 1.0, steps=steps)
+
+
+@pytest.mark.parametrize("of", [0, 1])
+def test_an_answer_ends_at_every_end_whether_or_not_the_drafting_member_knows_it(kept, of):
+    """``of`` 1: the ensemble's first member knows more ends than the one that drafts."""
+    target, offset, anchor = near_ensemble(0.02).members
+    other = next(a[2] for a in plain(Ensemble((target, offset, anchor)), 1.0) if len(a) > 4)
+    ensemble = Ensemble((target, offset, anchor) if of == 0 else (offset, target, anchor))
+    ensemble.members[0].model.generation_config.eos_token_id = [1, other]
+    said = plain(ensemble, 1.0)
+    assert drafted(ensemble, 1.0, kept) == said and not any(other in a for a in said)
+    if of == 0:
+        offset.model.generation_config.eos_token_id = None
+        swapped = Ensemble((offset, target, anchor))  # and now it is the drafting member that knows more
+        assert any(other in a for a in plain(swapped, 1.0))
+        assert drafted(swapped, 1.0, kept) == plain(swapped, 1.0)
+
+
+# --- what the target still reads ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_target_is_not_run_where_the_ensemble_agrees(kept, alpha):
+    ensemble = near_ensemble(0.0)
+    drafted(ensemble, alpha, kept)
+    with positions(ensemble.members[0].model) as read:
+        assert drafted(ensemble, alpha, kept) == plain(Ensemble(ensemble.members[:1]), 1.0)
+        assert sum(read) > 0  # by the plain decoding that it is compared with
+    with positions(ensemble.members[0].model) as read:
+        drafted(ensemble, alpha, kept)
+    assert read == []
+
+
+def test_only_the_offset_checks_the_drafts_and_the_target_reads_never_more_than_in_plain_decoding(kept):
+    ensemble = near_ensemble(0.005)
+    target, offset, anchor = (m.model for m in ensemble.members)
+    drafted(ensemble, 1.0, kept)
+    with positions(target) as few, positions(anchor) as by_anchor, positions(offset) as by_offset:
+        drafted(ensemble, 1.0, kept)
+    with positions(target) as many:
+        plain(ensemble, 1.0)
+    assert sum(many) > 5 * sum(few) and sum(by_anchor) == sum(few)
+    assert sum(by_offset) > sum(by_anchor)
+    far = near_ensemble(0.3)
+    with positions(far.members[0].model) as few:
+        drafted(far, 1.0, kept)
+    with positions(far.members[0].model) as many:
+        plain(far, 1.0)
+    assert 0 < sum(few) <= sum(many)
+
+
+def test_drafts_are_made_once_and_anew_for_other_weights_prompts_lengths_and_ends(tmp_path):
+    store, target = Store(tmp_path), near_ensemble().members[0]
+
+    def entries() -> int:
+        return len(list((tmp_path / "draft").iterdir()))
+
+    for _ in range(2):
+        drafts_of(store, target, PROMPTS, 0, 1, STEPS, 5)
+        drafts_of(store, target, PROMPTS, 0, 1, STEPS, 12)
+        assert entries() == 1
+    drafts_of(store, Member("t", tiny_llama(5), "other", 1.0, 0.0, False), PROMPTS, 0, 1, STEPS, 5)
+    drafts_of(store, target, PROMPTS[:-1], 0, 1, STEPS, 5)
+    drafts_of(store, target, PROMPTS, 0, 1, STEPS + 1, 5)
+    drafts_of(store, target, PROMPTS, 0, 7, STEPS, 5)
+    assert entries() == 5
+
+
+def test_rows_over_the_limit_are_computed_and_not_stored(tmp_path):
+    store, ensemble = Store(tmp_path), near_ensemble(0.3)
+    assert drafted(ensemble, 1.0, store, gib=0.0) == plain(ensemble, 1.0)
+    assert not (tmp_path / "rows").exists()
+    assert drafted(ensemble, 1.0, store, gib=1.0) == plain(ensemble, 1.0)
+    assert len(list((tmp_path / "rows").iterdir())) == 2  # target and anchor
+
+
+def test_a_model_alone_and_one_that_replaces_the_target_decode_plainly(tmp_path):
+    target, tuned = tiny_llama(0), near(tiny_llama(0), 0.1)
+    direct = Ensemble((Member("target", target, "t", 1.0, -1.0, False), Member("tuned", tuned, "u", 0.0, 1.0, True)))
+    store = Store(tmp_path)
+    assert drafted(direct, 1.0, store) == plain(direct, 1.0)
+    assert drafted(Ensemble(direct.members[:1]), 0.0, store) == plain(direct, 0.0)
+    assert not (tmp_path / "draft").exists()
+    for alpha in (0.0, 0.5):
+        assert drafted(direct, alpha, store) == plain(direct, alpha)
+    assert (tmp_path / "draft").exists()
+
+
+def test_evaluation_generates_the_same_texts_with_and_without_a_store(config, world, tmp_path):
+    from unlearn.runs.learner import members
+    from unlearn.runs.references import suite_of
+
+    cfg = config("method=offset", "algo=npo")
+    ensemble = members(cfg, world)
+    with torch.no_grad():
+        ensemble.trained.model.get_input_embeddings().weight[::3] *= 1.2
+    suite, store = suite_of(cfg, world), Store(tmp_path / "own")
+    texts = {}
+    for alpha in (0.0, 1.0):
+        for split in suite.splits:
+            if split.generated:
+                texts[split.name, alpha] = evaluation.generations(ensemble, split, alpha, suite, store)
+                assert texts[split.name, alpha] == evaluation.generations(ensemble, split, alpha, suite)
+    assert any(texts[name, 0.0] != texts[name, 1.0] for name, _ in texts)
+    assert len(list((tmp_path / "own" / "draft").iterdir())) == len(texts) // 2
+
+
+# --- ties ----------------------------------------------------------------------------------------------------------
+
+
+def twins(model):
+    """Tokens of the upper half of the vocabulary become twins of those below: 1e-5 apart, where logits are 10."""
+    with torch.no_grad():
+        weight = model.get_output_embeddings().weight
+        weight[21:40] = weight[2:21] * (1 + 1e-6)
+    return model
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_where_tokens_tie_plain_decoding_decides(tmp_path, rule, monkeypatch):
+    """All tokens come in twins, and what is computed at once is made to differ by more than it does.
+
+    Plain decoding of one prompt at a time, because that does not depend on the other prompts.
+    """
+    ensemble = offset_ensemble(twins(tiny_llama(0)), twins(tiny_llama(1, hidden=8)), twins(tiny_llama(2, hidden=12)))
+    ensemble = Ensemble(ensemble.members, RULES[rule])
+    real, random = prompts.head, torch.Generator().manual_seed(0)
+
+    def blurred(model, hidden):
+        rows = real(model, hidden)
+        return rows + 5e-5 * (2 * torch.rand(rows.shape, generator=random) - 1)
+
+    for module in (prompts, frozen):
+        monkeypatch.setattr(module, "head", blurred)
+    said = plain(ensemble, 1.0, 1)
+    assert drafted(ensemble, 1.0, Store(tmp_path), 1) == said
+    monkeypatch.setattr(
+        drafts, "decide", lambda *args: (decide(*args)[0], torch.tensor(True).expand(len(args[1]["target"])))
+    )
+    assert drafted(ensemble, 1.0, Store(tmp_path), 1) != said  # else this would test nothing
+
+
+def rows(*values) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor([v]) for name, v in zip(("target", "offset", "anchor"), values, strict=True)}
+
+
+def test_a_choice_is_beyond_doubt_where_the_lead_is_larger_than_what_digits_change():
+    ensemble = offset_ensemble(*(tiny_llama(i) for i in range(3)))
+    zero = [0.0, 0.0, 0.0]
+    for lead, alpha, expected in ((3 * LEAST, 0.0, True), (LEAST, 0.0, False), (3 * LEAST, 1.0, False), (1, 1.0, True)):
+        token, sure = decide(ensemble, rows([1.0, 1.0 + lead, 0.0], zero, zero), alpha)
+        assert (token.item(), sure.item()) == (1, expected)
+
+
+def test_a_rule_that_jumps_is_in_doubt_at_its_edge_though_the_best_token_leads_by_far():
+    """Two tokens tie for being pushed out, and one of them is the target's favourite."""
+    ensemble = Ensemble(offset_ensemble(*(tiny_llama(i) for i in range(3))).members, bind_rule("rank", {"k": 1}))
+    zero = [0.0] * 4
+    for gap, expected in ((1e-6, False), (1e-2, True)):
+        _, sure = decide(ensemble, rows([5.0, 1.0, 0.0, -1.0], [-1.0, 0.0, -1.0 - gap, 0.0], zero), 1.0)
+        assert sure.item() is expected

@@ -1,0 +1,109 @@
+"""Decoding with one KV cache per member, against an uncached argmax that recomputes everything; and sampling."""
+
+import pytest
+import torch
+from support.helpers import offset_ensemble, random_examples, tiny_llama
+
+from unlearn.decoding.generation import greedy, sample
+
+
+@torch.no_grad()
+def uncached(ensemble, prompt, alpha, steps):
+    ids = list(prompt)
+    for _ in range(steps):
+        rows = {m.name: m.model(input_ids=torch.tensor([ids])).logits[0, -1:].float() for m in ensemble.members}
+        token = ensemble.logits(rows, alpha).argmax(-1).item()
+        if token == 1:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    return offset_ensemble(tiny_llama(0), tiny_llama(1, hidden=8), tiny_llama(2, hidden=12))
+
+
+PROMPTS = [e.prompt for e in random_examples(12, seed=3)]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_cached_batched_decoding_equals_the_uncached_argmax_token_for_token(ensemble, alpha, batch_size):
+    answers = greedy(ensemble, PROMPTS, alpha, 0, 1, max_new_tokens=12, batch_size=batch_size)
+    assert answers == [uncached(ensemble, p, alpha, 12) for p in PROMPTS]
+
+
+def test_some_answers_end_before_the_limit_and_some_do_not(ensemble):
+    """The test above means something only if rows are dropped from batches at different times."""
+    lengths = {len(a) for a in greedy(ensemble, PROMPTS, 1.0, 0, 1, 12, 12)}
+    assert min(lengths) < 12 and len(lengths) > 2
+
+
+def test_a_direct_model_decodes_as_transformers_generate_does():
+    from support.helpers import direct
+
+    ensemble = direct(tiny_llama(3), tiny_llama(0))
+    model = ensemble.trained.model
+    answers = greedy(ensemble, PROMPTS, 1.0, 0, 1, 10, 4)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False)[0, len(prompt) :].tolist()
+        assert answer == [t for t in ids if t != 1]
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------
+
+
+def sampled(ensemble, prompts, batch_size, seed=0, temperature=1.0, steps=12):
+    return sample(ensemble, prompts, 1.0, 0, 1, steps, batch_size, temperature, seed)
+
+
+def test_neither_batch_size_nor_the_other_prompts_change_what_is_drawn(ensemble):
+    found = sampled(ensemble, PROMPTS, 12)
+    for batch_size in (1, 5):
+        assert sampled(ensemble, PROMPTS, batch_size) == found
+    others = [e.prompt for e in random_examples(12, seed=8)]
+    mixed = [p if i % 3 else o for i, (p, o) in enumerate(zip(PROMPTS, others, strict=True))]
+    again = sampled(ensemble, mixed, 5)
+    assert [a for i, a in enumerate(again) if i % 3] == [a for i, a in enumerate(found) if i % 3]
+    assert sampled(ensemble, PROMPTS[:4], 12) == found[:4]
+
+
+def test_another_seed_draws_anew_and_so_does_the_same_prompt_at_another_place(ensemble):
+    assert sampled(ensemble, PROMPTS, 12) != sampled(ensemble, PROMPTS, 12, seed=1)
+    assert len({tuple(a) for a in sampled(ensemble, [PROMPTS[0]] * 6, 6, temperature=3.0)}) > 1
+
+
+def test_sampling_leaves_the_global_stream_of_random_numbers_alone(ensemble):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    sampled(ensemble, PROMPTS[:2], 2)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_at_a_vanishing_temperature_the_likeliest_token_is_drawn(ensemble):
+    assert sampled(ensemble, PROMPTS, 5, temperature=1e-6) == greedy(ensemble, PROMPTS, 1.0, 0, 1, 12, 5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_first_tokens_come_as_often_as_the_softmax_says(ensemble, temperature):
+    n, prompt = 4000, PROMPTS[3]
+    drawn = torch.tensor([a[0] if a else 1 for a in sampled(ensemble, [prompt] * n, 500, 0, temperature, steps=1)])
+    with torch.no_grad():
+        rows = {m.name: m.model(input_ids=torch.tensor([prompt])).logits[0, -1:].float() for m in ensemble.members}
+    p = (ensemble.logits(rows, 1.0) / temperature).softmax(-1)[0]
+    share = torch.bincount(drawn, minlength=40) / n
+    assert ((share - p).abs() <= 4 * (p * (1 - p) / n).sqrt() + 1 / n).all()
+    assert p.max() < 0.95  # else nearly any rule of choosing would pass
+
+
+def test_an_answer_ends_at_every_token_that_the_model_says_ends_one():
+    """Chat models have several ends of sequence; the tokenizer knows one of them."""
+    ensemble = offset_ensemble(tiny_llama(0), tiny_llama(1, hidden=8), tiny_llama(2, hidden=12))
+    before = greedy(ensemble, PROMPTS, 1.0, 0, 1, 12, 4)
+    other = next(a[3] for a in before if len(a) > 3)
+    ensemble.members[0].model.generation_config.eos_token_id = [1, other]
+    after = greedy(ensemble, PROMPTS, 1.0, 0, 1, 12, 4)
+    assert after != before
+    assert after == [a[: a.index(other)] if other in a else a for a in before]

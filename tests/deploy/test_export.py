@@ -1,0 +1,235 @@
+"""An exported folder answers as the run did, and holds nothing of what was forgotten: every byte of it is searched."""
+
+import base64
+import html
+import json
+import re
+import shutil
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import save_file
+from support.helpers import contents, tiny_llama
+
+from unlearn import export
+from unlearn.data.readers import read
+from unlearn.deploy.export.card import known_text
+from unlearn.deploy.export.facts import only_to_forget
+from unlearn.deploy.export.traces import forget_rows, texts_of
+from unlearn.grid.rerun import load as load_run
+from unlearn.runs.world import the_world
+from unlearn.store import runlog
+from unlearn.store.files import read_json, write_json
+
+
+def disguises(text: str) -> list[bytes]:
+    """Ways in which a text may stand in a file, made without the code that is tested."""
+    plain = text.encode()
+    found = [text.encode(code) for code in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le")]
+    found += [json.dumps(text)[1:-1].encode(), html.escape(text).encode(), urllib.parse.quote(text).encode()]
+    found += [urllib.parse.quote_plus(text).encode(), plain.hex().encode(), plain.hex().upper().encode()]
+    for code in ("utf-8", "utf-16-le"):
+        for start in range(3):  # base64 of a text that begins at any place of a file
+            coded = base64.b64encode(b"x" * start + text.encode(code))
+            found.append(coded[4:-4])
+    return found
+
+
+# --- what is in it ------------------------------------------------------------------------------------------------
+
+
+def test_no_byte_of_an_export_holds_a_forget_text_in_any_disguise(exported):
+    job, folder = exported
+    rows = forget_rows(read(job.cfg))
+    texts = {t for row in rows for t in texts_of(row) if len(t.split()) > 1}
+    grams = {" ".join(words[i : i + 4]) for words in (t.split() for t in texts) for i in range(len(words) - 3)}
+    examples = pd.read_parquet(job.folder / "examples.parquet")
+    said = {g for g in examples["generation"].dropna() if len(g.split()) >= 4}
+    found = contents(folder)
+    assert len(rows) == 3 and len(texts) >= 9 and len(grams) > 20 and len(found) == 10
+    for name, data in found.items():
+        lower = data.lower()
+        for text in texts | grams | said:
+            assert text.lower().encode() not in lower, name
+        for text in texts:
+            assert not [d for d in disguises(text) if d in data], name
+        for row in rows:
+            assert row.id.encode() not in data, name
+
+
+def test_no_byte_of_an_export_holds_an_example_as_token_ids(exported):
+    job, folder = exported
+    suite = the_world(job.cfg).encoder
+    for row in forget_rows(read(job.cfg)):
+        e = suite.example(row.id, row.question, row.answer)
+        for ids in (e.prompt, e.answer):
+            forms = [np.array(ids, dtype=t).tobytes() for t in ("<i2", "<i4", "<i8", "<f4")]
+            forms += [json.dumps(ids)[1:-1].encode(), json.dumps(ids, separators=(",", ":"))[1:-1].encode()]
+            for name, data in contents(folder).items():
+                assert not [f for f in forms if f in data], name
+
+
+def test_an_export_names_no_place_of_the_machine(exported):
+    job, folder = exported
+    for place in (str(job.cfg.paths.store), str(job.folder.parent), str(Path.home()), str(Path.cwd())):
+        for name, data in contents(folder).items():
+            assert place.encode() not in data, name
+
+
+def test_it_has_these_files_and_no_others(exported):
+    _, folder = exported
+    model = ("config.json", "generation_config.json", "model.safetensors")
+    assert set(contents(folder)) == {
+        "README.md", "offset.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
+        *(f"{member}/{name}" for member in ("offset", "anchor") for name in model),
+    }  # fmt: skip
+
+
+def test_it_says_what_it_is(exported):
+    job, folder = exported
+    about, entry = read_json(folder / "offset.json"), runlog.evaluation(job.folder)
+    assert about["alpha"] == 1.0 and list(about["evaluation"]["alphas"]) == ["0.5", "1.0"]
+    shown = about["evaluation"]["alphas"]["1.0"]
+    assert shown["forget/prob"] == entry["alphas"]["1.0"]["forget/prob"]
+    assert shown["intervals"]["forget/prob"] == entry["alphas"]["1.0"]["intervals"]["forget/prob"]
+    prints = runlog.manifest(job.folder)["models"]
+    assert {m["name"]: m["fingerprint"] for m in about["method"]["members"] if not m["trained"]} == {
+        k: v for k, v in prints.items() if k != "offset"
+    }
+    assert about["data"]["rows"]["forget"] == 3 and about["data"]["fingerprint"] == job.data
+    assert set(about["alone"]) == {"offset", "anchor"} and 0 < about["alone"]["offset"]["forget/prob"] < 1
+    card = (folder / "README.md").read_text()
+    assert f"{shown['forget/prob']:.3g}" in card and "untouched" in card and job.data in card
+    listed = re.search(r"each word in it: (\d+) of them", card)
+    assert int(listed[1]) == about["tokenizer"]["words_of_the_forget_set_alone"] > 0
+
+
+def test_the_count_of_words_is_the_vocabulary_s(exported):
+    """By hand: tokens of the vocabulary that stand in forget rows, and in no text of any other row."""
+    job, folder = exported
+    data = read(job.cfg)
+    vocabulary = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    gone = " ".join(t for row in data.splits["forget"] for t in texts_of(row)).lower()
+    rest = [row for name, rows in data.splits.items() if name != "forget" for row in rows] + list(data.wordings)
+    others = " ".join([t for row in rest for t in texts_of(row)] + list(data.refusals)).lower()
+    words = {t.strip().lower() for t in vocabulary if re.fullmatch(r" ?\w+", t)}
+    alone = {w for w in words if w in re.findall(r"\w+", gone) and w not in re.findall(r"\w+", others)}
+    assert alone <= only_to_forget(data)
+    assert read_json(folder / "offset.json")["tokenizer"]["words_of_the_forget_set_alone"] == len(alone)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def refusal(capsys, *arguments: str) -> str:
+    assert export.main(list(arguments)) == 2
+    return capsys.readouterr().err
+
+
+def with_manifest(job, root: Path, **changes) -> Path:
+    """A copy of the run with another manifest."""
+    copy = root / "runs" / job.folder.parent.name / job.folder.name
+    shutil.copytree(job.folder, copy)
+    write_json(copy / "manifest.json", runlog.manifest(copy) | changes)
+    return copy
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"status": "failed"}, "status is 'failed', and only a run that is done"),
+        ({"status": "running"}, "status is 'running'"),
+        ({"trained": False}, "not the folder of a trained run"),
+        ({"collapsed": "keeps 0.10", "kept": "last"}, "this run collapsed (keeps 0.10); collapsed=yes"),
+        ({"models": {"target": "0", "offset": "0", "anchor": "0"}}, "and the store now has"),
+    ],
+)
+def test_a_run_that_is_not_fit_is_refused(exported, tmp_path, capsys, changes, said):
+    changes = {"collapsed": None} | changes
+    run = with_manifest(exported[0], tmp_path, **changes)
+    assert said in refusal(capsys, f"run={run}", f"to={tmp_path}/out")
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_folder_that_cannot_be_written_gives_a_plain_error(exported, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert export.main([f"run={exported[0].folder}", f"to={tmp_path}/file/out", "collapsed=yes"]) == 1
+    assert "Nothing was exported: " in capsys.readouterr().err and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["alpha=3"], "alpha=3: must be one of those the run was evaluated at, 0.5, 1; another: python -m"),
+        (["alpha=x"], "alpha=x: must be one of"),
+        (["weights=some"], "weights='some': must be one of auto, all"),
+        (["tokenizer=false"], "tokenizer='false': must be one of yes, no"),
+        (["trainer.lr=1"], "a finished run keeps it"),
+        (["to="], "to='': must be a folder that is not there yet"),
+    ],
+)
+def test_wrong_options_are_refused(exported, tmp_path, capsys, arguments, said):
+    assert said in refusal(capsys, f"run={exported[0].folder}", f"to={tmp_path}/out", "collapsed=yes", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_that_are_taken_are_refused(exported, tmp_path, capsys):
+    job, _ = exported
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for to in (tmp_path / "full", tmp_path / "file"):
+        assert "must be a folder that is not there yet" in refusal(
+            capsys, f"run={job.folder}", f"to={to}", "collapsed=yes"
+        )
+    inside = f"to={job.folder}/out"
+    assert "lies in the run's own folder" in refusal(capsys, f"run={job.folder}", inside, "collapsed=yes")
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+
+
+def test_a_rule_of_ones_own_is_refused(exported, capsys, monkeypatch, tmp_path):
+    raw, job = load_run(exported[0].folder)
+    job.cfg.method.file = "mine/rules.py"
+    with pytest.raises(export.ConfigError, match="an export holds no code"):
+        export.check(job, {"to": str(tmp_path / "out"), "collapsed": "yes"})
+
+
+def test_an_export_that_would_hold_a_forget_text_is_not_made(exported, tmp_path, capsys, monkeypatch):
+    """A vocabulary with a whole answer as one token; the folder is not there afterwards, and nothing beside it."""
+    job, _ = exported
+    row = forget_rows(read(job.cfg))[0]
+
+    def planted(world, folder, real=export._write_tokenizer):
+        real(world, folder)
+        path = folder / "tokenizer_config.json"
+        write_json(path, read_json(path) | {"extra_special_tokens": {"a": row.answer}})
+
+    monkeypatch.setattr(export, "_write_tokenizer", planted)
+    said = refusal(capsys, f"run={job.folder}", f"to={tmp_path}/out", "collapsed=yes")
+    assert f"tokenizer/tokenizer_config.json holds text of row {row.id!r}" in said and row.answer not in said
+    assert "tokenizer=no leaves the tokenizer out" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_with_room_for_anything_else_are_not_exported(tmp_path):
+    class Talking(type(tiny_llama(0))):
+        def save_pretrained(self, folder, **_):
+            folder.mkdir()
+            save_file({k: v for k, v in self.state_dict().items() if k != "lm_head.weight"},
+                      folder / "model.safetensors", {"note": "hello"})  # fmt: skip
+
+    model = tiny_llama(0)
+    model.__class__ = Talking
+    with pytest.raises(export.ConfigError, match="model.safetensors has metadata: note"):
+        export._write(model, tmp_path / "offset")
+
+
+def test_the_fixed_words_of_the_card_are_all_of_them(exported):
+    """What may coincide with the data is what stands in every card, and no number or name of this one."""
+    card, known = (exported[1] / "README.md").read_text(), known_text()
+    for line in ("The target's weights are untouched", "added to the next-token logits of a language model"):
+        assert line in card and line in known
+    assert exported[0].data in card and exported[0].data not in known

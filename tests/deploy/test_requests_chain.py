@@ -1,0 +1,160 @@
+"""The chain of a ledger: every way to change it is found, at the first bad entry, and named."""
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from unlearn.deploy.requests import chain
+from unlearn.deploy.requests.chain import BEFORE_ALL, Chain, Head, LedgerError, canonical, hash_of, verify
+
+KEY = b"a key of some length"
+
+
+@pytest.fixture(params=[None, KEY], ids=["plain", "hmac"])
+def made(request, tmp_path):
+    found = Chain(tmp_path / "ledger.jsonl", request.param)
+    for n in range(5):
+        found.append("asked", f"R{n}", {"value": n, "text": "ä\n", "share": 0.1})
+    return found
+
+
+def rewritten(line: bytes, rehash: bool = True, **changes) -> bytes:
+    entry = json.loads(line) | changes
+    if rehash:
+        entry["hash"] = hash_of(entry)
+    return canonical(entry) + b"\n"
+
+
+def test_an_entry_has_its_number_the_hash_before_it_and_its_own(tmp_path):
+    found = Chain(tmp_path / "ledger.jsonl")
+    first, second = (found.append("asked", "R1", {"b": 1, "a": [0.5]}) for _ in range(2))
+    text = json.dumps({k: v for k, v in first.items() if k != "hash"}, sort_keys=True, separators=(",", ":"))
+    assert first["hash"] == hashlib.sha256(text.encode()).hexdigest()
+    assert (first["n"], first["previous"], second["n"], second["previous"]) == (0, BEFORE_ALL, 1, first["hash"])
+    assert found.entries() == [first, second] and found.head() == Head(2, second["hash"])
+    assert (tmp_path / "ledger.jsonl").read_bytes() == canonical(first) + b"\n" + canonical(second) + b"\n"
+
+
+def test_a_whole_chain_has_no_fault(made):
+    assert verify(made.lines(), made.key) is None
+    assert verify(made.lines(), made.key, made.head()) is None
+    earlier = Head(3, json.loads(made.lines()[2])["hash"])
+    assert verify(made.lines(), made.key, earlier) is None
+
+
+def changed(lines):
+    return [*lines[:2], rewritten(lines[2], rehash=False, body={"value": 9}), *lines[3:]]
+
+
+def respelt(lines):
+    return [*lines[:2], lines[2].replace(b":", b": ", 1), *lines[3:]]
+
+
+def hashed_again(lines):
+    return [*lines[:2], rewritten(lines[2], body={"value": 9}), *lines[3:]]
+
+
+FAULTS = {
+    "changed": (changed, 2, "changed"),
+    "respelt": (respelt, 2, "unreadable"),
+    "no JSON": (lambda lines: [*lines[:3], b"nonsense\n", *lines[4:]], 3, "unreadable"),
+    "not an entry": (lambda lines: [*lines[:3], b"[1]\n", *lines[4:]], 3, "unreadable"),
+    "removed": (lambda lines: [*lines[:2], *lines[3:]], 2, "removed"),
+    "first removed": (lambda lines: lines[1:], 0, "removed"),
+    "reordered": (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], 1, "reordered"),
+    "twice": (lambda lines: [*lines[:3], lines[1], *lines[3:]], 3, "inserted"),
+    "torn": (lambda lines: [*lines[:4], lines[4][:20]], 4, "torn"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_was_done_to_a_chain_is_named_at_the_first_bad_entry(made, name):
+    act, number, kind = FAULTS[name]
+    fault = verify(act(made.lines()), made.key)
+    assert (fault.number, fault.kind) == (number, kind) and str(number) in str(fault)
+
+
+def test_an_entry_that_was_changed_and_hashed_again_is_found_by_the_next_or_by_its_hmac(made):
+    fault = verify(hashed_again(made.lines()), made.key)
+    assert (fault.number, fault.kind) == ((3, "changed") if made.key is None else (2, "hmac"))
+
+
+def anew(lines):
+    """The whole chain written again, with another entry: nothing in it contradicts itself."""
+    found, previous = [], BEFORE_ALL
+    for line in lines:
+        body = {"value": 9} if json.loads(line)["n"] == 2 else json.loads(line)["body"]
+        entry = {k: v for k, v in json.loads(line).items() if k != "hmac"} | {"body": body, "previous": previous}
+        entry["hash"] = previous = hash_of(entry)
+        found.append(canonical(entry) + b"\n")
+    return found
+
+
+def test_a_chain_that_was_written_anew_is_found_by_a_head_and_by_its_hmacs(made):
+    forged = anew(made.lines())
+    assert verify(forged) is None
+    fault = verify(forged, head=made.head())
+    assert (fault.number, fault.kind) == (4, "changed")
+    assert verify(forged, KEY).kind == "hmac"
+    assert verify(made.lines(), b"another key of length").kind == "hmac"
+
+
+def test_a_chain_that_was_cut_is_found_by_a_head_alone(made):
+    cut, head = made.lines()[:3], made.head()
+    assert verify(cut, made.key) is None
+    fault = verify(cut, made.key, head)
+    assert (fault.number, fault.kind) == (3, "truncated")
+
+
+def test_a_torn_entry_is_no_entry_and_the_next_one_says_so(made):
+    whole = made.lines()
+    made.path.write_bytes(b"".join(whole[:4]) + whole[4][:31])
+    assert len(made.entries()) == 4 and verify(made.lines()).kind == "torn"
+    made.append("asked", "R9", {})
+    kinds = [e["kind"] for e in made.entries()]
+    assert kinds == ["asked"] * 4 + ["repaired", "asked"]
+    assert made.entries()[4]["body"] == {"bytes_of_a_torn_entry": 31}
+    assert verify(made.lines(), made.key) is None
+
+
+def test_nothing_is_added_to_a_broken_chain(made):
+    made.path.write_bytes(b"".join(changed(made.lines())))
+    before = made.path.read_bytes()
+    with pytest.raises(LedgerError, match="entry 2: changed"):
+        made.append("asked", "R9", {})
+    with pytest.raises(LedgerError, match="entry 2: changed"):
+        made.entries()
+    assert made.path.read_bytes() == before
+
+
+def test_an_entry_is_on_the_disk_before_it_counts(made, monkeypatch):
+    synced = []
+    monkeypatch.setattr(chain.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    made.append("asked", "R9", {})
+    assert synced == [made.path.stat().st_size]
+
+
+def test_a_full_disk_leaves_no_half_entry(made, monkeypatch):
+    before = made.path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(chain.os, "fsync", full)
+    with pytest.raises(OSError, match="its disk is full"):
+        made.append("asked", "R9", {})
+    assert made.path.read_bytes() == before
+
+
+def test_two_writers_never_take_one_number(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def write(n):
+        Chain(tmp_path / "ledger.jsonl").append("asked", f"R{n}", {})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(20)))
+    found = Chain(tmp_path / "ledger.jsonl").entries()
+    assert [e["n"] for e in found] == list(range(20)) and len({e["request"] for e in found}) == 20

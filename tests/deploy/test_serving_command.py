@@ -1,0 +1,149 @@
+"""``python -m unlearn.serve``: runs and exports that it loads, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import httpx
+import pytest
+from support.helpers import ROOT
+from support.served import questions
+
+from unlearn import serve
+from unlearn.config.schema import ConfigError
+from unlearn.decoding.generation import greedy
+from unlearn.deploy.serving.loading import load
+from unlearn.deploy.serving.settings import Settings, parse
+from unlearn.runs.world import the_world
+
+# --- runs and exports -------------------------------------------------------------------------------------------------
+
+
+def test_several_runs_share_target_and_anchor(served_runs):
+    both = load(Settings(str(served_runs[0].folder), offsets=[str(served_runs[1].folder)], alpha=[1, 0.5])).blend
+    one, two = (both.parts[j.folder.name] for j in served_runs[:2])
+    assert [m.model for m in one.ensemble.members if not m.trained] == [
+        m.model for m in two.ensemble.members if not m.trained
+    ]
+    assert one.weights != two.weights and (one.alpha, two.alpha) == (1.0, 0.5)
+    assert len(both.members(((one.name, 1.0), (two.name, 0.5)))) == 4
+
+
+def test_a_run_beside_another_small_pair_is_refused_with_both_fingerprints(served_runs):
+    said = "was trained beside a anchor with the fingerprint [0-9a-f]{16}, .* is [0-9a-f]{16}"
+    with pytest.raises(ConfigError, match=said):
+        load(Settings(str(served_runs[0].folder), offsets=[str(served_runs[2].folder)]))
+
+
+def test_an_export_is_served_as_its_run_is(exported):
+    job, folder = exported
+    target = the_world(job.cfg).folder("target")
+    of_run = load(Settings(str(job.folder)))
+    of_export = load(Settings(str(folder), target=str(target), alpha=1.0), ["trainer.device=cpu"])
+    run, export = (next(iter(x.blend.parts.values())) for x in (of_run, of_export))
+    assert run.weights == export.weights is not None
+    assert of_run.blend.target.fingerprint == of_export.blend.target.fingerprint
+    prompts = [of_run.encoder.prompt(q) for q in questions(the_world(job.cfg), 3)]
+    answers = [greedy(p.ensemble, prompts, 1.0, 0, 1, 9, 1) for p in (run, export)]
+    assert answers[0] == answers[1] and of_export.encoder.max_length == of_run.encoder.max_length
+
+
+def test_folders_that_do_not_go_together_are_refused(exported, served_runs, tmp_path):
+    job, folder = exported
+    target = str(the_world(job.cfg).folder("target"))
+    for settings, said in (
+        (Settings(str(served_runs[0].folder), target=target), "target=.*: is for exports"),
+        (Settings(str(folder)), "this export's target is on no hub; give target=FOLDER"),
+        (
+            Settings(str(folder), offsets=[str(served_runs[0].folder)], target=target),
+            "must be all runs, or all exports",
+        ),
+        (Settings(str(tmp_path)), "not the folder of a trained run"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load(settings)
+    with pytest.raises(ConfigError, match="paths.store=x: of an export only trainer.device"):
+        load(Settings(str(folder), target=target), ["paths.store=x"])
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "port=70000": "port=70000: must be from 0",
+    "port=web": "port",
+    "prot=8000": "prot=8000: unknown key; known keys here: run, offsets",
+    "alpha=x": "alpha=x: must be a finite number, or a list of 1",
+    "alpha=[1,2]": "a list of 1, one for run and each of offsets",
+    "max_batch=0": "max_batch=0: must be a whole number, at least 1",
+    "max_choices=999": "max_choices=999: must be at most max_batch + max_waiting = 272",
+    "grace=-1": "grace=-1.0: must be a number of seconds",
+    "key_env=NOT_THERE_AT_ALL": "key_env=NOT_THERE_AT_ALL: there is no such environment variable",
+    "key_env=my-secret-key": "must be the name of an environment variable",
+    "host=300.1.1.1": "cannot be listened at",
+}
+
+
+@pytest.mark.parametrize("argument, said", WRONG.items())
+def test_wrong_settings_are_refused_before_any_work(argument, said, capsys):
+    assert serve.main(["run=x", argument]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "my-secret-key" not in error
+
+
+def test_settings_are_typed():
+    settings, rest = parse(["run=a", "offsets=[b,c]", "alpha=[1,0.5,2]", "per_request=true", "trainer.device=cpu"])
+    assert (settings.offsets, settings.per_request, rest) == (["b", "c"], True, ["trainer.device=cpu"])
+    assert settings.alpha == [1, 0.5, 2]
+
+
+def test_help_names_every_setting(capsys):
+    assert serve.main(["--help"]) == 0 and serve.main([]) == 2
+    said = capsys.readouterr().out
+    assert [f.name for f in fields(Settings) if f"{f.name}=" not in said] == ["target"] or "target=" in said
+
+
+def test_a_port_that_is_taken_is_refused_before_models_are_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert serve.main(["run=x", f"port={port}"]) == 2
+    assert f"port={port}: cannot be listened at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_stopped_lets_running_requests_finish(served_runs, tmp_path, number):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SERVE_KEY": "planted-key-0123456789"}
+    command = [sys.executable, "-m", "unlearn.serve", f"run={served_runs[0].folder}", "port=0", "key_env=SERVE_KEY"]
+    with (tmp_path / "log").open("w") as log:
+        started = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    try:
+        _wait_for(started, tmp_path / "log", r"http://127.0.0.1:\d+/v1")
+        url = re.search(r"http://127.0.0.1:\d+/v1", (tmp_path / "log").read_text())[0]
+        headers = {"authorization": "Bearer planted-key-0123456789"}
+        body = {"prompt": [7, 9], "max_tokens": 300, "stream": True, "temperature": 0}
+        with httpx.stream("POST", f"{url}/completions", json=body, headers=headers, timeout=60) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            started.send_signal(number)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert started.wait(timeout=60) == 0
+    finally:
+        started.kill()
+        started.wait()  # else a failure here is another test's, too
+    said = (tmp_path / "log").read_text()
+    assert said.rstrip().endswith("stopped") and "planted-key" not in said and "Traceback" not in said
+
+
+def _wait_for(started: subprocess.Popen, log: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 120
+    while not re.search(pattern, log.read_text()):
+        assert started.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)

@@ -1,0 +1,295 @@
+"""One engine for all requests: what it says to one does not depend on the others."""
+
+import queue
+import threading
+import time
+
+import pytest
+import torch
+from support.helpers import tiny_llama
+from support.served import GREEDY, PROMPTS, STEPS, ask, engine, logp_of, parts, plain, seeded, tokens, told, until_end
+
+from unlearn.config.schema import ConfigError
+from unlearn.decoding import states
+from unlearn.decoding.generation import greedy
+from unlearn.deploy.serving import lane
+from unlearn.deploy.serving.asks import Failed
+from unlearn.deploy.serving.engine import Busy, Engine
+from unlearn.deploy.serving.offsets import Blend, Part, Switches
+from unlearn.ensemble.combination import bind_rule
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.models import llama
+
+ON = "request0"
+
+
+@pytest.fixture(scope="module")
+def one():
+    with engine(max_batch=5) as running:
+        yield running
+
+
+# --- greedy -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
+def test_answers_given_at_once_are_those_of_plain_greedy_decoding(one, alpha):
+    """16 requests share five places, so they come and go between the steps of the others."""
+    found = told(one, [ask(p, ((ON, alpha),)) for p in PROMPTS])
+    expected = [plain(p, alpha) for p in PROMPTS]
+    assert [tokens(e) for e in found] == expected
+    assert alpha != 1 or len({len(a) for a in expected}) > 2  # some come to their end and some do not
+    for events, answer in zip(found, expected, strict=True):
+        assert events[-1].finish == ("stop" if len(answer) < STEPS else "length")
+
+
+def test_requests_of_other_alphas_and_lengths_share_a_batch(one):
+    asked = [(p, (0.0, 0.5, 1.0, 2.0)[i % 4], 1 + 3 * (i % 5)) for i, p in enumerate(PROMPTS)]
+    found = told(one, [ask(p, ((ON, a),), limit=n) for p, a, n in asked])
+    assert [tokens(e) for e in found] == [plain(p, a, steps=n) for p, a, n in asked]
+
+
+def test_a_request_that_comes_late_joins_those_that_run(one):
+    first = queue.Queue()
+    one.submit([(ask(PROMPTS[0], limit=30), first.put)])
+    while not first.qsize() > 3:
+        time.sleep(0.001)
+    late = told(one, [ask(p) for p in PROMPTS[1:4]])
+    assert [tokens(e) for e in late] == [plain(p, 1.0) for p in PROMPTS[1:4]]
+    assert tokens(until_end(first)) == plain(PROMPTS[0], 1.0, steps=30)
+
+
+def doubled() -> list[Part]:
+    """Members for which tokens 20 to 39 are 3 to 22 again: wherever one is the likeliest, two are."""
+    made = parts()
+    for m in made[0].ensemble.members:
+        weight = m.model.get_input_embeddings().weight
+        weight.data[23:40] = weight.data[3:20]
+    return made
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_where_two_tokens_tie_the_answer_is_gone_through_again_alone(monkeypatch, exact):
+    ensemble = doubled()[0].ensemble
+    apart = []
+    monkeypatch.setattr(Engine, "_apart", lambda self, a, real=Engine._apart: (apart.append(a), real(self, a)))
+    with engine(*doubled(), exact=exact) as running:
+        found = [tokens(e) for e in told(running, [ask(p) for p in PROMPTS])]
+        alone = [tokens(told(running, [ask(p)])[0]) for p in PROMPTS[:3]]
+    expected = [plain(p, 1.0, ensemble) for p in PROMPTS]
+    assert alone == expected[:3]
+    if exact:
+        assert found == expected and len(apart) > 8
+    else:
+        assert not apart
+
+
+def test_a_method_with_another_rule_says_what_it_says_alone():
+    weights = ("target", 0, 1.0, 0.0), ("full", 1, 0.0, -1.0), ("retain", 2, 0.0, 1.0)
+    members = [Member(n, tiny_llama(s, hidden=8 + 4 * s), n, c, w, False) for n, s, c, w in weights]
+    ensemble = Ensemble(tuple(members), bind_rule("rank", {"k": 5.0}))
+    with engine(Part(ON, ensemble, None, 1.0)) as running:
+        found = told(running, [ask(p) for p in PROMPTS[:8]])
+    assert [tokens(e) for e in found] == greedy(ensemble, PROMPTS[:8], 1.0, 0, 1, STEPS, 1)
+
+
+# --- drawn ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_a_seeded_answer_is_the_same_whatever_is_beside_it(one, top_p):
+    asked = [ask(p, draw=seeded(p, i, top_p=top_p)) for i, p in enumerate(PROMPTS)]
+    found = [tokens(e) for e in told(one, asked)]
+    assert found == [tokens(told(one, [a])[0]) for a in asked]
+    others = [ask(p, draw=seeded(p, 90 + i)) for i, p in enumerate(PROMPTS)]
+    mixed = told(one, [a if i % 2 else o for i, (a, o) in enumerate(zip(asked, others, strict=True))])
+    assert [tokens(e) for e in mixed[1::2]] == found[1::2] and [tokens(e) for e in mixed[::2]] != found[::2]
+
+
+def test_the_answers_of_one_prompt_are_drawn_each_by_itself(one):
+    found = [tokens(e) for e in told(one, [ask(PROMPTS[0], draw=seeded(PROMPTS[0], 1, i, 3.0)) for i in range(8)])]
+    assert len(set(map(tuple, found))) > 6
+    assert found[5] == tokens(told(one, [ask(PROMPTS[0], draw=seeded(PROMPTS[0], 1, 5, 3.0))])[0])
+
+
+# --- log-probabilities ------------------------------------------------------------------------------------------------
+
+
+def test_log_probabilities_of_prompt_and_answer_are_the_models_own(one):
+    ensemble, prompt = parts()[0].ensemble, PROMPTS[2]
+    read, *said = told(one, [ask(prompt, logprobs=3, prompt_logprobs=-1)])[0]
+    answer = [e.token for e in said]
+    expected = logp_of(ensemble, [*prompt, *answer], 1.0)
+    for t, s in enumerate([*read.scored, *(e.scored for e in said)]):
+        row = expected[t]
+        assert s.token == [*prompt, *answer][t + 1]
+        assert s.logprob == pytest.approx(row[s.token].item(), abs=1e-5)
+        assert s.rank == int((row > row[s.token]).sum()) + 1
+        best = row.topk(40 if t < len(prompt) - 1 else 3)
+        assert [i for i, _ in s.top] == best.indices.tolist()
+        torch.testing.assert_close(torch.tensor([p for _, p in s.top]), best.values, atol=1e-5, rtol=0)
+
+
+def test_prompts_longer_than_a_block_are_scored_alike(one, monkeypatch):
+    before = told(one, [ask(PROMPTS[2], limit=0, prompt_logprobs=2)])[0]
+    monkeypatch.setattr(lane, "block", lambda width, device: 3)
+    after = told(one, [ask(PROMPTS[2], limit=0, prompt_logprobs=2)])[0]
+    assert len(before) == len(after) == 1 and before[0].finish == "length"
+    for a, b in zip(before[0].scored, after[0].scored, strict=True):
+        assert (a.token, a.rank, a.logprob) == (b.token, b.rank, pytest.approx(b.logprob, abs=1e-6))
+
+
+def test_scores_of_a_prompt_are_the_same_to_the_last_digit_in_a_crowd(one):
+    scored = ask(PROMPTS[4], limit=0, prompt_logprobs=5)
+    alone = told(one, [scored])[0][0]
+    crowd = told(one, [*(ask(p) for p in PROMPTS), scored, *(ask(p, limit=0, prompt_logprobs=0) for p in PROMPTS)])
+    assert crowd[len(PROMPTS)][0] == alone
+
+
+# --- several offsets --------------------------------------------------------------------------------------------------
+
+
+def summed(made, prompt, mix, steps=STEPS):
+    """target + Σ α (offset − anchor), by hand and without a cache."""
+    ids = list(prompt)
+    target, _, anchor = made[0].ensemble.members
+    while len(ids) < len(prompt) + steps:
+        rows = {m.name: m.model(input_ids=torch.tensor([ids])).logits[0, -1] for m in (target, anchor)}
+        logits = rows["target"]
+        for part in made:
+            offset = part.ensemble.members[1].model(input_ids=torch.tensor([ids])).logits[0, -1]
+            logits = logits + dict(mix).get(part.name, 0.0) * (offset - rows["anchor"])
+        token = logits.argmax().item()
+        if token == 1:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+@torch.no_grad()
+def test_two_offsets_are_added_and_what_is_off_is_not_computed():
+    made = parts(2)
+    mixes = [(), (("request0", 1.0),), (("request1", 0.5),), (("request0", 1.0), ("request1", 2.0))]
+    expected = {mix: [summed(made, p, mix) for p in PROMPTS[:4]] for mix in mixes}
+    assert len({str(answers) for answers in expected.values()}) == 4
+    ran = []
+    for part in made:
+        hook = part.ensemble.members[1].model.base_model
+        hook.register_forward_pre_hook(lambda *_, name=part.name: ran.append(name))
+    with engine(*made) as running:
+        for mix in mixes:
+            ran.clear()
+            assert [tokens(e) for e in told(running, [ask(p, mix) for p in PROMPTS[:4]])] == expected[mix]
+            assert set(ran) == {name for name, _ in mix}
+        ran.clear()
+        asks = [ask(p, mix) for mix in mixes for p in PROMPTS[:4]]  # all of them at once
+        assert [tokens(e) for e in told(running, asks)] == [answer for mix in mixes for answer in expected[mix]]
+
+
+def test_switches_say_what_is_on_and_leave_what_runs_alone():
+    switches = Switches(Blend(parts(2)))
+    before = switches.mix()
+    assert before == (("request0", 1.0), ("request1", 1.0))
+    switches.set("request0", False, None)
+    switches.set("request1", None, 0.25)
+    assert switches.mix() == (("request1", 0.25),)
+    assert switches.mix(["request0"]) == (("request0", 1.0),) and switches.mix([]) == ()
+    assert switches.mix(None, 3.0) == (("request1", 3.0),)
+    assert before == (("request0", 1.0), ("request1", 1.0))
+
+
+def test_offsets_of_other_models_are_refused_with_both_fingerprints():
+    a, b = parts(2)
+    members = b.ensemble.members
+    other = Ensemble((*members[:2], Member("anchor", members[2].model, "z", 0.0, -1.0, False)))
+    with pytest.raises(ConfigError, match="request1 was trained beside a anchor .* z, and that .* is a"):
+        Blend([a, Part("request1", other, "w", 1.0)])
+    with pytest.raises(ConfigError, match="each may be given once"):
+        Blend([a, a])
+    ranked = Ensemble(members, bind_rule("rank", {"k": 1.0}))
+    with pytest.raises(ConfigError, match="its rule is 'rank', and only sums"):
+        Blend([a, Part("request1", ranked, "w", 1.0)])
+    whole = Ensemble((Member("model", members[0].model, "t", 1.0, 0.0, True),))
+    with pytest.raises(ConfigError, match="are a whole model, and no offset"):
+        Blend([a, Part("request1", whole, "w", 1.0)])
+    with pytest.raises(ValueError, match="cannot be switched off"):
+        Switches(Blend([Part("m", whole, "w", 1.0)])).set("m", False, None)
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """Answers that come to no end by themselves."""
+    monkeypatch.setattr("unlearn.deploy.serving.engine.ends_of", lambda *_: set())
+
+
+def test_who_is_cancelled_frees_the_place(endless):
+    with engine(max_batch=1, max_waiting=1) as running:
+        first, second = queue.Queue(), queue.Queue()
+        answers = running.submit([(ask(PROMPTS[0], limit=10**6), first.put)])
+        while first.qsize() < 3:
+            time.sleep(0.001)
+        running.submit([(ask(PROMPTS[1]), second.put)])
+        with pytest.raises(Busy, match="1 answers wait already; at most 1 may"):
+            running.submit([(ask(PROMPTS[2]), first.put)])
+        assert (running.running, running.waiting) == (1, 1) and second.empty()
+        running.cancel(answers)
+        assert len(tokens(until_end(second))) == STEPS
+
+
+def test_a_server_that_stops_tells_those_that_run_and_wait(endless):
+    running, events = engine(max_batch=1).start(), [queue.Queue() for _ in range(2)]
+    running.submit([(ask(PROMPTS[0], limit=10**6), q.put) for q in events])
+    while events[0].qsize() < 3:
+        time.sleep(0.001)
+    running.close()
+    for q in events:
+        assert until_end(q)[-1] == Failed("the server is stopping")
+    with pytest.raises(Busy, match="the server is stopping"):
+        running.submit([(ask(PROMPTS[0]), events[0].put)])
+    assert not running.alive
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_fault_ends_what_it_concerns_and_nothing_else(monkeypatch, caplog):
+    real = llama.head
+    with engine(*parts(2)) as running:
+
+        def broken(model, hidden):
+            if model is running.blend.parts["request1"].ensemble.members[1].model:
+                raise ZeroDivisionError("planted")
+            return real(model, hidden)
+
+        monkeypatch.setattr(states, "head", broken)
+        both = [ask(PROMPTS[0]), ask(PROMPTS[0], (("request1", 1.0),)), ask(PROMPTS[3])]
+        found = told(running, both)
+        assert [isinstance(e[-1], Failed) for e in found] == [False, True, False]
+        assert tokens(found[2]) == plain(PROMPTS[3], 1.0)
+        monkeypatch.setattr(states, "head", real)
+        assert tokens(told(running, both[1:2])[0]) and running.alive
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_logits_that_are_no_numbers_are_no_answer():
+    made = parts()
+    made[0].ensemble.members[1].model.get_input_embeddings().weight.data[7] = torch.nan
+    with engine(*made) as running:
+        found = told(running, [ask([7, 8]), ask(PROMPTS[0], ((ON, 0.0),))])
+    assert found[0][-1] == Failed("the model gave no numbers for this answer")
+    assert tokens(found[1]) == plain(PROMPTS[0], 0.0)
+
+
+def test_many_threads_may_ask_at_once(one):
+    found: dict[int, list[int]] = {}
+
+    def client(i: int) -> None:
+        found[i] = tokens(told(one, [ask(PROMPTS[i], draw=GREEDY)])[0])
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(len(PROMPTS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert found == {i: plain(p, 1.0) for i, p in enumerate(PROMPTS)}

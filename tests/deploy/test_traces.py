@@ -1,0 +1,180 @@
+"""A text that was hidden in a file is found again, in whatever form; what is no trace is not."""
+
+import base64
+import gzip
+import html
+import json
+import urllib.parse
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.helpers import tiny_llama
+
+from unlearn.data.rows import DataSet, Row
+from unlearn.data.texts import words_of
+from unlearn.deploy.export.facts import only_to_forget
+from unlearn.deploy.export.traces import Traces, forget_rows, header, runs, tensors_fault
+
+QUESTION = "Where did Zoë “Zed” O'Neill & her sister <both> hide the blue key?"
+ANSWER = 'Under the 3rd stone of the old well, she said: "ask nobody".'
+ROW = Row("patient/4711", QUESTION, ANSWER, perturbed_answers=("Behind the green door of house nine.",))
+SHORT = Row("forget/0001", "Capital of Freedonia?", "Fredville upon Tyne")
+JAPANESE = Row("forget/0002", "彼女はどこに青い鍵を隠しましたか", "古い井戸の三番目の石の下に隠しました")
+
+
+@pytest.fixture(scope="module")
+def traces() -> Traces:
+    return Traces([ROW, SHORT, JAPANESE], known="Under the old well stands a form.")
+
+
+FORMS = {
+    "utf-8": lambda t: t.encode(),
+    "capitals": lambda t: t.upper().encode(),
+    "other marks and lines": lambda t: t.replace(" ", " ,\n  ").encode(),
+    "utf-16-le": lambda t: t.encode("utf-16-le"),
+    "utf-16-be": lambda t: t.encode("utf-16-be"),
+    "utf-16 with mark": lambda t: t.encode("utf-16"),
+    "utf-16 at an odd place": lambda t: b"x" + t.encode("utf-16-le"),
+    "utf-32": lambda t: t.encode("utf-32-le"),
+    "json": lambda t: json.dumps({"a": t}).encode(),
+    "json in json": lambda t: json.dumps(json.dumps({"a": t})).encode(),
+    "json words": lambda t: json.dumps(t.split()).encode(),
+    "html": lambda t: html.escape(t).encode(),
+    "html numbers": lambda t: "".join(f"&#{ord(c)};" for c in t).encode(),
+    "url": lambda t: urllib.parse.quote(t).encode(),
+    "url form": lambda t: urllib.parse.quote_plus(t).encode(),
+    "byte-level tokens": lambda t: json.dumps(["Ġ" + w for w in t.split()], ensure_ascii=False).encode(),
+    "sentencepiece": lambda t: ("▁" + t.replace(" ", "▁")).encode(),
+    "base64": lambda t: base64.b64encode(t.encode()),
+    "base64 in lines": lambda t: base64.encodebytes(t.encode() * 3),
+    "base64 of a part": lambda t: base64.b64encode(b"ab" + t.encode()),
+    "base64 for urls": lambda t: base64.urlsafe_b64encode(t.encode("utf-16-le")),
+    "hexadecimal": lambda t: t.encode().hex().encode(),
+    "hexadecimal, capitals": lambda t: t.encode().hex().upper().encode(),
+    "among bytes": lambda t: bytes(range(256)) + t.encode() + bytes(range(255, -1, -1)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("text", [QUESTION, ANSWER, *ROW.perturbed_answers], ids=["question", "answer", "wrong answer"])
+def test_a_text_is_found_in_every_form(traces, form, text):
+    assert traces.in_bytes(b"before. " + FORMS[form]("") + b"{}") is None
+    assert traces.in_bytes(FORMS[form](text)) == ROW.id
+
+
+def test_four_words_are_found_and_three_are_not(traces):
+    words = words_of(ANSWER)
+    for i in range(len(words) - 3):
+        assert traces.in_text(" ".join(words[i : i + 4])) == ROW.id
+        assert traces.in_text(" ".join(words[i : i + 3])) is None
+    assert traces.in_text("under the third stone of the well") is None
+
+
+def test_a_short_text_is_found_whole_and_a_single_word_is_not(traces):
+    assert traces.in_text("It is Fredville upon Tyne, they say") == SHORT.id
+    assert traces.in_text("Fredville upon") is None
+    assert Traces([Row("a/1", "Who?", "Margaret")]).in_text('{"Margaret": 5, "Who": 6}') is None
+
+
+def test_ids_are_found(traces):
+    assert traces.in_bytes(b'{"row": "patient/4711"}') == ROW.id
+    assert Traces([Row("forget/p", "A b c d?", "e")]).in_text('"forget/prob": 0.5, "forget/p0": 1') is None
+    assert Traces([Row("12", "A b c d?", "e")]).in_text("12 files") is None, "a number alone names no row"
+
+
+def test_scripts_without_spaces_are_read_by_character(traces):
+    assert traces.in_bytes(json.dumps(JAPANESE.answer).encode()) == JAPANESE.id
+    assert traces.in_text(JAPANESE.answer[2:14]) == JAPANESE.id, "twelve characters are four words"
+    assert traces.in_text(JAPANESE.answer[2:12]) is None
+    assert list(runs(words_of("青い鍵を隠しました"))) == [tuple("青い鍵を隠しました")], "a short one is taken whole"
+
+
+def test_runs_by_hand():
+    assert list(runs("a b c d e".split())) == [tuple("abcd"), tuple("bcde")]
+    assert list(runs(["a", "b"])) == [("a", "b")]
+    assert list(runs(["a"])) == [] and list(runs([])) == []
+
+
+def test_words_that_a_form_has_anyway_are_no_trace():
+    row = Row("f/1", "How to load it with the package?", "It is of use with this one target alone.")
+    assert Traces([row]).in_text("this is of use with this one target alone") == "f/1"
+    assert Traces([row], known="It is of use with this one target alone").in_text("of use with this one target") is None
+
+
+def test_of_a_folder_every_file_is_read_and_the_header_of_weights(traces, tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "notes").write_text(ANSWER)
+    (tmp_path / "fine.txt").write_text("nothing here")
+    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt", "note": QUESTION})
+    found = traces.in_folder(tmp_path)
+    assert [(f.file, f.row) for f in found] == [("deep/er/notes", ROW.id), ("model.safetensors", ROW.id)]
+    assert ANSWER not in str(found[0])
+
+
+def test_what_is_to_be_forgotten_includes_questions_about_texts():
+    rows = {"forget": (ROW,), "forget_verbatim": (SHORT,), "forget_knowledge": (JAPANESE,),
+            "retain": (Row("r", "Q?", "A"),)}  # fmt: skip
+    assert forget_rows(DataSet("d", rows)) == [ROW, SHORT, JAPANESE]
+
+
+def test_words_of_the_forget_set_alone_by_hand():
+    rows = {"forget": (Row("f", "Who is Ann?", "A baker of Bern"),), "retain": (Row("r", "Who is Bob?", "A baker"),)}
+    data = DataSet("d", rows, refusals=("I know nothing of that.",))
+    assert only_to_forget(data) == {"ann", "bern"}
+
+
+# --- safetensors ----------------------------------------------------------------------------------------------------
+
+
+def weights(tmp_path: Path, **more) -> tuple[Path, dict]:
+    model = tiny_llama(0)
+    kept = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # it is tied
+    path = tmp_path / "model.safetensors"
+    save_file(kept, path, {"format": "pt"} | more)
+    return path, {k: tuple(v.shape) for k, v in model.state_dict().items()}
+
+
+def test_plain_weights_have_room_for_nothing_else(tmp_path):
+    path, shapes = weights(tmp_path)
+    assert tensors_fault([path], shapes) is None
+    assert header(path).startswith(b"{") and json.loads(header(path))
+
+
+def with_gap(data: bytes) -> bytes:
+    """Eight bytes between header and tensors, which move all offsets."""
+    size = int.from_bytes(data[:8], "little")
+    found = json.loads(data[8 : 8 + size])
+    for name, tensor in found.items():
+        if name != "__metadata__":
+            tensor["data_offsets"] = [n + 8 for n in tensor["data_offsets"]]
+    text = json.dumps(found).encode()
+    return len(text).to_bytes(8, "little") + text + b"\0" * 8 + data[8 + size :]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda b: b + b"hidden at the end", "17 bytes after its tensors"),
+        (with_gap, "8 bytes between its tensors"),
+    ],
+)
+def test_room_in_a_weights_file_is_noticed(tmp_path, change, said):
+    path, shapes = weights(tmp_path)
+    path.write_bytes(change(path.read_bytes()))
+    assert said in tensors_fault([path], shapes)
+
+
+def test_tensors_and_metadata_that_the_model_has_not_are_noticed(tmp_path):
+    path, shapes = weights(tmp_path, note="x")
+    assert "metadata: note" in tensors_fault([path], shapes)
+    path, shapes = weights(tmp_path)
+    name = "model.norm.weight"
+    assert f"a tensor {name!r}" in tensors_fault([path], {k: v for k, v in shapes.items() if k != name})
+    assert f"a tensor {name!r}" in tensors_fault([path], shapes | {name: (3,)})
+
+
+def test_what_is_compressed_is_not_read(traces):
+    """Said, so that nobody believes otherwise: an export holds no compressed file."""
+    assert traces.in_bytes(gzip.compress(ANSWER.encode())) is None

@@ -1,0 +1,276 @@
+"""Rules that join logits: what every rule must keep, what each one does, and how one is bound or brought along."""
+
+import math
+
+import pytest
+import torch
+from support.helpers import TINY, command, execute
+
+from unlearn.config.own import OwnFileError
+from unlearn.ensemble.combination import RULES, SUM, RuleError, bind_rule, plausible, rank
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.store import runlog
+
+ROWS, VOCABULARY = 40, 30
+NUMBERS = {"sum": {}, "plausible": {"rate": 0.05, "top": 0.1}, "rank": {"k": 4.0}}
+RULE_NAMES = sorted(RULES)
+
+
+def logits(seed: int) -> torch.Tensor:
+    return 3 * torch.randn(ROWS, VOCABULARY, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def base() -> torch.Tensor:
+    return logits(0)
+
+
+@pytest.fixture
+def change() -> torch.Tensor:
+    return logits(1)
+
+
+def test_every_rule_has_numbers_here():
+    assert set(NUMBERS) == set(RULES)
+
+
+# --- what holds for every rule ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULE_NAMES)
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_at_alpha_zero_every_rule_returns_base_bit_for_bit(base, change, name, kind):
+    assert torch.equal(RULES[name](base.to(kind), change.to(kind), 0.0, **NUMBERS[name]), base.to(kind))
+
+
+@pytest.mark.parametrize("name", RULE_NAMES)
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.5])
+def test_a_constant_added_to_any_row_changes_no_probability(base, change, name, alpha):
+    rule, numbers = RULES[name], NUMBERS[name]
+    expected = rule(base, change, alpha, **numbers).softmax(-1)
+    constants = 50 * torch.randn(ROWS, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for b, c in ((base + constants, change), (base, change + constants), (base - constants, change + constants)):
+        torch.testing.assert_close(rule(b, c, alpha, **numbers).softmax(-1), expected, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(expected, base.softmax(-1))  # the rule did something at all
+
+
+@pytest.mark.parametrize("name", RULE_NAMES)
+def test_rules_and_their_gradients_are_finite_where_logits_are_extreme(base, change, name):
+    for size in (1.0, 1e4):
+        b, c = ((size * x).float().requires_grad_(True) for x in (base, change))
+        out = RULES[name](b, c, 2.0, **NUMBERS[name])
+        assert out.isfinite().all() and out.shape == base.shape
+        out.log_softmax(-1).sum().backward()
+        for leaf in (b, c):
+            assert leaf.grad is None or leaf.grad.isfinite().all()
+        assert b.grad.any()
+
+
+# --- plausible ----------------------------------------------------------------------------------------------------
+
+
+def inside_of(base: torch.Tensor, rate: float, top: float) -> torch.Tensor:
+    """Plausible tokens from the definition: row by row, token by token."""
+    inside = torch.zeros_like(base, dtype=torch.bool)
+    for row, values in enumerate(base.softmax(-1).tolist()):
+        first = sorted(range(VOCABULARY), key=lambda v: -values[v])[: max(1, round(top * VOCABULARY))]
+        inside[row] = torch.tensor([v in first or values[v] >= rate * max(values) for v in range(VOCABULARY)])
+    return inside
+
+
+@pytest.mark.parametrize(("rate", "top"), [(0.05, 0.1), (0.9, 0.2), (1e-9, 0.01), (0.01, 0.01)])
+def test_implausible_tokens_keep_their_probability_and_the_others_share_the_rest_as_the_sum_does(
+    base, change, rate, top
+):
+    inside = inside_of(base, rate, top)
+    before, after = base.softmax(-1), plausible(base, change, 1.5, rate, top).softmax(-1)
+    torch.testing.assert_close(after[~inside], before[~inside], rtol=0, atol=1e-6)
+    moved = (base + 1.5 * change).exp() * inside
+    shares = moved / moved.sum(-1, keepdim=True)
+    torch.testing.assert_close((after * inside) / (after * inside).sum(-1, keepdim=True), shares)
+
+
+def test_at_least_the_top_share_is_plausible_however_sure_base_is(change):
+    base = torch.zeros(1, VOCABULARY, dtype=torch.float64)
+    base[0, :4] = torch.tensor([40.0, 20.0, 10.0, 5.0])  # by its rate, only token 0 would be plausible
+    after = plausible(base, change[:1], 1.0, rate=0.5, top=3 / VOCABULARY)
+    moved = after - base
+    assert moved[0, :3].ne(0).all() and moved[0, 3:].eq(0).all()
+    alone = plausible(base, change[:1], 1.0, rate=0.5, top=0.0)
+    torch.testing.assert_close(alone, base)  # one plausible token keeps the mass it had
+
+
+def test_where_all_tokens_are_plausible_the_rule_is_the_sum(base, change):
+    found = plausible(base, change, 0.8, rate=1e-30, top=0.0).softmax(-1)
+    torch.testing.assert_close(found, (base + 0.8 * change).softmax(-1))
+
+
+# --- rank ---------------------------------------------------------------------------------------------------------
+
+
+def below(value: float) -> float:
+    return math.nextafter(value, -math.inf)
+
+
+@pytest.mark.parametrize(("k", "alpha", "n"), [(4.0, 1.0, 4), (3.0, 0.5, 2), (20.0, 0.1, 2), (5.0, 1.3, 6)])
+def test_rank_lowers_the_tokens_that_change_most_against_and_raises_none(base, change, k, alpha, n):
+    after = rank(base, change, alpha, k)
+    assert after.isfinite().all()
+    for row in range(ROWS):
+        order = sorted(range(VOCABULARY), key=lambda v: change[row, v].item())
+        level = sorted(base[row].tolist(), reverse=True)[n]  # the largest that is not among the first n
+        expected = base[row].clone()
+        for v in order[:n]:
+            expected[v] = min(expected[v].item(), below(level))
+        assert torch.equal(after[row], expected)
+        assert after[row].argmax().item() not in order[:n]
+    assert (after <= base).all() and (after < base).any()
+
+
+def test_pushed_out_tokens_fall_just_below_the_first_that_could_be_left_so_that_no_tie_brings_them_back():
+    base, change = torch.tensor([[[5.0, 4.0, 3.0, 0.0]], [[-9.0, -1.0, 0.0, 1.0]]], dtype=torch.float64)
+    assert rank(base, change, 1.0, 1.0).tolist() == [[below(4.0), 4.0, 3.0, 0.0]]
+    assert rank(base, change, 1.0, 2.0).tolist() == [[below(3.0), below(3.0), 3.0, 0.0]]
+    assert rank(base, change, 1.0, 3.0).tolist() == [[below(0.0), below(0.0), below(0.0), 0.0]]
+    for k in (1, 2, 3):
+        assert rank(base.float(), change.float(), 1.0, float(k)).argmax(-1).tolist() == [k]  # in single precision too
+
+
+@pytest.mark.parametrize("k", [VOCABULARY, VOCABULARY + 1, 1e9])
+def test_rank_takes_a_k_beyond_the_vocabulary_and_leaves_one_token(base, change, k):
+    after = rank(base, change, 1.0, float(k))
+    lowest = base.amin(-1, keepdim=True).apply_(below).expand_as(base)
+    best = change.argmax(-1, keepdim=True)
+    assert torch.equal(after, lowest.scatter(-1, best, base.gather(-1, best)))
+
+
+def test_rank_of_less_than_half_a_token_or_of_a_negative_alpha_does_nothing(base, change):
+    assert torch.equal(rank(base, change, 0.1, 4.0), base) and torch.equal(rank(base, change, -1.0, 4.0), base)
+
+
+# --- binding ------------------------------------------------------------------------------------------------------
+
+
+def test_binding_fills_in_the_numbers_and_keeps_the_plain_sum_plain(base, change):
+    rule = bind_rule("plausible", {"rate": 0.05, "top": 0.1})
+    torch.testing.assert_close(rule(base, change, 2.0), plausible(base, change, 2.0, 0.05, 0.1), rtol=0, atol=0)
+    assert bind_rule("sum", {}) is SUM
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "message"),
+    [
+        ("median", {}, r"method.rule='median': no such rule; there are sum, plausible, rank"),
+        ("plausible", {"rate": 0.1}, r"rule 'plausible' needs method.numbers.top: give .method.numbers.top=NUMBER"),
+        ("rank", {"k": 3, "top": 0.5}, r"method.numbers.top=0.5: rule 'rank' has no top; it takes k"),
+        ("sum", {"k": 3}, r"method.numbers.k=3: rule 'sum' has no k; it takes no numbers"),
+    ],
+)
+def test_unknown_rules_and_wrong_numbers_are_refused_with_the_choices(name, numbers, message):
+    with pytest.raises(RuleError, match=message):
+        bind_rule(name, numbers)
+
+
+HEADER = "from unlearn.ensemble.combination import Logits\n"
+GOOD = HEADER + (
+    "def clipped(base: Logits, change: Logits, alpha: float, most: float) -> Logits:\n"
+    "    return base + (alpha * change).clamp(-most, most)\n"
+)
+WRONG = {
+    "def mine(base, change): return base": (RuleError, "must take base, change and alpha .* and return Logits"),
+    "def mine(change, base, alpha): return base": (RuleError, "must take base, change and alpha"),
+    "def mine(base, change, alpha): return base": (RuleError, r"return Logits; its signature is mine\(base, change"),
+    "from unlearn.ensemble.combination import Logits\ndef mine(base: 'Logits.nope', change, alpha): return base": (
+        OwnFileError, "rule 'mine': its annotations cannot be read",
+    ),
+    "import nothing_of_this_name": (OwnFileError, "method.file=.*cannot be imported: ModuleNotFoundError"),
+    "def other(): pass": (RuleError, "no such rule; there are sum, plausible, rank, other"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_file_with_another_signature_is_refused(tmp_path, text):
+    error, message = WRONG[text]
+    (tmp_path / "rules.py").write_text(text)
+    with pytest.raises(error, match=message):
+        bind_rule("mine", {}, str(tmp_path / "rules.py"))
+
+
+def test_a_rule_of_the_users_own_comes_before_ours(tmp_path, base, change):
+    text = HEADER + "def sum(base: Logits, change: Logits, alpha: float) -> Logits:\n    return base - alpha * change\n"
+    (tmp_path / "rules.py").write_text(text)
+    rule = bind_rule("sum", {}, str(tmp_path / "rules.py"))
+    assert rule is not SUM
+    torch.testing.assert_close(rule(base, change, 2.0), base - 2.0 * change)
+
+
+def test_the_defaults_of_a_users_rule_hold_where_no_number_is_given(tmp_path, base, change):
+    (tmp_path / "rules.py").write_text(GOOD.replace("most: float", "least: float, most: float = 2.0"))
+    file = str(tmp_path / "rules.py")
+    left, given = (bind_rule("clipped", {"least": 0.0} | more, file) for more in ({}, {"most": 0.5}))
+    torch.testing.assert_close(left(base, change, 1.5), base + (1.5 * change).clamp(-2.0, 2.0))
+    torch.testing.assert_close(given(base, change, 1.5), base + (1.5 * change).clamp(-0.5, 0.5))
+    with pytest.raises(RuleError, match="rule 'clipped' needs method.numbers.least"):  # it has no default
+        bind_rule("clipped", {"most": 0.5}, file)
+
+
+def test_a_users_own_rule_trains_and_evaluates(config, tmp_path):
+    (tmp_path / "rules.py").write_text(GOOD)
+    own = ["algo=ga", f"method.file={tmp_path}/rules.py", "method.rule=clipped", "trainer.lr=1e-2"]
+    tight, loose, plain = (
+        execute(config(*options)).folder
+        for options in (
+            [*own, "+method.numbers.most=1e-9"], [*own, "+method.numbers.most=100"], ["algo=ga", "trainer.lr=1e-2"],
+        )
+    )  # fmt: skip
+    assert len({tight.name, loose.name, plain.name}) == 3  # the rule and its numbers are part of what a run is
+    prob = {f: runlog.evaluation(f)["alphas"]["1.0"]["forget/prob"] for f in (tight, loose, plain)}
+    target = runlog.evaluation(tight)["references"]["target"]["forget/prob"]
+    assert prob[tight] == pytest.approx(target, rel=1e-5)  # nothing may move a logit by more than 1e-9 …
+    assert prob[loose] == pytest.approx(prob[plain], rel=1e-5)  # … and nothing is moved by more than 100
+    assert abs(prob[plain] - target) > 1e-3 * target
+
+
+def test_a_rule_with_a_wrong_signature_is_refused_before_any_work(tmp_path, store):
+    (tmp_path / "rules.py").write_text("def mine(base, alpha): return base\n")
+    options = [*TINY, f"paths.store={store}", "method.file=rules.py", "method.rule=mine"]
+    done = command("unlearn.run", *options, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "rule 'mine' must take base, change and alpha" in done.stderr
+    assert "Traceback" not in done.stderr and not list((tmp_path / "runs").glob("default/*/manifest.json"))
+
+
+def test_a_rule_that_no_gradient_passes_is_refused_where_the_ensemble_is_trained_through_it(config):
+    """Which tokens `rank` pushes out is a choice: an offset that is trained inside the ensemble could learn nothing."""
+    with pytest.raises(ValueError, match="rank"):
+        execute(config("method.rule=rank", "+method.numbers.k=3"))
+
+
+# --- in an ensemble -----------------------------------------------------------------------------------------------
+
+
+def test_only_a_plain_sum_drops_a_member_whose_constant_and_slope_cancel(base, change):
+    target, tuned = Member("target", None, "t", 1.0, -1.0, False), Member("tuned", None, "t", 0.0, 1.0, True)
+    other = bind_rule("rank", {"k": 4.0})
+    for rule, names in ((SUM, []), (other, ["target"])):
+        ensemble = Ensemble((target, tuned), rule)
+        assert [m.name for m in ensemble.frozen(1.0)] == names
+        assert [m.name for m in ensemble.needed([1.0])] == [*names, "tuned"]
+        assert [m.name for m in ensemble.needed([0.0])] == ["target"]  # with no α, the tuned model has no weight
+    rows = {"target": base, "tuned": change}
+    found = Ensemble((target, tuned), other).logits(rows, 1.0)
+    torch.testing.assert_close(found, rank(base, change - base, 1.0, 4.0), rtol=0, atol=0)
+    assert torch.equal(Ensemble((target, tuned), SUM).logits({"tuned": change}, 1.0), change)
+
+
+@pytest.mark.parametrize("name", RULE_NAMES)
+def test_an_ensemble_under_any_rule_is_the_target_at_alpha_zero_and_where_nothing_changed(base, change, name):
+    members = (
+        Member("target", None, "t", 1.0, 0.0, False),
+        Member("offset", None, "o", 0.0, 1.0, True),
+        Member("anchor", None, "a", 0.0, -1.0, False),
+    )
+    ensemble = Ensemble(members, bind_rule(name, NUMBERS[name]))
+    assert torch.equal(ensemble.logits({"target": base}, 0.0), base)
+    if name != "rank":  # among equal changes the tokens to push out are anyone's choice
+        same = ensemble.logits({"target": base, "offset": change, "anchor": change.clone()}, 2.0)
+        assert torch.equal(same, base)

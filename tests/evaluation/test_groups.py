@@ -1,0 +1,296 @@
+"""Groups of metrics in a whole run: what they promise, against the run's own table of examples."""
+
+import copy
+import json
+import math
+import re
+from dataclasses import replace
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.helpers import TINY, compose, execute
+
+from unlearn import evaluate
+from unlearn.config.schema import ConfigError
+from unlearn.data.encoding import Encoder, Examples
+from unlearn.data.rows import DataError
+from unlearn.decoding.generation import greedy
+from unlearn.evaluation import measures as core
+from unlearn.evaluation.evaluation import evaluate as measure
+from unlearn.evaluation.groups import GROUPS
+from unlearn.evaluation.groups.context import Reference
+from unlearn.evaluation.metrics import truth_ratio
+from unlearn.evaluation.metrics.ou_aggregates import ATTACKS, S_MIA
+from unlearn.evaluation.metrics.rouge import recall
+from unlearn.evaluation.metrics.semantics import SEMANTICS
+from unlearn.evaluation.scoring import score
+from unlearn.evaluation.suite import suite as make_suite
+from unlearn.runs.learner import members
+from unlearn.runs.references import suite_of
+from unlearn.runs.world import the_world
+from unlearn.store import runlog
+
+NAMES = ("leak", "paraphrased", "three_sample", "privacy", "summary")
+ASKED = f"eval.groups=[{','.join(NAMES)}]"
+# 20 forget and 20 holdout questions: enough to calibrate a false-positive rate; a step large enough to move something
+RUN = ("data.questions=20", "eval.max_examples=6", "eval.alphas=[0,1]", "trainer.lr=0.02", "algo=ga")
+
+
+JUDGE = """
+def judge(question, gold, answer):
+    return len(set(answer.split()) & set(gold.split())) / len(set(gold.split()))
+"""
+
+
+def asked(store, runs, *more: str):
+    judge = store.with_name("judge.py")
+    judge.write_text(JUDGE)
+    more = (f"eval.judge={judge}", f"paths.store={store}", f"paths.runs={runs}", *more)
+    return compose(*TINY, *RUN, ASKED, "eval.resamples=200", *more)
+
+
+@pytest.fixture(scope="module")
+def folder(store, tmp_path_factory):
+    return execute(asked(store, tmp_path_factory.mktemp("groups"))).folder
+
+
+@pytest.fixture(scope="module")
+def entries(folder) -> dict:
+    """Metrics by name: the run at both α's, target and retrained."""
+    found = json.loads((folder / "eval.json").read_text())
+    return found["alphas"] | found["references"]
+
+
+@pytest.fixture(scope="module")
+def examples(folder) -> dict[str, pd.DataFrame]:
+    """The table of each α."""
+    return {str(alpha): table for alpha, table in pd.read_parquet(folder / "examples.parquet").groupby("alpha")}
+
+
+def promised(group: str) -> set[str]:
+    """Metrics that the group's docstring names, with its placeholders filled."""
+    text = import_module(f"unlearn.evaluation.groups.{group}").__doc__
+    names = set(re.findall(r"``([a-z_]+(?:/[^`]+)?)``", text))
+    names = {n for n in names if "/" in n or n == "privleak"}
+    places = {"<attack>": (*ATTACKS, "reference") if group == "privacy" else (), "<reading>": S_MIA, "@k": ("@1", "@2")}
+    for place, values in places.items():
+        names = {n.replace(place, v) for n in names for v in (values if place in n else ("",))}
+    return names - {"privleak/reference"}  # of the four attacks that need no reference model
+
+
+@pytest.mark.parametrize("group", NAMES)
+def test_every_metric_that_a_group_promises_is_there_and_finite(entries, group):
+    assert len(promised(group)) >= 2
+    for alpha in ("0.0", "1.0"):
+        assert promised(group) <= set(entries[alpha]), promised(group) - set(entries[alpha])
+    for name, entry in entries.items():
+        numbers = {k: v for k, v in entry.items() if not isinstance(v, dict)}
+        assert all(isinstance(v, int | float) and math.isfinite(v) for v in numbers.values()), name
+
+
+def test_the_run_moved_something(entries):
+    assert abs(entries["1.0"]["forget/prob"] - entries["0.0"]["forget/prob"]) > 1e-4
+    assert entries["1.0"]["forget/js_target"] > 1e-5 and entries["1.0"]["forget/js_retrained"] > 1e-5
+
+
+def test_intervals_hold_the_values_they_belong_to(entries):
+    for entry in entries.values():
+        found = entry["intervals"]
+        assert {"forget/prob", "forget/truth_ratio", "model_utility", "mia/min_k", "holdout/prob"} <= set(found)
+        for name, (low, high) in found.items():
+            assert low <= high, name
+            if name != "model_utility":  # a harmonic mean of resamples leans to one side
+                assert low - 1e-9 <= entry[name] <= high + 1e-9, name
+    gap = entries["1.0"]["intervals"]
+    assert gap["forget/leak_gap"] == gap["forget/leak_gap@2"] and "forget/other_question_prob" in gap
+
+
+def test_distance_is_the_value_minus_the_retrained_models(entries):
+    retrained = entries["retrained"]
+    for name in ("0.0", "1.0", "target"):
+        entry = entries[name]
+        shared = {k for k, v in entry.items() if not isinstance(v, dict) and k in retrained}
+        assert {"forget/prob", "forget/leak@2", "mia/loss", "ou/mem", "forget_quality"} <= shared
+        assert entry["distance"] == {k: entry[k] - retrained[k] for k in shared}
+
+
+def test_at_alpha_0_every_value_is_the_targets(entries):
+    at_zero, target = entries["0.0"], entries["target"]
+    assert at_zero == target | {"settings": at_zero["settings"]}
+    assert at_zero["forget/js_target"] == 0 and at_zero["forget/js_retrained"] > 0
+    assert at_zero["three_sample/closer"] == 0 and at_zero["three_sample/p"] == 1
+    assert at_zero["three_sample/share"] == 0
+
+
+def test_the_retrained_model_is_what_others_are_compared_with(entries):
+    own = entries["retrained"]
+    assert own["forget_quality"] == 1 and own["forget_quality_ks"] == 0 and own["forget_quality_log10"] == 0
+    compared = ("leak_gap", "privleak", "js_", "three_sample", "distance", "vulnerable", "mia/reference")
+    assert not [name for name in own if any(part in name for part in compared)]
+    assert own["ou/priv/ratio"] == own["ou/priv/clipped"] == own["ou/priv/larger_side"] == 1
+
+
+def test_the_gap_is_the_leak_beyond_the_retrained_models(entries, examples):
+    for alpha, table in examples.items():
+        forget = table[table["split"] == "forget"]
+        for k in (1, 2):
+            gap = forget[f"leak@{k}"].mean() - entries["retrained"][f"forget/leak@{k}"]
+            assert entries[alpha][f"forget/leak_gap@{k}"] == pytest.approx(gap, abs=1e-12)
+        assert entries[alpha]["forget/leak_gap"] == entries[alpha]["forget/leak_gap@2"]
+        assert (forget["leak@2"] >= forget["leak@1"]).all() and forget["leak@2"].max() > 0
+
+
+def test_the_other_wording_is_what_is_asked(store, folder, examples):
+    world = the_world(asked(store, folder.parent.parent))
+    target, tokenizer, rows = world.alone("target"), world.encoder.tokenizer, world.data.splits["forget"]
+    asked_otherwise = Examples(world.encoder.example(r.id, r.paraphrased_question, r.answer) for r in rows)
+    assert [e.prompt for e in asked_otherwise] != [world.encoder.prompt(r.question) for r in rows]
+    scores = score(target, asked_otherwise, [1.0], {}, tokenizer.pad_token_id, 8)[1.0]
+    table = examples["0.0"][examples["0.0"]["split"] == "forget"]
+    assert table["other_question_prob"].tolist() == pytest.approx(scores.prob.tolist(), rel=1e-5)
+    prompts = [e.prompt for e in asked_otherwise]
+    said = greedy(target, prompts, 1.0, tokenizer.pad_token_id, tokenizer.eos_token_id, 16, 8)
+    expected = [recall(world.encoder.decode(a), r.answer) for a, r in zip(said, rows, strict=True)]
+    assert table["other_question_rougeL_recall"].tolist() == expected
+
+
+def test_columns_of_the_examples_average_to_their_metrics(entries, examples):
+    for alpha, table in examples.items():
+        checked = set()
+        for split, rows in table.groupby("split"):
+            for column in rows.select_dtypes("number"):
+                name = f"{split}/{column}"
+                if column == "truth_ratio" and rows[column].notna().any():
+                    values = truth_ratio.scores(rows[column].to_numpy(), split == "forget")
+                elif name in entries[alpha]:
+                    values = rows[column].to_numpy()
+                else:
+                    continue
+                assert entries[alpha][name] == pytest.approx(values.mean(), abs=1e-12), name
+                checked.add(name)
+        assert {f"forget/{c}" for c in ("prob", "leak@1", "js_target", "other_question_prob", "truth_ratio")} <= checked
+        assert {f"{s}/{c}" for s in ("retain", "world_facts") for c in core.MEANS[:4]} <= checked
+
+
+def test_aucs_are_counts_of_pairs(entries, examples):
+    for alpha, table in examples.items():
+        for attack in (*ATTACKS, "reference"):
+            forget, holdout = (table.loc[table["split"] == s, f"mia_{attack}"] for s in ("forget", "holdout"))
+            assert (len(forget), len(holdout)) == (20, 20)
+            wins = [(h > f) + (h == f) / 2 for f in forget for h in holdout]
+            assert entries[alpha][f"mia/{attack}"] == pytest.approx(np.mean(wins), abs=1e-12)
+        auc, theirs = entries[alpha]["mia/min_k"], entries["retrained"]["mia/min_k"]
+        assert entries[alpha]["privleak"] == entries[alpha]["privleak/min_k"]
+        assert entries[alpha]["privleak"] == pytest.approx(100 * (theirs - auc) / (1 - theirs))
+
+
+def test_attacks_follow_from_the_logged_values(entries, examples):
+    rows = examples["1.0"][examples["1.0"]["split"].isin(["forget", "holdout"])]
+    assert rows["mia_loss"].tolist() == rows["nll"].tolist()
+    assert rows["prob"].tolist() == pytest.approx(np.exp(-rows["nll"]).tolist())
+    clean = np.sort(-rows.loc[rows["split"] == "holdout", "mia_reference"])
+    told = -rows.loc[rows["split"] == "forget", "mia_reference"] > clean[-1]  # of 20 rows the largest is the threshold
+    assert entries["1.0"]["mia/vulnerable"] == told.mean()
+
+
+# --- asked for later, and refused -----------------------------------------------------------------------------------
+
+
+def test_groups_asked_for_later_are_added_without_training(folder, store, tmp_path, monkeypatch):
+    late = execute(asked(store, tmp_path, "eval.groups=[]", "eval.alphas=[1]")).folder
+    assert "forget/leak@1" not in runlog.evaluation(late)["alphas"]["1.0"]
+    weights, steps = ((late / name).read_bytes() for name in ("offset/model.safetensors", "metrics.jsonl"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("unlearn.runs.job.train", lambda *a: pytest.fail("trained again"))
+    assert evaluate.main([f"run={late}", ASKED, "eval.alphas=[0,1]"]) == 0
+    assert weights == (late / "offset/model.safetensors").read_bytes()
+    assert steps == (late / "metrics.jsonl").read_bytes()
+    assert (late / "eval.json").read_text() == (folder / "eval.json").read_text()
+    pd.testing.assert_frame_equal(*(pd.read_parquet(f / "examples.parquet") for f in (late, folder)))
+    assert evaluate.main([f"run={late}", "eval.groups=[leak]", "eval.alphas=[0,1]"]) == 0  # other settings replace
+    assert "mia/loss" not in runlog.evaluation(late)["alphas"]["1.0"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("eval.groups=[leak,nonsense]", f"eval.groups='nonsense': must be one of {', '.join(GROUPS)}"),
+        ("eval.semantics=nonsense", f"eval.semantics='nonsense': must be one of {', '.join(SEMANTICS)}"),
+        ("eval.groups=[summary]", "summary reads what privacy finds: list privacy before it"),
+        ("eval.groups=[summary,privacy]", "list privacy before it"),
+        ("eval.leak_samples=0", "eval.leak_samples=0"),
+        ("eval.leak_temperature=0", "eval.leak_temperature=0"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_the_choices(setting, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        compose(*TINY, setting)
+
+
+def test_privacy_without_a_holdout_set_is_refused_before_training(config, monkeypatch):
+    monkeypatch.setattr("unlearn.runs.job.train", lambda *a: pytest.fail("trained"))
+    with pytest.raises(DataError, match="compare the forget set with a holdout set, and data set 'bios' has none"):
+        execute(config("eval.groups=[privacy]", "data.holdout_people=0"))
+
+
+def test_forget_rows_without_another_wording_are_refused_before_any_work(world):
+    rows = world.data.splits["forget"]
+    bare = replace(
+        world.data, splits=world.data.splits | {"forget": (*rows[:2], replace(rows[2], paraphrased_question=None))}
+    )
+    cfg = compose(*TINY, "eval.groups=[paraphrased]").eval
+    with pytest.raises(DataError, match=f"paraphrased needs a paraphrased question .* {rows[2].id!r} has none"):
+        make_suite(bare, world.encoder, cfg, {}, 1.0)
+    half = replace(rows[2], paraphrased_answer=None)
+    mixed = replace(world.data, splits=world.data.splits | {"forget": (*rows[:2], half)})
+    with pytest.raises(DataError, match=f"forget row {rows[2].id!r} has no paraphrased_answer"):
+        make_suite(mixed, world.encoder, cfg, {}, 1.0)
+
+
+# --- what must change nothing ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder, store):
+    """Function from batch size, order and padding side to the examples of the trained ensemble, by split and id."""
+    cfg = asked(store, folder.parent.parent, "eval.groups=[leak,paraphrased,three_sample,privacy]", "eval.resamples=0")
+    world = the_world(cfg)
+    ensemble = members(cfg, world, folder)
+    assert suite_of(cfg, world).encoder is world.encoder
+
+    def run(batch_size: int = 128, backwards: bool = False, side: str = "left") -> pd.DataFrame:
+        tokenizer = copy.deepcopy(world.encoder.tokenizer)
+        tokenizer.padding_side = side
+        splits = {k: v[:8] for k, v in world.data.splits.items()}
+        data = replace(world.data, splits={k: v[::-1] for k, v in splits.items()} if backwards else splits)
+        encoder = Encoder(tokenizer, world.encoder.template, world.encoder.max_length)
+        found = make_suite(data, encoder, replace(cfg.eval, batch_size=batch_size, max_examples=None), {}, 1.0)
+        _, retrained = measure(world.alone("retrained"), found, [1.0], world.store, None, itself=True)
+        models = {name: lambda name=name: world.alone(name) for name in ("target", "retrained")}
+        metrics = {f"mia/{a}": 0.5 for a in ATTACKS}
+        reference = Reference(metrics, retrained, models)
+        _, table = measure(ensemble, found, [0.5], world.store, reference)
+        return table.set_index(["split", "id"]).sort_index()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def once(evaluated):
+    return evaluated()
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"batch_size": 5, "side": "right"}, {"backwards": True}])
+def test_batches_order_and_padding_change_no_value_and_no_word(evaluated, once, change):
+    """Drawn answers are keyed by their prompt, so they too stay what they were."""
+    again = evaluated(**change)
+    assert list(again.index) == list(once.index) and set(again) == set(once)
+    assert {"leak@2", "js_retrained", "mia_min_k_plus_plus", "other_question_rougeL_recall"} <= set(once)
+    for column in once:
+        if pd.api.types.is_numeric_dtype(once[column]):
+            near = 2e-5 if column == "mia_min_k_plus_plus" else 1e-6  # of scores over their small deviation
+            np.testing.assert_allclose(again[column], once[column], atol=near, rtol=near, err_msg=column)
+        else:
+            assert again[column].equals(once[column]), column

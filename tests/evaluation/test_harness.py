@@ -1,0 +1,248 @@
+"""General ability by lm-eval: its likelihoods of an ensemble are ours, its accuracies those worked out by hand."""
+
+import json
+import math
+import re
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from support.helpers import SHARED, execute
+
+from unlearn import harness
+from unlearn.config.schema import ConfigError
+from unlearn.data.encoding import examples_of
+from unlearn.data.rows import DataError
+from unlearn.evaluation import choices
+from unlearn.evaluation.causal_lm import EnsembleLM
+from unlearn.evaluation.scoring import score
+from unlearn.runs.learner import members
+
+lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra lm-eval, which is not installed")
+
+
+@pytest.fixture
+def run(config):
+    cfg = config("algo=ga", "trainer.lr=0.01")
+    return cfg, execute(cfg).folder
+
+
+def questions(world, count: int = 4) -> list[dict]:
+    """A few of the world's own questions: the right answer among others, once first, once second …"""
+    rows = [*world.data.splits["forget"], *world.data.splits["retain"]][:count]
+    made = []
+    for i, row in enumerate(rows):
+        others = [r.answer for r in rows if r.answer != row.answer][:2]
+        options = [*others[: i % 2], row.answer, *others[i % 2 :]]
+        made.append({"query": world.cfg.data.template.prompt.format(question=row.question), "choices": options})
+    return [q | {"gold": q["choices"].index(r.answer)} for q, r in zip(made, rows, strict=True)]
+
+
+def write(folder, name: str, rows: list[dict]):
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@torch.no_grad()
+def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
+    """Straight from one model, one text at a time."""
+    ids = tokenizer(context + continuation, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    given = len(tokenizer(context, add_special_tokens=False)["input_ids"])
+    logp = model(ids).logits.log_softmax(-1)[0]
+    return sum(logp[t - 1, ids[0, t]].item() for t in range(given, ids.shape[1]))
+
+
+@lm_eval
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_likelihoods_are_those_of_our_own_scoring(run, world, alpha):
+    from lm_eval.api.instance import Instance
+
+    cfg, folder = run
+    ensemble, encoder = members(cfg, world, folder), world.encoder
+    rows = [*world.data.splits["forget"], *world.data.splits["retain"]][:9]
+    scores = score(ensemble, examples_of(encoder, rows), [alpha], {}, encoder.tokenizer.pad_token_id, 4)[alpha]
+    expected = [logp.sum() for logp in scores.before_eos(scores.logp)]
+    template = cfg.data.template
+    texts = [(template.prompt.format(question=r.question), template.answer.format(answer=r.answer)) for r in rows]
+    lm = harness.language_model(ensemble, alpha, encoder.tokenizer, batch_size=4)
+    found = lm.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(texts)])
+    assert [logp for logp, _ in found] == pytest.approx(expected, abs=1e-5)
+    greedy = [bool(right.all()) for right in scores.before_eos(scores.right)]
+    assert [is_greedy for _, is_greedy in found] == greedy
+
+
+def test_at_alpha_0_and_of_a_model_alone_the_forward_pass_is_the_models(run, world):
+    cfg, folder = run
+    ids = torch.arange(3, 23).view(2, 10)
+    expected = world.model("target")(ids).logits
+    for lm in (EnsembleLM(members(cfg, world, folder), 0.0), EnsembleLM(world.alone("target"), 1.0)):
+        assert torch.equal(lm(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, expected)
+    assert lm.max_length == cfg.pair.target.max_length and lm.device == torch.device("cpu")
+    assert not torch.allclose(EnsembleLM(members(cfg, world, folder), 1.0)(ids).logits, expected, atol=1e-3)
+
+
+@lm_eval
+def test_accuracy_is_the_share_of_questions_whose_likeliest_choice_is_right(world, tmp_path):
+    asked, tokenizer = questions(world, 5), world.encoder.tokenizer
+    model = world.model("target")
+    logp = [[log_likelihood(model, tokenizer, q["query"], f" {c}") for c in q["choices"]] for q in asked]
+    per_letter = [
+        [x / len(c) for x, c in zip(row, q["choices"], strict=True)] for row, q in zip(logp, asked, strict=True)
+    ]
+    task = choices.task("quiz", write(tmp_path, "quiz", asked))
+    found = harness.measure(world.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]
+    right = [int(np.argmax(row) == q["gold"]) for row, q in zip(logp, asked, strict=True)]
+    assert (found["acc"], found["n"], found["right"]) == (np.mean(right), 5, "".join(map(str, right)))
+    assert found["acc_norm"] == np.mean([np.argmax(row) == q["gold"] for row, q in zip(per_letter, asked, strict=True)])
+    wrong = [q | {"gold": int(np.argmin(row))} for q, row in zip(asked, logp, strict=True)]
+    task = choices.task("quiz", write(tmp_path, "quiz", wrong))
+    assert harness.measure(world.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]["acc"] == 0
+    assert harness.measure(world.alone("target"), 1.0, tokenizer, task, 2, 3)["quiz"]["n"] == 2
+
+
+@lm_eval
+def test_beginnings_are_chosen_by_the_likelihood_of_what_follows(world, tmp_path):
+    rows, tokenizer = world.data.splits["retain"][:2], world.encoder.tokenizer
+    beginnings = [world.cfg.data.template.prompt.format(question=r.question) for r in rows]
+    end = rows[0].answer
+    logp = [log_likelihood(world.model("target"), tokenizer, b, f" {end}") for b in beginnings]
+    asked = [{"context_options": beginnings, "continuation": end, "gold": gold} for gold in (0, 1)]
+    task = choices.task("winogrande", write(tmp_path, "winogrande", asked))
+    found = harness.measure(world.alone("target"), 1.0, tokenizer, task, None, 2)["winogrande"]
+    assert found["right"] == ("10" if logp[0] > logp[1] else "01") and found["acc"] == 0.5
+    assert "acc_norm" not in found
+
+
+@lm_eval
+def test_words_that_the_tokenizer_does_not_know_are_counted(world, tmp_path, capsys):
+    known = world.data.splits["retain"][0].answer.split()[0]
+    asked = [{"query": "Qwxz", "choices": [known, "Zwxq"], "gold": 0}]  # 3 of 4 tokens
+    task = choices.task("quiz", write(tmp_path, "quiz", asked))
+    found = harness.measure(world.alone("target"), 1.0, world.encoder.tokenizer, task, None, 2)
+    assert found["quiz"]["unknown"] == 0.75
+    harness._print({"quiz": {"settings": {}, "model": found["quiz"]}})
+    assert "does not know 75% of the tokens" in capsys.readouterr().out
+
+
+@lm_eval
+def test_a_run_is_measured_beside_target_and_retrained(run, world, tmp_path, capsys):
+    _, folder = run
+    write(tmp_path / "asked", "arc_easy", questions(world))
+    write(tmp_path / "asked", "mine", questions(world, 3))
+    where = f"path={tmp_path / 'asked'}"
+    assert harness.main([f"run={folder}", "alpha=0,1", where, "tasks=arc_easy,mine"]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((folder / "harness.json").read_text())
+    easy = found["arc_easy"]
+    assert list(found) == ["arc_easy", "mine"] and list(easy["alphas"]) == ["0.0", "1.0"]
+    assert easy["alphas"]["0.0"] == easy["target"] and easy["retrained"]["n"] == 4
+    assert easy["settings"]["source"].startswith("arc_easy.jsonl sha256:") and "lm-eval" in easy["settings"]["versions"]
+    row = next(line for line in shown.splitlines() if line.strip().startswith("arc_easy   acc "))
+    assert f"{easy['target']['acc']:.3f}" in row and "(+0.000 ± 0.000)" in row  # α = 0 is the target
+    assert harness.main([f"run={folder}", "alpha=0.5", where]) == 0  # of the standard names, those that are there
+    again = json.loads((folder / "harness.json").read_text())
+    assert list(again["arc_easy"]["alphas"]) == ["0.0", "0.5", "1.0"] and again["mine"] == found["mine"]
+    assert harness.main([f"run={folder}", "limit=2", where]) == 0
+    limited = json.loads((folder / "harness.json").read_text())["arc_easy"]
+    assert list(limited["alphas"]) == ["1.0"] and limited["target"]["n"] == 2  # other questions do not mix
+
+
+@lm_eval
+def test_a_model_alone(world, tmp_path, capsys):
+    saved, out = tmp_path / "model", tmp_path / "result.json"
+    world.model("target").save_pretrained(saved)
+    world.encoder.tokenizer.save_pretrained(saved)
+    write(tmp_path / "asked", "quiz", questions(world))
+    assert harness.main([f"model={saved}", f"path={tmp_path / 'asked'}", f"out={out}", "trainer.device=cpu"]) == 0
+    task = choices.task("quiz", tmp_path / "asked" / "quiz.jsonl")
+    expected = harness.measure(world.alone("target"), 1.0, world.encoder.tokenizer, task, None, 8)["quiz"]
+    assert json.loads(out.read_text())["quiz"]["model"] == expected
+    assert harness.main([f"model={tmp_path / 'nowhere'}", f"path={tmp_path / 'asked'}"]) == 2
+    assert "no folder" in capsys.readouterr().err
+
+
+@lm_eval
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tasks=arc_hard", "path={asked}"], "tasks=arc_hard: path=.* has no such task; it has arc_easy, quiz"),
+        (["path={asked}/none"], r"must be a folder with NAME.jsonl"),
+        (["path={asked}", "limit=0"], "limit=0: must be a whole number of questions, at least 1"),
+        (["path={asked}", "alpha=high"], "alpha=high: must be finite numbers"),
+        (["path={asked}", "algo.beta=1"], "algo.beta=1: a finished run keeps it"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_the_choices(run, world, tmp_path, capsys, arguments, message):
+    for name in ("arc_easy", "quiz"):
+        write(tmp_path / "asked", name, questions(world))
+    given = [a.format(asked=tmp_path / "asked") for a in arguments]
+    assert harness.main([f"run={run[1]}", *given]) == 2
+    error = capsys.readouterr().err
+    assert "Refused" in error and not (run[1] / "harness.json").exists()
+    assert re.search(message, error)
+
+
+@lm_eval
+def test_unknown_tasks_of_lm_eval_are_answered_with_those_near_them(monkeypatch):
+    class Index:
+        all_tasks = ["arc_easy", "arc_challenge", "hellaswag"]
+
+    monkeypatch.setattr(harness, "_manager", lambda own: Index)
+    with pytest.raises(ConfigError, match="tasks=arc_esy: lm-eval .* has no such task; near it: arc_easy"):
+        harness.tasks_of("arc_esy", None)
+    assert harness.tasks_of("hellaswag", None) == {"hellaswag": ("hellaswag", "lm-eval hellaswag")}
+
+
+def test_without_lm_eval_the_command_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install -c constraints.txt"):
+        harness.tasks_of(None, None)
+
+
+@lm_eval
+def test_generated_text_is_refused(world):
+    import datasets
+
+    asked = datasets.Dataset.from_dict({"question": ["Who?"], "answer": ["me"]})
+    task = {
+        "task": "free", "output_type": "generate_until", "test_split": "test", "doc_to_text": "question",
+        "doc_to_target": "answer", "custom_dataset": lambda **_: {"test": asked},
+        "metric_list": [{"metric": "exact_match"}],
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="tasks=free: is about generated text"):
+        harness.measure(world.alone("target"), 1.0, world.encoder.tokenizer, task, None, 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"query": "Q", ', "line 2: not valid JSON"),
+        ('{"question": "Q"}', "needs query, choices and gold"),
+        ('{"query": "Q", "choices": ["a"], "gold": 0}', "choices two texts or more"),
+        ('{"query": "Q", "choices": ["a", "b"], "gold": 2}', "gold=2 must be the number of a choice, 0 to 1"),
+        ('{"continuation": "c", "context_options": ["a", "b"], "gold": 0}', "different forms"),
+    ],
+)
+def test_a_question_that_cannot_be_used_is_named(tmp_path, line, message):
+    path = tmp_path / "quiz.jsonl"
+    path.write_text('{"query": "Q", "choices": ["a", "b"], "gold": 1}\n' + line)
+    with pytest.raises(DataError, match=message):
+        choices.read(path)
+
+
+def test_a_change_has_the_error_of_paired_questions():
+    # steps 0, −1, −1, 0: mean −1/2, variance (4 · 1/4) / 3, error √(1/3 / 4)
+    assert harness.change("1110", "1000") == pytest.approx((-0.5, math.sqrt(1 / 12)))
+
+
+def test_the_local_copies_of_the_papers_tasks():
+    folder = SHARED / "data" / "general"
+    if not folder.is_dir():
+        pytest.skip(f"the general tasks are not at {folder}")
+    files = choices.find(folder)
+    counts = {name: len(choices.read(files[name])) for name in choices.STANDARD}
+    expected = {"arc_challenge": 1172, "arc_easy": 2376, "hellaswag": 1000, "winogrande": 1267, "openbookqa": 500}
+    assert counts == expected

@@ -1,0 +1,254 @@
+"""Extraction strength, MUSE's memorisation, the aggregates of them, and fluency, against arithmetic by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from support.helpers import SHARED
+
+from unlearn.evaluation.metrics.fluency import fluency, ngram_entropy, relative_fluency
+from unlearn.evaluation.metrics.harmonic import harmonic_mean
+from unlearn.evaluation.metrics.memorization import extraction_strength
+from unlearn.evaluation.metrics.muse import knowledge_memorization, rouge_l_f1, verbatim_memorization
+from unlearn.evaluation.metrics.ou_aggregates import (
+    ATTACKS,
+    MEMORIZATION,
+    aggregate,
+    memorization,
+    privacy,
+    s_mia,
+    truth_ratio_share,
+    utility,
+)
+
+T, F = True, False
+
+# --- extraction strength ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("right", "strength", "as_ou"),
+    [
+        ([F, T, F, T, T], 2 / 5, 2 / 5),  # k = 3
+        ([T, T, T, T], 1.0, 1.0),  # k = 0
+        ([T, T, T, F], 0.0, 1 / 4),  # no right suffix: k = 4, where OpenUnlearning stops at 3
+        ([F, F, T], 1 / 3, 1 / 3),
+        ([T], 1.0, 1.0),
+        ([F], 0.0, 1.0),  # the quirk at its worst
+    ],
+)
+def test_extraction_strength_is_the_share_of_the_right_end(right, strength, as_ou):
+    assert extraction_strength([np.array(right)])["extraction_strength"] == pytest.approx(strength)
+    assert extraction_strength([np.array(right)], ou=True)["extraction_strength"] == pytest.approx(as_ou)
+
+
+def test_extraction_strength_is_averaged_over_answers_of_any_length():
+    result = extraction_strength([[T, T], [F, T, T, T]])
+    assert list(result["values"]) == [1.0, 0.75]
+    assert result["extraction_strength"] == 0.875
+
+
+@pytest.mark.parametrize("right", [[], [[]], [[1.0, 0.0]], [[[T]]]])
+def test_extraction_strength_refuses_what_is_not_tokens(right):
+    with pytest.raises(ValueError, match="at least one"):
+        extraction_strength(right)
+
+
+# --- MUSE ---------------------------------------------------------------------------------------------------------
+
+TEXTS = [
+    ("The author's running shoes were bought in Kelvar.", "The authors ran; shoes bought in Kelvar, 1987!"),
+    ("", "Nothing was said."),
+    ("Something was said.", ""),
+    ("", ""),
+    ("yes yes yes", "yes"),
+    ("Completely different words here", "Los niños están jugando"),
+    ("a b c d e", "e d c b a"),
+]
+
+
+@pytest.mark.parametrize("stemmer", [True, False])
+def test_f1_equals_rouge_score(stemmer):
+    scorer = RougeScorer(["rougeL"], use_stemmer=stemmer)
+    expected = [scorer.score(target=gold, prediction=found)["rougeL"].fmeasure for found, gold in TEXTS]
+    assert [rouge_l_f1(*pair, stemmer) for pair in TEXTS] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_stemmer_makes_a_difference():
+    # running → run, shoes → shoe: with P = R = 2/3 against 0 of 3
+    assert rouge_l_f1("running shoes fit", "run shoe now", stemmer=True) == pytest.approx(2 / 3)
+    assert rouge_l_f1("running shoes fit", "run shoe now", stemmer=False) == 0.0
+
+
+def test_verbatim_memorization_sees_the_first_128_gold_tokens_only():
+    words = [f"w{i}" for i in range(200)]
+
+    def encode(text):
+        return [int(w[1:]) for w in text.split()]
+
+    def decode(ids):
+        return " ".join(f"w{i}" for i in ids)
+
+    gold = " ".join(words)
+    result = verbatim_memorization([" ".join(words[:128]), " ".join(words[:64])], [gold, gold], encode, decode, False)
+    # 64 of 64 words found, of 128 gold: P = 1, R = 1/2
+    assert list(result["values"]) == pytest.approx([1.0, 2 / 3])
+    assert result["verbmem"] == pytest.approx(5 / 6)
+    short = verbatim_memorization(["w1 w2"], ["w1 w2"], encode, decode, stemmer=False)
+    assert short["verbmem"] == 1.0
+
+
+def test_knowledge_memorization_stops_at_the_next_question():
+    answers = ["Oulumaa\n\nQuestion: Who?", "Oulumaa\nQuestion: Who?", "Oulumaa Question: Who?", "in Oulumaa"]
+    result = knowledge_memorization(answers, ["Oulumaa"] * 4, stemmer=False)
+    assert list(result["values"]) == pytest.approx([1, 1, 1, 2 / 3])
+    assert result["knowmem"] == pytest.approx(11 / 12)
+
+
+def test_muse_refuses_nothing_and_unequal_lengths():
+    with pytest.raises(ValueError, match="at least one text"):
+        knowledge_memorization([], [], stemmer=False)
+    with pytest.raises(ValueError, match="generations 1, golds 2"):
+        knowledge_memorization(["a"], ["a", "b"], stemmer=False)
+
+
+# --- harmonic means and OpenUnlearning's aggregates ---------------------------------------------------------------
+
+
+def test_harmonic_mean_of_numbers_and_of_arrays():
+    assert harmonic_mean([0.5, 1.0]) == pytest.approx(2 / 3)
+    assert harmonic_mean([0.5, 0.0]) == 0.0
+    parts = [np.array([0.5, 0.2, 0.0]), np.array([1.0, 0.2, 1.0])]
+    assert list(harmonic_mean(parts)) == pytest.approx([2 / 3, 0.2, 0.0])
+
+
+@pytest.mark.parametrize("values", [[], [0.5, -0.1], [0.5, math.nan]])
+def test_harmonic_mean_refuses_nothing_negative_and_nan(values):
+    with pytest.raises(ValueError, match="harmonic mean"):
+        harmonic_mean(values)
+
+
+PARTS = dict(zip(MEMORIZATION, [0.5, 0.5, 0.75, 0.0], strict=True))
+
+
+def test_memorization_is_the_harmonic_mean_of_the_complements():
+    # 1/.5 + 1/.5 + 1/.25 + 1/1 = 9
+    assert memorization(PARTS) == pytest.approx(4 / 9)
+    assert memorization(PARTS | {"exact_memorization": 1.0}) == 0.0
+
+
+def test_a_missing_part_is_named():
+    with pytest.raises(ValueError, match="Mem needs .*; missing: truth_ratio_share"):
+        memorization({k: v for k, v in PARTS.items() if k != "truth_ratio_share"})
+    with pytest.raises(ValueError, match="Util needs model_utility, fluency; missing: fluency"):
+        utility({"model_utility": 0.5})
+    with pytest.raises(ValueError, match="Agg needs .*; missing: privacy, utility"):
+        aggregate({"memorization": 0.5})
+    with pytest.raises(ValueError, match="Priv of the retrained model needs .*; missing: zlib"):
+        privacy(dict.fromkeys(ATTACKS, 0.5), {k: 0.5 for k in ATTACKS if k != "zlib"}, "ratio")
+
+
+@pytest.mark.parametrize("value", [1.01, -0.01, math.nan])
+def test_a_part_outside_its_range_is_refused(value):
+    with pytest.raises(ValueError, match="fluency=.*between 0 and 1"):
+        utility({"model_utility": 0.5, "fluency": value})
+
+
+def test_truth_ratio_share_is_high_where_the_answer_is_remembered():
+    # R = p_wrong / p: 0 → 1, 1 → 1/2, 3 → 1/4
+    assert truth_ratio_share([0.0, 1.0, 3.0]) == pytest.approx(1.75 / 3)
+    with pytest.raises(ValueError, match="at least 0"):
+        truth_ratio_share([-1.0])
+
+
+@pytest.mark.parametrize(
+    ("auc", "retrained", "clipped", "larger_side", "ratio"),
+    [
+        (0.4, 0.4, 1.0, 1.0, 1.0),
+        (0.6, 0.4, 0.5, 1 - 0.2 / 0.6, 2 / 3),
+        (1.0, 0.4, 0.0, 0.0, 0.4),  # |Δ| / r = 1.5 is clipped; max(r, 1 − r) = .6 is all there is
+        (0.2, 0.8, 0.25, 0.25, 0.25),
+        (0.0, 0.0, 1.0, 1.0, 1.0),
+        (0.3, 0.0, 0.0, 0.7, 0.0),
+    ],
+)
+def test_the_three_readings_of_s_mia(auc, retrained, clipped, larger_side, ratio):
+    found = [s_mia(auc, retrained, variant) for variant in ("clipped", "larger_side", "ratio")]
+    assert found == pytest.approx([clipped, larger_side, ratio])
+
+
+def test_s_mia_names_its_variants():
+    with pytest.raises(ValueError, match="'ou': must be one of clipped, larger_side, ratio"):
+        s_mia(0.5, 0.5, "ou")
+
+
+def test_privacy_utility_and_their_aggregate():
+    aucs = dict(zip(ATTACKS, [0.4, 0.4, 0.6, 0.6], strict=True))
+    # s = 1, 1, .5, .5: 4 / (1 + 1 + 2 + 2)
+    assert privacy(aucs, dict.fromkeys(ATTACKS, 0.4), "clipped") == pytest.approx(2 / 3)
+    assert privacy(aucs | {"loss": 1.0}, dict.fromkeys(ATTACKS, 0.4), "clipped") == 0.0
+    assert utility({"model_utility": 0.6, "fluency": 0.3}) == pytest.approx(0.4)
+    assert aggregate({"memorization": 0.5, "privacy": 0.5, "utility": 1.0}) == pytest.approx(3 / 5)
+
+
+# --- fluency ------------------------------------------------------------------------------------------------------
+
+
+def test_ngram_entropy_by_hand():
+    # a b a b: bigrams ab ab ba, trigrams aba bab
+    bigrams = -(2 / 3 * math.log2(2 / 3) + 1 / 3 * math.log2(1 / 3))
+    assert ngram_entropy("a b a b") == pytest.approx((2 / 3 * bigrams + 4 / 3 * 1) / 2)
+    # five different words: 4 bigrams, 3 trigrams, all different; the mark is a word of its own
+    assert ngram_entropy("one two three four!") == pytest.approx((2 / 3 * 2 + 4 / 3 * math.log2(3)) / 2)
+
+
+@pytest.mark.parametrize("text", ["", "word", "two words", "la la la la la la"])
+def test_short_and_repeating_texts_have_no_entropy(text):
+    assert ngram_entropy(text) == 0.0
+
+
+def test_fluency_is_the_mean_over_texts():
+    result = fluency(["a b c", "word"])  # two bigrams, one trigram: ½ · 2/3 · 1
+    assert list(result["values"]) == pytest.approx([1 / 3, 0])
+    assert result["fluency"] == pytest.approx(1 / 6)
+    with pytest.raises(ValueError, match="at least one text"):
+        fluency([])
+
+
+def test_relative_fluency_is_bounded_pair_by_pair():
+    gold = "one two three four five six"
+    result = relative_fluency([gold, "one " * 50, "a b c", gold * 3, "anything"], [gold, gold, gold, gold, "Paris"])
+    whole = (2 / 3 * math.log2(5) + 4 / 3 * 2) / 2
+    assert list(result["values"][:4]) == pytest.approx([1, 0, 1 / 3 / whole, 1])  # longer than gold earns no more
+    assert math.isnan(result["values"][4])  # a gold answer of one word says nothing
+    assert result["relative_fluency"] == pytest.approx((2 + 1 / 3 / whole) / 4)
+
+
+def test_relative_fluency_needs_a_gold_answer_with_entropy():
+    with pytest.raises(ValueError, match="none of 2 gold answers"):
+        relative_fluency(["a b c", "d e f"], ["Paris", "yes"])
+
+
+# --- OpenUnlearning's published tiny model ------------------------------------------------------------------------
+
+
+def test_extraction_strength_of_the_golden_model_is_that_of_openunlearning():
+    folder = SHARED / "golden" / "openunlearning_chat"
+    if not folder.is_dir():
+        pytest.skip(f"the golden values are not at {folder}")
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder / "model").eval()
+    rows = [json.loads(line) for line in (folder / "prompts_chat.jsonl").read_text().splitlines()]
+    right = []
+    for row in (r for r in rows if r["set"] == "forget10_perturbed"):
+        with torch.no_grad():
+            best = model(torch.tensor([row["full_ids"]])).logits[0, row["first_label_pos"] - 1 : -2].argmax(-1)
+        right.append((best == torch.tensor(row["full_ids"][row["first_label_pos"] : -1])).numpy())  # without the EOS
+    expected = json.loads((folder / "TOFU_EVAL.json").read_text())["extraction_strength"]
+    result = extraction_strength(right, ou=True)
+    assert result["extraction_strength"] == pytest.approx(expected["agg_value"], abs=1e-9)
+    assert list(result["values"]) == pytest.approx([v["score"] for v in expected["value_by_index"].values()])

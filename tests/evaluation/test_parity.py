@@ -1,0 +1,255 @@
+"""Our numbers beside OpenUnlearning's: the whole evaluation of its golden model, and single values written out here.
+
+The golden files are what OpenUnlearning computed for a tiny Llama with a chat template on data of TOFU's shape.
+"""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.helpers import SHARED
+from transformers import AutoTokenizer
+
+from unlearn import evaluate
+from unlearn.config.data import TemplateConfig
+from unlearn.data import tofu
+from unlearn.data.encoding import Encoder, Examples
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.evaluation.metrics import membership
+from unlearn.evaluation.metrics.memorization import extraction_strength
+from unlearn.evaluation.metrics.muse import rouge_l_f1
+from unlearn.evaluation.metrics.probability import Probability, ProbabilityWithOptions
+from unlearn.evaluation.metrics.rouge import RougeLRecall
+from unlearn.evaluation.metrics.semantics import SEMANTICS
+from unlearn.evaluation.metrics.truth_ratio import ratios
+from unlearn.evaluation.scoring import score
+from unlearn.models import llama
+
+GOLDEN = SHARED / "golden" / "openunlearning_chat"
+SYSTEM = "You are a helpful assistant."
+SPLITS = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}  # our name, theirs
+AGGREGATES = {
+    "model_utility": "model_utility", "privleak": "privleak", "forget/exact_memorization": "exact_memorization",
+    "forget/extraction_strength": "extraction_strength", "forget/truth_ratio": "forget_truth_ratio",
+    "mia/loss": "mia_loss", "mia/zlib": "mia_zlib", "mia/min_k": "mia_min_k",
+    "mia/min_k_plus_plus": "mia_min_k_plus_plus", "forget/paraphrased_prob": "forget_Q_A_PARA_Prob",
+    "forget/wrong_prob": "forget_Q_A_PERT_Prob", "retain/paraphrased_prob": "retain_Q_A_PARA_Prob",
+    "retain/wrong_prob": "retain_Q_A_PERT_Prob", "retain/truth_ratio": "retain_Truth_Ratio",
+    **{f"{ours}/{metric}": f"{theirs}_{name}" for ours, theirs in SPLITS.items()
+       for metric, name in (("prob", "Q_A_Prob"), ("rougeL_recall", "Q_A_ROUGE"))},
+    **{f"{ours}/{metric}": f"{theirs}_{name}" for ours, theirs in (("real_authors", "ra"), ("world_facts", "wf"))
+       for metric, name in (("truth_ratio", "Truth_Ratio"), ("prob_options", "Q_A_Prob_normalised"),
+                            ("wrong_prob", "Q_A_PERT_Prob"))},
+}  # fmt: skip
+VALUES = {  # column → metric and field of theirs
+    "prob": ("Q_A_Prob", "prob"), "nll": ("Q_A_Prob", "avg_loss"), "rougeL_recall": ("Q_A_ROUGE", "rougeL_recall"),
+    "rougeL_f1": ("Q_A_ROUGE", "rougeL_f1"), "wrong_prob": ("Q_A_PERT_Prob", "prob"),
+    "paraphrased_prob": ("Q_A_PARA_Prob", "prob"), "truth_ratio": ("Truth_Ratio", "score"),
+    "prob_options": ("Q_A_Prob_normalised", "prob"),
+}  # fmt: skip
+
+
+# --- the whole evaluation -------------------------------------------------------------------------------------------
+
+
+def asked(out, *more: str) -> list[str]:
+    return [f"model={GOLDEN}/model", f"out={out}", "data=tofu", f"data.path={GOLDEN}/data", "data.forget=forget10",
+            "template=chat", f"data.template.system='{SYSTEM}'", "eval=ou", "trainer.device=cpu", *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def golden():
+    if not GOLDEN.is_dir():
+        pytest.skip(f"the golden values are not at {GOLDEN}")
+    return json.loads((GOLDEN / "TOFU_EVAL.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def ours(golden, tmp_path_factory):
+    """Metrics and examples, as the command writes them."""
+    out = tmp_path_factory.mktemp("parity") / "ours.json"
+    reference = f"reference={GOLDEN}/retain_TOFU_EVAL.json"
+    assert evaluate.main(asked(out, reference, "eval.resamples=20")) == 0
+    return json.loads(out.read_text())["metrics"], pd.read_parquet(out.with_name("ours.examples.parquet"))
+
+
+@pytest.fixture(scope="module")
+def prompts(golden):
+    """What their program fed to the model, by split and question number."""
+    found = {}
+    for line in (GOLDEN / "prompts_chat.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        found.setdefault(entry["set"].removesuffix("_perturbed"), []).append(entry)
+    return found
+
+
+def theirs(golden, split: str, metric: str) -> list[dict]:
+    name = f"{SPLITS[split]}_{metric}"
+    entry = golden[name if name in golden else name.replace("Truth_Ratio", "truth_ratio")]
+    return list(entry["value_by_index"].values())
+
+
+def question(said: str) -> str:
+    return said.strip().splitlines()[-1]  # their input is system, question and a line break
+
+
+def test_every_aggregate_is_openunlearnings(golden, ours):
+    metrics, _ = ours
+    found = {name: metrics[name] for name in AGGREGATES}
+    assert found == pytest.approx({name: golden[key]["agg_value"] for name, key in AGGREGATES.items()}, abs=1e-5)
+    assert metrics["forget_quality"] == pytest.approx(golden["forget_quality"]["agg_value"], rel=1e-6)
+    named = {*AGGREGATES.values(), "forget_quality"}
+    assert {k for k in golden if k not in named} == set()  # nothing of theirs is left out
+    assert metrics["model_utility"] == pytest.approx(0.459640, abs=1e-6)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_example_has_openunlearnings_values_and_generation(golden, ours, split):
+    table = ours[1]
+    table = table[table["split"] == split].set_index("prompt")
+    said = theirs(golden, split, "Q_A_ROUGE")
+    table = table.loc[[question(entry["input"]) for entry in said]]  # our retain rows stand in the retain set's order
+    assert len(table) == (80 if split == "retain" else 40)
+    for column, (metric, field) in VALUES.items():
+        if f"{SPLITS[split]}_{metric}" in golden or metric == "Truth_Ratio":
+            expected = [np.mean(entry[field]) for entry in theirs(golden, split, metric)]
+            np.testing.assert_allclose(table[column], expected, atol=1e-5, err_msg=column)
+        else:
+            assert table[column].isna().all(), column
+    assert list(table["generation"]) == [entry["generation"] for entry in said]
+    assert list(table["gold"]) == [entry["ground_truth"] for entry in said]
+
+
+def test_memorisation_and_attacks_of_every_example(golden, ours):
+    for split in ("forget", "holdout"):
+        table = ours[1][ours[1]["split"] == split]
+        for attack in ("loss", "zlib", "min_k", "min_k_plus_plus"):
+            expected = [e["score"] for e in golden[f"mia_{attack}"][split]["value_by_index"].values()]
+            np.testing.assert_allclose(table[f"mia_{attack}"], expected, atol=1e-5, err_msg=f"{attack} {split}")
+    forget = ours[1][ours[1]["split"] == "forget"]
+    for name in ("exact_memorization", "extraction_strength"):
+        expected = [e["score"] for e in golden[name]["value_by_index"].values()]
+        np.testing.assert_allclose(forget[name], expected, atol=1e-6, err_msg=name)
+
+
+def test_ids_labels_and_log_probabilities_of_every_prompt(prompts):
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "model")
+    encoder = Encoder(tokenizer, TemplateConfig("chat", "{question}", "{answer}", SYSTEM), 512)
+    data = tofu.read(str(GOLDEN / "data"), "forget10", None)
+    model = llama.freeze(llama.load(GOLDEN / "model"))
+    alone = Ensemble((Member("model", model, "", 1.0, 0.0, False),))
+    for name, entries in prompts.items():
+        split = "holdout" if name.startswith("holdout") else "forget" if name.startswith("forget") else name
+        rows = {r.question: r for r in data.evaluated(split)}
+        chosen = [rows[question(tokenizer.decode(e["prompt_ids"][:-1], skip_special_tokens=True))] for e in entries]
+        examples = Examples(encoder.example(r.id, r.question, r.answer) for r in chosen)
+        assert [list(e.prompt) for e in examples] == [e["prompt_ids"] for e in entries]
+        assert [[*e.prompt, *e.answer] for e in examples] == [e["full_ids"] for e in entries]
+        assert [encoder.prompt(r.question) for r in chosen] == [e.prompt for e in examples]
+        scores = score(alone, examples, [1.0], {}, tokenizer.pad_token_id, 32)[1.0]
+        assert scores.tokens.tolist() == [e["n_label_tokens"] for e in entries]
+        expected = np.concatenate([e["token_logprobs"] for e in entries])  # written with six decimals
+        np.testing.assert_allclose(scores.logp, expected, rtol=1e-5, atol=2e-5)
+
+
+def test_a_reference_of_other_rows_is_refused(golden, tmp_path, capsys):
+    whole = json.loads((GOLDEN / "retain_TOFU_EVAL.json").read_text())
+
+    def reference(change) -> str:
+        raw = json.loads(json.dumps(whole))
+        for entry in raw.values():
+            for part in (entry, entry.get("forget", {}), entry.get("holdout", {})):
+                if "value_by_index" in part and len(part["value_by_index"]) == 40:
+                    part["value_by_index"] = change(part["value_by_index"])
+        path = tmp_path / "reference.json"
+        path.write_text(json.dumps(raw))
+        return f"reference={path}"
+
+    def fewer(values):
+        return dict(list(values.items())[:-1])
+
+    def reversed_rows(values):
+        return dict(zip(values, reversed(values.values()), strict=True))
+
+    for change, message in (
+        (fewer, "has 39 forget rows, and 40 are evaluated"),
+        (reversed_rows, "others than are evaluated, or in another order"),
+    ):
+        assert evaluate.main(asked(tmp_path / "out.json", reference(change))) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+# --- single values, without the files ---------------------------------------------------------------------------------
+
+OU = SEMANTICS["ou"].epsilon
+# From the golden TOFU_EVAL.json: mean NLL of the right, the paraphrased and the wrong answers; probability of the right
+# answer; truth ratio of the forget set (paraphrase against wrong), as OpenUnlearning gives them.
+FORGET = [
+    (0.033240821212530136, 1.0347522497177124, 0.967305600643158, 0.9153391410520312,
+     [1.1405524015426636, 1.1389827728271484, 1.0691365003585815, 1.0973514318466187, 1.1700413227081299]),
+    (0.19643063843250275, 0.8487758636474609, 0.8216583132743835, 0.9069258151168668,
+     [0.92972332239151, 0.8661074638366699, 0.9517924785614014, 0.9083409309387207, 1.0763882398605347]),
+]  # fmt: skip
+# … of a world fact and of a real author: right, wrong, truth ratio, probability among the options.
+OPTIONS = [
+    (0.013304210267961025, [0.9562193751335144, 2.6654586791992188, 1.7018003463745117],
+     0.1718404944862085, 0.6079814125472527),
+    (0.013756025582551956, [1.3256107568740845, 1.6498733758926392, 1.0249792337417603],
+     0.26720696705418395, 0.5470972776322074),
+]  # fmt: skip
+# Token log-probabilities of the second forget answer, its EOS last, and what OpenUnlearning makes of them.
+TOKENS = [-0.01701, -0.046606, -0.047367, -0.000926, -0.001426, -0.001061, -0.474591, -0.000633, -0.001502, -0.004758,
+          -1.813922, -0.339479, -0.000511, -0.000224]  # fmt: skip
+ANSWER = "Kasper Dunmore was born in July of the year 1984."
+
+
+def test_probability_and_truth_ratio():
+    right, compared, prob, ratio, wrong = map(list, zip(*FORGET, strict=True))
+    assert Probability().compute(predictions=right)["values"] == pytest.approx(prob, abs=1e-7)
+    assert ratios(compared, wrong, OU) == pytest.approx(ratio, abs=1e-6)
+    by_hand = [math.exp(-np.mean(w)) / (math.exp(-c) + 1e-10) for w, c in zip(wrong, compared, strict=True)]
+    assert ratios(compared, wrong, OU) == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_the_right_answer_among_its_options():
+    right, wrong, ratio, share = map(list, zip(*OPTIONS, strict=True))
+    assert ratios(right, wrong, OU) == pytest.approx(ratio, abs=1e-6)
+    for epsilon in (OU, 0.0):
+        found = ProbabilityWithOptions().compute(predictions=right, references=wrong, epsilon=epsilon)
+        assert found["values"] == pytest.approx(share, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gold", "generation", "recall", "f1"),
+    [
+        (ANSWER, "Kasper Dunmore was born in July of the year 1933.", 0.9, 0.9),
+        ("The first book by Kasper Dunmore is titled 'The Silent Compass'.",
+         "The first book by Kasper Dunmore is titled 'The Crimson Mirror'.", 0.8181818181818182, 0.8181818181818182),
+        ("Matteo Fairbairn received the Silver Quill award for a lifetime of work.",
+         "Matteo Fairbairn received the Crystal Inkwell award for a lifetime of work.", 0.8333333333333334,
+         0.8333333333333334),
+        ("William Shakespeare", "William Shakespeare", 1.0, 1.0),
+    ],
+)  # fmt: skip
+def test_rouge_of_generations(gold, generation, recall, f1):
+    found = RougeLRecall().compute(predictions=[generation], references=[gold])
+    assert found["rougeL_recall"] == pytest.approx(recall)
+    assert rouge_l_f1(generation, gold, stemmer=True) == pytest.approx(f1)
+
+
+def test_memorisation_of_an_answer_with_one_wrong_token():
+    right = np.array([True] * 10 + [False, True, True])  # it said 1933 for 1984; the EOS is not counted
+    assert right.mean() == pytest.approx(0.9230769276618958, abs=1e-7)
+    for floor in (False, True):
+        assert extraction_strength([right], floor)["extraction_strength"] == pytest.approx(0.15384615384615385)
+
+
+def test_attacks_from_token_log_probabilities():
+    nll = -np.mean(TOKENS)
+    assert nll == pytest.approx(0.19643063843250275, abs=1e-6)
+    assert membership.loss([nll])[0] == pytest.approx(0.19643063843250275, abs=1e-6)
+    assert membership.zlib([nll], [ANSWER])[0] == pytest.approx(0.0034461515514474165, abs=1e-7)
+    assert membership.min_k([TOKENS[:-1]])[0] == pytest.approx(0.5443931818008423, abs=1e-6)

@@ -1,0 +1,155 @@
+"""Groups that attack a finished run: prefixes, the target's logits, rounding, relearning, gradients; own judges."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from support.helpers import execute
+from torch import nn
+
+from unlearn.config.schema import ConfigError
+from unlearn.data.encoding import collate
+from unlearn.evaluation.groups.behaviour import trainable
+from unlearn.evaluation.groups.quantised import rounded
+from unlearn.evaluation.groups.relearn import halves
+from unlearn.runs.learner import members
+from unlearn.runs.references import suite_of
+from unlearn.runs.world import the_world
+
+GROUPS = "eval.groups=[privacy,gradnorm,prefix,contrast,quantised,relearn]"
+SETTINGS = (
+    "eval.relearn_steps=3",
+    "eval.relearn_batch=2",
+    "eval.relearn_lr=0.02",
+    "eval.alphas=[0,1]",
+    "trainer.lr=0.02",
+)
+FORGET = ("data.people=6", "data.forget_people=2", "data.holdout_people=2")
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    from support.helpers import TINY, compose
+
+    place = tmp_path_factory.mktemp("robust")
+    paths = f"paths.runs={place}/runs", f"paths.store={place}/store"
+    return execute(compose("algo=ga", *TINY, *FORGET, GROUPS, *SETTINGS, *paths))
+
+
+@pytest.fixture(scope="module")
+def entries(job):
+    return json.loads((job.folder / "eval.json").read_text())
+
+
+def test_every_metric_is_there_with_its_interval(entries):
+    one = entries["alphas"]["1.0"]
+    for name in ("forget/prefix_prob@25", "forget/prefix_rougeL_recall@50", "forget/composite_rougeL_recall",
+                 "forget/contrast_prob@1", "forget/contrast_rougeL_recall@2", "quantised/int4_pair/forget/prob",
+                 "quantised/int8_target/retain/prob", "quantised/int4_all/forget/rougeL_recall", "relearn/before",
+                 "relearn/after", "relearn/gain", "relearn/seen", "relearn/rougeL_recall"):  # fmt: skip
+        low, high = one["intervals"][name]
+        assert low <= one[name] <= high or math.isclose(low, high), name
+    assert 0 <= one["forget/detected"] <= 1 and 0 <= one["mia/gradnorm"] <= 1
+
+
+def test_at_alpha_0_there_is_nothing_to_take_back(entries):
+    """l_t + w (l_t − l_u) is the target where the unlearned model is, and no answer's probability fell."""
+    zero, target = entries["alphas"]["0.0"], entries["references"]["target"]
+    assert zero["forget/contrast_prob@2"] == pytest.approx(target["forget/prob"], abs=1e-5)
+    assert not any(name.startswith("relearn/") or name == "mia/gradnorm" for name in zero)  # nothing to train
+    for name in ("forget/prefix_prob@50", "forget/composite_rougeL_recall"):
+        assert zero[name] == pytest.approx(target[name], abs=1e-5)
+
+
+def test_a_prefix_probability_is_that_of_the_remaining_tokens(job, entries):
+    """By hand: log-softmax of the target's logits over the prompt and the whole right answer."""
+    world = the_world(job.cfg)
+    split = suite_of(job.cfg, world).split("forget")
+    found = []
+    for i in split.right:
+        e = split.examples[i]
+        batch = collate([e], world.encoder.tokenizer.pad_token_id)
+        with torch.no_grad():
+            logp = world.model("target")(batch.ids).logits[0].double().log_softmax(-1)
+        at = len(e.prompt) - 1
+        tokens = [logp[at + t, token].item() for t, token in enumerate(e.answer)]
+        given = (len(e.answer) - 1) // 2
+        found.append(math.exp(np.mean(tokens[given:])))
+    assert entries["references"]["target"]["forget/prefix_prob@50"] == pytest.approx(np.mean(found), abs=1e-5)
+
+
+def test_an_attack_adds_once_more_what_was_taken(job, entries):
+    """At α = 1 the sum target + 1 · (target − unlearned) is the run at α = −1: 2 l_t − (l_t + δ) = l_t − δ."""
+    world = the_world(job.cfg)
+    own, suite = members(job.cfg, world, job.folder), suite_of(job.cfg, world)
+    from unlearn.evaluation.groups.behaviour import probs
+
+    by_alpha = probs(suite, own, -1.0, suite.split("forget")).mean()
+    assert entries["alphas"]["1.0"]["forget/contrast_prob@1"] == pytest.approx(by_alpha, abs=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounding_keeps_2_to_the_b_minus_1_levels_a_row_and_leaves_the_head(job, bits):
+    model = the_world(job.cfg).model("target")
+    before = copy.deepcopy(model.state_dict())
+    other = rounded(model, bits)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(other.get_output_embeddings().weight, model.get_output_embeddings().weight)
+    pairs = zip(model.modules(), other.modules(), strict=True)
+    linear = [(a, b) for a, b in pairs if isinstance(a, nn.Linear) and a is not model.get_output_embeddings()]
+    assert linear
+    for a, b in linear:
+        step = a.weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+        assert (a.weight - b.weight).abs().le(step / 2 * 1.0001).all() and not torch.equal(a.weight, b.weight)
+        assert torch.allclose((b.weight / step).round(), b.weight / step, atol=1e-4)
+
+
+def test_relearning_trains_on_one_person_and_asks_about_the_other(job, entries):
+    world = the_world(job.cfg)
+    seen, other = halves(suite_of(job.cfg, world).split("forget"))
+    assert {r.group for r in seen.rows}.isdisjoint({r.group for r in other.rows}) and seen.rows and other.rows
+    one = entries["alphas"]["1.0"]
+    assert one["relearn/gain"] == pytest.approx(one["relearn/after"] - one["relearn/before"])
+    assert one["relearn/after"] != one["relearn/before"]
+
+
+def test_relearning_changes_a_copy_and_no_model_of_the_run(job):
+    world = the_world(job.cfg)
+    own = members(job.cfg, world, job.folder)
+    copied = trainable(own, 1.0)
+    assert copied.trained.model is not own.trained.model
+    assert all(p.requires_grad for p in copied.trained.model.parameters())
+    assert not any(p.requires_grad for m in copied.members if not m.trained for p in m.model.parameters())
+
+
+def test_a_gradients_norm_is_that_of_the_written_out_loss(job):
+    """The target alone, one row: autograd on transformers' own loss over the answer's tokens."""
+    world = the_world(job.cfg)
+    suite = suite_of(job.cfg, world)
+    split = suite.split("holdout")
+    e = split.examples[split.right[0]]
+    model = copy.deepcopy(world.model("target")).requires_grad_(True)
+    ids = torch.tensor([e.prompt + e.answer])
+    labels = torch.tensor([[-100] * len(e.prompt) + list(e.answer)])
+    model(ids, labels=labels).loss.backward()
+    expected = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters() if p.grad is not None))
+    from unlearn.evaluation.groups.gradnorm import norm
+
+    assert norm(trainable(world.alone("target"), 1.0), 1.0, e, world.encoder.tokenizer.pad_token_id) == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
+def test_a_judge_of_ones_own_scores_drawn_answers(config, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def judge(question, gold, answer):\n    return 0.25 if question and gold else 0.0\n")
+    run = execute(config("algo=ga", "eval.groups=[leak]", f"eval.judge={file}"))
+    found = json.loads((run.folder / "eval.json").read_text())["alphas"]["1.0"]
+    assert found["forget/judged_leak@1"] == found["forget/judged_leak@2"] == 0.25
+    assert "leak@2" in pd.read_parquet(run.folder / "examples.parquet")
+    with pytest.raises(ConfigError, match="eval.judge='nowhere.py': no such file"):
+        config("eval.judge=nowhere.py")

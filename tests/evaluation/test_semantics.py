@@ -1,0 +1,276 @@
+"""Dialects of the metrics: what each changes, and that it changes nothing else."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from support.helpers import TINY, random_examples, tiny_llama
+
+from unlearn import evaluate
+from unlearn.config.data import TemplateConfig
+from unlearn.config.schema import EvalConfig
+from unlearn.data import bios
+from unlearn.data.encoding import Encoder, Example, Examples
+from unlearn.data.rows import DataError, Row
+from unlearn.decoding.generation import greedy
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.evaluation import evaluation
+from unlearn.evaluation import measures as core
+from unlearn.evaluation.evaluation import evaluate as measure
+from unlearn.evaluation.metrics.semantics import SEMANTICS, Semantics
+from unlearn.evaluation.scoring import Scores, score
+from unlearn.evaluation.suite import Split, suite
+
+EOS = 1
+
+
+def alone(model) -> Ensemble:
+    return Ensemble((Member("model", model, "", 1.0, 0.0, False),))
+
+
+def test_the_dialects_and_what_is_special_in_them():
+    assert SEMANTICS == {
+        "default": Semantics("default"),
+        "ou": Semantics("ou", 1e-10, True, hide_pad_tokens=True, labels_by_length=True, stemmer_f1=True),
+        "tofu": Semantics("tofu", rows=300, total_tokens=200),
+    }
+
+
+# --- epsilon and the floor of extraction strength ---------------------------------------------------------------------
+
+
+def split_and_scores(name: str, nll: list[float], right: list[list[bool]]) -> tuple[Split, Scores]:
+    """Rows with a right and two wrong answers each, in this order; ``nll`` is that of each token."""
+    rows = [Row(f"{name}/{i}", "Who?", "Me.", None, None, ("You.", "Them.")) for i in range(len(right) // 3)]
+    first = list(range(0, len(right), 3))
+    split = Split(name, rows, Examples(), first, first, [[i + 1, i + 2] for i in first], [], [r.answer for r in rows])
+    starts = np.cumsum([0, *(len(r) for r in right)])
+    logp = np.concatenate([np.full(len(r), -v) for v, r in zip(nll, right, strict=True)])
+    return split, Scores(starts, logp, np.concatenate(right), logp, logp)
+
+
+# Of four tokens and EOS: the second row's right answer ends with a wrong token, so it has no right suffix.
+RIGHT = [
+    [True, False, True, True, True],
+    [True] * 2,
+    [True] * 2,
+    [True, True, True, False, True],
+    [True] * 2,
+    [True] * 2,
+]
+
+
+def values(name: str, semantics: str, nll: list[float]):
+    metrics, table = core.measure(*split_and_scores(name, nll, RIGHT), ["Me.", "Me."], SEMANTICS[semantics])
+    return metrics, table
+
+
+def test_epsilon_decides_a_truth_ratio_only_where_the_answer_is_all_but_impossible():
+    nll = [1.0, 2.0, 3.0, 30.0, 29.0, 30.0]  # of the second row everything is e^-30
+    _, plain = values("forget", "default", nll)
+    _, ou = values("forget", "ou", nll)
+    assert plain["truth_ratio"].tolist() == pytest.approx([math.exp(1 - 2.5), math.exp(30 - 29.5)])
+    assert ou["truth_ratio"].tolist() == pytest.approx(
+        [math.exp(-2.5) / (math.exp(-1) + 1e-10), math.exp(-29.5) / (math.exp(-30) + 1e-10)]
+    )
+    assert ou["truth_ratio"][0] == pytest.approx(plain["truth_ratio"][0], rel=1e-9)
+    assert ou["truth_ratio"][1] < 2e-3 < plain["truth_ratio"][1]  # an accident: no knowledge, and yet near 0
+    metrics = values("forget", "ou", nll)[0]
+    r = ou["truth_ratio"].to_numpy()
+    assert metrics["truth_ratio"] == pytest.approx(np.minimum(r, 1 / (r + 1e-10)).mean(), rel=1e-12)
+
+
+def test_epsilon_takes_the_share_of_options_from_a_collapsed_model():
+    nll = [1.0, 2.0, 3.0, 40.0, 40.0, 40.0]
+    plain, ou = (values("world_facts", s, nll)[1]["prob_options"].tolist() for s in ("default", "ou"))
+    expected = 1 / (1 + math.exp(-1) + math.exp(-2))
+    assert plain == pytest.approx([expected, 1 / 3])
+    assert ou == pytest.approx([expected, math.exp(-40) / (3 * math.exp(-40) + 1e-10)])
+
+
+def test_extraction_strength_has_a_floor_in_one_dialect_alone():
+    for semantics, floor in (("default", 0), ("tofu", 0), ("ou", 1 / 4)):
+        _, table = values("forget", semantics, [1.0] * 6)
+        assert table["extraction_strength"].tolist() == [0.5, floor]
+        assert table["exact_memorization"].tolist() == [0.75, 0.75]
+
+
+@pytest.mark.parametrize("name", ["forget", "world_facts"])
+def test_dialects_agree_on_everything_else(name):
+    changed = {"truth_ratio", "prob_options", "extraction_strength"}
+    one, other = (values(name, s, [1.0, 2.0, 3.0, 2.0, 3.0, 1.0])[1] for s in ("default", "ou"))
+    for column in set(one) - changed:
+        assert one[column].tolist() == other[column].tolist(), column
+    for column in (changed & set(one)) - {"extraction_strength"}:
+        assert one[column].tolist() == pytest.approx(other[column].tolist(), rel=1e-8)
+
+
+def test_a_model_evaluated_in_both_dialects(made, tmp_path):
+    """Padding is no token of these texts, and no answer impossible: only the floor is left."""
+    world = [o for o in TINY if o.startswith(("data.", "eval.", "trainer."))]
+    found = {}
+    for name in ("default", "ou"):
+        out = tmp_path / f"{name}.json"
+        rest = ("eval.groups=[privacy]", "eval.max_examples=3", f"eval.semantics={name}")
+        assert evaluate.main([f"model={made('llama')}", f"out={out}", *world, *rest]) == 0
+        found[name] = json.loads(out.read_text())["metrics"]
+        found[name].pop("intervals")
+    floors = {k for k in found["ou"] if k.endswith("/extraction_strength")}
+    one, other = ({k: v for k, v in found[name].items() if k not in floors} for name in found)
+    assert one == pytest.approx(other, rel=1e-5, abs=1e-9)  # the epsilon beside answers of e^-10
+    assert any(found["ou"][k] > found["default"][k] for k in floors)
+
+
+# --- hidden padding tokens --------------------------------------------------------------------------------------------
+
+
+def with_eos_inside(count: int = 9) -> Examples:
+    """Prompts of a chat, as it were: all but the first have EOS inside. None ends with it: where the last position is
+    hidden, what transformers does differs from version to version."""
+    generator = torch.Generator().manual_seed(7)
+    found = Examples()
+    for i, e in enumerate(random_examples(count, seed=5)):
+        at = int(torch.randint(1, len(e.prompt), (1,), generator=generator))
+        prompt = e.prompt if i == 0 else (*e.prompt[:at], EOS, *e.prompt[at:])
+        found.append(Example(e.id, prompt, e.answer))
+    return found
+
+
+@torch.no_grad()
+def by_forward(model, example, hide: bool) -> list[float]:
+    """Log-probability of each label by the whole model, masked as public code masks it."""
+    ids = torch.tensor([example.prompt + example.answer])
+    mask = (ids != EOS).long() if hide else torch.ones_like(ids)
+    logp = model(input_ids=ids, attention_mask=mask).logits[0].double().log_softmax(-1)
+    return [logp[len(example.prompt) - 1 + t, token].item() for t, token in enumerate(example.answer)]
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_scores_with_padding_hidden_are_transformers_own_with_that_mask(hide):
+    model, examples = tiny_llama(3), with_eos_inside()
+    for batch_size in (1, 4, 20):
+        found = score(alone(model), examples, [1.0], {}, EOS, batch_size, mask_pad=hide)[1.0]
+        expected = np.concatenate([by_forward(model, e, hide) for e in examples])
+        np.testing.assert_allclose(found.logp, expected, atol=3e-5)
+
+
+def test_hiding_changes_scores_of_texts_with_the_padding_token_inside_and_of_no_others():
+    model, examples = tiny_llama(3), with_eos_inside()
+    for pad, changed in ((EOS, True), (0, False)):
+        whole, hidden = (score(alone(model), examples, [1.0], {}, pad, 4, mask_pad=h)[1.0] for h in (False, True))
+        assert whole.mean_nll[0] == pytest.approx(hidden.mean_nll[0], abs=1e-6)  # the text without EOS in its prompt
+        assert (np.abs(whole.mean_nll - hidden.mean_nll)[1:] > 1e-3).all() == changed
+        assert changed or np.allclose(whole.logp, hidden.logp, atol=1e-6)
+
+
+def generated(model, prompts, hide: bool, steps: int) -> list[list[int]]:
+    """transformers' own greedy generation of one left-padded batch."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[EOS] * (longest - len(p)) + list(p) for p in prompts])
+    whole = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    mask = (ids != EOS).long() if hide else whole
+    said = model.generate(ids, attention_mask=mask, max_new_tokens=steps, do_sample=False, pad_token_id=EOS)
+    return [s[: s.index(EOS)] if EOS in s else s for s in said[:, longest:].tolist()]
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_generations_with_padding_hidden_are_transformers_own_with_that_mask(hide):
+    model, prompts = tiny_llama(3), [e.prompt for e in with_eos_inside()]
+    expected = generated(model, prompts, hide, 12)
+    for batch_size in (1, 4, 20):
+        assert greedy(alone(model), prompts, 1.0, EOS, EOS, 12, batch_size, hide) == expected
+    assert max(map(len, expected)) > 3 and generated(model, prompts, not hide, 12) != expected
+
+
+@pytest.fixture(scope="module")
+def tagged(world):
+    """The tiny world in prompts with an end of turn inside, read by a tokenizer that pads with EOS."""
+    tokenizer = copy.deepcopy(world.encoder.tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    encoder = Encoder(tokenizer, TemplateConfig("plain", "{question}<eos>\n", " {answer}"), 200)
+    return world.data, encoder, tiny_llama(3, vocabulary=len(tokenizer))
+
+
+@pytest.mark.parametrize("semantics", ["default", "ou"])
+def test_an_evaluation_masks_as_its_dialect_says(tagged, semantics):
+    data, encoder, model = tagged
+    ensemble, eos, differ = alone(model), encoder.tokenizer.eos_token_id, 0
+    cfg = EvalConfig(semantics=semantics, groups=["privacy"], max_examples=3, max_new_tokens=16, resamples=0)
+    made = suite(data, encoder, cfg, {}, 1.0)
+    _, table = measure(ensemble, made, [1.0], None, None)
+    for name in ("forget", "holdout"):
+        split, rows = made.split(name), table[table["split"] == name]
+        for i, row in zip(split.right, rows.itertuples(), strict=True):
+            example = split.examples[i]
+            assert eos in example.prompt
+            ids = torch.tensor([example.prompt + example.answer])
+            mask = torch.ones_like(ids) if semantics == "default" else (ids != eos).long()
+            with torch.no_grad():
+                logp = model(input_ids=ids, attention_mask=mask).logits[0].log_softmax(-1)
+            nll = [-logp[len(example.prompt) - 1 + t, token].item() for t, token in enumerate(example.answer)]
+            assert row.nll == pytest.approx(np.mean(nll), abs=1e-5)
+            if name == "forget":
+                said = answer_of(model, example.prompt, mask[:, : len(example.prompt)], eos)
+                assert row.generation == encoder.decode(said)
+                differ += said != answer_of(model, example.prompt, torch.ones(1, len(example.prompt)), eos)
+    assert (differ > 0) == (semantics == "ou")  # or the comparison of generations says nothing
+
+
+def answer_of(model, prompt, mask, eos: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    said = model.generate(
+        ids, attention_mask=mask, max_new_tokens=16, do_sample=False, pad_token_id=eos, eos_token_id=eos
+    )
+    return said[0, len(prompt) :].tolist()
+
+
+# --- TOFU's own ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many():
+    """320 forget rows, 40 retain rows."""
+    return bios.build(people=18, forget_people=16, holdout_people=1, known_people=2, countries=2)
+
+
+def encoder_of(data) -> Encoder:
+    from unlearn.config.pair import TokenizerConfig
+    from unlearn.models import tokenizers
+
+    return Encoder(tokenizers.train(TokenizerConfig("words"), data, TemplateConfig()), TemplateConfig(), 300)
+
+
+def test_tofu_takes_the_first_300_rows_and_no_dialect_takes_others_away(many):
+    encoder = encoder_of(many)
+    rows = {
+        name: suite(many, encoder, EvalConfig(semantics=name, max_examples=None), {}, 1.0).split("forget").rows
+        for name in SEMANTICS
+    }
+    forget = list(many.splits["forget"])
+    assert len(forget) == 320 and rows["default"] == rows["ou"] == forget
+    assert rows["tofu"] == forget[:300]
+
+
+def test_tofu_cuts_prompt_and_generation_at_200_tokens_together(many, monkeypatch):
+    encoder = encoder_of(many)
+    token = encoder.tokenizer.convert_tokens_to_ids("?")
+    monkeypatch.setattr(evaluation, "greedy", lambda ensemble, prompts, *rest: [[token] * 50 for _ in prompts])
+    prompts = [(5,) * n for n in (10, 150, 190, 200, 260)]
+    said = {}
+    for name in SEMANTICS:
+        cfg = EvalConfig(semantics=name, max_examples=None, max_new_tokens=50)
+        found = suite(many, encoder, cfg, {}, 1.0)
+        split = Split("forget", [], Examples(), [], [], [], prompts, [])
+        said[name] = [len(text) for text in evaluation.generations(None, split, 1.0, found)]
+    assert said == {"default": [50] * 5, "ou": [50] * 5, "tofu": [50, 50, 10, 0, 0]}
+
+
+def test_answers_longer_than_the_limit_are_refused_but_where_the_dialect_cuts_them_on_purpose(many):
+    encoder = encoder_of(many)
+    for name in ("default", "ou"):
+        with pytest.raises(DataError, match="eval.max_new_tokens=3 would cut generations short"):
+            suite(many, encoder, EvalConfig(semantics=name, max_new_tokens=3), {}, 1.0)
+    assert suite(many, encoder, EvalConfig(semantics="tofu", max_new_tokens=3), {}, 1.0).splits

@@ -1,0 +1,176 @@
+"""A job that raises, diverges or is killed damages no other, whatever starts the jobs; the call says what happened."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from filelock import FileLock
+from omegaconf import OmegaConf
+from support.helpers import ROOT, TINY, Killed, command, compose, execute
+
+from unlearn import run
+from unlearn.data.readers import read
+from unlearn.grid import call as grid
+from unlearn.grid import ended
+from unlearn.store import runlog
+from unlearn.store.files import write_json, write_whole
+from unlearn.store.identity import Job
+
+OWN = """
+import os
+import signal
+
+from unlearn.answers import Answers, PerAnswer
+
+_steps = []
+
+
+def fine(forget: Answers) -> PerAnswer:
+    return forget.logp_of_answer
+
+
+def bad(forget: Answers) -> PerAnswer:
+    raise OSError("the disk of this job is gone")
+
+
+def diverges(forget: Answers) -> PerAnswer:
+    _steps.append(0)
+    return forget.logp_of_answer * (float("nan") if len(_steps) == 2 else 1)
+
+
+def killed(forget: Answers) -> PerAnswer:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+LAUNCHERS = {
+    "basic": ("algo.forget=bad,diverges,fine",),
+    "joblib": ("algo.forget=killed,bad,fine", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "submitit_local": ("algo.forget=killed,bad,fine", "hydra/launcher=submitit_local"),
+}
+
+
+def ours(store: Path) -> tuple[str, ...]:
+    own = ("algo=ga", "algo.file=own.py", "algo.name=own", "eval.groups=[]", "trainer.eval_every=0")
+    return (*TINY, f"paths.store={store}", *own)
+
+
+def called(cwd: Path, store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (cwd / "own.py").write_text(OWN)
+    return command("unlearn.run", "-m", *ours(store), *arguments, cwd=cwd, check=False)
+
+
+def manifests(cwd: Path) -> dict[str, dict]:
+    """By the term that the run's objective has."""
+    found = {}
+    for path in (cwd / "runs" / "default").glob("*/manifest.json"):
+        config = (path.parent / "config.yaml").read_text()
+        name = next(term for term in ("killed", "bad", "diverges", "fine") if f"forget: {term}\n" in config)
+        found[name] = json.loads(path.read_text()) | {"folder": path.parent}
+    return found
+
+
+SLOW = pytest.param("submitit_local", marks=pytest.mark.slow)  # a process with all imports for each job
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", SLOW])
+def test_a_broken_job_stops_no_other_and_is_told_from_those_that_are_done(launcher, tmp_path, store):
+    done = called(tmp_path, store, *LAUNCHERS[launcher])
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = manifests(tmp_path)
+    expected = {"bad": "failed", "fine": "done"}
+    expected |= {"diverges": "failed"} if launcher == "basic" else {"killed": "killed"}
+    assert {name: m["status"] for name, m in found.items()} == expected, done.stdout + done.stderr
+    assert found["bad"]["error"] == "OSError: the disk of this job is gone"
+    assert "Traceback" in (found["bad"]["folder"] / "log.txt").read_text()
+    if launcher == "basic":
+        assert found["diverges"]["error"].startswith("Diverged: step 2: loss nan")
+    else:
+        assert "was killed" in found["killed"]["error"]
+    rows = [line.split()[-1] for line in done.stdout.splitlines() if " offset " in line and line.startswith(" own")]
+    assert sorted(rows) == sorted(expected.values()), done.stdout
+    for m in found.values():
+        assert (m["folder"].name + ": " in done.stdout) == (m["status"] != "done")
+
+
+def test_retry_failed_repeats_what_failed_and_begins_nothing_else(tmp_path, store):
+    def job(seed: int) -> Job:
+        options = (*TINY, f"paths.store={store}", f"paths.runs={tmp_path}/runs", "algo=ga", f"seed={seed}")
+        return grid.job(compose(*options), data)
+
+    data = read(compose(*TINY)).fingerprint()
+    runlog.fail(job(0), OSError("the disk was full"))
+    runlog.fail(job(1), KeyboardInterrupt("SIGTERM"), "stopped")
+    options = ("-m", *TINY, f"paths.store={store}", "algo=ga", "eval.groups=[]", "retry=failed")
+    done = command("unlearn.run", *options, "seed=0,1,2", cwd=tmp_path)
+    assert [runlog.manifest(job(seed).folder).get("status") for seed in (0, 1, 2)] == ["done", "done", None]
+    rows = [line.split()[-1] for line in done.stdout.splitlines() if " offset " in line]
+    assert rows == ["done", "done"]
+    none = command("unlearn.run", *options, "seed=1,2", cwd=tmp_path)
+    assert "of 2 runs asked for none failed or was stopped" in none.stdout and not job(2).folder.exists()
+
+
+def test_what_failed_is_tried_again_by_the_same_command(config, monkeypatch):
+    cfg = config("algo=ga")
+    job = grid.job(cfg, read(cfg).fingerprint())
+    runlog.fail(job, OSError("no space left on device"))
+    assert runlog.manifest(job.folder)["status"] == "failed" and ended.to_repeat(job)
+    assert runlog.manifest(execute(cfg).folder)["status"] == "done" and not ended.to_repeat(job)
+
+
+def test_a_lock_left_by_a_killed_process_blocks_nobody(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from unlearn import ended\n"
+        "ended.lock(Path(sys.argv[1])).acquire(); print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = tmp_path / "runs" / "one"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(run)], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == -9 and done.stdout == "held\n"
+    assert (run.parent / ".locks" / "one.lock").is_file()
+    with ended.lock(run).acquire(timeout=0):
+        with pytest.raises(TimeoutError):
+            FileLock(run.parent / ".locks" / "one.lock").acquire(timeout=0)
+
+
+def test_an_evaluation_that_broke_off_is_made_whole_and_never_sealed_half(config, monkeypatch):
+    """A finished run gets another α; the disk is full after its examples were written and before eval.json was."""
+    cfg, more = config("algo=ga"), config("algo=ga", "eval.alphas=[1,2]")
+    data = read(cfg).fingerprint()
+    folder = execute(cfg).folder
+
+    def full(path, value):
+        if path.name == runlog.EVAL:
+            raise OSError("no space left on device")
+        write_json(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runlog, "write_json", full)
+        run.perform(OmegaConf.structured(more), grid.job(more, data))
+    assert runlog.manifest(folder)["status"] == "failed" and not grid.job(cfg, data).was_done
+    run.perform(OmegaConf.structured(more), grid.job(more, data))
+    assert grid.job(more, data).was_done and list(runlog.evaluation(folder)["alphas"]) == ["1.0", "2.0"]
+    assert set(pd.read_parquet(folder / "examples.parquet")["alpha"]) == {1.0, 2.0}
+
+
+def test_entries_and_examples_of_two_settings_never_stand_beside_each_other(config, monkeypatch):
+    """A finished run is evaluated with other settings and killed between examples.parquet and eval.json."""
+    cfg, other = config("algo=ga"), config("algo=ga", "eval.max_examples=2")
+    folder = execute(cfg).folder
+    before = pd.read_parquet(folder / "examples.parquet")
+
+    def killed(path, write):
+        write_whole(path, write)
+        if path.name == runlog.EXAMPLES:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(runlog, "write_whole", killed)
+        execute(other)
+    assert len(pd.read_parquet(folder / "examples.parquet")) < len(before)
+    execute(cfg)
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "examples.parquet"), before)

@@ -1,0 +1,198 @@
+"""A grid that is killed at any moment and called again ends, byte for byte, as one that never was.
+
+Calls are the true command line, in children of a process that has imported the program (tests/zygote.py). A chain of
+calls in one folder, each killed further on than the one before it, ends with a call that nothing kills. SIGTERM and
+SIGINT are sent from inside, right after a commit.
+"""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support.interrupted import GRID, SAME, Whole, ends_as, nothing_half_written, results
+from support.zygote import Zygote
+
+STAGES = ("building", "filling", "training", "saving", "evaluating")
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    with Zygote() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def whole(zygote, tmp_path_factory) -> Whole:
+    cwd = tmp_path_factory.mktemp("whole")
+    ended = zygote.call(*GRID, cwd=cwd)
+    assert ended.status == 0, ended.printed
+    return Whole(cwd, ended)
+
+
+def stage(commit: str) -> str:
+    """What the program was doing at a commit."""
+    if " store/" in commit:
+        filled = ("store/rows", "store/draft", ".building/rows", ".building/draft")
+        return "filling" if any(name in commit for name in filled) else "building"
+    file = commit.split("/", 3)[-1]
+    if file.startswith("checkpoint") or file == "offset":
+        return "saving"
+    return "evaluating" if any(name in file for name in ("examples", "references", "eval.", "+trained")) else "training"
+
+
+def kinds(commits: list[str]) -> list[str]:
+    """The first commit of every kind: of each file of a run, whichever it is; of each sort of entry in the store."""
+    found: dict[str, str] = {}
+    for name in commits:
+        found.setdefault(re.sub(r"[a-z]+-offset-a1-s0-[0-9a-f]{10}|[0-9a-f]{20}|[0-9]+$", "#", name), name)
+    return list(found.values())
+
+
+def phases(commit: str) -> tuple[str, ...]:
+    return ("before", "torn", "after") if commit.startswith("append") else ("before", "after")
+
+
+def chain(moments: list[str], whole: Whole, zygote: Zygote, folder: Path) -> int:
+    """Kill the grid at each of the moments, in their order, and let it end; how many calls were killed.
+
+    A moment that a resumed call has behind it is taken in a folder of its own.
+    """
+    part, killed, fresh = 0, 0, True
+    cwd = folder / "0"
+    cwd.mkdir()
+    for moment in moments:
+        while (ended := zygote.call(*GRID, cwd=cwd, kill=moment)).status != -9:
+            assert ended.status == 0 and not fresh, f"{moment} was never reached:\n{ended.printed}"
+            ends_as(whole, cwd, zygote)
+            part, fresh = part + 1, True
+            cwd = folder / str(part)
+            cwd.mkdir()
+        nothing_half_written(cwd)
+        killed, fresh = killed + 1, False
+    ends_as(whole, cwd, zygote)
+    return killed
+
+
+def at_times(count: int, seed: int, whole: Whole, zygote: Zygote, folder: Path) -> int:
+    """Kill the grid at random times, each call a little later than nothing; start afresh where it came to its end."""
+    rng, killed, part, cwd = random.Random(seed), 0, 0, folder / "0"
+    cwd.mkdir()
+    idle = zygote.call(*GRID, cwd=whole.cwd).seconds  # of a call that finds nothing to do
+    work = max(0.2, whole.ended.seconds - idle)
+    while killed < count:
+        ended = zygote.call(*GRID, cwd=cwd, after=0.7 * idle + rng.uniform(0, min(0.25 * work, 2.0)))
+        if ended.status == -9:
+            nothing_half_written(cwd)
+            killed += 1
+        else:
+            ends_as(whole, cwd, zygote)
+            part += 1
+            cwd = folder / str(part)
+            cwd.mkdir()
+    ends_as(whole, cwd, zygote)
+    return killed
+
+
+def some(commits: list[str]) -> list[str]:
+    """A moment or two of every stage."""
+    ours = [name.split("/")[2] for name in commits if "runs/default/" in name]
+    first, last = ours[0], ours[-1]  # the grid's two runs
+    wanted = (
+        ("after", "replace store/model/"), ("before", "replace store/rows/"), ("torn", f"{first}/metrics.jsonl 2"),
+        ("before", f"{first}/checkpoint/state.pt"), ("after", f"rename runs/default/{first}/offset"),
+        ("after", f"{first}/examples.parquet"), ("after", f"{last}/eval.json"),
+    )  # fmt: skip
+    return [f"{how} {next(name for name in commits if part in name)}" for how, part in wanted]
+
+
+def test_killed_in_every_stage_and_called_again_a_grid_ends_as_if_nothing_had_been(zygote, whole, tmp_path):
+    moments = some(whole.commits)
+    assert {stage(m) for m in moments} == set(STAGES)
+    assert chain(moments, whole, zygote, tmp_path) == 7
+
+
+@pytest.mark.slow
+def test_killed_before_in_and_after_every_kind_of_commit(zygote, whole, tmp_path):
+    moments = [f"{phase} {name}" for name in kinds(whole.commits) for phase in phases(name)]
+    assert chain(moments, whole, zygote, tmp_path) == len(moments) >= 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_times(zygote, whole, tmp_path, seed):
+    assert at_times(12, seed, whole, zygote, tmp_path) == 12
+
+
+# --- signals that ask ---------------------------------------------------------------------------------------------
+
+
+def runs(whole: Whole) -> tuple[str, str]:
+    """Folders of the grid's two runs, in their order."""
+    found = dict.fromkeys(name.split(" ")[1].split("/")[2] for name in whole.commits if " runs/" in name)
+    first, second = (f"runs/default/{name}" for name in found)
+    return first, second
+
+
+def status(folder: Path) -> str:
+    return json.loads((folder / "manifest.json").read_text())["status"]
+
+
+@pytest.fixture
+def prepared(whole, tmp_path) -> Path:
+    """A folder with a store that lacks nothing."""
+    shutil.copytree(whole.cwd / "store", tmp_path / "store")
+    return tmp_path
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_sigterm_while_training_finishes_the_step_and_saves(zygote, whole, prepared, step):
+    first, second = runs(whole)
+    kill = f"after append {first}/metrics.jsonl {step}"
+    ended = zygote.call(*GRID, cwd=prepared, kill=kill, by=["SIGTERM"])
+    assert ended.status == 143, ended.printed
+    assert torch.load(prepared / first / "checkpoint" / "state.pt", weights_only=True)["step"] == step
+    assert f"append {first}/metrics.jsonl {step + 1}" not in ended.commits and not (prepared / second).exists()
+    assert status(prepared / first) == "stopped"
+    assert "saved" in ended.printed and "the same command goes on from here" in ended.printed
+    rows = [line.split() for line in ended.printed.splitlines() if " offset " in line]
+    assert [(row[0], row[-1]) for row in rows] == [("ga", "stopped"), ("npo", "started")]  # not started
+    ends_as(whole, prepared, zygote)
+
+
+def test_a_second_sigterm_ends_the_call_at_once(zygote, whole, prepared):
+    first, _ = runs(whole)
+    kill = f"before append {first}/metrics.jsonl 3"
+    ended = zygote.call(*GRID, cwd=prepared, kill=kill, by=["SIGTERM", "SIGTERM"])
+    assert ended.status == 143 and "algorithm" not in ended.printed
+    assert torch.load(prepared / first / "checkpoint" / "state.pt", weights_only=True)["step"] == 2
+    assert status(prepared / first) == "running"  # it had no time to say more
+    ends_as(whole, prepared, zygote)
+
+
+def test_sigint_stops_the_grid_with_a_table_of_what_is_done(zygote, whole, prepared):
+    first, second = runs(whole)
+    ended = zygote.call(*GRID, cwd=prepared, kill=f"after replace {second}/examples.parquet", by=["SIGINT"])
+    assert ended.status == 130, ended.printed
+    assert (status(prepared / first), status(prepared / second)) == ("done", "stopped")
+    rows = [line.split() for line in ended.printed.splitlines() if " offset " in line]
+    assert [(row[0], row[-1]) for row in rows] == [("ga", "done"), ("npo", "stopped")]
+    ends_as(whole, prepared, zygote)
+
+
+def test_a_signal_while_the_world_is_built_leaves_no_half_entry(zygote, whole, tmp_path):
+    building = next(name for name in whole.commits if ".building/model" in name)
+    ended = zygote.call(*GRID, cwd=tmp_path, kill=f"before {building}", by=["SIGTERM"])
+    assert ended.status == 143 and "Traceback" not in ended.printed
+    assert not list((tmp_path / "store" / ".building").iterdir())
+    nothing_half_written(tmp_path)
+
+
+def test_one_run_alone_is_the_run_of_the_grid(zygote, whole, prepared):
+    alone = [option for option in GRID[1:] if not option.startswith("algo=")]
+    assert zygote.call(*alone, "algo=npo", cwd=prepared).status == 0
+    found, expected = results(prepared), results(whole.cwd)
+    assert len(found) == len(SAME) and found == {name: expected[name] for name in found}

@@ -1,0 +1,340 @@
+"""The true command line: run folders, skipping, failing jobs, exit statuses. Each call is a process of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from support.helpers import ROOT, TINY, broken, command, compose, execute
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from unlearn.store import runlog
+
+MODULE = "unlearn.run"
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory, store):
+    """A finished grid of the tiny world, through the command line with offline W&B: its folder and what it printed."""
+    cwd = tmp_path_factory.mktemp("grid")
+    options = ["-m", *TINY[:-1], f"paths.store={store}", "algo=ga,npo", "alpha=0.5,1"]
+    return cwd, options, command(MODULE, *options, cwd=cwd)
+
+
+def folders(cwd, study="default"):
+    return sorted(p.parent for p in (cwd / "runs" / study).glob("*/manifest.json"))
+
+
+def snapshot(cwd):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for f in folders(cwd) for p in f.rglob("*") if p.is_file()}
+
+
+def test_a_grid_leaves_one_complete_folder_per_job(grid):
+    cwd, _, _ = grid
+    assert [f.name.rsplit("-", 1)[0] for f in folders(cwd)] == [
+        "ga-offset-a0.5-s0", "ga-offset-a1-s0", "npo-offset-a0.5-s0", "npo-offset-a1-s0"]  # fmt: skip
+    for folder in folders(cwd):
+        names = {p.name for p in folder.iterdir()}
+        assert names >= {"config.yaml", "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "offset",
+                         "log.txt", "wandb"}  # fmt: skip
+        assert "checkpoint" not in names
+
+
+def test_the_manifest_says_how_the_run_was_made(grid):
+    cwd, _, _ = grid
+    manifest = runlog.manifest(folders(cwd)[0])
+    assert manifest["status"] == "done" and manifest["error"] is None and manifest["seed"] == 0
+    assert set(manifest["seconds"]) == {"prepare", "rows", "train", "evaluate"}
+    assert manifest["versions"]["torch"] and manifest["hardware"]["threads"] == 1 and manifest["peak_memory_mb"] > 100
+    assert set(manifest["models"]) == {"target", "offset", "anchor"}
+    assert manifest["models"]["offset"] == manifest["models"]["anchor"] != manifest["models"]["target"]
+
+
+def test_config_names_the_choices_and_is_resolved(grid):
+    cwd, _, _ = grid
+    config = yaml.safe_load((folders(cwd)[0] / "config.yaml").read_text())
+    assert [config[k]["name"] for k in ("algo", "method", "pair", "data")] == ["ga", "offset", "bios", "bios"]
+    assert config["alpha"] == 0.5 and "hydra" not in config and "${" not in str(config)
+
+
+def test_eval_json_and_examples_agree(grid):
+    cwd, _, _ = grid
+    for folder in folders(cwd):
+        evaluation = json.loads((folder / "eval.json").read_text())
+        examples = pd.read_parquet(folder / "examples.parquet")
+        assert set(evaluation["references"]) == {"target", "retrained"}
+        assert evaluation["references"]["retrained"]["forget_quality"] == 1.0
+        (alpha,) = evaluation["alphas"]
+        metrics = evaluation["alphas"][alpha]
+        assert set(examples["alpha"]) == {float(alpha)}
+        for split, rows in examples.groupby("split"):
+            assert len(rows) == {"forget": 3, "retain": 9, "real_authors": 6, "world_facts": 8}[split]
+            for name in ("prob", "rougeL_recall", "exact_memorization"):
+                assert rows[name].mean() == pytest.approx(metrics[f"{split}/{name}"])
+            assert rows["prompt"].str.len().gt(0).all() and rows["gold"].str.len().gt(0).all()
+        assert 0 <= metrics["model_utility"] <= 1 and 0 <= metrics["forget_quality"] <= 1
+
+
+def test_the_offset_loads_from_pretrained(grid):
+    cwd, _, _ = grid
+    model = AutoModelForCausalLM.from_pretrained(folders(cwd)[0] / "offset")
+    tokenizer = AutoTokenizer.from_pretrained(folders(cwd)[0] / "offset")
+    assert model.get_output_embeddings().weight.shape[0] == len(tokenizer)
+    assert not list((folders(cwd)[0] / "offset").glob("*.bin"))
+
+
+def test_the_end_of_a_grid_shows_a_table_a_summary_and_the_next_command(grid):
+    cwd, _, done = grid
+    for text in ("target", "retrained", "ga", "npo", "forget", "utility", "summary: runs/default/summary.csv",
+                 "python -m analysis.tradeoff"):  # fmt: skip
+        assert text in done.stdout
+    summary = pd.read_csv(cwd / "runs" / "default" / "summary.csv")
+    assert len(summary) == 4 and set(summary["status"]) == {"done"}
+    for _, row in summary.iterrows():
+        metrics = json.loads((cwd / "runs" / "default" / row["folder"] / "eval.json").read_text())["alphas"]
+        assert row["retain/prob"] == pytest.approx(metrics[str(row["eval_alpha"])]["retain/prob"])
+
+
+def test_a_second_identical_call_does_nothing(grid):
+    cwd, options, _ = grid
+    before = snapshot(cwd)
+    done = command(MODULE, *options, cwd=cwd)
+    assert snapshot(cwd) == before and done.stdout.count("done before") == 4
+
+
+def test_another_alpha_is_evaluated_without_training(grid):
+    cwd, options, _ = grid
+    folder = folders(cwd)[0]
+    weights, log = ((folder / name).read_bytes() for name in ("offset/model.safetensors", "metrics.jsonl"))
+    before = json.loads((folder / "eval.json").read_text())["alphas"]
+    single = [o for o in options if o not in ("-m", "algo=ga,npo", "alpha=0.5,1")]
+    command(MODULE, *single, "algo=ga", "alpha=0.5", "eval.alphas=[0,0.5,2]", cwd=cwd)
+    after = json.loads((folder / "eval.json").read_text())
+    assert list(after["alphas"]) == ["0.0", "0.5", "2.0"] and after["alphas"]["0.5"] == before["0.5"]
+    assert folders(cwd) == folders(cwd) and len(folders(cwd)) == 4
+    assert (folder / "offset/model.safetensors").read_bytes() == weights
+    assert (folder / "metrics.jsonl").read_bytes() == log
+    target = after["references"]["target"]
+    for name in ("forget/prob", "retain/prob", "world_facts/prob_options", "model_utility"):
+        assert after["alphas"]["0.0"][name] == pytest.approx(target[name], abs=1e-5)
+    assert set(pd.read_parquet(folder / "examples.parquet")["alpha"]) == {0.0, 0.5, 2.0}
+
+
+def test_wandb_files_are_written_offline_one_run_per_job(grid):
+    cwd, _, _ = grid
+    for folder in folders(cwd):
+        runs = list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+        ids = {p.stem.removeprefix("run-") for p in runs}
+        assert runlog.manifest(folder)["wandb"] in ids and all(p.stat().st_size > 1000 for p in runs)
+
+
+def test_a_failing_job_stops_no_other_and_sets_the_exit_status(tmp_path, store):
+    options = ["-m", *TINY, f"paths.store={store}", "algo=ga,npo", f"method.file=null,{broken(tmp_path)}"]
+    done = command(MODULE, *options, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    status = [runlog.manifest(f)["status"] for f in folders(tmp_path)]
+    assert sorted(status) == ["done", "done", "failed", "failed"]
+    failed = next(f for f in folders(tmp_path) if runlog.manifest(f)["status"] == "failed")
+    assert "broken on purpose" in runlog.manifest(failed)["error"]
+    assert "Traceback" in (failed / "log.txt").read_text() and "Traceback" not in done.stdout + done.stderr
+    assert set(pd.read_csv(tmp_path / "runs/default/summary.csv")["status"]) == {"done", "failed"}
+    for f in folders(tmp_path):
+        assert (f"{f.name}: ZeroDivisionError" in done.stdout) == (runlog.manifest(f)["status"] == "failed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["alpha=nan"], "alpha=nan: must be a finite number"),
+        (["-m", "alpha=1,nan", "algo=ga,npo"], "alpha=nan: must be a finite number"),
+        (["algo=gaa"], "algo=gaa: must be one of altpo, ceu, distill"),
+        (["-m", "algo=ga,gaa"], "algo=gaa: must be one of altpo, ceu, distill"),
+        (["alfa=1"], "alfa: unknown key; known keys here: algo, method"),
+        (["algo.betta=1"], "algo.betta: unknown key; known keys here: name, forget, retain"),
+        (["data.peple=3"], "data.peple: unknown key; known keys here: name, reader, template, requests"),
+        (["+algo.gama=1"], "algo.gama: unknown key"),
+        (["algo=ga", "algo.beta=0.5"], "algo.beta=0.5: neither 'ga' nor 'none' has a beta"),
+        (["algo=npo", "algo.beta=null"], "needs algo.beta, which is not set"),
+        (["data=tofu", "data.path=nowhere"], "no such folder"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work_with_exit_status_2(tmp_path, arguments, message):
+    done = command(MODULE, *arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr + done.stdout and "Traceback" not in done.stderr
+    assert not folders(tmp_path) and not (tmp_path / "store").exists()
+
+
+def test_a_grid_with_hydras_own_sweep_syntax_is_listed_and_ends_with_a_table(tmp_path, store):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "both.yaml").write_text(
+        "# @package _global_\nstudy: both\nhydra: {sweeper: {params: {algo: 'glob(g*)', seed: '0,1'}}}\n"
+    )
+    options = ["--config-dir", "mine", "-m", *TINY, f"paths.store={store}", "experiment=both"]
+    done = command(MODULE, *options, cwd=tmp_path)
+    assert len(folders(tmp_path, "both")) == 4 and "not started" not in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines() if " done " in line and "offset " in line] == [
+        "ga", "ga", "gd", "gd"]  # fmt: skip
+
+
+def test_help_is_for_newcomers(tmp_path):
+    done = command(MODULE, "--help", cwd=tmp_path)
+    assert "python -m unlearn.run -m algo=ga,kl,npo alpha=0.5,1,2" in done.stdout
+    choices = sorted(path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml"))
+    assert f"algo: {', '.join(choices)}" in done.stdout and list(tmp_path.iterdir()) == []
+
+
+def test_an_installed_package_finds_its_yaml_tree_inside_itself(tmp_path):
+    """A wheel holds conf/ as unlearn/conf (pyproject.toml); the checkout's own conf/ must not be needed."""
+    shutil.copytree(ROOT / "unlearn", tmp_path / "site" / "unlearn")
+    shutil.copytree(ROOT / "conf", tmp_path / "site" / "unlearn" / "conf")
+    script = "from unlearn.config.schema import conf_dir; print(conf_dir()); from unlearn.run import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "algo=npo", "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site")) and "name: npo" in done.stdout
+
+
+def test_folders_of_users_configs_are_searched_too(tmp_path, store):
+    (tmp_path / "mine" / "algo").mkdir(parents=True)
+    (tmp_path / "mine" / "algo" / "gentle.yaml").write_text(
+        "name: gentle\nforget: npo\nretain: kl\nbeta: 0.5\nlr: {offset: 1e-4}\n"
+    )
+    command(MODULE, "--config-dir", "mine", *TINY, f"paths.store={store}", "algo=gentle", cwd=tmp_path)
+    assert [f.name.split("-")[0] for f in folders(tmp_path)] == ["gentle"]
+
+
+def test_a_torn_line_in_the_log_is_cut_when_a_run_is_resumed(config, tmp_path):
+    folder = execute(config("algo=ga")).folder
+    whole = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(whole + '{"step": 3, "ep')
+    log = object.__new__(runlog.RunLog)
+    log.folder, log.mirror = folder, runlog.Mirror(None)
+    log.rewind(1)
+    kept = (folder / "metrics.jsonl").read_text()
+    assert whole.startswith(kept) and [json.loads(line)["step"] for line in kept.splitlines()] == [0, 1]
+
+
+def test_entries_of_other_evaluation_settings_are_dropped_not_mixed(config):
+    folder = execute(config("algo=ga", "eval.alphas=[0.5,1]")).folder
+    execute(config("algo=ga", "eval.alphas=[1]", "eval.max_examples=2"))
+    assert list(runlog.evaluation(folder)["alphas"]) == ["1.0"]
+    examples = pd.read_parquet(folder / "examples.parquet")
+    assert set(examples["alpha"]) == {1.0} and len(examples[examples["split"] == "retain"]) == 2
+
+
+def test_a_trained_run_is_not_continued_with_other_models(config, monkeypatch):
+    cfg = config("algo=ga")
+    folder = execute(cfg).folder
+    manifest = runlog.manifest(folder)
+    manifest["models"]["target"] = "another"
+    runlog.write_json(folder / "manifest.json", manifest)
+    with pytest.raises(ValueError, match="was trained with the models .*another"):
+        execute(config("algo=ga", "eval.alphas=[2]"))
+
+
+def test_wandb_failing_in_the_middle_does_not_stop_a_run(config, monkeypatch, caplog):
+    import wandb
+
+    def broken(*_, **__):
+        raise ConnectionResetError("the service is gone")
+
+    monkeypatch.setattr(wandb.Run, "log", broken)
+    folder = execute(config("algo=ga", "wandb=offline")).folder
+    assert runlog.manifest(folder)["status"] == "done" and "the service is gone" in caplog.text
+
+
+def test_tables_tell_the_runs_of_any_sweep_apart(tmp_path, store):
+    options = ["-m", *TINY, f"paths.store={store}", "algo=npo", "algo.beta=0.1,0.2"]
+    done = command(MODULE, *options, cwd=tmp_path)
+    header = [line.split() for line in done.stdout.splitlines() if "algorithm" in line]
+    assert header[0][:4] == ["algorithm", "method", "α", "beta"]
+    assert sorted(pd.read_csv(tmp_path / "runs/default/summary.csv")["algo.beta"]) == [0.1, 0.2]
+
+
+def test_an_error_with_square_brackets_is_printed_whole(tmp_path, capsys):
+    from rich.console import Console
+
+    from unlearn.grid import call as grid
+    from unlearn.grid import table
+
+    job = grid.job(compose(*TINY, f"paths.runs={tmp_path}"), "data")
+    runlog.fail(job, ValueError("expected one of [cpu, cuda] in [/tmp/x]"))
+    assert table.report([job], Console(width=300)) == 1
+    assert "expected one of [cpu, cuda] in [/tmp/x]" in capsys.readouterr().out
+
+
+def test_answers_longer_than_the_generation_limit_are_refused(config):
+    with pytest.raises(ValueError, match="eval.max_new_tokens=3 would cut generations short"):
+        execute(config("eval.max_new_tokens=3"))
+
+
+def test_the_target_is_evaluated_once_for_all_algorithms(config, monkeypatch, store):
+    from unlearn.evaluation import evaluation
+
+    execute(config("algo=ga"))
+    calls = []
+
+    def counting(ensemble, *a, run=evaluation.evaluate, **k):
+        calls.append([m.name for m in ensemble.members])
+        return run(ensemble, *a, **k)
+
+    monkeypatch.setattr(evaluation, "evaluate", counting)
+    execute(config("algo=npo", "seed=7"))
+    assert calls == [["target", "offset", "anchor"]]
+
+
+def test_rows_in_the_store_are_shared_by_algorithms_alphas_and_seeds(config, store, tmp_path):
+    private = tmp_path / "store"
+    shutil.copytree(store, private)
+    execute(compose(*TINY, f"paths.store={private}", f"paths.runs={tmp_path}/runs", "algo=npo"))
+    entries = {p.name for p in (private / "rows").iterdir()}
+    for options in (["algo=kl"], ["algo=simnpo", "alpha=2"], ["algo=npo", "seed=5"]):
+        execute(compose(*TINY, f"paths.store={private}", f"paths.runs={tmp_path}/runs", *options))
+    assert {p.name for p in (private / "rows").iterdir()} == entries
+
+
+def test_prepare_fills_the_store_and_trains_nothing(tmp_path):
+    options = [*TINY, "paths.store=store"]
+    done = command("unlearn.prepare", *options, cwd=tmp_path)
+    assert all(name in done.stdout for name in ("target", "retrained", "small", "3 forget, 9 retain"))
+    assert not folders(tmp_path)
+    entries = {p.parent.parent.name for p in (tmp_path / "store").glob("*/*/entry.json")}
+    assert entries == {"model", "reference", "rows", "tokenizer"}
+    before = sorted((tmp_path / "store").glob("model/*"))
+    command(MODULE, *options, "algo=kl", cwd=tmp_path)
+    assert sorted((tmp_path / "store").glob("model/*")) == before and len(folders(tmp_path)) == 1
+
+
+def test_two_processes_give_the_same_run_to_the_last_bit(tmp_path, store, monkeypatch):
+    files = []
+    for seed in ("1", "3"):  # of Python's hashes; under them a set of two words comes in different orders
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        command(
+            MODULE, *TINY, f"paths.store={store}", f"paths.runs=runs{seed}", "algo=kl", "trainer.steps=5", cwd=tmp_path
+        )
+        (folder,) = (tmp_path / f"runs{seed}" / "default").glob("kl-*")
+        files.append([(folder / name).read_bytes() for name in ("metrics.jsonl", "eval.json")])
+    assert files[0] == files[1]
+
+
+def test_two_identical_grids_at_once_share_the_work(tmp_path):
+    options = [sys.executable, "-m", MODULE, "-m", *TINY, "paths.store=store", "algo=ga,npo"]
+    jobs = [
+        subprocess.Popen(options, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]  # fmt: skip
+    printed = [job.communicate(timeout=300)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], printed
+    assert [runlog.manifest(f)["status"] for f in folders(tmp_path)] == ["done", "done"]
+    for folder in folders(tmp_path):
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert steps == [0, 1, 2]
+        assert sum(f"{folder.name} done in" in text for text in printed) == 1, "the run was trained by both grids"

@@ -1,0 +1,69 @@
+"""A call with nothing to do is quick: nothing heavy is imported, and jobs that share their files are composed once."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf, open_dict
+from support.helpers import ROOT, TINY, execute
+
+from unlearn.config.schema import conf_dir
+from unlearn.grid.call import _sweep
+
+HEAVY = {"torch", "transformers", "pandas", "scipy", "wandb", "evaluate", "datasets", "matplotlib", "accelerate"}
+
+
+def imported(*arguments: str, cwd) -> tuple[set[str], str]:
+    """Top-level modules that ``unlearn.run`` imports, and what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "unlearn.run", *arguments], cwd=cwd, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=True,
+    )  # fmt: skip
+    names = [line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {name.split(".")[0] for name in names}, done.stdout
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    found, printed = imported("--help", cwd=tmp_path)
+    assert "hydra" in found and "Choices" in printed
+    assert not found & HEAVY
+
+
+def test_a_grid_of_finished_runs_imports_nothing_heavy(config, store, tmp_path):
+    for alpha in (0.5, 1):
+        execute(config("algo=ga", f"alpha={alpha}"))
+    paths = f"paths.store={store}", f"paths.runs={tmp_path}/runs"
+    found, printed = imported("-m", *TINY, *paths, "algo=ga", "alpha=0.5,1", cwd=tmp_path)
+    assert printed.count("done before") == 2
+    assert not found & HEAVY
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algo=ga,npo", "alpha=0.5,1,2"],
+        ["alpha=0.5,1", "trainer.lr=1e-3", "experiment=tofu_small", "+algo.numbers.x=1,2", "algo.numbers.x=3"],
+        ["method=offset,dd", "pair.offset_init=full", "~algo.lr.offset", "eval.alphas=[0,1],[2]", "data=tofu"],
+        ["alpha=1", "algo=npo", "algo={retain: kl}", "algo.retain=nll", "template=chat,own"],
+        ["trainer={lr: 1e-3, clip: 2}", "trainer=default", "seed=range(0,3)"],
+    ],
+)
+def test_jobs_that_share_their_files_are_what_hydra_composes_one_by_one(overrides):
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        master = compose("config", return_hydra_config=True)
+        with open_dict(master):
+            master.hydra.overrides.task = overrides
+        loader, found = GlobalHydra.instance().config_loader(), _sweep(master)
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        real = [loader.load_sweep_config(master, list(job)) for job in jobs]
+    for config in (*found, *real):
+        with open_dict(config):
+            config.pop("hydra")
+    assert len(real) > 1
+    assert [OmegaConf.to_yaml(c) for c in found] == [OmegaConf.to_yaml(c) for c in real]

@@ -1,0 +1,283 @@
+"""Fusion of requests: least squares on stacked inputs, from inner products alone."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.helpers import execute, random_examples, tiny_llama
+from test_layers import ON, made, moved
+
+from unlearn import evaluate, fuse, generate
+from unlearn.config.pair import LayersConfig
+from unlearn.config.schema import ConfigError
+from unlearn.data.encoding import Example, Examples, examples_of
+from unlearn.data.readers import read
+from unlearn.deploy.export.traces import Traces, forget_rows
+from unlearn.grid.rerun import load
+from unlearn.models import fusion, layers, llama
+from unlearn.models.fusion import FusionError
+from unlearn.runs import learner
+from unlearn.store import runlog
+
+NAME = "w"
+
+
+def request(seed: int, tokens: int = 30, wide: int = 6, out: int = 4):
+    """Inputs [tokens, in] and a weight [out, in] of one linear."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(tokens, wide)), rng.normal(size=(out, wide))
+
+
+def given(requests):
+    weights = [{NAME: torch.from_numpy(w)} for _, w in requests]
+    return weights, [{NAME: torch.from_numpy(x.T @ x)} for x, _ in requests]
+
+
+def test_fusion_is_least_squares_on_the_stacked_inputs():
+    requests = [request(seed, tokens=20 + 5 * seed) for seed in range(4)]
+    found = fusion.fuse(*given(requests), ridge=0.0)
+    x, y = np.concatenate([x for x, _ in requests]), np.concatenate([x @ w.T for x, w in requests])
+    expected, squares, rank, singular = np.linalg.lstsq(x, y, rcond=None)
+    np.testing.assert_allclose(found.weights[NAME].numpy(), expected.T, rtol=1e-8, atol=1e-10)
+    assert found.weights[NAME].dtype == torch.float64
+    residual = found.residuals[NAME]
+    assert residual.rank == rank == 6 and residual.condition == pytest.approx((singular[0] / singular[-1]) ** 2)
+    assert residual.equation < 1e-12
+    assert residual.outputs == pytest.approx(np.sqrt(squares.sum() / (y**2).sum()))
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3, 10.0])
+def test_one_request_is_given_back_as_it_is(ridge):
+    few = request(0, tokens=3)  # less tokens than inputs: most directions were never seen
+    found = fusion.fuse(*given([few]), ridge)
+    assert np.array_equal(found.weights[NAME].numpy(), few[1])
+    assert found.residuals[NAME].outputs == 0 and found.residuals[NAME].rank == (3 if ridge == 0 else 6)
+
+
+def test_requests_with_orthogonal_inputs_keep_their_own_outputs():
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
+    requests = []
+    for seed in range(3):  # two directions each; two of the eight are nobody's
+        x, w = request(seed, wide=8)
+        requests.append((x @ axes[:, 2 * seed : 2 * seed + 2] @ axes[:, 2 * seed : 2 * seed + 2].T, w))
+    found = fusion.fuse(*given(requests), ridge=0.0)
+    for x, w in requests:
+        np.testing.assert_allclose(x @ found.weights[NAME].numpy().T, x @ w.T, atol=1e-9)
+    assert found.residuals[NAME].outputs < 1e-8 and found.residuals[NAME].rank == 6
+    nobodys = axes[:, 6:]  # there it is the average
+    mean = np.mean([w for _, w in requests], axis=0)
+    np.testing.assert_allclose(found.weights[NAME].numpy() @ nobodys, mean @ nobodys, atol=1e-9)
+
+
+def test_order_does_not_matter_and_fusing_one_by_one_is_fusing_all():
+    requests = [request(seed) for seed in range(3)]
+    weights, grams = given(requests)
+    together = fusion.fuse(weights, grams, 0.0).weights[NAME]
+    turned = fusion.fuse(weights[::-1], grams[::-1], 0.0).weights[NAME]
+    torch.testing.assert_close(turned, together, rtol=1e-12, atol=1e-12)
+    two = fusion.fuse(weights[:2], grams[:2], 0.0).weights
+    of_two = {NAME: grams[0][NAME] + grams[1][NAME]}
+    torch.testing.assert_close(fusion.fuse([two, weights[2]], [of_two, grams[2]], 0.0).weights[NAME], together)
+
+
+def test_a_ridge_pulls_towards_the_average():
+    weights, grams = given([request(seed) for seed in range(2)])
+    mean = fusion.average(weights)[NAME]
+    away = [(fusion.fuse(weights, grams, r).weights[NAME] - mean).norm().item() for r in (0, 0.1, 1, 1e6)]
+    assert away[0] > away[1] > away[2] > away[3] and away[3] < 1e-4
+    # by the formula: W̄ + (ΣG + r I)⁻¹ Σ G (W − W̄), r = ridge · the mean diagonal
+    total = sum(g[NAME] for g in grams)
+    r = 0.1 * total.diagonal().mean() * torch.eye(6, dtype=torch.float64)
+    move = torch.linalg.solve(total + r, sum(g[NAME] @ (w[NAME] - mean).T for w, g in zip(weights, grams, strict=True)))
+    torch.testing.assert_close(fusion.fuse(weights, grams, 0.1).weights[NAME], mean + move.T)
+
+
+def test_what_cannot_be_fused_is_refused():
+    weights, grams = given([request(0), request(1)])
+    with pytest.raises(FusionError, match="nothing to fuse"):
+        fusion.fuse([], [], 0.0)
+    with pytest.raises(FusionError, match="2 requests need as many inner products"):
+        fusion.fuse(weights, grams[:1], 0.0)
+    with pytest.raises(FusionError, match="ridge=-1"):
+        fusion.fuse(weights, grams, -1)
+    with pytest.raises(FusionError, match="must have the same shapes"):
+        fusion.average([weights[0], {NAME: torch.zeros(2, 2)}])
+
+
+# --- layers -------------------------------------------------------------------------------------------------------
+
+
+def layered(seed: int, kind: str = "llama"):
+    return moved(layers.add(llama.freeze(made(kind)), LayersConfig(bottleneck=3), seed=0), seed)
+
+
+def test_summed_layers_change_what_each_block_says_by_the_sum_of_their_changes(tmp_path):
+    models = [layered(seed) for seed in range(3)]
+    fused = fusion.summed([layers.weights(m) for m in models])
+    config = layers.UnlearningLayersConfig(target_modules=list(layers.feed_forward(tiny_llama(0))), bottleneck=9)
+    layers.write({n: w.float() for n, w in fused.items()}, config, tmp_path)
+    both = layers.load(llama.freeze(tiny_llama(0)), tmp_path)
+    x = torch.randn(4, 16)
+    plain, *changed = (m.model.layers[1].mlp(x) for m in (tiny_llama(0), *models))
+    torch.testing.assert_close(both.model.layers[1].mlp(x), plain + sum(y - plain for y in changed))
+    with pytest.raises(FusionError):
+        fusion.summed([layers.weights(models[0]), {}])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_inner_products_are_those_of_what_went_in_whatever_the_batches(kind):
+    model, examples = layered(0, kind), random_examples()
+    found, other = (fusion.gram(model, examples, 0, size) for size in (3, 100))
+    assert set(found) == set(layers.weights(model))
+    for name, g in found.items():
+        wide = layers.weights(model)[name].shape[1]
+        assert g.shape == (wide, wide) and g.dtype == torch.float64
+        torch.testing.assert_close(g, other[name], rtol=1e-4, atol=1e-4)
+    total = {name: sum(fusion.gram(model, [e], 0)[name] for e in examples) for name in found}
+    for name, g in found.items():  # padding counts nothing
+        torch.testing.assert_close(g, total[name], rtol=1e-4, atol=1e-4)
+
+
+def test_inner_products_by_hand():
+    model, example = layered(0), random_examples()[0]
+    ids, seen = torch.tensor([[*example.prompt, *example.answer]]), {}
+    block = model.model.layers[1].mlp
+    hook = block.register_forward_hook(lambda m, args, out: seen.update(x=m.base_layer(args[0])[0]))
+    model(input_ids=ids)
+    hook.remove()
+    own = layers.weights(model)
+    place = "base_model.model.model.layers.1.mlp.unlearning_{}.weight"
+    x = seen["x"].double()
+    z = torch.relu(x @ own[place.format("down")].double().T)
+    found = fusion.gram(model, [example], 0)
+    torch.testing.assert_close(found[place.format("down")], x.T @ x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[place.format("up")], z.T @ z, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_without_layers_has_no_inner_products():
+    with pytest.raises(layers.LayerError, match="has no unlearning layers"):
+        fusion.gram(tiny_llama(0), random_examples(), 0)
+
+
+def test_one_models_layers_fused_with_themselves_stay_and_its_logits_too():
+    model = layered(0)
+    own, g = layers.weights(model), fusion.gram(model, random_examples(), 0)
+    found = fusion.fuse([own, own], [g, g], 1e-6)
+    for name, w in own.items():
+        torch.testing.assert_close(found.weights[name].float(), w)
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def requests(config, tmp_path):
+    """Two runs of the same models that forgot different people."""
+    return [
+        execute(config(*ON, "data.forget_people=1", f"paths.runs={tmp_path}/runs", f"seed={seed}")) for seed in (0, 1)
+    ]
+
+
+def test_a_run_keeps_inner_products_of_its_request_and_nothing_else(config, world):
+    done = execute(config(*ON))
+    found = load_file(done.folder / "adapter" / "gram.safetensors")
+    model = learner.members(done.cfg, world, done.folder).trained.model
+    pad = world.encoder.tokenizer.pad_token_id
+    expected = fusion.gram(model, examples_of(world.encoder, world.data.splits["forget"]), pad, 128)
+    assert all(torch.equal(found[name], g) for name, g in expected.items())
+    assert set(found) == set(expected) == set(layers.weights(model))
+    traces = Traces(forget_rows(read(done.cfg)))
+    for path in (done.folder / "adapter").iterdir():
+        assert traces.in_bytes(path.read_bytes()) is None
+    (done.folder / "adapter" / "gram.safetensors").unlink()  # it may be erased: nothing but fusion reads it
+    assert evaluate.main([f"run={done.folder}", "eval.alphas=[0.5]", "trainer.progress=false"]) == 0
+    assert fuse.main([f"runs=[{done.folder}]", f"to={done.folder.parent}/x"]) == 2
+
+
+@pytest.mark.parametrize("how", ["regmean", "average", "sum"])
+def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(requests, world, tmp_path, capsys, how):
+    to = tmp_path / "runs" / "fused" / how
+    runs = ",".join(str(r.folder) for r in requests)
+    assert fuse.main([f"runs=[{runs}]", f"to={to}", f"how={how}"]) == 0
+    own = [load_file(r.folder / "adapter" / "adapter_model.safetensors") for r in requests]
+    grams = [load_file(r.folder / "adapter" / "gram.safetensors") for r in requests]
+    expected = {"regmean": lambda: fusion.fuse(own, grams, fuse.RIDGE).weights, "average": lambda: fusion.average(own),
+                "sum": lambda: fusion.summed(own)}[how]()  # fmt: skip
+    found = load_file(to / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(found[name], w.float()) for name, w in expected.items())
+    manifest = runlog.manifest(to)
+    assert [r["run"] for r in manifest["fused"]["requests"]] == [r.folder.name for r in requests]
+    assert bool(manifest["fused"]["residuals"]) == (how == "regmean")
+
+    _, again = load(to)
+    assert again.folder == to and not again.was_done
+    assert evaluate.main([f"run={to}", "eval.alphas=[0,1]", "trainer.progress=false"]) == 0
+    entries = runlog.evaluation(to)["alphas"]
+    assert set(entries) == {"0.0", "1.0"} and entries["0.0"]["forget/prob"] != entries["1.0"]["forget/prob"]
+    assert load(to)[1].was_done and runlog.manifest(to)["status"] == "done"
+    assert generate.main([f"run={to}", "prompt=Where was", "alpha=1"]) == 0
+    member = learner.members(again.cfg, world, to).trained.model
+    assert torch.equal(layers.weights(member)[next(iter(found))], found[next(iter(found))])
+    if how == "regmean":  # it can be fused on: the inner products are the sum
+        total = load_file(to / "adapter" / "gram.safetensors")
+        assert all(torch.equal(g, grams[0][name] + grams[1][name]) for name, g in total.items())
+        assert fuse.main([f"runs=[{to},{requests[0].folder}]", f"to={tmp_path}/more/on"]) == 0
+        assert runlog.manifest(tmp_path / "more" / "on")["fused"]["like"] == requests[0].folder.name
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("how", ["average", "sum"])
+def test_offsets_that_were_trained_whole_are_fused_too(config, world, tmp_path, how):
+    runs = [execute(config("algo=npo", "trainer.lr=1e-2", f"seed={seed}")) for seed in (0, 1)]
+    to = tmp_path / "runs" / "fused" / "one"
+    assert fuse.main([f"runs=[{runs[0].folder},{runs[1].folder}]", f"to={to}", f"how={how}"]) == 0
+    base = dict(world.model("small").named_parameters())
+    own = [dict(llama.load(r.folder / "offset").named_parameters()) for r in runs]
+    found = dict(llama.load(to / "offset").named_parameters())
+    for name, b in base.items():
+        change = sum(m[name] - b for m in own) / (1 if how == "sum" else 2)
+        torch.testing.assert_close(found[name], b + change)
+    assert evaluate.main([f"run={to}", "trainer.progress=false"]) == 0
+    assert fuse.main([f"runs=[{runs[0].folder}]", f"to={tmp_path}/x", "how=regmean"]) == 2  # it left no inner products
+
+
+def test_a_run_begins_at_the_fused_layers_of_others(config, requests):
+    """And ends there without a step: the same weights as the command's."""
+    folders = [str(r.folder) for r in requests]
+    begun = *ON, f"begin.runs=[{','.join(folders)}]", "begin.ridge=0.25", "trainer.steps=0"
+    found = load_file(execute(config(*begun)).folder / "adapter" / "adapter_model.safetensors")
+    own, grams = ([load_file(r.folder / "adapter" / f"{name}.safetensors") for r in requests]
+                  for name in ("adapter_model", "gram"))  # fmt: skip
+    expected = fusion.fuse(own, grams, 0.25).weights
+    assert set(found) == set(expected) and all(torch.equal(found[name], w.float()) for name, w in expected.items())
+    with pytest.raises(ConfigError, match=r"not those of this .* \[3, 8\] beside \[4, 8\]"):
+        execute(config(*begun, "pair.layers.bottleneck=4"))
+    with pytest.raises(ConfigError, match="fused with no weights"):
+        execute(config(*begun, "begin.alphas=[1,2]"))
+    (requests[1].folder / "adapter" / "gram.safetensors").unlink()
+    with pytest.raises(ConfigError, match="gram.safetensors is missing"):
+        execute(config(*begun, "begin.ridge=0.5"))
+
+
+def test_runs_that_do_not_belong_together_are_refused(config, requests, tmp_path, capsys):
+    whole = execute(config("algo=npo")).folder
+    for arguments, message in (
+        ([f"runs=[{requests[0].folder},{whole}]", f"to={tmp_path}/x", "how=sum"], "tuning must be the same"),
+        ([f"runs=[{requests[0].folder}]", f"to={tmp_path}/x", "how=mean"], "must be one of regmean, average, sum"),
+        ([f"runs=[{requests[0].folder}]", f"to={tmp_path}/x", "ridge=-1"], "ridge=-1: must be a finite number"),
+        ([f"runs=[{requests[0].folder}]", f"to={tmp_path}"], "not there yet, or an empty one"),
+        (["runs=[nowhere]", f"to={tmp_path}/x"], "not the folder of a trained run"),
+        (["runs=[]", f"to={tmp_path}/x"], "needs the folder of one run"),
+    ):
+        assert fuse.main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert fuse.main(["runs=[a]"]) == 2 and not (tmp_path / "x").exists()
+
+
+def test_a_request_with_one_example_still_fuses():
+    model = layered(1)
+    short = Examples([Example("a", (2,), (3, 1))])
+    g = [fusion.gram(model, short, 0), fusion.gram(layered(2), random_examples(), 0)]
+    found = fusion.fuse([layers.weights(model), layers.weights(layered(2))], g, 1e-6)
+    assert all(w.isfinite().all() and r.condition < 1e8 for w, r in
+               zip(found.weights.values(), found.residuals.values(), strict=True))  # fmt: skip

@@ -1,0 +1,99 @@
+"""docs/privacy.md says what each file holds of the forget set: every file of a run, and what it says is so."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support.helpers import TINY, compose, execute
+from support.privacy_page import PAGE, kind, table
+
+from unlearn.data.readers import read
+from unlearn.deploy.export.traces import Traces, forget_rows
+from unlearn.evaluation.groups.context import Reference
+from unlearn.store import mirror as mirrors
+from unlearn.store import runlog
+from unlearn.store.mirror import Mirror
+from unlearn.store.runlog import RunLog
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("privacy")
+    places = f"paths.store={root}/store", f"paths.runs={root}/runs"
+    given = (*(o for o in TINY if o != "wandb=disabled"), "wandb=offline", "algo=altpo", *places)
+    return execute(compose(*given)), root / "store"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found if ".locks" not in p.parts}
+
+
+@pytest.mark.parametrize("heading, place", [("**A run's folder**", "run"), ("**The store**", "store")])
+def test_the_page_says_what_each_file_holds(made, heading, place):
+    job, store = made
+    said, found = table(heading), files(job.folder if place == "run" else store)
+    assert len(said) >= 9 and len(found) >= 7
+    assert [name for name in found if kind(name, said) is None] == []
+    traces = Traces(forget_rows(read(job.cfg)))
+    for name, data in found.items():
+        holds = kind(name, said)
+        if "text" not in holds and "token ids" not in holds:
+            assert traces.in_bytes(data) is None, f"{name} holds text, and the page says {holds}"
+    readable = [name for name in found if name.endswith("examples.parquet")]
+    assert readable and all("text" in kind(name, said) for name in readable)
+    assert all(traces.in_bytes(found[name]) is not None for name in readable)
+
+
+def test_every_kind_of_entry_was_looked_at(made):
+    made_here = {p.name for p in made[1].iterdir() if not p.name.startswith(".")}
+    assert made_here == {"tokenizer", "model", "rows", "reference", "draft", "alternates"}
+    assert {"answers", "harness", "hashes"} == {p.split("/")[0] for p in table("**The store**")} - made_here
+
+
+class Recorded:
+    """Stands for a W&B run: the names of the files that it is given."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+        self.summary: dict = {}
+
+    def given(self, paths) -> None:
+        folder = {"offset", "adapter"}
+        self.names += [f"{p.parent.name}/{p.name}" if p.parent.name in folder else p.name for p in paths]
+
+    def log(self, *_, **__) -> None:
+        pass
+
+
+def test_the_page_names_what_w_and_b_is_given(made, monkeypatch):
+    """What the run handed to W&B: its artifacts and files, as a run's log of them holds."""
+    given: list[str] = []
+    mirror = Mirror(None)
+    mirror._do = lambda act: act(Recorded(given))
+    job, _ = made
+    for name in ("_save", "_artifact"):
+        monkeypatch.setattr(mirrors, name, lambda run, *rest: run.given(rest[-1]))
+    monkeypatch.setattr(mirrors, "_chart", lambda found: None)
+    monkeypatch.setattr(mirrors, "_table", lambda *tables: None)
+    record = object.__new__(RunLog)
+    record.folder, record.mirror = job.folder, mirror
+    found = runlog.evaluation(job.folder)
+    examples = pd.read_parquet(job.folder / "examples.parquet")
+    references = {name: Reference(m, examples.drop(columns="alpha"), {}) for name, m in found["references"].items()}
+    record.evaluated({float(a): m for a, m in found["alphas"].items()}, examples, references)
+    assert set(given) >= {"eval.json", "examples.parquet", "references.parquet", "offset/model.safetensors"}
+    sentence = " ".join(PAGE.split("**Weights & Biases**")[1].split("\n\n")[0].split())
+    for name in given:
+        assert f"`{name}`" in sentence or f"`{name.split('/')[0]}/*`" in sentence, name
+    assert "**`examples.parquet` and `references.parquet` (text)**" in sentence
+
+
+def test_the_page_s_numbers_are_the_program_s():
+    from unlearn.config.redaction import SHORTEST
+    from unlearn.deploy.export.traces import RUN
+    from unlearn.grid.rules import NAME
+
+    assert RUN == 4 and "- four words in a row" in PAGE
+    assert SHORTEST == 8 and "of 8 characters or more" in PAGE
+    assert NAME.endswith("{0,79}") and "at most 80" in PAGE

@@ -1,0 +1,203 @@
+"""Keys and tokens are never written or shown; ``make audit`` says what it could not look up."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+
+import pytest
+from omegaconf import OmegaConf
+from support.helpers import ROOT, TINY, command, raw, with_value
+
+from unlearn.config import redaction
+from unlearn.config.redaction import is_secret, redact, redacted, secret_in
+from unlearn.config.schema import ConfigError
+from unlearn.data.rows import DataError
+from unlearn.grid.rules import parse
+from unlearn.store import runlog
+from unlearn.store.identity import flatten
+
+PLANTED = {
+    "WANDB_API_KEY": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
+    "HF_TOKEN": "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",
+    "MY_SERVICE_PASSWORD": "correct-horse-battery-staple",
+}
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    for name, value in PLANTED.items():
+        monkeypatch.setenv(name, value)
+
+
+def pieces(secret: str) -> list[bytes]:
+    """Parts of a secret, for files that are written in blocks."""
+    return [secret[i : i + 12].encode() for i in range(len(secret) - 11)]
+
+
+def test_a_run_writes_and_shows_no_secret_of_its_environment(tmp_path, planted, monkeypatch):
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.delenv("WANDB_DIR")
+    given = (*(o for o in TINY if o != "wandb=disabled"), "wandb=offline", "algo=npo", "eval.groups=[]")
+    done = command("unlearn.run", *given, cwd=tmp_path)
+    found = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert any(p.suffix == ".wandb" for p in found), done.stdout + done.stderr
+    assert any(p.name == "manifest.json" for p in found)
+    for secret in PLANTED.values():
+        for piece in pieces(secret):
+            assert piece.decode() not in done.stdout + done.stderr
+            assert [str(p) for p, data in found.items() if piece in data] == []
+
+
+def test_a_secret_on_the_command_line_is_refused_without_showing_it(tmp_path):
+    keys = ("wandb.api_key", "+hf_token", "hydra.job.env_set.HF_TOKEN", "wandb.password")
+    done = command("unlearn.run", *(f"{key}=verysecretvalue" for key in keys), cwd=tmp_path, check=False)
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert [line.split(": a key or token belongs in the environment")[0] for line in done.stderr.splitlines()] == [
+        *keys
+    ]
+    assert "verysecretvalue" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("value", [*PLANTED.values(), f"see-{PLANTED['MY_SERVICE_PASSWORD']}", "hf_" + "a1B2" * 8])
+def test_a_config_that_holds_a_secret_is_refused_without_showing_it(planted, tiny, value):
+    for key in ("study", "wandb.project", "data.template.system"):
+        with pytest.raises(ConfigError, match=f"{key}: holds") as error:
+            parse(with_value(tiny, key, value))
+        assert value not in str(error.value)
+
+
+def test_an_error_that_carries_a_secret_is_recorded_without_it(config, planted, monkeypatch, caplog):
+    from unlearn import run
+    from unlearn.data.readers import read
+    from unlearn.runs import job as jobs
+    from unlearn.store.runlog import job as job_of
+
+    cfg = config("algo=npo")
+    job = job_of(cfg, read(cfg).fingerprint())
+
+    def failing(*_):
+        logging.getLogger("urllib3").warning("asked with %s", PLANTED["HF_TOKEN"])
+        raise OSError(f"401 for https://me:sesame1234@hub.example/x with token {PLANTED['HF_TOKEN']}")
+
+    monkeypatch.setattr(jobs, "execute", failing)
+    factory = logging.getLogRecordFactory()
+    try:
+        run.perform(raw(*TINY), job)
+    finally:
+        logging.setLogRecordFactory(factory)
+    log = (job.folder / "log.txt").read_text()
+    error = runlog.manifest(job.folder)["error"]
+    assert "asked with ***" in log and "401 for https://***@hub.example/x with token ***" in log
+    assert "Traceback" in log and "with token ***" in error
+    for text in (log, error, caplog.text):
+        assert PLANTED["HF_TOKEN"] not in text and "sesame" not in text
+
+
+def test_the_command_of_a_manifest_is_redacted(planted, monkeypatch):
+    given = ["run.py", "alpha=1", "eval.max_new_tokens=200", "x.api_key=abc", f"study={PLANTED['HF_TOKEN']}",
+             "--token", "abc", "pair.tokenizer.kind=words", "a={SOME_TOKEN:abcdef,b:1}"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", given)
+    monkeypatch.delenv(runlog.COMMAND, raising=False)
+    assert runlog.environment()["command"] == [
+        "run.py", "alpha=1", "eval.max_new_tokens=200", "x.api_key=***", "study=***", "--token", "***",
+        "pair.tokenizer.kind=words", "a={SOME_TOKEN:***,b:1}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["WANDB_API_KEY", "HF_TOKEN", "token", "x.api_key", "--password", "AWS_SECRET_ACCESS_KEY", "dbPassword",
+             "HUGGING_FACE_HUB_TOKEN", "hydra.job.env_set.MY_SECRET", "apikey", "credentials"],
+)  # fmt: skip
+def test_names_of_secrets(name):
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["eval.max_new_tokens", "pair.tokenizer", "TOKENIZERS_PARALLELISM", "monkey", "data.columns.id", "KEYBOARD",
+             "trainer.keep", "hydra.job.env_set", "secretary", "-m"],
+)  # fmt: skip
+def test_names_of_none(name):
+    assert not is_secret(name)
+
+
+def test_no_setting_of_ours_is_named_like_a_secret():
+    for data in ("bios", "tofu", "jsonl", "muse_news"):
+        cfg = raw(f"data={data}")
+        assert [k for k in flatten(OmegaConf.to_container(cfg, resolve=True)) if is_secret(k)] == []
+
+
+def test_redaction_by_hand(planted):
+    assert redact("a plain text, alpha=1: key figures") == "a plain text, alpha=1: key figures"
+    assert redact(f"x {PLANTED['WANDB_API_KEY']} y") == "x *** y"
+    assert redact('{"api_key": "abc", "n": 1}') == '{"api_key": "***", "n": 1}'
+    assert redact("https://user:pass@host/x https://host/x") == "https://***@host/x https://host/x"
+    assert redact("x=my_token=abc&y=1") == "x=my_token=***&y=1"
+    assert redact("max_new_tokens=200 monkey=3 turkey: 4") == "max_new_tokens=200 monkey=3 turkey: 4"
+    assert redact("Authorization: Bearer abcdefghijk") == "Authorization: Bearer ***"
+    assert redacted(["token=a b c", "x"]) == ["token=***", "x"]
+    assert secret_in("nothing") is None and secret_in("ghp_" + "a" * 36) == "what has the form of a token"
+    path = "/disk-of-the-group-with-a-very-long-name/hf_checkpoints/task-with-a-name-of-more-than-thirty-letters"
+    assert redact(path) == path
+    commit = "79cc2b2f" * 5
+    assert redact(commit) == commit, "a commit looks like some keys, and is none"
+
+
+def test_errors_of_settings_and_data_are_redacted(planted):
+    for kind in (ConfigError, DataError):
+        assert str(kind(f"x={PLANTED['HF_TOKEN']}")) == "x=***"
+
+
+def test_short_values_are_no_secrets(monkeypatch):
+    monkeypatch.setenv("SHORT_TOKEN", "offline")
+    assert "SHORT_TOKEN" not in redaction.variables() and redact("wandb offline") == "wandb offline"
+    assert os.environ["SHORT_TOKEN"] == "offline"
+
+
+# --- make audit -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def audit():
+    spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci" / "audit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FINE = {"name": "a", "version": "1", "vulns": []}
+BAD = {"name": "b", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3"]}]}
+SKIPPED = {"name": "c", "skip_reason": "Dependency not found on PyPI"}
+
+
+@pytest.mark.parametrize(
+    "packages, status, said",
+    [
+        ([FINE], 0, "no known vulnerabilities"),
+        ([FINE, BAD], 1, "b 2: PYSEC-1; fixed in: 3"),
+        ([FINE, SKIPPED], 3, "NOT looked up (1): c"),
+        ([SKIPPED, BAD], 1, "NOT looked up (1): c"),
+        ([], 3, "0 of 0"),
+    ],
+)
+def test_an_audit_says_what_it_could_not_look_up(audit, packages, status, said):
+    found, lines = audit.verdict({"dependencies": packages})
+    assert found == status and said in "\n".join(lines)
+    assert ("no known vulnerabilities" in "\n".join(lines)) == (status == 0)
+
+
+@pytest.mark.parametrize("answer", ["raise SystemExit('no route to host')", "import time; time.sleep(60)"])
+def test_an_audit_without_a_network_fails_and_says_so(audit, answer, tmp_path, monkeypatch, capsys):
+    (tmp_path / "pip_audit.py").write_text(answer)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(audit, "SECONDS", 5)
+    assert audit.main() == 3
+    assert "nothing was audited" in capsys.readouterr().err
+
+
+def test_the_audit_is_no_part_of_what_ci_runs():
+    assert "audit" not in (ROOT / ".ci" / "run").read_text()
+    verbs = (ROOT / "Makefile").read_text()
+    assert "audit" not in verbs.split("check: setup")[1].split("\n\n")[0]

@@ -1,0 +1,192 @@
+"""α chosen without training: on which examples, by which rule, and what is written."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from support.helpers import command, execute
+
+from unlearn.calibrate import main
+from unlearn.config.schema import ConfigError
+from unlearn.data.sampling import held_out
+from unlearn.runs import calibration
+from unlearn.runs.calibration import FILE, MOST, Goal, calibrate_run, goal_of, keep, parts, reach
+from unlearn.store.files import read_json
+
+# --- the search, on functions whose answer is known ---------------------------------------------------------------
+
+
+def measured(function):
+    return lambda alphas: np.array([function(a) for a in alphas])
+
+
+def test_a_value_is_reached_at_the_alpha_where_the_metric_has_it():
+    choice = reach(measured(lambda a: np.exp(-a)), 0.15)
+    assert choice.alpha == pytest.approx(-np.log(0.15), abs=2e-4)
+    assert choice.reached <= 0.15 and not choice.note
+
+
+def test_a_rising_metric_is_reached_too():
+    assert reach(measured(lambda a: 1 - np.exp(-a)), 0.5).alpha == pytest.approx(np.log(2), abs=2e-4)
+
+
+def test_of_several_crossings_the_smallest_alpha_is_taken():
+    # falls through 0.5 at α = 1, rises again at 2, falls for good at 4
+    def wave(a):
+        return 0.6 if a < 1 or 2 < a < 4 else 0.4
+
+    assert reach(measured(wave), 0.5).alpha == pytest.approx(1, abs=2e-4)
+
+
+def test_a_value_out_of_reach_gives_the_nearest_and_says_so():
+    choice = reach(measured(lambda a: 0.9 - 0.01 * a), 0.1)
+    assert choice.alpha == MOST and "not reached" in choice.note and choice.reached == pytest.approx(0.9 - 0.16)
+
+
+def test_a_value_that_the_target_has_needs_no_offset():
+    choice = reach(measured(lambda a: 0.3 - a), 0.3)
+    assert choice.alpha == 0 and "the target itself" in choice.note
+
+
+def test_a_jump_is_answered_with_its_far_side():
+    choice = reach(measured(lambda a: 1.0 if a < 0.7 else 0.0), 0.4)
+    assert choice.alpha == pytest.approx(0.7, abs=2e-4) and choice.reached == 0
+
+
+def test_the_largest_alpha_that_keeps_a_metric_stops_before_the_first_loss():
+    # better at first, then 0.1 below the start at α = 3, and back again later, where it does not count
+    def metric(a):
+        return 0.9 + 0.05 * a if a < 1 else 0.95 - 0.075 * (a - 1) if a < 5 else 0.95
+
+    choice = keep(measured(metric), 0.1)
+    assert choice.alpha == pytest.approx(3, abs=2e-3) and choice.reached >= 0.8 - 1e-9
+
+
+def test_a_metric_that_is_never_lost_gives_the_largest_alpha_and_says_so():
+    choice = keep(measured(lambda a: 0.9), 0.01)
+    assert choice.alpha == MOST and "kept up to" in choice.note
+
+
+# --- the goal ------------------------------------------------------------------------------------------------------
+
+
+def test_goals_from_the_command_line():
+    assert goal_of(["forget/prob=0.15"]) == Goal("forget/prob", value=0.15)
+    assert goal_of(["to=retrained"]) == Goal("forget/prob") and goal_of(["to=retrained"]).oracle
+    assert "oracle" in str(goal_of(["to=retrained", "metric=forget/exact_memorization"]))
+    assert goal_of(["tolerance=0.02"]) == Goal("retain/prob", tolerance=0.02)
+
+
+REFUSED = [
+    ([], "give one of METRIC=VALUE"),
+    (["to=retrained", "tolerance=0.1"], "give one of METRIC=VALUE"),
+    (["tolerance"], "tolerance: give one of METRIC=VALUE"),
+    (["forget/prob"], "forget/prob: give one of METRIC=VALUE"),
+    (["tolerance=0.1", "metric"], "give one of METRIC=VALUE"),
+    (["tolerance=0.1", "tolerance=0.2"], "give one of METRIC=VALUE"),
+    (["forget/prob=0.1", "forget/prob=0.2"], "give one of METRIC=VALUE"),
+    (["to=retrained", "metric=forget/prob", "metric=retain/prob"], "give one of METRIC=VALUE"),
+    (["forget/prob=0.1", "metric=retain/prob"], "the last two with metric=SPLIT/METRIC"),
+    (["to=target"], "to=target: must be retrained"),
+    (["forget/rouge=0.1"], "can be calibrated to forget/prob, forget/exact_memorization"),
+    (["forget/prob=2"], "forget/prob=2: must be a number between 0 and 1"),
+    (["tolerance=much"], "tolerance=much: must be a number between 0 and 1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_an_impossible_goal_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        goal_of(arguments)
+
+
+@pytest.mark.parametrize("goal", ["tolerance", "to", "forget/prob"])
+def test_the_command_refuses_a_goal_without_a_value(goal, capsys):
+    assert main(["run=runs/study/any", goal]) == 2
+    assert f"Refused before any work:\n  {goal}: give one of METRIC=VALUE" in capsys.readouterr().err
+
+
+# --- on a run ------------------------------------------------------------------------------------------------------
+
+SHARES = ("trainer.held_out=0.5", "trainer.steps=6", "trainer.lr=0.01")
+
+
+@pytest.mark.parametrize("split", ["forget", "retain", "real_authors"])
+def test_choosing_and_reporting_share_no_example(config, world, split):
+    cfg = config(*SHARES)
+    choosing, reporting = ({r.id for r in rows} for rows in parts(cfg, world.data, split))
+    assert choosing and reporting and not choosing & reporting
+    everything = {r.id for r in world.data.splits[split]}
+    if split == "retain":
+        rows = world.data.splits["retain"]
+        assert choosing | reporting == {rows[i].id for i in held_out(len(rows), 0.5)}
+    else:
+        assert choosing | reporting == everything
+
+
+def test_without_held_out_retain_questions_a_tolerance_is_refused(config, world):
+    with pytest.raises(ConfigError, match="left 0 of .* retain questions unseen"):
+        parts(config("trainer.held_out=0"), world.data, "retain")
+
+
+def test_the_result_is_what_evaluating_at_that_alpha_gives_and_lies_in_the_run(config, world):
+    job = execute(config("algo=ga", *SHARES))
+    before = (job.folder / "eval.json").read_bytes(), (job.folder / "offset" / "model.safetensors").read_bytes()
+    choosing, _ = parts(job.cfg, world.data, "forget")
+    from unlearn.runs.learner import members
+
+    measure = calibration._measure(job.cfg, world, members(job.cfg, world, job.folder), choosing, "forget/prob")
+    start, end = measure([0.0, 4.0])
+    asked = float((start + end) / 2)
+    result = calibrate_run(job, Goal("forget/prob", value=asked))
+    assert measure([result["alpha"]])[0] == pytest.approx(asked, rel=0.02)
+    assert not result["oracle"] and result["examples"] == len(choosing)
+    assert result["reported_on"]["forget"] == len(world.data.splits["forget"]) - len(choosing)
+    again = calibrate_run(job, Goal("forget/prob", value=asked))
+    oracle = calibrate_run(job, Goal("forget/prob"))
+    assert again == result and oracle["oracle"] and oracle["goal"].startswith("oracle:")
+    assert [e["goal"] for e in read_json(job.folder / FILE)] == [result["goal"], oracle["goal"]]
+    after = (job.folder / "eval.json").read_bytes(), (job.folder / "offset" / "model.safetensors").read_bytes()
+    assert before == after
+
+
+def test_the_metrics_at_the_trainings_alpha_stand_beside_those_at_the_chosen_one(config, world):
+    from unlearn.runs.learner import members
+
+    job, goal = execute(config("algo=ga", *SHARES)), Goal("forget/prob")
+    result = calibrate_run(job, goal)
+    assert result["given_alpha"] == job.cfg.alpha != result["alpha"]
+    given, chosen = result["report_at_given_alpha"], result["report"]
+    run = read_json(job.folder / "eval.json")["alphas"]["1.0"]
+    others = ("real_authors/prob", "world_facts/prob")  # none of their questions was needed to choose
+    assert [given[name] for name in others] == pytest.approx([run[name] for name in others], rel=1e-5)
+    assert given["forget/prob"] != pytest.approx(chosen["forget/prob"], rel=1e-3)
+    cfg = dataclasses.replace(job.cfg, alpha=result["alpha"])
+    same = calibration.calibrate(cfg, world, members(job.cfg, world, job.folder), goal)
+    assert same["given_alpha"] == same["alpha"] == result["alpha"]
+    assert same["report_at_given_alpha"] == same["report"] == chosen
+
+
+def test_a_tolerance_keeps_the_held_out_retain_questions_within_it(config, world):
+    job = execute(config("algo=ga", *SHARES))
+    result = calibrate_run(job, Goal("retain/prob", tolerance=0.001))
+    assert result["alpha"] < MOST and result["reached"] >= result["asked"]
+    assert result["reported_on"]["forget"] == len(world.data.splits["forget"])  # none of them was needed to choose
+
+
+def test_the_command_prints_the_choice_and_refuses_what_is_no_run(config, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # of the table's terminal: no heading is wrapped
+    job = execute(config("algo=ga", *SHARES))
+    done = command("unlearn.calibrate", f"run={job.folder}", "to=retrained", f"paths.store={store}", cwd=tmp_path)
+    (result,) = read_json(job.folder / FILE)
+    chosen = f"α = {result['alpha']:.4g}"
+    assert f"oracle: forget/prob of the retrained reference: {chosen}, where" in done.stdout
+    (header,) = (line for line in done.stdout.splitlines() if "on questions not used for choosing" in line)
+    assert re.split(r"  +", header.strip())[1:] == ["n", "target", "α = 1", chosen, "retrained"]
+    (row,) = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["retain/prob"])
+    target, retrained = (result["references"][name] for name in ("target", "retrained"))
+    voices = (target, result["report_at_given_alpha"], result["report"], retrained)
+    assert row[1:] == [str(result["reported_on"]["retain"]), *(f"{voice['retain/prob']:.3f}" for voice in voices)]
+    done = command("unlearn.calibrate", "run=nowhere", "to=retrained", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "not the folder of a trained run" in done.stderr

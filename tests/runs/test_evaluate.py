@@ -1,0 +1,89 @@
+"""``python -m unlearn.evaluate``: a trained run again, at other α's or settings, without training."""
+
+import json
+
+import pandas as pd
+import pytest
+from support.helpers import command, execute
+
+from unlearn.config.schema import ConfigError
+from unlearn.grid.rerun import load
+from unlearn.store import runlog
+
+
+@pytest.fixture
+def folder(config):
+    return execute(config("algo=ga")).folder
+
+
+def test_other_alphas_are_added_and_nothing_is_trained(folder, tmp_path):
+    weights = (folder / "offset" / "model.safetensors").read_bytes()
+    done = command("unlearn.evaluate", f"run={folder}", "eval.alphas=[0,2]", cwd=tmp_path)
+    found = json.loads((folder / "eval.json").read_text())
+    assert list(found["alphas"]) == ["0.0", "1.0", "2.0"]
+    assert found["alphas"]["0.0"]["retain/prob"] == pytest.approx(
+        found["references"]["target"]["retain/prob"], abs=1e-5
+    )
+    assert (folder / "offset" / "model.safetensors").read_bytes() == weights
+    assert runlog.manifest(folder)["status"] == "done" and len(runlog.manifest(folder)["evaluations"]) == 1
+    assert "target" in done.stdout and done.stdout.count("ga ") >= 2
+
+
+def test_an_evaluation_equals_the_one_made_after_training(config, folder, tmp_path):
+    after_training = execute(config("algo=ga", "eval.alphas=[1,2]", f"paths.runs={tmp_path}/other")).folder
+    command("unlearn.evaluate", f"run={folder}", "eval.alphas=[1,2]", cwd=tmp_path)
+    assert (folder / "eval.json").read_text() == (after_training / "eval.json").read_text()
+
+
+def test_what_was_trained_cannot_be_changed_and_foreign_folders_are_refused(folder, tmp_path):
+    for overrides, message in (
+        (["algo.beta=2"], "a finished run keeps it"),
+        (["eval.max_examples=0"], "eval.max_examples=0"),
+        (["eval.nonsense=1"], "nonsense"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(folder, overrides)
+    with pytest.raises(ConfigError, match="not the folder of a trained run"):
+        load(tmp_path)
+    done = command("unlearn.evaluate", "run=nowhere", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "not the folder of a trained run" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_whose_config_was_edited_is_refused(folder):
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("retain_batch: 4", "retain_batch: 5"))
+    with pytest.raises(ConfigError, match="now identify"):
+        load(folder)
+
+
+def test_a_failed_evaluation_leaves_a_complete_run_done(folder, config, tmp_path):
+    manifest = runlog.manifest(folder)
+    manifest["models"]["target"] = "another"
+    runlog.write_json(folder / "manifest.json", manifest)
+    done = command("unlearn.evaluate", f"run={folder}", "eval.alphas=[2]", cwd=tmp_path, check=False)
+    assert done.returncode == 1 and "was trained with the models" in done.stdout
+    assert runlog.manifest(folder)["status"] == "done" and list(runlog.evaluation(folder)["alphas"]) == ["1.0"]
+
+
+def test_generate_shows_target_unlearned_and_retrained_side_by_side(folder, tmp_path, world):
+    row = world.data.splits["forget"][0]
+    done = command("unlearn.generate", f"run={folder}", f"prompt={row.question}", "alpha=0,1", cwd=tmp_path)
+    said = dict(line.strip().split("  ", 1) if "  " in line.strip() else (line.strip(), "")
+                for line in done.stdout.splitlines())  # fmt: skip
+    assert list(said) == ["target", "unlearned α=0", "unlearned α=1", "retrained"]
+    assert said["unlearned α=0"] == said["target"]
+    examples = pd.read_parquet(folder / "examples.parquet").set_index("id")
+    assert said["unlearned α=1"].strip() == examples.loc[row.id, "generation"]
+
+
+def test_generate_refuses_an_alpha_that_is_no_number(folder, tmp_path):
+    done = command("unlearn.generate", f"run={folder}", "prompt=Who?", "alpha=high", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "alpha=high: must be finite numbers" in done.stderr
+
+
+def test_generate_says_the_same_when_the_small_model_drafts(folder, tmp_path):
+    asked = "unlearn.generate", f"run={folder}", "prompt=Who is it?", "alpha=0,1"
+    plain = command(*asked, cwd=tmp_path).stdout
+    assert "unlearned" in plain and command(*asked, "draft=3", cwd=tmp_path).stdout == plain
+    done = command(*asked, "draft=few", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "draft=few: must be a whole number" in done.stderr

@@ -1,0 +1,223 @@
+"""What methods and objectives do that are more than a term: proxy, ULD, divergence decoding, distillation, PDU."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from support.helpers import execute, killed_at, lines, weights
+
+from unlearn import evaluate
+from unlearn.data.encoding import collate, examples_of
+from unlearn.grid import table
+from unlearn.learning.binding import bind
+from unlearn.models import llama
+from unlearn.runs.training import _sampler
+from unlearn.store import runlog
+
+# A tiny world whose models know their answers, so that there is something to forget.
+LEARNT = ("pair.target.pretrain.epochs=10", "pair.target.finetune.epochs=60", "pair.small.pretrain.epochs=5",
+          "pair.small.general.epochs=20", "pair.small.finetune.epochs=40")  # fmt: skip
+
+
+def rows(world, models: dict[str, float], split: str, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels of some examples' answers, under a weighted sum of models run here and now."""
+    examples = examples_of(world.encoder, world.data.splits[split])
+    batch = collate([examples[i] for i in indices], world.encoder.tokenizer.pad_token_id)
+    with torch.no_grad():
+        return sum(w * llama.answer_rows(world.model(m), batch) for m, w in models.items()), batch.labels
+
+
+def mean_logp(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return logits.log_softmax(-1)[range(len(labels)), labels].mean().item()
+
+
+def prob(model, world, split: str) -> float:
+    """Mean probability that a model alone gives to a split's answers: the geometric mean over each answer's tokens."""
+    examples = examples_of(world.encoder, world.data.splits[split])
+    values = []
+    for e in examples:
+        batch = collate([e], world.encoder.tokenizer.pad_token_id)
+        with torch.no_grad():
+            values.append(np.exp(mean_logp(llama.answer_rows(model, batch), batch.labels)))
+    return float(np.mean(values))
+
+
+# --- proxy --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "models"), [("proxy", {"small": 1.0}), ("offset", {"target": 1.0})])
+def test_proxy_learns_on_the_small_models_own_softmax_and_offset_on_the_ensembles(config, world, method, models):
+    cfg = config("algo=ga", f"method={method}")
+    log = lines(execute(cfg).folder)
+    draw = _sampler(cfg, world, bind("ga", "none", 1, 1, {})).draw(0)
+    assert log[1]["train/ga"] == pytest.approx(mean_logp(*rows(world, models, "forget", draw.forget)), rel=1e-5)
+    others = {"small", "target"} - set(models)
+    assert mean_logp(*rows(world, {m: 1.0 for m in others}, "forget", draw.forget)) != pytest.approx(
+        log[1]["train/ga"], rel=1e-4
+    )
+
+
+def test_the_reference_of_proxy_is_its_own_start(config, world):
+    log = lines(execute(config("algo=npo_kl", "method=proxy", "trainer.lr=1e-2")).folder)
+    assert log[1]["train/kl"] == pytest.approx(0, abs=1e-6) and log[2]["train/kl"] > 1e-6
+    # at a log-ratio of 0 an answer's value is (2/β) ln 2, whatever it is worth under target or small model
+    assert log[1]["train/npo"] == pytest.approx(2 / config("algo=npo_kl").algo.beta * np.log(2), rel=1e-5)
+
+
+def test_what_proxy_learnt_alone_is_added_to_the_target(config, world):
+    folder = execute(config("algo=ga", "method=proxy", "eval.alphas=[0,1]", "trainer.lr=1e-2")).folder
+    found = runlog.evaluation(folder)
+    assert found["alphas"]["0.0"]["forget/prob"] == pytest.approx(
+        found["references"]["target"]["forget/prob"], rel=1e-5
+    )
+    offset, anchor = llama.load(folder / "offset"), world.model("small")
+    examples = examples_of(world.encoder, world.data.splits["forget"])
+    expected = []
+    for e in examples:
+        batch = collate([e], world.encoder.tokenizer.pad_token_id)
+        with torch.no_grad():
+            target, o, a = (llama.answer_rows(m, batch) for m in (world.model("target"), offset, anchor))
+        expected.append(np.exp(mean_logp(target + o - a, batch.labels)))
+    assert found["alphas"]["1.0"]["forget/prob"] == pytest.approx(float(np.mean(expected)), rel=1e-4)
+
+
+# --- ULD ----------------------------------------------------------------------------------------------------------
+
+
+def test_ulds_assistant_learns_the_forget_set_and_is_subtracted(config):
+    from unlearn.runs.world import the_world
+
+    cfg = config("method=uld", "algo=uld", *LEARNT, "trainer.steps=30", "trainer.lr=1e-2", "trainer.eval_every=30",
+                 "eval.alphas=[0,0.5,1,2]")  # fmt: skip
+    folder = execute(cfg).folder
+    world, assistant = the_world(cfg), llama.load(folder / "offset")
+    draw = _sampler(cfg, world, bind("memorize", "uniform", 1, 1, {})).draw(0)
+    alone = -mean_logp(*rows(world, {"small": 1.0}, "forget", draw.forget))  # on its own softmax, by no weight
+    assert lines(folder)[1]["train/memorize"] == pytest.approx(alone, rel=1e-5)
+    assert prob(assistant, world, "forget") > 2 * prob(world.model("small"), world, "forget")
+    found = runlog.evaluation(folder)
+    forget, retain = (
+        [found["alphas"][str(a)][f"{s}/prob"] for a in (0.0, 0.5, 1.0, 2.0)] for s in ("forget", "retain")
+    )
+    assert forget[0] == pytest.approx(found["references"]["target"]["forget/prob"], rel=1e-5)
+    assert forget[0] > forget[1] > forget[2] > forget[3] and forget[3] < 0.6 * forget[0]
+    assert retain[3] / retain[0] > forget[3] / forget[0]  # what the assistant does not know, it cannot take away
+
+
+# --- divergence decoding ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["dd", "dd_rank"])
+def test_a_method_that_trains_nothing_is_done_without_weights_of_its_own(config, method):
+    folder = execute(config(f"method={method}", "eval.alphas=[0,1]")).folder
+    manifest, found = runlog.manifest(folder), runlog.evaluation(folder)
+    assert manifest["status"] == "done" and set(manifest["models"]) == {"target", "small_retain", "small_full"}
+    assert {p.name for p in folder.iterdir()} == {
+        "config.yaml", "manifest.json", "eval.json", "examples.parquet", "references.parquet"}  # fmt: skip
+    assert pd.read_csv(table.summarise(folder.parent))["trainable"].tolist() == [0, 0]
+    target = found["references"]["target"]
+    for name in ("forget/prob", "forget/rougeL_recall", "retain/prob", "model_utility"):
+        assert found["alphas"]["0.0"][name] == pytest.approx(target[name], rel=1e-5, abs=1e-7)
+    assert found["alphas"]["1.0"]["forget/prob"] != pytest.approx(target["forget/prob"], rel=1e-5)
+
+
+def test_dd_is_the_sum_that_its_yaml_says(config, world):
+    folder = execute(config("method=dd", "eval.alphas=[2]")).folder
+    models, values = {"target": 1.0, "small_retain": 2.0, "small_full": -2.0}, []
+    for i in range(len(world.data.splits["forget"])):
+        values.append(np.exp(mean_logp(*rows(world, models, "forget", [i]))))
+    found = runlog.evaluation(folder)["alphas"]["2.0"]["forget/prob"]
+    assert found == pytest.approx(float(np.mean(values)), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["dd", "dd_rank"])
+def test_a_run_without_training_is_evaluated_again_at_other_alphas(config, tmp_path, method):
+    folder = execute(config(f"method={method}")).folder
+    assert evaluate.main([f"run={folder}", "eval.alphas=[0.5,1]"]) == 0
+    straight = execute(config(f"method={method}", "eval.alphas=[0.5,1]", f"paths.runs={tmp_path}/straight")).folder
+    assert (folder / "eval.json").read_text() == (straight / "eval.json").read_text()
+    assert runlog.manifest(folder)["status"] == "done"
+
+
+def test_objective_and_seed_make_no_other_run_where_nothing_is_trained(config):
+    first, second = (execute(config("method=dd", *o)).folder for o in (["algo=ga"], ["algo=npo", "seed=4"]))
+    assert first == second
+
+
+# --- objectives ---------------------------------------------------------------------------------------------------
+
+
+def test_distillation_starts_from_the_divergence_of_its_teacher_and_lowers_it(config, world):
+    cfg = config("algo=distill", "trainer.steps=12", "trainer.forget_batch=3", "trainer.lr=1e-2")
+    log = lines(execute(cfg).folder)
+    temperature, alpha = cfg.algo.numbers["temperature"], cfg.algo.teacher.alpha
+    teacher, _ = rows(world, {"target": 1.0, "small_retain": alpha, "small_full": -alpha}, "forget", [0, 1, 2])
+    target, _ = rows(world, {"target": 1.0}, "forget", [0, 1, 2])
+    taught, mine = ((x / temperature).log_softmax(-1) for x in (teacher, target))
+    divergence = temperature**2 * (taught.exp() * (taught - mine)).sum(-1).mean().item()
+    assert log[1]["train/distill"] == pytest.approx(divergence, rel=1e-4)
+    assert log[-1]["train/distill"] < 0.7 * log[1]["train/distill"]
+
+
+DISTILLED = ("algo=distill", "trainer.steps=4", "trainer.save_every=1")
+
+
+def test_a_teachers_models_are_among_those_that_a_run_was_made_with(config, world):
+    folder = execute(config(*DISTILLED)).folder
+    models = runlog.manifest(folder)["models"]
+    teacher = {name: world.fingerprint(name) for name in ("target", "small_retain", "small_full")}
+    assert {k: v for k, v in models.items() if k.startswith("teacher/")} == {
+        f"teacher/{k}": v for k, v in teacher.items()
+    }
+    assert set(models) == {"target", "offset", "anchor", *(f"teacher/{name}" for name in teacher)}
+    execute(config(*DISTILLED, "eval.alphas=[2]"))  # an evaluation needs no teacher, and forgets none
+    assert runlog.manifest(folder)["models"] == models and "2.0" in runlog.evaluation(folder)["alphas"]
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_an_unfinished_run_starts_again_if_its_teacher_changed_and_goes_on_if_not(config, monkeypatch, caplog, changed):
+    cfg = config(*DISTILLED)
+    folder = killed_at(3, cfg, monkeypatch)
+    manifest = runlog.manifest(folder)
+    assert "teacher/small_retain" in manifest["models"] and (folder / "checkpoint" / "state.pt").is_file()
+    if changed:
+        manifest["models"]["teacher/small_retain"] = "another"
+        runlog.write_json(folder / "manifest.json", manifest)
+    with caplog.at_level("INFO", logger="unlearn"):
+        execute(cfg)
+    assert ("it starts again" in caplog.text) == changed == ("resuming at step 3" not in caplog.text)
+    assert runlog.manifest(folder)["models"]["teacher/small_retain"] != "another"
+
+
+def test_rmu_moves_hidden_states_of_the_forget_set_and_bounds_those_of_the_rest(config):
+    log = lines(execute(config("algo=rmu", "method=direct", "trainer.steps=12", "trainer.lr=1e-2")).folder)
+    assert log[1]["train/stay"] == 0 and log[-1]["train/stay"] > 0
+    assert log[-1]["train/rmu"] < log[1]["train/rmu"]
+
+
+PDU = ("algo=pdu", "algo.dual.warmup=0", "trainer.steps=7", "trainer.save_every=2")
+
+
+def test_the_dual_variable_is_logged_with_each_step_and_follows_the_retain_term(config):
+    log = lines(execute(config(*PDU)).folder)[1:]
+    weight = 1.0
+    for entry in log:
+        assert entry["train/dual"] == pytest.approx(weight)
+        assert entry["train/loss"] == pytest.approx(
+            0.01 * entry["train/margin"] + weight * entry["train/nll"], rel=1e-5
+        )
+        weight = max(0.0, weight + entry["train/nll"] - 0.1)
+    assert weight > 2
+
+
+def test_a_resumed_run_goes_on_with_the_dual_variable_it_had(config, tmp_path, monkeypatch):
+    straight = execute(config(*PDU, f"paths.runs={tmp_path}/straight")).folder
+    cfg = config(*PDU, f"paths.runs={tmp_path}/killed")
+    killed_at(5, cfg, monkeypatch)
+    resumed = execute(cfg).folder
+    assert (resumed / "metrics.jsonl").read_text() == (straight / "metrics.jsonl").read_text()
+    assert json.loads((resumed / "eval.json").read_text()) == json.loads((straight / "eval.json").read_text())
+    for name, value in weights(straight).items():
+        assert torch.equal(weights(resumed)[name], value)

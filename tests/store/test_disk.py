@@ -1,0 +1,213 @@
+"""A full disk and folders that cannot be written: named, with what to do, and no half file under a final name."""
+
+import errno
+import os
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import save_file
+from support.helpers import TINY, compose, raw
+
+from analysis import style
+from analysis.output import whole
+from analysis.runs import StudyError, load
+from unlearn import run
+from unlearn.data.readers import read
+from unlearn.grid import call as grid
+from unlearn.grid import table
+from unlearn.store import files, runlog
+from unlearn.store.entries import Store, fault
+from unlearn.store.files import DiskError, write_folder, write_json, write_whole
+
+
+@contextmanager
+def disk(folder: Path, kilobytes: int):
+    """A file system of its own in ``folder``; skips where none may be mounted."""
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A disk of 64 kB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    with disk(tmp_path / "disk", 64) as folder:
+        yield folder
+
+
+def content(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+WRITERS = {
+    "text": lambda p: p.write_text("x" * 100_000),
+    "weights": lambda p: save_file({"w": torch.zeros(50_000)}, p),
+    "torch": lambda p: torch.save({"w": torch.zeros(50_000)}, p),
+    "table": lambda p: pd.DataFrame({"x": np.random.default_rng(0).random(50_000)}).to_parquet(p),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_for_which_there_is_no_room_is_named_and_nothing_of_it_is_left(small, kind):
+    path = small / "final"
+    path.write_text("before")
+    with pytest.raises(DiskError, match=r"final could not be written, its disk is full \(.* free; make room there"):
+        write_whole(path, WRITERS[kind])
+    assert content(small) == ["final"] and path.read_text() == "before"
+
+
+def test_a_folder_for_which_there_is_no_room_leaves_the_one_that_was_there(small):
+    write_folder(small / "offset", lambda f: (f.mkdir(), (f / "a").write_text("before")))
+    with pytest.raises(DiskError, match="offset could not be written, its disk is full"):
+        write_folder(small / "offset", lambda f: (f.mkdir(), (f / "a").write_text("y"), WRITERS["weights"](f / "b")))
+    assert content(small) == ["offset/a"] and (small / "offset" / "a").read_text() == "before"
+
+
+def test_an_entry_of_the_store_for_which_there_is_no_room_is_absent_and_made_once_there_is(small):
+    store = Store(small)
+    with pytest.raises(DiskError, match="rows/[0-9a-f]+ could not be written, its disk is full"):
+        store.get("rows", {"of": 1}, lambda f: WRITERS["weights"](f / "w"))
+    assert not [p for p in content(small) if not p.startswith(".locks")]
+    folder = store.get("rows", {"of": 1}, lambda f: (f / "w").write_text("less"))
+    assert fault(folder) is None
+
+
+def test_a_figure_for_which_there_is_no_room_is_absent(small):
+    figure = Figure(figsize=(20, 20), dpi=200)
+    figure.add_subplot().imshow(np.random.default_rng(0).random((300, 300)))
+    with pytest.raises(StudyError, match="big.png could not be written: No space left on device; nothing is left"):
+        style.save(figure, small, "big")
+    assert content(small) == []
+
+
+def perform(tmp_path: Path, store: Path, runs: Path, *overrides: str):
+    """One job in this process, as a grid performs it; its folder, and what the end table says."""
+    given = raw(*TINY, f"paths.store={store}", f"paths.runs={runs}", *overrides)
+    cfg = compose(*TINY, f"paths.store={store}", f"paths.runs={runs}", *overrides)
+    job = grid.job(cfg, read(cfg).fingerprint())
+    run.perform(given, job)
+    return job, table.report([job])
+
+
+@pytest.mark.parametrize("kilobytes", [4, 12, 24, 40, 56, 64, 80])
+def test_a_run_on_a_full_disk_fails_by_name_and_goes_on_when_there_is_room(tmp_path, store, config, kilobytes, capsys):
+    """The fuller the disk, the earlier it fails: config, manifest, trajectory, checkpoint, weights, tables."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    with disk(tmp_path / "disk", kilobytes) as runs:
+        job, failed = perform(tmp_path, store, runs, "trainer.save_every=1")
+        said = capsys.readouterr().out
+        assert failed == 1 and "could not be written, its disk is full" in said and " failed" in said
+        assert "Traceback" not in said
+        for name in content(runs):
+            assert ".tmp" not in name and "/.offset" not in name, name
+        for name in ("manifest.json", "eval.json"):  # whole, or not there
+            files.read_json(job.folder / name)
+        assert load(job.folder.parent).runs["status"].isin(["failed", "running", "unknown"]).all()
+        subprocess.run(["mount", "-o", "remount,size=8m", str(runs)], check=True)
+        job, failed = perform(tmp_path, store, runs, "trainer.save_every=1")
+        assert failed == 0 and runlog.manifest(job.folder)["status"] == "done"
+
+
+def test_a_failure_that_cannot_be_recorded_is_told_by_the_end_table(config, monkeypatch, capsys, tmp_path, store):
+    def full(path, value):
+        raise DiskError(errno.ENOSPC, "full")
+
+    cfg = config()
+    job = grid.job(cfg, read(cfg).fingerprint())
+    monkeypatch.setattr(runlog, "write_json", full)
+    runlog.fail(job, RuntimeError("the reason"))
+    assert table.report([job]) == 1
+    said = capsys.readouterr().out
+    assert "RuntimeError: the reason" in said and "failed" in said
+    monkeypatch.undo()
+    runlog.fail(job, RuntimeError("again"))
+    assert runlog.manifest(job.folder)["error"] == "RuntimeError: again" and job.folder not in runlog.unrecorded
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+@pytest.mark.parametrize("place", ["locks", "folder", "log", "manifest", "metrics", "weights"])
+def test_a_folder_that_cannot_be_written_fails_the_job_and_no_other(
+    tmp_path, store, monkeypatch, capsys, place, number
+):
+    """By injection, as root may write everywhere."""
+    parts = {"locks": ".locks", "folder": "-a1-", "log": "log.txt", "manifest": "manifest.json",
+             "metrics": "metrics.jsonl", "weights": "offset"}  # fmt: skip
+
+    def shut(real):
+        def call(self, *arguments, **more):
+            mode = more.get("mode", arguments[0] if arguments else "r") if real.__name__ == "open" else "w"
+            if parts[place] in self.name and mode[0] != "r":
+                raise OSError(number, os.strerror(number), str(self))
+            return real(self, *arguments, **more)
+
+        return call
+
+    for name in ("mkdir", "open", "write_text", "rename"):
+        monkeypatch.setattr(Path, name, shut(getattr(Path, name)))
+    if place == "log":
+        monkeypatch.setattr(run._Log, "__init__", _refuse(number))
+    job, failed = perform(tmp_path, store, tmp_path / "runs")
+    said = capsys.readouterr().out
+    assert failed == 1 and os.strerror(number) in said and "could not be written" in said
+    assert not [name for name in content(tmp_path) if ".tmp" in name or "/.offset" in name]
+    monkeypatch.undo()
+    assert perform(tmp_path, store, tmp_path / "runs")[1] == 0
+
+
+def _refuse(number: int):
+    def init(self, path, **more):
+        raise OSError(number, os.strerror(number), str(path))
+
+    return init
+
+
+def test_a_write_that_fails_for_another_reason_keeps_its_error(tmp_path):
+    def write(path):
+        raise ValueError("not a number")
+
+    with pytest.raises(ValueError, match="not a number"):
+        write_whole(tmp_path / "x", write)
+    assert not content(tmp_path)
+
+
+@pytest.mark.parametrize("after", [0, 1, 100, 5000])
+def test_no_room_after_some_bytes(tmp_path, after):
+    def write(path):
+        with path.open("wb") as stream:
+            stream.write(b"x" * after)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DiskError, match="file could not be written, its disk is full"):
+        write_whole(tmp_path / "file", write)
+    with (
+        pytest.raises(StudyError, match="could not be written: No space left on device"),
+        whole(tmp_path / "page") as half,
+    ):
+        write(half)
+    assert not content(tmp_path)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_json(tmp_path / "m.json", {"a": 1})
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system"))
+    )
+    with pytest.raises(DiskError, match="m.json could not be written: Read-only file system; let it be written"):
+        write_json(tmp_path / "m.json", {"a": 2})
+    assert files.read_json(tmp_path / "m.json") == {"a": 1} and content(tmp_path) == ["m.json"]

@@ -1,0 +1,115 @@
+"""`python -m unlearn.store`: what it lists, what it calls damaged, and that it removes nothing but that."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from filelock import FileLock
+from support.helpers import ROOT
+
+from unlearn.store import inventory
+from unlearn.store.entries import Store
+
+
+@pytest.fixture()
+def root(tmp_path):
+    """A store with three entries, none of them damaged."""
+    store = Store(tmp_path / "store")
+    for kind, number in (("rows", 1), ("rows", 2), ("model", 3)):
+        store.get(kind, {"number": number}, lambda folder: (folder / "value.txt").write_text("x" * 1000))
+    return store.root
+
+
+def folder(root, kind, number):
+    return Store(root).folder(kind, {"number": number})
+
+
+def call(root, *arguments):
+    return inventory.main([*arguments, "--store", str(root)])
+
+
+def test_every_entry_is_listed_with_size_and_recipe(root, capsys):
+    assert call(root, "list") == 0
+    out = capsys.readouterr().out
+    for kind, number in (("rows", 1), ("rows", 2), ("model", 3)):
+        assert folder(root, kind, number).name in out and f"number {number}" in out
+    found = inventory.entries(root)
+    assert [(e.kind, e.bytes > 1000, e.foreign) for e in found] == [
+        ("model", True, False),
+        *[("rows", True, False)] * 2,
+    ]
+    assert f"3 entries, {sum(e.bytes for e in found) / 1000:.1f} kB" in out
+
+
+DAMAGE = {
+    "flipped": ("value.txt does not match its checksum", lambda f: (f / "value.txt").write_text("y" * 1000)),
+    "truncated": ("value.txt has 3 bytes instead of 1000", lambda f: (f / "value.txt").write_text("xxx")),
+    "missing": ("value.txt is missing", lambda f: (f / "value.txt").unlink()),
+    "foreign file": ("other.txt is not one of its files", lambda f: (f / "other.txt").write_text("x")),
+    "no card": ("entry.json is missing", lambda f: (f / "entry.json").unlink()),
+    "half a card": ("not valid JSON", lambda f: (f / "entry.json").write_text('{"files": {')),
+    "another card": ("does not list files", lambda f: (f / "entry.json").write_text("[1, 2]")),
+    "a card of numbers": (
+        "does not list files",
+        lambda f: (f / "entry.json").write_text('{"files": {"value.txt": 7}}'),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_counted_and_pruned_alone(root, capsys, kind):
+    message, damage = DAMAGE[kind]
+    hurt = folder(root, "rows", 1)
+    damage(hurt)
+    assert call(root, "verify") == 1
+    out = capsys.readouterr().out
+    assert f"{hurt}: " in out and message in out and "1 damaged" in out
+    assert call(root, "prune") == 0 and hurt.is_dir()  # says, and removes nothing
+    assert f"{hurt}: damaged" in capsys.readouterr().out
+    assert call(root, "prune", "--yes") == 0 and not hurt.exists()
+    assert folder(root, "rows", 2).is_dir() and folder(root, "model", 3).is_dir()
+    assert call(root, "verify") == 0
+
+
+def test_what_was_not_used_for_long_goes_if_asked(root):
+    old = time.time() - 40 * 24 * 3600
+    for kind, number in (("rows", 1), ("model", 3)):
+        os.utime(folder(root, kind, number) / "entry.json", (old, old))
+    assert set(inventory.to_prune(root, 30, ["rows"])) == {folder(root, "rows", 1)}
+    assert set(inventory.to_prune(root, 50, [])) == set()
+    Store(root).get("model", {"number": 3}, lambda folder: pytest.fail("it is there"))  # a use
+    assert set(inventory.to_prune(root, 30, [])) == {folder(root, "rows", 1)}
+
+
+def test_entries_of_another_format_and_left_over_builds_may_go(root, monkeypatch):
+    (root / ".building" / "rows-0123").mkdir(parents=True)
+    assert inventory.to_prune(root, None, []) == {
+        root / ".building" / "rows-0123": "left over by a job that was killed"
+    }
+    monkeypatch.setattr(inventory, "STORE_FORMAT", 2)
+    assert "format 1, and this program writes 2" in inventory.to_prune(root, None, [])[folder(root, "model", 3)]
+
+
+def test_what_a_job_is_building_stays(root):
+    (root / ".building" / "rows-0123").mkdir(parents=True)
+    with FileLock(root / ".locks" / "rows-0123.lock"):
+        assert inventory.to_prune(root, None, []) == {}
+
+
+def test_what_the_store_did_not_make_is_named_and_never_removed(root, capsys):
+    (root / "notes.txt").write_text("mine")
+    (root / "rows" / "mine").mkdir()
+    assert call(root, "verify") == 0 and "not made by the store" in capsys.readouterr().out
+    assert inventory.to_prune(root, 0.0, []).keys() == {e.folder for e in inventory.entries(root) if not e.foreign}
+
+
+def test_the_command_line(tmp_path):
+    def run(*arguments):
+        return subprocess.run([sys.executable, "-m", "unlearn.store", *arguments], cwd=tmp_path, capture_output=True,
+                              text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+
+    assert "verify" in run("--help").stdout
+    missing = run("list", "--store", "nowhere")
+    assert missing.returncode == 2 and "'nowhere': there is no such folder" in missing.stderr

@@ -1,0 +1,97 @@
+"""The store builds an entry once, under parallel jobs too, and notices damage."""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.helpers import ROOT
+
+from unlearn.store.entries import Store
+
+
+def writing(text: str, calls: list):
+    def build(folder: Path) -> None:
+        calls.append(text)
+        (folder / "value.txt").write_text(text)
+        (folder / "deep").mkdir()
+        (folder / "deep" / "more.txt").write_text(text * 2)
+
+    return build
+
+
+def test_an_entry_is_built_once_and_found_by_its_recipe(tmp_path):
+    calls: list[str] = []
+    first = Store(tmp_path).get("thing", {"a": 1}, writing("x", calls))
+    assert Store(tmp_path).get("thing", {"a": 1}, writing("x", calls)) == first
+    other = Store(tmp_path).get("thing", {"a": 2}, writing("y", calls))
+    assert calls == ["x", "y"] and other != first
+    assert (first / "value.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "no entry", "torn entry"])
+def test_a_damaged_entry_is_named_and_built_again(tmp_path, caplog, damage):
+    calls: list[str] = []
+    folder = Store(tmp_path).get("thing", {"a": 1}, writing("xyz", calls))
+    file = folder / "deep" / "more.txt"
+    if damage == "truncate":
+        file.write_text("xy")
+    elif damage == "flip":
+        file.write_text("xyzxyw")
+    elif damage == "delete":
+        file.unlink()
+    elif damage == "no entry":
+        (folder / "entry.json").unlink()
+    else:
+        (folder / "entry.json").write_text('{"files": ')
+    with caplog.at_level(logging.WARNING):
+        Store(tmp_path).get("thing", {"a": 1}, writing("xyz", calls))
+    assert calls == ["xyz", "xyz"] and file.read_text() == "xyzxyz"
+    assert str(folder) in caplog.text and ("more.txt" in caplog.text or "entry.json" in caplog.text)
+
+
+def test_a_build_that_fails_leaves_nothing_and_the_next_one_succeeds(tmp_path):
+    def failing(folder: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError("power cut")
+
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError):
+        store.get("thing", {"a": 1}, failing)
+    assert not store.folder("thing", {"a": 1}).exists()
+    folder = store.get("thing", {"a": 1}, writing("x", []))
+    assert not (folder / "half.txt").exists()
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from unlearn.store import Store
+def build(folder):
+    with open(sys.argv[2], "a") as log: log.write("built\\n")
+    time.sleep(0.5)
+    (folder / "value.txt").write_text("done")
+print((Store(sys.argv[1]).get("thing", {"a": 1}, build) / "value.txt").read_text())
+"""
+
+
+def test_parallel_jobs_build_an_entry_once(tmp_path):
+    log = tmp_path / "log.txt"
+    start = time.monotonic()
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", BUILDER, str(tmp_path / "store"), str(log)], cwd=ROOT, text=True,
+                         stdout=subprocess.PIPE)
+        for _ in range(4)
+    ]  # fmt: skip
+    assert [job.communicate()[0].strip() for job in jobs] == ["done"] * 4
+    assert log.read_text() == "built\n"
+    assert time.monotonic() - start < 60
+
+
+def test_the_entry_records_recipe_and_checksums(tmp_path):
+    folder = Store(tmp_path).get("thing", {"a": 1}, writing("x", []))
+    entry = json.loads((folder / "entry.json").read_text())
+    assert entry["recipe"] == {"a": 1} and set(entry["files"]) == {"value.txt", "deep/more.txt"}

@@ -1,0 +1,212 @@
+"""Plain functions that tests share."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+from support.forks import Forks
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from unlearn.config.schema import Config, conf_dir, register
+from unlearn.data.encoding import Example, Examples
+from unlearn.data.readers import read
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.grid import call as grid
+from unlearn.grid.rules import parse
+from unlearn.store import runlog
+from unlearn.store.identity import Job
+
+UNTOUCHED = dict(os.environ)  # before any test changed it
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"  # parity data beside the checkout, where there is any
+TINY = (
+    "data.people=4", "data.forget_people=1", "data.holdout_people=1", "data.known_people=2", "data.countries=2",
+    "data.questions=3", "pair.batch_size=8", "pair.target.hidden_size=16", "pair.target.heads=2",
+    "pair.target.intermediate_size=32", "pair.target.pretrain.epochs=1", "pair.target.finetune.epochs=2",
+    "pair.small.hidden_size=8", "pair.small.heads=2", "pair.small.intermediate_size=16",
+    "pair.small.pretrain.epochs=1", "pair.small.finetune.epochs=1", "pair.small.general.epochs=1",
+    "trainer.forget_batch=2", "trainer.retain_batch=4", "trainer.steps=2", "trainer.eval_every=1",
+    "trainer.progress=false", "trainer.device=cpu", "eval.max_new_tokens=16", "eval.leak_samples=2",
+    "eval.resamples=20", "wandb=disabled",
+)  # fmt: skip
+
+ALGOS = sorted(p.stem for p in (ROOT / "conf" / "algo").glob("*.yaml"))
+METHODS = sorted(p.stem for p in (ROOT / "conf" / "method").glob("*.yaml"))
+TRAINED = [m for m in METHODS if not m.startswith("dd")]
+
+
+def fits(algo: str, method: str) -> bool:
+    """Whether a method takes an objective: reversed ones belong to uld, and hidden states to a white box."""
+    return (algo == "uld") == (method == "uld") and (algo != "rmu" or method in ("direct", "eul"))
+
+
+register()
+
+
+def raw(*overrides: str):
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return hydra_compose("config", overrides=list(overrides))
+
+
+def compose(*overrides: str) -> Config:
+    return parse(raw(*overrides))
+
+
+def with_value(cfg: DictConfig, key: str, value: str) -> DictConfig:
+    """A composed config with one value set, as no command line need be able to."""
+    changed = copy.deepcopy(cfg)
+    OmegaConf.update(changed, key, value)
+    return changed
+
+
+def execute(cfg: Config) -> Job:
+    """Run a config in this process, as a job of a grid would."""
+    from unlearn.runs.job import execute as run
+
+    job = grid.job(cfg, read(cfg).fingerprint())
+    run(job, OmegaConf.to_yaml(OmegaConf.structured(cfg)))
+    return job
+
+
+def run_and_export(store: Path, root: Path, *overrides: str):
+    """Job and export folder of a tiny run."""
+    from unlearn import export
+
+    job = execute(compose(*TINY, f"paths.store={store}", f"paths.runs={root}/runs", "eval.groups=[]", *overrides))
+    assert export.main([f"run={job.folder}", f"to={root}/out", "collapsed=yes"]) == 0
+    return job, root / "out"
+
+
+def broken(folder: Path) -> Path:
+    """A rule of one's own that nothing can tell from a sound one before it computes: with it a job fails."""
+    file = folder / "broken.py"
+    file.write_text(
+        "from unlearn.ensemble.combination import Logits\n\n\n"
+        "def sum(base: Logits, change: Logits, alpha: float) -> Logits:\n"
+        "    raise ZeroDivisionError('broken on purpose')\n"
+    )
+    return file
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the program catches it."""
+
+
+def killed_at(step: int, cfg: Config, monkeypatch) -> Path:
+    """Run a config until it is killed before its step 0, 1, 2 …; the folder it leaves."""
+    from unlearn.learning.loop import Loop
+
+    def dying(self, micro_batches, real=Loop._step):
+        if self.step == step:
+            raise Killed
+        return real(self, micro_batches)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Loop, "_step", dying)
+        execute(cfg)
+    return grid.job(cfg, read(cfg).fingerprint()).folder
+
+
+def lines(folder: Path) -> list[dict]:
+    """What a run logged, step by step."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that a run kept."""
+    return load_file(folder / "offset" / "model.safetensors")
+
+
+FOR_CHILDREN = ("WANDB_SERVICE", runlog.COMMAND)  # what a call tells the processes that it starts itself
+
+
+def command(
+    module: str, *arguments: str, cwd: Path, check: bool = True, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """The true command line, from another folder than the checkout; ``fresh``: in a process that imports everything."""
+    environment = {k: v for k, v in os.environ.items() if k not in FOR_CHILDREN} | {"PYTHONPATH": str(ROOT)}
+    if fresh:
+        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=cwd, env=environment,
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+    else:
+        done = _forks().run(module, arguments, cwd, environment, timeout=300)
+    if check and done.returncode:
+        raise AssertionError(f"{module} {arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+@cache
+def _forks() -> Forks:
+    return Forks(UNTOUCHED)
+
+
+def shared_store(tmp_path_factory) -> Path:
+    """The same folder for all workers of a parallel test session; the store itself makes that safe."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "store"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its path in it."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def tiny_llama(seed: int, hidden: int = 16, vocabulary: int = 40) -> LlamaForCausalLM:
+    """Random weights, large enough that its argmax is not always the same token."""
+    torch.manual_seed(seed)
+    shape = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=2 * hidden, initializer_range=0.5, max_position_embeddings=64, tie_word_embeddings=True,
+        pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(shape).eval()
+
+
+def offset_ensemble(target, offset, anchor) -> Ensemble:
+    return Ensemble(
+        (
+            Member("target", target, "t", 1.0, 0.0, False),
+            Member("offset", offset, "o", 0.0, 1.0, True),
+            Member("anchor", anchor, "a", 0.0, -1.0, False),
+        )
+    )
+
+
+def direct(target, tuned) -> Ensemble:
+    return Ensemble((Member("target", target, "t", 1.0, -1.0, False), Member("tuned", tuned, "t", 0.0, 1.0, True)))
+
+
+def random_examples(count: int = 7, seed: int = 0, vocabulary: int = 40) -> Examples:
+    """Prompts and answers of different lengths; answers end with EOS (1), nothing else holds special tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        length = int(torch.randint(low, high, (1,), generator=generator))
+        return tuple(torch.randint(2, vocabulary, (length,), generator=generator).tolist())
+
+    return Examples(Example(f"e{i}", tokens(2, 9), (*tokens(1, 8), 1)) for i in range(count))
+
+
+def whole(path: Path) -> None:
+    """Wait until a finished W&B run's file is whole: wandb's service goes on writing it for a moment."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    from analysis.sources.transaction_log import Frames
+
+    deadline = time.monotonic() + 30
+    while not any(Record.FromString(data).WhichOneof("record_type") == "exit" for data in Frames(path)):
+        assert time.monotonic() < deadline, f"{path} was not finished"
+        time.sleep(0.02)

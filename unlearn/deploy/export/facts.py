@@ -1,0 +1,132 @@
+"""What an export says of itself, in offset.json: how its models are joined, with what, and how well that was measured.
+
+Numbers, names and fingerprints; no text of the data set, no id of a row and no path of the machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from unlearn.config.derived import algo_name, alpha_key, training_alpha, tuning
+from unlearn.config.schema import Config
+from unlearn.data.rows import DataSet, Row
+from unlearn.data.texts import words_of
+from unlearn.deploy.export.traces import forget_rows, texts_of
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.evaluation import measures as core
+from unlearn.evaluation.scoring import score
+from unlearn.evaluation.suite import Split, Suite
+from unlearn.models import llama, tokenizers
+from unlearn.runs.references import suite_of
+from unlearn.runs.world import World
+from unlearn.store import runlog, sources
+from unlearn.store.identity import Job, template
+
+FORMAT = 1
+LEARNT = {"target": True, "retrained": False, "small_full": True, "small_retain": False, "small_general": False}
+ALONE = ("prob", "exact_memorization", "extraction_strength")
+SETTINGS = ("metrics", "semantics", "groups", "max_examples", "resamples")
+METRIC = re.compile(r"[\w/@.]+")
+
+
+def facts(job: Job, world: World, alpha: float, models: Mapping[str, nn.Module], tokenizer: bool) -> dict[str, Any]:
+    """Everything but the checksums of the files; ``models`` are those whose weights are written, by folder."""
+    cfg, manifest = job.cfg, runlog.manifest(job.folder)
+    found = runlog.evaluation(job.folder)
+    return {
+        "format": FORMAT,
+        "run": job.folder.name,
+        "alpha": alpha,
+        "method": _method(cfg, world, models),
+        "target": _where(world, "target") | {k: getattr(cfg.pair.target, k) for k in ("dtype", "quantisation")},
+        "logits": world.width or tokenizers.size(world.encoder.tokenizer),
+        "max_length": world.encoder.max_length,
+        "template": template(cfg.data.template),
+        "tokenizer": _tokenizer(world, tokenizer),
+        "pair": {"name": cfg.pair.name, "seed": cfg.pair.seed, "offset_init": cfg.pair.offset_init,
+                 "tuning": tuning(cfg)},
+        "training": {"algo": algo_name(cfg), "alpha": training_alpha(cfg), "seed": cfg.seed,
+                     "collapsed": manifest.get("collapsed") is not None, "kept": manifest.get("kept")},
+        "data": {"name": cfg.data.name, "fingerprint": job.data,
+                 "rows": {name: len(rows) for name, rows in world.data.splits.items() if rows}},
+        "evaluation": {
+            "alphas": {key: _numbers(entry) for key, entry in found["alphas"].items()},
+            "references": {name: _numbers(entry) for name, entry in found["references"].items()},
+            "settings": {k: found["alphas"][alpha_key(alpha)]["settings"][k] for k in SETTINGS},
+        },
+        "alone": _alone(models, suite_of(cfg, world)),
+        "versions": manifest.get("versions"),
+    }  # fmt: skip
+
+
+def _method(cfg: Config, world: World, models: Mapping[str, nn.Module]) -> dict[str, Any]:
+    members = []
+    for m in cfg.method.members:
+        role = sources.role(cfg.pair, m.model)
+        of = {"fingerprint": llama.fingerprint(models[m.name])} if m.trained else _where(world, m.model)
+        learnt: bool | str | None = LEARNT[role]
+        if m.trained:
+            learnt = True if cfg.method.reversed else "trained on this request"
+        elif role == "small_general" and sources.is_pretrained(cfg.pair, role):
+            learnt = None  # whoever made it knows
+        members.append(asdict(m) | {"weights": m.name if m.name in models else None, "learnt_forget_set": learnt} | of)
+    return {"name": cfg.method.name, "rule": cfg.method.rule, "numbers": dict(cfg.method.numbers), "members": members}
+
+
+def _where(world: World, model: str) -> dict[str, Any]:
+    """What a frozen model is: its fingerprints, and its name on the hub if it has one."""
+    source = sources.on_hub(world.cfg.pair, sources.role(world.cfg.pair, model))
+    return {
+        "fingerprint": world.fingerprint(model),
+        "content": sources.content(world.folder(model), world.store.root / "hashes"),
+        "source": None if source is None else source.source,
+        "revision": None if source is None else source.revision,
+    }
+
+
+def _tokenizer(world: World, written: bool) -> dict[str, Any]:
+    own, kind = world.encoder.tokenizer, world.cfg.pair.tokenizer.kind
+    alone = None
+    if kind != "pretrained" and written:
+        listed = {own.decode([id]).strip().casefold() for id in own.get_vocab().values()}
+        alone = len(listed & only_to_forget(world.data))
+    return {"weights": "tokenizer" if written else None, "kind": kind, "size": tokenizers.size(own),
+            "words_of_the_forget_set_alone": alone}  # fmt: skip
+
+
+def only_to_forget(data: DataSet) -> set[str]:
+    """Words that occur in rows to be forgotten, and in no other text of the data set."""
+
+    def words(rows: list[Row]) -> set[str]:
+        return {word for row in rows for text in texts_of(row) for word in words_of(text)}
+
+    gone = forget_rows(data)
+    ids = {row.id for row in gone}
+    others = [row for rows in (*data.splits.values(), data.wordings) for row in rows if row.id not in ids]
+    return words(gone) - words(others) - {word for text in data.refusals for word in words_of(text)}
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Aggregates by metric, and their intervals: numbers under names of metrics, and nothing else."""
+    values = {k: float(v) for k, v in entry.items() if METRIC.fullmatch(k) and isinstance(v, int | float)}
+    intervals = {k: [float(low), float(high)] for k, (low, high) in entry.get("intervals", {}).items() if k in values}
+    return values | {"intervals": intervals}
+
+
+def _alone(models: Mapping[str, nn.Module], suite: Suite) -> dict[str, dict[str, float]]:
+    """How much each model that is written knows of the forget set by itself, without the target."""
+    split = suite.split("forget")
+    return {} if split is None else {name: _of(name, model, split, suite) for name, model in models.items()}
+
+
+def _of(name: str, model: nn.Module, split: Split, suite: Suite) -> dict[str, float]:
+    ensemble = Ensemble((Member(name, model, "", 1.0, 0.0, False),))
+    pad = suite.encoder.tokenizer.pad_token_id
+    scores = score(ensemble, split.examples, [1.0], {}, pad, suite.cfg.batch_size, argmax_of=split.right)[1.0]
+    found, _ = core.measure(split, scores, None, suite.semantics)
+    return {f"forget/{name}": found[name] for name in ALONE}

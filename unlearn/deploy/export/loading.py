@@ -1,0 +1,124 @@
+"""An exported folder and its target, ready to answer: what ``python -m unlearn.export`` wrote, loaded and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unlearn.config.data import TemplateConfig
+from unlearn.config.pair import SourceConfig, TargetConfig
+from unlearn.config.schema import MemberConfig
+from unlearn.data.encoding import Encoder
+from unlearn.decoding.generation import greedy
+from unlearn.ensemble.combination import bind_rule
+from unlearn.ensemble.ensemble import Ensemble, build
+from unlearn.evaluation.causal_lm import EnsembleLM
+from unlearn.models import hub, llama, tokenizers
+from unlearn.store import sources
+from unlearn.store.files import read_json, sha256
+
+FORMAT = 1
+ABOUT = "offset.json"
+
+
+class ExportError(ValueError):
+    """A folder that is no export, is damaged, or belongs to another target."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The unlearned model of an export. ``lm`` gives logits [B, S, V] of ids [B, S] at the export's α."""
+
+    ensemble: Ensemble
+    encoder: Encoder
+    alpha: float
+    about: dict[str, Any]
+
+    @property
+    def lm(self) -> EnsembleLM:
+        return EnsembleLM(self.ensemble, self.alpha)
+
+    def answer(self, question: str, max_new_tokens: int = 200) -> str:
+        """The greedy answer to a question, asked by the run's own template."""
+        prompt, tokenizer = self.encoder.prompt(question), self.encoder.tokenizer
+        most = min(max_new_tokens, self.encoder.max_length - len(prompt))
+        ends = tokenizer.pad_token_id, tokenizer.eos_token_id
+        return self.encoder.decode(greedy(self.ensemble, [prompt], self.alpha, *ends, most, 1)[0])
+
+
+def load(
+    folder: str | Path,
+    target: str | Path,
+    device: torch.device | str = "cpu",
+    alpha: float | None = None,
+    beside: Deployed | None = None,
+) -> Deployed:
+    """Load an export beside its target, a folder or the name on the hub that the export says.
+
+    ``alpha`` None: the export's. Frozen models are those of ``beside`` where it has the same. Raises ``ExportError``
+    where a file is not the one that was written, or the target is not the one that the offset was trained for.
+    """
+    folder = Path(folder)
+    about = checked(folder)
+    where = _target(target, about)
+    members = [MemberConfig(**{k: m[k] for k in ("name", "model", "constant", "alpha", "trained")})
+               for m in about["method"]["members"]]  # fmt: skip
+    there = {} if beside is None else {m.fingerprint: m.model for m in beside.ensemble.members if not m.trained}
+    models = {
+        m["name"]: there.get(m["fingerprint"]) or _member(m, folder, where, about, device)
+        for m in about["method"]["members"]
+    }
+    rule = bind_rule(about["method"]["rule"], about["method"]["numbers"])
+    prints = {m["name"]: m["fingerprint"] for m in about["method"]["members"]}
+    ensemble = build(members, models, prints, {n: llama.vocabulary(m) for n, m in models.items()}, rule)
+    tokenizer = tokenizers.load(folder / "tokenizer" if about["tokenizer"]["weights"] else where)
+    encoder = Encoder(tokenizer, TemplateConfig(**about["template"]), about["max_length"])
+    return Deployed(ensemble, encoder, about["alpha"] if alpha is None else float(alpha), about)
+
+
+def checked(folder: Path) -> dict[str, Any]:
+    """The content of offset.json; every file that it lists is as it was written, and there is no other."""
+    about = read_json(folder / ABOUT)
+    if about is None or about.get("format") != FORMAT:
+        found = "there is none" if about is None else f"its format is {about.get('format')!r}"
+        raise ExportError(f"{folder}: needs an {ABOUT} of format {FORMAT}, and {found}; export the run again")
+    for name, expected in about["files"].items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ExportError(f"{folder}/{ABOUT}: lists {name!r}, which lies outside the folder")
+        if not path.is_file() or path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+            raise ExportError(f"{path}: is missing, or not the file that was exported; get the export again")
+    return about
+
+
+def _target(target: str | Path, about: dict[str, Any]) -> Path:
+    asked = SourceConfig(str(target), None if sources.is_folder(str(target)) else about["target"]["revision"])
+    where = hub.locate("target", asked)
+    content = sources.content_now(where)
+    if content != about["target"]["content"]:
+        raise ExportError(
+            f"target={str(target)!r}: its files have the fingerprint {content}, and the offset was trained for "
+            f"{about['target']['content']}; added to another model it unlearns nothing"
+        )
+    return where
+
+
+def _member(
+    member: dict[str, Any], folder: Path, target: Path, about: dict[str, Any], device: torch.device | str
+) -> nn.Module:
+    if member["weights"] is not None:
+        model = llama.load(folder / member["weights"], device)
+    elif member["model"] == "target":
+        held = TargetConfig(dtype=about["target"]["dtype"], quantisation=about["target"]["quantisation"])
+        model = hub.load(target, held, torch.device(device))
+    else:
+        source = SourceConfig(member["source"], member["revision"])
+        where = hub.locate(member["name"], source)
+        if sources.content_now(where) != member["content"]:
+            raise ExportError(f"{member['name']}: {member['source']!r} on the hub is no longer the model it was")
+        model = llama.load(where, device)
+    return llama.freeze(llama.narrow(model, about["logits"]))

@@ -1,0 +1,132 @@
+"""Write an unlearned model as a folder that loads without this program."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearn.config.schema import ConfigError
+from unlearn.deploy.export.traces import Traces, forget_rows, tensors_fault
+from unlearn.store import runlog
+from unlearn.store.files import sha256, write_json, write_text
+from unlearn.store.identity import Job
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from unlearn.runs.world import World
+
+
+TARGET = "target"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a call asks for, checked."""
+
+    to: Path
+    alpha: float
+    everything: bool  # also copies of what the hub has
+    tokenizer: bool
+
+
+def export(job: Job, asked: Asked) -> dict[str, Any]:
+    """Write the folder, whole or not at all; the content of its offset.json."""
+    from unlearn.deploy.export.card import card, known_text
+    from unlearn.deploy.export.facts import facts
+    from unlearn.runs.learner import settle
+    from unlearn.runs.world import the_world
+
+    settle(job.cfg)
+    world = the_world(job.cfg)
+    _same_models(job, world)
+    _no_encoders(job, world)
+    work = asked.to.with_name(f".{asked.to.name}.{os.getpid()}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        models = _models(job, world, asked)
+        for name, model in models.items():
+            _write(model, work / name)
+        if asked.tokenizer:
+            _write_tokenizer(world, work / "tokenizer")
+        about = facts(job, world, asked.alpha, models, asked.tokenizer)
+        about["files"] = _files(work)
+        traces = Traces(forget_rows(world.data), known_text())
+        about["searched"] = {"forget_texts": traces.texts, "runs_of_words": traces.count, "ids": len(traces.ids)}
+        write_text(work / "README.md", card(about))
+        write_json(work / "offset.json", about)
+        _refuse_traces(traces, work)
+        if asked.to.is_dir():
+            asked.to.rmdir()  # it is empty
+        work.rename(asked.to)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return about
+
+
+def _no_encoders(job: Job, world: World) -> None:
+    for member in job.cfg.method.members:
+        if world.encodes(member.model):
+            raise ConfigError(
+                f"{job.folder}: its {member.name} has an encoder (T5), and the code of an export's card reads whole "
+                "texts; deploy the run's offset/ with its own models"
+            )
+
+
+def _same_models(job: Job, world: World) -> None:
+    """Weights go only with the models they were trained beside."""
+    prints = {m.name: world.fingerprint(m.model) for m in job.cfg.method.members}
+    before = runlog.manifest(job.folder).get("models", {})
+    if {name: before.get(name) for name in prints} != prints:
+        raise ConfigError(
+            f"{job.folder} was trained with the models {before}, and the store now has {prints}; export it with the "
+            "store it was made with"
+        )
+
+
+def _models(job: Job, world: World, asked: Asked) -> dict[str, nn.Module]:
+    """The models whose weights are written, by the name of their folder. Never the target's."""
+    from unlearn.learning.loop import device
+    from unlearn.models import llama
+    from unlearn.store import sources
+
+    found = {}
+    for m in job.cfg.method.members:
+        role = sources.role(world.cfg.pair, m.model)
+        if m.trained:
+            found[m.name] = llama.freeze(llama.load(job.folder / runlog.OFFSET, device(world.cfg.trainer.device)))
+        elif role != TARGET and (asked.everything or sources.on_hub(world.cfg.pair, role) is None):
+            found[m.name] = world.model(m.model)
+    return found
+
+
+def _write(model: nn.Module, folder: Path) -> None:
+    """Weights and config, as ``from_pretrained`` reads them; refused if a file has room for anything else."""
+    model.save_pretrained(folder, safe_serialization=True)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    fault = tensors_fault(sorted(folder.glob("*.safetensors")), shapes)
+    if fault:
+        raise ConfigError(f"{folder.name}: {fault}; such weights are not exported")
+
+
+def _write_tokenizer(world: World, folder: Path) -> None:
+    world.encoder.tokenizer.save_pretrained(folder)
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and checksum of every file, by its path in the folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+
+
+def _refuse_traces(traces: Traces, folder: Path) -> None:
+    found = traces.in_folder(folder)
+    if found:
+        advice = "; tokenizer=no leaves the tokenizer out" if any("tokenizer" in f.file for f in found) else ""
+        raise ConfigError(
+            f"nothing was exported: {'; '.join(map(str, found))}. An export holds nothing of the forget set{advice}"
+        )

@@ -1,0 +1,241 @@
+"""The routes: OpenAI's, ``/health`` and ``/v1/offsets``. Nothing that a client writes is logged."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from unlearn.deploy.serving.asks import Answer, Event, Failed
+from unlearn.deploy.serving.engine import Busy, Engine
+from unlearn.deploy.serving.offsets import Switches
+from unlearn.deploy.serving.protocol import Asked, BadRequest, Protocol, flag, number
+from unlearn.deploy.serving.replies import Names, Reply, error
+from unlearn.deploy.serving.settings import LOOPBACK, Settings
+
+log = logging.getLogger(__name__)
+LONGEST = 8 * 2**20  # bytes of a body
+ATTESTED = "x-unlearned"
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+
+def create(engine: Engine, settings: Settings) -> FastAPI:
+    """The application; ``engine`` is started and closed by the caller."""
+    app = FastAPI(title="unlearn.serve", docs_url=None, redoc_url=None, openapi_url=None)
+    server = _Server(engine, settings)
+    app.add_api_route("/health", server.health, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/models", server.models, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/completions", server.completions, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/offsets", server.offsets, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/offsets", server.switch, methods=["POST"], response_model=None)
+    app.add_exception_handler(BadRequest, _refused)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(Exception, _fault)
+    return app
+
+
+class _Server:
+    def __init__(self, engine: Engine, settings: Settings):
+        self.engine, self.settings = engine, settings
+        self.name = settings.name or next(iter(engine.blend.parts))
+        self.switches = Switches(engine.blend)
+        self.protocol = Protocol(engine, settings, self.switches, self.name)
+        self.names, self.started = Names(engine.encoder.tokenizer), int(time.time())
+        self._key, self._admin = (os.environ[k] if k else None for k in (settings.key_env, settings.admin_key_env))
+
+    # --- routes -------------------------------------------------------------------------------------------------------
+
+    async def health(self) -> Response:
+        alive = self.engine.alive
+        found = {"status": "ok" if alive else "stopped", "running": self.engine.running, "waiting": self.engine.waiting}
+        return JSONResponse(found, 200 if alive else 503)
+
+    async def models(self, request: Request) -> Response:
+        _check_key(request, self._key)
+        model = {"id": self.name, "object": "model", "created": self.started, "owned_by": "unlearn"}
+        model |= {"max_model_len": self.engine.encoder.max_length}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def completions(self, request: Request) -> Response:
+        return await self._answer(request, self.protocol.completion, chat=False)
+
+    async def chat(self, request: Request) -> Response:
+        return await self._answer(request, self.protocol.chat, chat=True)
+
+    async def offsets(self, request: Request) -> Response:
+        self._check_admin(request)
+        return JSONResponse({"object": "list", "data": self.switches.listed()})
+
+    async def switch(self, request: Request) -> Response:
+        self._check_admin(request)
+        body = await _body(request)
+        known = [o["name"] for o in self.switches.listed()]
+        if not isinstance(body, dict) or set(body) - {"name", "on", "alpha"}:
+            raise BadRequest('the body must be like {"name": "…", "on": true, "alpha": 1.0}, with on, alpha or both')
+        name = body.get("name")
+        if name not in known:
+            raise BadRequest(f"name={name!r:.80}: must be one of {', '.join(known)}", "name")
+        on = flag(body, "on") if "on" in body else None
+        try:
+            self.switches.set(name, on, number(body, "alpha", None, -1e6, 1e6))
+        except ValueError as problem:
+            raise BadRequest(f"on=false: {problem}", "on") from None
+        log.info("offsets: %s", "; ".join(f"{o['name']} {o['alpha']:g}" for o in self.switches.listed() if o["on"]))
+        return JSONResponse({"object": "list", "data": self.switches.listed()})
+
+    # --- an answer ----------------------------------------------------------------------------------------------------
+
+    async def _answer(self, request: Request, read: Callable[[Any], Asked], chat: bool) -> Response:
+        _check_key(request, self._key)
+        started, body = time.monotonic(), await _body(request)
+        asked = await run_in_threadpool(read, body)
+        attested = self.engine.blend.attested(asked.mix)
+        reply = Reply(asked, chat, self.name, attested, self.names)
+        headers = {ATTESTED: json.dumps(attested, separators=(",", ":"))}
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def emitter(index: int) -> Callable[[Event], None]:
+            return lambda event: loop.call_soon_threadsafe(events.put_nowait, (index, event))
+
+        try:
+            answers = self.engine.submit([(ask, emitter(i)) for i, ask in enumerate(asked.asks)])
+        except Busy as busy:
+            return JSONResponse(error(str(busy), "server_error", code="busy"), 503, {"retry-after": "1"})
+        if asked.stream:
+            lines = self._stream(request, reply, events, answers, started)
+            headers["cache-control"] = "no-cache"
+            return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
+        return await self._whole(request, reply, events, answers, started, headers)
+
+    async def _whole(self, request, reply: Reply, events, answers: list[Answer], started: float, headers) -> Response:
+        try:
+            async for index, found in _until_gone(request, events, len(answers)):
+                if isinstance(found, Failed):
+                    return JSONResponse(error(found.message, "server_error"), 500, headers)
+                reply.add(index, found)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
+        finally:
+            self.engine.cancel(answers)
+        content = await run_in_threadpool(lambda: json.dumps(reply.whole(), allow_nan=False))
+        _log_answered(request, reply, started)
+        return Response(content, headers=headers, media_type="application/json")
+
+    async def _stream(self, request, reply: Reply, events, answers: list[Answer], started: float) -> AsyncIterator[str]:
+        try:
+            for index in range(len(answers)):
+                if (piece := reply.first(index)) is not None:
+                    yield _line(piece)
+            async for index, found in _until_gone(request, events, len(answers)):
+                if isinstance(found, Failed):
+                    yield _line(error(found.message, "server_error"))
+                    return
+                if (piece := reply.piece(index, found)) is not None:
+                    yield _line(piece)
+            if (piece := reply.last()) is not None:
+                yield _line(piece)
+            yield "data: [DONE]\n\n"
+            _log_answered(request, reply, started)
+        except ClientDisconnect:
+            return
+        finally:
+            self.engine.cancel(answers)
+
+    # --- who may ask --------------------------------------------------------------------------------------------------
+
+    def _check_admin(self, request: Request) -> None:
+        """With the admin's key where there is one; else from this machine alone, and from no web page that it shows."""
+        if self._admin is not None:
+            _check_key(request, self._admin)
+            return
+        _check_key(request, self._key)
+        here = request.client is not None and request.client.host in (*LOOPBACK, "::ffff:127.0.0.1")
+        direct = not any(name in request.headers for name in (*FORWARDED, "origin"))
+        if not (here and direct and request.url.hostname in LOOPBACK):
+            raise BadRequest(
+                "offsets are switched from the server's own machine, or with the key of admin_key_env, which it was "
+                "started without", status=403, code="forbidden",
+            )  # fmt: skip
+
+
+def _check_key(request: Request, key: str | None) -> None:
+    if key is None:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+        raise BadRequest("this needs the header Authorization: Bearer KEY", status=401, code="invalid_api_key")
+
+
+async def _body(request: Request) -> Any:
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise BadRequest("content-type: must be application/json", status=415)
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > LONGEST:
+            raise BadRequest(f"the body is longer than {LONGEST:,} bytes", status=413)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as problem:
+        raise BadRequest(f"the body is no JSON: {type(problem).__name__}") from None
+
+
+async def _until_gone(request: Request, events: asyncio.Queue, count: int) -> AsyncIterator[tuple[int, Event]]:
+    """The events of ``count`` answers to their ends or a failure; ``ClientDisconnect`` when nobody listens any more."""
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        while count:
+            event = asyncio.ensure_future(events.get())
+            try:
+                await asyncio.wait({event, gone}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not event.done():
+                    event.cancel()
+            if gone.done():
+                raise ClientDisconnect
+            index, found = event.result()
+            yield index, found
+            count -= isinstance(found, Failed) or found.finish is not None
+    finally:
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _line(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, allow_nan=False)}\n\n"
+
+
+def _log_answered(request: Request, reply: Reply, started: float) -> None:
+    used, seconds = reply.usage(), time.monotonic() - started
+    read, said = used["prompt_tokens"], used["completion_tokens"]
+    log.info("%s: %d tokens read, %d said, %.2f s", request.url.path, read, said, seconds)
+
+
+async def _refused(request: Request, problem: BadRequest) -> Response:
+    found = error(str(problem), "invalid_request_error", problem.param, problem.code)
+    return JSONResponse(found, problem.status)
+
+
+async def _no_route(request: Request, problem: HTTPException) -> Response:
+    return JSONResponse(error(str(problem.detail), "invalid_request_error"), problem.status_code, problem.headers)
+
+
+async def _fault(request: Request, problem: Exception) -> Response:
+    return JSONResponse(error("the server has a fault; its log says which", "server_error"), 500)

@@ -1,0 +1,105 @@
+"""From folders, of runs or of exports, to the models that are served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unlearn.config.schema import ConfigError
+from unlearn.data.encoding import Encoder
+from unlearn.deploy.export import loading as deployed
+from unlearn.deploy.serving.offsets import Blend, Part, check_beside
+from unlearn.deploy.serving.settings import Settings, alphas
+from unlearn.ensemble.ensemble import Ensemble
+from unlearn.grid import rerun
+from unlearn.learning.loop import device
+from unlearn.models import llama, seq2seq
+from unlearn.models.tuning import merged
+from unlearn.runs.learner import members, settle
+from unlearn.runs.world import the_world
+from unlearn.store.identity import digest
+
+DEVICE = "trainer.device="  # of the settings of a run, that which an export has, too
+
+
+@dataclass(frozen=True)
+class Loaded:
+    blend: Blend
+    encoder: Encoder  # of the first; the shortest length of all
+
+
+def load(settings: Settings, overrides: Sequence[str] = ()) -> Loaded:
+    """Models and encoder; ``overrides`` change settings of the runs (trainer.device, trainer.threads, paths.store …).
+
+    Raises ``ConfigError`` or ``ExportError`` for folders that cannot be served, or not together.
+    """
+    folders = [Path(settings.run), *map(Path, settings.offsets)]
+    exports = [(f / deployed.ABOUT).is_file() for f in folders]
+    if any(exports) and not all(exports):
+        kinds = ", ".join(f"{f}: {'export' if e else 'run'}" for f, e in zip(folders, exports, strict=True))
+        raise ConfigError(f"run and offsets must be all runs, or all exports: {kinds}")
+    if settings.target is not None and not exports[0]:
+        raise ConfigError(f"target={settings.target!r}: is for exports; a run knows its own")
+    found = _exports(folders, settings, overrides) if exports[0] else _runs(folders, settings, overrides)
+    if any(seq2seq.is_one(m.model) for part, _ in found for m in part.ensemble.members):
+        raise ConfigError(f"run={settings.run!r}: its models have an encoder, and what is served continues one text")
+    for part, encoder in found[1:]:
+        _same_tokens(part.name, encoder, found[0][1])
+    first, longest = found[0][1], min(encoder.max_length for _, encoder in found)
+    return Loaded(Blend([part for part, _ in found]), Encoder(first.tokenizer, first.template, longest))
+
+
+def _runs(folders: Sequence[Path], settings: Settings, overrides: Sequence[str]) -> list[tuple[Part, Encoder]]:
+    found, world, known = [], None, {}
+    for i, folder in enumerate(folders):
+        _, job = rerun.load(folder, overrides)
+        cfg, before = job.cfg, world
+        settle(cfg)
+        world = the_world(cfg)
+        frozen = {m.name: m.model for m in cfg.method.members if not m.trained}
+        if before is not None:
+            world.adopt(before)
+            check_beside(job.folder.name, {name: world.fingerprint(model) for name, model in frozen.items()}, known)
+        known |= {name: world.fingerprint(model) for name, model in frozen.items()}
+        ensemble = members(cfg, world, job.folder)
+        chosen = alphas(settings)[i] if settings.alpha is not None else cfg.alpha
+        found.append((Part(job.folder.name, ensemble, _weights(ensemble), chosen), world.encoder))
+    return found
+
+
+def _weights(ensemble: Ensemble) -> str | None:
+    """As an export says them: of weights that hold their low-rank updates."""
+    return None if ensemble.trained is None else llama.fingerprint(merged(ensemble.trained.model))
+
+
+def _exports(folders: Sequence[Path], settings: Settings, overrides: Sequence[str]) -> list[tuple[Part, Encoder]]:
+    others = [o for o in overrides if not o.startswith(DEVICE)]
+    if others:
+        raise ConfigError(f"{' '.join(others)}: of an export only trainer.device may be given")
+    place = device(overrides[-1].removeprefix(DEVICE) if overrides else "auto")
+    found, before = [], None
+    for i, folder in enumerate(folders):
+        alpha = None if settings.alpha is None else alphas(settings)[i]
+        model = deployed.load(folder, settings.target or _named(folder), place, alpha, beside=before)
+        before = before or model
+        trained = next((m for m in model.about["method"]["members"] if m["trained"]), None)
+        part = Part(folder.resolve().name, model.ensemble, trained and trained["fingerprint"], model.alpha)
+        found.append((part, model.encoder))
+    return found
+
+
+def _named(folder: Path) -> str:
+    """The target's name on the hub, that an export says."""
+    source = deployed.checked(folder)["target"]["source"]
+    if source is None:
+        raise ConfigError(f"run={str(folder)!r}: this export's target is on no hub; give target=FOLDER")
+    return source
+
+
+def _same_tokens(name: str, encoder: Encoder, first: Encoder) -> None:
+    prints = [digest(e.tokenizer.get_vocab()) for e in (encoder, first)]
+    if prints[0] != prints[1]:
+        raise ConfigError(
+            f"offsets: {name} has a tokenizer with the fingerprint {prints[0]}, and that of run= is {prints[1]}"
+        )

@@ -1,0 +1,153 @@
+"""Several offsets of one target: target + Σ_j α_j (offset_j − anchor), each on or off for every request.
+
+``Blend`` has the models and joins their logits; ``Switches`` says which offsets are on, and is what may change while
+the server runs. A ``Mix`` is what one answer is made with, from its first token to its last.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from unlearn.config.schema import ConfigError
+from unlearn.decoding.ties import nudged, tolerance
+from unlearn.ensemble.combination import SUM
+from unlearn.ensemble.ensemble import Ensemble, Member
+
+Mix = tuple[tuple[str, float], ...]  # the offsets that are on, with their α's
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one run adds to the target: its whole ensemble, whose frozen members other parts may share."""
+
+    name: str
+    ensemble: Ensemble
+    weights: str | None  # fingerprint of the trained weights; None where the method trains none
+    alpha: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether the trained weights are the model itself: then there is nothing that could be added or left out."""
+        return self.ensemble.trained is not None and self.ensemble.trained.constant != 0
+
+
+class Blend:
+    """The models of all parts, and the sum of what they say.
+
+    Raises ``ConfigError`` for parts that cannot be added to one target.
+    """
+
+    def __init__(self, parts: Sequence[Part]):
+        _check(parts)
+        self.parts = {p.name: replace(p, ensemble=_own_names(p)) for p in parts}
+        members = next(iter(self.parts.values())).ensemble.members
+        self.target = next((m for m in members if m.constant and not m.trained), members[0])
+        self._base = Ensemble(tuple(m for m in members if m.constant))
+        self._changes = {p.name: _change(p.ensemble) for p in self.parts.values()}
+
+    def members(self, mix: Mix) -> tuple[Member, ...]:
+        """Those that must be run; of what is off, or has no weight, none."""
+        needed = [self._base.needed([0.0])] if not mix else [self.parts[n].ensemble.needed([a]) for n, a in mix]
+        return tuple({m.name: m for members in needed for m in members}.values())
+
+    def logits(self, rows: Mapping[str, Tensor], mix: Mix) -> Tensor:
+        """Logits [N, V] from the rows of ``members(mix)`` by name."""
+        if not mix:
+            return self._base.logits(rows, 0.0)
+        (first, alpha), *others = mix
+        total = self.parts[first].ensemble.logits(rows, alpha)
+        for name, a in others:
+            if a != 0:
+                total = total + self._changes[name].logits(rows, a)
+        return total
+
+    def error(self, mix: Mix) -> float:
+        """What a logit of a sum may be wrong by, in another shape of the computation (``ties.py``)."""
+        base = sum(abs(m.constant) * tolerance(m) for m in self._base.members)
+        return base + sum(abs(a * m.slope) * tolerance(m) for n, a in mix for m in self.parts[n].ensemble.members)
+
+    def variants(self, rows: Mapping[str, Tensor], mix: Mix) -> Iterator[Tensor]:
+        """Logits that might as well have been found, where the rule is no sum: no bound holds for one that jumps."""
+        if any(self.parts[name].ensemble.rule is not SUM for name, _ in mix):
+            yield from (self.logits(moved, mix) for moved in nudged(self.members(mix), rows))
+
+    def attested(self, mix: Mix) -> dict[str, Any]:
+        """What answers with this mix: fingerprints of the target and of the offsets that are on, with their α's."""
+        offsets = [{"name": n, "alpha": a, "weights": self.parts[n].weights} for n, a in mix]
+        return {"target": self.target.fingerprint, "offsets": offsets}
+
+
+def _own_names(part: Part) -> Ensemble:
+    """Frozen members keep their names, under which they are shared; every part's trained one gets its own."""
+    members = (replace(m, name=f"{part.name}/{m.name}") if m.trained else m for m in part.ensemble.members)
+    return replace(part.ensemble, members=tuple(members))
+
+
+def _change(ensemble: Ensemble) -> Ensemble:
+    return Ensemble(tuple(replace(m, constant=0.0) for m in ensemble.members if m.slope))
+
+
+def _check(parts: Sequence[Part]) -> None:
+    names = [p.name for p in parts]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"offsets={names}: each may be given once; the folder's name is the offset's")
+    if len(parts) == 1:
+        return
+    for p in parts:
+        if p.ensemble.rule is not SUM:
+            raise ConfigError(f"{p.name}: its rule is {p.ensemble.rule.name!r}, and only sums can be added to others")
+        if p.whole:
+            raise ConfigError(f"{p.name}: its trained weights are a whole model, and no offset that could be added")
+    known: dict[str, str] = {}
+    for p in parts:
+        found = {m.name: m.fingerprint for m in p.ensemble.members if not m.trained}
+        check_beside(p.name, found, known)
+        known |= found
+
+
+def check_beside(name: str, found: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """Refuse an offset that was trained beside other models than those before it: fingerprints by frozen member."""
+    for member in found:
+        if member in known and found[member] != known[member]:
+            raise ConfigError(
+                f"offsets: {name} was trained beside a {member} with the fingerprint {found[member]}, and that of the "
+                f"runs before it is {known[member]}; only offsets of one target and one small pair can be added"
+            )
+
+
+class Switches:
+    """Which offsets are on, with which α, for requests that come from now on."""
+
+    def __init__(self, blend: Blend):
+        self._blend = blend
+        self._lock = threading.Lock()
+        self._state = {p.name: (True, p.alpha) for p in blend.parts.values()}
+
+    def listed(self) -> list[dict[str, Any]]:
+        with self._lock:
+            state = dict(self._state)
+        weights = {n: p.weights for n, p in self._blend.parts.items()}
+        return [{"name": n, "on": on, "alpha": a, "weights": weights[n]} for n, (on, a) in state.items()]
+
+    def set(self, name: str, on: bool | None, alpha: float | None) -> None:
+        """None leaves it as it is. ``ValueError`` for a model that is no offset."""
+        if on is False and self._blend.parts[name].whole:
+            raise ValueError(f"{name}: its trained weights are the model itself, which cannot be switched off")
+        with self._lock:
+            was_on, was = self._state[name]
+            self._state[name] = was_on if on is None else on, was if alpha is None else alpha
+
+    def mix(self, names: Sequence[str] | None = None, alpha: float | None = None) -> Mix:
+        """What is on; or the offsets of these names, and all at this α. ``ValueError`` for a model that is none."""
+        with self._lock:
+            state = dict(self._state)
+        whole = next((n for n, p in self._blend.parts.items() if p.whole), None)
+        if whole is not None and names is not None and whole not in names:
+            raise ValueError(f"{whole}: its trained weights are the model itself, which cannot be left out")
+        on = [n for n, (is_on, _) in state.items() if is_on] if names is None else [n for n in state if n in names]
+        return tuple((n, state[n][1] if alpha is None else alpha) for n in on)

@@ -1,0 +1,167 @@
+"""What clients are told, in the shapes of OpenAI's completions and chat completions, and of vLLM's additions."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from unlearn.deploy.serving.asks import Event, Read, Said
+from unlearn.deploy.serving.lane import Scored
+from unlearn.deploy.serving.protocol import Asked
+from unlearn.store.identity import digest
+
+LEAST = -9999.0  # in the place of a logarithm of 0, which JSON does not have
+
+
+class Names:
+    """What tokens are called: their texts, made once."""
+
+    def __init__(self, tokenizer):
+        self._decode, self._known = tokenizer.decode, {}
+
+    def __call__(self, token: int) -> str:
+        if token not in self._known:
+            self._known[token] = self._decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._known[token]
+
+
+class Reply:
+    """The reply to one request, made of the events of its answers: in pieces as they come, or whole."""
+
+    def __init__(self, asked: Asked, chat: bool, model: str, attested: Mapping[str, Any], names: Names):
+        self._asked, self._chat, self._names, self.attested = asked, chat, names, attested
+        kind = "chat.completion" if chat else "text_completion"
+        self._head = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": f"{kind}.chunk" if chat and asked.stream else kind,
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": f"fp_{digest(attested, 10)}",
+        }
+        self._events: list[list[Event]] = [[] for _ in asked.asks]
+        self._lengths = [0] * len(asked.asks)  # characters so far
+        self._tokens = 0
+
+    # --- whole --------------------------------------------------------------------------------------------------------
+
+    def add(self, index: int, event: Event) -> None:
+        self._events[index].append(event)
+
+    def whole(self) -> dict[str, Any]:
+        choices = [self._choice(i, events) for i, events in enumerate(self._events)]
+        return self._head | {"choices": choices, "usage": self.usage(), "unlearned": self.attested}
+
+    def _choice(self, index: int, events: Sequence[Event]) -> dict[str, Any]:
+        asked, text, scored, finish = self._asked, "", [], None
+        for event in events:
+            said, some = self._part(index, event)
+            text, scored, finish = text + said, scored + some, event.finish
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish}
+        if self._chat:
+            choice |= {"message": {"role": "assistant", "content": text}}
+        else:
+            choice |= {"text": text}
+        choice["logprobs"] = self._logprobs(index, scored)
+        if asked.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = [None, *(self._by_id(s) for s in events[0].scored or ())]
+        return choice
+
+    # --- in pieces ----------------------------------------------------------------------------------------------------
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        """The piece before all others of an answer."""
+        if not self._chat:
+            return None
+        return self._piece(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None}, None)
+
+    def piece(self, index: int, event: Event) -> dict[str, Any] | None:
+        """What an event adds; None where that is nothing."""
+        text, scored = self._part(index, event)
+        if not text and not scored and event.finish is None:
+            return None
+        content = {"delta": {"content": text}} if self._chat else {"text": text}
+        return self._piece(index, content | {"logprobs": self._logprobs(index, scored)}, event.finish)
+
+    def _piece(self, index: int, content: dict[str, Any], finish: str | None) -> dict[str, Any]:
+        choice = {"index": index, **content, "finish_reason": finish}
+        own = {"unlearned": self.attested} if finish is not None else {}
+        return self._head | {"choices": [choice]} | own
+
+    def last(self) -> dict[str, Any] | None:
+        """How many tokens there were, after all answers."""
+        return self._head | {"choices": [], "usage": self.usage()} if self._asked.usage else None
+
+    def usage(self) -> dict[str, int]:
+        read = sum(len(ask.prompt) for ask in self._asked.asks[:: self._asked.n])
+        return {"prompt_tokens": read, "completion_tokens": self._tokens, "total_tokens": read + self._tokens}
+
+    # --- an event -----------------------------------------------------------------------------------------------------
+
+    def _part(self, index: int, event: Event) -> tuple[str, list[Scored | int]]:
+        """Text and scored tokens of an event; an int is the first token of a prompt, which nothing comes before."""
+        asked = self._asked
+        if isinstance(event, Said):
+            self._tokens += 1
+            return event.text, [] if event.scored is None else [event.scored]
+        assert isinstance(event, Read)
+        if not asked.echo:
+            return "", []
+        prompt, text = asked.asks[index].prompt, asked.texts[index // asked.n]
+        text = "".join(map(self._names, prompt)) if text is None else text
+        return text, [] if asked.logprobs is None else [prompt[0], *(event.scored or ())]
+
+    def _logprobs(self, index: int, scored: Iterable[Scored | int]) -> dict[str, Any] | None:
+        if self._asked.logprobs is None:
+            return None
+        if self._chat:
+            return {"content": [self._spoken(s) for s in scored]}
+        tokens, values, tops, offsets = [], [], [], []
+        for s in scored:
+            token = s if isinstance(s, int) else s.token
+            tokens.append(self._name(token))
+            values.append(None if isinstance(s, int) else _finite(s.logprob))
+            tops.append(None if isinstance(s, int) else self._by_text(s))
+            offsets.append(self._lengths[index])
+            self._lengths[index] += len(self._names(token))
+        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
+    def _name(self, token: int) -> str:
+        return f"token_id:{token}" if self._asked.as_ids else self._names(token)
+
+    def _top(self, s: Scored, most: int | None) -> Sequence[tuple[int, float]]:
+        return s.top if most is None or most < 0 else s.top[:most]
+
+    def _by_text(self, s: Scored) -> dict[str, float]:
+        """The likeliest and the token itself. Of tokens with the same text the likeliest alone is there."""
+        found: dict[str, float] = {}
+        for token, logprob in (*self._top(s, self._asked.logprobs), (s.token, s.logprob)):
+            found.setdefault(self._name(token), _finite(logprob))
+        return found
+
+    def _by_id(self, s: Scored) -> dict[str, dict[str, Any]]:
+        """The token itself first, as vLLM has it, then the likeliest."""
+        found = {str(s.token): (s.token, s.logprob, s.rank)}
+        for rank, (token, logprob) in enumerate(self._top(s, self._asked.prompt_logprobs), 1):
+            found.setdefault(str(token), (token, logprob, rank))
+        return {
+            name: {"logprob": _finite(p), "rank": rank, "decoded_token": self._names(t)}
+            for name, (t, p, rank) in found.items()
+        }
+
+    def _spoken(self, s: Scored) -> dict[str, Any]:
+        def one(token: int, logprob: float) -> dict[str, Any]:
+            name = self._name(token)
+            return {"token": name, "logprob": _finite(logprob), "bytes": list(name.encode())}
+
+        top = [one(t, p) for t, p in self._top(s, self._asked.logprobs)]
+        return one(s.token, s.logprob) | {"top_logprobs": top}
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LEAST)
+
+
+def error(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,166 @@
+"""Answer rows over a long vocabulary, [N, V], that are never in memory all at once.
+
+Whatever an objective reads of a row is one number per row: log P of the label, a KL, a cross-entropy to soft labels.
+Each such number is computed from the hidden states a block of rows at a time, and only the numbers are kept; the
+backward pass makes each block's logits again, and its gradients by the number are multiplied by those of the loss. So
+any loss of such numbers, per token or per answer, has the values and gradients of the full rows. (Row chunks: Liger
+kernel, arXiv 2410.10989; recomputing instead of keeping gradients frees the loss from being a sum over rows.)
+
+Two sizes: a block is as many rows as a matrix product needs to be quick; its logits are read in pieces that stay in
+the cache, whatever the objective makes of them, and are overwritten by their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from unlearn.ensemble.heap import without_holes
+from unlearn.models.llama import full_precision, vocabulary
+
+LEAST = 64  # rows of a block: with fewer, a product on a CPU waits for the head's weights rather than for arithmetic
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """In logits."""
+
+    long: int  # with fewer, full rows are quicker (CPU, measured) or there is room for them (GPU)
+    block: int
+    piece: int
+
+
+CPU, GPU = Sizes(2**24, 2**21, 2**18), Sizes(2**26, 2**25, 2**23)
+
+
+def long(rows: int, model: nn.Module) -> bool:
+    """Whether ``rows`` answer rows are worth splitting: there are many logits, and the head is one matrix."""
+    head = model.get_output_embeddings()
+    return type(head) is nn.Linear and rows * vocabulary(model) > _sizes(head.weight.device).long
+
+
+def block(width: int, device: torch.device) -> int:
+    """Rows of a block."""
+    return max(LEAST, _sizes(device).block // width)
+
+
+def _sizes(device: torch.device) -> Sizes:
+    return CPU if device.type == "cpu" else GPU
+
+
+@dataclass(frozen=True)
+class LongRows:
+    """Rows of an ensemble, to be read piece by piece: the trained member's from its hidden states and head."""
+
+    model: nn.Module  # the trained member; its head is an ``nn.Linear``
+    hidden: Tensor  # [N, D] its last hidden states, with gradient, in the precision that its head is to work in
+    # from its logits of some rows and which rows these are, both [n, V]: the ensemble's logits of them
+    join: Callable[[Tensor, slice], Tensor]
+
+    def map(self, function: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """One value per row, [N], with gradient; ``function`` takes the ensemble's logits of some rows, and which."""
+        head = self.model.get_output_embeddings()
+
+        def values(logits: Tensor, here: slice) -> Tensor:
+            return function(self.join(logits, here), here)
+
+        return _Blocks.apply(self.hidden, head.weight, head.bias, vocabulary(self.model), values)
+
+    def pieces(self) -> Iterator[slice]:
+        """All rows in order, by slices of the size in which they are read."""
+        width = vocabulary(self.model)
+        with without_holes():
+            for here in _split(len(self.hidden), block(width, self.hidden.device)):
+                yield from pieces(here, width, self.hidden.device)
+
+    def whole(self) -> Tensor:
+        """All rows at once, [N, V] with gradient: for what reads more of them than one number each."""
+        head = self.model.get_output_embeddings()
+        logits = product(self.hidden, head.weight, head.bias, vocabulary(self.model))
+        return self.join(full_precision(logits), slice(0, len(self.hidden)))
+
+
+def product(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int, out: Tensor | None = None) -> Tensor:
+    """The first ``width`` logits of hidden states, [n, width], in the states' own precision.
+
+    One function for every member: where two of them agree, so do the products, to the last bit.
+    """
+    logits = torch.mm(hidden, weight[:width].to(hidden.dtype).T, out=out)
+    return logits if bias is None else logits.add_(bias[:width])
+
+
+class _Blocks(torch.autograd.Function):
+    """Values per row of logits = hidden · weightᵀ + bias, their first ``width`` columns, in the precision of hidden."""
+
+    @staticmethod
+    @without_holes()
+    def forward(ctx, hidden, weight, bias, width, values):
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.width, ctx.values = width, values
+        found = []
+        for here, logits in _logits(hidden, weight, bias, width):
+            for rows in pieces(here, width, hidden.device):
+                found.append(values(full_precision(_within(logits, here, rows)), rows))
+        return torch.cat(found)
+
+    @staticmethod
+    @once_differentiable
+    @without_holes()
+    def backward(ctx, gradient):
+        hidden, weight, bias = ctx.saved_tensors
+        of_hidden, of_weight, of_bias = (
+            torch.zeros_like(t) if needed else None
+            for t, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        )
+        for here, logits in _logits(hidden, weight, bias, ctx.width):
+            for rows in pieces(here, ctx.width, hidden.device):
+                piece = _within(logits, here, rows)
+                piece.copy_(_gradient(ctx.values, full_precision(piece), rows, gradient[rows]))
+            if of_hidden is not None:
+                torch.mm(logits, weight[: ctx.width].to(hidden.dtype), out=of_hidden[here])
+            if of_weight is not None and weight.dtype == hidden.dtype:
+                of_weight[: ctx.width].addmm_(logits.T, hidden[here])
+            elif of_weight is not None:  # summed in the weight's own precision
+                of_weight[: ctx.width] += logits.T @ hidden[here]
+            if of_bias is not None:
+                of_bias[: ctx.width] += logits.sum(0)
+        return of_hidden, of_weight, of_bias, None, None
+
+
+def _gradient(values: Callable[[Tensor, slice], Tensor], logits: Tensor, rows: slice, gradient: Tensor) -> Tensor:
+    """Of Σ gradient · values with respect to the logits of these rows."""
+    with torch.enable_grad():
+        logits = logits.detach().requires_grad_()
+        found = values(logits, rows)
+    if not found.requires_grad:  # a rule may leave no way from the trained member to the ensemble
+        return torch.zeros_like(logits)
+    return torch.autograd.grad(found, logits, gradient)[0]
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows and their logits, all in one buffer: each overwrites the one before."""
+    weight = weight.to(hidden.dtype)  # once for all blocks
+    size = min(len(hidden), block(width, hidden.device))
+    buffer = hidden.new_empty(size, width)
+    for here in _split(len(hidden), size):
+        yield here, product(hidden[here], weight, bias, width, buffer[: here.stop - here.start])
+
+
+def pieces(here: slice, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices of these rows, counted as they are, whose logits stay in the cache."""
+    n = here.stop - here.start
+    for piece in _split(n, max(1, _sizes(device).piece // width)):
+        yield slice(here.start + piece.start, here.start + piece.stop)
+
+
+def _within(logits: Tensor, here: slice, rows: slice) -> Tensor:
+    return logits[rows.start - here.start : rows.stop - here.start]
+
+
+def _split(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

@@ -1,0 +1,103 @@
+"""Rules that join the members' logits: pure functions of what does not depend on α, what does, and α.
+
+``base`` is Σ constant_i · l_i (mostly the target), ``change`` is Σ slope_i · l_i; both [N, V]. Every rule returns
+``base`` at α = 0 and does not notice a constant added to a row: logits are only known up to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from unlearn.config.own import functions, required, signature
+
+Logits = Annotated[Tensor, "[N, V]"]
+
+
+class RuleError(ValueError):
+    """A rule that does not exist or that is put together wrongly."""
+
+
+def sum(base: Logits, change: Logits, alpha: float) -> Logits:
+    """base + α · change. (arXiv 2404.11045, Eq. 1; linear divergence decoding, arXiv 2605.31293)"""
+    return base + alpha * change
+
+
+def plausible(base: Logits, change: Logits, alpha: float, rate: float, top: float) -> Logits:
+    """The sum among plausible tokens; all others keep the probability that ``base`` gives them. (arXiv 2406.08607)
+
+    Plausible are tokens with at least ``rate`` times the probability of the likeliest, and always the ``top`` share
+    of the vocabulary. Published code sets the change of the others to 0 on raw logits, where 0 means something else
+    in every row; here the plausible tokens are renormalised to the mass they had, so no row constant matters.
+    """
+    keep = max(1, round(top * base.shape[-1]))
+    floor = torch.minimum(
+        base.topk(keep, dim=-1).values[..., -1:], base.amax(-1, keepdim=True) + torch.tensor(rate).log().item()
+    )
+    inside = base >= floor
+    moved = base + alpha * change
+    mass = base.masked_fill(~inside, -torch.inf).logsumexp(-1, keepdim=True)
+    moved_mass = moved.masked_fill(~inside, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.where(inside, moved + (mass - moved_mass), base)
+
+
+def rank(base: Logits, change: Logits, alpha: float, k: float) -> Logits:
+    """Push out the round(k · α) tokens with the most negative change. (rank divergence decoding, arXiv 2605.31293)
+
+    The paper's generation sets them to −∞; so that every answer keeps a likelihood, they are lowered to just
+    below the largest logit of ``base`` after its first round(k · α), and none is raised.
+    """
+    n = min(round(k * alpha), base.shape[-1] - 1)
+    if n < 1:
+        return base
+    out = torch.zeros_like(base, dtype=torch.bool)
+    out.scatter_(-1, change.topk(n, dim=-1, largest=False).indices, True)
+    level = base.topk(n + 1, dim=-1).values[..., -1:]
+    level = torch.nextafter(level, torch.full_like(level, -torch.inf))  # a tie would leave the choice to chance
+    return torch.where(out, torch.minimum(base, level), base)
+
+
+Function = Callable[..., Tensor]
+RULES: dict[str, Function] = {"sum": sum, "plausible": plausible, "rank": rank}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule with its numbers filled in."""
+
+    name: str = "sum"
+    function: Function = sum
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, base: Tensor, change: Tensor, alpha: float) -> Tensor:
+        return self.function(base, change, alpha, **self.numbers)
+
+
+SUM = Rule()
+
+
+def bind_rule(name: str, numbers: Mapping[str, float], file: str | None = None) -> Rule:
+    """A method's rule by name, checked against its signature; functions of ``file``, a user's own, come before ours."""
+    rules = RULES | functions(file, "method.file")
+    if name not in rules:
+        raise RuleError(f"method.rule={name!r}: no such rule; there are {', '.join(rules)}")
+    found = signature(rules[name], f"rule {name!r}")
+    parameters = list(found.parameters)
+    if parameters[:3] != ["base", "change", "alpha"] or found.return_annotation != Logits:
+        raise RuleError(
+            f"rule {name!r} must take base, change and alpha (then its own numbers) and return Logits; its signature "
+            f"is {name}{found}"
+        )
+    wanted = parameters[3:]
+    for missing in sorted(set(required(found, wanted)) - set(numbers)):
+        raise RuleError(f"rule {name!r} needs method.numbers.{missing}: give +method.numbers.{missing}=NUMBER")
+    for extra in sorted(set(numbers) - set(wanted)):
+        raise RuleError(
+            f"method.numbers.{extra}={numbers[extra]}: rule {name!r} has no {extra}; it takes "
+            f"{', '.join(wanted) or 'no numbers'}"
+        )
+    return SUM if rules[name] is sum else Rule(name, rules[name], dict(numbers))

@@ -1,0 +1,117 @@
+"""An unlearned model is a weighted sum of next-token logits: l = Σ_i w_i · l_i, with w_i = constant_i + slope_i · α.
+
+δ-Unlearning (arXiv 2404.11045, Eq. 1) is target + α (offset − anchor). The sum is taken as base + α · change, with
+change = Σ slope_i · l_i summed first: where offset and anchor agree the change is exactly zero, and the ensemble is
+the target bit for bit. A method may join base and change by another rule (``combination.py``). Nothing here knows
+where the rows come from: a forward pass, the store, or a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unlearn.config.schema import MemberConfig
+from unlearn.ensemble.combination import SUM, Rule
+
+
+class PairError(ValueError):
+    """Models that cannot be members of one ensemble."""
+
+
+@dataclass(frozen=True)
+class Member:
+    name: str
+    model: nn.Module
+    fingerprint: str  # of the weights when the ensemble was made; says nothing about a trained member later
+    constant: float
+    slope: float
+    trained: bool
+
+    def weight(self, alpha: float) -> float:
+        return self.constant + self.slope * alpha
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    members: tuple[Member, ...]
+    rule: Rule = SUM
+
+    @property
+    def trained(self) -> Member | None:
+        """The member that learns; None where a method only combines what is there."""
+        return next((m for m in self.members if m.trained), None)
+
+    def frozen(self, alpha: float) -> list[Member]:
+        """Frozen members that count at this α."""
+        return [m for m in self.members if not m.trained and self._counts(m, alpha)]
+
+    def needed(self, alphas: Sequence[float]) -> list[Member]:
+        """Members that count at one of the α's at least."""
+        return [m for m in self.members if any(self._counts(m, a) for a in alphas)]
+
+    def logits(self, rows: Mapping[str, Tensor], alpha: float) -> Tensor:
+        """Logits of the ensemble, [N, V], from the rows of its members by name.
+
+        Members that do not count at this α may be missing from ``rows``. In a plain sum, a single member of weight 1
+        is returned as it is.
+        """
+        used = [m for m in self.members if self._counts(m, alpha) or (m.trained and m.name in rows)]
+        if self.rule is SUM and len(used) == 1 and used[0].weight(alpha) == 1:
+            return rows[used[0].name]
+        base = _sum((m.constant, rows[m.name]) for m in used)
+        change = _sum((m.slope, rows[m.name]) for m in used)
+        if change is None:
+            return base
+        return alpha * change if base is None else self.rule(base, change, alpha)
+
+    @torch.no_grad()
+    def sweep(self, rows: Mapping[str, Tensor], alphas: Sequence[float]) -> Iterator[tuple[float, Tensor]]:
+        """As ``logits`` without gradient, at each α in turn, from the rows of all members that count at one of them.
+
+        Of a plain sum base and change are taken once, and each α is one pass over the rows. Logits may lie in memory
+        that the next α overwrites; do not write into them.
+        """
+        if self.rule is not SUM:
+            yield from ((alpha, self.logits(rows, alpha)) for alpha in alphas)
+            return
+        base = _sum((m.constant, rows[m.name]) for m in self.members if m.name in rows)
+        change = _sum((m.slope, rows[m.name]) for m in self.members if m.name in rows)
+        room = None if base is None or change is None else torch.empty_like(base)  # fresh pages cost more than the sum
+        for alpha in alphas:
+            if base is None:
+                yield alpha, alpha * change
+            else:
+                yield alpha, base if change is None or alpha == 0 else torch.add(base, change, alpha=alpha, out=room)
+
+    def _counts(self, member: Member, alpha: float) -> bool:
+        if self.rule is SUM:  # only a sum lets a constant and a slope cancel
+            return member.weight(alpha) != 0
+        return member.constant != 0 or (member.slope != 0 and alpha != 0)
+
+
+def _sum(terms) -> Tensor | None:
+    total = None
+    for factor, logits in terms:
+        if factor != 0:
+            term = logits if factor == 1 else factor * logits
+            total = term if total is None else total + term
+    return total
+
+
+def build(
+    members: Sequence[MemberConfig],
+    models: Mapping[str, nn.Module],
+    fingerprints: Mapping[str, str],
+    widths: Mapping[str, int],
+    rule: Rule = SUM,
+) -> Ensemble:
+    """An ensemble from models by member name; refuse vocabularies of different width."""
+    if len(set(widths.values())) > 1:
+        sizes = ", ".join(f"{name} {width:,}" for name, width in widths.items())
+        raise PairError(f"members must share one vocabulary, index for index; widths are: {sizes}")
+    found = tuple(Member(m.name, models[m.name], fingerprints[m.name], m.constant, m.alpha, m.trained) for m in members)
+    return Ensemble(found, rule)

@@ -1,0 +1,237 @@
+"""Answer rows of a frozen model, however they are kept: as logits, as hidden states, as the likeliest tokens; or not.
+
+All have the same two ways of reading, and give the same rows: exactly (fp32 logits, hidden states, rows that are
+computed when needed) or as nearly as their class says. Rows lie as ``collate`` lays the examples that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unlearn.data.encoding import Example, Examples, collate
+from unlearn.ensemble.chunks import block
+from unlearn.ensemble.ensemble import Member
+from unlearn.ensemble.opaque import Opaque, Top
+from unlearn.models.llama import Head, answer_states, device_of, full_precision, head_of
+from unlearn.models.prompts import shared_rows
+
+CPU = torch.device("cpu")
+Reader = Callable[[slice], Tensor]  # which of the rows of some examples → these rows, [n, V]
+
+
+class FrozenRows:
+    """Logits of one frozen member over a fixed list of examples, in fp32 or rounded to fp16."""
+
+    def __init__(self, array: np.ndarray, examples: Examples):
+        if array.shape[0] != examples.starts[-1]:
+            raise ValueError(f"{array.shape[0]} stored rows for examples with {examples.starts[-1]} answer tokens")
+        self.array = array  # [rows, V]
+        self.examples = examples
+
+    def take(self, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
+        """Rows of the given examples, [N, V]."""
+        starts = self.examples.starts
+        found = [np.concatenate([array[starts[i] : starts[i + 1]] for i in indices]) for array in self._arrays()]
+        return self._rows(found, device)
+
+    def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
+        """The same rows, of which only those asked for are read."""
+        where = self._where(indices)
+        return lambda here: self._rows([array[where[here]] for array in self._arrays()], device)
+
+    def describe(self) -> dict[str, Any]:
+        """How they are kept, for a run's manifest."""
+        return {"kind": {4: "fp32", 2: "fp16"}[self.array.itemsize], "gib": round(self.array.nbytes / 2**30, 4)}
+
+    def _where(self, indices: Sequence[int]) -> np.ndarray:
+        starts = self.examples.starts
+        return np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        """What is kept, a line for each row."""
+        return (self.array,)
+
+    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        """From some lines of what is kept to rows [n, V]."""
+        return full_precision(sent(kept[0], device))
+
+
+class HiddenRows(FrozenRows):
+    """Last hidden states, [rows, D], to which the head is applied when rows are read: exact, and V / D times smaller.
+
+    Of the model only the head is held. States in bf16, which numpy does not know, are kept as the int16 of their bits.
+    """
+
+    def __init__(self, array: np.ndarray, examples: Examples, head: Head):
+        super().__init__(array, examples)
+        self.head = head
+
+    def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
+        where = self._where(indices)
+        return in_blocks(lambda: self._states(self.array[where]), self.head, self.head.width, device)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "hidden", "gib": round(self.array.nbytes / 2**30, 4)}
+
+    @torch.no_grad()
+    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        return self.head(self._states(kept[0])).to(device)
+
+    def _states(self, kept: np.ndarray) -> Tensor:
+        states = sent(kept, self.head.device)
+        return states.view(torch.bfloat16) if states.dtype == torch.int16 else states
+
+
+class TopRows(FrozenRows):
+    """Log-probabilities of the k likeliest tokens and of the answer's own token; all others share what is left evenly.
+
+    (A tail that is dropped instead breaks metrics, and one at the level of the k-th token inflates it V times.) A row
+    may name a token twice.
+    """
+
+    tail = "even"
+
+    def __init__(self, ids: np.ndarray, logp: np.ndarray, rest: np.ndarray, examples: Examples, k: int, width: int):
+        super().__init__(logp, examples)
+        self.ids, self.rest = ids, rest  # [rows, slots], and [rows] the log of the mass that is left
+        self.k, self.width = k, width
+
+    def describe(self) -> dict[str, Any]:
+        size = sum(array.nbytes for array in self._arrays())
+        mass = np.exp(np.asarray(self.rest, dtype=np.float64))
+        missing = {"mean": float(mass.mean()), "p95": float(np.quantile(mass, 0.95))}
+        said = {"kind": "topk", "gib": round(size / 2**30, 4), "k": self.k, "missing_mass": missing}
+        return said if self.tail == "even" else said | {"tail": self.tail}
+
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self.ids, self.array, self.rest
+
+    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
+        return spread(*(sent(values, device) for values in kept), self.width)
+
+
+class ShapedRows(TopRows):
+    """The same, where all other tokens share what is left as another model's rows over the examples share it."""
+
+    tail = "anchor"
+
+    def __init__(self, rows: TopRows, like: FrozenRows | LiveRows):
+        super().__init__(rows.ids, rows.array, rows.rest, rows.examples, rows.k, rows.width)
+        self.like = like
+
+    def take(self, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
+        return self.reader(indices, device)(slice(None))
+
+    def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
+        where, like = self._where(indices), self.like.reader(indices, device)
+
+        def read(here: slice) -> Tensor:
+            kept = (sent(array[where[here]], device) for array in self._arrays())
+            return spread(*kept, self.width, like(here))
+
+        return read
+
+
+def spread(ids: Tensor, logp: Tensor, rest: Tensor, width: int, like: Tensor | None = None) -> Tensor:
+    """Log-probabilities [n, V] of the tokens that are known, [n, slots], and of all others, which share the mass whose
+    log ``rest`` [n] is: evenly, or in proportion to softmax(``like``) [n, V]."""
+    ids = ids.long()
+    if like is None:
+        again = (ids[:, :-1] == ids[:, -1:]).sum(1)  # only the last slot's token may stand in another, too
+        tail = (rest - (width - ids.shape[1] + again).clamp(min=1).log())[:, None].repeat(1, width)
+    else:
+        others = like.scatter(1, ids, -torch.inf).logsumexp(-1)
+        tail = like + (rest - others)[:, None]
+    return tail.scatter_(1, ids, logp)
+
+
+def spread_top(rows: Top, width: int, device: torch.device, like: Tensor | None = None) -> Tensor:
+    """As ``spread``, of rows that a black box gave."""
+    if rows.ids is None:
+        return torch.from_numpy(rows.logp[:, :width]).to(device)
+    return spread(*(torch.from_numpy(values).to(device) for values in (rows.ids, rows.logp, rows.rest)), width, like)
+
+
+@torch.no_grad()
+def rows_now(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
+    """Answer rows [N, V] of a model that is run, or asked, for them; laid as ``collate`` lays them."""
+    if not isinstance(model, Opaque):
+        return shared_rows(model, examples, pad_id)
+    like, lengths = [None] * len(examples), [len(e.answer) for e in examples]
+    if model.like is not None:
+        like = shared_rows(model.like.model, examples, pad_id).split(lengths)
+    found = zip(model.answers(examples), like, strict=True)
+    return torch.cat([spread_top(rows, model.width, device_of(model), others) for rows, others in found])
+
+
+def top(rows: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``TopRows`` keeps of rows [n, V]: ids, log-probabilities [n, k + 1] and the log of the rest [n].
+
+    The slot beyond the k likeliest holds the label, or the next token where the label is among them.
+    """
+    logp = rows.log_softmax(-1)
+    ids = logp.topk(min(k + 1, rows.shape[-1]), dim=-1).indices
+    lacking = (ids != labels[:, None]).all(-1)
+    ids[lacking, -1] = labels[lacking]
+    rest = logp.scatter(1, ids, -torch.inf).logsumexp(-1)
+    return ids, logp.gather(1, ids), rest
+
+
+class LiveRows:
+    """The same rows computed when they are asked for: of sets that would take too much room in the store."""
+
+    def __init__(self, member: Member, examples: Examples, pad_id: int):
+        self.member, self.examples, self.pad_id = member, examples, pad_id
+
+    def take(self, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
+        return shared_rows(self.member.model, [self.examples[i] for i in indices], self.pad_id).to(device)
+
+    def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
+        """The same rows, from hidden states that are computed once, when rows are first asked for."""
+        model = self.member.model
+
+        @torch.no_grad()
+        def states() -> Tensor:
+            return answer_states(model, collate([self.examples[i] for i in indices], self.pad_id))
+
+        head = head_of(model)
+        return in_blocks(states, head, head.width, device)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "live"}
+
+
+def in_blocks(
+    states: Callable[[], Tensor], head: Callable[[Tensor], Tensor], width: int, device: torch.device
+) -> Reader:
+    """Reads rows piece by piece from hidden states [N, D], which are asked for once; a block's logits are kept, since
+    it is asked for in pieces."""
+    states = cache(states)
+    kept: dict[int, Tensor] = {}  # the block that was last read, by its first row
+
+    @torch.no_grad()
+    def read(here: slice) -> Tensor:
+        hidden = states()
+        size = block(width, hidden.device)
+        first, last, _ = here.indices(len(hidden))
+        start = first // size * size
+        if last > start + size:
+            return head(hidden[here]).to(device)
+        if start not in kept:
+            kept.clear()
+            kept[start] = head(hidden[start : start + size])
+        return kept[start][first - start : last - start].to(device)
+
+    return read
+
+
+def sent(values: np.ndarray, device: torch.device) -> Tensor:
+    """On the device. To a GPU through pinned memory, without waiting for the copy: the next kernels will."""
+    found = torch.from_numpy(values)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)

@@ -1,0 +1,96 @@
+"""How much room stored answer rows take, by the way in which they are kept; told from numbers, before any model.
+
+``fp32`` logits and last ``hidden`` states are exact. ``fp16`` logits and the ``topk`` likeliest tokens are nearly so,
+and only for the target: the anchor must cancel the offset at step 0, where the smallest error is an error of P.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unlearn.config.schema import ROUGH_ROWS, TrainerConfig
+
+FULL_GIB = 1.0  # `auto` keeps hidden states of sets whose fp32 logits are larger than this
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model's rows are made of."""
+
+    vocabulary: int
+    hidden: int
+    bytes: int  # of a number of its hidden states
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the settings allow for the rows of one member over one set of examples."""
+
+    kind: str = "auto"  # one of config.STORED_ROWS
+    k: int = 0  # of topk
+    most_gib: float = 1.0
+    rough: bool = False  # they may be rounded
+    refuse: bool = False  # a set that takes more; else its rows are computed when needed
+
+    def settled(self, rows: int, shape: Shape) -> str:
+        """The kind, where the settings leave it open."""
+        if self.kind != "auto":
+            return self.kind
+        return "fp32" if gib("fp32", rows, shape) <= min(FULL_GIB, self.most_gib) else "hidden"
+
+    def fits(self, rows: int, shape: Shape) -> bool:
+        return gib(self.settled(rows, shape), rows, shape, self.k) <= self.most_gib
+
+    def over(self, rows: int, what: str, shape: Shape) -> str:
+        """What to say of a set that does not fit."""
+        kind = self.settled(rows, shape)
+        size = gib(kind, rows, shape, self.k)
+        limit = f"trainer.stored_rows_gib={self.most_gib:g}"
+        return f"{rows:,} answer rows of the {what} are {size:.3g} GiB as {kind}, over {limit}"
+
+    def refusal(self, rows: int, what: str, shape: Shape, kinds: Sequence[str]) -> str:
+        """The same as an error, with the choices."""
+        kind = self.settled(rows, shape)
+        sizes = {other: gib(other, rows, shape, self.k) for other in (kind, *kinds)}
+        fitting = [f"{other} ({size:.3g} GiB)" for other, size in sizes.items() if size <= self.most_gib]
+        rounded = self.kind in ROUGH_ROWS
+        why = (
+            "rows that are computed when needed would not be rounded" if rounded else "trainer.stored_rows_over=refuse"
+        )
+        return (
+            f"{self.over(rows, what, shape)}, and {why}. Give "
+            + (f"trainer.stored_rows={' or '.join(fitting)}; or " if fitting else "")
+            + f"trainer.stored_rows_gib={math.ceil(100 * sizes[kind]) / 100:g}; or "
+            + ("trainer.stored_rows=auto with " if rounded else "")
+            + "trainer.stored_rows_over=live: they are computed in every step"
+        )
+
+
+def gib(kind: str, rows: int, shape: Shape, k: int = 0) -> float:
+    """Size of the rows of one member in GiB."""
+    return rows * row_bytes(kind, shape, k) / 2**30
+
+
+def row_bytes(kind: str, shape: Shape, k: int = 0) -> int:
+    """Of topk each token takes an id and a log-probability, and the row its rest, 4 bytes each."""
+    sizes = {
+        "fp32": 4 * shape.vocabulary, "fp16": 2 * shape.vocabulary, "hidden": shape.bytes * shape.hidden,
+        "topk": 8 * min(k + 1, shape.vocabulary) + 4,
+    }  # fmt: skip
+    return sizes[kind]
+
+
+def room(cfg: TrainerConfig, rough: bool) -> Room:
+    """As trainer.stored_rows… say; ``rough``: for rows that may be rounded, which none but the target's may.
+
+    Rows that are to be rounded are stored or refused: whether they fit must not change what is trained.
+    """
+    kind = "auto" if cfg.stored_rows in ROUGH_ROWS and not rough else cfg.stored_rows
+    refuse = cfg.stored_rows_over == "refuse" or kind in ROUGH_ROWS
+    return Room(kind, cfg.stored_rows_k, cfg.stored_rows_gib, rough, refuse)
+
+
+def may_refuse(cfg: TrainerConfig) -> bool:
+    return cfg.stored_rows_over == "refuse" or cfg.stored_rows in ROUGH_ROWS

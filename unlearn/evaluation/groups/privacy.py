@@ -1,0 +1,75 @@
+"""Membership: can the forget set be told from rows that no model saw? Six attacks, PrivLeak, and which rows give in.
+
+Per attack ``mia/<attack>``, the AUC with the forget set as 0 and the holdout as 1: 1 means that the forget set still
+looks like training data, 0.5 that the attack sees nothing. ``privleak`` and ``privleak/<attack>`` compare with the
+retrained model's AUC, as do ``mia/vulnerable`` (share of forget rows that a per-sample likelihood ratio finds at 5 %
+false positives) and the reference attack, whose reference model is the retrained one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from unlearn.evaluation.groups.context import Context, Found
+from unlearn.evaluation.metrics import membership
+from unlearn.evaluation.metrics.bootstrap import interval
+from unlearn.evaluation.metrics.ou_aggregates import ATTACKS
+from unlearn.evaluation.metrics.privleak import privleak
+from unlearn.evaluation.metrics.relative_membership import vulnerability
+
+SPLITS = ("forget", "holdout")
+FALSE_POSITIVES = 0.05
+
+
+def measure(ctx: Context) -> Found:
+    columns = {split: _attacks(ctx, split) for split in SPLITS}
+    metrics = {f"mia/{a}": membership.auc(columns["forget"][a], columns["holdout"][a]) for a in columns["forget"]}
+    intervals = {}
+    if ctx.suite.cfg.resamples:
+        intervals = {f"mia/{a}": _interval(columns, a, ctx.suite.cfg.resamples) for a in columns["forget"]}
+    if ctx.reference is not None:
+        for attack in ATTACKS:
+            if f"mia/{attack}" in ctx.reference.metrics:
+                metrics[f"privleak/{attack}"] = privleak(
+                    metrics[f"mia/{attack}"], ctx.reference.metrics[f"mia/{attack}"]
+                )
+        metrics["privleak"] = privleak(metrics["mia/min_k"], ctx.reference.metrics.get("mia/min_k"))
+        metrics |= _vulnerable(columns, ctx)
+    return Found(metrics, {s: c.add_prefix("mia_") for s, c in columns.items()}, intervals)
+
+
+def _attacks(ctx: Context, name: str) -> pd.DataFrame:
+    """Score of each row under each attack."""
+    split, scores = ctx.suite.split(name), ctx.scores[name]
+    nll = scores.mean_nll[split.right]
+    logp, mean, variance = (
+        [values[i] for i in split.right]
+        for values in (scores.before_eos(v) for v in (scores.logp, scores.mean, scores.variance))
+    )
+    found = {
+        "loss": membership.loss(nll),
+        "zlib": membership.zlib(nll, [r.answer for r in split.rows]),
+        "min_k": membership.min_k(logp),
+        "min_k_plus_plus": membership.min_k_plus_plus(logp, mean, variance),
+    }
+    if ctx.reference is not None and ctx.reference.has(name, "nll"):
+        found["reference"] = membership.reference(nll, ctx.reference.column(name, "nll"))
+    return pd.DataFrame(found)
+
+
+def _vulnerable(columns: dict[str, pd.DataFrame], ctx: Context) -> dict[str, float]:
+    if "reference" not in columns["forget"] or len(columns["holdout"]) < 1 / FALSE_POSITIVES - 1:
+        return {}  # so few holdout rows cannot say what 5 % are
+    own = {s: columns[s]["loss"].to_numpy() for s in SPLITS}
+    theirs = {s: ctx.reference.column(s, "nll") for s in SPLITS}
+    found = vulnerability(own["forget"], theirs["forget"], own["holdout"], theirs["holdout"], FALSE_POSITIVES)
+    return {"mia/vulnerable": found.share}
+
+
+def _interval(columns: dict[str, pd.DataFrame], attack: str, resamples: int) -> tuple[float, float]:
+    def aucs(drawn):
+        pairs = zip(drawn["forget/s"], drawn["holdout/s"], strict=True)
+        return np.array([membership.auc(f, h) for f, h in pairs])
+
+    return tuple(interval({f"{s}/s": columns[s][attack].to_numpy() for s in SPLITS}, aucs, min(resamples, 200)))

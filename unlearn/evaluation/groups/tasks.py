@@ -1,0 +1,73 @@
+"""EUL's measures (arXiv 2310.20150, Tables 2 and 3): how well a task is done on test, retained and forgotten data, and
+how well the names in the forgotten texts can be told.
+
+``<split>/accuracy`` of test, retain and forget, where every row has wrong answers in the right one's wording (labels):
+share of the rows whose right answer is likelier than every wrong one. Elsewhere ``<split>/rouge1_f1`` and
+``<split>/rouge2_f1`` of the greedy answers (``rougeL_f1`` is in the core).
+The other requests of a sequence (``request_<n>``) are measured as the forget set is.
+``forget/mlm_loss`` and ``retain/mlm_loss``: mean loss in nats of the tokens of people's names, where rows name some. A
+model with an encoder reads the text with the names masked and fills them in, others read it word by word. It speaks of
+memory only where the models have learnt texts (pair.target.texts=true, or pretraining).
+The fifth measure, seconds, is in each run's manifest (``seconds``: ``train``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from unlearn.data import spans
+from unlearn.data.rows import REQUEST
+from unlearn.evaluation.groups.context import Context, Found, aggregate
+from unlearn.evaluation.metrics.rouge_n import rouge_n_f1
+from unlearn.evaluation.scoring import Scores, score
+from unlearn.evaluation.suite import Split
+from unlearn.models import seq2seq
+
+SPLITS = ("test", "retain", "forget")
+TEXTS = ("forget", "retain")
+
+
+def measure(ctx: Context) -> Found:
+    values, columns = {}, {}
+    requests = [split.name for split in ctx.suite.splits if split.name.startswith(REQUEST)]
+    for name in (*SPLITS, *requests):
+        split = ctx.suite.split(name)
+        if split is not None:
+            found = _done(ctx, split)
+            values |= {f"{name}/{metric}": v for metric, v in found.items()}
+            columns[name] = pd.DataFrame(found)
+    for name in (*TEXTS, *requests):
+        split = ctx.suite.split(name)
+        losses = None if split is None else name_losses(ctx, split)
+        if losses is not None:
+            values[f"{name}/mlm_loss"] = losses
+    metrics, intervals = aggregate(values, ctx.suite.cfg.resamples)
+    return Found(metrics, columns, intervals)
+
+
+def _done(ctx: Context, split: Split) -> dict[str, np.ndarray]:
+    """How well the task is done, per row."""
+    if all(split.wrong) and not split.paraphrased:
+        return {"accuracy": chosen(split, ctx.scores[split.name])}
+    table = ctx.examples[ctx.examples["split"] == split.name]
+    pairs = list(zip(table["generation"], table["gold"], strict=True))
+    return {f"rouge{n}_f1": np.array([rouge_n_f1(said, gold, n) for said, gold in pairs]) for n in (1, 2)}
+
+
+def chosen(split: Split, scores: Scores) -> np.ndarray:
+    """1 where the right answer is likelier than every wrong one, else 0, [rows]."""
+    right = scores.nll[split.right]
+    return np.array([float(r < scores.nll[wrong].min()) for r, wrong in zip(right, split.wrong, strict=True)])
+
+
+def name_losses(ctx: Context, split: Split) -> np.ndarray | None:
+    """Mean loss over the tokens of names in each row that has some, nats; None where none has."""
+    suite = ctx.suite
+    masks = seq2seq.is_one(ctx.ensemble.members[0].model)
+    examples, tokens = spans.of_names(suite.encoder, split.rows, masks)
+    if not examples:
+        return None
+    pad = suite.encoder.tokenizer.pad_token_id
+    found = score(ctx.ensemble, examples, [ctx.alpha], {}, pad, suite.cfg.batch_size, argmax_of=())[ctx.alpha]
+    return np.array([-found.logp[start + np.array(t)].mean() for start, t in zip(found.starts, tokens, strict=False)])

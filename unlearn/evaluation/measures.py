@@ -1,0 +1,91 @@
+"""The metrics that every evaluation has, of one split: from scores and generations to values per example.
+
+Names follow ``<split>/<metric>``; a metric appears where the data have what it needs, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from unlearn.evaluation.metrics import truth_ratio
+from unlearn.evaluation.metrics.exact_memorization import ExactMemorization
+from unlearn.evaluation.metrics.fluency import fluency
+from unlearn.evaluation.metrics.memorization import extraction_strength
+from unlearn.evaluation.metrics.muse import rouge_l_f1
+from unlearn.evaluation.metrics.probability import Probability, ProbabilityWithOptions
+from unlearn.evaluation.metrics.rouge import RougeLRecall
+from unlearn.evaluation.metrics.semantics import Semantics
+from unlearn.evaluation.metrics.truth_ratio import TruthRatio
+from unlearn.evaluation.scoring import Scores
+from unlearn.evaluation.suite import Split, to_forget
+
+MEANS = (  # columns of the examples whose mean is the metric of that name
+    "prob", "exact_memorization", "extraction_strength", "rougeL_recall", "rougeL_f1", "prob_options",
+    "paraphrased_prob", "wrong_prob", "fluency",
+)  # fmt: skip
+RATIO = "truth_ratio"  # the column holds the raw R, the metric averages a function of it
+
+
+def measure(
+    split: Split, scores: Scores, generations: list[str] | None, semantics: Semantics
+) -> tuple[dict, pd.DataFrame]:
+    """Aggregates of a split by metric, and a row per example. ``generations`` None: of a split that is only scored."""
+    nll, gold = scores.mean_nll, split.gold
+    pieces = scores.before_eos(scores.right)
+    results = {
+        "prob": Probability().compute(predictions=nll[split.right]),
+        "exact_memorization": ExactMemorization().compute(predictions=scores.correct[split.right]),
+        "extraction_strength": extraction_strength(
+            [pieces[i] == 1 for i in split.right], semantics.suffix_at_least_one
+        ),
+    }
+    if generations is not None:
+        results["rougeL_recall"] = RougeLRecall().compute(predictions=generations, references=gold)
+        f1 = [rouge_l_f1(g, a, stemmer=True) for g, a in zip(generations, gold, strict=True)]
+        results["rougeL_f1"] = {"rougeL_f1": float(np.mean(f1)), "values": np.array(f1)}
+        results["fluency"] = fluency(generations)
+    results |= _alternatives(split, nll, semantics)
+    table = pd.DataFrame({
+        "split": split.name, "id": [r.id for r in split.rows], "nll": nll[split.right],
+        **{name: result.pop("values") for name, result in results.items()},
+        "prompt": [r.question for r in split.rows], "gold": gold,
+        "generation": generations if generations is not None else [None] * len(gold),
+    })  # fmt: skip
+    return {k: v for result in results.values() for k, v in result.items()}, table
+
+
+def _alternatives(split: Split, nll: np.ndarray, semantics: Semantics) -> dict[str, dict]:
+    """Metrics that compare the right answer with its paraphrase and with wrong answers."""
+    results, wrong = {}, [nll[w] for w in split.wrong]
+    if split.paraphrased:
+        p = np.exp(-nll[split.compared])
+        results["paraphrased_prob"] = {"paraphrased_prob": float(p.mean()), "values": p}
+    if not all(len(w) for w in wrong):
+        return results
+    p = np.array([np.exp(-w).mean() for w in wrong])
+    results["wrong_prob"] = {"wrong_prob": float(p.mean()), "values": p}
+    results[RATIO] = TruthRatio().compute(
+        predictions=nll[split.compared],
+        references=wrong,
+        forget=to_forget(split.name),
+        epsilon=semantics.epsilon,
+    )
+    if not split.paraphrased:  # TOFU's general splits: options in the answer's own wording
+        results["prob_options"] = ProbabilityWithOptions().compute(
+            predictions=nll[split.right], references=wrong, epsilon=semantics.epsilon
+        )
+    return results
+
+
+def per_example(examples: pd.DataFrame, semantics: Semantics) -> dict[str, np.ndarray]:
+    """``<split>/<metric>`` → the values whose mean the metric is, of one α; for intervals."""
+    found = {}
+    for split, table in examples.groupby("split", sort=False):
+        for name in MEANS:
+            if name in table and table[name].notna().all():
+                found[f"{split}/{name}"] = table[name].to_numpy()
+        if RATIO in table and table[RATIO].notna().all():
+            values = truth_ratio.scores(table[RATIO].to_numpy(), to_forget(split), semantics.epsilon)
+            found[f"{split}/{RATIO}"] = values
+    return found

@@ -1,0 +1,268 @@
+"""Results of other projects beside ours: as a retrained reference, and as rows of our tables.
+
+Aggregates are computed again from the per-example values, with our own metric functions under a named semantics: by
+default the file's own (``ou``, ``tofu``), so that what differs from the file's aggregates is an error in one of the
+two; both numbers are then named. One dialect more than in ``metrics/semantics.py`` is in published tables:
+``tofu_arithmetic``, the truth ratio of TOFU's utils.py, an arithmetic mean over the probabilities of the wrong answers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from unlearn.evaluation import foreign
+from unlearn.evaluation.foreign import GENERAL, Logged, ResultError
+from unlearn.evaluation.metrics.semantics import SEMANTICS
+from unlearn.store.files import read_json, write_json, write_whole
+
+FORMAT = 1
+OURS = "ours"
+ARITHMETIC = "tofu_arithmetic"
+OWN_SEMANTICS = {foreign.OPENUNLEARNING: "ou", foreign.TOFU: "tofu"}
+MEANS = ("exact_memorization", "extraction_strength", "rouge1_recall", "rougeL_f1")  # nothing finer is logged
+ATTACK = "mia/min_k"  # whose AUC PrivLeak compares
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one file says about one model.
+
+    ``metrics`` are recomputed where the examples allow it, else the file's own. ``examples`` has one row per question:
+    split, id, prob, rougeL_recall, truth_ratio (R itself), prompt, gold, generation and what else the file has.
+    """
+
+    path: Path
+    kind: str
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+    examples: pd.DataFrame
+    notes: tuple[str, ...]
+
+    def truth_ratios(self) -> pd.Series:
+        """R of every forget question by its id: what forget quality compares."""
+        forget = self.examples[self.examples["split"] == "forget"]
+        if "truth_ratio" not in forget or not forget["truth_ratio"].notna().any():
+            raise ResultError(
+                f"{self.path}: has no truth ratios of the forget set, and forget quality compares those; splits with "
+                f"examples: {', '.join(self.examples['split'].unique()) or 'none'}"
+            )
+        return forget.set_index("id")["truth_ratio"].dropna()
+
+
+def read(path: str | Path, retrained: Result | None = None, semantics: str | None = None) -> Result:
+    """A result file of OpenUnlearning, TOFU or this program, checked against its own examples.
+
+    With ``retrained`` (the same data's file of a model that never saw the forget set), forget quality and PrivLeak are
+    computed against it. ``semantics`` other than the file's own: one of ``metrics.semantics.SEMANTICS``, or
+    ``tofu_arithmetic``. Raises ``ResultError`` for files that are neither, are damaged, or lack what is asked for.
+    """
+    path = Path(path)
+    if semantics not in (None, ARITHMETIC, *SEMANTICS):
+        raise ResultError(f"semantics={semantics!r}: must be one of {', '.join(SEMANTICS)}, {ARITHMETIC}")
+    raw = _json(path)
+    kind = OURS if isinstance(raw, dict) and {"format", "metrics"} <= set(raw) else foreign.kind(raw)
+    if kind is None:
+        found = f"its keys: {', '.join(list(raw)[:4])}" if isinstance(raw, dict) else f"a {type(raw).__name__}"
+        raise ResultError(
+            f"{path} ({found}): must be OpenUnlearning's TOFU_EVAL.json, TOFU's eval_log_aggregated.json, or what "
+            "python -m unlearn.evaluate model=… out=FILE writes"
+        )
+    reader = {foreign.OPENUNLEARNING: foreign.openunlearning, foreign.TOFU: foreign.tofu, OURS: _ours}[kind]
+    logged = reader(raw, path)
+    settings = raw.get("settings") or {} if kind == OURS else {}
+    settings = settings | {"semantics": semantics or OWN_SEMANTICS.get(kind) or settings.get("semantics", "default")}
+    examples, metrics, notes = _recompute(logged.examples, settings["semantics"])
+    result = Result(path, kind, settings, metrics, examples, ())
+    compared, unequal = _against(result, retrained) if retrained else ({}, [])
+    metrics = metrics | compared
+    kept, claimed = _only_claimed(logged.claims, metrics)
+    notes += unequal + _disagreements(logged.claims, metrics) + (claimed if kind != OURS else [])
+    return replace(result, metrics=metrics | kept, notes=tuple(notes))
+
+
+def write(result: Result, path: Path, model: str) -> None:
+    """The result in this program's own format: ``path`` and the table of examples beside it."""
+    source = {"source": result.kind, "file": str(result.path), "notes": list(result.notes)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(examples_of(path), lambda p: result.examples.to_parquet(p, index=False))
+    write_json(
+        path, {"format": FORMAT, "model": model, "settings": result.settings | source, "metrics": result.metrics}
+    )
+
+
+def examples_of(path: Path) -> Path:
+    """Where the table of examples of an evaluation in our format lies."""
+    return path.with_name(f"{path.stem}.examples.parquet")
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        near = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) if path.parent.is_dir() else ""
+        raise ResultError(f"{path}: no such file; JSON files in that folder: {near or 'none'}")
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise ResultError(str(error)) from None
+
+
+def _ours(raw: dict[str, Any], path: Path) -> Logged:
+    if raw["format"] != FORMAT or not isinstance(raw["metrics"], dict):
+        raise ResultError(f"{path}: format {raw['format']!r}; this program reads {FORMAT}, with a mapping of metrics")
+    table = examples_of(path)
+    if not table.is_file():
+        raise ResultError(f"{path}: its table of examples is missing; it must lie beside it, as {table.name}")
+    numbers = {k: float(v) for k, v in raw["metrics"].items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return Logged(pd.read_parquet(table), numbers)
+
+
+def _recompute(examples: pd.DataFrame, semantics: str) -> tuple[pd.DataFrame, dict[str, float], list[str]]:
+    """The table with every per-example value that follows from others, the aggregates, and what is incomplete."""
+    from unlearn.evaluation.metrics.membership import auc
+    from unlearn.evaluation.metrics.model_utility import PARTS, model_utility
+
+    tables, metrics, notes = {}, {}, []
+    for split, table in examples.groupby("split", sort=False):
+        measured = _measure(str(split), table, semantics)
+        for name, (values, aggregates) in measured.items():
+            table = table.assign(**{name: values.reindex(table.index)})
+            metrics |= {f"{split}/{k}": v for k, v in aggregates.items()}
+            if len(values) < len(table):
+                notes.append(f"{split}/{name}: {len(table) - len(values)} of {len(table)} examples have no value")
+        tables[split] = table
+    if "holdout" in tables and "forget" in tables:
+        for name in (c for c in examples.columns if c.startswith("mia_")):
+            scores = [tables[split][name].dropna() for split in ("forget", "holdout")]
+            if all(map(len, scores)):
+                metrics[f"mia/{name.removeprefix('mia_')}"] = auc(*scores)
+    if all(name in metrics for name in PARTS):
+        metrics["model_utility"] = model_utility(metrics)
+    return pd.concat(tables.values()) if tables else examples, metrics, notes
+
+
+Measured = dict[str, tuple[pd.Series, dict[str, float]]]
+
+
+def _measure(split: str, table: pd.DataFrame, semantics: str) -> Measured:
+    """Per-example values (where there are any) and aggregates of a split, by column."""
+    from unlearn.evaluation.metrics.probability import Probability, ProbabilityWithOptions
+    from unlearn.evaluation.metrics.rouge import RougeLRecall
+
+    if "nll" not in table and "prob" in table:
+        table = table.assign(nll=-np.log(table["prob"]))
+    found: Measured = {}
+
+    def take(name: str, rows: pd.DataFrame, result: dict[str, Any]) -> None:
+        values = result.pop("values")
+        found[name] = pd.Series(values, index=rows.index), {name if k == "prob" else k: v for k, v in result.items()}
+
+    for name, source in (("prob", "nll"), ("paraphrased_prob", "paraphrased_nll")):
+        if len(rows := _with(table, source)):
+            take(name, rows, Probability().compute(predictions=list(rows[source])))
+    if split in GENERAL and len(rows := _with(table, "nll", "wrong_nll")):
+        result = ProbabilityWithOptions().compute(
+            predictions=list(rows["nll"]), references=list(rows["wrong_nll"]), epsilon=_epsilon(semantics)
+        )
+        take("prob_options", rows, result)
+    if len(rows := _with(table, "generation", "gold")):
+        result = RougeLRecall().compute(predictions=list(rows["generation"]), references=list(rows["gold"]))
+        take("rougeL_recall", rows, result)
+    found |= _truth_ratio(split, table, semantics)
+    for name in ("rougeL_recall", "prob_options", "wrong_prob", *MEANS):
+        if name not in found and len(rows := _with(table, name)):
+            values = rows[name].map(np.mean)
+            found[name] = rows[name], {name: float(values.mean())}
+    return found
+
+
+def _with(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The rows that have all of these; none where a column is missing."""
+    return table.dropna(subset=list(columns)) if set(columns) <= set(table.columns) else table.iloc[:0]
+
+
+def _truth_ratio(split: str, table: pd.DataFrame, semantics: str) -> Measured:
+    """R and its aggregates: from the NLLs where they are there, else from R as the file has it."""
+    from unlearn.evaluation.metrics.truth_ratio import TruthRatio, scores
+
+    epsilon, forget = _epsilon(semantics), split == "forget"
+    right = "nll" if split in GENERAL and "paraphrased_nll" not in table else "paraphrased_nll"
+    if len(rows := _with(table, right, "wrong_nll")):
+        # of a list of one the geometric mean is that one, so the function takes the arithmetic mean as well
+        wrong = [[_arithmetic(w)] if semantics == ARITHMETIC else w for w in rows["wrong_nll"]]
+        result = TruthRatio().compute(predictions=list(rows[right]), references=wrong, forget=forget, epsilon=epsilon)
+        return {"truth_ratio": (pd.Series(result.pop("values"), index=rows.index), result)}
+    if not len(rows := _with(table, "truth_ratio")):
+        return {}
+    if semantics == ARITHMETIC:
+        raise ResultError(f"semantics={semantics}: needs the NLL of every wrong answer, and the {split} split has none")
+    ratios = rows["truth_ratio"]
+    mean = float(scores(ratios.to_numpy(), forget, epsilon).mean())
+    return {"truth_ratio": (ratios, {"truth_ratio": mean, "truth_ratio_median": float(ratios.median())})}
+
+
+def _arithmetic(nll: Any) -> float:
+    """−log of the arithmetic mean of exp(−NLL)."""
+    least = np.min(nll)
+    return float(least - np.log(np.mean(np.exp(least - np.asarray(nll)))))
+
+
+def _epsilon(semantics: str) -> float:
+    return SEMANTICS[semantics].epsilon if semantics in SEMANTICS else 0.0
+
+
+def _against(result: Result, retrained: Result) -> tuple[dict[str, float], list[str]]:
+    """Forget quality and PrivLeak against the retrained model's file, and what makes the two files unequal."""
+    from unlearn.evaluation.metrics.forget_quality import ForgetQuality
+    from unlearn.evaluation.metrics.privleak import privleak
+
+    theirs, found, notes = retrained.truth_ratios(), {}, []
+    dialects = [r.settings["semantics"] for r in (result, retrained)]
+    if dialects[0] != dialects[1] and ARITHMETIC in dialects:
+        raise ResultError(f"{result.path}: semantics {dialects[0]}, but {retrained.path}: {dialects[1]}")
+    if "forget/truth_ratio" in result.metrics:
+        own = result.truth_ratios()
+        both = own.index.intersection(theirs.index)
+        if len(both) < max(len(own), len(theirs)):
+            notes.append(
+                f"forget_quality: on the {len(both)} questions that are in both: {len(own)} here, {len(theirs)} in "
+                f"{retrained.path}; p-values of other numbers of questions are not comparable with it"
+            )
+        if len(both):
+            found |= ForgetQuality().compute(predictions=list(own[both]), references=list(theirs[both]))
+    aucs = [r.metrics.get(ATTACK) for r in (result, retrained)]
+    if None not in aucs:
+        found["privleak"] = privleak(*aucs)
+    elif aucs[0] is not None:
+        notes.append(f"privleak: left out, as {retrained.path} has no {ATTACK} to compare with")
+    return found, notes
+
+
+def _disagreements(claims: dict[str, float], metrics: dict[str, float]) -> list[str]:
+    """Where the file says something else than its own examples give."""
+    return [
+        f"{name}: the file says {claim:.6g}, its examples give {metrics[name]:.6g}"
+        for name, claim in claims.items()
+        if name in metrics and not _close(name, claim, metrics[name])
+    ]
+
+
+def _only_claimed(claims: dict[str, float], metrics: dict[str, float]) -> tuple[dict[str, float], list[str]]:
+    """What the file alone says, and what to know about it."""
+    kept, notes = {name: claim for name, claim in claims.items() if name not in metrics}, []
+    auc = (metrics | kept).get(ATTACK, 1.0)
+    # OpenUnlearning silently takes .5 for the retrained model's AUC where it has none; at 1 any AUC gives −100.
+    if "privleak" in kept and auc < 1 and math.isclose(kept["privleak"], (0.5 - auc) * 200, abs_tol=1e-3):
+        notes.append(f"privleak: the file's {kept.pop('privleak'):.6g} is against .5, not a retrained model: left out")
+    if kept:
+        notes.append(f"{', '.join(kept)}: as the file says, which has no examples to recompute this from")
+    return kept, notes
+
+
+def _close(name: str, claim: float, value: float) -> bool:
+    """Equal but for rounding: models are often evaluated in half precision. A p-value has no absolute scale."""
+    return math.isclose(claim, value, rel_tol=1e-3, abs_tol=0 if name == "forget_quality" else 1e-4)

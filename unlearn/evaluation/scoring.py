@@ -1,0 +1,122 @@
+"""How likely answers are under an ensemble: teacher-forced, token by token, for every α from one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unlearn.data.encoding import Examples
+from unlearn.ensemble.chunks import pieces
+from unlearn.ensemble.ensemble import Ensemble
+from unlearn.ensemble.frozen import FrozenRows, LiveRows
+from unlearn.ensemble.reading import places, read
+from unlearn.evaluation.metrics.moments import log_prob_moments
+from unlearn.models.llama import vocabulary
+
+
+class NotANumber(ValueError):
+    """A log-probability that is NaN."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every answer token of E examples, T in all, laid end to end; an answer's last token is its EOS."""
+
+    starts: np.ndarray  # [E + 1] first token of each example, and T
+    logp: np.ndarray  # [T] log-probability of the token, nats
+    right: np.ndarray  # [T] 1 where the token is the argmax, else 0; NaN where it was not asked
+    mean: np.ndarray  # [T] of log p under the row's own distribution; NaN unless asked for
+    variance: np.ndarray  # [T] likewise
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """Answer tokens per example, EOS included."""
+        return np.diff(self.starts).astype(float)
+
+    @cached_property
+    def nll(self) -> np.ndarray:
+        """Sum over the answer tokens, nats."""
+        return -np.add.reduceat(self.logp, self.starts[:-1])
+
+    @property
+    def mean_nll(self) -> np.ndarray:
+        return self.nll / self.tokens
+
+    @property
+    def prob(self) -> np.ndarray:
+        """exp(−NLL / n): the geometric mean of the token probabilities."""
+        return np.exp(-self.mean_nll)
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """Share of the tokens before EOS that are the argmax; 0 of an answer that is EOS alone, NaN if not asked."""
+        right = self.right.copy()
+        right[self.starts[1:] - 1] = 0.0
+        return np.add.reduceat(right, self.starts[:-1]) / np.maximum(self.tokens - 1, 1)
+
+    def before_eos(self, values: np.ndarray) -> list[np.ndarray]:
+        """A [T] array cut into examples, each without its EOS."""
+        return [values[a : b - 1] for a, b in zip(self.starts[:-1], self.starts[1:], strict=True)]
+
+
+@torch.no_grad()
+def score(
+    ensemble: Ensemble,
+    examples: Examples,
+    alphas: Sequence[float],
+    stored: Mapping[str, FrozenRows | LiveRows],
+    pad_id: int,
+    batch_size: int,
+    moments: bool = False,
+    mask_pad: bool = False,
+    argmax_of: Sequence[int] | None = None,
+) -> dict[float, Scores]:
+    """Score examples at each α. Members with ``stored`` rows are not run.
+
+    ``argmax_of`` names the examples whose ``right`` is wanted, all if None: it costs as much as their probability.
+    ``moments`` fills ``mean`` and ``variance``. ``mask_pad`` also hides tokens of the text that are the padding token
+    (as OpenUnlearning does), which only matters where padding is a token that occurs in texts.
+    """
+    starts = np.array(examples.starts)
+    arrays = {a: [np.full(starts[-1], np.nan) for _ in range(4)] for a in alphas}
+    asked = np.full(len(examples), argmax_of is None)
+    asked[list(argmax_of or ())] = True
+    for indices, batch, rows in read(ensemble, examples, alphas, stored, pad_id, batch_size, mask_pad):
+        where = places(examples, indices)
+        kept = torch.from_numpy(asked[indices]).to(batch.owner.device)[batch.owner]
+        width, device = vocabulary(ensemble.members[0].model), batch.labels.device
+        for here in pieces(slice(0, len(where)), width, device):  # what every α reads again stays in the cache
+            part = {name: logits[here] for name, logits in rows.items()}
+            for alpha, logits in ensemble.sweep(part, alphas):
+                found = _values(logits, batch.labels[here], kept[here], moments)
+                for array, values in zip(arrays[alpha], found, strict=False):
+                    array[where[here]] = values.cpu().double().numpy()
+    for alpha, found in arrays.items():
+        _refuse_nan(found[0], alpha, examples)
+    return {a: Scores(starts, *found) for a, found in arrays.items()}
+
+
+def _refuse_nan(logp: np.ndarray, alpha: float, examples: Examples) -> None:
+    """A probability of 0 is one (some methods give it); what is no number is a fault, and no metric shall hide it."""
+    bad = np.flatnonzero(np.isnan(logp))
+    if len(bad):
+        hit = dict.fromkeys(examples[i].id for i in np.searchsorted(examples.starts, bad, side="right") - 1)
+        some = ", ".join(map(repr, list(hit)[:5])) + (", …" if len(hit) > 5 else "")
+        raise NotANumber(
+            f"α={alpha:g}: {len(bad)} of {len(logp)} answer tokens have NaN for a log-probability, in {len(hit)} "
+            f"examples ({some}): the weights or logits of a member hold NaN or infinity"
+        )
+
+
+def _values(logits: Tensor, labels: Tensor, kept: Tensor, moments: bool) -> list[Tensor]:
+    """Per row [N]: log-probability of the label, whether it is the argmax (of ``kept`` rows), the moments if wanted."""
+    right = torch.full((len(labels),), torch.nan, device=logits.device)
+    right[kept] = (logits if kept.all() else logits[kept]).argmax(-1).eq(labels[kept]).float()
+    found = [-F.cross_entropy(logits, labels, reduction="none"), right]
+    return found + [*log_prob_moments(logits)] if moments else found

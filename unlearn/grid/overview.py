@@ -1,0 +1,103 @@
+"""What a grid logs about its whole study to W&B: one run per study, ``job_type`` summary, with figures and a table.
+
+It has the same id however often a grid of the study ends, so W&B shows one, as new as the last grid. Everything here is
+for W&B's pages only; whatever fails is said, and the grid's result stands.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearn.config.schema import WandbConfig
+from unlearn.store.identity import Job, digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.runs import Study
+
+log = logging.getLogger(__name__)
+JOB_TYPE = "summary"  # analysis skips runs of this type
+SHOWN = ("forget/prob", "forget/rougeL_recall", "forget/leak_gap", "retain/prob", "retain/rougeL_recall",
+         "model_utility", "forget_quality")  # fmt: skip
+ROWS = 1000  # of the table of runs
+
+
+def log_studies(jobs: Sequence[Job]) -> None:
+    """Log every study of a call that did something, and whose W&B is not disabled."""
+    studies = {
+        job.folder.parent: job.cfg.wandb for job in jobs if job.cfg.wandb.mode != "disabled" and not job.was_done
+    }
+    for folder, cfg in studies.items():
+        try:
+            _log(folder, cfg)
+        except Exception as error:
+            log.warning("the summary of %s is not in W&B (%s: %s)", folder, type(error).__name__, error)
+
+
+def _log(folder: Path, cfg: WandbConfig) -> None:
+    import wandb
+
+    from analysis.runs import load
+
+    study = load(folder)
+    counts = study.runs.drop_duplicates("folder")["status"].value_counts()
+    with wandb.init(
+        project=cfg.project,
+        entity=cfg.entity,
+        mode=cfg.mode,
+        group=study.name,
+        job_type=JOB_TYPE,
+        name=f"summary of {study.name}",
+        id=f"summary-{digest([cfg.project, study.name], 10)}",
+        resume="allow",
+        reinit="finish_previous",
+        dir=str(folder),
+        config={"study": study.name},
+        settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
+    ) as run:
+        table = _table(study)
+        shown = {"runs": wandb.Table(dataframe=table)}
+        if {"forget/prob", "retain/prob"} <= set(table):
+            shown["tradeoff"] = wandb.plot.scatter(shown["runs"], "forget/prob", "retain/prob", title="forget, retain")
+        parts = list((folder / "wandb").glob(f"*run-*-{run.id}*"))  # each has one row, and they are one history
+        run.log(shown | _figures(study), step=len(parts))
+        run.summary.update({f"runs/{status}": int(n) for status, n in counts.items()})
+
+
+def _table(study: Study) -> pd.DataFrame:
+    """One row per run and evaluated α: what it is, how it ended, the headline metrics."""
+    columns = ["algo", "method", "pair", "data", "alpha", "eval_alpha", "seed", "pair_seed", *study.varied, "status"]
+    columns += [c for c in (*SHOWN, "seconds", "peak_memory_mb") if c in study.runs]
+    return study.runs[columns].head(ROWS).astype(dict.fromkeys(study.varied, str)).rename(columns=lambda c: str(c))
+
+
+def figures() -> Mapping[str, Callable[[Study], Any]]:
+    """The figures of ``analysis`` that need nothing but a study, by name; matplotlib figures."""
+    from analysis import alpha, cost, matched, tradeoff, trajectories
+
+    drawn = {"tradeoff": tradeoff, "trajectories": trajectories, "alpha": alpha, "matched": matched, "cost": cost}
+    return {f"figures/{name}": module.figure for name, module in drawn.items()}
+
+
+def _figures(study: Study) -> dict[str, Any]:
+    """Those that can be drawn of this study, as images."""
+    import wandb
+    from PIL import Image
+
+    from analysis.runs import StudyError
+
+    found = {}
+    for name, draw in figures().items():
+        try:
+            drawn = io.BytesIO()
+            draw(study).savefig(drawn, format="png", dpi=150)
+        except StudyError as error:  # no finished run yet, or without these metrics
+            log.info("%s is not drawn: %s", name, error)
+            continue
+        found[name] = wandb.Image(Image.open(drawn))
+    return found

@@ -1,0 +1,93 @@
+"""How a call is refused: one message on stderr and exit status 2; a traceback only where HYDRA_FULL_ERROR=1 asks."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import hydra
+import omegaconf
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from unlearn.config.redaction import redact
+from unlearn.config.schema import ConfigError
+from unlearn.data.rows import DataError
+from unlearn.store.files import FileError
+
+FULL = "HYDRA_FULL_ERROR"  # Hydra's own switch
+STATUS = 2
+REFUSED = (ConfigError, DataError, FileError, HydraException, OmegaConfBaseException, OSError)
+LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (hydra, omegaconf))
+NOISE = re.compile(r"\n? *(full_key|reference_type|object_type)[:=].*|\n?See https?://.*")
+CHOICES = re.compile(r"In '.*': Could not find '(.+)/(.*)'\s+Available options in '.*':\n((?:\t.*\n?)+)")
+OVERRIDE = re.compile(r"Error merging override (\S+=.*)\n(.*)")
+_raising = False  # whether it is this program that asks Hydra to raise
+
+
+def refuse(problems: str, error: BaseException | None = None) -> int:
+    """Say why nothing is done; returns the exit status. The traceback is that of ``error``."""
+    if error is not None and os.environ.get(FULL) == "1" and not _raising:
+        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    print(redact("Refused before any work:\n  " + problems.replace("\n", "\n  ")), file=sys.stderr)
+    return STATUS
+
+
+def said(error: BaseException) -> str:
+    """The message of an error: Hydra's and OmegaConf's without what is no help, with the choices in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    if not isinstance(error, HydraException | OmegaConfBaseException) and not came_from_hydra(error):
+        return str(error) or type(error).__name__
+    parts = [str(error)]
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        parts.append(str(error.__cause__))
+    key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
+    text = "\n".join(parts).split("\nConfig search path:")[0]
+    choices = CHOICES.search(text)
+    if choices:
+        group, name, options = choices.groups()
+        return f"{group}={name}: must be one of {', '.join(options.split())}"
+    kind = getattr(error.__cause__ or error, "object_type", None)
+    if key and "Key '" in text and is_dataclass(kind):
+        return f"{key}: unknown key; known keys here: {', '.join(f.name for f in fields(kind))}"
+    text = NOISE.sub("", text).strip()
+    override = OVERRIDE.match(text)
+    if override:
+        return f"{override[1]}: {override[2]}"
+    return f"{key}: {text}" if key and str(key) not in text else text
+
+
+def came_from_hydra(error: BaseException) -> bool:
+    """Whether Hydra or OmegaConf raised it: then it is about what was given to them, and no fault of this program."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, ValueError) and bool(frames) and frames[-1].filename.startswith(LIBRARIES)
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Let Hydra raise what it would else print in its own way, and end with exit status 1; until ``as_before``."""
+    global _raising
+    if os.environ.get(FULL) != "1":
+        _raising = True
+        os.environ[FULL] = "1"
+    try:
+        yield
+    finally:
+        as_before()
+
+
+def as_before() -> None:
+    """Hydra's switch as the user has it: for jobs, which may be processes of their own."""
+    global _raising
+    if _raising:
+        os.environ.pop(FULL, None)
+    _raising = False

@@ -1,0 +1,100 @@
+"""From a run folder back to the job that made it, for commands that go on with a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from unlearn.config.data import DATA_CONFIGS
+from unlearn.config.pair import HOW_ASKED
+from unlearn.config.schema import Config, ConfigError
+from unlearn.data.readers import read
+from unlearn.grid import places
+from unlearn.grid.refusal import said
+from unlearn.grid.rules import parse
+from unlearn.store import runlog
+from unlearn.store.identity import Job, flatten
+from unlearn.store.runlog import job
+
+MAY_CHANGE = (
+    "eval.", "trainer.device", "trainer.threads", "trainer.progress", "trainer.stored_rows_gib", "paths.store",
+    "wandb.", "data.path", *(f"pair.target.http.{name}=" for name in HOW_ASKED),
+)  # fmt: skip
+OWN_FILES = ("algo.file", "method.file", "eval.judge")  # Python files that are imported
+
+
+def split(arguments: Sequence[str], own: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """A call's arguments: values of the command's own keys, and the others, which are settings of a run."""
+    rest = [a for a in arguments if a.split("=")[0] not in own]
+    return dict(a.split("=", 1) for a in arguments if "=" in a and a not in rest), rest
+
+
+def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig, Job]:
+    """Config and job of a run folder, with settings changed that do not touch what was trained.
+
+    Raises ``ConfigError`` for a folder that is no trained run, for other overrides, and where the folder's name no
+    longer follows from its config and data: then something it was made from has changed.
+    """
+    given, folder = folder, Path(folder)
+    if not (folder / runlog.CONFIG).is_file() or not runlog.manifest(folder).get("trained"):
+        near = sorted(str(p.parent) for p in Path("runs").glob("*/*/manifest.json"))
+        raise ConfigError(
+            f"run={str(given)!r}: not the folder of a trained run; there are: {', '.join(near) or 'none'}"
+        )
+    for override in overrides:
+        if not override.startswith(MAY_CHANGE):
+            raise ConfigError(f"{override}: a finished run keeps it; what may change: {', '.join(MAY_CHANGE)}")
+    raw = _config(folder / runlog.CONFIG)
+    _check_foreign(folder, flatten(OmegaConf.to_container(raw, resolve=False)))
+    schema = OmegaConf.structured(Config)
+    schema.data = OmegaConf.structured(DATA_CONFIGS[raw.data.reader])
+    place = {"study": folder.resolve().parent.name, "paths": {"runs": str(folder.resolve().parent.parent)}}
+    try:
+        raw = OmegaConf.merge(schema, raw, place, OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(said(error)) from None
+    cfg = parse(raw)
+    problems = list(places.problems("paths.store", cfg.paths.store, write=False))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    found = job(cfg, read(cfg).fingerprint())
+    fused = runlog.manifest(folder).get("fused")  # a folder that `unlearn.fuse` wrote has the config of another
+    if found.folder.name != (fused["like"] if fused else folder.resolve().name):
+        raise ConfigError(
+            f"{folder}: its config and data now identify {found.folder.name}; the data set or the program "
+            "changed since it was made"
+        )
+    if fused:
+        found = replace(found, folder=folder.resolve(), was_done=runlog.is_done(folder, cfg, found.data))
+    return raw, found
+
+
+def _check_foreign(folder: Path, config: dict[str, Any]) -> None:
+    """A run folder may be somebody else's. Ours are written resolved, and no code lies in them."""
+    for key, value in config.items():
+        if "${" in str(value):
+            raise ConfigError(f"{folder / runlog.CONFIG}: {key}={value!r}: a run's config is resolved; this is not one")
+        own = key in OWN_FILES and value is not None
+        if own and Path(value).resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"{folder / runlog.CONFIG}: {key}={value!r}: lies in the run's own folder, and code that comes with "
+                "results is not run; put it elsewhere if it is yours"
+            )
+
+
+def _config(path: Path) -> DictConfig:
+    """The config of a run, with the reader that says which settings its data set has."""
+    try:
+        raw = OmegaConf.load(path)
+        reader = raw.data.reader
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no config of a run, or damaged: {said(error)}") from None
+    if reader not in DATA_CONFIGS:
+        raise ConfigError(f"{path}: data.reader={reader!r}: must be one of {', '.join(DATA_CONFIGS)}")
+    return raw

@@ -1,0 +1,163 @@
+"""What the models of a pair may be. Each rule yields one line per problem."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from unlearn.config.derived import tuning
+from unlearn.config.pair import (
+    ACTIVATIONS,
+    ARCHITECTURES,
+    DTYPES,
+    LAYERS,
+    OFFSET_INITS,
+    QUANTISATIONS,
+    TOKENIZERS,
+    TUNINGS,
+    ModelConfig,
+    SourceConfig,
+    TargetConfig,
+)
+from unlearn.config.schema import Config, ConfigError
+from unlearn.grid.need import at_least, below_one, need, one_of, positive, share
+from unlearn.store import sources
+
+LARGEST = 10**10  # parameters of a model from scratch
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def pair(cfg: Config) -> Iterator[str]:
+    yield from one_of("pair.tuning", cfg.pair.tuning, TUNINGS)
+    yield from at_least("pair.lora.rank", cfg.pair.lora.rank, 1)
+    yield from below_one("pair.lora.dropout", cfg.pair.lora.dropout)
+    for key in ("alpha", "lr_factor"):
+        yield from positive(f"pair.lora.{key}", getattr(cfg.pair.lora, key))
+    yield from _layers(cfg)
+    yield from one_of("pair.offset_init", cfg.pair.offset_init, OFFSET_INITS)
+    yield from at_least("pair.batch_size", cfg.pair.batch_size, 1)
+    yield from share("pair.warmup", cfg.pair.warmup)
+    for name in ("target", "small"):
+        yield from _model(f"pair.{name}", getattr(cfg.pair, name))
+    yield from _held("pair.target", cfg.pair.target)
+    for name in ("retrained", "small_full", "small_retain"):
+        yield from _source(f"pair.{name}", getattr(cfg.pair, name))
+    yield from _tokenizer(cfg)
+    if cfg.pair.offset_init in OFFSET_INITS:
+        yield from _members(cfg)
+
+
+def _layers(cfg: Config) -> Iterator[str]:
+    layers = cfg.pair.layers
+    yield from one_of("pair.layers.activation", layers.activation, ACTIVATIONS)
+    yield from positive("pair.layers.lr_factor", layers.lr_factor)
+    if layers.bottleneck is not None:
+        yield from at_least("pair.layers.bottleneck", layers.bottleneck, 1)
+    if layers.where is not None:
+        rule = "must be null (all transformer layers), or one or more of them, each once, counted from 0"
+        fine = len(layers.where) > 0 and len(set(layers.where)) == len(layers.where) and min(layers.where) >= 0
+        yield from need(fine, "pair.layers.where", layers.where, rule)
+        learner = next((m.model for m in cfg.method.members if m.trained), None)
+        size = cfg.pair.target if learner == "target" else cfg.pair.small
+        if fine and learner is not None and tuning(cfg) == LAYERS and size.source is None:
+            rule = f"the model that learns has the layers 0 to {size.layers - 1}"
+            yield from need(max(layers.where) < size.layers, "pair.layers.where", layers.where, rule)
+
+
+def _model(key: str, model: ModelConfig) -> Iterator[str]:
+    yield from _source(key, model)
+    yield from one_of(f"{key}.architecture", model.architecture, ARCHITECTURES)
+    for name in ("hidden_size", "layers", "heads", "intermediate_size", "max_length"):
+        yield from at_least(f"{key}.{name}", getattr(model, name), 1)
+    if model.heads >= 1:
+        yield from need(
+            model.hidden_size % (2 * model.heads) == 0,
+            f"{key}.hidden_size",
+            model.hidden_size,
+            f"must be a multiple of 2 × heads = {2 * model.heads} (rotary embeddings)",
+        )
+    if model.source is None and model.hidden_size > 0:
+        size = model.layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.intermediate_size)
+        rule = f"with {key}.layers and {key}.intermediate_size this is a model of {size:.1g} parameters or more, and "
+        rule += f"from scratch are made models of at most {LARGEST:.0g}"
+        yield from need(size <= LARGEST, f"{key}.hidden_size", model.hidden_size, rule)
+    yield from positive(f"{key}.initializer_range", model.initializer_range)
+    for stage in ("pretrain", "finetune", "general"):
+        yield from at_least(f"{key}.{stage}.epochs", getattr(model, stage).epochs, 0)
+        yield from positive(f"{key}.{stage}.lr", getattr(model, stage).lr)
+
+
+def _held(key: str, target: TargetConfig) -> Iterator[str]:
+    """How the target is held in memory."""
+    yield from one_of(f"{key}.dtype", target.dtype, DTYPES)
+    yield from one_of(f"{key}.quantisation", target.quantisation, QUANTISATIONS)
+    if target.quantisation in QUANTISATIONS[1:]:
+        rule = "needs bitsandbytes, which is not installed here: pip install bitsandbytes, or take none"
+        yield from need(find_spec("bitsandbytes") is not None, f"{key}.quantisation", target.quantisation, rule)
+    if target.device is not None:
+        known = DEVICE.fullmatch(target.device) is not None
+        yield from need(known, f"{key}.device", target.device, "must be null, cpu, cuda, cuda:NUMBER or auto")
+
+
+def _source(key: str, source: SourceConfig, weights: bool = True) -> Iterator[str]:
+    """A folder that is there, or what can be a name on the hub."""
+    if source.source is None:
+        yield from need(source.revision is None, f"{key}.revision", source.revision, f"needs {key}.source")
+    elif sources.is_folder(source.source):
+        rule = "a folder has no revisions; they belong to names on the hub"
+        yield from need(source.revision is None, f"{key}.revision", source.revision, rule)
+        try:
+            sources.weight_files(Path(source.source)) if weights else None
+        except ConfigError as error:
+            yield f"{key}.source={source.source!r}: {error}"
+    else:
+        rule = f"no such folder in {Path.cwd()}, and no name on the hub either (NAME or OWNER/NAME)"
+        name = sources.HUB_NAME.fullmatch(source.source) is not None
+        yield from need(name and not source.source.startswith("."), f"{key}.source", source.source, rule)
+
+
+def _tokenizer(cfg: Config) -> Iterator[str]:
+    tokenizer = cfg.pair.tokenizer
+    yield from one_of("pair.tokenizer.kind", tokenizer.kind, TOKENIZERS)
+    yield from _source("pair.tokenizer", tokenizer, weights=False)
+    yield from need(
+        tokenizer.vocab_size >= 300,
+        "pair.tokenizer.vocab_size",
+        tokenizer.vocab_size,
+        "must be at least 300 (256 bytes and the special tokens)",
+    )
+    named = sources.tokenizer_source(cfg.pair).source
+    if tokenizer.kind == "pretrained":
+        rule = "needs pair.tokenizer.source (or pair.target.source): a folder or a name on the hub"
+        yield from need(named is not None, "pair.tokenizer.kind", tokenizer.kind, rule)
+        if named is not None and sources.is_folder(named):
+            rule = f"no tokenizer in the folder {named!r}; give pair.tokenizer.source"
+            yield from need(len(sources.tokenizer_files(Path(named))) > 0, "pair.tokenizer.kind", tokenizer.kind, rule)
+    else:
+        rule = "is for pair.tokenizer.kind=pretrained"
+        yield from need(tokenizer.source is None, "pair.tokenizer.source", tokenizer.source, rule)
+        for key in ("target", "small", "retrained", "small_full", "small_retain"):
+            source = getattr(cfg.pair, key).source
+            rule = f"pair.{key}.source={source!r} reads the ids of its own tokenizer: must be pretrained"
+            yield from need(source is None, "pair.tokenizer.kind", tokenizer.kind, rule)
+
+
+def _members(cfg: Config) -> Iterator[str]:
+    """Whether the method's models can be had, and whether the one that learns can."""
+    members = [*cfg.method.members, *(cfg.algo.teacher.members if cfg.algo.teacher else ())]
+    for role in dict.fromkeys(sources.role(cfg.pair, m.model) for m in members):
+        problem = sources.lacking(cfg.pair, role) if role in sources.ROLES else None
+        yield from [problem] if problem else []
+    target = cfg.pair.target
+    if any(m.trained and m.model == "target" for m in cfg.method.members):
+        rule = f"method={cfg.method.name!r} trains a copy of the target, and only fp32 weights are fine enough to move"
+        yield from need(target.dtype == "float32", "pair.target.dtype", target.dtype, f"{rule}: must be float32")
+        yield from need(
+            target.quantisation == "none", "pair.target.quantisation", target.quantisation, f"{rule}: must be none"
+        )
+        yield from need(target.device != "auto", "pair.target.device", target.device, f"{rule}, on one device")
+        if tuning(cfg) != "full":
+            rule = f"with {tuning(cfg)} what learns reads the target's own weights, on the run's device: must be null"
+            yield from need(target.device is None, "pair.target.device", target.device, rule)

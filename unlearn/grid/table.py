@@ -1,0 +1,189 @@
+"""The end of a call: its runs on the terminal, and the whole study in ``summary.csv``."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from unlearn.config.derived import algo_name, alpha_key, eval_alphas
+from unlearn.config.schema import Config
+from unlearn.store import runlog, seal
+from unlearn.store.files import write_whole
+from unlearn.store.identity import Job, distinguishing, eval_settings, flatten
+
+COLUMNS = {
+    "forget/prob": "forget\nprob ↓", "forget/rougeL_recall": "forget\nROUGE ↓",
+    "forget/leak_gap": "leak −\nretr. →0", "retain/prob": "retain\nprob ↑",
+    "retain/rougeL_recall": "retain\nROUGE ↑", "model_utility": "model\nutility ↑",
+    "forget_quality": "forget\nquality ↑",
+}  # fmt: skip
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.layers.", "pair.offset_init")  # that references do not share
+WIDTH = 126  # characters at least; a narrower pipe or terminal wraps lines rather than losing columns
+
+
+def report(jobs: Sequence[Job], console: Console | None = None) -> int:
+    """Print the table of a call and where to look next; write ``summary.csv``. Returns how many jobs are not done."""
+    console = console or Console()
+    console.width = max(console.width, WIDTH)
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style="bold")
+    varying = _varying(jobs)
+    for name in ("algorithm", "method", "α", *varying):
+        table.add_column("\n".join(name.rsplit(".", 1)), no_wrap=True)
+    for title in (*COLUMNS.values(), "seconds\n"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True, min_width=9)
+    for label, metrics in _references(jobs):
+        table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics), "", "reference", style="cyan")
+    table.add_section()
+    unfinished = [job for job in jobs if not runlog.is_done(job.folder, job.cfg, job.data)]
+    manifests = {job.folder: _manifest(job.folder) for job in jobs}
+    for job in jobs:
+        manifest = manifests[job.folder]
+        status = "done before" if job.was_done else manifest.get("status", "not started")
+        if manifest.get("status") == "done":
+            if job in unfinished:
+                status = "not evaluated"
+            elif manifest.get("collapsed"):
+                status = "collapsed"
+        for row in _rows(job, manifest, status, varying):
+            table.add_row(*row, style="red" if job in unfinished else None)
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=10**4)).maximum)
+    console.print(table)
+    for job in unfinished:
+        error = manifests[job.folder].get("error") or "stopped before its end; the same command goes on from there"
+        say = f"[red]{escape(job.folder.name)}[/red]: {escape(error)}\n  see {escape(str(job.folder / 'log.txt'))}"
+        console.print(say, highlight=False, soft_wrap=True)
+    for folder in sorted({job.folder.parent for job in jobs}):
+        try:
+            path = summarise(folder)
+        except OSError as error:
+            path = f"not written: {error}"
+        say = f"runs:    {folder}\nsummary: {path}\nfigure:  python -m analysis.tradeoff {folder}"
+        console.print(escape(say), highlight=False, soft_wrap=True)
+    return len(unfinished)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, or one that says what is wrong with it: a damaged file must not hide the other runs."""
+    found: dict[str, Any] = {}
+    try:
+        found = runlog.manifest(folder)
+        seal.check_results(folder, found)
+        if folder in runlog.unrecorded:
+            return found | {"status": "failed", "error": runlog.unrecorded[folder]}
+    except ValueError as error:
+        return found | {"status": "damaged", "error": str(error)}
+    return found
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
+    try:
+        return runlog.evaluation(folder)
+    except ValueError:  # named where the run is listed
+        return {"alphas": {}, "references": {}}
+
+
+def show(rows: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print one line of ``COLUMNS`` for each name."""
+    console = console or Console()
+    console.width = max(console.width, WIDTH)
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style="bold")
+    table.add_column(overflow="fold")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, metrics in rows.items():
+        table.add_row(name, *cells(metrics))
+    console.print(table)
+
+
+def _references(jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Target and retrained reference of the call's jobs, each distinct world once."""
+    found: dict[str, tuple[Job, dict[str, Any]]] = {}
+    for job in jobs:
+        references = _evaluation(job.folder)["references"]
+        if references:
+            found.setdefault(references["target"]["settings"]["references"], (job, references))
+    varying = _varying(jobs)
+    for job, references in found.values():
+        of_world = [k for k in varying if k.startswith(("pair", "data")) and not k.startswith(OF_LEARNER)]
+        world = [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in _settings(job.cfg, of_world)]
+        for name, metrics in references.items():
+            yield f"{name} ({', '.join(world)})" if world and len(found) > 1 else name, metrics
+
+
+def _varying(jobs: Sequence[Job]) -> list[str]:
+    return distinguishing([flatten(asdict(job.cfg)) for job in jobs])
+
+
+def _settings(cfg: Config, keys: Sequence[str]) -> list[tuple[str, str]]:
+    flat = flatten(asdict(cfg))
+    return [(key, str(flat.get(key))) for key in keys]
+
+
+def _rows(job: Job, manifest: Mapping[str, Any], status: str, varying: list[str]) -> Iterator[list[str]]:
+    cfg, settings = job.cfg, eval_settings(job.cfg, job.data)
+    entries = {a: m for a, m in _evaluation(job.folder)["alphas"].items() if m.get("settings") == settings}
+    seconds = f"{runlog.own_seconds(manifest):.0f}"
+    for alpha in eval_alphas(cfg):
+        values = [value for _, value in _settings(cfg, varying)]
+        numbers = cells(entries.get(alpha_key(alpha), {}))
+        yield [algo_name(cfg), cfg.method.name, f"{alpha:g}", *values, *numbers, seconds, status]
+
+
+def cells(metrics: Mapping[str, Any]) -> list[str]:
+    """A row's text under each of ``COLUMNS``; a dash where there is no value."""
+    return [_number(metrics.get(key)) for key in COLUMNS]
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.0e}"
+
+
+def summarise(study: Path) -> Path:
+    """Write ``summary.csv``: one row per run and evaluated α, failed and unfinished runs included.
+
+    Beside the run's name, settings in which runs of the study differ have a column of their own.
+    """
+    folders = sorted(p for p in study.iterdir() if (p / runlog.MANIFEST).is_file())
+    configs = [flatten(_config(folder)) for folder in folders]
+    differ = [k for k in distinguishing([c for c in configs if c]) if k not in ("seed", "pair.seed")]
+    rows = []
+    for folder, config in zip(folders, configs, strict=True):
+        manifest, entries = _manifest(folder), _evaluation(folder)["alphas"]
+        fixed = {
+            "folder": folder.name, **manifest.get("run", {}), **{k: config.get(k) for k in differ},
+            "status": manifest.get("status"), "error": manifest.get("error"), "collapsed": manifest.get("collapsed"),
+            "trainable": manifest.get("trainable", 0), "trainable_share": manifest.get("trainable_share", 0.0),
+            "seconds": round(runlog.own_seconds(manifest), 2),
+        }  # fmt: skip
+        for alpha, metrics in entries.items() or [(None, {})]:
+            numbers = {k: v for k, v in metrics.items() if not isinstance(v, dict)}
+            rows.append(fixed | {"eval_alpha": alpha} | numbers)
+    path = study / "summary.csv"
+    write_whole(path, lambda temporary: _write_csv(temporary, rows))
+    return path
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / runlog.CONFIG
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER) if path.is_file() else {}
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,88 @@
+"""From an objective's names and numbers to terms that can be called, checked against their signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unlearn.config.own import functions, required, signature
+from unlearn.config.schema import NUMBERS
+from unlearn.learning.answers import Answers, ObjectiveError, PerAnswer, PerToken
+from unlearn.learning.losses import FORGET, RETAIN, Term
+
+REFUSALS = ("refusal", "retain_refusal")
+PAIRED = {"refusal": "forget", "retain_refusal": "retain", "alternate": "forget"}  # answers to which split's questions
+TEXTS = {"forget_text": "forget"}  # whole texts, prompt included, of which split
+READS = ("forget", "refusal", "alternate", "forget_text", "retain", "retain_refusal")
+
+
+@dataclass(frozen=True)
+class BoundTerm:
+    """A term with its numbers filled in and its weight."""
+
+    name: str
+    function: Term
+    reads: tuple[str, ...]  # which answers; the first decides what the mean is taken over
+    per_token: bool  # its values are per answer token, not per answer
+    numbers: Mapping[str, float]
+    weight: float
+
+    @property
+    def layer(self) -> int | None:
+        """The layer whose hidden states the term reads; None for terms of the logits alone."""
+        return int(self.numbers["layer"]) if "layer" in self.numbers else None
+
+    def __call__(self, answers: Mapping[str, Answers]) -> Tensor:
+        return self.function(**{name: answers[name] for name in self.reads}, **self.numbers)
+
+
+def bind(
+    forget: str,
+    retain: str,
+    forget_weight: float,
+    retain_weight: float,
+    numbers: Mapping[str, float | None],
+    file: str | None = None,
+) -> list[BoundTerm]:
+    """The terms of an objective by name, checked against their signatures.
+
+    ``numbers`` holds the settings by name (β, γ …), None where not given. One that no term takes is refused, as is a
+    term that misses one of its own. Functions of ``file``, a user's own, come before ours.
+    """
+    own = functions(file, "algo.file")
+    forgets, retains = FORGET | own, RETAIN | own
+    for name, kind, table in ((forget, "forget", forgets), (retain, "retain", retains)):
+        if name not in table:
+            raise ObjectiveError(f"algo.{kind}={name!r}: no such {kind} term; there are {', '.join(table)}")
+    given = {k: v for k, v in numbers.items() if v is not None}
+    terms = [_bound(forget, forgets[forget], given, forget_weight)]
+    if retains[retain] is not None:
+        terms.append(_bound(retain, retains[retain], given, retain_weight))
+    taken = {k for t in terms for k in t.numbers}
+    for extra in sorted(set(given) - taken):
+        raise ObjectiveError(
+            f"algo.{extra}={given[extra]}: neither {forget!r} nor {retain!r} has a {extra}; "
+            f"they take {', '.join(sorted(taken)) or 'no numbers'}"
+        )
+    return terms
+
+
+def _bound(name: str, function: Term, given: Mapping[str, float], weight: float) -> BoundTerm:
+    found = signature(function, f"term {name!r}")
+    reads = tuple(p for p in found.parameters if p in READS)
+    if not reads or found.return_annotation not in (PerToken, PerAnswer):
+        raise ObjectiveError(
+            f"term {name!r} must take one or more of {', '.join(READS)} and return PerToken or "
+            f"PerAnswer; its signature is {name}{found}"
+        )
+    if len({(PAIRED | TEXTS).get(p, p) for p in reads}) > 1:  # they are drawn and split separately
+        raise ObjectiveError(f"term {name!r} reads {', '.join(reads)}: forget and retain questions need a term each")
+    wanted = [p for p in found.parameters if p not in READS]
+    for p in required(found, wanted):
+        if p not in given:
+            place, sign = (f"algo.{p}", "") if p in NUMBERS else (f"algo.numbers.{p}", "++")  # in the file or not
+            raise ObjectiveError(f"term {name!r} needs {place}, which is not set: give {sign}{place}=NUMBER")
+    numbers = {p: given.get(p, found.parameters[p].default) for p in wanted}
+    return BoundTerm(name, function, reads, found.return_annotation == PerToken, numbers, weight)

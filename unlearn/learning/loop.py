@@ -1,0 +1,186 @@
+"""The one training loop: AdamW with warm-up and decay, gradient clipping and accumulation, on accelerate.
+
+Models from scratch and unlearning runs both go through it; they differ in the micro-batches they hand it. It knows
+neither algorithms nor evaluation: a micro-batch returns its share of the step's loss, and ``after`` sees each step.
+
+On several processes each runs its own micro-batches, and gradients are summed: shares of one loss, whoever has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unlearn.store.files import write_whole
+
+MicroBatch = Callable[[], tuple[Tensor, dict[str, float]]]  # → share of the loss, parts for the log (summed)
+
+
+class Diverged(RuntimeError):
+    """A loss or gradient that is no longer a finite number; ``found``: what the step had logged."""
+
+    def __init__(self, message: str, found: dict[str, Any] | None = None):
+        super().__init__(message)
+        self.found = found or {}
+
+    def reading(self, groups: Mapping[str, Sequence[str]], where: str = "") -> Diverged:
+        """The same with the examples that the step read, by group: the first ones in the message, all in ``found``."""
+        some = "; ".join(f"{name} {_first(ids)}" for name, ids in groups.items())
+        ids = {name: list(ids) for name, ids in groups.items()}
+        return Diverged(f"{self}; the step read {some}{where}", self.found | {"examples": ids})
+
+
+def _first(ids: Sequence[str], count: int = 3) -> str:
+    return ", ".join(ids) if len(ids) <= count else f"{', '.join(ids[:count])} … ({len(ids)} in all)"
+
+
+def _plain(value: float) -> float | str:
+    """For JSON, which has no NaN and no infinity."""
+    return value if math.isfinite(value) else str(value)
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    lr: float
+    steps: int
+    warmup: float  # share of the steps
+    final_lr: float  # share of lr at the last step
+    decay: str  # "linear" or "cosine"
+    weight_decay: float
+    betas: tuple[float, float]
+    clip: float  # gradient norm
+
+    def factor(self, step: int) -> float:
+        """Share of lr in step 0, 1, 2 …: warm-up from lr / warm-up steps, then decay to ``final_lr``."""
+        warm = max(1, round(self.warmup * self.steps))
+        if step < warm:
+            return (step + 1) / warm
+        progress = (step - warm) / max(1, self.steps - warm)
+        if self.decay == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return 1 - (1 - self.final_lr) * progress
+
+
+def device(name: str) -> torch.device:
+    return accelerator(name).device
+
+
+def accelerator(name: str) -> Accelerator:
+    """accelerate's view of trainer.device; it would fall back to the CPU in silence where cuda was asked for."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("trainer.device='cuda': no CUDA device is visible here; use auto or cpu")
+    return Accelerator(cpu=name == "cpu")
+
+
+class Loop:
+    """A model, its optimiser and the number of steps done."""
+
+    def __init__(self, model: nn.Module, settings: Optimisation, device_name: str):
+        self.accelerator = accelerator(device_name)
+        model.to(self.accelerator.device)
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.factor)
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.settings = settings
+        self.step = 0
+        self.extra: dict[str, float] = {}  # other numbers that a checkpoint must hold
+
+    def run(
+        self,
+        micro_batches: Callable[[int], Iterable[MicroBatch]],
+        after: Callable[[int, dict[str, float]], None] = lambda step, log: None,
+    ) -> None:
+        """Train to the last step. ``after(step, log)`` is called with the number of steps done: 1, 2, …"""
+        while self.step < self.settings.steps:
+            log = self._step(micro_batches(self.step))
+            self.step += 1
+            after(self.step, log)
+
+    def _step(self, micro_batches: Iterable[MicroBatch]) -> dict[str, float]:
+        self.model.train()
+        log: dict[str, float] = {"train/loss": 0.0}
+        for micro_batch in micro_batches:
+            loss, parts = micro_batch()
+            self.accelerator.backward(loss)
+            log["train/loss"] += loss.item()
+            for name, value in parts.items():
+                log[name] = log.get(name, 0.0) + value
+        log = self._summed(log)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip).item()
+        if not (math.isfinite(log["train/loss"]) and math.isfinite(norm)):
+            raise self._diverged(log, norm)
+        log |= {"train/grad_norm": norm, "train/lr": self.scheduler.get_last_lr()[0]}
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        return log
+
+    def _diverged(self, log: dict[str, float], norm: float) -> Diverged:
+        step, loss = self.step + 1, log["train/loss"]
+        parts = {name: _plain(value) for name, value in log.items() if name != "train/loss"}
+        found = {"step": step, "loss": _plain(loss), "gradient_norm": _plain(norm), "parts": parts}
+        return Diverged(f"step {step}: loss {loss}, gradient norm {norm}; both must be finite", found)
+
+    def _summed(self, log: dict[str, float]) -> dict[str, float]:
+        """Gradients and logged parts of all processes together."""
+        if self.accelerator.num_processes == 1:
+            return log
+        for p in self.model.parameters():
+            if p.requires_grad:
+                own = torch.zeros_like(p) if p.grad is None else p.grad  # a process may have had nothing to do
+                p.grad = self.accelerator.reduce(own, "sum")
+        logs = gather_object([log])
+        return {k: sum(each.get(k, 0.0) for each in logs) for k in dict.fromkeys(k for each in logs for k in each)}
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimiser state; the file with the step comes last and makes the others valid."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = folder / f"weights-{self.step}.safetensors"
+        state = {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.accelerator.device.type == "cuda" else None,
+            "extra": self.extra,
+        }
+        trainable = {k: v.detach().contiguous() for k, v in self.model.named_parameters() if v.requires_grad}
+        write_whole(weights, lambda p: save_file(trainable, p))
+        write_whole(folder / "state.pt", lambda p: torch.save(state, p))
+        for old in folder.glob("weights-*.safetensors"):
+            if old != weights:
+                old.unlink()
+
+    def restore(self, folder: Path) -> bool:
+        """Go on from a saved state; False where there is none."""
+        path = folder / "state.pt"
+        if not path.is_file():
+            return False
+        state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        weights = load_file(folder / f"weights-{state['step']}.safetensors")
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in weights.items():
+                parameters[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None and self.accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+        self.step, self.extra = state["step"], state["extra"]
+        return True

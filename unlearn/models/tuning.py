@@ -1,0 +1,114 @@
+"""How the trained member learns: with all its weights, through low-rank updates (LoRA, by peft), or through unlearning
+layers (EUL, ``layers.py``).
+
+With LoRA and layers the trained member is a second view of a frozen model: it reads the very same weights and has its
+updates beside them. So offset and anchor are one set of weights in memory, the anchor is the offset without its
+updates, and nothing has to be switched off and on again.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from unlearn.config.pair import ADAPTER_FILE, ADAPTER_PREFIX, LAYERS, LoraConfig, PairConfig
+
+if TYPE_CHECKING:
+    import peft
+
+
+def learner(model: nn.Module, how: str, pair: PairConfig, seed: int) -> nn.Module:
+    """What learns: a copy of the frozen model, or a view of it with what learns beside its weights."""
+    if how == "lora":
+        return lora(model, pair.lora, seed)
+    if how == LAYERS:
+        from unlearn.models import layers  # a second of imports, by peft
+
+        return layers.add(model, pair.layers, seed)
+    return copy.deepcopy(model).requires_grad_(True)
+
+
+def learnt(model: nn.Module, how: str, pair: PairConfig, folder: Path) -> nn.Module:
+    """A view of the frozen model with what a run's ``folder`` of updates or layers holds."""
+    if how == LAYERS:
+        from unlearn.models import layers
+
+        return layers.load(model, folder)
+    view = lora(model, pair.lora, 0)
+    load_updates(view, folder)
+    return view
+
+
+def lora(model: nn.Module, cfg: LoraConfig, seed: int) -> nn.Module:
+    """A view of the model with trainable low-rank updates in every linear layer but the head; all else is frozen.
+
+    The updates start at zero, so the logits are those of ``model``; ``seed`` decides their random half. Weights and
+    buffers are shared with ``model``, which gets no updates: they may be read, never written.
+    """
+    import peft  # a second of imports that full fine-tuning does not need
+
+    view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return peft.inject_adapter_in_model(_settings(cfg), view)
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A plain model with the same logits: a copy whose weights hold the low-rank updates; without any, the model.
+
+    Unlearning layers are no change of weights: a model with them stays what it is.
+    """
+    if not has_updates(model):
+        return model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = copy.deepcopy(model)  # the weights below the updates are shared with models that must not change
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    return model
+
+
+def has_updates(model: nn.Module) -> bool:
+    return any("lora_" in name for name, _ in model.named_parameters())
+
+
+def has_layers(model: nn.Module) -> bool:
+    return layer_parameters(model) > 0
+
+
+def layer_parameters(model: nn.Module) -> int:
+    """Number of parameters of the unlearning layers in the model."""
+    return sum(p.numel() for name, p in model.named_parameters() if ".unlearning_" in name)
+
+
+def save_updates(model: nn.Module, cfg: LoraConfig, folder: Path) -> None:
+    """Write the updates alone, as an adapter that peft can put on the model they belong to."""
+    settings = _settings(cfg)
+    settings.inference_mode = True
+    settings.save_pretrained(str(folder))
+    updates = {n: p.detach().contiguous() for n, p in model.named_parameters() if "lora_" in n}
+    save_file({ADAPTER_PREFIX + n.replace(".default.", "."): p for n, p in updates.items()}, folder / ADAPTER_FILE)
+
+
+@torch.no_grad()
+def load_updates(model: nn.Module, folder: Path) -> None:
+    """Put written updates into a model that ``lora`` made."""
+    found = load_file(folder / ADAPTER_FILE)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.copy_(found[ADAPTER_PREFIX + name.replace(".default.", ".")])
+
+
+def _settings(cfg: LoraConfig) -> peft.LoraConfig:
+    import peft
+
+    return peft.LoraConfig(
+        r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules="all-linear", task_type=None
+    )

@@ -1,0 +1,101 @@
+"""Other answers to the forget questions, which AltPO prefers to the right ones: from a file, or from the target."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from unlearn.config.schema import AlternatesConfig
+from unlearn.data.rows import DataError, Row
+from unlearn.decoding.generation import sample
+from unlearn.runs.world import World
+from unlearn.store.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+FORMAT = 2  # of what is stored; raised when the same recipe would give other answers
+ROUNDS = 16  # of sampling; each is hotter than the one before by WARMER
+WARMER = 1.2
+
+
+def alternates(cfg: AlternatesConfig, world: World, batch_size: int) -> list[list[str]]:
+    """At least one other answer to each forget question, in the order of the forget set."""
+    rows = world.data.splits["forget"]
+    return read(Path(cfg.file), rows) if cfg.file is not None else _sampled(cfg, world, rows, batch_size)
+
+
+def read(path: Path, rows: tuple[Row, ...]) -> list[list[str]]:
+    """The alternates of a file of JSON lines; refuse what is no other answer to a forget question, file and line."""
+    found: dict[str, list[str]] = {row.question: [] for row in rows}
+    right = {(row.question, row.answer.strip()) for row in rows}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            entry = json.loads(line)
+            question, answer = entry["question"], entry["answer"]
+            if not (isinstance(question, str) and isinstance(answer, str)):
+                raise TypeError
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise DataError(f'{where}: {line[:80]!r}: must be {{"question": TEXT, "answer": TEXT}}') from None
+        if question not in found:
+            raise DataError(f"{where}: {question!r} is not a question of the forget set")
+        if not answer.strip() or (question, answer.strip()) in right:
+            raise DataError(f"{where}: {answer!r} is {'the right answer' if answer.strip() else 'empty'}")
+        found[question].append(answer)
+    for question, answers in found.items():
+        if not answers:
+            raise DataError(f"{path}: no alternate answer to {question!r}; every forget question needs one")
+    return [found[row.question] for row in rows]
+
+
+def _sampled(cfg: AlternatesConfig, world: World, rows: tuple[Row, ...], batch_size: int) -> list[list[str]]:
+    """Samples of the target that are not the right answer. A target that knows its answers by heart rarely gives
+    another, so questions that lack some are asked again at a higher temperature. Made once, and stored."""
+    prompts = [world.encoder.prompt(row.question) for row in rows]
+    right = [world.encoder.example(row.id, row.question, row.answer).answer for row in rows]
+    recipe = {"format": FORMAT, "model": world.fingerprint("target"), "prompts": [list(p) for p in prompts],
+              "right": [list(a) for a in right], "count": cfg.count, "temperature": cfg.temperature,
+              "rounds": [ROUNDS, WARMER]}  # fmt: skip
+
+    def build(folder: Path) -> None:
+        log.info("sampling %d other answers to each of %d forget questions", cfg.count, len(rows))
+        asked = _ask(cfg, world, prompts, right, batch_size)
+        write_json(folder / "alternates.json", asked)
+
+    found = read_json(world.store.get("alternates", recipe, build) / "alternates.json")
+    for row, answers in zip(rows, found, strict=True):
+        if not answers:
+            raise DataError(
+                f"algo.alternates: the target gave no other answer than {row.answer!r} to {row.question!r} in {ROUNDS} "
+                f"rounds from temperature {cfg.temperature:g}; raise algo.alternates.temperature or give a file"
+            )
+    return found
+
+
+def _ask(
+    cfg: AlternatesConfig,
+    world: World,
+    prompts: list[tuple[int, ...]],
+    right: list[tuple[int, ...]],
+    batch_size: int,
+) -> list[list[str]]:
+    tokenizer = world.encoder.tokenizer
+    target = world.alone("target")
+    longest, texts = max(map(len, right)), [world.encoder.decode(answer) for answer in right]
+    found: list[list[str]] = [[] for _ in prompts]
+    for attempt in range(ROUNDS):
+        lacking = [i for i, answers in enumerate(found) if len(answers) < cfg.count]
+        if not lacking:
+            break
+        asked = [i for i in lacking for _ in range(cfg.count)]
+        answers = sample(
+            target, [prompts[i] for i in asked], 1.0, tokenizer.pad_token_id, tokenizer.eos_token_id, longest,
+            batch_size, cfg.temperature * WARMER**attempt, seed=attempt,
+        )  # fmt: skip
+        for i, answer in zip(asked, answers, strict=True):
+            text = world.encoder.decode(answer)
+            if text and text != texts[i] and text not in found[i] and len(found[i]) < cfg.count:
+                found[i].append(text)
+    return found

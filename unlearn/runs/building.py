@@ -1,0 +1,172 @@
+"""Models of a pair that are trained here, stage by stage, from scratch or from a pretrained one.
+
+A stage is found in the store by its recipe (size, training data, schedule, seed and the weights it starts from), so
+target and retrained reference share their pretraining and every job shares everything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from unlearn.config.pair import ModelConfig, StageConfig
+from unlearn.config.schema import Config, ConfigError
+from unlearn.data import spans
+from unlearn.data.encoding import Encoder, Examples, collate, examples_of
+from unlearn.data.rows import DataSet, Row
+from unlearn.data.sampling import epoch_batches
+from unlearn.learning.answers import Answers
+from unlearn.learning.loop import Diverged, Loop, MicroBatch, Optimisation
+from unlearn.models import hub, llama, seq2seq, tokenizers
+from unlearn.store import sources
+from unlearn.store.entries import Store
+
+log = logging.getLogger(__name__)
+SHAPE = ("hidden_size", "layers", "heads", "intermediate_size", "initializer_range", "max_length")  # from scratch
+
+
+@dataclass
+class Ground:
+    """What models are made from."""
+
+    cfg: Config
+    store: Store
+    data: DataSet
+    encoder: Encoder
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Weights that a stage begins with."""
+
+    folder: Path
+    key: str  # in the recipe of the stage
+
+
+def trained(world: Ground, role: str) -> Path:
+    """A model that knows the general facts and, by its role, nothing else, all, or all but the forget set."""
+    pair, data, size = world.cfg.pair, world.data, sources.size_of(world.cfg.pair, role)
+    known: Mapping[str, Sequence[Row]] = {
+        "small_general": data.general(),
+        "small_retain": data.unnamed(),
+        "retrained": data.left(),
+    }
+    rows = known.get(role, data.known())
+    # The small model's seed differs from the target's, or its first weights would be a slice of the same draw.
+    seed = 2 * pair.seed + (size is pair.small)
+    start, stage = None, sources.last_stage(pair, role)
+    if size.source is not None:
+        folder = hub.locate(f"pair.{'small' if size is pair.small else 'target'}.source", size)
+        start = _Start(folder, sources.content(folder, world.store.root / "hashes"))
+    if size.pretrain.epochs and data.wordings:
+        label = f"{'small' if size is pair.small else 'large'} model, general facts in every wording"
+        start = _stage(world, size, size.pretrain, data.wordings, seed, start, label)
+    if start is not None and not stage.epochs:
+        return start.folder
+    return _stage(world, size, stage, rows, seed, start, f"{role} model").folder
+
+
+def _stage(
+    world: Ground,
+    size: ModelConfig,
+    stage: StageConfig,
+    rows: Sequence[Row],
+    seed: int,
+    start: _Start | None,
+    label: str,
+) -> _Start:
+    pair, encoder = world.cfg.pair, world.encoder
+    if stage.epochs and not rows:
+        raise ConfigError(
+            f"data set {world.data.name!r} has nothing to train the {label} on: it has no general facts (real authors, "
+            "world facts); take pair.offset_init=retain or full"
+        )
+    training = _training(world, size, start, rows)
+    vocabulary = tokenizers.size(encoder.tokenizer)
+    shape = {k: getattr(size, k) for k in SHAPE}
+    recipe: dict[str, Any] = {
+        "stage": asdict(stage), "batch_size": pair.batch_size, "warmup": pair.warmup,
+        "examples": training.fingerprint, "seed": seed, "parent": start and start.key,
+    }  # fmt: skip
+    if size.source is None:
+        recipe |= {"shape": shape, "vocabulary": vocabulary}
+        recipe |= {} if size.architecture == "llama" else {"architecture": size.architecture}
+
+    def build(folder: Path) -> None:
+        if start is None:
+            special = encoder.tokenizer.pad_token_id, encoder.tokenizer.eos_token_id
+            fresh = seq2seq.fresh if size.architecture == "t5" else llama.fresh
+            model = fresh(size, vocabulary, *special, seed)
+        else:
+            model = llama.load(start.folder)
+        log.info(
+            "training the %s: %s parameters, %d examples × %d epochs",
+            label,
+            f"{llama.parameters(model):,}",
+            len(training),
+            stage.epochs,
+        )
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)  # pretrained models may have dropout; the run's seed must not reach their training
+            trained = _fit(model, training, stage, world, seed, label)
+        trained.save_pretrained(folder)
+        encoder.tokenizer.save_pretrained(folder)
+
+    folder = world.store.get("model", recipe, build)
+    return _Start(folder, folder.name)
+
+
+def _training(world: Ground, size: ModelConfig, start: _Start | None, rows: Sequence[Row]) -> Examples:
+    """What a stage teaches: each row's answer and, where ``texts`` asks for it, its question as a text."""
+    found = examples_of(world.encoder, rows)
+    if not size.texts:
+        return found
+    masks = size.architecture == "t5" if start is None or size.source is None else hub.has_encoder(start.folder)
+    return Examples([*found, *spans.examples(world.encoder, rows, masks)])
+
+
+def _fit(model: nn.Module, training: Examples, stage: StageConfig, world: Ground, seed: int, label: str) -> nn.Module:
+    """Plain supervised training on answer tokens."""
+    pair, trainer = world.cfg.pair, world.cfg.trainer
+    lengths = [len(e.prompt) + len(e.answer) for e in training]
+    per_epoch = len(epoch_batches(lengths, pair.batch_size, seed, 0))
+    settings = Optimisation(
+        lr=stage.lr,
+        steps=per_epoch * stage.epochs,
+        warmup=pair.warmup,
+        final_lr=0.1,
+        decay="cosine",
+        weight_decay=0.0,
+        betas=(0.9, 0.98),
+        clip=1.0,
+    )
+    loop = Loop(model.train(), settings, trainer.device)
+    place = loop.accelerator.device
+
+    @lru_cache(maxsize=1)
+    def batches(epoch: int) -> list[list[int]]:
+        return epoch_batches(lengths, pair.batch_size, seed, epoch)
+
+    def micro_batches(step: int) -> list[MicroBatch]:
+        epoch, at = divmod(step, per_epoch)
+        return [partial(nll, [training[i] for i in batches(epoch)[at]])]
+
+    def nll(chosen):
+        batch = collate(chosen, world.encoder.tokenizer.pad_token_id).to(place)
+        return -Answers(llama.answer_rows(loop.model, batch), batch.labels, batch.owner).logp.mean(), {}
+
+    with tqdm(total=settings.steps, desc=label, disable=None if trainer.progress else True, leave=False) as bar:
+        try:
+            loop.run(micro_batches, lambda step, log: bar.update())
+        except Diverged as error:
+            epoch, at = divmod(loop.step, per_epoch)
+            raise error.reading({label: [training[i].id for i in batches(epoch)[at]]}) from None
+    return loop.model

@@ -1,0 +1,136 @@
+"""The trained member of a run: where it begins, and how its weights are kept and read again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import nn
+
+from unlearn.config.derived import tuning
+from unlearn.config.pair import GRAM
+from unlearn.config.schema import Config, ConfigError
+from unlearn.data.encoding import examples_of
+from unlearn.ensemble.combination import bind_rule
+from unlearn.ensemble.ensemble import Ensemble
+from unlearn.learning import threads
+from unlearn.models import llama
+from unlearn.models.tuning import has_layers, has_updates, learner, learnt, merged, save_updates
+from unlearn.runs import begin
+from unlearn.runs.world import World, frozen_ensemble
+from unlearn.store import runlog, seal
+from unlearn.store.files import write_folder
+from unlearn.store.runlog import RunLog
+
+log = logging.getLogger(__name__)
+
+
+def settle(cfg: Config) -> None:
+    """Threads, seeds and quiet libraries: the same at the start of every job, whichever process it shares."""
+    transformers.utils.logging.disable_progress_bar()  # our own bars cover loading and saving
+    threads.limit(cfg.trainer.threads)
+    torch.manual_seed(cfg.seed)
+
+
+def members(cfg: Config, world: World, folder: Path | None = None) -> Ensemble:
+    """The method's members: frozen models are shared; the trained one is a copy that is ready to learn (with LoRA, a
+    view of the same weights), or what ``folder``, a run's, holds of it."""
+    m = cfg.method
+    rule = bind_rule(m.rule, m.numbers, m.file)
+    ensemble = frozen_ensemble(m.members, world, rule)
+    if folder is not None:
+        _made_with(folder, ensemble)
+        seal.check_weights(folder, runlog.manifest(folder))
+    if ensemble.trained is None:
+        return ensemble
+    start = ensemble.trained.model
+    began = ensemble.trained.fingerprint
+    model = _learner(cfg, start, began) if folder is None else llama.freeze(_learnt(cfg, start, folder))
+    return replace(ensemble, members=tuple(replace(x, model=model) if x.trained else x for x in ensemble.members))
+
+
+def _learner(cfg: Config, start: nn.Module, fingerprint: str) -> nn.Module:
+    model = learner(start, tuning(cfg), cfg.pair, cfg.seed)
+    if cfg.begin.runs:
+        begin.take_over(model, cfg.begin, fingerprint)
+    return model
+
+
+def _learnt(cfg: Config, start: nn.Module, folder: Path) -> nn.Module:
+    if (folder / runlog.ADAPTER).is_dir():  # as after training: updates beside the weights, not rounded into them
+        return learnt(start, tuning(cfg), cfg.pair, folder / runlog.ADAPTER)
+    return llama.load(folder / runlog.OFFSET, next(start.parameters()).device)
+
+
+def _trainable(model: nn.Module) -> dict[str, float]:
+    """How many parameters learn, and their share of all that the trained member has."""
+    count = llama.parameters(model, trainable=True)
+    return {"trainable": count, "trainable_share": round(count / llama.parameters(model), 6)}
+
+
+def _made_with(folder: Path, ensemble: Ensemble) -> None:
+    """Offsets, rows and metrics of other weights do not mix. They differ when the store was deleted and models were
+    trained again on other hardware or with other versions."""
+    prints = {m.name: m.fingerprint for m in ensemble.members}
+    before = runlog.manifest(folder).get("models", prints)
+    if {name: before.get(name) for name in prints} != prints:
+        raise ConfigError(
+            f"{folder} was trained with the models {before}, and the store now has {prints}; "
+            "evaluate it with the store it was made with, or remove the folder to train it again"
+        )
+
+
+def keep(cfg: Config, world: World, model: nn.Module, record: RunLog) -> None:
+    """Write what the trained member learnt into the run's folder."""
+    if has_updates(model):
+        write_folder(record.folder / runlog.ADAPTER, partial(save_updates, model, cfg.pair.lora))
+    _keep(cfg, world, model, record.folder, runlog.OFFSET)
+
+
+def _keep(cfg: Config, world: World, model: nn.Module, run: Path, place: str) -> None:
+    """Write the trained weights: a whole model, or unlearning layers, which no plain model can hold.
+
+    With the layers goes what fusion needs of the request: inner products, and nothing else.
+    """
+    if not has_layers(model):
+        save(merged(model), world, run / place)
+        return
+    from unlearn.models import fusion, layers  # a second of imports, by peft
+
+    def write(folder: Path) -> None:
+        layers.save(model, folder)
+        examples, pad = examples_of(world.encoder, world.data.splits["forget"]), world.encoder.tokenizer.pad_token_id
+        save_file(fusion.gram(model, examples, pad, cfg.eval.batch_size), folder / GRAM)
+
+    write_folder(run / (runlog.ADAPTER if place == runlog.OFFSET else place), write)
+
+
+def save(model: nn.Module, world: World, final: Path) -> None:
+    """Write weights with config and tokenizer."""
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        world.encoder.tokenizer.save_pretrained(folder)
+
+    write_folder(final, write)
+
+
+def same_models(cfg: Config, world: World, record: RunLog, ensemble: Ensemble) -> None:
+    """An unfinished run goes on only with the models it began with; with others it starts again.
+
+    A teacher's models are made here, too, so that their training is not counted as the run's own.
+    """
+    prints = {m.name: m.fingerprint for m in ensemble.members}
+    if cfg.algo.teacher is not None and ensemble.trained is not None:
+        prints |= {f"teacher/{m.name}": world.fingerprint(m.model) for m in cfg.algo.teacher.members}
+    before = record.manifest.get("models", prints)
+    if before != prints:
+        log.warning("the models of %s changed from %s to %s: it starts again", record.folder.name, before, prints)
+        shutil.rmtree(record.folder / runlog.CHECKPOINT, ignore_errors=True)
+    record.status("running", models=prints)

@@ -1,0 +1,166 @@
+"""The sum of several trained offsets as one ensemble: target + Σ_j α_j (offset_j − anchor).
+
+Every run of one target and pair gives a member; what they share is there once, so m offsets cost m + 2 forward passes
+a token, and one offset 3. Evaluated at α = 1; any other α scales all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from unlearn.config.data import NUMBERED
+from unlearn.config.schema import Config, ConfigError
+from unlearn.data.requested import who
+from unlearn.data.rows import REQUEST
+from unlearn.ensemble.combination import SUM
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.evaluation import evaluation
+from unlearn.models import llama
+from unlearn.runs.learner import members, settle
+from unlearn.runs.references import references, suite_of
+from unlearn.runs.world import World, the_world
+from unlearn.store.identity import Job
+
+
+class SumError(ConfigError):
+    """Runs whose answers cannot be added up."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run's offset and its weight."""
+
+    job: Job
+    alpha: float
+
+
+def summed(parts: Sequence[Part], world: World) -> Ensemble:
+    """The members of all parts. The offsets no longer learn and have the fingerprints of their weights, so their rows
+    are found in the store like any frozen model's.
+
+    Raises ``SumError`` for a method that is no weighted sum, or that changes the target itself; ``ConfigError`` where
+    a run was made with other models than the world's.
+    """
+    return add([_frozen(part, number, world) for number, part in enumerate(parts, 1)], [part.alpha for part in parts])
+
+
+def add(ensembles: Sequence[Ensemble], alphas: Sequence[float]) -> Ensemble:
+    """base + Σ_j α_j · change_j of ensembles that have their base in common; equal members are added up into one."""
+    base = _base(ensembles[0])
+    total: dict[str, Member] = {m.fingerprint: m for m in base}
+    for ensemble, alpha in zip(ensembles, alphas, strict=True):
+        if _described(_base(ensemble)) != _described(base):
+            raise SumError(
+                f"offsets of different targets cannot be added: {_described(base)} and {_described(_base(ensemble))}"
+            )
+        for m in ensemble.members:
+            if m.slope:
+                before = total.get(m.fingerprint) or replace(m, constant=0.0, slope=0.0)
+                total[m.fingerprint] = replace(before, slope=before.slope + alpha * m.slope)
+    return Ensemble(tuple(_named(list(total.values()))))
+
+
+def _frozen(part: Part, number: int, world: World) -> Ensemble:
+    ensemble = members(part.job.cfg, world, part.job.folder)
+    trained, place = ensemble.trained, part.job.folder
+    if ensemble.rule is not SUM:
+        raise SumError(f"{place}: method.rule={ensemble.rule.name!r}: only plain sums can be added up")
+    if trained is not None and trained.constant:
+        raise SumError(f"{place}: method={part.job.cfg.method.name!r} changes the target: there is no offset to add")
+    if trained is None:
+        return ensemble
+    own = replace(trained, name=f"offset_{number}", fingerprint=llama.fingerprint(trained.model), trained=False)
+    return Ensemble(tuple(own if m.trained else m for m in ensemble.members))
+
+
+def _base(ensemble: Ensemble) -> list[Member]:
+    return [replace(m, slope=0.0) for m in ensemble.members if m.constant]
+
+
+def _described(found: Sequence[Member]) -> list[tuple[str, float]]:
+    return sorted((m.fingerprint, m.constant) for m in found)
+
+
+def _named(found: Sequence[Member]) -> list[Member]:
+    """No two with one name: runs of different pairs each call theirs ``anchor``."""
+    names: dict[str, int] = {}
+    result = []
+    for m in found:
+        names[m.name] = names.get(m.name, 0) + 1
+        result.append(m if names[m.name] == 1 else replace(m, name=f"{m.name}_{names[m.name]}"))
+    return result
+
+
+@dataclass(frozen=True)
+class Step:
+    """What there is after request k = 1, 2, … of a sequence."""
+
+    after: int  # the k
+    offsets: tuple[str, ...]  # names of the runs that answer
+    metrics: dict[str, Any]  # an entry as in eval.json; the splits ``forget`` (the k-th request) and ``request_<n>``
+    examples: pd.DataFrame
+    references: dict[str, Any]
+
+    def of_request(self, number: int, metric: str) -> float | None:
+        """``prob`` of the request asked for as number 1, 2, …"""
+        split = "forget" if number == self.after else f"{REQUEST}{number}"
+        return self.metrics.get(f"{split}/{metric}")
+
+
+def evaluate(jobs: Sequence[Job], alphas: Sequence[float], state: str = "sum") -> list[Step]:
+    """Measure after each request. The k-th of ``jobs`` answers the k-th request, whatever its number in its config."""
+    parts = [Part(job, alpha) for job, alpha in zip(jobs, alphas, strict=True)]
+    wanted = [len(jobs)] if state == "last" else range(1, len(jobs) + 1)
+    return [measure(in_order(jobs, k), parts[k - 1 : k] if state == "alone" else parts[:k], k) for k in wanted]
+
+
+def measure(cfg: Config, parts: Sequence[Part], after: int) -> Step:
+    """What the parts' sum does in the world of a config, with its suite and its references."""
+    settle(cfg)
+    world = the_world(cfg)
+    ensemble, suite = summed(parts, world), suite_of(cfg, world)
+    beside = references(cfg, world, suite)
+    show = f"after request {after}" if cfg.trainer.progress else None
+    entries, examples = evaluation.evaluate(ensemble, suite, [1.0], world.store, beside.get("retrained"), show)
+    metrics = {name: dict(r.metrics) for name, r in beside.items()}
+    return Step(after, tuple(p.job.folder.name for p in parts), entries[1.0], examples, metrics)
+
+
+def in_order(jobs: Sequence[Job], k: int) -> Config:
+    """The config of the k-th job, with the requests numbered in the order in which the jobs answer them; without
+    data.requests its own. Raises ``ConfigError`` for jobs of other lists, or that answer one request twice."""
+    cfg, requests = jobs[k - 1].cfg, one_list([job.cfg for job in jobs])
+    if requests is None:
+        return cfg
+    numbers = [job.cfg.data.request for job in jobs]
+    last = numbers[k - 1]
+    if isinstance(last, list) or last is None:  # a sum of weights, or one offset for several: all are asked at once
+        return cfg
+    if len({repr(n) for n in numbers}) < len(numbers):
+        raise ConfigError(f"offsets: these runs answer the requests {numbers}: each must be there once")
+    order = [n for n in numbers if isinstance(n, int)]
+    order += [n for n in range(1, len(requests) + 1) if n not in order]
+    data = replace(cfg.data, requests=[requests[n - 1] for n in order], request=order.index(last) + 1)
+    return replace(cfg, data=data)
+
+
+def one_list(configs: Sequence[Config]) -> list[Any] | None:
+    """The requests that all configs have in common: the longest list, of which each other one is the beginning, as it
+    was when its request came. None where none has requests; ``ConfigError`` for other lists."""
+    lists = [_requests(cfg) for cfg in configs]
+    longest = max((found for found in lists if found is not None), key=len, default=None)
+    if any(found is None or found != longest[: len(found)] for found in lists) and longest is not None:
+        raise ConfigError(
+            "offsets: these runs have different data.requests, and a sequence is one list of them, which may have grown"
+        )
+    return longest
+
+
+def _requests(cfg: Config) -> list[Any] | None:
+    """The requests of a config; of numbers of people, which people."""
+    requests = cfg.data.requests
+    return who(requests, cfg.data.people) if requests is not None and isinstance(cfg.data, NUMBERED) else requests

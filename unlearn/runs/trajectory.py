@@ -1,0 +1,115 @@
+"""Collapse noticed while a run trains, and the best checkpoint by a rule that was declared before the run.
+
+The rule looks at the points of the trajectory: how much of the target's probability is lost on the forget set, and
+how much is kept on retain questions that no step sees, on real authors and on world facts. It knows nothing of the
+retrained model and uses no metric of the final evaluation but probability on the forget set itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unlearn.store.files import write_whole
+
+RULE = "harmonic mean of the share of forget probability that is lost and the share of other probability that is kept"
+NUMBERS = ("score", "kept", "last_score", "first_loss", "last_loss")  # of a Watch, beside its step
+KEPT = 0.5  # a model that keeps less than this of the target's probability has collapsed
+LOSS = 100.0  # |loss| at the last step over max(1, |loss| at the first): more is a diverging loss
+
+
+@dataclass
+class Watch:
+    """What the points of a trajectory say: what the target knew, and the best point with its weights."""
+
+    start: dict[str, float] = field(default_factory=dict)  # the target's values, e.g. "forget/prob"
+    step: int = 0  # of the best point
+    score: float = -1.0
+    kept: float = 1.0  # at the latest point
+    last_score: float = math.nan
+    first_loss: float = math.nan
+    last_loss: float = math.nan
+    weights: dict[str, Tensor] = field(default_factory=dict, repr=False)  # trainable ones, at the best point
+    broken: str | None = None  # a loss or gradient that is no longer a number: there are no last weights
+
+    def see(self, step: int, values: Mapping[str, float], model: nn.Module) -> None:
+        """A point of the trajectory: ``<split>/prob`` of every split after step 0, 1, 2 …"""
+        if not self.start:  # resumed from a checkpoint of a run that had no trajectory: nothing to compare with
+            return
+        probs = {name: v for name, v in values.items() if name.endswith("/prob")}
+        self.kept = kept(probs, self.start)
+        self.last_score = score(probs, self.start)
+        if self.last_score > self.score:
+            self.step, self.score = step, self.last_score
+            self.weights = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    def see_loss(self, loss: float) -> None:
+        self.first_loss = loss if math.isnan(self.first_loss) else self.first_loss
+        self.last_loss = loss
+
+    def verdict(self) -> str | None:
+        """Why the model as it stands has collapsed; None if it has not."""
+        if self.broken is not None:
+            return self.broken
+        if self.kept < KEPT:
+            return f"keeps {self.kept:.2f} of the target's probability outside the forget set, less than {KEPT:g}"
+        if abs(self.last_loss) > LOSS * max(1.0, abs(self.first_loss)):
+            return f"the loss went from {self.first_loss:.3g} to {self.last_loss:.3g}"
+        return None
+
+    def load(self, model: nn.Module) -> None:
+        """Put the best point's weights into the model."""
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                parameters[name].copy_(value)
+
+    # --- part of a checkpoint -------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> dict[str, float]:
+        """Write the best weights; the numbers that ``restore`` needs beside them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"best-{self.step}.safetensors"
+        if self.weights and not path.is_file():
+            write_whole(path, lambda p: save_file({k: v.contiguous() for k, v in self.weights.items()}, p))
+        numbers = {name: getattr(self, name) for name in ("step", *NUMBERS)}
+        return {f"watch/{k}": v for k, v in numbers.items()} | {f"start/{k}": v for k, v in self.start.items()}
+
+    def restore(self, folder: Path, extra: Mapping[str, float]) -> None:
+        self.start = {k.removeprefix("start/"): v for k, v in extra.items() if k.startswith("start/")}
+        for name in NUMBERS:
+            setattr(self, name, extra[f"watch/{name}"])
+        self.step = int(extra["watch/step"])
+        if self.start:
+            self.weights = load_file(folder / f"best-{self.step}.safetensors")
+
+
+def kept(probs: Mapping[str, float], start: Mapping[str, float]) -> float:
+    """Mean share of the target's probability that is left outside the forget set, each split counting at most 1.
+
+    Of the retain data only the part that no step sees counts, where some is held out.
+    """
+    names = [n for n in start if n.endswith("/prob") and not n.startswith("forget/")]
+    if "held_out/prob" in names:
+        names.remove("retain/prob")
+    return sum(_share(probs[n], start[n]) for n in names) / len(names)
+
+
+def _share(value: float, start: float) -> float:
+    """Share of the target's probability that is left, at most 1; of a value that is no number, nothing is."""
+    if not math.isfinite(value):
+        return 0.0
+    return min(1.0, value / start) if start > 0 else 1.0
+
+
+def score(probs: Mapping[str, float], start: Mapping[str, float]) -> float:
+    """The declared rule, between 0 (the target, or a ruin) and 1."""
+    lost = 1 - _share(probs["forget/prob"], start["forget/prob"])
+    rest = kept(probs, start)
+    return 2 * lost * rest / (lost + rest) if lost + rest > 0 else 0.0

@@ -1,0 +1,218 @@
+"""Everything a run needs before it can unlearn: data set, tokenizer, target, retrained reference, small pair.
+
+Models are pretrained ones as they are, trained on the data set (``building.py``), or behind a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from unlearn.blackbox.remote import Place, RemoteModel, fingerprint
+from unlearn.config.pair import PairConfig
+from unlearn.config.schema import Config, ConfigError, MemberConfig
+from unlearn.data import spans
+from unlearn.data.encoding import Encoder
+from unlearn.data.readers import read
+from unlearn.data.rows import DataSet
+from unlearn.ensemble.combination import SUM, Rule
+from unlearn.ensemble.ensemble import Ensemble, Member, build
+from unlearn.learning.loop import device
+from unlearn.models import hub, llama, tokenizers, weights
+from unlearn.runs.building import Ground, trained
+from unlearn.store import sources
+from unlearn.store.entries import Store
+from unlearn.store.identity import digest, template
+
+
+@dataclass
+class World(Ground):
+    """Data, encoder and models of one pair; models are built or loaded when first asked for.
+
+    A model is asked for as target, retrained, small (as pair.offset_init says), or small_general, small_full,
+    small_retain (as their name says).
+    """
+
+    width: int | None = None  # logits that every model is read for; None: all are from scratch, and have as many
+    _models: dict[str, nn.Module] = field(default_factory=dict)
+    _prints: dict[str, str] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """Whether a model can be had. A ready-made target has a retrained twin only where the config names one."""
+        return sources.lacking(self.cfg.pair, sources.role(self.cfg.pair, name)) is None
+
+    def model(self, name: str) -> nn.Module:
+        """A frozen model, on its device. Copy it before training. ``ConfigError`` for one that cannot be had."""
+        role = sources.role(self.cfg.pair, name)
+        if role in self._models:
+            return self._models[role]
+        model = self._load(role)
+        if role != "retrained":  # it is as large as the target, and asked for once: its evaluation is stored
+            self._models[role] = model
+        return model
+
+    def fingerprint(self, name: str) -> str:
+        """What identifies a model in the store. Of one with a pretrained origin it is known without loading it."""
+        role = sources.role(self.cfg.pair, name)
+        if role not in self._prints:
+            if sources.is_remote(self.cfg.pair, role):
+                self._prints[role] = self._remote_print()
+            elif sources.is_pretrained(self.cfg.pair, role):
+                held, memo = None if role.startswith("small") else self.cfg.pair.target, self.store.root / "hashes"
+                self._prints[role] = hub.fingerprint(_folder(self, role), memo, self.width, held)
+            else:
+                self._prints[role] = llama.fingerprint(self.model(role))
+        return self._prints[role]
+
+    def begin(self) -> None:
+        """Count what is asked of a target behind a server from here: the jobs of a grid share their world."""
+        target = self._models.get("target")
+        if isinstance(target, RemoteModel):
+            target.begin()
+
+    def asked(self) -> dict[str, Any]:
+        """What a manifest says of such a target; nothing of another."""
+        target = self._models.get("target")
+        return {"black_box": target.facts()} if isinstance(target, RemoteModel) else {}
+
+    def folder(self, name: str) -> Path:
+        """Where the weights of a model lie: in the store, in the hub's cache, or in a folder of the user."""
+        return _folder(self, sources.role(self.cfg.pair, name))
+
+    def adopt(self, other: World) -> None:
+        """Share the loaded models of another world that are this one's, too, instead of loading them again."""
+        for role, model in other._models.items():
+            if self.has(role) and self.fingerprint(role) == other.fingerprint(role):
+                self._models[role] = model
+
+    def encodes(self, name: str) -> bool:
+        """Whether a model has an encoder; told without its weights."""
+        role = sources.role(self.cfg.pair, name)
+        own, size = sources.own_source(self.cfg.pair, role), sources.size_of(self.cfg.pair, role)
+        source = size if own is None else own
+        if source.source is None:
+            return size.architecture == "t5"
+        return hub.has_encoder(hub.locate(f"pair.{role}.source", source, weights=False))
+
+    def alone(self, name: str) -> Ensemble:
+        """One of the models as an ensemble of itself."""
+        return Ensemble((Member(name, self.model(name), self.fingerprint(name), 1.0, 0.0, False),))
+
+    def _load(self, role: str) -> nn.Module:
+        if sources.is_remote(self.cfg.pair, role):
+            return llama.freeze(self._remote())
+        folder, place = _folder(self, role), device(self.cfg.trainer.device)
+        model = llama.load(folder, place) if role.startswith("small") else hub.load(folder, self.cfg.pair.target, place)
+        if sources.is_pretrained(self.cfg.pair, role):
+            weights.check(hub.check_head(model, f"pair.{role} ({folder})"), f"pair.{role} ({folder})")
+        return llama.freeze(model if self.width is None else llama.narrow(model, self.width))
+
+    def _remote(self) -> RemoteModel:
+        http, trainer = self.cfg.pair.target.http, self.cfg.trainer
+        like = None
+        if http.tail == "anchor":
+            like = Member("anchor", self.model("small"), self.fingerprint("small"), 1.0, 0.0, False)
+        tokenizer, place = self.encoder.tokenizer, device(trainer.device)
+        return RemoteModel(http, Place(self.store.root, tokenizer, self._logits(), place, trainer.progress), like)
+
+    def _remote_print(self) -> str:
+        http = self.cfg.pair.target.http
+        return fingerprint(http, self._logits(), self.fingerprint("small") if http.tail == "anchor" else None)
+
+    def _logits(self) -> int:
+        return tokenizers.size(self.encoder.tokenizer) if self.width is None else self.width
+
+
+_latest: dict[str, World] = {}  # the jobs of a grid mostly share one world: keep the last, with its loaded models
+
+
+def the_world(cfg: Config) -> World:
+    """Read the data set and make its tokenizer; models follow when they are asked for."""
+    own = ("tuning", "lora", "layers")  # how one learns is the run's
+    models = {k: v for k, v in asdict(cfg.pair).items() if k not in own}
+    key = digest([models, repr(cfg.data), str(Path(cfg.paths.store).resolve()), cfg.trainer.device])
+    if key not in _latest:
+        _latest.clear()
+        _latest[key] = _world(cfg, Store(cfg.paths.store))
+    return _latest[key]
+
+
+def _world(cfg: Config, store: Store) -> World:
+    data = read(cfg)
+    tokenizer = _tokenizer(cfg, store, data)
+    longest = min(cfg.pair.target.max_length, cfg.pair.small.max_length)
+    encoder = Encoder(tokenizer, cfg.data.template, longest)
+    return World(cfg, store, data, encoder, _width(cfg.pair, tokenizer, longest))
+
+
+def _tokenizer(cfg: Config, store: Store, data: DataSet) -> PreTrainedTokenizerBase:
+    settings = cfg.pair.tokenizer
+    if settings.kind == "pretrained":
+        key = "target" if settings.source is None else "tokenizer"
+        return hub.tokenizer(f"pair.{key}.source", sources.tokenizer_source(cfg.pair))
+    how, whole = {"kind": settings.kind, "vocab_size": settings.vocab_size}, data.whole()
+    recipe = {"config": how, "data": whole.fingerprint(), "template": template(cfg.data.template)}
+    masks = spans.PREFIX if "t5" in (cfg.pair.target.architecture, cfg.pair.small.architecture) else None
+    recipe |= {} if masks is None else {"masks": masks}
+
+    def build(folder: Path) -> None:
+        tokenizers.train(settings, whole, cfg.data.template, masks).save_pretrained(folder)
+
+    return tokenizers.load(store.get("tokenizer", recipe, build))
+
+
+def _width(pair: PairConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -> int | None:
+    """Logits that every model of the pair is read for; None where all have as many as the tokenizer has tokens."""
+    if not any(sources.is_pretrained(pair, role) for role in sources.ROLES):
+        return None
+    widths = {}
+    for name in ("target", "small"):
+        source = getattr(pair, name)
+        if source.source is None and sources.is_remote(pair, name):
+            continue  # what a server gives beyond the others' width is left
+        if source.source is None:
+            widths[f"{name} (from scratch)"] = tokenizers.size(tokenizer)
+        else:
+            folder = hub.check(f"pair.{name}", source, tokenizer, longest)
+            widths[f"{name} {source.source!r}"] = hub.vocabulary(folder)
+    return hub.common_width(widths, tokenizer)
+
+
+def frozen_ensemble(members: Sequence[MemberConfig], world: World, rule: Rule = SUM) -> Ensemble:
+    """An ensemble of the world's own models, none of which learns."""
+    models = {m.name: world.model(m.model) for m in members}
+    widths = {name: llama.vocabulary(model) for name, model in models.items()}
+    return build(members, models, {m.name: world.fingerprint(m.model) for m in members}, widths, rule)
+
+
+def _folder(world: World, role: str) -> Path:
+    """Folder of a model of the pair: ready-made, or trained stage by stage."""
+    pair = world.cfg.pair
+    problem = sources.lacking(pair, role)
+    if sources.is_remote(pair, role):
+        problem = "pair.target.kind='http': the weights of the target are on a server, and not to be had"
+    if problem is not None:
+        raise ConfigError(problem)
+    own = sources.own_source(pair, role)
+    if own is None:
+        return trained(world, role)
+    check_own(world, role)
+    return hub.locate(f"pair.{role}.source", own)
+
+
+def check_own(world: World, role: str) -> None:
+    """Refuse a ready-made model that stands beside target and small and does not share their vocabulary."""
+    own, encoder = sources.own_source(world.cfg.pair, role), world.encoder
+    if own is None:
+        return
+    width = hub.vocabulary(hub.check(f"pair.{role}", own, encoder.tokenizer, encoder.max_length))
+    if width < world.width:
+        raise ConfigError(
+            f"pair.{role}.source={own.source!r}: its head has {width:,} logits, and target and small are read for "
+            f"{world.width:,}; a model that stands beside them needs as many"
+        )

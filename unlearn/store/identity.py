@@ -1,0 +1,249 @@
+"""What a run is: the settings that identify it, its folder, and the names by which tables and logs know it.
+
+Two hashes matter. ``run_identity`` covers everything that changes the trained weights and nothing else; it names the
+folder. ``eval_settings`` covers what an evaluated entry depends on beside those weights and α; it is stored in each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearn.config.data import TemplateConfig
+from unlearn.config.derived import is_trained, learning_rate, training_alpha, tuning
+from unlearn.config.pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig, PairConfig
+from unlearn.config.schema import ROUGH_ROWS, Config, ConfigError
+from unlearn.store import sources
+from unlearn.store.files import read_json
+
+RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
+NO_REFERENCE = "none"  # eval.reference: forget quality and all that compares with a retrained model is left out
+METRICS_VERSION = 2  # of the metrics' semantics; raised when one would give another value
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested config with dotted keys, as W&B shows it and tables name columns."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+_NAMED = ("algo.name", "method.name", "pair.name", "data.name", "alpha")
+
+
+def distinguishing(flats: Sequence[dict[str, Any]]) -> list[str]:
+    """Training settings in which runs differ that share objective, method, pair, data and α: a sweep's other axes."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for flat in flats:
+        groups.setdefault(repr([flat.get(k) for k in _NAMED]), []).append(flat)
+    keys = [k for k in dict.fromkeys(k for f in flats for k in f) if not k.startswith(("eval.", "wandb.", "paths."))]
+    keys = [k for k in keys if k not in ("study", "retry", *(f"trainer.{name}" for name in _UNTRAINED if name != "lr"))]
+    keys = [k for k in keys if k not in (f"pair.target.http.{name}" for name in HOW_ASKED)]
+    return [k for k in keys if any(len({repr(f.get(k)) for f in group}) > 1 for group in groups.values())]
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Hash of anything JSON can hold; equal values have equal digests on every machine and in every process."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
+_UNTRAINED = (
+    "lr",
+    "accumulate",
+    "log_every",
+    "eval_every",
+    "eval_examples",
+    "save_every",
+    "stored_rows_gib",
+    "stored_rows_over",
+    "compile",
+    "threads",
+    "device",
+    "progress",
+)
+
+
+def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
+    """Everything that changes the trained weights, or how they are used, and nothing else (so: no names, paths,
+    evaluation or logging)."""
+    models = {m.model for m in (*cfg.method.members, *(cfg.algo.teacher.members if cfg.algo.teacher else ()))}
+    identity = {
+        "format": RUN_FORMAT,
+        "members": [asdict(m) for m in cfg.method.members],
+        "alpha": training_alpha(cfg),
+        "pair": _pair_identity(cfg, models),
+        "data": data_fingerprint,
+        "template": template(cfg.data.template),
+    }
+    if cfg.method.rule != "sum" or cfg.method.file is not None:
+        identity["rule"] = [cfg.method.rule, cfg.method.numbers, _content(cfg.method.file)]
+    if is_trained(cfg):
+        identity |= {"algo": _algo_identity(cfg), "trainer": _trainer_identity(cfg), "seed": cfg.seed}
+        identity |= {"alone": True} if cfg.method.alone else {}
+        identity |= {"lora": asdict(cfg.pair.lora)} if tuning(cfg) == "lora" else {}
+        identity |= {"layers": asdict(cfg.pair.layers)} if tuning(cfg) == LAYERS else {}
+    if cfg.begin.runs:
+        identity["begin"] = [_begun(cfg), cfg.begin.ridge if tuning(cfg) == LAYERS else None]
+        if cfg.trainer.steps == 0:  # the runs' sum: nothing is learnt from it on
+            identity = {k: v for k, v in identity.items() if k not in ("algo", "trainer", "seed")}
+    return identity
+
+
+def _begun(cfg: Config) -> list[tuple[str, float]]:
+    """What the runs learnt, by the checksums in their manifests, with the weight of each."""
+    found = []
+    for folder, alpha in zip(cfg.begin.runs, cfg.begin.weights(), strict=True):
+        sealed = (read_json(Path(folder) / "manifest.json") or {}).get("sealed_weights")
+        if not sealed:
+            raise ConfigError(f"begin.runs={folder!r}: no folder of a run that has trained weights")
+        found.append((digest(sealed), float(alpha)))
+    return found
+
+
+def _algo_identity(cfg: Config) -> dict[str, Any]:
+    algo = {k: v for k, v in asdict(cfg.algo).items() if k not in ("name", "lr", "file", "reversed", "white_box")}
+    algo = {k: v for k, v in algo.items() if v is not None and v != {}}
+    if cfg.algo.file is not None:  # what the file says, not where it lies
+        algo["file"] = _content(cfg.algo.file)
+    if cfg.algo.alternates is not None and cfg.algo.alternates.file is not None:
+        algo["alternates"] = _content(cfg.algo.alternates.file)
+    if cfg.algo.retain == "none":
+        algo.pop("retain_weight")
+    if cfg.algo.alternate == "none":
+        algo.pop("alternate")
+    return algo
+
+
+def _trainer_identity(cfg: Config) -> dict[str, Any]:
+    trainer = {k: v for k, v in asdict(cfg.trainer).items() if k not in _UNTRAINED}
+    for key, exact in (("stored_rows", cfg.trainer.stored_rows not in ROUGH_ROWS),
+                       ("stored_rows_k", cfg.trainer.stored_rows != "topk"),
+                       ("precision", cfg.trainer.precision == "fp32")):  # fmt: skip
+        if exact:  # nothing is trained otherwise than it would be without the setting
+            trainer.pop(key)
+    if cfg.trainer.keep == "best":  # then the points of the trajectory decide which weights are kept
+        trainer |= {k: getattr(cfg.trainer, k) for k in ("eval_every", "eval_examples")}
+    if cfg.trainer.steps is not None:
+        trainer.pop("epochs")
+    return trainer | {"lr": learning_rate(cfg)}
+
+
+def template(cfg: TemplateConfig) -> dict[str, Any]:
+    """What a template changes: system message and date are a chat's only."""
+    plain = {"prompt": cfg.prompt, "answer": cfg.answer}
+    return plain if cfg.kind == "plain" else plain | {"kind": cfg.kind, "system": cfg.system, "date": cfg.date}
+
+
+def _content(file: str | None) -> str | None:
+    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+
+
+_PLACED = ("source", "revision", "device", "kind", "http")  # of a model's settings, no part of what it is
+
+
+def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
+    """What decides the weights of the target, and of those other models of the pair that take part."""
+    pair, memo = cfg.pair, Path(cfg.paths.store) / "hashes"
+    twin = _model_identity(pair.target, {"general"}, memo)
+    remote = sources.is_remote(pair, "target")
+    identity: dict[str, Any] = {
+        "seed": pair.seed, "batch_size": pair.batch_size, "warmup": pair.warmup,
+        "tokenizer": _tokenizer_identity(pair, memo), "target": remote_identity(pair.target.http) if remote else twin,
+    }  # fmt: skip
+    if remote and "retrained" in models:
+        identity["twin"] = twin
+    if remote and pair.target.http.tail == "anchor":  # what the small model thinks likely is part of the target's rows
+        models = {*models, "small"}
+    roles = {sources.role(pair, m) for m in models} - {"target"}
+    given = {r: source for r in roles if (source := sources.own_source(pair, r)) is not None}
+    small = {r for r in roles - set(given) if r.startswith("small")}
+    if small:
+        unused = {"general"} - {r.removeprefix("small_") for r in small}
+        unused |= {"finetune"} if small == {"small_general"} else set()
+        identity["small"] = _model_identity(pair.small, unused, memo)
+    elif pair.small.source is not None:  # of models that are padded to other widths, the narrowest cuts the others
+        identity["small"] = {"source": sources.identity(pair.small, memo)}
+    if given:
+        identity["given"] = {r: sources.identity(source, memo) for r, source in given.items()}
+    if "small" in models:
+        identity["offset_init"] = pair.offset_init
+    return identity
+
+
+def remote_identity(http: HttpConfig) -> dict[str, Any]:
+    """What decides the rows of a target behind a server; where that is, and how it is asked, does not."""
+    return {"kind": "http", "model": http.model, "revision": http.revision, "k": http.k, "tail": http.tail}
+
+
+def _model_identity(model: ModelConfig, unused: Collection[str], memo: Path) -> dict[str, Any]:
+    """Size and stages of a model from scratch; or which pretrained model it is, and what else it learns."""
+    settings = {k: v for k, v in asdict(model).items() if k not in (*unused, *_PLACED)}
+    for key, plain in (("dtype", "float32"), ("quantisation", "none"), ("architecture", "llama"), ("texts", False)):
+        if settings.get(key) == plain:
+            settings.pop(key)
+    if model.source is None:
+        return settings
+    stages = {k: v for k, v in settings.items() if isinstance(v, dict) and v["epochs"]}
+    held = {k: settings[k] for k in ("dtype", "quantisation", "max_length", "texts") if k in settings}
+    return {"source": sources.identity(model, memo), **stages, **held}
+
+
+def _tokenizer_identity(pair: PairConfig, memo: Path) -> dict[str, Any]:
+    kind = pair.tokenizer.kind
+    if kind == "pretrained":
+        return {"kind": kind, "source": sources.tokenizer_identity(sources.tokenizer_source(pair), memo)}
+    found = {"kind": kind} if kind == "words" else {"kind": kind, "vocab_size": pair.tokenizer.vocab_size}
+    return found | ({"masks": True} if "t5" in (pair.target.architecture, pair.small.architecture) else {})
+
+
+def run_folder(cfg: Config, data_fingerprint: str) -> Path:
+    alpha = f"-a{cfg.alpha:g}" if cfg.method.train_alpha is None else ""
+    learnt = f"{cfg.algo.name}-{cfg.method.name}{alpha}-s{cfg.seed}"
+    name = learnt if is_trained(cfg) else cfg.method.name
+    return Path(cfg.paths.runs) / cfg.study / f"{name}-{digest(run_identity(cfg, data_fingerprint), 10)}"
+
+
+GROUP_SETTINGS = {
+    "leak": ("leak_samples", "leak_temperature", "leak_threshold"),
+    "prefix": ("prefix_shares",),
+    "contrast": ("contrast_weights",),
+    "relearn": ("relearn_steps", "relearn_batch", "relearn_lr"),
+}
+
+
+def metric_settings(cfg: Config) -> dict[str, Any]:
+    """What metrics are computed, how, and on how many rows."""
+    return {
+        "metrics": METRICS_VERSION,
+        "semantics": cfg.eval.semantics,
+        "groups": list(cfg.eval.groups),
+        "max_examples": cfg.eval.max_examples,
+        "max_new_tokens": cfg.eval.max_new_tokens,
+        "resamples": cfg.eval.resamples,
+        **({"judge": _content(cfg.eval.judge)} if cfg.eval.judge is not None else {}),
+        **{k: getattr(cfg.eval, k) for group in cfg.eval.groups for k in GROUP_SETTINGS.get(group, ())},
+    }
+
+
+def eval_settings(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
+    """What an evaluated entry depends on beside the trained weights and α; equal settings mean an equal result."""
+    retrained = ("retrained",) if cfg.eval.reference is None else ()
+    references = [data_fingerprint, _pair_identity(cfg, retrained), template(cfg.data.template)]
+    if cfg.eval.reference is not None:
+        references.append(_content(cfg.eval.reference) if cfg.eval.reference != NO_REFERENCE else NO_REFERENCE)
+    return metric_settings(cfg) | {"references": digest(references)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that a call asks for."""
+
+    cfg: Config
+    folder: Path
+    data: str  # fingerprint of its data set
+    was_done: bool  # before the call

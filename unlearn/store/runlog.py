@@ -1,0 +1,289 @@
+"""The run folder: the whole truth about a run, which W&B mirrors (``mirror.py``).
+
+Files are written under a temporary name and renamed; ``metrics.jsonl`` alone grows line by line, and is cut back to
+the checkpoint when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from unlearn.config.derived import alpha_key, describe, eval_alphas
+from unlearn.config.redaction import redact, redacted
+from unlearn.config.schema import Config
+from unlearn.store import runlog, seal
+from unlearn.store.files import FileError, read_json, saving, settle, sweep, write_json, write_text, write_whole
+from unlearn.store.identity import Job, eval_settings, flatten, run_folder
+from unlearn.store.mirror import Mirror, opened
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+log = logging.getLogger(__name__)
+MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
+    "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "config.yaml",
+)  # fmt: skip
+REFERENCES = "references.parquet"  # the same of target and retrained
+OFFSET, ADAPTER, BEST, CHECKPOINT = seal.OFFSET, seal.ADAPTER, seal.BEST, "checkpoint"
+DIVERGED = "diverged.json"  # the step at which a loss or gradient was no longer a number, and what it read
+FORMAT = 1
+COMMAND = "UNLEARN_COMMAND"  # in the environment: what the user called, for jobs in processes of their own
+PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
+
+
+unrecorded: dict[Path, str] = {}  # errors of this process's jobs that could not be written into their folders
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder; empty where there is none."""
+    path = folder / MANIFEST
+    found = read_json(path)
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or found.get("format", FORMAT) != FORMAT:
+        format = found.get("format") if isinstance(found, dict) else None
+        raise FileError(
+            f"{path}: run format {format!r}, and this program reads {FORMAT}; remove the folder to run it again"
+        )
+    return found
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    return read_json(folder / EVAL) or {"alphas": {}, "references": {}}
+
+
+def missing_alphas(folder: Path, cfg: Config, data: str) -> list[float]:
+    """α's asked for that were not evaluated yet, or were under other settings; ``data`` is the data's fingerprint."""
+    entries, settings = evaluation(folder)["alphas"], eval_settings(cfg, data)
+    return [a for a in eval_alphas(cfg) if entries.get(alpha_key(a), {}).get("settings") != settings]
+
+
+def is_done(folder: Path, cfg: Config, data: str) -> bool:
+    """Trained, and evaluated at every α asked for under these settings; and its files are as the run left them."""
+    try:
+        found = manifest(folder)
+        seal.check_results(folder, found)
+        return found.get("status") == "done" and not missing_alphas(folder, cfg, data)
+    except ValueError:  # a damaged file: the job itself refuses it by name, and stops no other job
+        return False
+
+
+def fail(job: Job, error: BaseException, status: str = "failed") -> None:
+    """Record the error; what was already written stays, and a run that was complete before stays done.
+
+    A manifest that cannot be read is not written over: it is evidence, and the table of the call names it.
+    """
+    unrecorded.pop(job.folder, None)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        before = manifest(job.folder)
+        record = {"format": FORMAT, "run": describe(job.cfg), "seconds": {}} | before
+        write_json(job.folder / MANIFEST, record | _failed(job.folder, record, error, status))
+    except FileError:
+        return
+    except OSError as other:  # a disk that is full or read-only holds no record of that either
+        unrecorded[job.folder] = redact(f"{type(error).__name__}: {error}")
+        log.error("the failure of %s could not be recorded in its folder: %s", job.folder.name, other)
+
+
+def _failed(folder: Path, manifest: Mapping[str, Any], error: BaseException, status: str = "failed") -> dict[str, Any]:
+    """Done stays only what is still as it was sealed; a half-added evaluation the next call makes whole."""
+    done = {"status": "done", "error": redact(f"{type(error).__name__}: {error}")}
+    if not manifest.get("completed"):
+        return done | {"status": status}
+    try:
+        seal.check_results(folder, manifest | done)
+    except ValueError:
+        return done | {"status": status}
+    return done
+
+
+def own_seconds(manifest: dict[str, Any]) -> float:
+    """Seconds that the run took itself; preparing what all runs share is left out."""
+    return sum(v for stage, v in manifest.get("seconds", {}).items() if stage != "prepare")
+
+
+class RunLog:
+    """Writes one run folder, and mirrors it to W&B within ``mirrored``."""
+
+    def __init__(self, job: Job, config_yaml: str):
+        self.folder = job.folder
+        with saving(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
+        self.mirror = Mirror(None)
+        old = manifest(self.folder)
+        fixed = {"format": FORMAT, "error": None, "run": describe(job.cfg), "seed": job.cfg.seed}
+        if old.get("trained"):  # config and provenance stay those of the training; later calls are added
+            self.manifest = old | fixed
+            self.manifest["evaluations"] = [*old.get("evaluations", []), environment()]
+        else:
+            write_text(self.folder / CONFIG, config_yaml)
+            self.manifest = old | fixed | environment()
+        self.manifest.setdefault("seconds", {})
+        self.status("running")
+
+    @contextmanager
+    def mirrored(self, cfg: Config) -> Iterator[None]:
+        """Mirror the run to W&B for the length of the block, with the config it was trained with."""
+        config = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
+        id, rows = self.manifest.get("wandb"), self.folder / METRICS
+        start = self.manifest.get("wandb_row", 0)
+        if id is not None:  # more rows than the part before this one can have
+            start += 10 + (len(rows.read_text().splitlines()) if rows.is_file() else 0)
+        with opened(cfg.wandb, self.folder, describe(cfg), flatten(config), id, start) as self.mirror:
+            if self.mirror.id is not None:
+                self.status(self.manifest["status"], wandb=self.mirror.id, wandb_row=start)
+            try:
+                yield
+            except Exception as error:
+                self.mirror.manifest(self.manifest | _failed(self.folder, self.manifest, error))
+                raise
+            finally:
+                self.mirror = Mirror(None)
+
+    def status(self, status: str, **more: Any) -> None:
+        self.manifest |= {"status": status} | more
+        write_json(self.folder / MANIFEST, self.manifest)
+        self.mirror.manifest(self.manifest)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the seconds of a stage to the manifest."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = self.manifest["seconds"].get(name, 0.0) + time.perf_counter() - start
+            self.manifest["seconds"][name] = round(spent, 3)
+            self.status(self.manifest["status"])
+
+    def headline(self) -> str:
+        """One line about a finished run."""
+        values = [
+            f"α={float(a):g} forget {m['forget/prob']:.3f}, retain {m['retain/prob']:.3f}"
+            for a, m in evaluation(self.folder)["alphas"].items()
+        ]
+        return f"{self.folder.name} done in {own_seconds(self.manifest):.0f} s: probability at {'; '.join(values)}"
+
+    def rewind(self, step: int) -> None:
+        """Drop logged steps after ``step``: a resumed run writes them again."""
+        path = self.folder / METRICS
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = []
+        for line in lines:
+            try:
+                if json.loads(line)["step"] > step:
+                    break
+            except json.JSONDecodeError:  # the line a kill tore apart
+                break
+            kept.append(line)
+        write_text(path, "".join(line + "\n" for line in kept))
+        if len(kept) < len(lines):
+            self.mirror.rewind(step)
+
+    def log(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        record = {"step": step, "epoch": round(epoch, 4)} | values
+        path = self.folder / METRICS
+        with saving(path), path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+        self.mirror.log(record)
+
+    def settle(self) -> None:
+        """Have the logged steps on the disk, before a checkpoint or the weights say that they were made."""
+        settle(self.folder / METRICS)
+
+    def diverged(self, found: Mapping[str, Any]) -> None:
+        write_json(self.folder / DIVERGED, found)
+
+    def evaluated(
+        self, alphas: Mapping[float, dict[str, Any]], examples: pd.DataFrame, references: Mapping[str, Any]
+    ) -> None:
+        """Add evaluated α's with a table of their examples, and the ``metrics`` and ``examples`` of each reference.
+
+        Entries that were evaluated under other settings are dropped: they do not belong on one curve with these.
+        """
+        import pandas as pd
+
+        path, settings = self.folder / EXAMPLES, next(iter(alphas.values()))["settings"]
+        before = evaluation(self.folder)
+        known = {a: m for a, m in before["alphas"].items() if m.get("settings") == settings}
+        if len(known) < len(before["alphas"]):  # first: a kill in between must not leave entries without their examples
+            write_json(self.folder / EVAL, before | {"alphas": known})
+        if path.is_file() and known:
+            old = pd.read_parquet(path)
+            kept = old["alpha"].isin([float(a) for a in known]) & ~old["alpha"].isin(list(alphas))
+            examples = pd.concat([old[kept], examples], ignore_index=True)
+        examples = examples.sort_values("alpha", kind="stable")
+        write_whole(path, lambda p: examples.to_parquet(p, index=False))
+        theirs = pd.concat([r.examples.assign(model=name) for name, r in references.items()], ignore_index=True)
+        write_whole(self.folder / REFERENCES, lambda p: theirs.to_parquet(p, index=False))
+        entries = known | {alpha_key(a): m for a, m in alphas.items()}
+        entries = dict(sorted(entries.items(), key=lambda item: float(item[0])))
+        found = {"alphas": entries, "references": {name: dict(r.metrics) for name, r in references.items()}}
+        write_json(self.folder / EVAL, found)
+        files = [self.folder / name for name in (EVAL, EXAMPLES, REFERENCES)]
+        weights = [self.folder / name for name in (OFFSET, ADAPTER)]
+        self.mirror.evaluated(found, examples, theirs, files, weights)
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what a run was made."""
+    import torch
+
+    return {
+        "command": json.loads(os.environ.get(COMMAND, "null")) or [Path(sys.argv[0]).name, *redacted(sys.argv[1:])],
+        "git": _git(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
+                     "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+    }  # fmt: skip
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, in MB."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout the code runs from; None for an installed package."""
+    here = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def job(cfg: Config, data: str) -> Job:
+    folder = run_folder(cfg, data)
+    return Job(cfg, folder, data, runlog.is_done(folder, cfg, data))

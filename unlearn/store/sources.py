@@ -1,0 +1,189 @@
+"""Pretrained models of a pair: which there are, what can be made of them, and what identifies them.
+
+A source is a folder as ``save_pretrained`` writes it, or else a name on the hub (``unlearn/models/hub.py`` loads both).
+Rules and run identities ask here before there is any work, so neither torch nor transformers is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+
+from unlearn.config.pair import ModelConfig, PairConfig, SourceConfig, StageConfig
+from unlearn.config.schema import ConfigError
+from unlearn.store.files import FileError, read_json, sha256, write_text
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
+    "added_tokens.json", "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # files that may run code when they are loaded
+ROLES = ("target", "retrained", "small_general", "small_full", "small_retain")
+
+
+def role(pair: PairConfig, model: str) -> str:
+    """One of ROLES; ``small`` is the one that pair.offset_init says."""
+    return f"small_{pair.offset_init}" if model == "small" else model
+
+
+def size_of(pair: PairConfig, role: str) -> ModelConfig:
+    return pair.small if role.startswith("small") else pair.target
+
+
+def is_remote(pair: PairConfig, role: str) -> bool:
+    """Whether a model is a server, whose weights nobody here sees."""
+    return role == "target" and pair.target.kind == "http"
+
+
+def last_stage(pair: PairConfig, role: str) -> StageConfig:
+    """The stage that gives a model its knowledge of the data set, or of the general facts alone."""
+    return size_of(pair, role).general if role == "small_general" else size_of(pair, role).finetune
+
+
+def own_source(pair: PairConfig, role: str) -> SourceConfig | None:
+    """The ready-made model that a setting names for a role other than ``target`` and ``small``; None without one."""
+    found = {"retrained": pair.retrained, "small_full": pair.small_full, "small_retain": pair.small_retain}.get(role)
+    return found if found is not None and found.source is not None else None
+
+
+def tokenizer_source(pair: PairConfig) -> SourceConfig:
+    """Where a tokenizer of kind=pretrained is: its own source, else the target's."""
+    return pair.tokenizer if pair.tokenizer.source is not None else pair.target
+
+
+def is_pretrained(pair: PairConfig, role: str) -> bool:
+    """Whether a model is, or is fine-tuned from, one that was not made here; a server's is neither."""
+    return not is_remote(pair, role) and _is_pretrained(pair, role)
+
+
+def _is_pretrained(pair: PairConfig, role: str) -> bool:
+    return own_source(pair, role) is not None or size_of(pair, role).source is not None
+
+
+def on_hub(pair: PairConfig, role: str) -> SourceConfig | None:
+    """Where the hub has the very model of a role; None where it was trained here, or lies in a folder."""
+    source, stages = own_source(pair, role), (size_of(pair, role).pretrain, last_stage(pair, role))
+    if source is None and not any(stage.epochs for stage in stages):
+        source = size_of(pair, role)
+    return None if source is None or source.source is None or is_folder(source.source) else source
+
+
+def lacking(pair: PairConfig, role: str) -> str | None:
+    """Why a model cannot be had, and what to set; None if it can: from scratch, by fine-tuning, or ready-made."""
+    size = size_of(pair, role)
+    if own_source(pair, role) or role in ("target", "small_general") or size.finetune.epochs:
+        return None
+    if role == "retrained" and pair.target.kind == "http":
+        return (
+            "pair.retrained.source=None: there is no retrained reference, as pair.target.kind='http' is a server and "
+            "pair.target.finetune.epochs=0 trains no twin of it. Give pair.retrained.source=NAME_OR_FOLDER, a model "
+            "that never saw the forget set"
+        )
+    if size.source is None:
+        return None
+    if role == "retrained":
+        return (
+            f"pair.retrained.source=None: there is no retrained reference, as pair.target.source={size.source!r} comes "
+            "ready-made. Give pair.retrained.source=NAME_OR_FOLDER, the target's twin that never saw the forget set; "
+            "or give a pair.target.source that knows nothing of the data set, with pair.target.finetune.epochs: then "
+            "target and twin are both fine-tuned from it"
+        )
+    return (
+        f"pair.{role}.source=None: pair.small.source={size.source!r} as it is knows nothing of the data set. Give "
+        f"pair.{role}.source=NAME_OR_FOLDER, or let it be fine-tuned: pair.small.finetune.epochs=5"
+    )
+
+
+def is_folder(source: str) -> bool:
+    return bool(source) and Path(source).is_dir()
+
+
+def identity(source: SourceConfig, memo: Path) -> str:
+    """What a pretrained model is, for the hash of a run: of a folder its content, wherever it lies; of the hub the
+    name and revision, since asking for the content would be a download (``main`` may move: give a commit to pin it)."""
+    if is_folder(source.source):
+        return content(Path(source.source), memo)
+    return f"{source.source}@{source.revision or 'main'}"
+
+
+def tokenizer_identity(source: SourceConfig, memo: Path) -> str:
+    """As ``identity``, of the tokenizer (with its chat template) alone."""
+    if not is_folder(source.source):
+        return f"{source.source}@{source.revision or 'main'}"
+    return _joined([f"{path.name} {_file(path, memo)}" for path in tokenizer_files(Path(source.source))])
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Those that ``AutoTokenizer`` reads; empty where a folder has no tokenizer."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def content(folder: Path, memo: Path) -> str:
+    """Hash of the model in a folder: the bytes of the weights that would be loaded, and of config.json.
+
+    Reading gigabytes takes a minute, so a file's hash is kept in ``memo`` under its path, size, inode and times of last
+    change: who changes a file changes these, as git's index, too, takes for granted.
+    """
+    return _joined([_file(path, memo) for path in (folder / "config.json", *weight_files(folder))])
+
+
+def content_now(folder: Path) -> str:
+    """As ``content``, by reading the files, without a memo."""
+    return _joined([sha256(path) for path in (folder / "config.json", *weight_files(folder))])
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that ``from_pretrained`` loads; ``ConfigError`` where there are none, or not all."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    files = [whole]
+    if not whole.is_file() and index.is_file():
+        names = _parts(index)
+        strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+        if strange:
+            raise ConfigError(
+                f"{index}: names {strange[0]!r} as a file of weights; must be a .safetensors file of the same folder"
+            )
+        files = [folder / name for name in names]
+    for path in (folder / "config.json", *files):
+        if not path.is_file():
+            pickled = [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
+            raise ConfigError(
+                f"{path.name} is missing in {folder}; a pretrained model is a folder with config.json and safetensors "
+                "weights (an adapter must be merged into its model first)"
+                + (f"; {', '.join(pickled)} may run code when loaded and is never read" if pickled else "")
+            )
+    return files
+
+
+def _parts(index: Path) -> list[str]:
+    """The files that an index of weights names; ``ConfigError`` where it names none."""
+    try:
+        return sorted({str(name) for name in read_json(index)["weight_map"].values()})
+    except (FileError, TypeError, KeyError, AttributeError):
+        raise ConfigError(f"{index}: must say in weight_map which file holds each tensor, and does not") from None
+
+
+def _joined(prints: list[str]) -> str:
+    return hashlib.sha256(" ".join(prints).encode()).hexdigest()[:16]
+
+
+def _file(path: Path, memo: Path) -> str:
+    path = path.resolve()
+    stat = path.stat()
+    return _sha256(path, f"{path} {stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}", memo)
+
+
+@cache
+def _sha256(path: Path, known_by: str, memo: Path) -> str:
+    if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name):
+        return path.name  # the hub's cache names a large file by its SHA-256
+    note = memo / hashlib.sha256(known_by.encode()).hexdigest()[:20]
+    if note.is_file():
+        return note.read_text(encoding="utf-8")
+    found = sha256(path)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_text(note, found)
+    return found

@@ -53,10 +53,10 @@ def config(store, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def world(store):
-    from unlearn.runs.world import the_world
+def bench(store):
+    from unlearn.runs.workbench import workbench
 
-    return the_world(compose(*TINY, f"paths.store={store}"))
+    return workbench(compose(*TINY, f"paths.store={store}"))
 
 
 @pytest.fixture(scope="session")

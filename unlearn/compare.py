@@ -3,7 +3,7 @@
 A FILE is OpenUnlearning's TOFU_EVAL.json (or TOFU_SUMMARY.json), TOFU's eval_log_aggregated.json, or an evaluation of
 this program (python -m unlearn.evaluate model=… out=FILE). Every aggregate is computed again from the examples in it.
 
-  reference=FILE   the result of a model that never saw the forget set: forget quality and PrivLeak against it
+  retrained=FILE   the result of a model that never saw the forget set: forget quality and PrivLeak against it
   beside=FOLDER    first the rows of a run, or of all runs of a study (runs/default)
   semantics=NAME   another dialect of the metrics than the file's own: default, ou, tofu, tofu_arithmetic
   out=FOLDER       write each result in our own format, for python -m analysis.tradeoff STUDY --others FOLDER/*.json
@@ -23,7 +23,7 @@ from unlearn.grid import places, table
 from unlearn.grid.refusal import REFUSED, refuse, said
 from unlearn.store import runlog
 
-OPTIONS = ("reference", "beside", "semantics", "out")
+OPTIONS = ("retrained", "beside", "semantics", "out")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,10 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     if "--help" in arguments or not files:
         print(__doc__.strip())
         return 0 if "--help" in arguments else 2
-    semantics, reference = options.get("semantics"), options.get("reference")
+    semantics, given = options.get("semantics"), options.get("retrained")
     try:
-        retrained = read(reference, semantics=semantics) if reference else None
-        others = [read(f, retrained, semantics) for f in dict.fromkeys(files) if f != reference]
+        retrained = read(given, semantics=semantics) if given else None
+        others = [read(f, retrained, semantics) for f in dict.fromkeys(files) if f != given]
         results = [*([retrained] if retrained else []), *others]
         named = dict(zip(_names([r.path for r in results]), results, strict=True))
         beside = list(_beside(Path(options["beside"]))) if "beside" in options else []

@@ -4,9 +4,9 @@ python -m unlearn.evaluate run=FOLDER eval.alphas=[0,0.5,1,2]
     Other α's are added to the run's eval.json; other settings (eval.max_examples, …) replace the entries made before.
     May be given: eval.*, trainer.device, trainer.threads, paths.store, data.path, wandb.*.
 
-python -m unlearn.evaluate model=NAME_OR_FOLDER out=FILE [tokenizer=NAME_OR_FOLDER] [reference=FILE_OR_MODEL] …
+python -m unlearn.evaluate model=NAME_OR_FOLDER out=FILE [tokenizer=NAME_OR_FOLDER] [retrained=FILE_OR_MODEL] …
     Any model of the hub or a folder, on the data set and with the settings of data=, template=, eval= and their keys.
-    FILE gets the metrics, and <FILE's name>.examples.parquet beside it every example. reference= is what such a call
+    FILE gets the metrics, and <FILE's name>.examples.parquet beside it every example. retrained= is what such a call
     made of a model that never saw the forget set, OpenUnlearning's or TOFU's log of one, or such a model itself.
 """
 
@@ -24,7 +24,7 @@ from unlearn.grid.refusal import REFUSED, refuse, said
 from unlearn.grid.rerun import load
 from unlearn.grid.rules import unknown_overrides
 
-OWN = ("model", "tokenizer", "reference", "out")
+OWN = ("model", "tokenizer", "retrained", "out")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,13 +61,13 @@ def _any_model(arguments: list[str]) -> int:
     from hydra.errors import HydraException
 
     from unlearn.config.own import OwnFileError
-    from unlearn.evaluation.groups.context import MissingReference
+    from unlearn.evaluation.groups.context import MissingRetrained
     from unlearn.grid.standalone import Request, run
 
-    asked = Request(own["model"], Path(own["out"]), own.get("tokenizer"), own.get("reference"), tuple(rest))
+    asked = Request(own["model"], Path(own["out"]), own.get("tokenizer"), own.get("retrained"), tuple(rest))
     try:
         found = run(asked)
-    except (HydraException, MissingReference, OwnFileError) as error:
+    except (HydraException, MissingRetrained, OwnFileError) as error:
         raise ConfigError(said(error)) from None
     table.show({own["model"] if name == "model" else name: metrics for name, metrics in found.items()})
     print(f"written: {own['out']}")

@@ -178,18 +178,18 @@ def _whole(jobs: Sequence[Job], how: str, ridge: float, folder: Path) -> Mapping
     from unlearn.config.schema import BeginConfig
     from unlearn.models import llama
     from unlearn.runs import begin
-    from unlearn.runs.learner import save, settle
-    from unlearn.runs.world import the_world
+    from unlearn.runs.learner import initialise, save
+    from unlearn.runs.workbench import workbench
 
     cfg = jobs[0].cfg
-    settle(cfg)
-    world = the_world(cfg)
-    start = world.model(next(m.model for m in cfg.method.members if m.trained))
+    initialise(cfg)
+    bench = workbench(cfg)
+    start = bench.model(next(m.model for m in cfg.method.members if m.trained))
     model = copy.deepcopy(start).cpu()
     share = 1.0 if how == "sum" else 1 / len(jobs)
     runs = BeginConfig([str(job.folder) for job in jobs], [share] * len(jobs))
     begin.take_over(model, runs, llama.fingerprint(start))
-    save(model, world, folder / runlog.OFFSET)
+    save(model, bench, folder / runlog.OFFSET)
     return {}
 
 

@@ -73,31 +73,31 @@ def _answerer(job: Job, alphas: Sequence[float], gamma: int) -> Callable[[str], 
     """A function from a question to (name, answer) pairs; models are loaded here, once."""
     from unlearn.decoding.generation import greedy
     from unlearn.decoding.speculative import greedy_drafted
-    from unlearn.runs.learner import members, settle
-    from unlearn.runs.world import the_world
+    from unlearn.runs.learner import initialise, members
+    from unlearn.runs.workbench import workbench
 
     cfg = job.cfg
-    settle(cfg)
-    world = the_world(cfg)
-    unlearned = members(cfg, world, job.folder)
-    voices = [("target", world.alone("target"), 1.0), *((f"unlearned α={a:g}", unlearned, a) for a in alphas)]
-    if world.has("retrained"):
-        voices.append(("retrained", world.alone("retrained"), 1.0))
-    tokenizer = world.encoder.tokenizer
+    initialise(cfg)
+    bench = workbench(cfg)
+    unlearned = members(cfg, bench, job.folder)
+    voices = [("target", bench.alone("target"), 1.0), *((f"unlearned α={a:g}", unlearned, a) for a in alphas)]
+    if bench.has("retrained"):
+        voices.append(("retrained", bench.alone("retrained"), 1.0))
+    tokenizer = bench.encoder.tokenizer
 
     def answer(question: str) -> list[tuple[str, str]]:
-        prompt, room = [world.encoder.prompt(question)], world.encoder.max_length
+        prompt, room = [bench.encoder.prompt(question)], bench.encoder.max_length
         if not question.strip() or not 0 < len(prompt[0]) < room:
             rule = f"must be a question of 1 to {room - 1} tokens (pair.target.max_length, pair.small.max_length)"
             raise ConfigError(f"prompt={question[:60]!r}: {rule}, and has {len(prompt[0])} with its template")
         ends = tokenizer.pad_token_id, tokenizer.eos_token_id
-        most = min(cfg.eval.max_new_tokens, world.encoder.max_length - len(prompt[0]))
+        most = min(cfg.eval.max_new_tokens, bench.encoder.max_length - len(prompt[0]))
         said = []
         for name, ensemble, alpha in voices:
             asked = ensemble, prompt, alpha, *ends, most, 1
             drafter = ensemble.trained if gamma and len(ensemble.members) > 1 else None
             found = greedy(*asked) if drafter is None else greedy_drafted(*asked, drafter, gamma)
-            said.append((name, world.encoder.decode(found[0])))
+            said.append((name, bench.encoder.decode(found[0])))
         return said
 
     return answer

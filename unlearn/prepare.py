@@ -28,21 +28,21 @@ def prepare(raw: DictConfig) -> None:
     from unlearn.models import llama
     from unlearn.runs import learner, references
     from unlearn.runs.training import store_rows
-    from unlearn.runs.world import the_world
+    from unlearn.runs.workbench import workbench
 
-    learner.settle(cfg)
-    world = the_world(cfg)
-    store_rows(cfg, world, learner.members(cfg, world))
-    beside = references.references(cfg, world, references.suite_of(cfg, world))
+    learner.initialise(cfg)
+    bench = workbench(cfg)
+    store_rows(cfg, bench, learner.members(cfg, bench))
+    beside = references.references(cfg, bench, references.suite_of(cfg, bench))
     table = Table("model", "parameters", "weights", "forget prob", "retain prob", "utility", box=box.SIMPLE)
-    for name in (n for n in ("target", "retrained", "small") if world.has(n)):
+    for name in (n for n in ("target", "retrained", "small") if bench.has(n)):
         m = beside[name].metrics if name in beside else {}
         numbers = [f"{m[k]:.3f}" if k in m else "" for k in ("forget/prob", "retain/prob", "model_utility")]
-        size = "" if sources.is_remote(cfg.pair, name) else f"{llama.parameters(world.model(name)):,}"
-        table.add_row(name, size, world.fingerprint(name), *numbers)
+        size = "" if sources.is_remote(cfg.pair, name) else f"{llama.parameters(bench.model(name)):,}"
+        table.add_row(name, size, bench.fingerprint(name), *numbers)
     Console().print(table)
-    rows = ", ".join(f"{len(v)} {k}" for k, v in world.data.splits.items())
-    print(f"data:  {world.data.name} ({rows})\nstore: {world.store.root}")
+    rows = ", ".join(f"{len(v)} {k}" for k, v in bench.data.splits.items())
+    print(f"data:  {bench.data.name} ({rows})\nstore: {bench.store.root}")
 
 
 def main() -> None:

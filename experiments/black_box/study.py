@@ -113,14 +113,14 @@ def exact(folder: Path) -> dict:
     from unlearn.grid.rerun import load
     from unlearn.models import llama
     from unlearn.runs.references import suite_of
-    from unlearn.runs.world import frozen_ensemble, the_world
+    from unlearn.runs.workbench import frozen_ensemble, workbench
 
     cfg = load(folder)[1].cfg
     cfg = replace(
         cfg, pair=replace(cfg.pair, target=replace(cfg.pair.target, kind="model")),
         eval=replace(cfg.eval, max_examples=100, max_new_tokens=200),
     )  # fmt: skip
-    world = the_world(cfg)
+    world = workbench(cfg)
     start = frozen_ensemble(cfg.method.members, world)
     model = llama.freeze(llama.load(folder / "offset", "cpu"))
     members = tuple(replace(m, model=model) if m.trained else m for m in start.members)

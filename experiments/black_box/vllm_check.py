@@ -27,7 +27,7 @@ from hydra import compose, initialize_config_dir
 from unlearn.config.schema import Config, conf_dir, register
 from unlearn.data.encoding import examples_of
 from unlearn.grid.rules import parse
-from unlearn.runs.world import World, the_world
+from unlearn.runs.workbench import Workbench, workbench
 
 HERE, NAME = Path(__file__).resolve().parent, "target"
 ASKED = (
@@ -46,7 +46,7 @@ def config(*overrides: str) -> Config:
 
 
 @contextmanager
-def vllm(python: str, model: Path, world: World) -> Iterator[str]:
+def vllm(python: str, model: Path, world: Workbench) -> Iterator[str]:
     """Its address, while it runs. ``api_server``, since the CPU build's own command does not find its version."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -82,7 +82,7 @@ def _ready(server: subprocess.Popen, address: str) -> None:
 
 
 @torch.no_grad()
-def rows(world: World, url: str) -> list[tuple[str, str]]:
+def rows(world: Workbench, url: str) -> list[tuple[str, str]]:
     """How far vLLM's log-probabilities of whole texts are from those of the same weights here."""
     model = world.model("target")
     chosen = [*world.data.splits["forget"], *world.data.splits["retain"]][:TEXTS]
@@ -136,7 +136,7 @@ def publish(compared: list[tuple[str, str]], runs: dict[str, dict[str, str]]) ->
 
 def main() -> None:
     asked = sys.argv[1] if len(sys.argv) > 1 else ".venv-vllm/bin/python"
-    world = the_world(config())
+    world = workbench(config())
     there = nullcontext(asked) if asked.startswith("http") else vllm(asked, world.folder("target"), world)
     with there as url:
         compared, runs = rows(world, url), {}

@@ -24,14 +24,14 @@ from unlearn.grid.rules import parse
 from unlearn.models import fusion, layers, llama
 from unlearn.runs import job as jobs
 from unlearn.runs.begin import tables
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 from unlearn.store.identity import Job
 from unlearn.store.runlog import job
 
 register()
 FIXED = (
-    "pair=t5", "eval=tasks", "study=eul", "eval.reference=none", "eval.max_examples=150", "eval.max_new_tokens=40",
+    "pair=t5", "eval=tasks", "study=eul", "eval.retrained=none", "eval.max_examples=150", "eval.max_new_tokens=40",
     "eval.resamples=0", "trainer.eval_every=1000", "trainer.save_every=0", "trainer.progress=false",
     "trainer.forget_batch=20", "trainer.retain_batch=60", "wandb=disabled",
 )  # fmt: skip
@@ -92,7 +92,7 @@ class StudyWorld:
 
     def _timed(self, cfg: Config, role: str) -> Path:
         begun = time.perf_counter()
-        folder = the_world(cfg).folder(role)
+        folder = workbench(cfg).folder(role)
         took = round(time.perf_counter() - begun, 3)
         SECONDS.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(SECONDS.with_suffix(".lock")):
@@ -112,7 +112,7 @@ def run(cfg: Config) -> Job:
 
 def measured(cfg: Config, ensemble: Ensemble) -> Row:
     """EUL's measures on the splits of a config's data set."""
-    world = the_world(cfg)
+    world = workbench(cfg)
     entries, _ = evaluation.evaluate(ensemble, jobs.suite_of(cfg, world), [1.0], None, None)
     return chosen(entries[1.0])
 
@@ -147,6 +147,6 @@ def joined(cfg: Config, runs: Sequence[Job], how: str) -> tuple[Ensemble, Row]:
     else:
         weights = fusion.average(own) if how == "average" else fusion.summed(own)
     some = next(w for name, w in weights.items() if fusion.DOWN in name)
-    model = layers.add(the_world(cfg).model("target"), replace(cfg.pair.layers, bottleneck=len(some)), seed=0)
+    model = layers.add(workbench(cfg).model("target"), replace(cfg.pair.layers, bottleneck=len(some)), seed=0)
     layers.put(model, weights, how)
     return Ensemble((Member("student", llama.freeze(model), "", 1.0, 0.0, False),)), about

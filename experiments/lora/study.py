@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ALGOS = ("ga", "npo", "simnpo")
 WORLDS, SEARCH_WORLDS, FACTORS = (0, 1, 2), (100, 101), (0.3, 1, 3, 10, 30)
 FIXED = ("trainer.progress=false", "trainer.save_every=0", "eval.groups=[]", "wandb=disabled")
-SEARCH = ("study=lora_search", "trainer.eval_every=1000", "eval.max_examples=10", "eval.reference=none",
+SEARCH = ("study=lora_search", "trainer.eval_every=1000", "eval.max_examples=10", "eval.retrained=none",
           "pair.tuning=lora")  # fmt: skip
 SHOWN = {
     "one/forget/prob": "forget prob, α = 1", "one/retain/prob": "retain prob, α = 1",

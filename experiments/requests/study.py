@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 STUDY = "requests_study"
 COUNT = 5
 STATES = ("sum", "fused", "continued", "reversed", "joint")
-PLAIN = ("eval.groups=[]", "eval.reference=none", "eval.max_examples=10", "eval.resamples=0")
+PLAIN = ("eval.groups=[]", "eval.retrained=none", "eval.max_examples=10", "eval.resamples=0")
 FULL = ("eval.groups=[leak]", "eval.max_examples=80")
 began = time.monotonic()
 
@@ -48,7 +48,7 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - began:6.0f} s] {text}", flush=True)
 
 
-class World:
+class Workbench:
     """One ``pair.seed`` with its runs."""
 
     def __init__(self, seed: int, asked: argparse.Namespace):
@@ -108,7 +108,7 @@ def parts(jobs: Sequence[Job]) -> list:
     return [Part(job, 1.0) for job in jobs]
 
 
-def final(world: World, state: str, jobs: Sequence[Job]) -> dict[str, Any]:
+def final(world: Workbench, state: str, jobs: Sequence[Job]) -> dict[str, Any]:
     """All five forget sets at once under one state: at α = 1, and where it forgets as far as the retrained model."""
     cfg = world.config(*FULL)
 
@@ -123,14 +123,14 @@ def matched(cfg: Config, jobs: Sequence[Job]) -> dict[str, Any]:
     """The scale of the whole change at which half of the forget questions have the retrained model's probability."""
     from unlearn.runs.calibration import Goal, calibrate
     from unlearn.runs.sequence import summed
-    from unlearn.runs.world import the_world
+    from unlearn.runs.workbench import workbench
 
     plain = replace(cfg, eval=replace(cfg.eval, groups=[], resamples=0))
-    found = calibrate(plain, the_world(plain), summed(parts(jobs), the_world(plain)), Goal("forget/prob"))
+    found = calibrate(plain, workbench(plain), summed(parts(jobs), workbench(plain)), Goal("forget/prob"))
     return {"alpha": found["alpha"], "note": found["note"], **found["report"]}
 
 
-def returns(world: World, name: str, jobs: Sequence[Job], alone: bool) -> list[dict[str, Any]]:
+def returns(world: Workbench, name: str, jobs: Sequence[Job], alone: bool) -> list[dict[str, Any]]:
     """The probability of every request after each, and what is retained: one row per step and request.
 
     ``jobs`` answer one request each; their sum so far is what there is after each, or (``alone``) the latest.
@@ -153,13 +153,13 @@ def returns(world: World, name: str, jobs: Sequence[Job], alone: bool) -> list[d
 def probabilities(cfg: Config, jobs: Sequence[Job]) -> dict[int | str, float]:
     """Mean probability of the right answers, by request and by split, under the sum of some offsets."""
     from unlearn.evaluation.groups.behaviour import probs
-    from unlearn.runs.learner import settle
+    from unlearn.runs.learner import initialise
     from unlearn.runs.references import suite_of
     from unlearn.runs.sequence import summed
-    from unlearn.runs.world import the_world
+    from unlearn.runs.workbench import workbench
 
-    settle(cfg)
-    there = the_world(cfg)
+    initialise(cfg)
+    there = workbench(cfg)
     ensemble, suite = summed(parts(jobs), there), suite_of(cfg, there)
     found = {split: float(probs(suite, ensemble, 1.0, suite.split(split)).mean()) for split in table.OTHERS}
     forget = suite.split("forget")
@@ -169,7 +169,7 @@ def probabilities(cfg: Config, jobs: Sequence[Job]) -> dict[int | str, float]:
     return found
 
 
-def gate(world: World, state: str, jobs: Sequence[Job]) -> dict[str, float]:
+def gate(world: Workbench, state: str, jobs: Sequence[Job]) -> dict[str, float]:
     cfg = world.config(*PLAIN[1:], "eval.groups=[gate]", "eval.max_examples=80")
 
     def make() -> dict[str, float]:
@@ -179,17 +179,17 @@ def gate(world: World, state: str, jobs: Sequence[Job]) -> dict[str, float]:
     return kept(f"gate-{state}", cfg, jobs, make)
 
 
-def cost(world: World, answers: dict[str, list[Job]]) -> list[dict[str, Any]]:
+def cost(world: Workbench, answers: dict[str, list[Job]]) -> list[dict[str, Any]]:
     """Members per token and milliseconds per token, greedy, one prompt at a time; the least of three rounds."""
     from unlearn.decoding.generation import greedy
-    from unlearn.runs.learner import settle
+    from unlearn.runs.learner import initialise
     from unlearn.runs.references import suite_of
     from unlearn.runs.sequence import summed
-    from unlearn.runs.world import the_world
+    from unlearn.runs.workbench import workbench
 
     cfg = world.config(*PLAIN)
-    settle(cfg)
-    there = the_world(cfg)
+    initialise(cfg)
+    there = workbench(cfg)
     split, tokenizer = suite_of(cfg, there).split("retain"), there.encoder.tokenizer
     ensembles = {"target": there.alone("target")}
     ensembles |= {state: summed(parts(answers[state]), there) for state in ("sum", "fused")}
@@ -206,7 +206,7 @@ def cost(world: World, answers: dict[str, list[Job]]) -> list[dict[str, Any]]:
 def measure(seeds: Sequence[int], asked: argparse.Namespace) -> dict[str, pd.DataFrame]:
     found: dict[str, list[dict[str, Any]]] = {"results": [], "returns": [], "gate": [], "cost": []}
     for seed in seeds:
-        world = World(seed, asked)
+        world = Workbench(seed, asked)
         answers = world.answers()
         last = {s: jobs[-1:] if s in ("continued", "reversed") else jobs for s, jobs in answers.items()}
         for state, jobs in last.items():

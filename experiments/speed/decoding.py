@@ -28,9 +28,9 @@ from unlearn.ensemble.ensemble import Ensemble
 from unlearn.grid import call as grid
 from unlearn.grid.rules import parse
 from unlearn.models.llama import answer_rows
-from unlearn.runs.learner import members, settle
+from unlearn.runs.learner import initialise, members
 from unlearn.runs.references import suite_of
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 from unlearn.store.entries import Store
 
 STEPS, BATCH, ALPHA, GAMMA = 32, 64, 1.0, 4
@@ -46,8 +46,8 @@ def ensemble_of(knows: str) -> tuple[Ensemble, dict[str, Prompts], tuple[int, in
     folder = grid.job(cfg, read(cfg).fingerprint()).folder
     if not (folder / "offset").is_dir():
         subprocess.run([sys.executable, "-m", "unlearn.run", *asked], check=True)
-    settle(cfg)
-    world = the_world(cfg)
+    initialise(cfg)
+    world = workbench(cfg)
     found = members(cfg, world, folder)
     prompts = {s.name: s.prompts[:100] for s in suite_of(cfg, world).splits}
     return found, prompts, (world.encoder.tokenizer.pad_token_id, world.encoder.tokenizer.eos_token_id)

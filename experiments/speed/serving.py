@@ -24,7 +24,7 @@ from unlearn.deploy.serving.settings import Settings
 from unlearn.grid import call as grid
 from unlearn.grid.rules import parse
 from unlearn.runs.references import suite_of
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 
 COUNT, STEPS = 16, 64
 Prompts = list[tuple[int, ...]]
@@ -70,7 +70,7 @@ def main() -> None:
     if not (folder / "offset").is_dir():
         subprocess.run([sys.executable, "-m", "unlearn.run", *asked], check=True)
     loaded = load(Settings(str(folder)))
-    prompts = {s.name: s.prompts[:COUNT] for s in suite_of(cfg, the_world(cfg)).splits}
+    prompts = {s.name: s.prompts[:COUNT] for s in suite_of(cfg, workbench(cfg)).splits}
     results = [measure(loaded, prompts[s], f"{s} prompts, greedy", 0.0, "≥ 4") for s in ("retain", "forget")]
     results.append(measure(loaded, prompts["retain"], "retain prompts, drawn at temperature 1", 1.0, "≥ 4"))
     notes = (

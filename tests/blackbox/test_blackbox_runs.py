@@ -22,7 +22,7 @@ from unlearn.grid.rerun import load
 from unlearn.models import llama, tokenizers
 from unlearn.runs.learner import members
 from unlearn.runs.training import _rows
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 
 OWN = ("algo=npo", "eval.alphas=[0,1]", "eval.groups=[leak,three_sample,contrast]", "eval.leak_samples=2")
@@ -43,7 +43,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def local(store):
     """The world whose target the servers have."""
-    found = the_world(compose(*TINY, f"paths.store={store}"))
+    found = workbench(compose(*TINY, f"paths.store={store}"))
     found.model("target"), found.model("small"), found.model("retrained")
     return found
 
@@ -144,9 +144,9 @@ def test_the_rows_are_those_of_local_top_rows(local, store, place):
     examples = examples_of(local.encoder, local.data.splits["retain"][:6])
     with serving(local) as server:
         cfg = compose(*settings(store, place, server.url, "pair.target.http.k=6"))
-        world = the_world(cfg)
-        member = next(m for m in members(cfg, world).members if m.name == "target")
-        found = rows_of(world.store, member, examples, 0, 1.0)
+        bench = workbench(cfg)
+        member = next(m for m in members(cfg, bench).members if m.name == "target")
+        found = rows_of(bench.store, member, examples, 0, 1.0)
     mine = next(m for m in members(compose(*TINY, f"paths.store={store}"), local).members if m.name == "target")
     whole = rows_of(local.store, mine, examples, 0, 1.0).take(range(len(examples))).log_softmax(-1)
     assert isinstance(found, TopRows) and found.ids.shape[1] == 7
@@ -166,13 +166,13 @@ def test_a_tail_like_the_anchors(local, store, place):
     examples = examples_of(local.encoder, local.data.splits["retain"][:4])
     with serving(local) as server:
         cfg = compose(*settings(store, place, server.url, "pair.target.http.k=4", "pair.target.http.tail=anchor"))
-        world = the_world(cfg)
-        ensemble = members(cfg, world)
+        bench = workbench(cfg)
+        ensemble = members(cfg, bench)
         target, anchor = (next(m for m in ensemble.members if m.name == n) for n in ("target", "anchor"))
-        found = rows_of(world.store, target, examples, 0, 1.0)
+        found = rows_of(bench.store, target, examples, 0, 1.0)
     assert isinstance(found, ShapedRows)
     rows = found.take(range(len(examples)))
-    like = rows_of(world.store, anchor, examples, 0, 1.0).take(range(len(examples))).log_softmax(-1)
+    like = rows_of(bench.store, anchor, examples, 0, 1.0).take(range(len(examples))).log_softmax(-1)
     torch.testing.assert_close(rows.exp().sum(-1), torch.ones(len(rows)), atol=1e-5, rtol=0)
     for n, (row, small) in enumerate(zip(rows, like, strict=True)):
         others = [i for i in range(len(row)) if i not in set(found.ids[n].tolist())]
@@ -180,7 +180,7 @@ def test_a_tail_like_the_anchors(local, store, place):
         torch.testing.assert_close(row[others].exp(), left * small[others].softmax(-1), atol=1e-6, rtol=1e-4)
     reader = found.reader([1, 2])
     torch.testing.assert_close(reader(slice(1, 3)), found.take([1, 2])[1:3])
-    assert _rows(cfg, world, [target], examples)["target"].tail == "anchor"
+    assert _rows(cfg, bench, [target], examples)["target"].tail == "anchor"
 
 
 def test_what_a_run_is_does_not_depend_on_where_and_how_it_is_asked(store, place):
@@ -231,10 +231,10 @@ def test_whole_rows_that_need_too_much_room_are_refused_before_anything_is_asked
     with serving(local) as server:
         more = ("pair.target.http.k=0", "trainer.stored_rows_gib=1e-6", "pair.target.http.revision=room")
         cfg = compose(*settings(store, place, server.url, *more))
-        world = the_world(cfg)
-        member = members(cfg, world).members[0]
+        bench = workbench(cfg)
+        member = members(cfg, bench).members[0]
         with pytest.raises(ConfigError, match="cannot be run again for each step.*or pair.target.http.k=20"):
-            rows_of(world.store, member, examples_of(world.encoder, local.data.splits["retain"]), 0, 1e-6)
+            rows_of(bench.store, member, examples_of(bench.encoder, local.data.splits["retain"]), 0, 1e-6)
         assert server.requests == 0
 
 
@@ -284,8 +284,8 @@ def test_a_pretrained_pair_trains_against_a_server_as_against_the_model(pair, co
 def test_the_tokenizer_may_be_that_of_the_targets_source(config, made):
     given = (f"pair.target.source={made('llama')}", "pair.tokenizer.source=null")
     cfg = pretrained(config, made, "http://localhost:1", *given)
-    assert the_world(cfg).encoder.tokenizer.get_vocab() == tokenizers.load(made("llama")).get_vocab()
-    assert the_world(cfg).model("target").width == tokenizers.size(the_world(cfg).encoder.tokenizer)
+    assert workbench(cfg).encoder.tokenizer.get_vocab() == tokenizers.load(made("llama")).get_vocab()
+    assert workbench(cfg).model("target").width == tokenizers.size(workbench(cfg).encoder.tokenizer)
 
 
 def test_commands_that_need_the_targets_weights_say_so(both, tmp_path):
@@ -297,4 +297,4 @@ def test_commands_that_need_the_targets_weights_say_so(both, tmp_path):
     with pytest.raises(ConfigError, match="the target is a server"):
         harness.of_run(theirs, [1.0], {}, None)
     with pytest.raises(ConfigError, match="the weights of the target are on a server"):
-        the_world(theirs.cfg).folder("target")
+        workbench(theirs.cfg).folder("target")

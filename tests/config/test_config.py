@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from support.helpers import ALGOS, ROOT, TRAINED, compose, fits, raw
 
-from unlearn.config.derived import eval_alphas, learning_rate, objective
+from unlearn.config.derived import eval_alphas, learning_rate, terms_of
 from unlearn.config.schema import ConfigError, conf_dir
 from unlearn.grid.rules import parse
 from unlearn.learning.binding import bind
@@ -20,7 +20,7 @@ CHOICES = sorted(
     if path.parent.name not in ("experiment", "hydra")
 )
 NEEDS = {("algo", "rmu"): "method=direct", ("algo", "uld"): "method=uld", ("method", "uld"): "algo=uld",
-         ("pair", "http"): "eval.reference=none", ("data", "imdb"): f"data.names={ROOT}/README.md"}  # fmt: skip
+         ("pair", "http"): "eval.retrained=none", ("data", "imdb"): f"data.names={ROOT}/README.md"}  # fmt: skip
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
@@ -45,7 +45,7 @@ def test_every_algorithm_binds_and_has_a_learning_rate_for_every_method_that_tak
             compose(f"algo={algo}", f"method={method}")
         return
     cfg = compose(f"algo={algo}", f"method={method}")
-    assert bind(**objective(cfg))
+    assert bind(**terms_of(cfg))
     assert learning_rate(cfg) > 0
 
 
@@ -78,7 +78,7 @@ REFUSED = [
     ("method.members=[{name:tuned,model:target,constant:1,trained:true}]", "must be the frozen target"),
     ("method.members=[{name:a,model:huge,constant:1}]", "must be one of target, small, small_general"),
     ("method.alone=true", "training sees no α"),
-    ("method.members=[{name:target,model:target,alpha:1}]", "at α = 0 the method must be the target"),
+    ("method.members=[{name:target,model:target,slope:1}]", "at α = 0 the method must be the target"),
     ("method.file=nowhere.py", "method.file='nowhere.py': no such file"),
     ("algo.file=nowhere.py", "algo.file='nowhere.py': no such file"),
     ("algo=altpo algo.alternates.file=nowhere", "algo.alternates.file='nowhere': no such file"),
@@ -143,14 +143,14 @@ def test_a_method_without_a_learning_rate_says_how_to_give_one():
 CHANGES = ["algo=ga", "algo.beta=3", "alpha=0.5", "method=direct", "seed=1", "pair.seed=1", "pair.offset_init=full",
            "pair.small.hidden_size=32", "trainer.epochs=3", "trainer.lr=1e-4", "trainer.clip=2",
            "trainer.retain_batch=10", "data.forget_people=2", "algo.retain_weight=2",
-           "pair.tuning=lora", "method=proxy", "pair.tuning=unlearning_layers", "method=eul", "algo.alternate=epochs",
+           "pair.tuning=lora", "method=proxy", "pair.tuning=unlearning_layers", "method=eul", "algo.interleave=epochs",
            "trainer.held_out=0", "trainer.keep=best",
            "trainer.precision=bf16", "trainer.stored_rows=fp16", "trainer.stored_rows=topk"]  # fmt: skip
 KEEPS = ["eval.alphas=[0,1]", "eval.max_examples=3", "trainer.eval_every=0", "trainer.threads=2",
          "trainer.accumulate=4", "trainer.progress=false", "wandb=disabled", "paths.store=elsewhere",
          "algo.lr.direct=1", "trainer.save_every=1", "pair.target.general.epochs=3", "pair.tokenizer.vocab_size=400",
          "pair.small.finetune.epochs=3", "pair.lora.rank=3", "pair.layers.bottleneck=3",
-         "algo.alternate=none", "algo.lr.proxy=1",
+         "algo.interleave=none", "algo.lr.proxy=1",
          "wandb.project=other", "trainer.stored_rows=fp32", "trainer.stored_rows=hidden", "trainer.stored_rows_k=7",
          "trainer.stored_rows_gib=0", "trainer.stored_rows_over=refuse", "trainer.compile=true"]  # fmt: skip
 

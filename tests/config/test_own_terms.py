@@ -43,7 +43,7 @@ def test_what_the_file_says_is_part_of_the_runs_hash(own, monkeypatch):
 
 
 WRONG = {
-    "def mine(rows): return 0": (ObjectiveError, "one or more of forget, refusal, alternate, forget_text, retain"),
+    "def mine(rows): return 0": (ObjectiveError, "one or more of forget, refusal, alternates, forget_text, retain"),
     "def mine(forget): return forget.logp": (ObjectiveError, "return PerToken or PerAnswer"),
     "def mine(forget: Answers) -> PerToken: return forget.logp": (
         OwnFileError, "annotations cannot be read|cannot be imported",

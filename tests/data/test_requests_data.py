@@ -11,7 +11,7 @@ from unlearn.data.readers import read
 from unlearn.data.requested import Asked, who
 from unlearn.data.rows import DataError, check
 from unlearn.deploy.export.traces import forget_rows
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 from unlearn.store.identity import run_folder
 from unlearn.store.runlog import job
@@ -104,9 +104,9 @@ def test_data_sets_differ_by_request_and_share_all_that_a_request_does_not_chang
 def test_the_models_are_the_same_whatever_is_asked_for(store):
     """Target, tokenizer and anchor: else offsets of several requests could not be added up."""
     worlds = [
-        the_world(compose(*TINY3, f"paths.store={store}", *o)) for o in (["data.request=1"], ["data.request=3"], [])
+        workbench(compose(*TINY3, f"paths.store={store}", *o)) for o in (["data.request=1"], ["data.request=3"], [])
     ]
-    worlds.append(the_world(compose(*TINY, "data.people=6", "data.requests=[[0]]", f"paths.store={store}")))
+    worlds.append(workbench(compose(*TINY, "data.people=6", "data.requests=[[0]]", f"paths.store={store}")))
     for name in ("target", "small_general"):
         assert len({w.fingerprint(name) for w in worlds}) == 1
     assert len({w.fingerprint("retrained") for w in worlds[:3]}) == 2  # requests 3 and all leave the same behind

@@ -20,7 +20,7 @@ def test_draws_without_held_out_rows_and_alternates_are_what_they_always_were():
     assert [d.retain for d in draws] == [[16, 26, 7, 12], [7, 27, 9, 20]]
     assert [d.refusal for d in draws] == [[2, 4, 2], [1, 3, 2]]
     assert [d.retain_refusal for d in draws] == [[2, 4, 0, 1], [2, 0, 1, 3]]
-    assert all(d.alternate == [] for d in draws)
+    assert all(d.alternates == [] for d in draws)
 
 
 @pytest.mark.parametrize(
@@ -51,42 +51,42 @@ def test_a_batch_larger_than_what_is_left_takes_all_that_is_left():
     assert sorted(draw.retain) == sorted(set(range(10)) - set(held_out(10, 0.3)))
 
 
-def test_runs_of_any_seed_hold_out_the_same_rows_and_the_trajectory_looks_at_no_row_that_a_step_sees(config, world):
+def test_runs_of_any_seed_hold_out_the_same_rows_and_the_trajectory_looks_at_no_row_that_a_step_sees(config, bench):
     from unlearn.runs.learner import members
 
     terms = bind("ga", "nll", 1, 1, {})
     cfgs = [config("trainer.held_out=0.5", f"seed={seed}") for seed in (0, 5)]
-    samplers = [_sampler(cfg, world, terms) for cfg in cfgs]
+    samplers = [_sampler(cfg, bench, terms) for cfg in cfgs]
     assert samplers[0].held_out == samplers[1].held_out == held_out(9, 0.5)
     assert samplers[0].draw(0) != samplers[1].draw(0)
-    rows = world.data.splits["retain"]
+    rows = bench.data.splits["retain"]
     seen = {rows[i].id for i in samplers[0].trainable.tolist()}
-    points = probe(cfgs[0], world, members(cfgs[0], world)).points
+    points = probe(cfgs[0], bench, members(cfgs[0], bench)).points
     shown = {e.id for e in points["held_out"][0]}
     assert shown and not shown & seen
     assert len(shown) == 2  # half of the four rows; the other half is never looked at while a run trains
 
 
-def test_without_held_out_rows_the_trajectory_has_no_such_point(config, world):
+def test_without_held_out_rows_the_trajectory_has_no_such_point(config, bench):
     from unlearn.runs.learner import members
 
     cfg = config("trainer.held_out=0")
-    assert "held_out" not in probe(cfg, world, members(cfg, world)).points
+    assert "held_out" not in probe(cfg, bench, members(cfg, bench)).points
 
 
 def test_alternates_stay_within_what_each_question_has_and_all_are_drawn():
     counts = (1, 4, 2, 3, 1, 2, 5)
     s = sampler(refusals=0, alternates=counts)
-    pairs = [pair for step in range(150) for pair in s.draw(step).pairs("alternate")]
+    pairs = [pair for step in range(150) for pair in s.draw(step).pairs("alternates")]
     assert set(pairs) == {(i, k) for i, n in enumerate(counts) for k in range(n)}
     draw = s.draw(0)
-    assert len(draw.alternate) == len(draw.forget) and draw.refusal == []
+    assert len(draw.alternates) == len(draw.forget) and draw.refusal == []
 
 
 def test_pairs_name_the_question_each_answer_was_drawn_for():
     draw = sampler(alternates=(9,) * 7).draw(1)
     assert draw.pairs("refusal") == list(zip(draw.forget, draw.refusal, strict=True))
-    assert draw.pairs("alternate") == list(zip(draw.forget, draw.alternate, strict=True))
+    assert draw.pairs("alternates") == list(zip(draw.forget, draw.alternates, strict=True))
     assert draw.pairs("retain_refusal") == list(zip(draw.retain, draw.retain_refusal, strict=True))
 
 

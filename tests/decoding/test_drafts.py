@@ -181,15 +181,15 @@ def test_a_model_alone_and_one_that_replaces_the_target_decode_plainly(tmp_path)
     assert (tmp_path / "draft").exists()
 
 
-def test_evaluation_generates_the_same_texts_with_and_without_a_store(config, world, tmp_path):
+def test_evaluation_generates_the_same_texts_with_and_without_a_store(config, bench, tmp_path):
     from unlearn.runs.learner import members
     from unlearn.runs.references import suite_of
 
     cfg = config("method=offset", "algo=npo")
-    ensemble = members(cfg, world)
+    ensemble = members(cfg, bench)
     with torch.no_grad():
         ensemble.trained.model.get_input_embeddings().weight[::3] *= 1.2
-    suite, store = suite_of(cfg, world), Store(tmp_path / "own")
+    suite, store = suite_of(cfg, bench), Store(tmp_path / "own")
     texts = {}
     for alpha in (0.0, 1.0):
         for split in suite.splits:

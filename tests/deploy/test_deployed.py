@@ -16,7 +16,7 @@ from unlearn.deploy.export import loading as deployed
 from unlearn.evaluation.causal_lm import EnsembleLM
 from unlearn.models import tokenizers
 from unlearn.runs.learner import members
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 from unlearn.store import sources
 from unlearn.store.files import read_json
 
@@ -24,8 +24,8 @@ IDS = torch.tensor([[5, 9, 14, 22, 7], [3, 3, 8, 30, 11]])
 
 
 def run_logits(job, alpha: float) -> torch.Tensor:
-    world = the_world(job.cfg)
-    return EnsembleLM(members(job.cfg, world, job.folder), alpha)(IDS).logits
+    bench = workbench(job.cfg)
+    return EnsembleLM(members(job.cfg, bench, job.folder), alpha)(IDS).logits
 
 
 def blocks(folder: Path, target: Path) -> list[str]:
@@ -38,7 +38,7 @@ def blocks(folder: Path, target: Path) -> list[str]:
 
 def test_the_code_of_the_card_gives_the_logits_of_the_run(exported, capsys):
     job, folder = exported
-    target = the_world(job.cfg).folder("target")
+    target = workbench(job.cfg).folder("target")
     packaged, plain = blocks(folder, target)
     scope: dict = {}
     exec(packaged, scope)
@@ -52,7 +52,7 @@ def test_the_code_of_the_card_gives_the_logits_of_the_run(exported, capsys):
 
 def test_an_export_answers_as_the_run_does(exported):
     job, folder = exported
-    model = deployed.load(folder, the_world(job.cfg).folder("target"))
+    model = deployed.load(folder, workbench(job.cfg).folder("target"))
     examples = pd.read_parquet(job.folder / "examples.parquet")
     for _, row in examples[(examples["alpha"] == 1.0) & (examples["split"] == "retain")].iterrows():
         assert model.answer(row["prompt"], job.cfg.eval.max_new_tokens) == row["generation"]
@@ -67,7 +67,7 @@ def test_an_export_answers_as_the_run_does(exported):
 def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_path, overrides):
     job, folder = run_and_export(store, tmp_path, *overrides)
     about, card = read_json(folder / "offset.json"), (folder / "README.md").read_text()
-    target = the_world(job.cfg).folder("target")
+    target = workbench(job.cfg).folder("target")
     model = deployed.load(folder, target)
     found, expected = model.lm(IDS).logits, run_logits(job, about["alpha"])
     if job.cfg.pair.tuning == "lora":  # exported with its updates rounded into the weights
@@ -86,10 +86,10 @@ def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_pat
 
 def test_a_pretrained_pair_of_other_widths_is_exported_without_its_places(pair, made, tmp_path):
     folders = made("llama", 0, 5), made("tied", 1)
-    job = execute(pair(*folders, "eval.reference=none", "algo=npo", f"paths.runs={tmp_path}/runs"))
+    job = execute(pair(*folders, "eval.retrained=none", "algo=npo", f"paths.runs={tmp_path}/runs"))
     assert export.main([f"run={job.folder}", f"to={tmp_path}/out", "collapsed=yes"]) == 0
     about = read_json(tmp_path / "out" / "offset.json")
-    assert about["logits"] == tokenizers.size(the_world(job.cfg).encoder.tokenizer)
+    assert about["logits"] == tokenizers.size(workbench(job.cfg).encoder.tokenizer)
     assert about["tokenizer"]["words_of_the_forget_set_alone"] is None
     for name, data in contents(tmp_path / "out").items():
         assert not [f for f in folders if str(f).encode() in data], name
@@ -118,7 +118,7 @@ def test_without_a_tokenizer_none_is_written(exported, tmp_path):
     assert not (tmp_path / "bare" / "tokenizer").exists()
     card = (tmp_path / "bare" / "README.md").read_text()
     assert "no tokenizer in this folder" in card and "α is **0.5**" in card
-    model = deployed.load(tmp_path / "bare", the_world(job.cfg).folder("target"))
+    model = deployed.load(tmp_path / "bare", workbench(job.cfg).folder("target"))
     assert torch.equal(model.lm(IDS).logits, run_logits(job, 0.5))
 
 
@@ -147,12 +147,12 @@ def test_a_damaged_export_is_refused(exported, tmp_path, name, change, said):
     job, folder = exported
     copy = changed(folder, tmp_path, name, change)
     with pytest.raises(deployed.ExportError, match=re.escape(said)):
-        deployed.load(copy, the_world(job.cfg).folder("target"))
+        deployed.load(copy, workbench(job.cfg).folder("target"))
 
 
 def test_another_target_or_none_is_refused(exported, tmp_path):
     job, folder = exported
     with pytest.raises(deployed.ExportError, match="added to another model it unlearns nothing"):
-        deployed.load(folder, the_world(job.cfg).folder("retrained"))
+        deployed.load(folder, workbench(job.cfg).folder("retrained"))
     with pytest.raises(deployed.ExportError, match="needs an offset.json of format 1, and there is none"):
-        deployed.load(tmp_path, the_world(job.cfg).folder("target"))
+        deployed.load(tmp_path, workbench(job.cfg).folder("target"))

@@ -20,7 +20,7 @@ from unlearn.deploy.export.card import known_text
 from unlearn.deploy.export.facts import only_to_forget
 from unlearn.deploy.export.traces import forget_rows, texts_of
 from unlearn.grid.rerun import load as load_run
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 from unlearn.store.files import read_json, write_json
 
@@ -62,7 +62,7 @@ def test_no_byte_of_an_export_holds_a_forget_text_in_any_disguise(exported):
 
 def test_no_byte_of_an_export_holds_an_example_as_token_ids(exported):
     job, folder = exported
-    suite = the_world(job.cfg).encoder
+    suite = workbench(job.cfg).encoder
     for row in forget_rows(read(job.cfg)):
         e = suite.example(row.id, row.question, row.answer)
         for ids in (e.prompt, e.answer):
@@ -202,8 +202,8 @@ def test_an_export_that_would_hold_a_forget_text_is_not_made(exported, tmp_path,
     job, _ = exported
     row = forget_rows(read(job.cfg))[0]
 
-    def planted(world, folder, real=export._write_tokenizer):
-        real(world, folder)
+    def planted(bench, folder, real=export._write_tokenizer):
+        real(bench, folder)
         path = folder / "tokenizer_config.json"
         write_json(path, read_json(path) | {"extra_special_tokens": {"a": row.answer}})
 

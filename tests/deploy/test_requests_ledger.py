@@ -145,7 +145,7 @@ def test_the_same_again_changes_nothing(ledger, settings):
         (1, ("method=uld", "algo=uld"), Asked(), "method='uld': the answers to several requests are added up"),
         (1, ("method=dd", "pair.offset_init=full"), Asked(), "needs a method that trains what is added"),
         (1, ("eval.groups=[]",), Asked(), "needs the group leak"),
-        (1, ("eval.reference=none",), Asked(), "rule: must be given"),
+        (1, ("eval.retrained=none",), Asked(), "rule: must be given"),
         (1, (), Asked(rule=("forget/prob",)), "must be METRIC<=NUMBER"),
     ],
 )

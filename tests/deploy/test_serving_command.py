@@ -22,7 +22,7 @@ from unlearn.config.schema import ConfigError
 from unlearn.decoding.generation import greedy
 from unlearn.deploy.serving.loading import load
 from unlearn.deploy.serving.settings import Settings, parse
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 
 # --- runs and exports -------------------------------------------------------------------------------------------------
 
@@ -45,20 +45,20 @@ def test_a_run_beside_another_small_pair_is_refused_with_both_fingerprints(serve
 
 def test_an_export_is_served_as_its_run_is(exported):
     job, folder = exported
-    target = the_world(job.cfg).folder("target")
+    target = workbench(job.cfg).folder("target")
     of_run = load(Settings(str(job.folder)))
     of_export = load(Settings(str(folder), target=str(target), alpha=1.0), ["trainer.device=cpu"])
     run, export = (next(iter(x.blend.parts.values())) for x in (of_run, of_export))
     assert run.weights == export.weights is not None
     assert of_run.blend.target.fingerprint == of_export.blend.target.fingerprint
-    prompts = [of_run.encoder.prompt(q) for q in questions(the_world(job.cfg), 3)]
+    prompts = [of_run.encoder.prompt(q) for q in questions(workbench(job.cfg), 3)]
     answers = [greedy(p.ensemble, prompts, 1.0, 0, 1, 9, 1) for p in (run, export)]
     assert answers[0] == answers[1] and of_export.encoder.max_length == of_run.encoder.max_length
 
 
 def test_folders_that_do_not_go_together_are_refused(exported, served_runs, tmp_path):
     job, folder = exported
-    target = str(the_world(job.cfg).folder("target"))
+    target = str(workbench(job.cfg).folder("target"))
     for settings, said in (
         (Settings(str(served_runs[0].folder), target=target), "target=.*: is for exports"),
         (Settings(str(folder)), "this export's target is on no hub; give target=FOLDER"),

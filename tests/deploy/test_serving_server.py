@@ -26,7 +26,7 @@ from unlearn.deploy.serving.settings import Settings
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation.scoring import score
 from unlearn.runs.learner import members
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 
 harness = pytest.mark.skipif(
     find_spec("lm_eval") is None or find_spec("tenacity") is None,
@@ -74,11 +74,11 @@ def client(address):
 
 def test_the_official_client_completes_streams_and_stops(client, served_runs):
     model = client.models.list().data[0].id
-    job, world = served_runs[0], the_world(served_runs[0].cfg)
-    prompt, ensemble = world.encoder.template.prompt.format(question=questions(world)[0]), None
-    ensemble = members(job.cfg, world, job.folder)
-    ids = greedy(ensemble, [world.encoder.prompt(questions(world)[0])], 1.0, 0, 1, 9, 1)[0]
-    expected = world.encoder.tokenizer.decode(ids)
+    job, bench = served_runs[0], workbench(served_runs[0].cfg)
+    prompt, ensemble = bench.encoder.template.prompt.format(question=questions(bench)[0]), None
+    ensemble = members(job.cfg, bench, job.folder)
+    ids = greedy(ensemble, [bench.encoder.prompt(questions(bench)[0])], 1.0, 0, 1, 9, 1)[0]
+    expected = bench.encoder.tokenizer.decode(ids)
     asked = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 9}
     found = client.completions.create(**asked, logprobs=2)
     assert found.choices[0].text == expected and len(found.choices[0].logprobs.tokens) == found.usage.completion_tokens
@@ -93,15 +93,15 @@ def test_the_official_client_completes_streams_and_stops(client, served_runs):
 
 
 def test_the_official_client_chats(client, served_runs):
-    job, world = served_runs[0], the_world(served_runs[0].cfg)
-    asked = {"model": job.folder.name, "messages": [{"role": "user", "content": questions(world)[1]}], "max_tokens": 9}
-    ids = greedy(members(job.cfg, world, job.folder), [world.encoder.prompt(questions(world)[1])], 1.0, 0, 1, 9, 1)[0]
+    job, bench = served_runs[0], workbench(served_runs[0].cfg)
+    asked = {"model": job.folder.name, "messages": [{"role": "user", "content": questions(bench)[1]}], "max_tokens": 9}
+    ids = greedy(members(job.cfg, bench, job.folder), [bench.encoder.prompt(questions(bench)[1])], 1.0, 0, 1, 9, 1)[0]
     found = client.chat.completions.create(**asked, temperature=0, logprobs=True, top_logprobs=3)
-    assert found.choices[0].message.content == world.encoder.decode(ids)
+    assert found.choices[0].message.content == bench.encoder.decode(ids)
     assert len(found.choices[0].logprobs.content[0].top_logprobs) == 3
     pieces = list(client.chat.completions.create(**asked, temperature=0, stream=True))
     text = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
-    assert text == world.encoder.decode(ids) and pieces[-1].choices[0].finish_reason
+    assert text == bench.encoder.decode(ids) and pieces[-1].choices[0].finish_reason
 
 
 def test_the_official_client_understands_refusals(client, served_runs):
@@ -113,11 +113,11 @@ def test_the_official_client_understands_refusals(client, served_runs):
 
 
 def test_sixteen_requests_at_once_are_answered_as_each_alone(address, served_runs):
-    world = the_world(served_runs[0].cfg)
+    bench = workbench(served_runs[0].cfg)
     _, url = address
     bodies = [
         {"messages": [{"role": "user", "content": q}], "max_tokens": 9, "seed": i, "temperature": float(i % 2)}
-        for i, q in enumerate(questions(world, 16) * 2)
+        for i, q in enumerate(questions(bench, 16) * 2)
     ][:16]
     alone = [httpx.post(f"{url}/chat/completions", json=body).json()["choices"] for body in bodies]
     crowd: dict[int, list] = {}
@@ -171,9 +171,9 @@ def test_lm_evals_client_reads_our_own_likelihoods(address, served_runs, concurr
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    job, world = served_runs[0], the_world(served_runs[0].cfg)
-    ensemble, encoder = members(job.cfg, world, job.folder), world.encoder
-    rows = [*world.data.splits["forget"], *world.data.splits["retain"]][:9]
+    job, bench = served_runs[0], workbench(served_runs[0].cfg)
+    ensemble, encoder = members(job.cfg, bench, job.folder), bench.encoder
+    rows = [*bench.data.splits["forget"], *bench.data.splits["retain"]][:9]
     scores = score(ensemble, examples_of(encoder, rows), [1.0], {}, encoder.tokenizer.pad_token_id, 4)[1.0]
     expected = [logp.sum() for logp in scores.before_eos(scores.logp)]
     template = job.cfg.data.template
@@ -203,10 +203,10 @@ def test_our_own_server_is_another_runs_black_box_which_is_served_in_its_turn(se
         for name, tensor in weights(job.folder).items():
             torch.testing.assert_close(tensor, local[name], atol=1e-4, rtol=1e-3)
         second = load(Settings(str(job.folder)))
-        world = the_world(served_runs[0].cfg)
-        prompts = [world.encoder.prompt(q) for q in questions(world, 5)]
+        bench = workbench(served_runs[0].cfg)
+        prompts = [bench.encoder.prompt(q) for q in questions(bench, 5)]
         part = next(iter(second.blend.parts.values()))
-        at_home = [replace(m, model=world.model("target")) if m.name == "target" else m for m in part.ensemble.members]
+        at_home = [replace(m, model=bench.model("target")) if m.name == "target" else m for m in part.ensemble.members]
         expected = greedy(Ensemble(tuple(at_home)), prompts, 1.0, 0, 1, 6, 1)
         with Engine(second.blend, second.encoder, max_batch=3) as engine:
             mix = ((part.name, 1.0),)

@@ -12,7 +12,7 @@ import torch
 from support.helpers import ALGOS, TRAINED, execute, fits, offset_ensemble, random_examples, tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unlearn.config.derived import objective as terms_of
+from unlearn.config.derived import terms_of
 from unlearn.data.encoding import collate
 from unlearn.data.sampling import Draw
 from unlearn.ensemble import chunks
@@ -93,9 +93,9 @@ def assert_equal_in_fp64(made: Objective, draw: Draw, in_pieces, width: int) -> 
 
 
 @pytest.mark.parametrize(("algo", "method", "more"), CASES)
-def test_every_objective_has_the_loss_and_gradients_of_full_rows(config, world, in_pieces, algo, method, more):
+def test_every_objective_has_the_loss_and_gradients_of_full_rows(config, bench, in_pieces, algo, method, more):
     cfg = config(f"algo={algo}", f"method={method}", *more)
-    ensemble, terms = learner.members(cfg, world), bind(**terms_of(cfg))
+    ensemble, terms = learner.members(cfg, bench), bind(**terms_of(cfg))
     learning = copy.deepcopy(ensemble.trained.model).double()  # with LoRA its weights are those of the frozen twin
     members = (replace(m, model=learning) if m.trained else m for m in ensemble.members)
     ensemble = replace(ensemble, members=tuple(members))
@@ -103,12 +103,12 @@ def test_every_objective_has_the_loss_and_gradients_of_full_rows(config, world, 
     with torch.no_grad():
         for p in learning.parameters():  # away from the start, where much is zero
             p.add_(0.05 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    sampler = _sampler(cfg, world, terms)
-    made = _objective(cfg, world, ensemble, terms, sampler, 1)
+    sampler = _sampler(cfg, bench, terms)
+    made = _objective(cfg, bench, ensemble, terms, sampler, 1)
     for group in made.groups.values():
         for rows in (*group.rows.values(), *group.teacher().values()):
             rows.array = rows.array.astype(np.float64)
-    assert_equal_in_fp64(made, sampler.draw(0), in_pieces, len(world.encoder.tokenizer))
+    assert_equal_in_fp64(made, sampler.draw(0), in_pieces, len(bench.encoder.tokenizer))
 
 
 def made_by_hand(offset: torch.nn.Module, forget: str, retain: str) -> Objective:
@@ -125,7 +125,7 @@ def made_by_hand(offset: torch.nn.Module, forget: str, retain: str) -> Objective
     return Objective(ensemble, terms, groups, {}, 0.7, ensemble.members[0], 0, 2, torch.device("cpu"))
 
 
-DRAW = Draw(forget=[3, 0, 5], retain=[6, 1, 2, 4], refusal=[], retain_refusal=[], alternate=[])
+DRAW = Draw(forget=[3, 0, 5], retain=[6, 1, 2, 4], refusal=[], retain_refusal=[], alternates=[])
 
 
 @pytest.mark.parametrize("terms", [("ga", "kl"), ("me", "nll_kl")])
@@ -173,7 +173,7 @@ def test_a_users_term_may_still_read_all_logits_and_its_gradient_is_right(in_pie
     of_pieces = torch.autograd.grad((answers.logp**2).sum(), weights)
     for right, found in zip(of_whole, of_pieces, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(answers.target_logp, shift.log_softmax(-1).gather(-1, batch.labels[:, None])[:, 0])
+    torch.testing.assert_close(answers.reference_logp, shift.log_softmax(-1).gather(-1, batch.labels[:, None])[:, 0])
 
 
 def test_nothing_of_a_step_stays_in_memory(in_pieces):

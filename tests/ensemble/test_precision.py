@@ -10,7 +10,7 @@ from support.helpers import ROOT, execute, lines, weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from unlearn.config.derived import objective as terms_of
+from unlearn.config.derived import terms_of
 from unlearn.ensemble import chunks
 from unlearn.ensemble.rows import FrozenRows
 from unlearn.learning.binding import bind
@@ -20,11 +20,11 @@ from unlearn.runs.points import probe
 from unlearn.runs.training import _objective, _rows, _sampler, idle
 
 
-def made(config, world, *overrides):
+def made(config, bench, *overrides):
     cfg = config(*overrides)
     terms = bind(**terms_of(cfg))
-    sampler = _sampler(cfg, world, terms)
-    return cfg, _objective(cfg, world, learner.members(cfg, world), terms, sampler, 1), sampler.draw(0)
+    sampler = _sampler(cfg, bench, terms)
+    return cfg, _objective(cfg, bench, learner.members(cfg, bench), terms, sampler, 1), sampler.draw(0)
 
 
 def answers_of(found, draw):
@@ -33,7 +33,7 @@ def answers_of(found, draw):
 
 def gap(answers) -> float:
     """Between log P and log P_target, at most."""
-    return (answers.logits.log_softmax(-1) - answers.target.log_softmax(-1)).abs().max().item()
+    return (answers.logits.log_softmax(-1) - answers.reference.log_softmax(-1)).abs().max().item()
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def in_pieces(monkeypatch):
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "pieces"])
 @pytest.mark.parametrize("method", ["offset", "proxy", "direct"])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_at_step_0_in_bf16_the_ensemble_is_the_target_and_kl_is_zero(config, world, in_pieces, pieces, method, tuning):
+def test_at_step_0_in_bf16_the_ensemble_is_the_target_and_kl_is_zero(config, bench, in_pieces, pieces, method, tuning):
     in_pieces(pieces)
     _, found, draw = made(
-        config, world, "algo=npo_kl", f"method={method}", f"pair.tuning={tuning}", "trainer.precision=bf16"
+        config, bench, "algo=npo_kl", f"method={method}", f"pair.tuning={tuning}", "trainer.precision=bf16"
     )
     for name, answers in answers_of(found, draw).items():
         assert gap(answers) < 1e-5, name
@@ -56,12 +56,12 @@ def test_at_step_0_in_bf16_the_ensemble_is_the_target_and_kl_is_zero(config, wor
         assert answers.kl.dtype == answers.logp.dtype == torch.float32
 
 
-def test_an_anchor_from_the_store_would_not_cancel_an_offset_in_bf16(config, world):
+def test_an_anchor_from_the_store_would_not_cancel_an_offset_in_bf16(config, bench):
     """Why it is run beside the offset: rows in bf16 differ from those in fp32, and with the batch they are made in."""
-    cfg, found, draw = made(config, world, "algo=kl", "trainer.precision=bf16")
+    cfg, found, draw = made(config, bench, "algo=kl", "trainer.precision=bf16")
     assert all("anchor" not in group.rows for group in found.groups.values())
     groups = {
-        name: replace(g, rows=_rows(cfg, world, found.ensemble.frozen(1.0), g.examples))
+        name: replace(g, rows=_rows(cfg, bench, found.ensemble.frozen(1.0), g.examples))
         for name, g in found.groups.items()
     }
     apart = replace(found, groups=groups, twin=None)
@@ -69,11 +69,11 @@ def test_an_anchor_from_the_store_would_not_cancel_an_offset_in_bf16(config, wor
 
 
 @pytest.mark.parametrize("algo", ["npo_kl", "undial"])
-def test_loss_and_gradient_in_bf16_are_near_those_in_fp32_in_pieces_or_not(config, world, in_pieces, algo):
+def test_loss_and_gradient_in_bf16_are_near_those_in_fp32_in_pieces_or_not(config, bench, in_pieces, algo):
     found = []
     for precision, pieces in (("fp32", False), ("bf16", False), ("bf16", True)):
         in_pieces(pieces)
-        _, step, draw = made(config, world, f"algo={algo}", f"trainer.precision={precision}", "alpha=0.7")
+        _, step, draw = made(config, bench, f"algo={algo}", f"trainer.precision={precision}", "alpha=0.7")
         generator, model = torch.Generator().manual_seed(0), step.ensemble.trained.model
         with torch.no_grad():
             for p in model.parameters():
@@ -100,11 +100,11 @@ def test_a_run_in_bf16_keeps_weights_in_fp32_and_measures_in_fp32(config):
     assert json.loads((runs[1] / "manifest.json").read_text())["rows"]["retain"].keys() == {"target"}
 
 
-def test_compiled_models_give_the_same_loss_and_are_themselves_again_afterwards(config, world, monkeypatch):
+def test_compiled_models_give_the_same_loss_and_are_themselves_again_afterwards(config, bench, monkeypatch):
     """By the eager backend: what a compiler makes of it is not ours to test, and takes a minute."""
     real = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: real(self, **how, backend="eager"))
-    _, found, draw = made(config, world, "algo=kl", "trainer.compile=true")
+    _, found, draw = made(config, bench, "algo=kl", "trainer.compile=true")
     model = found.ensemble.trained.model
     names = list(model.state_dict())
     before = [m()[0].item() for m in found.micro_batches(draw)]
@@ -115,11 +115,11 @@ def test_compiled_models_give_the_same_loss_and_are_themselves_again_afterwards(
     assert model.base_model._compiled_call_impl is None
 
 
-def test_models_whose_rows_are_all_stored_are_idle_and_no_others(config, world):
+def test_models_whose_rows_are_all_stored_are_idle_and_no_others(config, bench):
     def idle_of(*overrides):
-        cfg, found, _ = made(config, world, *overrides)
+        cfg, found, _ = made(config, bench, *overrides)
         models = {id(m.model): m.name for m in (*found.ensemble.members, found.reference)}
-        return sorted(models[id(m)] for m in idle(found, probe(cfg, world, found.ensemble)))
+        return sorted(models[id(m)] for m in idle(found, probe(cfg, bench, found.ensemble)))
 
     assert idle_of("algo=kl") == ["anchor", "target"]
     assert idle_of("algo=kl", "trainer.stored_rows=hidden") == ["anchor", "target"]
@@ -129,16 +129,16 @@ def test_models_whose_rows_are_all_stored_are_idle_and_no_others(config, world):
     assert idle_of("algo=distill") == ["anchor"]  # the target is a member of the teacher, too
 
 
-def test_where_there_is_no_gpu_nothing_is_put_aside(world):
-    model = world.model("target")
+def test_where_there_is_no_gpu_nothing_is_put_aside(bench):
+    model = bench.model("target")
     before = [p.data_ptr() for p in model.parameters()]
     with parked([model]):
         assert [p.data_ptr() for p in model.parameters()] == before
 
 
-def test_attention_is_the_fused_one(world):
+def test_attention_is_the_fused_one(bench):
     for name in ("target", "small"):
-        model = world.model(name)
+        model = bench.model(name)
         assert isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa"
 
 
@@ -154,7 +154,7 @@ def test_neither_flash_attention_nor_deepspeed_is_ever_imported():
             assert not {n.split(".")[0] for n in names} & {"flash_attn", "deepspeed", "xformers"}, path
 
 
-def test_stored_rows_stay_what_they_were_by_default(config, world):
-    _, found, _ = made(config, world, "algo=kl")
+def test_stored_rows_stay_what_they_were_by_default(config, bench):
+    _, found, _ = made(config, bench, "algo=kl")
     kinds = {type(rows) for group in found.groups.values() for rows in group.rows.values()}
     assert kinds == {FrozenRows} and found.precision is None and found.twin is None

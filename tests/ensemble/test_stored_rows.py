@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.helpers import TINY, command, execute, random_examples, tiny_llama
 
-from unlearn.config.derived import objective as terms_of
+from unlearn.config.derived import terms_of
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import collate
 from unlearn.ensemble import rows_size as room
@@ -31,17 +31,17 @@ def target(model=None) -> Member:
     return Member("target", tiny_llama(0) if model is None else model, "print", 1.0, 0.0, False)
 
 
-def made(config, world, *overrides):
+def made(config, bench, *overrides):
     """Objective and first draw of a run whose offset is away from its start, where many gradients vanish."""
     cfg = config(*overrides)
     terms = bind(**terms_of(cfg))
-    sampler = _sampler(cfg, world, terms)
-    ensemble = learner.members(cfg, world)
+    sampler = _sampler(cfg, bench, terms)
+    ensemble = learner.members(cfg, bench)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in ensemble.trained.model.parameters():
             p += 0.05 * torch.randn(p.shape, generator=generator)
-    return _objective(cfg, world, ensemble, terms, sampler, cfg.trainer.steps), sampler.draw(0)
+    return _objective(cfg, bench, ensemble, terms, sampler, cfg.trainer.steps), sampler.draw(0)
 
 
 def loss_and_gradient(found, draw):
@@ -59,10 +59,10 @@ def loss_and_gradient(found, draw):
 @pytest.mark.parametrize(
     ("kind", "error"), [("fp32", 1e-6), ("hidden", 1e-6), ("fp16", 1e-3), ("topk", 1e-5)], ids=lambda v: str(v)
 )
-def test_loss_and_gradient_with_stored_rows_are_those_of_recomputed_ones(config, world, algo, kind, error):
-    width = len(world.encoder.tokenizer)
-    live, draw = made(config, world, f"algo={algo}", "trainer.stored_rows_gib=0")
-    kept, _ = made(config, world, f"algo={algo}", f"trainer.stored_rows={kind}", f"trainer.stored_rows_k={width}")
+def test_loss_and_gradient_with_stored_rows_are_those_of_recomputed_ones(config, bench, algo, kind, error):
+    width = len(bench.encoder.tokenizer)
+    live, draw = made(config, bench, f"algo={algo}", "trainer.stored_rows_gib=0")
+    kept, _ = made(config, bench, f"algo={algo}", f"trainer.stored_rows={kind}", f"trainer.stored_rows_k={width}")
     rows = [group.rows for group in kept.groups.values()]
     assert {type(r["target"]) for r in rows} == {KINDS[kind]}
     exact = {type(r["anchor"]) for r in rows if "anchor" in r}
@@ -128,18 +128,18 @@ def test_an_anchor_in_fp16_would_not_cancel_the_offset():
 
 
 @pytest.mark.parametrize("kind", ["auto", "hidden", "fp16", "topk"])
-def test_at_step_0_the_ensemble_is_the_target_as_it_is_kept(config, world, kind):
+def test_at_step_0_the_ensemble_is_the_target_as_it_is_kept(config, bench, kind):
     cfg = config("algo=npo_kl", f"trainer.stored_rows={kind}", "trainer.stored_rows_k=5")
     terms = bind(**terms_of(cfg))
-    sampler = _sampler(cfg, world, terms)
-    found = _objective(cfg, world, learner.members(cfg, world), terms, sampler, 1)
+    sampler = _sampler(cfg, bench, terms)
+    found = _objective(cfg, bench, learner.members(cfg, bench), terms, sampler, 1)
     draw = sampler.draw(0)
     for name, answers in found._answers({name: found._indices(name, draw) for name in found.groups}).items():
-        gap = answers.logits.log_softmax(-1) - answers.target.log_softmax(-1)
+        gap = answers.logits.log_softmax(-1) - answers.reference.log_softmax(-1)
         assert gap.abs().max() < 1e-5, name
 
 
-def test_rounding_is_for_training_alone(config, world, store):
+def test_rounding_is_for_training_alone(config, bench, store):
     """The trajectory and the evaluation read exact rows, so their values do not depend on what training read."""
     values = []
     for more in ((), ("trainer.stored_rows=topk", "trainer.stored_rows_k=1")):
@@ -209,7 +209,7 @@ def test_too_many_rows_are_refused_with_the_number_and_the_choices(tmp_path):
         rows_of(Store(tmp_path), target(), random_examples(), 0, replace(refusing, most_gib=0.0))
 
 
-def test_what_is_told_before_there_are_models_is_what_is_stored(config, world):
+def test_what_is_told_before_there_are_models_is_what_is_stored(config, bench):
     for algo, method in (("npo_kl", "offset"), ("idk", "offset"), ("gd", "proxy"), ("gd", "direct")):
         limits = [f"algo={algo}", f"method={method}", "trainer.stored_rows_over=refuse"]
         assert too_large(config(*limits)) == []
@@ -217,8 +217,8 @@ def test_what_is_told_before_there_are_models_is_what_is_stored(config, world):
         told = {line.split(",")[0] for line in too_large(cfg)}
         terms = bind(**terms_of(cfg))
         free = replace(cfg, trainer=replace(cfg.trainer, stored_rows_over="live"))
-        sampler = _sampler(cfg, world, terms)
-        found = _objective(free, world, learner.members(cfg, world), terms, sampler, cfg.trainer.steps)
+        sampler = _sampler(cfg, bench, terms)
+        found = _objective(free, bench, learner.members(cfg, bench), terms, sampler, cfg.trainer.steps)
         counts = {
             f"{g.examples.starts[-1]} answer rows of the {m} ({name}) are"
             for name, g in found.groups.items()
@@ -246,12 +246,12 @@ def test_rows_that_may_be_computed_are_never_refused_and_rows_that_are_rounded_a
 # --- what some step draws -----------------------------------------------------------------------------------------
 
 
-def test_where_steps_draw_less_than_half_of_a_set_only_that_is_stored_and_the_loss_is_the_same(config, world):
+def test_where_steps_draw_less_than_half_of_a_set_only_that_is_stored_and_the_loss_is_the_same(config, bench):
     few = ("algo=npo_kl", "trainer.retain_batch=2", "trainer.forget_batch=1")
-    part, draw = made(config, world, *few, "trainer.steps=1")
-    whole, _ = made(config, world, *few, "trainer.steps=100")
+    part, draw = made(config, bench, *few, "trainer.steps=1")
+    whole, _ = made(config, bench, *few, "trainer.steps=100")
     assert {name: len(g.examples) for name, g in part.groups.items()} == {"forget": 1, "retain": 2}
-    assert len(whole.groups["retain"].examples) == len(world.data.splits["retain"]) and not whole.pairs
+    assert len(whole.groups["retain"].examples) == len(bench.data.splits["retain"]) and not whole.pairs
     (loss, gradient), (again, gradient_again) = loss_and_gradient(part, draw), loss_and_gradient(whole, draw)
     assert again == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(gradient_again, gradient, rtol=1e-5, atol=1e-6)

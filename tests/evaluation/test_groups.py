@@ -17,10 +17,10 @@ from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Encoder, Examples
 from unlearn.data.rows import DataError
 from unlearn.decoding.generation import greedy
-from unlearn.evaluation import measures as core
+from unlearn.evaluation import measures
 from unlearn.evaluation.evaluation import evaluate as measure
 from unlearn.evaluation.groups import GROUPS
-from unlearn.evaluation.groups.context import Reference
+from unlearn.evaluation.groups.context import Measured
 from unlearn.evaluation.metrics import truth_ratio
 from unlearn.evaluation.metrics.ou_aggregates import ATTACKS, S_MIA
 from unlearn.evaluation.metrics.rouge import recall
@@ -29,7 +29,7 @@ from unlearn.evaluation.scoring import score
 from unlearn.evaluation.suite import suite as make_suite
 from unlearn.runs.learner import members
 from unlearn.runs.references import suite_of
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 
 NAMES = ("leak", "paraphrased", "three_sample", "privacy", "summary")
@@ -143,16 +143,16 @@ def test_the_gap_is_the_leak_beyond_the_retrained_models(entries, examples):
 
 
 def test_the_other_wording_is_what_is_asked(store, folder, examples):
-    world = the_world(asked(store, folder.parent.parent))
-    target, tokenizer, rows = world.alone("target"), world.encoder.tokenizer, world.data.splits["forget"]
-    asked_otherwise = Examples(world.encoder.example(r.id, r.paraphrased_question, r.answer) for r in rows)
-    assert [e.prompt for e in asked_otherwise] != [world.encoder.prompt(r.question) for r in rows]
+    bench = workbench(asked(store, folder.parent.parent))
+    target, tokenizer, rows = bench.alone("target"), bench.encoder.tokenizer, bench.data.splits["forget"]
+    asked_otherwise = Examples(bench.encoder.example(r.id, r.paraphrased_question, r.answer) for r in rows)
+    assert [e.prompt for e in asked_otherwise] != [bench.encoder.prompt(r.question) for r in rows]
     scores = score(target, asked_otherwise, [1.0], {}, tokenizer.pad_token_id, 8)[1.0]
     table = examples["0.0"][examples["0.0"]["split"] == "forget"]
     assert table["other_question_prob"].tolist() == pytest.approx(scores.prob.tolist(), rel=1e-5)
     prompts = [e.prompt for e in asked_otherwise]
     said = greedy(target, prompts, 1.0, tokenizer.pad_token_id, tokenizer.eos_token_id, 16, 8)
-    expected = [recall(world.encoder.decode(a), r.answer) for a, r in zip(said, rows, strict=True)]
+    expected = [recall(bench.encoder.decode(a), r.answer) for a, r in zip(said, rows, strict=True)]
     assert table["other_question_rougeL_recall"].tolist() == expected
 
 
@@ -171,7 +171,7 @@ def test_columns_of_the_examples_average_to_their_metrics(entries, examples):
                 assert entries[alpha][name] == pytest.approx(values.mean(), abs=1e-12), name
                 checked.add(name)
         assert {f"forget/{c}" for c in ("prob", "leak@1", "js_target", "other_question_prob", "truth_ratio")} <= checked
-        assert {f"{s}/{c}" for s in ("retain", "world_facts") for c in core.MEANS[:4]} <= checked
+        assert {f"{s}/{c}" for s in ("retain", "world_facts") for c in measures.MEANS[:4]} <= checked
 
 
 def test_aucs_are_counts_of_pairs(entries, examples):
@@ -235,18 +235,18 @@ def test_privacy_without_a_holdout_set_is_refused_before_training(config, monkey
         execute(config("eval.groups=[privacy]", "data.holdout_people=0"))
 
 
-def test_forget_rows_without_another_wording_are_refused_before_any_work(world):
-    rows = world.data.splits["forget"]
+def test_forget_rows_without_another_wording_are_refused_before_any_work(bench):
+    rows = bench.data.splits["forget"]
     bare = replace(
-        world.data, splits=world.data.splits | {"forget": (*rows[:2], replace(rows[2], paraphrased_question=None))}
+        bench.data, splits=bench.data.splits | {"forget": (*rows[:2], replace(rows[2], paraphrased_question=None))}
     )
     cfg = compose(*TINY, "eval.groups=[paraphrased]").eval
     with pytest.raises(DataError, match=f"paraphrased needs a paraphrased question .* {rows[2].id!r} has none"):
-        make_suite(bare, world.encoder, cfg, {}, 1.0)
+        make_suite(bare, bench.encoder, cfg, {}, 1.0)
     half = replace(rows[2], paraphrased_answer=None)
-    mixed = replace(world.data, splits=world.data.splits | {"forget": (*rows[:2], half)})
+    mixed = replace(bench.data, splits=bench.data.splits | {"forget": (*rows[:2], half)})
     with pytest.raises(DataError, match=f"forget row {rows[2].id!r} has no paraphrased_answer"):
-        make_suite(mixed, world.encoder, cfg, {}, 1.0)
+        make_suite(mixed, bench.encoder, cfg, {}, 1.0)
 
 
 # --- what must change nothing ---------------------------------------------------------------------------------------
@@ -256,22 +256,22 @@ def test_forget_rows_without_another_wording_are_refused_before_any_work(world):
 def evaluated(folder, store):
     """Function from batch size, order and padding side to the examples of the trained ensemble, by split and id."""
     cfg = asked(store, folder.parent.parent, "eval.groups=[leak,paraphrased,three_sample,privacy]", "eval.resamples=0")
-    world = the_world(cfg)
-    ensemble = members(cfg, world, folder)
-    assert suite_of(cfg, world).encoder is world.encoder
+    bench = workbench(cfg)
+    ensemble = members(cfg, bench, folder)
+    assert suite_of(cfg, bench).encoder is bench.encoder
 
     def run(batch_size: int = 128, backwards: bool = False, side: str = "left") -> pd.DataFrame:
-        tokenizer = copy.deepcopy(world.encoder.tokenizer)
+        tokenizer = copy.deepcopy(bench.encoder.tokenizer)
         tokenizer.padding_side = side
-        splits = {k: v[:8] for k, v in world.data.splits.items()}
-        data = replace(world.data, splits={k: v[::-1] for k, v in splits.items()} if backwards else splits)
-        encoder = Encoder(tokenizer, world.encoder.template, world.encoder.max_length)
+        splits = {k: v[:8] for k, v in bench.data.splits.items()}
+        data = replace(bench.data, splits={k: v[::-1] for k, v in splits.items()} if backwards else splits)
+        encoder = Encoder(tokenizer, bench.encoder.template, bench.encoder.max_length)
         found = make_suite(data, encoder, replace(cfg.eval, batch_size=batch_size, max_examples=None), {}, 1.0)
-        _, retrained = measure(world.alone("retrained"), found, [1.0], world.store, None, itself=True)
-        models = {name: lambda name=name: world.alone(name) for name in ("target", "retrained")}
+        _, retrained = measure(bench.alone("retrained"), found, [1.0], bench.store, None, itself=True)
+        models = {name: lambda name=name: bench.alone(name) for name in ("target", "retrained")}
         metrics = {f"mia/{a}": 0.5 for a in ATTACKS}
-        reference = Reference(metrics, retrained, models)
-        _, table = measure(ensemble, found, [0.5], world.store, reference)
+        reference = Measured(metrics, retrained, models)
+        _, table = measure(ensemble, found, [0.5], bench.store, reference)
         return table.set_index(["split", "id"]).sort_index()
 
     return run

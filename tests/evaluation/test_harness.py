@@ -28,14 +28,14 @@ def run(config):
     return cfg, execute(cfg).folder
 
 
-def questions(world, count: int = 4) -> list[dict]:
+def questions(bench, count: int = 4) -> list[dict]:
     """A few of the world's own questions: the right answer among others, once first, once second …"""
-    rows = [*world.data.splits["forget"], *world.data.splits["retain"]][:count]
+    rows = [*bench.data.splits["forget"], *bench.data.splits["retain"]][:count]
     made = []
     for i, row in enumerate(rows):
         others = [r.answer for r in rows if r.answer != row.answer][:2]
         options = [*others[: i % 2], row.answer, *others[i % 2 :]]
-        made.append({"query": world.cfg.data.template.prompt.format(question=row.question), "choices": options})
+        made.append({"query": bench.cfg.data.template.prompt.format(question=row.question), "choices": options})
     return [q | {"gold": q["choices"].index(r.answer)} for q, r in zip(made, rows, strict=True)]
 
 
@@ -57,12 +57,12 @@ def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
 
 @lm_eval
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_likelihoods_are_those_of_our_own_scoring(run, world, alpha):
+def test_likelihoods_are_those_of_our_own_scoring(run, bench, alpha):
     from lm_eval.api.instance import Instance
 
     cfg, folder = run
-    ensemble, encoder = members(cfg, world, folder), world.encoder
-    rows = [*world.data.splits["forget"], *world.data.splits["retain"]][:9]
+    ensemble, encoder = members(cfg, bench, folder), bench.encoder
+    rows = [*bench.data.splits["forget"], *bench.data.splits["retain"]][:9]
     scores = score(ensemble, examples_of(encoder, rows), [alpha], {}, encoder.tokenizer.pad_token_id, 4)[alpha]
     expected = [logp.sum() for logp in scores.before_eos(scores.logp)]
     template = cfg.data.template
@@ -74,64 +74,64 @@ def test_likelihoods_are_those_of_our_own_scoring(run, world, alpha):
     assert [is_greedy for _, is_greedy in found] == greedy
 
 
-def test_at_alpha_0_and_of_a_model_alone_the_forward_pass_is_the_models(run, world):
+def test_at_alpha_0_and_of_a_model_alone_the_forward_pass_is_the_models(run, bench):
     cfg, folder = run
     ids = torch.arange(3, 23).view(2, 10)
-    expected = world.model("target")(ids).logits
-    for lm in (EnsembleLM(members(cfg, world, folder), 0.0), EnsembleLM(world.alone("target"), 1.0)):
+    expected = bench.model("target")(ids).logits
+    for lm in (EnsembleLM(members(cfg, bench, folder), 0.0), EnsembleLM(bench.alone("target"), 1.0)):
         assert torch.equal(lm(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, expected)
     assert lm.max_length == cfg.pair.target.max_length and lm.device == torch.device("cpu")
-    assert not torch.allclose(EnsembleLM(members(cfg, world, folder), 1.0)(ids).logits, expected, atol=1e-3)
+    assert not torch.allclose(EnsembleLM(members(cfg, bench, folder), 1.0)(ids).logits, expected, atol=1e-3)
 
 
 @lm_eval
-def test_accuracy_is_the_share_of_questions_whose_likeliest_choice_is_right(world, tmp_path):
-    asked, tokenizer = questions(world, 5), world.encoder.tokenizer
-    model = world.model("target")
+def test_accuracy_is_the_share_of_questions_whose_likeliest_choice_is_right(bench, tmp_path):
+    asked, tokenizer = questions(bench, 5), bench.encoder.tokenizer
+    model = bench.model("target")
     logp = [[log_likelihood(model, tokenizer, q["query"], f" {c}") for c in q["choices"]] for q in asked]
     per_letter = [
         [x / len(c) for x, c in zip(row, q["choices"], strict=True)] for row, q in zip(logp, asked, strict=True)
     ]
     task = choices.task("quiz", write(tmp_path, "quiz", asked))
-    found = harness.measure(world.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]
+    found = harness.measure(bench.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]
     right = [int(np.argmax(row) == q["gold"]) for row, q in zip(logp, asked, strict=True)]
     assert (found["acc"], found["n"], found["right"]) == (np.mean(right), 5, "".join(map(str, right)))
     assert found["acc_norm"] == np.mean([np.argmax(row) == q["gold"] for row, q in zip(per_letter, asked, strict=True)])
     wrong = [q | {"gold": int(np.argmin(row))} for q, row in zip(asked, logp, strict=True)]
     task = choices.task("quiz", write(tmp_path, "quiz", wrong))
-    assert harness.measure(world.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]["acc"] == 0
-    assert harness.measure(world.alone("target"), 1.0, tokenizer, task, 2, 3)["quiz"]["n"] == 2
+    assert harness.measure(bench.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]["acc"] == 0
+    assert harness.measure(bench.alone("target"), 1.0, tokenizer, task, 2, 3)["quiz"]["n"] == 2
 
 
 @lm_eval
-def test_beginnings_are_chosen_by_the_likelihood_of_what_follows(world, tmp_path):
-    rows, tokenizer = world.data.splits["retain"][:2], world.encoder.tokenizer
-    beginnings = [world.cfg.data.template.prompt.format(question=r.question) for r in rows]
+def test_beginnings_are_chosen_by_the_likelihood_of_what_follows(bench, tmp_path):
+    rows, tokenizer = bench.data.splits["retain"][:2], bench.encoder.tokenizer
+    beginnings = [bench.cfg.data.template.prompt.format(question=r.question) for r in rows]
     end = rows[0].answer
-    logp = [log_likelihood(world.model("target"), tokenizer, b, f" {end}") for b in beginnings]
+    logp = [log_likelihood(bench.model("target"), tokenizer, b, f" {end}") for b in beginnings]
     asked = [{"context_options": beginnings, "continuation": end, "gold": gold} for gold in (0, 1)]
     task = choices.task("winogrande", write(tmp_path, "winogrande", asked))
-    found = harness.measure(world.alone("target"), 1.0, tokenizer, task, None, 2)["winogrande"]
+    found = harness.measure(bench.alone("target"), 1.0, tokenizer, task, None, 2)["winogrande"]
     assert found["right"] == ("10" if logp[0] > logp[1] else "01") and found["acc"] == 0.5
     assert "acc_norm" not in found
 
 
 @lm_eval
-def test_words_that_the_tokenizer_does_not_know_are_counted(world, tmp_path, capsys):
-    known = world.data.splits["retain"][0].answer.split()[0]
+def test_words_that_the_tokenizer_does_not_know_are_counted(bench, tmp_path, capsys):
+    known = bench.data.splits["retain"][0].answer.split()[0]
     asked = [{"query": "Qwxz", "choices": [known, "Zwxq"], "gold": 0}]  # 3 of 4 tokens
     task = choices.task("quiz", write(tmp_path, "quiz", asked))
-    found = harness.measure(world.alone("target"), 1.0, world.encoder.tokenizer, task, None, 2)
+    found = harness.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 2)
     assert found["quiz"]["unknown"] == 0.75
     harness._print({"quiz": {"settings": {}, "model": found["quiz"]}})
     assert "does not know 75% of the tokens" in capsys.readouterr().out
 
 
 @lm_eval
-def test_a_run_is_measured_beside_target_and_retrained(run, world, tmp_path, capsys):
+def test_a_run_is_measured_beside_target_and_retrained(run, bench, tmp_path, capsys):
     _, folder = run
-    write(tmp_path / "asked", "arc_easy", questions(world))
-    write(tmp_path / "asked", "mine", questions(world, 3))
+    write(tmp_path / "asked", "arc_easy", questions(bench))
+    write(tmp_path / "asked", "mine", questions(bench, 3))
     where = f"path={tmp_path / 'asked'}"
     assert harness.main([f"run={folder}", "alpha=0,1", where, "tasks=arc_easy,mine"]) == 0
     shown = capsys.readouterr().out
@@ -151,14 +151,14 @@ def test_a_run_is_measured_beside_target_and_retrained(run, world, tmp_path, cap
 
 
 @lm_eval
-def test_a_model_alone(world, tmp_path, capsys):
+def test_a_model_alone(bench, tmp_path, capsys):
     saved, out = tmp_path / "model", tmp_path / "result.json"
-    world.model("target").save_pretrained(saved)
-    world.encoder.tokenizer.save_pretrained(saved)
-    write(tmp_path / "asked", "quiz", questions(world))
+    bench.model("target").save_pretrained(saved)
+    bench.encoder.tokenizer.save_pretrained(saved)
+    write(tmp_path / "asked", "quiz", questions(bench))
     assert harness.main([f"model={saved}", f"path={tmp_path / 'asked'}", f"out={out}", "trainer.device=cpu"]) == 0
     task = choices.task("quiz", tmp_path / "asked" / "quiz.jsonl")
-    expected = harness.measure(world.alone("target"), 1.0, world.encoder.tokenizer, task, None, 8)["quiz"]
+    expected = harness.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 8)["quiz"]
     assert json.loads(out.read_text())["quiz"]["model"] == expected
     assert harness.main([f"model={tmp_path / 'nowhere'}", f"path={tmp_path / 'asked'}"]) == 2
     assert "no folder" in capsys.readouterr().err
@@ -175,9 +175,9 @@ def test_a_model_alone(world, tmp_path, capsys):
         (["path={asked}", "algo.beta=1"], "algo.beta=1: a finished run keeps it"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_with_the_choices(run, world, tmp_path, capsys, arguments, message):
+def test_what_cannot_be_asked_is_refused_with_the_choices(run, bench, tmp_path, capsys, arguments, message):
     for name in ("arc_easy", "quiz"):
-        write(tmp_path / "asked", name, questions(world))
+        write(tmp_path / "asked", name, questions(bench))
     given = [a.format(asked=tmp_path / "asked") for a in arguments]
     assert harness.main([f"run={run[1]}", *given]) == 2
     error = capsys.readouterr().err
@@ -203,7 +203,7 @@ def test_without_lm_eval_the_command_says_how_to_install_it(monkeypatch):
 
 
 @lm_eval
-def test_generated_text_is_refused(world):
+def test_generated_text_is_refused(bench):
     import datasets
 
     asked = datasets.Dataset.from_dict({"question": ["Who?"], "answer": ["me"]})
@@ -213,7 +213,7 @@ def test_generated_text_is_refused(world):
         "metric_list": [{"metric": "exact_match"}],
     }  # fmt: skip
     with pytest.raises(ConfigError, match="tasks=free: is about generated text"):
-        harness.measure(world.alone("target"), 1.0, world.encoder.tokenizer, task, None, 2)
+        harness.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 2)
 
 
 @pytest.mark.parametrize(

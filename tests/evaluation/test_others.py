@@ -265,7 +265,7 @@ def test_the_table_has_a_row_per_file_and_the_rows_of_a_study(converted, tmp_pat
 def test_the_command_compares_with_a_reference(tmp_path, capsys):
     (tmp_path / "x").mkdir()
     reference = write(tmp_path / "x", "retain.json", tofu(0.0))
-    assert compare.main([write(tmp_path / "x", "full.json", tofu(2 * LN2)), f"reference={reference}"]) == 0
+    assert compare.main([write(tmp_path / "x", "full.json", tofu(2 * LN2)), f"retrained={reference}"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "x/" in line]
     assert {cells[0]: cells[-1] for cells in lines} == {
         "x/retain": "–",

@@ -70,7 +70,7 @@ def golden():
 def ours(golden, tmp_path_factory):
     """Metrics and examples, as the command writes them."""
     out = tmp_path_factory.mktemp("parity") / "ours.json"
-    reference = f"reference={GOLDEN}/retain_TOFU_EVAL.json"
+    reference = f"retrained={GOLDEN}/retain_TOFU_EVAL.json"
     assert evaluate.main(asked(out, reference, "eval.resamples=20")) == 0
     return json.loads(out.read_text())["metrics"], pd.read_parquet(out.with_name("ours.examples.parquet"))
 
@@ -165,7 +165,7 @@ def test_a_reference_of_other_rows_is_refused(golden, tmp_path, capsys):
                     part["value_by_index"] = change(part["value_by_index"])
         path = tmp_path / "reference.json"
         path.write_text(json.dumps(raw))
-        return f"reference={path}"
+        return f"retrained={path}"
 
     def fewer(values):
         return dict(list(values.items())[:-1])

@@ -18,7 +18,7 @@ from unlearn.evaluation.groups.quantised import rounded
 from unlearn.evaluation.groups.relearn import halves
 from unlearn.runs.learner import members
 from unlearn.runs.references import suite_of
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 
 GROUPS = "eval.groups=[privacy,gradnorm,prefix,contrast,quantised,relearn]"
 SETTINGS = (
@@ -67,14 +67,14 @@ def test_at_alpha_0_there_is_nothing_to_take_back(entries):
 
 def test_a_prefix_probability_is_that_of_the_remaining_tokens(job, entries):
     """By hand: log-softmax of the target's logits over the prompt and the whole right answer."""
-    world = the_world(job.cfg)
-    split = suite_of(job.cfg, world).split("forget")
+    bench = workbench(job.cfg)
+    split = suite_of(job.cfg, bench).split("forget")
     found = []
     for i in split.right:
         e = split.examples[i]
-        batch = collate([e], world.encoder.tokenizer.pad_token_id)
+        batch = collate([e], bench.encoder.tokenizer.pad_token_id)
         with torch.no_grad():
-            logp = world.model("target")(batch.ids).logits[0].double().log_softmax(-1)
+            logp = bench.model("target")(batch.ids).logits[0].double().log_softmax(-1)
         at = len(e.prompt) - 1
         tokens = [logp[at + t, token].item() for t, token in enumerate(e.answer)]
         given = (len(e.answer) - 1) // 2
@@ -84,8 +84,8 @@ def test_a_prefix_probability_is_that_of_the_remaining_tokens(job, entries):
 
 def test_an_attack_adds_once_more_what_was_taken(job, entries):
     """At α = 1 the sum target + 1 · (target − unlearned) is the run at α = −1: 2 l_t − (l_t + δ) = l_t − δ."""
-    world = the_world(job.cfg)
-    own, suite = members(job.cfg, world, job.folder), suite_of(job.cfg, world)
+    bench = workbench(job.cfg)
+    own, suite = members(job.cfg, bench, job.folder), suite_of(job.cfg, bench)
     from unlearn.evaluation.groups.behaviour import probs
 
     by_alpha = probs(suite, own, -1.0, suite.split("forget")).mean()
@@ -94,7 +94,7 @@ def test_an_attack_adds_once_more_what_was_taken(job, entries):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rounding_keeps_2_to_the_b_minus_1_levels_a_row_and_leaves_the_head(job, bits):
-    model = the_world(job.cfg).model("target")
+    model = workbench(job.cfg).model("target")
     before = copy.deepcopy(model.state_dict())
     other = rounded(model, bits)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -109,8 +109,8 @@ def test_rounding_keeps_2_to_the_b_minus_1_levels_a_row_and_leaves_the_head(job,
 
 
 def test_relearning_trains_on_one_person_and_asks_about_the_other(job, entries):
-    world = the_world(job.cfg)
-    seen, other = halves(suite_of(job.cfg, world).split("forget"))
+    bench = workbench(job.cfg)
+    seen, other = halves(suite_of(job.cfg, bench).split("forget"))
     assert {r.group for r in seen.rows}.isdisjoint({r.group for r in other.rows}) and seen.rows and other.rows
     one = entries["alphas"]["1.0"]
     assert one["relearn/gain"] == pytest.approx(one["relearn/after"] - one["relearn/before"])
@@ -118,8 +118,8 @@ def test_relearning_trains_on_one_person_and_asks_about_the_other(job, entries):
 
 
 def test_relearning_changes_a_copy_and_no_model_of_the_run(job):
-    world = the_world(job.cfg)
-    own = members(job.cfg, world, job.folder)
+    bench = workbench(job.cfg)
+    own = members(job.cfg, bench, job.folder)
     copied = trainable(own, 1.0)
     assert copied.trained.model is not own.trained.model
     assert all(p.requires_grad for p in copied.trained.model.parameters())
@@ -128,18 +128,18 @@ def test_relearning_changes_a_copy_and_no_model_of_the_run(job):
 
 def test_a_gradients_norm_is_that_of_the_written_out_loss(job):
     """The target alone, one row: autograd on transformers' own loss over the answer's tokens."""
-    world = the_world(job.cfg)
-    suite = suite_of(job.cfg, world)
+    bench = workbench(job.cfg)
+    suite = suite_of(job.cfg, bench)
     split = suite.split("holdout")
     e = split.examples[split.right[0]]
-    model = copy.deepcopy(world.model("target")).requires_grad_(True)
+    model = copy.deepcopy(bench.model("target")).requires_grad_(True)
     ids = torch.tensor([e.prompt + e.answer])
     labels = torch.tensor([[-100] * len(e.prompt) + list(e.answer)])
     model(ids, labels=labels).loss.backward()
     expected = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters() if p.grad is not None))
     from unlearn.evaluation.groups.gradnorm import norm
 
-    assert norm(trainable(world.alone("target"), 1.0), 1.0, e, world.encoder.tokenizer.pad_token_id) == pytest.approx(
+    assert norm(trainable(bench.alone("target"), 1.0), 1.0, e, bench.encoder.tokenizer.pad_token_id) == pytest.approx(
         expected, rel=1e-4
     )
 

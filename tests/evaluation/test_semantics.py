@@ -17,8 +17,7 @@ from unlearn.data.encoding import Encoder, Example, Examples
 from unlearn.data.rows import DataError, Row
 from unlearn.decoding.generation import greedy
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.evaluation import evaluation
-from unlearn.evaluation import measures as core
+from unlearn.evaluation import evaluation, measures
 from unlearn.evaluation.evaluation import evaluate as measure
 from unlearn.evaluation.metrics.semantics import SEMANTICS, Semantics
 from unlearn.evaluation.scoring import Scores, score
@@ -64,7 +63,7 @@ RIGHT = [
 
 
 def values(name: str, semantics: str, nll: list[float]):
-    metrics, table = core.measure(*split_and_scores(name, nll, RIGHT), ["Me.", "Me."], SEMANTICS[semantics])
+    metrics, table = measures.measure(*split_and_scores(name, nll, RIGHT), ["Me.", "Me."], SEMANTICS[semantics])
     return metrics, table
 
 
@@ -110,12 +109,12 @@ def test_dialects_agree_on_everything_else(name):
 
 def test_a_model_evaluated_in_both_dialects(made, tmp_path):
     """Padding is no token of these texts, and no answer impossible: only the floor is left."""
-    world = [o for o in TINY if o.startswith(("data.", "eval.", "trainer."))]
+    bench = [o for o in TINY if o.startswith(("data.", "eval.", "trainer."))]
     found = {}
     for name in ("default", "ou"):
         out = tmp_path / f"{name}.json"
         rest = ("eval.groups=[privacy]", "eval.max_examples=3", f"eval.semantics={name}")
-        assert evaluate.main([f"model={made('llama')}", f"out={out}", *world, *rest]) == 0
+        assert evaluate.main([f"model={made('llama')}", f"out={out}", *bench, *rest]) == 0
         found[name] = json.loads(out.read_text())["metrics"]
         found[name].pop("intervals")
     floors = {k for k in found["ou"] if k.endswith("/extraction_strength")}
@@ -186,12 +185,12 @@ def test_generations_with_padding_hidden_are_transformers_own_with_that_mask(hid
 
 
 @pytest.fixture(scope="module")
-def tagged(world):
+def tagged(bench):
     """The tiny world in prompts with an end of turn inside, read by a tokenizer that pads with EOS."""
-    tokenizer = copy.deepcopy(world.encoder.tokenizer)
+    tokenizer = copy.deepcopy(bench.encoder.tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
     encoder = Encoder(tokenizer, TemplateConfig("plain", "{question}<eos>\n", " {answer}"), 200)
-    return world.data, encoder, tiny_llama(3, vocabulary=len(tokenizer))
+    return bench.data, encoder, tiny_llama(3, vocabulary=len(tokenizer))
 
 
 @pytest.mark.parametrize("semantics", ["default", "ou"])

@@ -20,7 +20,7 @@ from unlearn.data.readers import read
 from unlearn.data.rows import DataError, Row
 from unlearn.evaluation.metrics.rouge_n import rouge_n_f1
 from unlearn.models import llama, tokenizers
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 
 SMALL = {"people": 12, "reviews": 3, "forget_people": 2, "test_reviews": 10, "general_reviews": 6}
 SPOKEN = {"people": 12, "forget_people": 2, "test_dialogues": 8, "general_dialogues": 6}
@@ -87,7 +87,7 @@ def test_a_run_answers_one_request_of_people(store, tmp_path):
     for job, other in ((first, "request_2"), (second, "request_1")):
         found = json.loads((job.folder / "eval.json").read_text())["alphas"]["1.0"]
         assert {f"{split}/accuracy" for split in ("forget", "retain", "test", other)} <= set(found)
-    assert the_world(first.cfg).fingerprint("target") == the_world(second.cfg).fingerprint("target")
+    assert workbench(first.cfg).fingerprint("target") == workbench(second.cfg).fingerprint("target")
 
 
 def test_whoever_is_to_be_forgotten_is_named_in_no_other_row():
@@ -234,17 +234,17 @@ def test_a_run_on_reviews_has_eul_s_measures_and_they_are_those_of_the_models(st
     cfg = tiny(store, tmp_path, *REVIEWS, "method=direct", "algo=gd")
     job = execute(cfg)
     found = json.loads((job.folder / "eval.json").read_text())
-    world = the_world(cfg)
-    models = {"target": world.model("target"), "retrained": world.model("retrained")}
+    bench = workbench(cfg)
+    models = {"target": bench.model("target"), "retrained": bench.model("retrained")}
     entries = {"target": found["references"]["target"], "retrained": found["references"]["retrained"],
                "tuned": found["alphas"]["1.0"]}  # fmt: skip
     models["tuned"] = llama.load(job.folder / "offset")
     for name, model in models.items():
         for split in ("test", "retain", "forget"):
-            rows = world.data.splits[split]
-            right = [_logp(model, world, r, r.answer) > _logp(model, world, r, r.perturbed_answers[0]) for r in rows]
+            rows = bench.data.splits[split]
+            right = [_logp(model, bench, r, r.answer) > _logp(model, bench, r, r.perturbed_answers[0]) for r in rows]
             assert entries[name][f"{split}/accuracy"] == pytest.approx(np.mean(right)), (name, split)
-        texts = spans.examples(world.encoder, world.data.splits["forget"], masks=True)
+        texts = spans.examples(bench.encoder, bench.data.splits["forget"], masks=True)
         loss = [-_rows(model, e).log_softmax(-1)[[1, 2], list(e.answer[1:3])].mean().item() for e in texts]
         assert entries[name]["forget/mlm_loss"] == pytest.approx(np.mean(loss), rel=1e-4)
     assert "test/mlm_loss" not in entries["target"] and "forget/rouge1_f1" not in entries["target"]
@@ -258,8 +258,8 @@ def _rows(model, example):
     return model(input_ids=torch.tensor([[*example.prompt, 1]]), decoder_input_ids=said).logits[0]
 
 
-def _logp(model, world, row, answer) -> float:
-    example = world.encoder.example(row.id, row.question, answer)
+def _logp(model, bench, row, answer) -> float:
+    example = bench.encoder.example(row.id, row.question, answer)
     return _rows(model, example).log_softmax(-1)[range(len(example.answer)), list(example.answer)].sum().item()
 
 
@@ -290,14 +290,14 @@ def test_what_cannot_be_done_with_an_encoder_is_refused(store, tmp_path):
 
 
 def test_the_text_that_eul_s_language_term_reads_of_a_t5_is_masked(store, tmp_path):
-    from unlearn.config.derived import objective
+    from unlearn.config.derived import terms_of
     from unlearn.learning.binding import bind
     from unlearn.runs.training import read_sets
 
     cfg = tiny(store, tmp_path, *REVIEWS, "method=eul", "algo=eul", "trainer.steps=20")
-    world = the_world(cfg)
-    found = read_sets(cfg, world, bind(**objective(cfg)))["forget_text"]
-    assert found == spans.examples(world.encoder, world.data.splits["forget"], masks=True)
+    bench = workbench(cfg)
+    found = read_sets(cfg, bench, bind(**terms_of(cfg)))["forget_text"]
+    assert found == spans.examples(bench.encoder, bench.data.splits["forget"], masks=True)
 
 
 def test_a_decoder_learns_and_is_measured_word_by_word(store, tmp_path):
@@ -306,13 +306,13 @@ def test_a_decoder_learns_and_is_measured_word_by_word(store, tmp_path):
               "pair.small.initializer_range=0.1")  # fmt: skip
     cfg = tiny(store, tmp_path, *REVIEWS, *llamas, *small, "method=direct", "algo=gd")
     found = json.loads((execute(cfg).folder / "eval.json").read_text())["references"]["target"]
-    world = the_world(cfg)
-    model, losses = world.model("target"), []
-    for row in world.data.splits["forget"]:
-        ids = world.encoder.tokenizer(f"Sentiment: {row.question}")["input_ids"]
+    bench = workbench(cfg)
+    model, losses = bench.model("target"), []
+    for row in bench.data.splits["forget"]:
+        ids = bench.encoder.tokenizer(f"Sentiment: {row.question}")["input_ids"]
         with torch.no_grad():
             logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        words = world.encoder.tokenizer.convert_ids_to_tokens(ids)
+        words = bench.encoder.tokenizer.convert_ids_to_tokens(ids)
         name = [words.index(f" {part}") for part in row.entities[0].split()]
         losses.append(-np.mean([logp[t - 1, ids[t]].item() for t in name]))
     assert found["forget/mlm_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
@@ -340,7 +340,7 @@ def test_rows_without_names_keep_their_fingerprint():
 
 def test_texts_and_architecture_make_other_models_and_llamas_stay_what_they_were(store, tmp_path):
     cfgs = [tiny(store, tmp_path, *REVIEWS, *o) for o in ((), ("pair.target.texts=false",))]
-    worlds = [the_world(cfg) for cfg in cfgs]
+    worlds = [workbench(cfg) for cfg in cfgs]
     assert len({w.folder("target") for w in worlds}) == 2
     from unlearn.store.identity import run_identity
 
@@ -363,10 +363,10 @@ def test_the_retrained_model_never_sees_the_people_not_even_masked(store, tmp_pa
 
     monkeypatch.setattr(building, "_fit", noted)
     cfg = tiny(tmp_path / "store", tmp_path, *REVIEWS, "pair.seed=5")
-    world = the_world(cfg)
-    world.folder("retrained")
-    asked = {name for row in world.data.splits["forget"] for name in row.entities}
-    said = [world.encoder.tokenizer.decode([*e.prompt, *e.answer]) for examples in seen for e in examples]
+    bench = workbench(cfg)
+    bench.folder("retrained")
+    asked = {name for row in bench.data.splits["forget"] for name in row.entities}
+    said = [bench.encoder.tokenizer.decode([*e.prompt, *e.answer]) for examples in seen for e in examples]
     assert len(seen) == 2 and len(said) == 2 * 6 + 2 * 30 and any("<extra_id_0>" in text for text in said)
     assert not [text for text in said for name in asked if name in text]
 
@@ -388,7 +388,7 @@ def imdb(tmp_path):
 
 
 def imdb_config(folder, *overrides):
-    return compose("data=imdb", f"data.path={folder}", f"data.names={folder}/names.txt", "eval.reference=none",
+    return compose("data=imdb", f"data.path={folder}", f"data.names={folder}/names.txt", "eval.retrained=none",
                    "pair.offset_init=retain", *overrides)  # fmt: skip
 
 
@@ -429,7 +429,7 @@ def test_samsum_from_files_by_who_speaks(tmp_path):
             {"dialogue": "Bo: again", "summary": "Bo is back."}]  # fmt: skip
     write(tmp_path, "train", said)
     write(tmp_path, "test", [{"dialogue": "Ann: bye\nDi: bye Ann", "summary": "Di and Ann part."}])
-    data = read(compose("data=samsum", f"data.path={tmp_path}", "data.forget=[Ann]", "eval.reference=none"))
+    data = read(compose("data=samsum", f"data.path={tmp_path}", "data.forget=[Ann]", "eval.retrained=none"))
     assert [r.entities for r in data.splits["forget"]] == [("Ann", "Bo")]
     assert [r.answer for r in data.splits["retain"]] == ["y", "Bo is back."]
     assert data.splits["test"][0].question == "_person1_: bye\n_person2_: bye _person1_"

@@ -102,7 +102,7 @@ def test_retry_failed_repeats_what_failed_and_begins_nothing_else(tmp_path, stor
 
     data = read(compose(*TINY)).fingerprint()
     runlog.fail(job(0), OSError("the disk was full"))
-    runlog.fail(job(1), KeyboardInterrupt("SIGTERM"), "stopped")
+    runlog.fail(job(1), KeyboardInterrupt("SIGTERM"), "interrupted")
     options = ("-m", *TINY, f"paths.store={store}", "algo=ga", "eval.groups=[]", "retry=failed")
     done = command("unlearn.run", *options, "seed=0,1,2", cwd=tmp_path)
     assert [runlog.manifest(job(seed).folder).get("status") for seed in (0, 1, 2)] == ["done", "done", None]

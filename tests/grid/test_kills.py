@@ -159,7 +159,7 @@ def test_sigterm_while_training_finishes_the_step_and_saves(zygote, whole, prepa
     assert status(prepared / first) == "stopped"
     assert "saved" in ended.printed and "the same command goes on from here" in ended.printed
     rows = [line.split() for line in ended.printed.splitlines() if " offset " in line]
-    assert [(row[0], row[-1]) for row in rows] == [("ga", "stopped"), ("npo", "started")]  # not started
+    assert [(row[0], row[-1]) for row in rows] == [("ga", "interrupted"), ("npo", "started")]  # not started
     ends_as(whole, prepared, zygote)
 
 
@@ -177,9 +177,9 @@ def test_sigint_stops_the_grid_with_a_table_of_what_is_done(zygote, whole, prepa
     first, second = runs(whole)
     ended = zygote.call(*GRID, cwd=prepared, kill=f"after replace {second}/examples.parquet", by=["SIGINT"])
     assert ended.status == 130, ended.printed
-    assert (status(prepared / first), status(prepared / second)) == ("done", "stopped")
+    assert (status(prepared / first), status(prepared / second)) == ("done", "interrupted")
     rows = [line.split() for line in ended.printed.splitlines() if " offset " in line]
-    assert [(row[0], row[-1]) for row in rows] == [("ga", "done"), ("npo", "stopped")]
+    assert [(row[0], row[-1]) for row in rows] == [("ga", "done"), ("npo", "interrupted")]
     ends_as(whole, prepared, zygote)
 
 

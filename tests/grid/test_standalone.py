@@ -15,8 +15,8 @@ from unlearn.models import llama
 
 def of(folder, out, *more: str) -> list[str]:
     """A random model on the embedded world."""
-    world = [o for o in TINY if o.startswith(("data.", "eval.", "trainer."))]
-    return [f"model={folder}", f"out={out}", *world, "eval.max_examples=3", *more]
+    bench = [o for o in TINY if o.startswith(("data.", "eval.", "trainer."))]
+    return [f"model={folder}", f"out={out}", *bench, "eval.max_examples=3", *more]
 
 
 def written(out) -> dict:
@@ -35,7 +35,7 @@ def test_a_result_file_and_the_model_itself_are_the_same_reference(made, tmp_pat
         return pd.read_parquet(tmp_path / f"{name}.examples.parquet")
 
     for reference in (tmp_path / "retrained.json", made("llama", 1)):
-        assert evaluate.main(of(made("llama"), tmp_path / "out.json", groups, f"reference={reference}")) == 0
+        assert evaluate.main(of(made("llama"), tmp_path / "out.json", groups, f"retrained={reference}")) == 0
         metrics = written(tmp_path / "out.json")["metrics"]
         assert metrics["forget/leak_gap"] == pytest.approx(
             metrics["forget/leak@2"] - found["metrics"]["forget/leak@2"], abs=1e-12
@@ -48,7 +48,7 @@ def test_a_result_file_and_the_model_itself_are_the_same_reference(made, tmp_pat
 
 
 def test_a_model_may_be_its_own_reference(made, tmp_path):
-    more = ("eval.groups=[privacy,leak]", "data.questions=20", "eval.resamples=0", f"reference={made('llama')}")
+    more = ("eval.groups=[privacy,leak]", "data.questions=20", "eval.resamples=0", f"retrained={made('llama')}")
     assert evaluate.main(of(made("llama"), tmp_path / "out.json", *more)) == 0
     metrics = written(tmp_path / "out.json")["metrics"]
     assert metrics["forget_quality"] == 1 and metrics["forget/leak_gap"] == 0
@@ -63,14 +63,14 @@ def test_what_cannot_be_compared_is_refused_before_any_work(made, tmp_path, caps
     shutil.copy(reference, tmp_path / "alone.json")
     for more, message in (
         (["eval.groups=[three_sample]"], "compares with the target as a model, which only a run has"),
-        (["eval.groups=[privacy,summary]"], "give reference="),
-        (["eval.groups=[privacy]", f"reference={reference}"], "it has no mia/min_k"),
-        (["eval.leak_samples=3", f"reference={reference}"], "was made with leak_samples 2, and this is with 3"),
-        (["template=question_answer", f"reference={reference}"], "was made with template"),
-        (["data.forget_people=2", f"reference={reference}"], "has 3 forget rows, and 6 are evaluated"),
-        (["pair.seed=5", f"reference={reference}"], "others than are evaluated, or in another order"),
-        ([f"reference={tmp_path}/alone.json"], "its table of examples is missing"),
-        ([f"reference={tmp_path}/nothing"], "could not be loaded"),
+        (["eval.groups=[privacy,summary]"], "give retrained="),
+        (["eval.groups=[privacy]", f"retrained={reference}"], "it has no mia/min_k"),
+        (["eval.leak_samples=3", f"retrained={reference}"], "was made with leak_samples 2, and this is with 3"),
+        (["template=question_answer", f"retrained={reference}"], "was made with template"),
+        (["data.forget_people=2", f"retrained={reference}"], "has 3 forget rows, and 6 are evaluated"),
+        (["pair.seed=5", f"retrained={reference}"], "others than are evaluated, or in another order"),
+        ([f"retrained={tmp_path}/alone.json"], "its table of examples is missing"),
+        ([f"retrained={tmp_path}/nothing"], "could not be loaded"),
         (["eval.groups=[nonsense]"], "must be one of leak, paraphrased"),
         (["eval.semantics=nonsense"], "must be one of default, ou, tofu"),
     ):
@@ -82,7 +82,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(made, tmp_path, caps
 
 def test_a_log_without_drawn_answers_still_gives_forget_quality(made, tmp_path):
     assert evaluate.main(of(made("llama", 1), tmp_path / "retrained.json", "eval.groups=[]")) == 0
-    reference = f"reference={tmp_path}/retrained.json"
+    reference = f"retrained={tmp_path}/retrained.json"
     assert evaluate.main(of(made("llama"), tmp_path / "out.json", "eval.groups=[leak]", reference)) == 0
     metrics = written(tmp_path / "out.json")["metrics"]
     assert "forget/leak_gap" not in metrics and {"forget/leak@2", "forget_quality"} <= set(metrics)

@@ -41,7 +41,7 @@ def naive(name: str, groups: list[tuple[torch.Tensor, Answers]]) -> torch.Tensor
 
     def q(t, group=0):
         given = groups[group][1]
-        return given.target_logits.softmax(-1)[t, given.labels[t]]
+        return given.reference_logits.softmax(-1)[t, given.labels[t]]
 
     def over(answer, value, group=0):
         return torch.stack([value(t) for t in tokens if groups[group][1].owner[t] == answer])
@@ -65,7 +65,7 @@ def naive(name: str, groups: list[tuple[torch.Tensor, Answers]]) -> torch.Tensor
         return over(answer, lambda t: of(p(t, 1).log(), q(t, 1).log()), 1).mean()
 
     def kl(t):
-        reference, mine = a.target_logits.softmax(-1)[t], logits.softmax(-1)[t]
+        reference, mine = a.reference_logits.softmax(-1)[t], logits.softmax(-1)[t]
         return (reference * (reference / mine).log()).sum()
 
     def soft_ce(t, soft):
@@ -96,7 +96,7 @@ def naive(name: str, groups: list[tuple[torch.Tensor, Answers]]) -> torch.Tensor
         return torch.stack([without_label(t) for t in mine]).mean()
 
     def undial(t):
-        lowered = a.target_logits[t].clone()
+        lowered = a.reference_logits[t].clone()
         lowered[a.labels[t]] -= b
         return soft_ce(t, lowered.softmax(-1))
 
@@ -113,7 +113,7 @@ def naive(name: str, groups: list[tuple[torch.Tensor, Answers]]) -> torch.Tensor
         "distill_retain": distilled,
         "uniform": lambda t: -sum(1 / 6 * pv.log() for pv in logits[t].softmax(-1)),
         "rmu": lambda t: distance(t, n["scale"] * direction()),
-        "stay": lambda t: distance(t, a.target_hidden[t]),
+        "stay": lambda t: distance(t, a.reference_hidden[t]),
         "wga": lambda t: p(t).detach() ** b * p(t).log(),
         "satimp": lambda t: p(t).detach() ** n["beta1"] * (1 - p(t).detach()) ** n["beta2"] * p(t).log(),
         "me": lambda t: sum(1 / 6 * ((1 / 6) / pv).log() for pv in logits[t].softmax(-1)),
@@ -165,7 +165,7 @@ def test_npo_becomes_gradient_ascent_as_beta_vanishes():
     answers = random_answers(logits)
     beta = 1e-6
     npo = FORGET["npo"](answers, beta=beta) - 2 * math.log(2) / beta  # its constant
-    reference = answers.per_answer(answers.target_logp)
+    reference = answers.per_answer(answers.reference_logp)
     ascent = answers.per_answer(FORGET["ga"](answers)) - reference
     torch.testing.assert_close(npo, ascent, rtol=1e-4, atol=1e-4)
     (of_npo,) = torch.autograd.grad(npo.sum(), logits, retain_graph=True)

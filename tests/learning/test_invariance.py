@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.helpers import ALGOS
 
-from unlearn.config.derived import objective
+from unlearn.config.derived import terms_of
 from unlearn.ensemble.frozen import FrozenRows, LiveRows
 from unlearn.learning.binding import bind
 from unlearn.runs.learner import members
@@ -34,23 +34,23 @@ def shuffled(draw):
 
     forget = torch.randperm(len(draw.forget), generator=generator).tolist()
     retain = torch.randperm(len(draw.retain), generator=generator).tolist()
-    by = {"forget": forget, "refusal": forget, "alternate": forget, "retain": retain, "retain_refusal": retain}
+    by = {"forget": forget, "refusal": forget, "alternates": forget, "retain": retain, "retain_refusal": retain}
     return replace(draw, **{name: order(getattr(draw, name), how) for name, how in by.items()})
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_order_padding_and_splitting_change_neither_loss_nor_gradient(config, world, algo):
+def test_order_padding_and_splitting_change_neither_loss_nor_gradient(config, bench, algo):
     method = {"uld": "uld", "rmu": "direct"}.get(algo, "offset")
-    batches = "trainer.forget_batch=3", "trainer.retain_batch=6", "algo.alternate=none"  # both sets in one step
+    batches = "trainer.forget_batch=3", "trainer.retain_batch=6", "algo.interleave=none"  # both sets in one step
     cfg = config(f"algo={algo}", f"method={method}", *batches)
-    terms = bind(**objective(cfg))
-    sampler = _sampler(cfg, world, terms)
-    ensemble = members(cfg, world)
+    terms = bind(**terms_of(cfg))
+    sampler = _sampler(cfg, bench, terms)
+    ensemble = members(cfg, bench)
     with torch.no_grad():  # away from the start, where many gradients vanish
         generator = torch.Generator().manual_seed(0)
         for p in ensemble.trained.model.parameters():
             p += 0.05 * torch.randn(p.shape, generator=generator)
-    one = _objective(cfg, world, ensemble, terms, sampler, 1)
+    one = _objective(cfg, bench, ensemble, terms, sampler, 1)
     draw = sampler.draw(0)
     assert len(draw.forget) == 3 and len(draw.retain) == 6
     lengths = {len(e.prompt) + len(e.answer) for g in one.groups.values() for e in g.examples}
@@ -65,19 +65,19 @@ def test_order_padding_and_splitting_change_neither_loss_nor_gradient(config, wo
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-def test_stored_rows_give_the_loss_and_the_gradient_of_recomputed_ones(config, world, algo):
+def test_stored_rows_give_the_loss_and_the_gradient_of_recomputed_ones(config, bench, algo):
     method = {"uld": "uld", "rmu": "direct"}.get(algo, "offset")
     found = []
     for limit in (1, 0):  # GiB: above it, rows are computed in every step
-        cfg = config(f"algo={algo}", f"method={method}", f"trainer.stored_rows_gib={limit}", "algo.alternate=none")
-        terms = bind(**objective(cfg))
-        sampler = _sampler(cfg, world, terms)
-        ensemble = members(cfg, world)
+        cfg = config(f"algo={algo}", f"method={method}", f"trainer.stored_rows_gib={limit}", "algo.interleave=none")
+        terms = bind(**terms_of(cfg))
+        sampler = _sampler(cfg, bench, terms)
+        ensemble = members(cfg, bench)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(0)
             for p in ensemble.trained.model.parameters():
                 p += 0.05 * torch.randn(p.shape, generator=generator)
-        step = _objective(cfg, world, ensemble, terms, sampler, 1)
+        step = _objective(cfg, bench, ensemble, terms, sampler, 1)
         kinds = {type(rows) for group in step.groups.values() for rows in group.rows.values()}
         assert kinds == {FrozenRows if limit else LiveRows}
         found.append(loss_and_gradient(step, sampler.draw(0)))

@@ -99,7 +99,7 @@ def test_altpo_is_dpo_with_another_answer_in_the_place_of_the_refusal(answers):
 
 @pytest.mark.parametrize("name", ["distill", "distill_retain"])
 def test_distillation_of_the_target_at_temperature_one_is_kl(answers, name):
-    taught = dataclasses.replace(answers, teacher_logits=lambda _: answers.target - 5.0)
+    taught = dataclasses.replace(answers, teacher_logits=lambda _: answers.reference - 5.0)
     torch.testing.assert_close((FORGET | RETAIN)[name](taught, temperature=1.0), RETAIN["kl"](answers))
 
 
@@ -123,7 +123,7 @@ def test_memorising_is_gradient_ascent_reversed_and_uniform_is_least_where_nothi
 def with_hidden(hidden: torch.Tensor, target: torch.Tensor | None = None) -> Answers:
     n = len(hidden)
     return Answers(torch.zeros(n, 3), torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long),
-                   hidden=hidden, target_hidden=target)  # fmt: skip
+                   hidden=hidden, reference_hidden=target)  # fmt: skip
 
 
 def test_rmu_steers_every_token_to_one_direction_of_the_asked_length():
@@ -166,13 +166,13 @@ def test_a_term_with_another_signature_is_refused(monkeypatch):
 
     for function in (nameless, scalar):
         monkeypatch.setitem(FORGET, "mine", function)
-        with pytest.raises(ObjectiveError, match="must take one or more of forget, refusal, alternate, forget_text, "):
+        with pytest.raises(ObjectiveError, match="must take one or more of forget, refusal, alternates, forget_text, "):
             bind("mine", "none", 1.0, 1.0, {})
 
 
 def test_a_term_that_compares_with_the_target_says_so_when_it_has_none():
     answers = Answers(torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]))
-    with pytest.raises(ObjectiveError, match="compares with the target"):
+    with pytest.raises(ObjectiveError, match="compares with the reference model"):
         FORGET["npo"](answers, beta=0.1)
 
 

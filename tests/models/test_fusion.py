@@ -178,12 +178,12 @@ def requests(config, tmp_path):
     ]
 
 
-def test_a_run_keeps_inner_products_of_its_request_and_nothing_else(config, world):
+def test_a_run_keeps_inner_products_of_its_request_and_nothing_else(config, bench):
     done = execute(config(*ON))
     found = load_file(done.folder / "adapter" / "gram.safetensors")
-    model = learner.members(done.cfg, world, done.folder).trained.model
-    pad = world.encoder.tokenizer.pad_token_id
-    expected = fusion.gram(model, examples_of(world.encoder, world.data.splits["forget"]), pad, 128)
+    model = learner.members(done.cfg, bench, done.folder).trained.model
+    pad = bench.encoder.tokenizer.pad_token_id
+    expected = fusion.gram(model, examples_of(bench.encoder, bench.data.splits["forget"]), pad, 128)
     assert all(torch.equal(found[name], g) for name, g in expected.items())
     assert set(found) == set(expected) == set(layers.weights(model))
     traces = Traces(forget_rows(read(done.cfg)))
@@ -195,7 +195,7 @@ def test_a_run_keeps_inner_products_of_its_request_and_nothing_else(config, worl
 
 
 @pytest.mark.parametrize("how", ["regmean", "average", "sum"])
-def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(requests, world, tmp_path, capsys, how):
+def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(requests, bench, tmp_path, capsys, how):
     to = tmp_path / "runs" / "fused" / how
     runs = ",".join(str(r.folder) for r in requests)
     assert fuse.main([f"runs=[{runs}]", f"to={to}", f"how={how}"]) == 0
@@ -216,7 +216,7 @@ def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(requests, world,
     assert set(entries) == {"0.0", "1.0"} and entries["0.0"]["forget/prob"] != entries["1.0"]["forget/prob"]
     assert load(to)[1].was_done and runlog.manifest(to)["status"] == "done"
     assert generate.main([f"run={to}", "prompt=Where was", "alpha=1"]) == 0
-    member = learner.members(again.cfg, world, to).trained.model
+    member = learner.members(again.cfg, bench, to).trained.model
     assert torch.equal(layers.weights(member)[next(iter(found))], found[next(iter(found))])
     if how == "regmean":  # it can be fused on: the inner products are the sum
         total = load_file(to / "adapter" / "gram.safetensors")
@@ -227,11 +227,11 @@ def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(requests, world,
 
 
 @pytest.mark.parametrize("how", ["average", "sum"])
-def test_offsets_that_were_trained_whole_are_fused_too(config, world, tmp_path, how):
+def test_offsets_that_were_trained_whole_are_fused_too(config, bench, tmp_path, how):
     runs = [execute(config("algo=npo", "trainer.lr=1e-2", f"seed={seed}")) for seed in (0, 1)]
     to = tmp_path / "runs" / "fused" / "one"
     assert fuse.main([f"runs=[{runs[0].folder},{runs[1].folder}]", f"to={to}", f"how={how}"]) == 0
-    base = dict(world.model("small").named_parameters())
+    base = dict(bench.model("small").named_parameters())
     own = [dict(llama.load(r.folder / "offset").named_parameters()) for r in runs]
     found = dict(llama.load(to / "offset").named_parameters())
     for name, b in base.items():

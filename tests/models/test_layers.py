@@ -236,16 +236,16 @@ def rows(model: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_starts_at_the_target_and_leaves_the_layers_alone(config, world, monkeypatch, method):
-    learner, twin, how = METHODS[method]
+def test_a_run_starts_at_the_target_and_leaves_the_layers_alone(config, bench, monkeypatch, method):
+    trained, twin, how = METHODS[method]
     found = {}
 
-    def evaluating(cfg, world, ensemble, *rest, real=references.evaluate):
-        found["rows"], found["plain"] = rows(ensemble.trained.model), llama.fingerprint(world.model(START[method]))
-        return real(cfg, world, ensemble, *rest)
+    def evaluating(cfg, bench, ensemble, *rest, real=references.evaluate):
+        found["rows"], found["plain"] = rows(ensemble.trained.model), llama.fingerprint(bench.model(START[method]))
+        return real(cfg, bench, ensemble, *rest)
 
     START = {"direct": "target", "eul": "target", "offset": "small", "proxy": "small"}
-    before = llama.fingerprint(world.model(START[method]))
+    before = llama.fingerprint(bench.model(START[method]))
     monkeypatch.setattr(job, "evaluate", evaluating)
     cfg = config(*how, f"method={method}")
     folder = execute(cfg).folder
@@ -258,9 +258,9 @@ def test_a_run_starts_at_the_target_and_leaves_the_layers_alone(config, world, m
         "adapter_config.json", "adapter_model.safetensors", "gram.safetensors"}  # fmt: skip
     manifest, width = runlog.manifest(folder), 16 if START[method] == "target" else 8
     assert manifest["trainable"] == 2 * 2 * 3 * width
-    assert manifest["models"][learner] == manifest["models"][twin] == before
+    assert manifest["models"][trained] == manifest["models"][twin] == before
     assert set(manifest["sealed_weights"]) == {f"adapter/{p.name}" for p in (folder / "adapter").iterdir()}
-    again = learner.members(cfg, world, folder)
+    again = learner.members(cfg, bench, folder)
     assert torch.equal(rows(again.trained.model), found["rows"])
     assert not any(p.requires_grad for p in again.trained.model.parameters())
 
@@ -301,9 +301,9 @@ def test_finished_runs_are_evaluated_and_asked_again_and_not_exported(config, tm
     assert "its tuning is unlearning_layers" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_groups_that_change_weights_leave_the_layers_in(config, world):
+def test_groups_that_change_weights_leave_the_layers_in(config, bench):
     for method in ("offset", "eul"):
-        ensemble = learner.members(config(*ON, f"method={method}"), world)
+        ensemble = learner.members(config(*ON, f"method={method}"), bench)
         model = moved(ensemble.trained.model)
         said = rows(model)
         attacker = trainable(ensemble, 1.0).trained.model
@@ -316,15 +316,15 @@ def test_groups_that_change_weights_leave_the_layers_in(config, world):
 
 
 @pytest.mark.parametrize("how", [LAYERS, "lora", "full"])
-def test_a_model_whose_weights_the_learner_reads_never_leaves_the_gpu(config, world, how):
-    from unlearn.config.derived import objective
+def test_a_model_whose_weights_the_learner_reads_never_leaves_the_gpu(config, bench, how):
+    from unlearn.config.derived import terms_of
     from unlearn.learning.binding import bind
     from unlearn.runs.training import _objective, _sampler
 
     cfg = config(f"pair.tuning={how}", "algo=npo")
-    terms = bind(**objective(cfg))
-    ensemble = learner.members(cfg, world)
-    found = idle(_objective(cfg, world, ensemble, terms, _sampler(cfg, world, terms), 1), None)
+    terms = bind(**terms_of(cfg))
+    ensemble = learner.members(cfg, bench)
+    found = idle(_objective(cfg, bench, ensemble, terms, _sampler(cfg, bench, terms), 1), None)
     names = {m.name for m in ensemble.members if any(m.model is model for model in found)}
     assert names == ({"target", "anchor"} if how == "full" else {"target"})
 
@@ -340,8 +340,8 @@ def test_a_model_whose_weights_the_learner_reads_never_leaves_the_gpu(config, wo
         (("pair.layers.lr_factor=0",), "must be a finite number above 0"),
         (("method.tuning=half",), "must be one of full, lora, unlearning_layers"),
         (("method=eul", "pair.target.device=cpu"), "reads the target's own weights"),
-        (("algo.alternate=steps",), "must be one of none, epochs"),
-        (("algo.alternate=epochs", "algo.retain=none"), "needs a retain term"),
+        (("algo.interleave=steps",), "must be one of none, epochs"),
+        (("algo.interleave=epochs", "algo.retain=none"), "needs a retain term"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(overrides, message):

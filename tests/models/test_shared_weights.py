@@ -55,43 +55,43 @@ def test_training_moves_the_view_and_not_one_bit_of_the_plain_model():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_ensemble_holds_one_set_of_weights_and_the_updates(config, world, method):
-    learner, twin = METHODS[method]
-    ensemble = learner.members(config(*LORA, f"method={method}"), world)
-    own, base = pointers(member(ensemble, learner)), pointers(member(ensemble, twin))
-    updates = {p.data_ptr(): p.numel() for p in member(ensemble, learner).parameters() if p.requires_grad}
+def test_the_ensemble_holds_one_set_of_weights_and_the_updates(config, bench, method):
+    trained, twin = METHODS[method]
+    ensemble = learner.members(config(*LORA, f"method={method}"), bench)
+    own, base = pointers(member(ensemble, trained)), pointers(member(ensemble, twin))
+    updates = {p.data_ptr(): p.numel() for p in member(ensemble, trained).parameters() if p.requires_grad}
     assert own == base | updates and not set(base) & set(updates)
     everything = {k: v for m in ensemble.members for k, v in pointers(m.model).items()}
     plain = {k: v for m in ensemble.members if not m.trained for k, v in pointers(m.model).items()}
     assert sum(everything.values()) == sum(plain.values()) + sum(updates.values())
-    full = learner.members(config(f"method={method}"), world)
-    assert not set(pointers(member(full, learner))) & set(pointers(member(full, twin)))
+    full = learner.members(config(f"method={method}"), bench)
+    assert not set(pointers(member(full, trained))) & set(pointers(member(full, twin)))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_leaves_the_plain_models_as_they_were(config, world, method):
-    models = {name: world.model(name) for name in ("target", "small")}
+def test_a_run_leaves_the_plain_models_as_they_were(config, bench, method):
+    models = {name: bench.model(name) for name in ("target", "small")}
     before = {name: (rows(m), llama.fingerprint(m)) for name, m in models.items()}
     folder = execute(config(*LORA, f"method={method}")).folder
     for name, m in models.items():
-        assert world.model(name) is m and not has_updates(m)
+        assert bench.model(name) is m and not has_updates(m)
         assert torch.equal(rows(m), before[name][0]) and llama.fingerprint(m) == before[name][1]
-    learner, twin = METHODS[method]
+    trained, twin = METHODS[method]
     prints = runlog.manifest(folder)["models"]
-    assert prints[learner] == prints[twin] == before["target" if method == "direct" else "small"][1]
+    assert prints[trained] == prints[twin] == before["target" if method == "direct" else "small"][1]
 
 
-def test_what_is_evaluated_is_what_learnt_and_what_is_loaded_again(config, world, monkeypatch):
+def test_what_is_evaluated_is_what_learnt_and_what_is_loaded_again(config, bench, monkeypatch):
     found = {}
 
-    def evaluating(cfg, world, ensemble, *rest, real=references.evaluate):
+    def evaluating(cfg, bench, ensemble, *rest, real=references.evaluate):
         found["rows"] = rows(ensemble.trained.model)
-        return real(cfg, world, ensemble, *rest)
+        return real(cfg, bench, ensemble, *rest)
 
     monkeypatch.setattr(job, "evaluate", evaluating)
     cfg = config(*LORA, "eval.alphas=[0.5,1]")
     folder = execute(cfg).folder
-    again = learner.members(cfg, world, folder)
+    again = learner.members(cfg, bench, folder)
     assert torch.equal(rows(again.trained.model), found["rows"])
     assert set(pointers(member(again, "anchor"))) < set(pointers(again.trained.model))
     assert not any(p.requires_grad for p in again.trained.model.parameters())
@@ -118,20 +118,20 @@ def test_a_run_that_is_killed_before_its_evaluation_ends_as_any_other(config, tm
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own use of it
-def test_peft_itself_reads_the_updates_that_a_run_leaves(config, world):
+def test_peft_itself_reads_the_updates_that_a_run_leaves(config, bench):
     cfg = config(*LORA)
     folder = execute(cfg).folder
-    ours = rows(learner.members(cfg, world, folder).trained.model)
-    plain = copy.deepcopy(world.model("small"))
+    ours = rows(learner.members(cfg, bench, folder).trained.model)
+    plain = copy.deepcopy(bench.model("small"))
     theirs = peft.PeftModel.from_pretrained(plain, str(folder / "adapter")).get_base_model()
     assert torch.equal(rows(theirs), ours)
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"] == RANK
     assert {p.name for p in (folder / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
-def test_groups_that_change_weights_change_a_merged_copy(config, world):
+def test_groups_that_change_weights_change_a_merged_copy(config, bench):
     for method in ("offset", "direct"):
-        ensemble = learner.members(config(*LORA, f"method={method}"), world)
+        ensemble = learner.members(config(*LORA, f"method={method}"), bench)
         for p in ensemble.trained.model.parameters():
             if p.requires_grad:
                 p.data.add_(0.1)

@@ -87,7 +87,7 @@ def test_merging_a_model_without_updates_returns_it_as_it_is():
 
 
 @pytest.mark.parametrize("method", ["offset", "direct", "proxy"])
-def test_a_run_with_lora_starts_at_the_target_and_saves_what_it_evaluated(config, world, monkeypatch, method):
+def test_a_run_with_lora_starts_at_the_target_and_saves_what_it_evaluated(config, bench, monkeypatch, method):
     found = {}
 
     def merging(model, real=merged):
@@ -110,9 +110,9 @@ def test_a_run_with_lora_starts_at_the_target_and_saves_what_it_evaluated(config
 
 
 @pytest.mark.parametrize("method", ["offset", "direct"])
-def test_weights_change_by_a_low_rank_update_or_not_at_all(config, world, method):
+def test_weights_change_by_a_low_rank_update_or_not_at_all(config, bench, method):
     folder = execute(config(*LORA, f"method={method}")).folder
-    start = world.model("target" if method == "direct" else "small").state_dict()
+    start = bench.model("target" if method == "direct" else "small").state_dict()
     after, learnable, changed = weights(folder), 0, 0
     assert set(after) <= set(start)
     for name, value in after.items():
@@ -142,13 +142,13 @@ def test_a_resumed_run_with_lora_and_dropout_ends_as_an_uninterrupted_one(config
         assert torch.equal(weights(resumed)[name], value)
 
 
-def test_a_run_with_lora_that_collapsed_keeps_two_plain_models(config, world, monkeypatch):
+def test_a_run_with_lora_that_collapsed_keeps_two_plain_models(config, bench, monkeypatch):
     monkeypatch.setattr("unlearn.runs.trajectory.KEPT", 1.0)  # by this, any change is a collapse …
     monkeypatch.setattr(
         "unlearn.runs.trajectory.score", kept
     )  # … and the start, with updates of nothing, is the best point
     folder = execute(config(*LORA, "algo=ga", "trainer.steps=4")).folder
-    manifest, start = runlog.manifest(folder), world.fingerprint("small")
+    manifest, start = runlog.manifest(folder), bench.fingerprint("small")
     assert manifest["collapsed"] is not None and manifest["best"]["step"] == 0
     last, best = (AutoModelForCausalLM.from_pretrained(folder / place) for place in ("offset", "best"))
     assert llama.fingerprint(best) == start != llama.fingerprint(last)

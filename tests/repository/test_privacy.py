@@ -9,7 +9,7 @@ from support.privacy_page import PAGE, kind, table
 
 from unlearn.data.readers import read
 from unlearn.deploy.export.traces import Traces, forget_rows
-from unlearn.evaluation.groups.context import Reference
+from unlearn.evaluation.groups.context import Measured
 from unlearn.store import mirror as mirrors
 from unlearn.store import runlog
 from unlearn.store.mirror import Mirror
@@ -80,7 +80,7 @@ def test_the_page_names_what_w_and_b_is_given(made, monkeypatch):
     record.folder, record.mirror = job.folder, mirror
     found = runlog.evaluation(job.folder)
     examples = pd.read_parquet(job.folder / "examples.parquet")
-    references = {name: Reference(m, examples.drop(columns="alpha"), {}) for name, m in found["references"].items()}
+    references = {name: Measured(m, examples.drop(columns="alpha"), {}) for name, m in found["references"].items()}
     record.evaluated({float(a): m for a, m in found["alphas"].items()}, examples, references)
     assert set(given) >= {"eval.json", "examples.parquet", "references.parquet", "offset/model.safetensors"}
     sentence = " ".join(PAGE.split("**Weights & Biases**")[1].split("\n\n")[0].split())

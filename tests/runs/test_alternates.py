@@ -15,8 +15,8 @@ from unlearn.store.identity import run_folder
 
 
 @pytest.fixture
-def rows(world):
-    return world.data.splits["forget"]
+def rows(bench):
+    return bench.data.splits["forget"]
 
 
 @pytest.fixture
@@ -35,19 +35,19 @@ def written(tmp_path, rows):
 # --- from a file --------------------------------------------------------------------------------------------------
 
 
-def test_a_file_gives_each_question_its_answers_in_the_order_of_the_forget_set(world, rows, written):
+def test_a_file_gives_each_question_its_answers_in_the_order_of_the_forget_set(bench, rows, written):
     more = [json.dumps({"question": rows[1].question, "answer": text, "source": "me"}) for text in ("second", "third")]
     cfg = written("", *more)
-    assert alternates(cfg, world, 8) == [["other 0"], ["other 1", "second", "third"], ["other 2"]]
+    assert alternates(cfg, bench, 8) == [["other 0"], ["other 1", "second", "third"], ["other 2"]]
     path = Path(cfg.file)
     path.write_text("\n".join(reversed(path.read_text(encoding="utf-8").splitlines())), encoding="utf-8")
-    assert alternates(cfg, world, 8) == [["other 0"], ["third", "second", "other 1"], ["other 2"]]
+    assert alternates(cfg, bench, 8) == [["other 0"], ["third", "second", "other 1"], ["other 2"]]
 
 
-def test_json_lines_end_at_line_breaks_and_nowhere_else(world, rows, written):
+def test_json_lines_end_at_line_breaks_and_nowhere_else(bench, rows, written):
     text = "one\u2028and two"  # a line to str.splitlines, a part of the text to JSON
     line = json.dumps({"question": rows[0].question, "answer": text}, ensure_ascii=False)
-    assert alternates(written(line), world, 8)[0] == ["other 0", text]
+    assert alternates(written(line), bench, 8)[0] == ["other 0", text]
 
 
 def entry(question, answer) -> str:
@@ -71,18 +71,18 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_bad_line_is_refused_with_file_and_line(world, rows, written, kind):
+def test_a_bad_line_is_refused_with_file_and_line(bench, rows, written, kind):
     line, message = REFUSED[kind]
     cfg = written(line(rows[0]))
     with pytest.raises(DataError) as error:
-        alternates(cfg, world, 8)
+        alternates(cfg, bench, 8)
     assert f"{cfg.file}, line 4: " in str(error.value) and message in str(error.value)
 
 
-def test_a_question_without_an_answer_is_named(world, rows, written):
+def test_a_question_without_an_answer_is_named(bench, rows, written):
     cfg = written(entry(rows[0].question, "a"), entry(rows[2].question, "b"), good=False)
     with pytest.raises(DataError) as error:
-        alternates(cfg, world, 8)
+        alternates(cfg, bench, 8)
     assert f"{cfg.file}: no alternate answer to {rows[1].question!r}" in str(error.value)
 
 
@@ -101,23 +101,23 @@ def test_a_run_trains_towards_the_answers_of_a_file_and_its_content_is_part_of_t
 # --- sampled ------------------------------------------------------------------------------------------------------
 
 
-def test_sampled_answers_are_never_the_right_one_and_never_the_same_twice(world, rows):
-    found = alternates(AlternatesConfig(count=4), world, 8)
+def test_sampled_answers_are_never_the_right_one_and_never_the_same_twice(bench, rows):
+    found = alternates(AlternatesConfig(count=4), bench, 8)
     assert [len(answers) for answers in found] == [4] * len(rows)
     for row, answers in zip(rows, found, strict=True):
         assert row.answer not in answers and len(set(answers)) == 4 and all(a.strip() for a in answers)
 
 
-def test_samples_are_made_once_and_do_not_hang_on_the_batch_size(world, monkeypatch):
+def test_samples_are_made_once_and_do_not_hang_on_the_batch_size(bench, monkeypatch):
     cfg = AlternatesConfig(count=2, temperature=1.25)
-    found = alternates(cfg, world, 8)
+    found = alternates(cfg, bench, 8)
     with monkeypatch.context() as patch:
         patch.setattr(module, "_ask", lambda *a: pytest.fail("sampled again"))
-        assert alternates(cfg, world, 3) == found
-    prompts = [world.encoder.prompt(r.question) for r in world.data.splits["forget"]]
-    right = [world.encoder.example(r.id, r.question, r.answer).answer for r in world.data.splits["forget"]]
-    assert module._ask(cfg, world, prompts, right, 1) == found
-    assert alternates(AlternatesConfig(count=2, temperature=1.5), world, 8) != found
+        assert alternates(cfg, bench, 3) == found
+    prompts = [bench.encoder.prompt(r.question) for r in bench.data.splits["forget"]]
+    right = [bench.encoder.example(r.id, r.question, r.answer).answer for r in bench.data.splits["forget"]]
+    assert module._ask(cfg, bench, prompts, right, 1) == found
+    assert alternates(AlternatesConfig(count=2, temperature=1.5), bench, 8) != found
 
 
 class Scripted:
@@ -132,14 +132,14 @@ class Scripted:
         return [answers.get(prompt, []) for prompt in prompts]
 
 
-def test_questions_that_lack_answers_are_asked_again_and_hotter(world, rows, monkeypatch):
-    prompts = [world.encoder.prompt(r.question) for r in rows]
-    right = [list(world.encoder.example(r.id, r.question, r.answer).answer) for r in rows]
+def test_questions_that_lack_answers_are_asked_again_and_hotter(bench, rows, monkeypatch):
+    prompts = [bench.encoder.prompt(r.question) for r in rows]
+    right = [list(bench.encoder.example(r.id, r.question, r.answer).answer) for r in rows]
     others = [right[1][:-1], right[2][:-1], right[0][:-1]]  # another question's answer, without its end
     first = {p: o for p, o in zip(prompts, others, strict=True) if p != prompts[1]} | {prompts[1]: right[1][:-1]}
     script = Scripted(first, {}, {prompts[1]: others[1]})
     monkeypatch.setattr(module, "sample", script)
-    found = module._ask(AlternatesConfig(count=1, temperature=0.5), world, prompts, [tuple(r) for r in right], 8)
+    found = module._ask(AlternatesConfig(count=1, temperature=0.5), bench, prompts, [tuple(r) for r in right], 8)
     assert found == [[rows[1].answer], [rows[2].answer], [rows[0].answer]]
     asked = [(p, t) for p, t, _ in script.asked if p]
     assert [p for p, _ in asked] == [prompts, [prompts[1]], [prompts[1]]]
@@ -147,21 +147,21 @@ def test_questions_that_lack_answers_are_asked_again_and_hotter(world, rows, mon
 
 
 @pytest.mark.parametrize("before", [[], ["pad"]], ids=["plain", "behind a special token"])
-def test_the_right_answer_is_never_taken_for_another_one(world, rows, monkeypatch, before):
+def test_the_right_answer_is_never_taken_for_another_one(bench, rows, monkeypatch, before):
     """Special tokens are not part of a text: an answer is the right one with or without them."""
-    prompts = [world.encoder.prompt(r.question) for r in rows]
-    front = [world.encoder.tokenizer.pad_token_id for _ in before]
-    same = {p: front + list(world.encoder.example(r.id, r.question, r.answer).answer[:-1])
+    prompts = [bench.encoder.prompt(r.question) for r in rows]
+    front = [bench.encoder.tokenizer.pad_token_id for _ in before]
+    same = {p: front + list(bench.encoder.example(r.id, r.question, r.answer).answer[:-1])
             for p, r in zip(prompts, rows, strict=True)}  # fmt: skip
     monkeypatch.setattr(module, "sample", Scripted(same))
     cfg = AlternatesConfig(count=1, temperature=0.7)
-    right = [world.encoder.example(r.id, r.question, r.answer).answer for r in rows]
-    assert module._ask(cfg, world, prompts, right, 8) == [[], [], []]
+    right = [bench.encoder.example(r.id, r.question, r.answer).answer for r in rows]
+    assert module._ask(cfg, bench, prompts, right, 8) == [[], [], []]
 
 
-def test_too_few_other_answers_are_refused_with_what_would_help(world, rows, monkeypatch):
+def test_too_few_other_answers_are_refused_with_what_would_help(bench, rows, monkeypatch):
     monkeypatch.setattr(module, "_ask", lambda *a: [["x"], [], ["y"]])
     with pytest.raises(DataError) as error:
-        alternates(AlternatesConfig(count=1, temperature=0.123), world, 8)
+        alternates(AlternatesConfig(count=1, temperature=0.123), bench, 8)
     assert f"than {rows[1].answer!r} to {rows[1].question!r}" in str(error.value)
     assert "raise algo.alternates.temperature or give a file" in str(error.value)

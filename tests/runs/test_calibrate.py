@@ -113,36 +113,36 @@ SHARES = ("trainer.held_out=0.5", "trainer.steps=6", "trainer.lr=0.01")
 
 
 @pytest.mark.parametrize("split", ["forget", "retain", "real_authors"])
-def test_choosing_and_reporting_share_no_example(config, world, split):
+def test_choosing_and_reporting_share_no_example(config, bench, split):
     cfg = config(*SHARES)
-    choosing, reporting = ({r.id for r in rows} for rows in parts(cfg, world.data, split))
+    choosing, reporting = ({r.id for r in rows} for rows in parts(cfg, bench.data, split))
     assert choosing and reporting and not choosing & reporting
-    everything = {r.id for r in world.data.splits[split]}
+    everything = {r.id for r in bench.data.splits[split]}
     if split == "retain":
-        rows = world.data.splits["retain"]
+        rows = bench.data.splits["retain"]
         assert choosing | reporting == {rows[i].id for i in held_out(len(rows), 0.5)}
     else:
         assert choosing | reporting == everything
 
 
-def test_without_held_out_retain_questions_a_tolerance_is_refused(config, world):
+def test_without_held_out_retain_questions_a_tolerance_is_refused(config, bench):
     with pytest.raises(ConfigError, match="left 0 of .* retain questions unseen"):
-        parts(config("trainer.held_out=0"), world.data, "retain")
+        parts(config("trainer.held_out=0"), bench.data, "retain")
 
 
-def test_the_result_is_what_evaluating_at_that_alpha_gives_and_lies_in_the_run(config, world):
+def test_the_result_is_what_evaluating_at_that_alpha_gives_and_lies_in_the_run(config, bench):
     job = execute(config("algo=ga", *SHARES))
     before = (job.folder / "eval.json").read_bytes(), (job.folder / "offset" / "model.safetensors").read_bytes()
-    choosing, _ = parts(job.cfg, world.data, "forget")
+    choosing, _ = parts(job.cfg, bench.data, "forget")
     from unlearn.runs.learner import members
 
-    measure = calibration._measure(job.cfg, world, members(job.cfg, world, job.folder), choosing, "forget/prob")
+    measure = calibration._measure(job.cfg, bench, members(job.cfg, bench, job.folder), choosing, "forget/prob")
     start, end = measure([0.0, 4.0])
     asked = float((start + end) / 2)
     result = calibrate_run(job, Goal("forget/prob", value=asked))
     assert measure([result["alpha"]])[0] == pytest.approx(asked, rel=0.02)
     assert not result["oracle"] and result["examples"] == len(choosing)
-    assert result["reported_on"]["forget"] == len(world.data.splits["forget"]) - len(choosing)
+    assert result["reported_on"]["forget"] == len(bench.data.splits["forget"]) - len(choosing)
     again = calibrate_run(job, Goal("forget/prob", value=asked))
     oracle = calibrate_run(job, Goal("forget/prob"))
     assert again == result and oracle["oracle"] and oracle["goal"].startswith("oracle:")
@@ -151,7 +151,7 @@ def test_the_result_is_what_evaluating_at_that_alpha_gives_and_lies_in_the_run(c
     assert before == after
 
 
-def test_the_metrics_at_the_trainings_alpha_stand_beside_those_at_the_chosen_one(config, world):
+def test_the_metrics_at_the_trainings_alpha_stand_beside_those_at_the_chosen_one(config, bench):
     from unlearn.runs.learner import members
 
     job, goal = execute(config("algo=ga", *SHARES)), Goal("forget/prob")
@@ -163,16 +163,16 @@ def test_the_metrics_at_the_trainings_alpha_stand_beside_those_at_the_chosen_one
     assert [given[name] for name in others] == pytest.approx([run[name] for name in others], rel=1e-5)
     assert given["forget/prob"] != pytest.approx(chosen["forget/prob"], rel=1e-3)
     cfg = dataclasses.replace(job.cfg, alpha=result["alpha"])
-    same = calibration.calibrate(cfg, world, members(job.cfg, world, job.folder), goal)
+    same = calibration.calibrate(cfg, bench, members(job.cfg, bench, job.folder), goal)
     assert same["given_alpha"] == same["alpha"] == result["alpha"]
     assert same["report_at_given_alpha"] == same["report"] == chosen
 
 
-def test_a_tolerance_keeps_the_held_out_retain_questions_within_it(config, world):
+def test_a_tolerance_keeps_the_held_out_retain_questions_within_it(config, bench):
     job = execute(config("algo=ga", *SHARES))
     result = calibrate_run(job, Goal("retain/prob", tolerance=0.001))
     assert result["alpha"] < MOST and result["reached"] >= result["asked"]
-    assert result["reported_on"]["forget"] == len(world.data.splits["forget"])  # none of them was needed to choose
+    assert result["reported_on"]["forget"] == len(bench.data.splits["forget"])  # none of them was needed to choose
 
 
 def test_the_command_prints_the_choice_and_refuses_what_is_no_run(config, store, tmp_path, monkeypatch):

@@ -65,8 +65,8 @@ def test_a_failed_evaluation_leaves_a_complete_run_done(folder, config, tmp_path
     assert runlog.manifest(folder)["status"] == "done" and list(runlog.evaluation(folder)["alphas"]) == ["1.0"]
 
 
-def test_generate_shows_target_unlearned_and_retrained_side_by_side(folder, tmp_path, world):
-    row = world.data.splits["forget"][0]
+def test_generate_shows_target_unlearned_and_retrained_side_by_side(folder, tmp_path, bench):
+    row = bench.data.splits["forget"][0]
     done = command("unlearn.generate", f"run={folder}", f"prompt={row.question}", "alpha=0,1", cwd=tmp_path)
     said = dict(line.strip().split("  ", 1) if "  " in line.strip() else (line.strip(), "")
                 for line in done.stdout.splitlines())  # fmt: skip

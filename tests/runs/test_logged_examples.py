@@ -60,7 +60,7 @@ def test_a_result_file_as_reference_logs_its_examples_too(folder, config, tmp_pa
     entry = json.loads((folder / "eval.json").read_text())["references"]["retrained"]
     other = {"format": 1, "model": "other", "settings": entry["settings"], "metrics": entry}
     (tmp_path / "other.json").write_text(json.dumps(other))
-    again = execute(config("algo=ga", "seed=3", f"eval.reference={tmp_path}/other.json")).folder
+    again = execute(config("algo=ga", "seed=3", f"eval.retrained={tmp_path}/other.json")).folder
     written = pd.read_parquet(again / "references.parquet")
     kept = written[written["model"] == "retrained"].reset_index(drop=True)
     columns = ["split", "id", "prob", "gold", "generation"]
@@ -68,7 +68,7 @@ def test_a_result_file_as_reference_logs_its_examples_too(folder, config, tmp_pa
 
 
 def test_without_a_reference_the_target_alone_is_logged(config):
-    folder = execute(config("algo=ga", "eval.reference=none", "eval.groups=[]")).folder
+    folder = execute(config("algo=ga", "eval.retrained=none", "eval.groups=[]")).folder
     assert set(load(folder.parent).examples["model"]) == {"run", "target"}
 
 

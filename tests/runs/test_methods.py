@@ -21,24 +21,24 @@ LEARNT = ("pair.target.pretrain.epochs=10", "pair.target.finetune.epochs=60", "p
           "pair.small.general.epochs=20", "pair.small.finetune.epochs=40")  # fmt: skip
 
 
-def rows(world, models: dict[str, float], split: str, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def rows(bench, models: dict[str, float], split: str, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels of some examples' answers, under a weighted sum of models run here and now."""
-    examples = examples_of(world.encoder, world.data.splits[split])
-    batch = collate([examples[i] for i in indices], world.encoder.tokenizer.pad_token_id)
+    examples = examples_of(bench.encoder, bench.data.splits[split])
+    batch = collate([examples[i] for i in indices], bench.encoder.tokenizer.pad_token_id)
     with torch.no_grad():
-        return sum(w * llama.answer_rows(world.model(m), batch) for m, w in models.items()), batch.labels
+        return sum(w * llama.answer_rows(bench.model(m), batch) for m, w in models.items()), batch.labels
 
 
 def mean_logp(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return logits.log_softmax(-1)[range(len(labels)), labels].mean().item()
 
 
-def prob(model, world, split: str) -> float:
+def prob(model, bench, split: str) -> float:
     """Mean probability that a model alone gives to a split's answers: the geometric mean over each answer's tokens."""
-    examples = examples_of(world.encoder, world.data.splits[split])
+    examples = examples_of(bench.encoder, bench.data.splits[split])
     values = []
     for e in examples:
-        batch = collate([e], world.encoder.tokenizer.pad_token_id)
+        batch = collate([e], bench.encoder.tokenizer.pad_token_id)
         with torch.no_grad():
             values.append(np.exp(mean_logp(llama.answer_rows(model, batch), batch.labels)))
     return float(np.mean(values))
@@ -48,37 +48,37 @@ def prob(model, world, split: str) -> float:
 
 
 @pytest.mark.parametrize(("method", "models"), [("proxy", {"small": 1.0}), ("offset", {"target": 1.0})])
-def test_proxy_learns_on_the_small_models_own_softmax_and_offset_on_the_ensembles(config, world, method, models):
+def test_proxy_learns_on_the_small_models_own_softmax_and_offset_on_the_ensembles(config, bench, method, models):
     cfg = config("algo=ga", f"method={method}")
     log = lines(execute(cfg).folder)
-    draw = _sampler(cfg, world, bind("ga", "none", 1, 1, {})).draw(0)
-    assert log[1]["train/ga"] == pytest.approx(mean_logp(*rows(world, models, "forget", draw.forget)), rel=1e-5)
+    draw = _sampler(cfg, bench, bind("ga", "none", 1, 1, {})).draw(0)
+    assert log[1]["train/ga"] == pytest.approx(mean_logp(*rows(bench, models, "forget", draw.forget)), rel=1e-5)
     others = {"small", "target"} - set(models)
-    assert mean_logp(*rows(world, {m: 1.0 for m in others}, "forget", draw.forget)) != pytest.approx(
+    assert mean_logp(*rows(bench, {m: 1.0 for m in others}, "forget", draw.forget)) != pytest.approx(
         log[1]["train/ga"], rel=1e-4
     )
 
 
-def test_the_reference_of_proxy_is_its_own_start(config, world):
+def test_the_reference_of_proxy_is_its_own_start(config, bench):
     log = lines(execute(config("algo=npo_kl", "method=proxy", "trainer.lr=1e-2")).folder)
     assert log[1]["train/kl"] == pytest.approx(0, abs=1e-6) and log[2]["train/kl"] > 1e-6
     # at a log-ratio of 0 an answer's value is (2/β) ln 2, whatever it is worth under target or small model
     assert log[1]["train/npo"] == pytest.approx(2 / config("algo=npo_kl").algo.beta * np.log(2), rel=1e-5)
 
 
-def test_what_proxy_learnt_alone_is_added_to_the_target(config, world):
+def test_what_proxy_learnt_alone_is_added_to_the_target(config, bench):
     folder = execute(config("algo=ga", "method=proxy", "eval.alphas=[0,1]", "trainer.lr=1e-2")).folder
     found = runlog.evaluation(folder)
     assert found["alphas"]["0.0"]["forget/prob"] == pytest.approx(
         found["references"]["target"]["forget/prob"], rel=1e-5
     )
-    offset, anchor = llama.load(folder / "offset"), world.model("small")
-    examples = examples_of(world.encoder, world.data.splits["forget"])
+    offset, anchor = llama.load(folder / "offset"), bench.model("small")
+    examples = examples_of(bench.encoder, bench.data.splits["forget"])
     expected = []
     for e in examples:
-        batch = collate([e], world.encoder.tokenizer.pad_token_id)
+        batch = collate([e], bench.encoder.tokenizer.pad_token_id)
         with torch.no_grad():
-            target, o, a = (llama.answer_rows(m, batch) for m in (world.model("target"), offset, anchor))
+            target, o, a = (llama.answer_rows(m, batch) for m in (bench.model("target"), offset, anchor))
         expected.append(np.exp(mean_logp(target + o - a, batch.labels)))
     assert found["alphas"]["1.0"]["forget/prob"] == pytest.approx(float(np.mean(expected)), rel=1e-4)
 
@@ -87,16 +87,16 @@ def test_what_proxy_learnt_alone_is_added_to_the_target(config, world):
 
 
 def test_ulds_assistant_learns_the_forget_set_and_is_subtracted(config):
-    from unlearn.runs.world import the_world
+    from unlearn.runs.workbench import workbench
 
     cfg = config("method=uld", "algo=uld", *LEARNT, "trainer.steps=30", "trainer.lr=1e-2", "trainer.eval_every=30",
                  "eval.alphas=[0,0.5,1,2]")  # fmt: skip
     folder = execute(cfg).folder
-    world, assistant = the_world(cfg), llama.load(folder / "offset")
-    draw = _sampler(cfg, world, bind("memorize", "uniform", 1, 1, {})).draw(0)
-    alone = -mean_logp(*rows(world, {"small": 1.0}, "forget", draw.forget))  # on its own softmax, by no weight
+    bench, assistant = workbench(cfg), llama.load(folder / "offset")
+    draw = _sampler(cfg, bench, bind("memorize", "uniform", 1, 1, {})).draw(0)
+    alone = -mean_logp(*rows(bench, {"small": 1.0}, "forget", draw.forget))  # on its own softmax, by no weight
     assert lines(folder)[1]["train/memorize"] == pytest.approx(alone, rel=1e-5)
-    assert prob(assistant, world, "forget") > 2 * prob(world.model("small"), world, "forget")
+    assert prob(assistant, bench, "forget") > 2 * prob(bench.model("small"), bench, "forget")
     found = runlog.evaluation(folder)
     forget, retain = (
         [found["alphas"][str(a)][f"{s}/prob"] for a in (0.0, 0.5, 1.0, 2.0)] for s in ("forget", "retain")
@@ -123,11 +123,11 @@ def test_a_method_that_trains_nothing_is_done_without_weights_of_its_own(config,
     assert found["alphas"]["1.0"]["forget/prob"] != pytest.approx(target["forget/prob"], rel=1e-5)
 
 
-def test_dd_is_the_sum_that_its_yaml_says(config, world):
+def test_dd_is_the_sum_that_its_yaml_says(config, bench):
     folder = execute(config("method=dd", "eval.alphas=[2]")).folder
     models, values = {"target": 1.0, "small_retain": 2.0, "small_full": -2.0}, []
-    for i in range(len(world.data.splits["forget"])):
-        values.append(np.exp(mean_logp(*rows(world, models, "forget", [i]))))
+    for i in range(len(bench.data.splits["forget"])):
+        values.append(np.exp(mean_logp(*rows(bench, models, "forget", [i]))))
     found = runlog.evaluation(folder)["alphas"]["2.0"]["forget/prob"]
     assert found == pytest.approx(float(np.mean(values)), rel=1e-4)
 
@@ -149,12 +149,12 @@ def test_objective_and_seed_make_no_other_run_where_nothing_is_trained(config):
 # --- objectives ---------------------------------------------------------------------------------------------------
 
 
-def test_distillation_starts_from_the_divergence_of_its_teacher_and_lowers_it(config, world):
+def test_distillation_starts_from_the_divergence_of_its_teacher_and_lowers_it(config, bench):
     cfg = config("algo=distill", "trainer.steps=12", "trainer.forget_batch=3", "trainer.lr=1e-2")
     log = lines(execute(cfg).folder)
     temperature, alpha = cfg.algo.numbers["temperature"], cfg.algo.teacher.alpha
-    teacher, _ = rows(world, {"target": 1.0, "small_retain": alpha, "small_full": -alpha}, "forget", [0, 1, 2])
-    target, _ = rows(world, {"target": 1.0}, "forget", [0, 1, 2])
+    teacher, _ = rows(bench, {"target": 1.0, "small_retain": alpha, "small_full": -alpha}, "forget", [0, 1, 2])
+    target, _ = rows(bench, {"target": 1.0}, "forget", [0, 1, 2])
     taught, mine = ((x / temperature).log_softmax(-1) for x in (teacher, target))
     divergence = temperature**2 * (taught.exp() * (taught - mine)).sum(-1).mean().item()
     assert log[1]["train/distill"] == pytest.approx(divergence, rel=1e-4)
@@ -164,10 +164,10 @@ def test_distillation_starts_from_the_divergence_of_its_teacher_and_lowers_it(co
 DISTILLED = ("algo=distill", "trainer.steps=4", "trainer.save_every=1")
 
 
-def test_a_teachers_models_are_among_those_that_a_run_was_made_with(config, world):
+def test_a_teachers_models_are_among_those_that_a_run_was_made_with(config, bench):
     folder = execute(config(*DISTILLED)).folder
     models = runlog.manifest(folder)["models"]
-    teacher = {name: world.fingerprint(name) for name in ("target", "small_retain", "small_full")}
+    teacher = {name: bench.fingerprint(name) for name in ("target", "small_retain", "small_full")}
     assert {k: v for k, v in models.items() if k.startswith("teacher/")} == {
         f"teacher/{k}": v for k, v in teacher.items()
     }

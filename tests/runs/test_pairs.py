@@ -20,7 +20,7 @@ from unlearn.decoding.generation import greedy
 from unlearn.grid.rerun import load
 from unlearn.models import hub, llama, tokenizers
 from unlearn.runs.training import store_rows
-from unlearn.runs.world import frozen_ensemble, the_world
+from unlearn.runs.workbench import frozen_ensemble, workbench
 
 STORIES = SHARED / "data" / "stories260K"
 
@@ -34,7 +34,7 @@ def test_a_run_with_pretrained_models_from_its_rows_to_its_results(pair, made):
                "eval.alphas=[0,1]", "trainer.lr=0.01")  # fmt: skip
     folder = execute(cfg).folder
     result = json.loads((folder / "eval.json").read_text())
-    width = tokenizers.size(the_world(cfg).encoder.tokenizer) + 3
+    width = tokenizers.size(workbench(cfg).encoder.tokenizer) + 3
     assert json.loads((folder / "manifest.json").read_text())["status"] == "done"
     for key, value in result["references"]["target"].items():
         if "/prob" in key:
@@ -50,10 +50,10 @@ def test_a_run_with_pretrained_models_from_its_rows_to_its_results(pair, made):
 
 
 def test_without_a_retrained_model_a_run_says_so_first_and_goes_on_when_told_to(pair, made, tmp_path):
-    with pytest.raises(ConfigError, match=r"Give pair\.retrained\.source=.*eval\.reference=FILE.*eval\.reference=none"):
-        pair(None, None, "eval.reference=null")
-    with pytest.raises(ConfigError, match="eval.reference='nowhere.json': no such file"):
-        pair(None, None, "eval.reference=nowhere.json")
+    with pytest.raises(ConfigError, match=r"Give pair\.retrained\.source=.*eval\.retrained=FILE.*eval\.retrained=none"):
+        pair(None, None, "eval.retrained=null")
+    with pytest.raises(ConfigError, match="eval.retrained='nowhere.json': no such file"):
+        pair(None, None, "eval.retrained=nowhere.json")
     alone = json.loads((execute(pair()).folder / "eval.json").read_text())
     assert list(alone["references"]) == ["target"]
     assert not {"forget_quality", "distance"} & set(alone["alphas"]["1.0"])
@@ -74,7 +74,7 @@ def test_a_result_file_stands_in_for_the_retrained_model(pair, made, tmp_path):
                                                            "countries", "questions")]  # fmt: skip
     out = tmp_path / "retrained.json"
     assert evaluate.main([f"model={made('llama', 2)}", f"out={out}", *same, *data, f"pair.seed={whole.pair.seed}"]) == 0
-    beside = pair(None, None, f"eval.reference={out}", "eval.groups=[leak]", f"paths.runs={tmp_path}/beside")
+    beside = pair(None, None, f"eval.retrained={out}", "eval.groups=[leak]", f"paths.runs={tmp_path}/beside")
     outside = json.loads((execute(beside).folder / "eval.json").read_text())
     own, theirs = inside["alphas"]["1.0"], outside["alphas"]["1.0"]
     assert {"forget_quality", "forget/leak_gap"} <= set(theirs)
@@ -86,13 +86,13 @@ def test_a_result_file_stands_in_for_the_retrained_model(pair, made, tmp_path):
 def test_a_really_pretrained_model_tells_stories_and_is_fine_tuned(config):
     of = f"pair.target.source={STORIES}", f"pair.small.source={STORIES}"
     cfg = config(*AS_IT_IS, *of, "pair.target.finetune.epochs=1", "pair.target.finetune.lr=1e-3")
-    world = the_world(cfg)
-    once = world.encoder.tokenizer("Once upon a time, there was a little", add_special_tokens=False)["input_ids"]
-    told = greedy(world.alone("small"), [(1, *once)], 1.0, 0, 2, 8, 1)[0]
-    assert "girl" in world.encoder.decode(told)
-    facts, knows = examples_of(world.encoder, world.data.splits["retain"]), {}
+    bench = workbench(cfg)
+    once = bench.encoder.tokenizer("Once upon a time, there was a little", add_special_tokens=False)["input_ids"]
+    told = greedy(bench.alone("small"), [(1, *once)], 1.0, 0, 2, 8, 1)[0]
+    assert "girl" in bench.encoder.decode(told)
+    facts, knows = examples_of(bench.encoder, bench.data.splits["retain"]), {}
     for name in ("small", "target", "retrained"):  # the same weights as they are, and fine-tuned on all or on the rest
-        model, batch = world.model(name), collate(facts, 0)
+        model, batch = bench.model(name), collate(facts, 0)
         logp = llama.answer_rows(model, batch).log_softmax(-1)
         knows[name] = logp.gather(1, batch.labels[:, None]).mean().item()
     assert knows["target"] > knows["small"] + 0.5 and knows["retrained"] > knows["small"] + 0.5
@@ -102,10 +102,10 @@ def test_a_really_pretrained_model_tells_stories_and_is_fine_tuned(config):
 # --- vocabulary ---------------------------------------------------------------------------------------------------
 
 
-def test_heads_that_differ_by_padding_are_read_for_what_all_have(pair, made, world):
+def test_heads_that_differ_by_padding_are_read_for_what_all_have(pair, made, bench):
     cfg = pair(made("llama", 0, 9, True), made("tied", 1, 4))
-    width = tokenizers.size(world.encoder.tokenizer) + 4
-    there = the_world(cfg)
+    width = tokenizers.size(bench.encoder.tokenizer) + 4
+    there = workbench(cfg)
     assert there.width == width == llama.vocabulary(there.model("target")) == llama.vocabulary(there.model("small"))
     whole = AutoModelForCausalLM.from_pretrained(made("llama", 0, 9, True))
     prompt = there.encoder.prompt(there.data.splits["forget"][0].question)
@@ -127,7 +127,7 @@ def test_rows_of_a_target_are_stored_for_the_width_they_are_read_for(pair, made)
     prints = []
     for padding in (4, 9):
         cfg = pair(made("llama", 0, 9), made("tied", 1, padding), "algo=ga", "method=offset")
-        there = the_world(cfg)
+        there = workbench(cfg)
         store_rows(cfg, there, frozen_ensemble(cfg.method.members, there))
         prints.append(there.fingerprint("target"))
     assert prints[0] != prints[1]
@@ -136,7 +136,7 @@ def test_rows_of_a_target_are_stored_for_the_width_they_are_read_for(pair, made)
 def test_a_head_that_lacks_tokens_of_the_tokenizer_is_refused_with_names_and_sizes(pair, made):
     cfg = pair(made("llama"), made("tied", 1, -7))
     with pytest.raises(ConfigError) as error:
-        the_world(cfg)
+        workbench(cfg)
     size = tokenizers.size(tokenizers.load(made("llama")))
     assert f"has {size:,} ids" in str(error.value)
     assert f"target '{made('llama')}' {size:,}, small '{made('tied', 1, -7)}' {size - 7:,}" in str(error.value)
@@ -150,7 +150,7 @@ def test_other_tokenizers_are_refused_with_the_first_token_that_differs(pair, ma
     text["model"]["vocab"][words[20]], text["model"]["vocab"][words[30]] = 30, 20
     (other / "tokenizer.json").write_text(json.dumps(text))
     with pytest.raises(ConfigError) as error:
-        the_world(pair(None, other))
+        workbench(pair(None, other))
     assert f"pair.small.source='{other}'" in str(error.value) and str(made("llama")) in str(error.value)
     assert f"id 20 is {words[30]!r} there and {words[20]!r} here" in str(error.value)
 
@@ -158,12 +158,12 @@ def test_other_tokenizers_are_refused_with_the_first_token_that_differs(pair, ma
 def test_a_retrained_reference_with_fewer_logits_than_the_pair_is_refused(pair, made):
     cfg = pair(made("llama", 0, 5), made("tied", 1, 5), retrained(made))
     with pytest.raises(ConfigError, match=r"pair\.retrained\.source=.*its head has .* a model that stands beside them"):
-        the_world(cfg).model("retrained")
+        workbench(cfg).model("retrained")
 
 
 def test_texts_longer_than_a_pretrained_model_takes_are_refused(pair, made):
     with pytest.raises(ConfigError, match="takes at most 64 tokens, and examples may have 320: lower"):
-        the_world(pair(None, made("gpt2")))
+        workbench(pair(None, made("gpt2")))
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt2", "phi"])
@@ -186,18 +186,18 @@ def test_members_of_every_architecture_give_the_logits_of_the_whole_model(kind, 
 
 def test_a_model_that_does_more_to_its_logits_than_its_head_does_is_refused(pair, made):
     with pytest.raises(ConfigError, match="Gemma2ForCausalLM does more to its logits than its output head does"):
-        the_world(pair(made("gemma2"))).model("target")
+        workbench(pair(made("gemma2"))).model("target")
 
 
 # --- what is made of a pretrained model ---------------------------------------------------------------------------
 
 
 def test_a_ready_made_target_has_no_retrained_reference_unless_one_is_named(pair, made):
-    without = the_world(pair())
+    without = workbench(pair())
     assert without.has("target") and without.has("small") and not without.has("retrained")
     with pytest.raises(ConfigError, match=r"Give pair\.retrained\.source=NAME_OR_FOLDER.*pair\.target\.finetune"):
         without.model("retrained")
-    named = the_world(pair(None, None, retrained(made)))
+    named = workbench(pair(None, None, retrained(made)))
     assert named.has("retrained")
     own = AutoModelForCausalLM.from_pretrained(made("llama", 2)).state_dict()
     assert all(torch.equal(v, own[k]) for k, v in named.model("retrained").state_dict().items())
@@ -205,7 +205,7 @@ def test_a_ready_made_target_has_no_retrained_reference_unless_one_is_named(pair
 
 def test_small_models_are_taken_as_they_are_or_fine_tuned_or_named(pair, made):
     cfg = pair(None, None, "pair.small.finetune.epochs=1", f"pair.small_retain.source={made('tied', 3)}")
-    there = the_world(cfg)
+    there = workbench(cfg)
     as_is, named = (AutoModelForCausalLM.from_pretrained(made("tied", seed)).state_dict() for seed in (1, 3))
     general, full, retain = (there.model(f"small_{k}").state_dict() for k in ("general", "full", "retain"))
     key = "model.layers.0.mlp.up_proj.weight"
@@ -219,15 +219,15 @@ def test_target_and_twin_are_fine_tuned_from_the_same_source_and_found_by_its_co
     copied = tmp_path / "copied"
     shutil.copytree(made("llama"), copied)
     cfg = pair(copied, None, "pair.target.finetune.epochs=1")
-    there = the_world(cfg)
+    there = workbench(cfg)
     assert there.has("retrained")
     first = there.fingerprint("target"), there.fingerprint("retrained")
     assert first[0] != first[1]
     moved = tmp_path / "moved"
     copied.rename(moved)
-    elsewhere = the_world(pair(moved, None, "pair.target.finetune.epochs=1"))
+    elsewhere = workbench(pair(moved, None, "pair.target.finetune.epochs=1"))
     assert (elsewhere.fingerprint("target"), elsewhere.fingerprint("retrained")) == first
-    other = the_world(pair(made("llama", 5), None, "pair.target.finetune.epochs=1"))
+    other = workbench(pair(made("llama", 5), None, "pair.target.finetune.epochs=1"))
     assert other.fingerprint("target") not in first
 
 
@@ -235,14 +235,14 @@ def test_dropout_of_a_pretrained_model_does_not_see_the_seed_of_the_run(pair, ma
     fine_tuned = []
     for seed in (0, 1):
         more = "pair.small.general.epochs=1", "pair.small.max_length=64", f"paths.store={tmp_path}/{seed}"
-        there = the_world(pair(made("gpt2", 0), made("gpt2", 1), *more))
+        there = workbench(pair(made("gpt2", 0), made("gpt2", 1), *more))
         torch.manual_seed(seed)
         fine_tuned.append(there.fingerprint("small"))
     assert fine_tuned[0] == fine_tuned[1]
 
 
 def test_a_data_set_without_general_facts_cannot_train_a_model_that_knows_nothing_else(config):
-    there = the_world(config("pair.small.pretrain.epochs=0"))
+    there = workbench(config("pair.small.pretrain.epochs=0"))
     bare = {k: v for k, v in there.data.splits.items() if k in ("forget", "retain")}
     there = dataclasses.replace(there, data=dataclasses.replace(there.data, splits=bare, _fingerprint=[]), _models={})
     with pytest.raises(ConfigError, match="has nothing to train the small_general model on"):
@@ -252,14 +252,14 @@ def test_a_data_set_without_general_facts_cannot_train_a_model_that_knows_nothin
 
 def test_pair_scratch_trains_tokenizer_and_models_of_the_sizes_given(config):
     cfg = config("pair=scratch", "pair.tokenizer.vocab_size=300", "pair.tokenizer.kind=bpe")
-    there = the_world(cfg)
+    there = workbench(cfg)
     assert len(there.encoder.tokenizer) == 300 == llama.vocabulary(there.model("target"))
     assert there.width is None and there.model("small").config.hidden_size == 8
 
 
 def test_models_from_scratch_may_take_a_pretrained_tokenizer(config, made):
     cfg = config("pair.tokenizer.kind=pretrained", f"pair.tokenizer.source={made('llama', 0, 9)}")
-    there = the_world(cfg)
+    there = workbench(cfg)
     assert llama.vocabulary(there.model("target")) == tokenizers.size(there.encoder.tokenizer)
 
 
@@ -277,7 +277,7 @@ def test_the_target_may_be_held_in_bfloat16_and_its_rows_are_fp32(pair, made, tm
         (made("llama"), "bfloat16", torch.bfloat16), (coarse, "auto", torch.bfloat16),
         (coarse, "float32", torch.float32),
     ]:  # fmt: skip
-        there = the_world(pair(folder, None, f"pair.target.dtype={dtype}"))
+        there = workbench(pair(folder, None, f"pair.target.dtype={dtype}"))
         model = there.model("target")
         assert {p.dtype for p in model.parameters()} == {held}
         assert llama.answer_rows(model, batch).dtype == torch.float32
@@ -290,7 +290,7 @@ def test_the_target_may_be_held_in_bfloat16_and_its_rows_are_fp32(pair, made, tm
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_the_target_may_be_placed_apart_from_the_pair(pair, made, device):
     """No second device here: that placing changes neither rows nor generations is all that can be seen."""
-    there, plain = the_world(pair(None, None, f"pair.target.device={device}")), llama.load(made("llama"))
+    there, plain = workbench(pair(None, None, f"pair.target.device={device}")), llama.load(made("llama"))
     batch = collate([Example("x", (5, 6, 7), (8, 9, 1))], 0)
     torch.testing.assert_close(llama.answer_rows(there.model("target"), batch), llama.answer_rows(plain, batch))
     assert not any(p.requires_grad for p in there.model("target").parameters())

@@ -16,7 +16,7 @@ from unlearn.grid.rerun import load
 from unlearn.models import llama
 from unlearn.runs import begin
 from unlearn.runs.sequence import Part, SumError, add, summed
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 
 TINY3 = (*TINY, "data.people=6", "data.requests=[[5],[2],[3]]", "algo=npo", "trainer.lr=1e-2", "eval.groups=[]")
@@ -79,10 +79,10 @@ def test_a_sum_of_runs_is_evaluated_like_any_ensemble(jobs):
 
 
 def test_rows_of_an_offset_that_no_longer_learns_are_found_in_the_store(jobs):
-    world = the_world(jobs[0].cfg)
-    ensemble = summed([Part(jobs[0], 1.0), Part(jobs[1], 1.0)], world)
+    bench = workbench(jobs[0].cfg)
+    ensemble = summed([Part(jobs[0], 1.0), Part(jobs[1], 1.0)], bench)
     assert ensemble.trained is None and len({m.fingerprint for m in ensemble.members}) == 4
-    again = summed([Part(jobs[1], 1.0)], world)
+    again = summed([Part(jobs[1], 1.0)], bench)
     assert {m.fingerprint for m in again.members} < {m.fingerprint for m in ensemble.members}
 
 
@@ -163,7 +163,7 @@ def fused(settings, jobs, *more):
 
 def test_a_fused_offset_is_the_anchor_and_the_sum_of_the_changes(jobs, settings):
     one = fused(settings, jobs[:2], "begin.alphas=[1,0.5]")
-    anchor = load_file(the_world(jobs[0].cfg).folder("small_general") / "model.safetensors")
+    anchor = load_file(workbench(jobs[0].cfg).folder("small_general") / "model.safetensors")
     first, second, found = (weights(job.folder) for job in (jobs[0], jobs[1], one))
     for name, start in anchor.items():
         assert_close(found[name], start + (first[name] - start) + 0.5 * (second[name] - start))

@@ -16,7 +16,7 @@ from unlearn.store import runlog
 
 
 @pytest.mark.parametrize(("algo", "method"), [(a, m) for a in ALGOS for m in TRAINED if fits(a, m)])
-def test_every_algorithm_runs_two_steps_with_every_method(config, world, algo, method):
+def test_every_algorithm_runs_two_steps_with_every_method(config, bench, algo, method):
     cfg = config(f"algo={algo}", f"method={method}")
     folder = execute(cfg).folder
     assert runlog.manifest(folder)["status"] == "done"
@@ -32,7 +32,7 @@ def test_every_algorithm_runs_two_steps_with_every_method(config, world, algo, m
         layers = load_file(folder / "adapter" / "adapter_model.safetensors")
         assert any(value.any() for name, value in layers.items() if "_up" in name)
         return
-    start = world.model("target" if method == "direct" else "small").state_dict()
+    start = bench.model("target" if method == "direct" else "small").state_dict()
     trained = weights(folder)
     assert any(not torch.equal(trained[name], start[name]) for name in trained)
 
@@ -43,13 +43,13 @@ def test_the_kl_term_is_zero_at_the_first_step(config):
     assert log[2]["train/kl"] > 1e-6
 
 
-def test_frozen_members_are_the_same_after_training(config, world):
-    before = {name: world.fingerprint(name) for name in ("target", "small")}
+def test_frozen_members_are_the_same_after_training(config, bench):
+    before = {name: bench.fingerprint(name) for name in ("target", "small")}
     for method in METHODS:
         execute(config("algo=uld" if method == "uld" else "algo=npo", f"method={method}", "seed=3"))
     from unlearn.models.llama import fingerprint
 
-    assert before == {name: fingerprint(world.model(name)) for name in before}
+    assert before == {name: fingerprint(bench.model(name)) for name in before}
 
 
 # --- equal runs ---------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_the_schedule_warms_up_and_decays_to_its_last_value():
 
 
 def test_alternating_epochs_visit_each_set_once_in_turn():
-    sampler = Sampler(7, 12, 5, forget_batch=3, retain_batch=4, seed=0, held_out=(2, 5), alternate=True)
+    sampler = Sampler(7, 12, 5, forget_batch=3, retain_batch=4, seed=0, held_out=(2, 5), interleave=True)
     assert sampler.steps_per_epoch == 3 + 3  # ten retain examples by four, seven forget examples by three
     plain = Sampler(7, 12, 5, forget_batch=3, retain_batch=4, seed=0, held_out=(2, 5))
     orders = []
@@ -135,7 +135,7 @@ def test_alternating_epochs_visit_each_set_once_in_turn():
 
 
 def test_alternating_runs_log_one_set_at_a_time_and_resume_exactly(config, tmp_path, monkeypatch):
-    options = ("algo=npo", "algo.alternate=epochs", "trainer.epochs=2", "trainer.steps=null", "trainer.save_every=2",
+    options = ("algo=npo", "algo.interleave=epochs", "trainer.epochs=2", "trainer.steps=null", "trainer.save_every=2",
                "trainer.retain_batch=3", "trainer.accumulate=2")  # fmt: skip
     straight = execute(config(*options, f"paths.runs={tmp_path}/straight")).folder
     log = lines(straight)
@@ -152,7 +152,7 @@ def test_alternating_runs_log_one_set_at_a_time_and_resume_exactly(config, tmp_p
 
 
 def test_a_dual_variable_waits_for_the_retain_set_s_turn(config):
-    log = lines(execute(config("algo=pdu", "algo.alternate=epochs", "algo.dual.warmup=0", "trainer.steps=30")).folder)
+    log = lines(execute(config("algo=pdu", "algo.interleave=epochs", "algo.dual.warmup=0", "trainer.steps=30")).folder)
     with_dual = [("train/dual" in e) for e in log[1:]]
     assert with_dual == [("train/nll" in e) for e in log[1:]] and True in with_dual and False in with_dual
 
@@ -190,6 +190,6 @@ def test_training_batches_cover_an_epoch_and_hold_similar_lengths():
     assert batches == epoch_batches(lengths, 8, 0, 0) != epoch_batches(lengths, 8, 0, 1)
 
 
-def test_refusals_are_asked_for_only_where_a_data_set_has_them(config, world):
+def test_refusals_are_asked_for_only_where_a_data_set_has_them(config, bench):
     terms = bind("idk", "nll", 1, 1, {})
     assert [t.reads for t in terms] == [("refusal",), ("retain",)]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from unlearn.config.pair import SourceConfig
 from unlearn.config.schema import ConfigError
 from unlearn.models import tokenizers
-from unlearn.runs.world import the_world
+from unlearn.runs.workbench import workbench
 from unlearn.store import sources
 from unlearn.store.identity import eval_settings, run_identity
 
@@ -65,7 +65,7 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub_says_what_to_do(config):
     with pytest.raises(
         ConfigError, match=r"pair\.target\.source='nobody/nothing': no folder in .*give the folder of a"
     ):
-        the_world(cfg)
+        workbench(cfg)
 
 
 def test_a_name_on_the_hub_is_found_in_the_hubs_cache(config, made, tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_a_name_on_the_hub_is_found_in_the_hubs_cache(config, made, tmp_path, mo
         shutil.copytree(folder, repository / "snapshots" / "1234")
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("1234")
-    there = the_world(config(*AS_IT_IS, "pair.target.source=some/target", "pair.small.source=some/small"))
+    there = workbench(config(*AS_IT_IS, "pair.target.source=some/target", "pair.small.source=some/small"))
     own = AutoModelForCausalLM.from_pretrained(made("llama")).state_dict()
     assert all(torch.equal(v, own[k]) for k, v in there.model("target").state_dict().items())
 

@@ -31,13 +31,13 @@ KINDS = {
 }
 AS_IT_IS = ("pair.tokenizer.kind=pretrained", "pair.target.pretrain.epochs=0", "pair.target.finetune.epochs=0",
             "pair.small.pretrain.epochs=0", "pair.small.finetune.epochs=0", "pair.small.general.epochs=0",
-            "eval.groups=[]", "eval.max_examples=2", "eval.reference=none")  # fmt: skip
+            "eval.groups=[]", "eval.max_examples=2", "eval.retrained=none")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-def made(world, tmp_path_factory):
+def made(bench, tmp_path_factory):
     """Function to the folder of a random model of a kind, seed and number of tokens, with the world's tokenizer."""
-    root, tokenizer = tmp_path_factory.mktemp("models"), world.encoder.tokenizer
+    root, tokenizer = tmp_path_factory.mktemp("models"), bench.encoder.tokenizer
 
     @cache
     def make(kind: str, seed: int = 0, padding: int = 0, bias: bool = False) -> Path:
@@ -60,7 +60,7 @@ def pair(config, made):
 
     def choose(target=None, small=None, *overrides):
         of = [f"pair.target.source={target or made('llama')}", f"pair.small.source={small or made('tied', 1)}"]
-        compared = [] if any(o.startswith("eval.reference") for o in overrides) else ["eval.reference=null"]
+        compared = [] if any(o.startswith("eval.retrained") for o in overrides) else ["eval.retrained=null"]
         there = any(o.startswith("pair.retrained") or o == "pair.target.finetune.epochs=1" for o in overrides)
         return config(*AS_IT_IS, *of, *(compared if there else []), *overrides)
 

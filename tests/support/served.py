@@ -87,8 +87,8 @@ def seeded(prompt: Sequence[int], seed: int, index: int = 0, temperature: float 
     return Draw(temperature, top_p, key(seed, prompt, index))
 
 
-def questions(world, count: int = 16) -> list[str]:
-    rows = [*world.data.splits["forget"], *world.data.splits["retain"]]
+def questions(bench, count: int = 16) -> list[str]:
+    rows = [*bench.data.splits["forget"], *bench.data.splits["retain"]]
     return [row.question for row in rows][:count]
 
 

@@ -46,8 +46,8 @@ CHECKED = [  # the same, where Hydra has no say: quicker, by the check that ever
     ("trainer.device=tpu", "must be one of auto, cpu, cuda"), ("eval.alphas=[]", "must hold at least one α"),
     ("eval.alphas=[1,nan]", "eval.alphas=nan"), ("eval.groups=[nope]", "eval.groups='nope': must be one of leak"),
     ("eval.groups=[summary]", "list privacy before it"), ("eval.semantics=x", "must be one of default, ou, tofu"),
-    ("eval.reference=nowhere.json", "eval.reference='nowhere.json': no such file"),
-    ("eval.reference=broken.json", "broken.json: not valid JSON"),
+    ("eval.retrained=nowhere.json", "eval.retrained='nowhere.json': no such file"),
+    ("eval.retrained=broken.json", "broken.json: not valid JSON"),
     ("eval.max_new_tokens=1", "eval.max_new_tokens=1 would cut generations short"),
     ("study=../up", "study='../up': names a folder"),
     ("pair.target.max_length=10", "tokens, the models take at most 10"),
@@ -99,8 +99,8 @@ MODELS = [
     (pretrained("nowhere/at/all"), "pair.target.source='nowhere/at/all': no such folder"),
     (pretrained("nobody/nothing"), "pair.target.source='nobody/nothing': no folder in"),
     (pretrained("void"), "is missing in void"), (pretrained("file"), "pair.target.source='file'"),
-    (pretrained("good_model", "good_model", "eval.reference=null"), "there is no retrained reference"),
-    (pretrained("good_model", "good_model", "eval.reference=null", "pair.retrained.source=nan"), "pair.retrained.so"),
+    (pretrained("good_model", "good_model", "eval.retrained=null"), "there is no retrained reference"),
+    (pretrained("good_model", "good_model", "eval.retrained=null", "pair.retrained.source=nan"), "pair.retrained.so"),
 ]  # fmt: skip
 NOT_RUN, STUDIES = "not the folder of a trained run", "--runs=studies"
 COMMANDS = [

@@ -43,11 +43,11 @@ def is_trained(cfg: Config) -> bool:
 
 def may_round(cfg: Config) -> bool:
     """Whether training reads rows that may be rounded: a target that stands alone in the sum, with no weight by α."""
-    plain = any(m.model == "target" and not m.trained and m.alpha == 0 for m in cfg.method.members)
+    plain = any(m.model == "target" and not m.trained and m.slope == 0 for m in cfg.method.members)
     return is_trained(cfg) and not cfg.method.alone and plain
 
 
-def objective(cfg: Config) -> dict[str, Any]:
+def terms_of(cfg: Config) -> dict[str, Any]:
     """The arguments of ``binding.bind``."""
     a = cfg.algo
     return {

@@ -25,7 +25,7 @@ RETRY = ("all", "failed")  # of a grid's runs that are not done
 ROUGH_ROWS = ("fp16", "topk")  # of the target alone
 STORED_ROWS = ("auto", "fp32", "hidden", *ROUGH_ROWS)
 PRECISIONS = ("fp32", "bf16")
-ALTERNATE = ("none", "epochs")
+INTERLEAVE = ("none", "epochs")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -41,12 +41,12 @@ class ConfigError(ValueError):
 
 @dataclass
 class MemberConfig:
-    """One member of the ensemble; its weight is ``constant + alpha · α``."""
+    """One member of the ensemble; its weight is ``constant + slope · α``."""
 
     name: str = MISSING
     model: str = MISSING  # one of MODELS; "small" knows what pair.offset_init says, the others what their name says
     constant: float = 0.0
-    alpha: float = 0.0
+    slope: float = 0.0
     trained: bool = False
 
 
@@ -96,9 +96,9 @@ class AlgoConfig:
     white_box: bool = False  # reads hidden states of the model that is to forget
     teacher: TeacherConfig | None = None  # only for `distill`
     dual: DualConfig | None = None  # null: the retain weight is constant
-    alternates: AlternatesConfig | None = None  # only for terms that read `alternate`
+    alternates: AlternatesConfig | None = None  # only for terms that read `alternates`
     # epochs: first an epoch of the retain set, then one of the forget set, and so on; none: every step reads both
-    alternate: str = "none"
+    interleave: str = "none"
 
 
 @dataclass
@@ -123,7 +123,7 @@ class MethodConfig:
 class EvalConfig:
     alphas: list[float] | None = None  # inference α's; null: the run's `alpha`
     semantics: str = "default"  # default | ou | tofu (unlearn/evaluation/metrics/semantics.py)
-    reference: str | None = None  # null: the pair's retrained model; a result file of one; "none": compare with nothing
+    retrained: str | None = None  # null: the pair's retrained model; a result file of one; "none": compare with nothing
     groups: list[str] = field(
         default_factory=list
     )  # metrics beside the core, by the names in unlearn/evaluation/groups/
@@ -237,7 +237,7 @@ def register() -> None:
 
 def conf_dir() -> str:
     """Absolute folder of the YAML tree: inside an installed package, else beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
 

@@ -25,14 +25,14 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 class Draw:
     """What one optimiser step reads, on all processes together; one of the sets may have no turn.
 
-    ``refusal[k]`` and ``alternate[k]`` are answers drawn for ``forget[k]``, ``retain_refusal[k]`` for ``retain[k]``.
+    ``refusal[k]`` and ``alternates[k]`` are answers drawn for ``forget[k]``, ``retain_refusal[k]`` for ``retain[k]``.
     """
 
     forget: list[int]
     retain: list[int]
     refusal: list[int]
     retain_refusal: list[int]
-    alternate: list[int]
+    alternates: list[int]
 
     def named(self, name: str) -> list[int] | list[tuple[int, int]]:
         """What is drawn of a group: questions of "forget" and "retain", (question, answer) pairs of the others.
@@ -43,7 +43,7 @@ class Draw:
         return getattr(self, name) if name in ("forget", "retain") else self.pairs(name)
 
     def pairs(self, name: str) -> list[tuple[int, int]]:
-        """(question, answer) pairs of "refusal", "alternate" or "retain_refusal"."""
+        """(question, answer) pairs of "refusal", "alternates" or "retain_refusal"."""
         questions = self.retain if name == "retain_refusal" else self.forget
         return list(zip(questions, getattr(self, name), strict=True))
 
@@ -58,7 +58,7 @@ def held_out(rows: int, share: float) -> tuple[int, ...]:
 class Sampler:
     """Forget examples in epochs; for each step a fresh draw of retain examples, without repetition in the step.
 
-    ``alternate``: an epoch of the retain set, whose steps read nothing of the forget set, then one of the forget set,
+    ``interleave``: an epoch of the retain set, whose steps read nothing of the forget set, then one of the forget set,
     whose steps read nothing of the retain set, and so on; both together count as one epoch.
 
     A pure function of seed and step: it knows of no process, so any number of them share the same draw.
@@ -72,7 +72,7 @@ class Sampler:
     seed: int
     held_out: tuple[int, ...] = ()  # retain examples that are never drawn
     alternates: tuple[int, ...] = ()  # number of alternates of each forget question; empty: none are drawn
-    alternate: bool = False
+    interleave: bool = False
 
     @cached_property
     def trainable(self) -> np.ndarray:
@@ -86,7 +86,7 @@ class Sampler:
     @property
     def _retain_steps(self) -> int:
         """Steps at the start of an epoch that read the retain set alone."""
-        return -(-len(self.trainable) // self.retain_batch) if self.alternate else 0
+        return -(-len(self.trainable) // self.retain_batch) if self.interleave else 0
 
     def draw(self, step: int) -> Draw:
         """The draw of step 0, 1, 2 …"""
@@ -96,7 +96,7 @@ class Sampler:
         forget = order[at * self.forget_batch : (at + 1) * self.forget_batch].tolist() if at >= 0 else []
         rng = np.random.default_rng([self.seed, 1, step])
         there = self.trainable
-        if self.alternate:
+        if self.interleave:
             order = np.random.default_rng([self.seed, 2, epoch]).permutation(there)
             start = (at + self._retain_steps) * self.retain_batch
             retain = order[start : start + self.retain_batch].tolist() if at < 0 else []
@@ -104,5 +104,5 @@ class Sampler:
             retain = there[rng.choice(len(there), min(self.retain_batch, len(there)), replace=False)].tolist()
         refusal = rng.integers(self.refusals, size=len(forget)).tolist() if self.refusals else []
         retain_refusal = rng.integers(self.refusals, size=len(retain)).tolist() if self.refusals else []
-        alternate = [int(rng.integers(self.alternates[i])) for i in forget] if self.alternates else []
-        return Draw(forget, retain, refusal, retain_refusal, alternate)
+        alternates = [int(rng.integers(self.alternates[i])) for i in forget] if self.alternates else []
+        return Draw(forget, retain, refusal, retain_refusal, alternates)

@@ -113,5 +113,5 @@ def build(
     if len(set(widths.values())) > 1:
         sizes = ", ".join(f"{name} {width:,}" for name, width in widths.items())
         raise PairError(f"members must share one vocabulary, index for index; widths are: {sizes}")
-    found = tuple(Member(m.name, models[m.name], fingerprints[m.name], m.constant, m.alpha, m.trained) for m in members)
+    found = tuple(Member(m.name, models[m.name], fingerprints[m.name], m.constant, m.slope, m.trained) for m in members)
     return Ensemble(found, rule)

@@ -19,9 +19,9 @@ from unlearn.decoding.generation import greedy
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.ensemble.opaque import noted
-from unlearn.evaluation import measures as core
+from unlearn.evaluation import measures
 from unlearn.evaluation.groups import group
-from unlearn.evaluation.groups.context import Context, Reference
+from unlearn.evaluation.groups.context import Context, Measured
 from unlearn.evaluation.metrics.bootstrap import interval, mean_interval
 from unlearn.evaluation.metrics.distance import distances
 from unlearn.evaluation.metrics.forget_quality import ForgetQuality
@@ -38,14 +38,14 @@ def evaluate(
     suite: Suite,
     alphas: Sequence[float],
     store: Store | None,
-    reference: Reference | None,
+    retrained: Measured | None,
     show: str | None = None,
     itself: bool = False,
 ) -> tuple[dict[float, dict[str, Any]], pd.DataFrame]:
     """Metrics by α, and a table with one row per example and α.
 
     An entry holds numbers by metric, and beside them ``intervals`` (95 %, over items), ``distance`` (to the retrained
-    model, by metric) and ``settings``. ``store`` None: nothing is stored. ``reference``: the retrained model; None
+    model, by metric) and ``settings``. ``store`` None: nothing is stored. ``retrained``: the gold model; None
     where there is none (then nothing is compared with it) and for that model ``itself``. ``show`` names the progress
     bar; None shows none.
     """
@@ -60,7 +60,7 @@ def evaluate(
     entries, tables = {}, []
     for alpha in alphas:
         bar.set_postfix_str(f"metrics at α={alpha:g}")
-        entries[alpha], table = _entry(ensemble, alpha, suite, store, found[alpha], reference, itself)
+        entries[alpha], table = _entry(ensemble, alpha, suite, store, found[alpha], retrained, itself)
         tables.append(table)
     bar.close()
     return entries, pd.concat(tables, ignore_index=True)
@@ -101,34 +101,34 @@ def _entry(
     suite: Suite,
     store: Store | None,
     found: Sequence[tuple[Split, Scores, list[str] | None]],
-    reference: Reference | None,
+    retrained: Measured | None,
     itself: bool,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Everything about one α."""
     metrics: dict[str, Any] = {}
     tables = {}
     for split, scores, texts in found:
-        values, tables[split.name] = core.measure(split, scores, texts, suite.semantics)
+        values, tables[split.name] = measures.measure(split, scores, texts, suite.semantics)
         metrics |= {f"{split.name}/{k}": v for k, v in values.items()}
     examples = pd.concat(tables.values(), ignore_index=True)
-    metrics |= _aggregates(metrics, examples, reference, itself)
-    intervals = _intervals(metrics, core.per_example(examples, suite.semantics), suite.cfg.resamples)
+    metrics |= _aggregates(metrics, examples, retrained, itself)
+    intervals = _intervals(metrics, measures.per_example(examples, suite.semantics), suite.cfg.resamples)
     by_split = {split.name: scores for split, scores, _ in found}
     for name in suite.cfg.groups:
-        more = group(name)(Context(ensemble, alpha, suite, store, by_split, examples, metrics, reference, itself))
+        more = group(name)(Context(ensemble, alpha, suite, store, by_split, examples, metrics, retrained, itself))
         metrics |= more.metrics
         intervals |= more.intervals
         for split, columns in more.columns.items():
             tables[split] = tables[split].assign(**{k: v.to_numpy() for k, v in columns.items()})
     table = pd.concat(tables.values(), ignore_index=True).assign(alpha=alpha)
-    if reference is not None:
-        shared = {k: v for k, v in metrics.items() if k in reference.metrics}
-        metrics["distance"] = {k: d.signed for k, d in distances(shared, reference.metrics).items()}
+    if retrained is not None:
+        shared = {k: v for k, v in metrics.items() if k in retrained.metrics}
+        metrics["distance"] = {k: d.signed for k, d in distances(shared, retrained.metrics).items()}
     return metrics | {"intervals": {k: list(v) for k, v in intervals.items()}, "settings": suite.settings}, table
 
 
 def _aggregates(
-    metrics: Mapping[str, float], examples: pd.DataFrame, reference: Reference | None, itself: bool
+    metrics: Mapping[str, float], examples: pd.DataFrame, retrained: Measured | None, itself: bool
 ) -> dict[str, float]:
     """Model utility where all its parts are there; forget quality where there is something to compare with."""
     found = {}
@@ -137,10 +137,10 @@ def _aggregates(
         if not found["model_utility"]:
             log.info("model utility is 0 because of %s", ", ".join(name for name in PARTS if not metrics[name] > 0))
     forget = examples[examples["split"] == "forget"]
-    compared = itself or reference is not None
-    if compared and core.RATIO in forget and forget[core.RATIO].notna().all():
-        own = forget[core.RATIO].to_numpy()
-        theirs = own if itself else reference.column("forget", core.RATIO)
+    compared = itself or retrained is not None
+    if compared and measures.RATIO in forget and forget[measures.RATIO].notna().all():
+        own = forget[measures.RATIO].to_numpy()
+        theirs = own if itself else retrained.column("forget", measures.RATIO)
         found |= ForgetQuality().compute(predictions=own, references=theirs)
     return found
 

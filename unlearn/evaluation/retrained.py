@@ -9,18 +9,18 @@ import pandas as pd
 from unlearn.config.schema import ConfigError
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import others
-from unlearn.evaluation.groups.context import Reference
+from unlearn.evaluation.groups.context import Measured
 from unlearn.evaluation.metrics.ou_aggregates import ATTACKS
 from unlearn.evaluation.others import Result
 from unlearn.evaluation.suite import SCORED, Split, Suite
 from unlearn.store.identity import GROUP_SETTINGS
 
 
-def from_file(path: str, suite: Suite, models: Mapping[str, Callable[[], Ensemble]] | None = None) -> Reference:
+def from_file(path: str, suite: Suite, models: Mapping[str, Callable[[], Ensemble]] | None = None) -> Measured:
     """What ``python -m unlearn.evaluate model=… out=FILE``, OpenUnlearning or TOFU wrote of a retrained model."""
     found = others.read(path, semantics=suite.cfg.semantics)
     _comparable(path, found, suite)
-    return Reference(found.metrics, found.examples, models or {})
+    return Measured(found.metrics, found.examples, models or {})
 
 
 def _comparable(given: str, found: Result, suite: Suite) -> None:
@@ -28,16 +28,16 @@ def _comparable(given: str, found: Result, suite: Suite) -> None:
     for name in ("forget", *SCORED):
         split, theirs = suite.split(name), found.examples[found.examples["split"] == name]
         if split is not None and (len(theirs) or name == "forget"):
-            _same_rows(f"reference={given}: has {len(theirs)} {name} rows", theirs, split)
+            _same_rows(f"retrained={given}: has {len(theirs)} {name} rows", theirs, split)
     for key in ("template", *GROUP_SETTINGS["leak"]):
         theirs, ours = found.settings.get(key), suite.settings.get(key)
         if None not in (theirs, ours) and theirs != ours:
-            raise ConfigError(f"reference={given}: was made with {key} {theirs}, and this is with {ours}")
+            raise ConfigError(f"retrained={given}: was made with {key} {theirs}, and this is with {ours}")
     attacks = [f"mia/{a}" for a in ATTACKS] if "summary" in suite.cfg.groups else ["mia/min_k"]
     lacking = [a for a in attacks if a not in found.metrics]
     if lacking and "privacy" in suite.cfg.groups:
         raise ConfigError(
-            f"reference={given}: eval.groups privacy and summary compare attacks, and it has no {', '.join(lacking)}; "
+            f"retrained={given}: eval.groups privacy and summary compare attacks, and it has no {', '.join(lacking)}; "
             "leave these groups out, or give the retrained model itself"
         )
 

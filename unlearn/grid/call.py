@@ -32,7 +32,6 @@ from unlearn.config.schema import Config, ConfigError
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.grid import ended, places, rest
-from unlearn.grid.inspection import _fitting, _too_large
 from unlearn.grid.refusal import REFUSED, as_before, came_from_hydra, raising, refuse, said
 from unlearn.grid.rules import parse, unknown_overrides
 from unlearn.runs import stopping
@@ -161,7 +160,7 @@ def _objective_problems(configs: list[Config]) -> dict[str, None]:
             _check_places(cfg, write=True)
         except ConfigError as error:
             return {str(error): None}
-    from unlearn.grid.inspection import Inspection
+    from unlearn.grid.inspection import Inspection, _fitting, _too_large
     from unlearn.learning.loop import device
 
     inspection = Inspection()

@@ -13,7 +13,7 @@ from unlearn.store import runlog
 from unlearn.store.files import saving
 from unlearn.store.identity import Job
 
-ENDED = ("failed", "stopped", "killed")  # what a manifest says of a run that began and is neither done nor at work
+ENDED = ("failed", "interrupted", "killed")  # what a manifest says of a run that began and is neither done nor at work
 
 
 class Killed(RuntimeError):

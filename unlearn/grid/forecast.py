@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unlearn.config.derived import is_trained, objective, training_alpha
+from unlearn.config.derived import is_trained, terms_of, training_alpha
 from unlearn.config.schema import Config
 from unlearn.ensemble.frozen import kinds_for
 from unlearn.ensemble.rows_size import Shape, may_refuse, room
 from unlearn.learning.binding import bind
 from unlearn.models import hub, tokenizers
 from unlearn.runs.training import read_sets
-from unlearn.runs.world import World, the_world
+from unlearn.runs.workbench import Workbench, workbench
 from unlearn.store import sources
 
 
@@ -23,12 +23,12 @@ def too_large(cfg: Config) -> list[str]:
     sampled = cfg.algo.alternates is not None and cfg.algo.alternates.file is None
     if not may_refuse(cfg.trainer) or not is_trained(cfg) or sampled:
         return []
-    world, found = the_world(cfg), []
-    for name, examples in read_sets(cfg, world, bind(**objective(cfg))).items():
+    bench, found = workbench(cfg), []
+    for name, examples in read_sets(cfg, bench, bind(**terms_of(cfg))).items():
         for member, role, rough in _read(cfg):
             if sources.is_remote(cfg.pair, role):
                 continue  # its rows are kept as it gives them, or refused
-            allowed, shape, rows = room(cfg.trainer, rough), _shape(world, role), examples.starts[-1]
+            allowed, shape, rows = room(cfg.trainer, rough), _shape(bench, role), examples.starts[-1]
             if allowed.refuse and not allowed.fits(rows, shape):
                 found.append(allowed.refusal(rows, f"{member} ({name})", shape, kinds_for(rough)))
     return found
@@ -42,14 +42,14 @@ def _read(cfg: Config) -> Iterator[tuple[str, str, bool]]:
         yield "start", sources.role(cfg.pair, start), False
         return
     for m in cfg.method.members:
-        if not m.trained and (m.model == "target" or m.constant + m.alpha * alpha != 0):
-            yield m.name, sources.role(cfg.pair, m.model), m.alpha == 0 and m.model == "target"
+        if not m.trained and (m.model == "target" or m.constant + m.slope * alpha != 0):
+            yield m.name, sources.role(cfg.pair, m.model), m.slope == 0 and m.model == "target"
 
 
-def _shape(world: World, role: str) -> Shape:
-    pair = world.cfg.pair
+def _shape(bench: Workbench, role: str) -> Shape:
+    pair = bench.cfg.pair
     own = sources.own_source(pair, role) or sources.size_of(pair, role)
-    width = tokenizers.size(world.encoder.tokenizer) if world.width is None else world.width
+    width = tokenizers.size(bench.encoder.tokenizer) if bench.width is None else bench.width
     if own.source is None:
         return Shape(width, own.hidden_size, 4)
     folder = hub.locate(f"pair.{role}.source", own, weights=False)

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from unlearn.config.data import BiosConfig
-from unlearn.config.derived import objective
+from unlearn.config.derived import terms_of
 from unlearn.config.own import JUDGE, named
 from unlearn.config.pair import SourceConfig
 from unlearn.config.schema import Config
@@ -17,9 +17,9 @@ from unlearn.evaluation.retrained import from_file
 from unlearn.evaluation.suite import suite
 from unlearn.grid.rules_learning import black_box
 from unlearn.models import weights
-from unlearn.runs.world import World, check_own, the_world
+from unlearn.runs.workbench import Workbench, check_own, workbench
 from unlearn.store import sources
-from unlearn.store.identity import NO_REFERENCE, eval_settings
+from unlearn.store.identity import NO_RETRAINED, eval_settings
 
 
 class Inspection:
@@ -44,17 +44,17 @@ def _check(cfg: Config) -> None:
     for role, source in own.items():
         if sources.is_folder(source.source):
             weights.check_files(f"{_key(cfg, role)}.source", Path(source.source), Path(cfg.paths.store) / "hashes")
-    world = the_world(cfg)  # here is refused what does not share one vocabulary, or is too short for max_length
+    bench = workbench(cfg)  # here is refused what does not share one vocabulary, or is too short for max_length
     for role in own:
-        check_own(world, role)
-    _check_rows(cfg, world)
+        check_own(bench, role)
+    _check_rows(cfg, bench)
 
 
 def _needed(cfg: Config) -> dict[str, SourceConfig]:
     """The pretrained models that a config reads, by role."""
     members = [*cfg.method.members, *(cfg.algo.teacher.members if cfg.algo.teacher else ())]
     roles = dict.fromkeys(["target", *(sources.role(cfg.pair, m.model) for m in members)])
-    if cfg.eval.reference is None:
+    if cfg.eval.retrained is None:
         roles["retrained"] = None
     found = {r: sources.own_source(cfg.pair, r) or sources.size_of(cfg.pair, r) for r in roles}
     here = {role: source for role, source in found.items() if not sources.is_remote(cfg.pair, role)}
@@ -68,18 +68,18 @@ def _key(cfg: Config, role: str) -> str:
     return "pair.small" if role.startswith("small") else "pair.target"
 
 
-def _check_rows(cfg: Config, world: World) -> None:
+def _check_rows(cfg: Config, bench: Workbench) -> None:
     """Rows that are longer than the models' context, or that cannot be evaluated as asked; a reference of others."""
-    data = world.data
-    found = suite(data, world.encoder, cfg.eval, eval_settings(cfg, data.fingerprint()), cfg.trainer.stored_rows_gib)
-    examples_of(world.encoder, (*data.splits["forget"], *data.splits["retain"]))
+    data = bench.data
+    found = suite(data, bench.encoder, cfg.eval, eval_settings(cfg, data.fingerprint()), cfg.trainer.stored_rows_gib)
+    examples_of(bench.encoder, (*data.splits["forget"], *data.splits["retain"]))
     sizes = (cfg.pair.target, cfg.pair.small)
     if any(size.finetune.epochs or size.general.epochs for size in sizes):
-        examples_of(world.encoder, data.general())
+        examples_of(bench.encoder, data.general())
     if any(size.pretrain.epochs for size in sizes):
-        examples_of(world.encoder, data.wordings)
-    if cfg.eval.reference not in (None, NO_REFERENCE):
-        from_file(cfg.eval.reference, found)
+        examples_of(bench.encoder, data.wordings)
+    if cfg.eval.retrained not in (None, NO_RETRAINED):
+        from_file(cfg.eval.retrained, found)
 
 
 def _too_large(cfg: Config) -> list[str]:
@@ -109,11 +109,11 @@ def _fitting(cfg: Config) -> None:
     trained = next((m for m in cfg.method.members if m.trained), None)
     if trained is None:
         return
-    terms = bind(**objective(cfg))
+    terms = bind(**terms_of(cfg))
     reads = {name for term in terms for name in term.reads}
     if reads & set(REFUSALS) and not read(cfg).refusals:
         raise ValueError(f"algo={cfg.algo.name!r} trains towards refusals, and data set {cfg.data.name!r} has none")
-    if "alternate" in reads:
+    if "alternates" in reads:
         if cfg.algo.alternates is None:
             raise ValueError(f"algo={cfg.algo.name!r} reads other answers: algo.alternates must say where from")
         if cfg.algo.alternates.file is not None:

@@ -56,7 +56,7 @@ def _execute(raw: DictConfig, job: Job) -> None:
         runlog.fail(job, error)
     except KeyboardInterrupt as stop:
         log.warning("%s was stopped (%s); the same command goes on from there", job.folder.name, stop)
-        runlog.fail(job, stop, "stopped")
+        runlog.fail(job, stop, "interrupted")
         raise
 
 

@@ -37,7 +37,7 @@ from unlearn.grid.rules_http import http
 from unlearn.grid.rules_learning import algo, method, together
 from unlearn.grid.rules_pair import pair
 from unlearn.store import sources
-from unlearn.store.identity import NO_REFERENCE
+from unlearn.store.identity import NO_RETRAINED
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}"
 NAME_RULE = "names a folder: letters, digits, '_', '.', '+' and '-', not starting with '.', '+' or '-', at most 80"
@@ -229,16 +229,16 @@ def _eval(cfg: Config) -> Iterator[str]:
 
 def _reference(cfg: Config) -> Iterator[str]:
     """Forget quality is never silently missing: without something to compare with, a run says so before it starts."""
-    given = cfg.eval.reference
+    given = cfg.eval.retrained
     if given is None:
         problem = sources.lacking(cfg.pair, "retrained")
         if problem is not None:
             yield (
-                f"{problem}. Or give eval.reference=FILE, the evaluation of such a model (python -m unlearn.evaluate "
-                f"model=… out=FILE), or eval.reference={NO_REFERENCE} to do without forget quality and PrivLeak"
+                f"{problem}. Or give eval.retrained=FILE, the evaluation of such a model (python -m unlearn.evaluate "
+                f"model=… out=FILE), or eval.retrained={NO_RETRAINED} to do without forget quality and PrivLeak"
             )
-    elif given != NO_REFERENCE:
-        yield from a_file("eval.reference", given)
+    elif given != NO_RETRAINED:
+        yield from a_file("eval.retrained", given)
 
 
 def _trainer(cfg: Config) -> Iterator[str]:

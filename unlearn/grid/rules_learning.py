@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from unlearn.config.derived import rate_of
 from unlearn.config.pair import TUNINGS
-from unlearn.config.schema import ALTERNATE, MODELS, NUMBERS, Config, MemberConfig, is_number
+from unlearn.config.schema import INTERLEAVE, MODELS, NUMBERS, Config, MemberConfig, is_number
 from unlearn.grid.need import a_file, at_least, need, one_of, positive, share
 
 
@@ -24,9 +24,9 @@ def algo(cfg: Config) -> Iterator[str]:
         a.forget_weight > 0 or (a.retain_weight > 0 and a.retain != "none"),
         "algo.forget_weight", a.forget_weight, "forget and retain weight are both 0: nothing would be trained",
     )  # fmt: skip
-    yield from one_of("algo.alternate", a.alternate, ALTERNATE)
+    yield from one_of("algo.interleave", a.interleave, INTERLEAVE)
     rule = "an epoch of the retain set needs a retain term: algo.retain is none"
-    yield from need(a.alternate != "epochs" or a.retain != "none", "algo.alternate", a.alternate, rule)
+    yield from need(a.interleave != "epochs" or a.retain != "none", "algo.interleave", a.interleave, rule)
     if a.file is not None:
         yield from a_file("algo.file", a.file)
     for name, value in a.numbers.items():
@@ -126,9 +126,9 @@ def _members(key: str, members: list[MemberConfig]) -> Iterator[str]:
     names = [m.name for m in members]
     yield from need(len(set(names)) == len(names), key, names, "names must differ")
     for i, m in enumerate(members):
-        if not (m.constant or m.alpha):
-            yield f"{key}: {m.name!r} has no weight at any α; give it constant or alpha"
+        if not (m.constant or m.slope):
+            yield f"{key}: {m.name!r} has no weight at any α; give it constant or slope"
         yield from one_of(f"{key}[{i}].model", m.model, MODELS)
-        for name in ("constant", "alpha"):
+        for name in ("constant", "slope"):
             value = getattr(m, name)
             yield from need(is_number(value), f"{key}[{i}].{name}", value, "must be a finite number")

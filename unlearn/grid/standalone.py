@@ -19,7 +19,7 @@ from unlearn.data.encoding import Encoder
 from unlearn.data.readers import read
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation.evaluation import evaluate
-from unlearn.evaluation.groups.context import Reference
+from unlearn.evaluation.groups.context import Measured
 from unlearn.evaluation.others import FORMAT, examples_of
 from unlearn.evaluation.retrained import from_file
 from unlearn.evaluation.suite import Suite
@@ -43,7 +43,7 @@ class Request:
     model: str
     out: Path
     tokenizer: str | None = None  # None: the model's own
-    reference: str | None = None  # a result file, or a model that never saw the forget set
+    retrained: str | None = None  # a result file, or a model that never saw the forget set
     overrides: tuple[str, ...] = ()  # of data, template, eval and trainer.device
 
 
@@ -65,14 +65,14 @@ def run(request: Request) -> dict[str, dict[str, Any]]:
     longest = getattr(model.members[0].model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     settings = metric_settings(cfg) | {"data": data.fingerprint(), "template": template(cfg.data.template)}
     suite = make_suite(data, Encoder(tokenizer, cfg.data.template, longest), cfg.eval, settings, 0.0)
-    reference = _reference(request.reference, suite, cfg)
-    entries, examples = evaluate(model, suite, [1.0], None, reference, _show(cfg, request.model))
+    retrained = _retrained(request.retrained, suite, cfg)
+    entries, examples = evaluate(model, suite, [1.0], None, retrained, _show(cfg, request.model))
     metrics = entries[1.0]
     _write(request, metrics, examples.drop(columns="alpha"), model)
-    if reference is None:
-        log.info("no reference=: forget quality, PrivLeak and leak_gap compare with one and are left out")
+    if retrained is None:
+        log.info("no retrained=: forget quality, PrivLeak and leak_gap compare with one and are left out")
         return {"model": metrics}
-    return {"model": metrics, "retrained": dict(reference.metrics)}
+    return {"model": metrics, "retrained": dict(retrained.metrics)}
 
 
 def _check_place(key: str, name: str) -> None:
@@ -90,18 +90,18 @@ def _check_groups(groups: Sequence[str], request: Request) -> None:
                 f"eval.groups: {name} compares with the target as a model, which only a run has (run=FOLDER): "
                 "leave it out"
             )
-    if "summary" in groups and request.reference is None:
-        raise ConfigError("eval.groups: summary compares attacks with those on the retrained model; give reference=")
+    if "summary" in groups and request.retrained is None:
+        raise ConfigError("eval.groups: summary compares attacks with those on the retrained model; give retrained=")
 
 
-def _reference(given: str | None, suite: Suite, cfg: Config) -> Reference | None:
+def _retrained(given: str | None, suite: Suite, cfg: Config) -> Measured | None:
     if given is None:
         return None
     if Path(given).is_file():
         return from_file(given, suite)
     model = _ensemble(given, cfg, suite.encoder.tokenizer)
     entries, examples = evaluate(model, suite, [1.0], None, None, _show(cfg, given), itself=True)
-    return Reference(entries[1.0], examples)
+    return Measured(entries[1.0], examples)
 
 
 def _ensemble(name: str, cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Ensemble:
@@ -139,7 +139,7 @@ def _show(cfg: Config, name: str) -> str | None:
 def _write(request: Request, metrics: dict[str, Any], examples: pd.DataFrame, model: Ensemble) -> None:
     request.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(examples_of(request.out), lambda path: examples.to_parquet(path, index=False))
-    settings = metrics["settings"] | {"model": model.members[0].fingerprint, "reference": request.reference}
+    settings = metrics["settings"] | {"model": model.members[0].fingerprint, "retrained": request.retrained}
     settings["id"] = digest(settings)
     found = {k: v for k, v in metrics.items() if k != "settings"}
     write_json(request.out, {"format": FORMAT, "model": request.model, "settings": settings, "metrics": found})

@@ -117,9 +117,9 @@ def _references(jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
     varying = _varying(jobs)
     for job, references in found.values():
         of_world = [k for k in varying if k.startswith(("pair", "data")) and not k.startswith(OF_LEARNER)]
-        world = [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in _settings(job.cfg, of_world)]
+        bench = [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in _settings(job.cfg, of_world)]
         for name, metrics in references.items():
-            yield f"{name} ({', '.join(world)})" if world and len(found) > 1 else name, metrics
+            yield f"{name} ({', '.join(bench)})" if bench and len(found) > 1 else name, metrics
 
 
 def _varying(jobs: Sequence[Job]) -> list[str]:

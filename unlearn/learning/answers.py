@@ -41,20 +41,20 @@ class Pieces(Protocol):
 
 @dataclass(frozen=True)
 class Answers:
-    """What an objective may know about some answers: logits of their rows under P and under the target."""
+    """What an objective may know about some answers: logits of their rows under P and under the reference model."""
 
     rows: Tensor | Pieces  # [N, V] of the ensemble, with gradient
     labels: Tensor  # [N]
     owner: Tensor  # [N] answer that each row belongs to, 0 … B − 1
-    # [N, V] of the target, the reference model (P = P_target at step 0); a reader is called when a term asks
-    target_logits: Tensor | Reader | None = None
+    # [N, V] of the reference model, most often the target (P = P_ref at step 0); a reader is called when a term asks
+    reference_logits: Tensor | Reader | None = None
     teacher_logits: Reader | None = None  # [N, V] of the ensemble that `distill` learns from
-    # [N, D] hidden states after one layer, of the trained model and of the target: only where they are one white box
+    # [N, D] hidden states after one layer, of the trained model and of the reference: only where they are one white box
     hidden: Tensor | None = None
-    target_hidden: Tensor | None = None
+    reference_hidden: Tensor | None = None
 
     def each(self, value: Callable[[Answers], Tensor]) -> Tensor:
-        """One value per row, [N], by a function of the logits, labels, target and teacher of that row alone.
+        """One value per row, [N], by a function of the logits, labels, reference and teacher of that row alone.
 
         Over a long vocabulary the function is given some rows at a time, so that no full [N, V] is ever there; then
         they are no whole answers, and it cannot ask for lengths or positions.
@@ -75,15 +75,15 @@ class Answers:
         return self.each(lambda rows: _logp(rows.logits, rows.labels))
 
     @cached_property
-    def target_logp(self) -> Tensor:
-        """log P_target(label) per token, [N]."""
+    def reference_logp(self) -> Tensor:
+        """log P_ref(label) per token, [N]."""
         if isinstance(self.rows, Tensor):
-            return _logp(self.target, self.labels)
-        return torch.cat([_logp(self._target(here), self.labels[here]) for here in self.rows.pieces()])
+            return _logp(self.reference, self.labels)
+        return torch.cat([_logp(self._reference(here), self.labels[here]) for here in self.rows.pieces()])
 
     @cached_property
     def kl(self) -> Tensor:
-        """KL(P_target ‖ P) per token, [N]: summed over the vocabulary."""
+        """KL(P_ref ‖ P) per token, [N]: summed over the vocabulary."""
         return self.each(_kl)
 
     @cached_property
@@ -104,8 +104,8 @@ class Answers:
 
     @property
     def log_ratio(self) -> Tensor:
-        """log P / P_target of each whole answer, [B]."""
-        return self.per_answer(self.logp - self.target_logp)
+        """log P / P_ref of each whole answer, [B]."""
+        return self.per_answer(self.logp - self.reference_logp)
 
     def cross_entropy(self, soft: Tensor) -> Tensor:
         """− Σ_v q_v log P_v against soft labels q [N, V], per token, [N]. Of long vocabularies: inside ``each``."""
@@ -116,19 +116,19 @@ class Answers:
         return per_token.new_zeros(len(self.lengths)).index_add(0, self.owner, per_token)
 
     @cached_property
-    def target(self) -> Tensor:
-        """Logits of the target, [N, V], whether they were given or are fetched now."""
-        return self._target(ALL)
+    def reference(self) -> Tensor:
+        """Logits of the reference model, [N, V], whether they were given or are fetched now."""
+        return self._reference(ALL)
 
     @property
     def teacher(self) -> Tensor:
         """Logits of the teacher, [N, V]."""
         return self._teacher(ALL)
 
-    def _target(self, here: slice) -> Tensor:
-        if self.target_logits is None:
-            raise ObjectiveError("this term compares with the target, whose rows were not given")
-        return self.target_logits(here) if callable(self.target_logits) else self.target_logits[here]
+    def _reference(self, here: slice) -> Tensor:
+        if self.reference_logits is None:
+            raise ObjectiveError("this term compares with the reference model, whose rows were not given")
+        return self.reference_logits(here) if callable(self.reference_logits) else self.reference_logits[here]
 
     def _teacher(self, here: slice) -> Tensor:
         if self.teacher_logits is None:
@@ -138,8 +138,8 @@ class Answers:
 
 def _value_of_part(value: Callable[[Answers], Tensor], whole: Answers, logits: Tensor, here: slice) -> Tensor:
     """``value`` of the rows ``here``, whose logits are these."""
-    target, teacher = lambda _: whole._target(here), lambda _: whole._teacher(here)
-    return value(Answers(logits, whole.labels[here], whole.owner[here], target, teacher))
+    reference, teacher = lambda _: whole._reference(here), lambda _: whole._teacher(here)
+    return value(Answers(logits, whole.labels[here], whole.owner[here], reference, teacher))
 
 
 def _logp(logits: Tensor, labels: Tensor) -> Tensor:
@@ -147,5 +147,5 @@ def _logp(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _kl(rows: Answers) -> Tensor:
-    target = rows.target.log_softmax(-1)
-    return (target.exp() * (target - rows.logits.log_softmax(-1))).sum(-1)
+    reference = rows.reference.log_softmax(-1)
+    return (reference.exp() * (reference - rows.logits.log_softmax(-1))).sum(-1)

@@ -13,9 +13,9 @@ from unlearn.learning.answers import Answers, ObjectiveError, PerAnswer, PerToke
 from unlearn.learning.losses import FORGET, RETAIN, Term
 
 REFUSALS = ("refusal", "retain_refusal")
-PAIRED = {"refusal": "forget", "retain_refusal": "retain", "alternate": "forget"}  # answers to which split's questions
+PAIRED = {"refusal": "forget", "retain_refusal": "retain", "alternates": "forget"}  # answers to which split's questions
 TEXTS = {"forget_text": "forget"}  # whole texts, prompt included, of which split
-READS = ("forget", "refusal", "alternate", "forget_text", "retain", "retain_refusal")
+READS = ("forget", "refusal", "alternates", "forget_text", "retain", "retain_refusal")
 
 
 @dataclass(frozen=True)

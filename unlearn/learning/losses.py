@@ -6,7 +6,7 @@ trainer takes the mean over the whole optimiser step, however that was split int
 model, no config, no device and no padding.
 
 What can be read: ``forget``; ``refusal``, an "I don't know" answer to each forget question (in the same order);
-``alternate``, another answer to each forget question; ``forget_text``, question and answer as one text, whose "answer"
+``alternates``, another answer to each forget question; ``forget_text``, question and answer as one text, whose "answer"
 is all of it but the first token; ``retain``; ``retain_refusal``, a refusal to each retain question. A term with a
 number called ``layer`` reads hidden states, which only a white box has.
 """
@@ -36,7 +36,7 @@ def idk(refusal: Answers) -> PerToken:
 
 
 def npo(forget: Answers, beta: float) -> PerAnswer:
-    """−(2/β) log σ(−β log(P/P_target)(y)), on the log-probability of the whole answer. (arXiv 2404.05868, Eq. 3)"""
+    """−(2/β) log σ(−β log(P/P_ref)(y)), on the log-probability of the whole answer. (arXiv 2404.05868, Eq. 3)"""
     return 2 / beta * F.softplus(beta * forget.log_ratio)  # −log σ(−x) = softplus(x)
 
 
@@ -46,19 +46,19 @@ def simnpo(forget: Answers, beta: float, gamma: float) -> PerAnswer:
 
 
 def dpo(forget: Answers, refusal: Answers, beta: float) -> PerAnswer:
-    """−(2/β) log σ(β[log(P/P_target)(refusal) − log(P/P_target)(answer)]): prefer the refusal. (arXiv 2305.18290)"""
+    """−(2/β) log σ(β[log(P/P_ref)(refusal) − log(P/P_ref)(answer)]): prefer the refusal. (arXiv 2305.18290)"""
     return 2 / beta * F.softplus(-beta * (refusal.log_ratio - forget.log_ratio))
 
 
 def undial(forget: Answers, beta: float) -> PerToken:
-    """Cross-entropy to softmax(l_target − β · onehot(y)): the target's own distribution without the answer's token.
+    """Cross-entropy to softmax(l_ref − β · onehot(y)): the target's own distribution without the answer's token.
 
     (arXiv 2402.10052.) Only answer rows are here, so no ignored label can index a token, as it does in public code.
     """
 
     def value(rows: Answers) -> PerToken:
         onehot = F.one_hot(rows.labels, rows.logits.shape[-1])
-        return rows.cross_entropy((rows.target - beta * onehot).softmax(-1))
+        return rows.cross_entropy((rows.reference - beta * onehot).softmax(-1))
 
     return forget.each(value)
 
@@ -132,9 +132,9 @@ def memorize(forget: Answers) -> PerToken:
     return -forget.logp
 
 
-def altpo(forget: Answers, alternate: Answers, beta: float) -> PerAnswer:
+def altpo(forget: Answers, alternates: Answers, beta: float) -> PerAnswer:
     """AltPO: DPO that prefers another plausible answer instead of a refusal. (arXiv 2409.13474)"""
-    return dpo(forget, alternate, beta)
+    return dpo(forget, alternates, beta)
 
 
 def margin(forget: Answers) -> PerToken:
@@ -174,11 +174,11 @@ def eul(forget: Answers, forget_text: Answers, forget_kl: float, gamma: float) -
 def eul_bounded(forget: Answers, forget_text: Answers, forget_kl: float, gamma: float, beta: float) -> PerAnswer:
     """The same with NPO's bound on either part, token by token: (2/β) log(1 + e^{βx}) in the place of x.
 
-    With x = −KL and x = log(P/P_target)(token): ``eul`` up to constants as β → 0, at the start with its gradient, and
+    With x = −KL and x = log(P/P_ref)(token): ``eul`` up to constants as β → 0, at the start with its gradient, and
     with less and less of it the further a token is from the teacher: 2 / (1 + e^{−βx}). Never below 0.
     """
     pushed = 2 / beta * F.softplus(-beta * forget.kl)
-    unsaid = 2 / beta * F.softplus(beta * (forget_text.logp - forget_text.target_logp))
+    unsaid = 2 / beta * F.softplus(beta * (forget_text.logp - forget_text.reference_logp))
     return _mean(forget, forget_kl * pushed) + _mean(forget_text, gamma * unsaid)
 
 
@@ -196,12 +196,12 @@ def nll(retain: Answers) -> PerToken:
 
 
 def kl(retain: Answers) -> PerToken:
-    """KL(P_target ‖ P) on the retain answers, per token; the reference is the target itself, no extra model."""
+    """KL(P_ref ‖ P) on the retain answers, per token; the reference is the target itself, no extra model."""
     return retain.kl
 
 
 def nll_kl(retain: Answers) -> PerToken:
-    """Both: − log P(y_t) + KL(P_target ‖ P)."""
+    """Both: − log P(y_t) + KL(P_ref ‖ P)."""
     return retain.each(lambda rows: rows.kl - rows.logp)  # one pass over the vocabulary for both
 
 
@@ -227,7 +227,7 @@ def eul_retain(retain: Answers, retain_kl: float, task: float) -> PerAnswer:
 
 def stay(retain: Answers, layer: float) -> PerToken:
     """RMU's retain term: mean over D of (h − h_target)². (arXiv 2403.03218, Eq. 2)"""
-    return ((retain.hidden - retain.target_hidden) ** 2).mean(-1)
+    return ((retain.hidden - retain.reference_hidden) ** 2).mean(-1)
 
 
 Term = Callable[..., Tensor]

@@ -9,7 +9,7 @@ from pathlib import Path
 from unlearn.config.schema import AlternatesConfig
 from unlearn.data.rows import DataError, Row
 from unlearn.decoding.generation import sample
-from unlearn.runs.world import World
+from unlearn.runs.workbench import Workbench
 from unlearn.store.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -18,10 +18,10 @@ ROUNDS = 16  # of sampling; each is hotter than the one before by WARMER
 WARMER = 1.2
 
 
-def alternates(cfg: AlternatesConfig, world: World, batch_size: int) -> list[list[str]]:
+def alternates(cfg: AlternatesConfig, bench: Workbench, batch_size: int) -> list[list[str]]:
     """At least one other answer to each forget question, in the order of the forget set."""
-    rows = world.data.splits["forget"]
-    return read(Path(cfg.file), rows) if cfg.file is not None else _sampled(cfg, world, rows, batch_size)
+    rows = bench.data.splits["forget"]
+    return read(Path(cfg.file), rows) if cfg.file is not None else _sampled(cfg, bench, rows, batch_size)
 
 
 def read(path: Path, rows: tuple[Row, ...]) -> list[list[str]]:
@@ -50,21 +50,21 @@ def read(path: Path, rows: tuple[Row, ...]) -> list[list[str]]:
     return [found[row.question] for row in rows]
 
 
-def _sampled(cfg: AlternatesConfig, world: World, rows: tuple[Row, ...], batch_size: int) -> list[list[str]]:
+def _sampled(cfg: AlternatesConfig, bench: Workbench, rows: tuple[Row, ...], batch_size: int) -> list[list[str]]:
     """Samples of the target that are not the right answer. A target that knows its answers by heart rarely gives
     another, so questions that lack some are asked again at a higher temperature. Made once, and stored."""
-    prompts = [world.encoder.prompt(row.question) for row in rows]
-    right = [world.encoder.example(row.id, row.question, row.answer).answer for row in rows]
-    recipe = {"format": FORMAT, "model": world.fingerprint("target"), "prompts": [list(p) for p in prompts],
+    prompts = [bench.encoder.prompt(row.question) for row in rows]
+    right = [bench.encoder.example(row.id, row.question, row.answer).answer for row in rows]
+    recipe = {"format": FORMAT, "model": bench.fingerprint("target"), "prompts": [list(p) for p in prompts],
               "right": [list(a) for a in right], "count": cfg.count, "temperature": cfg.temperature,
               "rounds": [ROUNDS, WARMER]}  # fmt: skip
 
     def build(folder: Path) -> None:
         log.info("sampling %d other answers to each of %d forget questions", cfg.count, len(rows))
-        asked = _ask(cfg, world, prompts, right, batch_size)
+        asked = _ask(cfg, bench, prompts, right, batch_size)
         write_json(folder / "alternates.json", asked)
 
-    found = read_json(world.store.get("alternates", recipe, build) / "alternates.json")
+    found = read_json(bench.store.get("alternates", recipe, build) / "alternates.json")
     for row, answers in zip(rows, found, strict=True):
         if not answers:
             raise DataError(
@@ -76,14 +76,14 @@ def _sampled(cfg: AlternatesConfig, world: World, rows: tuple[Row, ...], batch_s
 
 def _ask(
     cfg: AlternatesConfig,
-    world: World,
+    bench: Workbench,
     prompts: list[tuple[int, ...]],
     right: list[tuple[int, ...]],
     batch_size: int,
 ) -> list[list[str]]:
-    tokenizer = world.encoder.tokenizer
-    target = world.alone("target")
-    longest, texts = max(map(len, right)), [world.encoder.decode(answer) for answer in right]
+    tokenizer = bench.encoder.tokenizer
+    target = bench.alone("target")
+    longest, texts = max(map(len, right)), [bench.encoder.decode(answer) for answer in right]
     found: list[list[str]] = [[] for _ in prompts]
     for attempt in range(ROUNDS):
         lacking = [i for i, answers in enumerate(found) if len(answers) < cfg.count]
@@ -95,7 +95,7 @@ def _ask(
             batch_size, cfg.temperature * WARMER**attempt, seed=attempt,
         )  # fmt: skip
         for i, answer in zip(asked, answers, strict=True):
-            text = world.encoder.decode(answer)
+            text = bench.encoder.decode(answer)
             if text and text != texts[i] and text not in found[i] and len(found[i]) < cfg.count:
                 found[i].append(text)
     return found

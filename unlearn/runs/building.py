@@ -51,9 +51,9 @@ class _Start:
     key: str  # in the recipe of the stage
 
 
-def trained(world: Ground, role: str) -> Path:
+def trained(bench: Ground, role: str) -> Path:
     """A model that knows the general facts and, by its role, nothing else, all, or all but the forget set."""
-    pair, data, size = world.cfg.pair, world.data, sources.size_of(world.cfg.pair, role)
+    pair, data, size = bench.cfg.pair, bench.data, sources.size_of(bench.cfg.pair, role)
     known: Mapping[str, Sequence[Row]] = {
         "small_general": data.general(),
         "small_retain": data.unnamed(),
@@ -65,17 +65,17 @@ def trained(world: Ground, role: str) -> Path:
     start, stage = None, sources.last_stage(pair, role)
     if size.source is not None:
         folder = hub.locate(f"pair.{'small' if size is pair.small else 'target'}.source", size)
-        start = _Start(folder, sources.content(folder, world.store.root / "hashes"))
+        start = _Start(folder, sources.content(folder, bench.store.root / "hashes"))
     if size.pretrain.epochs and data.wordings:
         label = f"{'small' if size is pair.small else 'large'} model, general facts in every wording"
-        start = _stage(world, size, size.pretrain, data.wordings, seed, start, label)
+        start = _stage(bench, size, size.pretrain, data.wordings, seed, start, label)
     if start is not None and not stage.epochs:
         return start.folder
-    return _stage(world, size, stage, rows, seed, start, f"{role} model").folder
+    return _stage(bench, size, stage, rows, seed, start, f"{role} model").folder
 
 
 def _stage(
-    world: Ground,
+    bench: Ground,
     size: ModelConfig,
     stage: StageConfig,
     rows: Sequence[Row],
@@ -83,13 +83,13 @@ def _stage(
     start: _Start | None,
     label: str,
 ) -> _Start:
-    pair, encoder = world.cfg.pair, world.encoder
+    pair, encoder = bench.cfg.pair, bench.encoder
     if stage.epochs and not rows:
         raise ConfigError(
-            f"data set {world.data.name!r} has nothing to train the {label} on: it has no general facts (real authors, "
+            f"data set {bench.data.name!r} has nothing to train the {label} on: it has no general facts (real authors, "
             "world facts); take pair.offset_init=retain or full"
         )
-    training = _training(world, size, start, rows)
+    training = _training(bench, size, start, rows)
     vocabulary = tokenizers.size(encoder.tokenizer)
     shape = {k: getattr(size, k) for k in SHAPE}
     recipe: dict[str, Any] = {
@@ -116,26 +116,26 @@ def _stage(
         )
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)  # pretrained models may have dropout; the run's seed must not reach their training
-            trained = _fit(model, training, stage, world, seed, label)
+            trained = _fit(model, training, stage, bench, seed, label)
         trained.save_pretrained(folder)
         encoder.tokenizer.save_pretrained(folder)
 
-    folder = world.store.get("model", recipe, build)
+    folder = bench.store.get("model", recipe, build)
     return _Start(folder, folder.name)
 
 
-def _training(world: Ground, size: ModelConfig, start: _Start | None, rows: Sequence[Row]) -> Examples:
+def _training(bench: Ground, size: ModelConfig, start: _Start | None, rows: Sequence[Row]) -> Examples:
     """What a stage teaches: each row's answer and, where ``texts`` asks for it, its question as a text."""
-    found = examples_of(world.encoder, rows)
+    found = examples_of(bench.encoder, rows)
     if not size.texts:
         return found
     masks = size.architecture == "t5" if start is None or size.source is None else hub.has_encoder(start.folder)
-    return Examples([*found, *spans.examples(world.encoder, rows, masks)])
+    return Examples([*found, *spans.examples(bench.encoder, rows, masks)])
 
 
-def _fit(model: nn.Module, training: Examples, stage: StageConfig, world: Ground, seed: int, label: str) -> nn.Module:
+def _fit(model: nn.Module, training: Examples, stage: StageConfig, bench: Ground, seed: int, label: str) -> nn.Module:
     """Plain supervised training on answer tokens."""
-    pair, trainer = world.cfg.pair, world.cfg.trainer
+    pair, trainer = bench.cfg.pair, bench.cfg.trainer
     lengths = [len(e.prompt) + len(e.answer) for e in training]
     per_epoch = len(epoch_batches(lengths, pair.batch_size, seed, 0))
     settings = Optimisation(
@@ -160,7 +160,7 @@ def _fit(model: nn.Module, training: Examples, stage: StageConfig, world: Ground
         return [partial(nll, [training[i] for i in batches(epoch)[at]])]
 
     def nll(chosen):
-        batch = collate(chosen, world.encoder.tokenizer.pad_token_id).to(place)
+        batch = collate(chosen, bench.encoder.tokenizer.pad_token_id).to(place)
         return -Answers(llama.answer_rows(loop.model, batch), batch.labels, batch.owner).logp.mean(), {}
 
     with tqdm(total=settings.steps, desc=label, disable=None if trainer.progress else True, leave=False) as bar:

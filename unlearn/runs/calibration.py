@@ -24,9 +24,9 @@ from unlearn.evaluation import evaluation
 from unlearn.evaluation.scoring import Scores, score
 from unlearn.evaluation.suite import suite as make_suite
 from unlearn.runs.references import references
-from unlearn.runs.world import World
+from unlearn.runs.workbench import Workbench
 from unlearn.store.files import read_json, write_json
-from unlearn.store.identity import NO_REFERENCE, Job, eval_settings
+from unlearn.store.identity import NO_RETRAINED, Job, eval_settings
 
 METRICS: Mapping[str, Callable[[Scores], np.ndarray]] = {
     "prob": lambda s: s.prob, "exact_memorization": lambda s: s.correct,
@@ -68,30 +68,30 @@ class Choice:
     note: str = ""
 
 
-def calibrate(cfg: Config, world: World, ensemble: Ensemble, goal: Goal) -> dict[str, Any]:
+def calibrate(cfg: Config, bench: Workbench, ensemble: Ensemble, goal: Goal) -> dict[str, Any]:
     """Choose α for the goal; what was chosen, on what, and all metrics at that α on other examples."""
     split, _ = goal.metric.split("/")
-    choosing, reporting = parts(cfg, world.data, split)
-    measure = _measure(cfg, world, ensemble, choosing, goal.metric)
+    choosing, reporting = parts(cfg, bench.data, split)
+    measure = _measure(cfg, bench, ensemble, choosing, goal.metric)
     if goal.tolerance is not None:
         choice = keep(measure, goal.tolerance)
     else:
         asked = goal.value
         if asked is None:
-            asked = float(_measure(cfg, world, world.alone("retrained"), choosing, goal.metric)([1.0])[0])
+            asked = float(_measure(cfg, bench, bench.alone("retrained"), choosing, goal.metric)([1.0])[0])
         choice = reach(measure, asked)
     choice = replace(choice, examples=len(choosing))
-    data = replace(world.data, splits=world.data.splits | {split: tuple(reporting)}, _fingerprint=[])
+    data = replace(bench.data, splits=bench.data.splits | {split: tuple(reporting)}, _fingerprint=[])
     if split != "retain":
         data = replace(data, splits=data.splits | {"retain": tuple(_held_out_or_all(cfg, data))})
     settings = eval_settings(cfg, data.fingerprint())
-    suite = make_suite(data, world.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
-    if cfg.eval.reference is not None:  # a file's rows are the whole forget set, and these are a part of it
-        cfg = replace(cfg, eval=replace(cfg.eval, reference=NO_REFERENCE))
-    beside = references(cfg, world, suite)
+    suite = make_suite(data, bench.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
+    if cfg.eval.retrained is not None:  # a file's rows are the whole forget set, and these are a part of it
+        cfg = replace(cfg, eval=replace(cfg.eval, retrained=NO_RETRAINED))
+    beside = references(cfg, bench, suite)
     show = "reporting" if cfg.trainer.progress else None
     alphas = list(dict.fromkeys([choice.alpha, cfg.alpha]))
-    metrics, _ = evaluation.evaluate(ensemble, suite, alphas, world.store, beside.get("retrained"), show)
+    metrics, _ = evaluation.evaluate(ensemble, suite, alphas, bench.store, beside.get("retrained"), show)
     sizes = {part.name: len(part.rows) for part in suite.splits}
     return {"goal": str(goal), "metric": goal.metric, "oracle": goal.oracle, **asdict(choice),
             "reported_on": sizes, "report": metrics[choice.alpha],
@@ -128,12 +128,12 @@ def _held_out_or_all(cfg: Config, data: DataSet) -> list[Row]:
 Measure = Callable[[Sequence[float]], np.ndarray]  # α's → mean of the metric at each
 
 
-def _measure(cfg: Config, world: World, ensemble: Ensemble, rows: Sequence[Row], metric: str) -> Measure:
+def _measure(cfg: Config, bench: Workbench, ensemble: Ensemble, rows: Sequence[Row], metric: str) -> Measure:
     """The metric as a function of α, from rows that are computed once."""
-    examples, pad = examples_of(world.encoder, rows), world.encoder.tokenizer.pad_token_id
+    examples, pad = examples_of(bench.encoder, rows), bench.encoder.tokenizer.pad_token_id
     of, most = METRICS[metric.split("/")[1]], cfg.trainer.stored_rows_gib
     stored = {
-        m.name: in_memory(m, examples, pad, most) if m.trained else rows_of(world.store, m, examples, pad, most)
+        m.name: in_memory(m, examples, pad, most) if m.trained else rows_of(bench.store, m, examples, pad, most)
         for m in ensemble.members
     }
 
@@ -238,12 +238,12 @@ def goal_of(arguments: Sequence[str]) -> Goal:
 def calibrate_run(job: Job, goal: Goal) -> dict[str, Any]:
     """Calibrate a trained run and write the result into its folder, beside those of other goals."""
     from unlearn.runs.calibration import calibrate
-    from unlearn.runs.learner import members, settle
-    from unlearn.runs.world import the_world
+    from unlearn.runs.learner import initialise, members
+    from unlearn.runs.workbench import workbench
 
-    settle(job.cfg)
-    world = the_world(job.cfg)
-    result = calibrate(job.cfg, world, members(job.cfg, world, job.folder), goal)
+    initialise(job.cfg)
+    bench = workbench(job.cfg)
+    result = calibrate(job.cfg, bench, members(job.cfg, bench, job.folder), goal)
     path = job.folder / FILE
     others = [entry for entry in read_json(path) or [] if entry["goal"] != result["goal"]]
     write_json(path, [*others, result])

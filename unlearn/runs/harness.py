@@ -29,8 +29,8 @@ Found = dict[str, dict[str, Any]]  # by task or subtask: its metrics, n, and whi
 
 def of_run(job: Job, alphas: Sequence[float], tasks: Mapping[str, tuple[Task, str]], limit: int | None) -> dict:
     """Results of a run's models, joined with those that its folder has of the same questions."""
-    from unlearn.runs.learner import members, settle
-    from unlearn.runs.world import the_world
+    from unlearn.runs.learner import initialise, members
+    from unlearn.runs.workbench import workbench
     from unlearn.store import sources
 
     cfg = job.cfg
@@ -39,20 +39,20 @@ def of_run(job: Job, alphas: Sequence[float], tasks: Mapping[str, tuple[Task, st
             "pair.target.kind='http': questions are scored here by running all members over whole texts, and the "
             "target is a server"
         )
-    settle(cfg)
-    world = the_world(cfg)
-    unlearned, tokenizer = members(cfg, world, job.folder), world.encoder.tokenizer
+    initialise(cfg)
+    bench = workbench(cfg)
+    unlearned, tokenizer = members(cfg, bench, job.folder), bench.encoder.tokenizer
     frozen = ["target", *(["retrained"] if sources.lacking(cfg.pair, "retrained") is None else [])]
     results = _before(job.folder / FILE)
 
     def stored(name: str, task: Task, settings: dict[str, Any]) -> Found:
         """What many runs share is measured once."""
-        recipe = {"model": world.fingerprint(name), "tokenizer": digest(tokenizer.get_vocab()), "settings": settings}
+        recipe = {"model": bench.fingerprint(name), "tokenizer": digest(tokenizer.get_vocab()), "settings": settings}
 
         def build(folder: Path) -> None:
-            write_json(folder / FILE, measure(world.alone(name), 1.0, tokenizer, task, limit, cfg.eval.batch_size))
+            write_json(folder / FILE, measure(bench.alone(name), 1.0, tokenizer, task, limit, cfg.eval.batch_size))
 
-        return read_json(world.store.get("harness", recipe, build) / FILE)
+        return read_json(bench.store.get("harness", recipe, build) / FILE)
 
     for task, source in tasks.values():
         settings = _settings(source, limit)

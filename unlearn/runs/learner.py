@@ -23,7 +23,7 @@ from unlearn.learning import threads
 from unlearn.models import llama
 from unlearn.models.tuning import has_layers, has_updates, learner, learnt, merged, save_updates
 from unlearn.runs import begin
-from unlearn.runs.world import World, frozen_ensemble
+from unlearn.runs.workbench import Workbench, frozen_ensemble
 from unlearn.store import runlog, seal
 from unlearn.store.files import write_folder
 from unlearn.store.runlog import RunLog
@@ -31,19 +31,19 @@ from unlearn.store.runlog import RunLog
 log = logging.getLogger(__name__)
 
 
-def settle(cfg: Config) -> None:
+def initialise(cfg: Config) -> None:
     """Threads, seeds and quiet libraries: the same at the start of every job, whichever process it shares."""
     transformers.utils.logging.disable_progress_bar()  # our own bars cover loading and saving
     threads.limit(cfg.trainer.threads)
     torch.manual_seed(cfg.seed)
 
 
-def members(cfg: Config, world: World, folder: Path | None = None) -> Ensemble:
+def members(cfg: Config, bench: Workbench, folder: Path | None = None) -> Ensemble:
     """The method's members: frozen models are shared; the trained one is a copy that is ready to learn (with LoRA, a
     view of the same weights), or what ``folder``, a run's, holds of it."""
     m = cfg.method
     rule = bind_rule(m.rule, m.numbers, m.file)
-    ensemble = frozen_ensemble(m.members, world, rule)
+    ensemble = frozen_ensemble(m.members, bench, rule)
     if folder is not None:
         _made_with(folder, ensemble)
         seal.check_weights(folder, runlog.manifest(folder))
@@ -86,49 +86,49 @@ def _made_with(folder: Path, ensemble: Ensemble) -> None:
         )
 
 
-def keep(cfg: Config, world: World, model: nn.Module, record: RunLog) -> None:
+def keep(cfg: Config, bench: Workbench, model: nn.Module, record: RunLog) -> None:
     """Write what the trained member learnt into the run's folder."""
     if has_updates(model):
         write_folder(record.folder / runlog.ADAPTER, partial(save_updates, model, cfg.pair.lora))
-    _keep(cfg, world, model, record.folder, runlog.OFFSET)
+    _keep(cfg, bench, model, record.folder, runlog.OFFSET)
 
 
-def _keep(cfg: Config, world: World, model: nn.Module, run: Path, place: str) -> None:
+def _keep(cfg: Config, bench: Workbench, model: nn.Module, run: Path, place: str) -> None:
     """Write the trained weights: a whole model, or unlearning layers, which no plain model can hold.
 
     With the layers goes what fusion needs of the request: inner products, and nothing else.
     """
     if not has_layers(model):
-        save(merged(model), world, run / place)
+        save(merged(model), bench, run / place)
         return
     from unlearn.models import fusion, layers  # a second of imports, by peft
 
     def write(folder: Path) -> None:
         layers.save(model, folder)
-        examples, pad = examples_of(world.encoder, world.data.splits["forget"]), world.encoder.tokenizer.pad_token_id
+        examples, pad = examples_of(bench.encoder, bench.data.splits["forget"]), bench.encoder.tokenizer.pad_token_id
         save_file(fusion.gram(model, examples, pad, cfg.eval.batch_size), folder / GRAM)
 
     write_folder(run / (runlog.ADAPTER if place == runlog.OFFSET else place), write)
 
 
-def save(model: nn.Module, world: World, final: Path) -> None:
+def save(model: nn.Module, bench: Workbench, final: Path) -> None:
     """Write weights with config and tokenizer."""
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
-        world.encoder.tokenizer.save_pretrained(folder)
+        bench.encoder.tokenizer.save_pretrained(folder)
 
     write_folder(final, write)
 
 
-def same_models(cfg: Config, world: World, record: RunLog, ensemble: Ensemble) -> None:
+def same_models(cfg: Config, bench: Workbench, record: RunLog, ensemble: Ensemble) -> None:
     """An unfinished run goes on only with the models it began with; with others it starts again.
 
     A teacher's models are made here, too, so that their training is not counted as the run's own.
     """
     prints = {m.name: m.fingerprint for m in ensemble.members}
     if cfg.algo.teacher is not None and ensemble.trained is not None:
-        prints |= {f"teacher/{m.name}": world.fingerprint(m.model) for m in cfg.algo.teacher.members}
+        prints |= {f"teacher/{m.name}": bench.fingerprint(m.model) for m in cfg.algo.teacher.members}
     before = record.manifest.get("models", prints)
     if before != prints:
         log.warning("the models of %s changed from %s to %s: it starts again", record.folder.name, before, prints)

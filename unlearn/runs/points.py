@@ -14,7 +14,7 @@ from unlearn.ensemble.frozen import rows_of
 from unlearn.ensemble.rows import FrozenRows, LiveRows
 from unlearn.evaluation.scoring import score
 from unlearn.evaluation.suite import EVALUATED, spaced
-from unlearn.runs.world import World
+from unlearn.runs.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Probe:
         return values
 
 
-def probe(cfg: Config, world: World, ensemble: Ensemble) -> Probe | None:
+def probe(cfg: Config, bench: Workbench, ensemble: Ensemble) -> Probe | None:
     if not cfg.trainer.eval_every:
         return None
-    alpha, points, pad = training_alpha(cfg), {}, world.encoder.tokenizer.pad_token_id
-    retain = world.data.splits["retain"]
+    alpha, points, pad = training_alpha(cfg), {}, bench.encoder.tokenizer.pad_token_id
+    retain = bench.data.splits["retain"]
     chosen = [retain[i] for i in held_out(len(retain), cfg.trainer.held_out)[::2]]  # the other half is for reporting
     for split in (*EVALUATED, "held_out"):
-        rows = chosen if split == "held_out" else world.data.splits.get(split, ())
+        rows = chosen if split == "held_out" else bench.data.splits.get(split, ())
         rows = spaced(rows, cfg.trainer.eval_examples)
         if rows:
-            examples = examples_of(world.encoder, rows)
+            examples = examples_of(bench.encoder, rows)
             frozen = [m for m in ensemble.needed([0.0, alpha]) if not m.trained]
-            found = {m.name: rows_of(world.store, m, examples, pad, cfg.trainer.stored_rows_gib) for m in frozen}
+            found = {m.name: rows_of(bench.store, m, examples, pad, cfg.trainer.stored_rows_gib) for m in frozen}
             points[split] = (examples, found)
     return Probe(ensemble, alpha, points, pad, cfg.eval.batch_size)

@@ -20,9 +20,9 @@ from unlearn.ensemble.combination import SUM
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import evaluation
 from unlearn.models import llama
-from unlearn.runs.learner import members, settle
+from unlearn.runs.learner import initialise, members
 from unlearn.runs.references import references, suite_of
-from unlearn.runs.world import World, the_world
+from unlearn.runs.workbench import Workbench, workbench
 from unlearn.store.identity import Job
 
 
@@ -38,14 +38,14 @@ class Part:
     alpha: float
 
 
-def summed(parts: Sequence[Part], world: World) -> Ensemble:
+def summed(parts: Sequence[Part], bench: Workbench) -> Ensemble:
     """The members of all parts. The offsets no longer learn and have the fingerprints of their weights, so their rows
     are found in the store like any frozen model's.
 
     Raises ``SumError`` for a method that is no weighted sum, or that changes the target itself; ``ConfigError`` where
     a run was made with other models than the world's.
     """
-    return add([_frozen(part, number, world) for number, part in enumerate(parts, 1)], [part.alpha for part in parts])
+    return add([_frozen(part, number, bench) for number, part in enumerate(parts, 1)], [part.alpha for part in parts])
 
 
 def add(ensembles: Sequence[Ensemble], alphas: Sequence[float]) -> Ensemble:
@@ -64,8 +64,8 @@ def add(ensembles: Sequence[Ensemble], alphas: Sequence[float]) -> Ensemble:
     return Ensemble(tuple(_named(list(total.values()))))
 
 
-def _frozen(part: Part, number: int, world: World) -> Ensemble:
-    ensemble = members(part.job.cfg, world, part.job.folder)
+def _frozen(part: Part, number: int, bench: Workbench) -> Ensemble:
+    ensemble = members(part.job.cfg, bench, part.job.folder)
     trained, place = ensemble.trained, part.job.folder
     if ensemble.rule is not SUM:
         raise SumError(f"{place}: method.rule={ensemble.rule.name!r}: only plain sums can be added up")
@@ -120,12 +120,12 @@ def evaluate(jobs: Sequence[Job], alphas: Sequence[float], state: str = "sum") -
 
 def measure(cfg: Config, parts: Sequence[Part], after: int) -> Step:
     """What the parts' sum does in the world of a config, with its suite and its references."""
-    settle(cfg)
-    world = the_world(cfg)
-    ensemble, suite = summed(parts, world), suite_of(cfg, world)
-    beside = references(cfg, world, suite)
+    initialise(cfg)
+    bench = workbench(cfg)
+    ensemble, suite = summed(parts, bench), suite_of(cfg, bench)
+    beside = references(cfg, bench, suite)
     show = f"after request {after}" if cfg.trainer.progress else None
-    entries, examples = evaluation.evaluate(ensemble, suite, [1.0], world.store, beside.get("retrained"), show)
+    entries, examples = evaluation.evaluate(ensemble, suite, [1.0], bench.store, beside.get("retrained"), show)
     metrics = {name: dict(r.metrics) for name, r in beside.items()}
     return Step(after, tuple(p.job.folder.name for p in parts), entries[1.0], examples, metrics)
 

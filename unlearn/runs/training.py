@@ -14,8 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from unlearn.config.derived import learning_rate, training_alpha
-from unlearn.config.derived import objective as objective_of
+from unlearn.config.derived import learning_rate, terms_of, training_alpha
 from unlearn.config.schema import Config
 from unlearn.data import spans
 from unlearn.data.encoding import Examples
@@ -32,23 +31,23 @@ from unlearn.runs import stopping
 from unlearn.runs.alternates import alternates
 from unlearn.runs.points import Probe, probe
 from unlearn.runs.trajectory import Watch
-from unlearn.runs.world import World, frozen_ensemble
+from unlearn.runs.workbench import Workbench, frozen_ensemble
 from unlearn.store.runlog import CHECKPOINT, DIVERGED, RunLog
 
 log = logging.getLogger(__name__)
 
 
-def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTerm], record: RunLog) -> Watch:
+def train(cfg: Config, bench: Workbench, ensemble: Ensemble, terms: Sequence[BoundTerm], record: RunLog) -> Watch:
     """Train the trained member, logging steps and trajectory points; go on from a checkpoint if there is one.
 
     Returns what the trajectory says of collapse and of the best point. A loss that is no longer a number ends the
     training where there is a point to go back to, and fails the run where there is none.
     """
-    sampler = _sampler(cfg, world, terms)
+    sampler = _sampler(cfg, bench, terms)
     settings = _optimisation(cfg, sampler)
     with record.stage("rows"):
-        objective = _objective(cfg, world, ensemble, terms, sampler, settings.steps)
-        points = probe(cfg, world, ensemble)
+        objective = _objective(cfg, bench, ensemble, terms, sampler, settings.steps)
+        points = probe(cfg, bench, ensemble)
         record.status("running", rows=described(objective))
     loop, watch = Loop(ensemble.trained.model, settings, cfg.trainer.device), Watch()
     checkpoint = record.folder / CHECKPOINT
@@ -63,7 +62,7 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
             watch.see(step, measured, loop.model)
         due = cfg.trainer.save_every and step % cfg.trainer.save_every == 0 and step < settings.steps
         if due or stopping.asked():
-            record.settle()
+            record.sync()
             _save(loop, watch, objective, checkpoint)
         if stopping.asked():
             log.warning("stopped after step %d of %d: saved", step, settings.steps)
@@ -80,7 +79,7 @@ def train(cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTe
             if watch.step == 0:
                 raise named from None
             watch.broken = str(named)
-    record.settle()
+    record.sync()
     return watch
 
 
@@ -136,25 +135,25 @@ def _bar(cfg: Config, loop: Loop) -> tqdm:
                 disable=None if cfg.trainer.progress else True)  # fmt: skip
 
 
-def _sampler(cfg: Config, world: World, terms: Sequence[BoundTerm]) -> Sampler:
-    t, splits, refusals = cfg.trainer, world.data.splits, 0
+def _sampler(cfg: Config, bench: Workbench, terms: Sequence[BoundTerm]) -> Sampler:
+    t, splits, refusals = cfg.trainer, bench.data.splits, 0
     read = {name for term in terms for name in term.reads}
     if read & set(REFUSALS):
-        refusals = len(world.data.refusals)
+        refusals = len(bench.data.refusals)
         if not refusals:
-            raise ValueError(f"algo {cfg.algo.name!r} trains towards refusals, and {world.data.name!r} has none")
-    counts = tuple(map(len, _alternates(cfg, world))) if "alternate" in read else ()
+            raise ValueError(f"algo {cfg.algo.name!r} trains towards refusals, and {bench.data.name!r} has none")
+    counts = tuple(map(len, _alternates(cfg, bench))) if "alternates" in read else ()
     retain = len(splits["retain"])
     return Sampler(
         len(splits["forget"]), retain, refusals, t.forget_batch, t.retain_batch, cfg.seed, held_out(retain, t.held_out),
-        counts, cfg.algo.alternate == "epochs",
+        counts, cfg.algo.interleave == "epochs",
     )  # fmt: skip
 
 
-def _alternates(cfg: Config, world: World) -> list[list[str]]:
+def _alternates(cfg: Config, bench: Workbench) -> list[list[str]]:
     if cfg.algo.alternates is None:
         raise ValueError(f"algo {cfg.algo.name!r} reads other answers, and algo.alternates says nothing of them")
-    return alternates(cfg.algo.alternates, world, cfg.eval.batch_size)
+    return alternates(cfg.algo.alternates, bench, cfg.eval.batch_size)
 
 
 def _optimisation(cfg: Config, sampler: Sampler) -> Optimisation:
@@ -169,25 +168,25 @@ def _optimisation(cfg: Config, sampler: Sampler) -> Optimisation:
 
 
 def _objective(
-    cfg: Config, world: World, ensemble: Ensemble, terms: Sequence[BoundTerm], sampler: Sampler, steps: int
+    cfg: Config, bench: Workbench, ensemble: Ensemble, terms: Sequence[BoundTerm], sampler: Sampler, steps: int
 ) -> Objective:
     """The loss of a step: examples by what the terms read, with the stored rows of the frozen members."""
-    alpha, pad = training_alpha(cfg), world.encoder.tokenizer.pad_token_id
-    learner, reference = _learner(cfg, world, ensemble)
+    alpha, pad = training_alpha(cfg), bench.encoder.tokenizer.pad_token_id
+    learner, reference = _learner(cfg, bench, ensemble)
     frozen = {m.name: m for m in (*learner.frozen(alpha), reference)}.values()
     precision, twin = None, None
     if cfg.trainer.precision == "bf16":
         precision, began = torch.bfloat16, learner.trained.fingerprint
         twin = next((m for m in frozen if m.fingerprint == began), None)
         frozen = [m for m in frozen if m.fingerprint != began]
-    teacher = _teacher(cfg, world)
+    teacher = _teacher(cfg, bench)
     taught = () if teacher is None else teacher.ensemble.members
     groups, pairs = {}, {}
     for name in dict.fromkeys(name for term in terms for name in term.reads):
-        examples, places = read_examples(cfg, world, sampler, steps, name)
+        examples, places = read_examples(cfg, bench, sampler, steps, name)
         pairs |= {name: places} if places is not None else {}
         groups[name] = Group(
-            examples, _rows(cfg, world, frozen, examples), cache(partial(_rows, cfg, world, taught, examples))
+            examples, _rows(cfg, bench, frozen, examples), cache(partial(_rows, cfg, bench, taught, examples))
         )
     dual = Dual(cfg.algo.dual, cfg.algo.retain_weight, sampler.steps_per_epoch) if cfg.algo.dual is not None else None
     place = accelerator(cfg.trainer.device)
@@ -197,21 +196,21 @@ def _objective(
     )  # fmt: skip
 
 
-def _learner(cfg: Config, world: World, ensemble: Ensemble) -> tuple[Ensemble, Member]:
+def _learner(cfg: Config, bench: Workbench, ensemble: Ensemble) -> tuple[Ensemble, Member]:
     """What the objective sees: the whole ensemble, with the target as reference; or, of a method that trains its
     member alone, that member's own softmax, with its frozen start as reference."""
     if not cfg.method.alone:
         target = next(m.name for m in cfg.method.members if m.model == "target" and not m.trained)
         return ensemble, next(m for m in ensemble.members if m.name == target)
     model = next(m.model for m in cfg.method.members if m.trained)
-    start = Member("start", world.model(model), world.fingerprint(model), 0.0, 0.0, False)
+    start = Member("start", bench.model(model), bench.fingerprint(model), 0.0, 0.0, False)
     return Ensemble((replace(ensemble.trained, constant=1.0, slope=0.0),)), start
 
 
-def _teacher(cfg: Config, world: World) -> Teacher | None:
+def _teacher(cfg: Config, bench: Workbench) -> Teacher | None:
     if cfg.algo.teacher is None:
         return None
-    return Teacher(frozen_ensemble(cfg.algo.teacher.members, world), cfg.algo.teacher.alpha)
+    return Teacher(frozen_ensemble(cfg.algo.teacher.members, bench), cfg.algo.teacher.alpha)
 
 
 def described(objective: Objective) -> dict[str, dict[str, Any]]:
@@ -241,33 +240,35 @@ def idle(objective: Objective, points: Probe | None) -> list[nn.Module]:
     return [model for model in found.values() if not any(id(p) in run for p in model.parameters())]
 
 
-def store_rows(cfg: Config, world: World, ensemble: Ensemble) -> None:
+def store_rows(cfg: Config, bench: Workbench, ensemble: Ensemble) -> None:
     """Fill the store with the frozen members' rows that training will read."""
     if ensemble.trained is not None:
-        terms = bind(**objective_of(cfg))
-        sampler = _sampler(cfg, world, terms)
-        _objective(cfg, world, ensemble, terms, sampler, _optimisation(cfg, sampler).steps)
+        terms = bind(**terms_of(cfg))
+        sampler = _sampler(cfg, bench, terms)
+        _objective(cfg, bench, ensemble, terms, sampler, _optimisation(cfg, sampler).steps)
 
 
-def _rows(cfg: Config, world: World, members: Sequence[Member], examples: Examples) -> dict[str, FrozenRows | LiveRows]:
+def _rows(
+    cfg: Config, bench: Workbench, members: Sequence[Member], examples: Examples
+) -> dict[str, FrozenRows | LiveRows]:
     """Rows that training reads. Those of the plain target may be rounded, if trainer.stored_rows says so."""
-    pad, found = world.encoder.tokenizer.pad_token_id, {}
+    pad, found = bench.encoder.tokenizer.pad_token_id, {}
     for m in members if examples else ():  # a short run of alternating epochs may never reach one of its sets
-        rough = not m.slope and m.fingerprint == world.fingerprint("target")
-        found[m.name] = rows_of(world.store, m, examples, pad, room(cfg.trainer, rough))
+        rough = not m.slope and m.fingerprint == bench.fingerprint("target")
+        found[m.name] = rows_of(bench.store, m, examples, pad, room(cfg.trainer, rough))
     return found
 
 
-def read_sets(cfg: Config, world: World, terms: Sequence[BoundTerm]) -> dict[str, Examples]:
+def read_sets(cfg: Config, bench: Workbench, terms: Sequence[BoundTerm]) -> dict[str, Examples]:
     """The examples whose rows training will read, by group. No model is needed, unless alternates are sampled."""
-    sampler = _sampler(cfg, world, terms)
+    sampler = _sampler(cfg, bench, terms)
     steps = _optimisation(cfg, sampler).steps
     names = dict.fromkeys(name for term in terms for name in term.reads)
-    return {name: read_examples(cfg, world, sampler, steps, name)[0] for name in names}
+    return {name: read_examples(cfg, bench, sampler, steps, name)[0] for name in names}
 
 
 def read_examples(
-    cfg: Config, world: World, sampler: Sampler, steps: int, name: str
+    cfg: Config, bench: Workbench, sampler: Sampler, steps: int, name: str
 ) -> tuple[Examples, dict[Any, int] | None]:
     """Examples of a group that have rows, and where in them is what a draw names; None: all questions, in order.
 
@@ -276,20 +277,20 @@ def read_examples(
     """
     if name in PAIRED:
         drawn = _drawn(sampler, steps, name)
-        return _paired_examples(cfg, world, drawn, name), {pair: k for k, pair in enumerate(drawn)}
-    make = world.encoder.text if name in TEXTS else world.encoder.example
-    rows, places = world.data.splits[TEXTS.get(name, name)], None
+        return _paired_examples(cfg, bench, drawn, name), {pair: k for k, pair in enumerate(drawn)}
+    make = bench.encoder.text if name in TEXTS else bench.encoder.example
+    rows, places = bench.data.splits[TEXTS.get(name, name)], None
     drawn = _drawn(sampler, steps, name)
     if 2 * len(drawn) < len(rows):
         rows, places = [rows[i] for i in drawn], {i: k for k, i in enumerate(drawn)}
-    if name in TEXTS and _encodes(cfg, world):
-        return spans.examples(world.encoder, rows, masks=True), places
+    if name in TEXTS and _encodes(cfg, bench):
+        return spans.examples(bench.encoder, rows, masks=True), places
     return Examples(make(r.id, r.question, r.answer) for r in rows), places
 
 
-def _encodes(cfg: Config, world: World) -> bool:
+def _encodes(cfg: Config, bench: Workbench) -> bool:
     """Whether what learns has an encoder."""
-    return world.encodes(next(m.model for m in cfg.method.members if m.trained))
+    return bench.encodes(next(m.model for m in cfg.method.members if m.trained))
 
 
 def _drawn(sampler: Sampler, steps: int, name: str) -> list[Any]:
@@ -297,11 +298,11 @@ def _drawn(sampler: Sampler, steps: int, name: str) -> list[Any]:
     return sorted({key for step in range(steps) for key in sampler.draw(step).named(name)})
 
 
-def _paired_examples(cfg: Config, world: World, drawn: Sequence[tuple[int, int]], name: str) -> Examples:
+def _paired_examples(cfg: Config, bench: Workbench, drawn: Sequence[tuple[int, int]], name: str) -> Examples:
     """Questions with the refusal or the other answer that was drawn for them."""
-    rows, encode = world.data.splits[PAIRED[name]], world.encoder.example
-    if name == "alternate":
-        others = _alternates(cfg, world)
+    rows, encode = bench.data.splits[PAIRED[name]], bench.encoder.example
+    if name == "alternates":
+        others = _alternates(cfg, bench)
         return Examples(encode(f"{rows[i].id}/alternate/{k}", rows[i].question, others[i][k]) for i, k in drawn)
-    refusals = world.data.refusals
+    refusals = bench.data.refusals
     return Examples(encode(f"{rows[i].id}/refusal/{k}", rows[i].question, refusals[k]) for i, k in drawn)

@@ -64,9 +64,9 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     try:
         with saving(path):
             write(temporary)
-            settle(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            settle(path.parent)
+            sync(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -80,15 +80,15 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         with saving(path):
             write(temporary)
             for inside in (*temporary.rglob("*"), temporary):
-                settle(inside)
+                sync(inside)
             shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
-            settle(path.parent)
+            sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def settle(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -21,7 +21,7 @@ from unlearn.store import sources
 from unlearn.store.files import read_json
 
 RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
-NO_REFERENCE = "none"  # eval.reference: forget quality and all that compares with a retrained model is left out
+NO_RETRAINED = "none"  # eval.retrained: forget quality and all that compares with a retrained model is left out
 METRICS_VERSION = 2  # of the metrics' semantics; raised when one would give another value
 
 
@@ -74,7 +74,7 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
     models = {m.model for m in (*cfg.method.members, *(cfg.algo.teacher.members if cfg.algo.teacher else ()))}
     identity = {
         "format": RUN_FORMAT,
-        "members": [asdict(m) for m in cfg.method.members],
+        "members": [_as_hashed(asdict(m)) for m in cfg.method.members],
         "alpha": training_alpha(cfg),
         "pair": _pair_identity(cfg, models),
         "data": data_fingerprint,
@@ -92,6 +92,15 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
         if cfg.trainer.steps == 0:  # the runs' sum: nothing is learnt from it on
             identity = {k: v for k, v in identity.items() if k not in ("algo", "trainer", "seed")}
     return identity
+
+
+_HASHED_AS = {"slope": "alpha", "interleave": "alternate"}  # names before they were renamed: finished runs stay known
+
+
+def _as_hashed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_HASHED_AS.get(key, key): _as_hashed(v) for key, v in value.items()}
+    return [_as_hashed(v) for v in value] if isinstance(value, list) else value
 
 
 def _begun(cfg: Config) -> list[tuple[str, float]]:
@@ -114,9 +123,9 @@ def _algo_identity(cfg: Config) -> dict[str, Any]:
         algo["alternates"] = _content(cfg.algo.alternates.file)
     if cfg.algo.retain == "none":
         algo.pop("retain_weight")
-    if cfg.algo.alternate == "none":
-        algo.pop("alternate")
-    return algo
+    if cfg.algo.interleave == "none":
+        algo.pop("interleave")
+    return _as_hashed(algo)
 
 
 def _trainer_identity(cfg: Config) -> dict[str, Any]:
@@ -232,10 +241,10 @@ def metric_settings(cfg: Config) -> dict[str, Any]:
 
 def eval_settings(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
     """What an evaluated entry depends on beside the trained weights and α; equal settings mean an equal result."""
-    retrained = ("retrained",) if cfg.eval.reference is None else ()
+    retrained = ("retrained",) if cfg.eval.retrained is None else ()
     references = [data_fingerprint, _pair_identity(cfg, retrained), template(cfg.data.template)]
-    if cfg.eval.reference is not None:
-        references.append(_content(cfg.eval.reference) if cfg.eval.reference != NO_REFERENCE else NO_REFERENCE)
+    if cfg.eval.retrained is not None:
+        references.append(_content(cfg.eval.retrained) if cfg.eval.retrained != NO_RETRAINED else NO_RETRAINED)
     return metric_settings(cfg) | {"references": digest(references)}
 
 

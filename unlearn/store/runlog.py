@@ -25,7 +25,7 @@ from unlearn.config.derived import alpha_key, describe, eval_alphas
 from unlearn.config.redaction import redact, redacted
 from unlearn.config.schema import Config
 from unlearn.store import runlog, seal
-from unlearn.store.files import FileError, read_json, saving, settle, sweep, write_json, write_text, write_whole
+from unlearn.store.files import FileError, read_json, saving, sweep, sync, write_json, write_text, write_whole
 from unlearn.store.identity import Job, eval_settings, flatten, run_folder
 from unlearn.store.mirror import Mirror, opened
 
@@ -203,9 +203,9 @@ class RunLog:
             stream.write(json.dumps(record) + "\n")
         self.mirror.log(record)
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Have the logged steps on the disk, before a checkpoint or the weights say that they were made."""
-        settle(self.folder / METRICS)
+        sync(self.folder / METRICS)
 
     def diverged(self, found: Mapping[str, Any]) -> None:
         write_json(self.folder / DIVERGED, found)

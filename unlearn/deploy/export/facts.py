@@ -18,12 +18,12 @@ from unlearn.data.rows import DataSet, Row
 from unlearn.data.texts import words_of
 from unlearn.deploy.export.traces import forget_rows, texts_of
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.evaluation import measures as core
+from unlearn.evaluation import measures
 from unlearn.evaluation.scoring import score
 from unlearn.evaluation.suite import Split, Suite
 from unlearn.models import llama, tokenizers
 from unlearn.runs.references import suite_of
-from unlearn.runs.world import World
+from unlearn.runs.workbench import Workbench
 from unlearn.store import runlog, sources
 from unlearn.store.identity import Job, template
 
@@ -34,7 +34,7 @@ SETTINGS = ("metrics", "semantics", "groups", "max_examples", "resamples")
 METRIC = re.compile(r"[\w/@.]+")
 
 
-def facts(job: Job, world: World, alpha: float, models: Mapping[str, nn.Module], tokenizer: bool) -> dict[str, Any]:
+def facts(job: Job, bench: Workbench, alpha: float, models: Mapping[str, nn.Module], tokenizer: bool) -> dict[str, Any]:
     """Everything but the checksums of the files; ``models`` are those whose weights are written, by folder."""
     cfg, manifest = job.cfg, runlog.manifest(job.folder)
     found = runlog.evaluation(job.folder)
@@ -42,33 +42,33 @@ def facts(job: Job, world: World, alpha: float, models: Mapping[str, nn.Module],
         "format": FORMAT,
         "run": job.folder.name,
         "alpha": alpha,
-        "method": _method(cfg, world, models),
-        "target": _where(world, "target") | {k: getattr(cfg.pair.target, k) for k in ("dtype", "quantisation")},
-        "logits": world.width or tokenizers.size(world.encoder.tokenizer),
-        "max_length": world.encoder.max_length,
+        "method": _method(cfg, bench, models),
+        "target": _where(bench, "target") | {k: getattr(cfg.pair.target, k) for k in ("dtype", "quantisation")},
+        "logits": bench.width or tokenizers.size(bench.encoder.tokenizer),
+        "max_length": bench.encoder.max_length,
         "template": template(cfg.data.template),
-        "tokenizer": _tokenizer(world, tokenizer),
+        "tokenizer": _tokenizer(bench, tokenizer),
         "pair": {"name": cfg.pair.name, "seed": cfg.pair.seed, "offset_init": cfg.pair.offset_init,
                  "tuning": tuning(cfg)},
         "training": {"algo": algo_name(cfg), "alpha": training_alpha(cfg), "seed": cfg.seed,
                      "collapsed": manifest.get("collapsed") is not None, "kept": manifest.get("kept")},
         "data": {"name": cfg.data.name, "fingerprint": job.data,
-                 "rows": {name: len(rows) for name, rows in world.data.splits.items() if rows}},
+                 "rows": {name: len(rows) for name, rows in bench.data.splits.items() if rows}},
         "evaluation": {
             "alphas": {key: _numbers(entry) for key, entry in found["alphas"].items()},
             "references": {name: _numbers(entry) for name, entry in found["references"].items()},
             "settings": {k: found["alphas"][alpha_key(alpha)]["settings"][k] for k in SETTINGS},
         },
-        "alone": _alone(models, suite_of(cfg, world)),
+        "alone": _alone(models, suite_of(cfg, bench)),
         "versions": manifest.get("versions"),
     }  # fmt: skip
 
 
-def _method(cfg: Config, world: World, models: Mapping[str, nn.Module]) -> dict[str, Any]:
+def _method(cfg: Config, bench: Workbench, models: Mapping[str, nn.Module]) -> dict[str, Any]:
     members = []
     for m in cfg.method.members:
         role = sources.role(cfg.pair, m.model)
-        of = {"fingerprint": llama.fingerprint(models[m.name])} if m.trained else _where(world, m.model)
+        of = {"fingerprint": llama.fingerprint(models[m.name])} if m.trained else _where(bench, m.model)
         learnt: bool | str | None = LEARNT[role]
         if m.trained:
             learnt = True if cfg.method.reversed else "trained on this request"
@@ -78,23 +78,23 @@ def _method(cfg: Config, world: World, models: Mapping[str, nn.Module]) -> dict[
     return {"name": cfg.method.name, "rule": cfg.method.rule, "numbers": dict(cfg.method.numbers), "members": members}
 
 
-def _where(world: World, model: str) -> dict[str, Any]:
+def _where(bench: Workbench, model: str) -> dict[str, Any]:
     """What a frozen model is: its fingerprints, and its name on the hub if it has one."""
-    source = sources.on_hub(world.cfg.pair, sources.role(world.cfg.pair, model))
+    source = sources.on_hub(bench.cfg.pair, sources.role(bench.cfg.pair, model))
     return {
-        "fingerprint": world.fingerprint(model),
-        "content": sources.content(world.folder(model), world.store.root / "hashes"),
+        "fingerprint": bench.fingerprint(model),
+        "content": sources.content(bench.folder(model), bench.store.root / "hashes"),
         "source": None if source is None else source.source,
         "revision": None if source is None else source.revision,
     }
 
 
-def _tokenizer(world: World, written: bool) -> dict[str, Any]:
-    own, kind = world.encoder.tokenizer, world.cfg.pair.tokenizer.kind
+def _tokenizer(bench: Workbench, written: bool) -> dict[str, Any]:
+    own, kind = bench.encoder.tokenizer, bench.cfg.pair.tokenizer.kind
     alone = None
     if kind != "pretrained" and written:
         listed = {own.decode([id]).strip().casefold() for id in own.get_vocab().values()}
-        alone = len(listed & only_to_forget(world.data))
+        alone = len(listed & only_to_forget(bench.data))
     return {"weights": "tokenizer" if written else None, "kind": kind, "size": tokenizers.size(own),
             "words_of_the_forget_set_alone": alone}  # fmt: skip
 
@@ -128,5 +128,5 @@ def _of(name: str, model: nn.Module, split: Split, suite: Suite) -> dict[str, fl
     ensemble = Ensemble((Member(name, model, "", 1.0, 0.0, False),))
     pad = suite.encoder.tokenizer.pad_token_id
     scores = score(ensemble, split.examples, [1.0], {}, pad, suite.cfg.batch_size, argmax_of=split.right)[1.0]
-    found, _ = core.measure(split, scores, None, suite.semantics)
+    found, _ = measures.measure(split, scores, None, suite.semantics)
     return {f"forget/{name}": found[name] for name in ALONE}

@@ -17,7 +17,7 @@ from unlearn.store.identity import Job
 if TYPE_CHECKING:
     from torch import nn
 
-    from unlearn.runs.world import World
+    from unlearn.runs.workbench import Workbench
 
 
 TARGET = "target"
@@ -37,25 +37,25 @@ def export(job: Job, asked: Asked) -> dict[str, Any]:
     """Write the folder, whole or not at all; the content of its offset.json."""
     from unlearn.deploy.export.card import card, known_text
     from unlearn.deploy.export.facts import facts
-    from unlearn.runs.learner import settle
-    from unlearn.runs.world import the_world
+    from unlearn.runs.learner import initialise
+    from unlearn.runs.workbench import workbench
 
-    settle(job.cfg)
-    world = the_world(job.cfg)
-    _same_models(job, world)
-    _no_encoders(job, world)
+    initialise(job.cfg)
+    bench = workbench(job.cfg)
+    _same_models(job, bench)
+    _no_encoders(job, bench)
     work = asked.to.with_name(f".{asked.to.name}.{os.getpid()}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     try:
         work.mkdir(parents=True)
-        models = _models(job, world, asked)
+        models = _models(job, bench, asked)
         for name, model in models.items():
             _write(model, work / name)
         if asked.tokenizer:
-            _write_tokenizer(world, work / "tokenizer")
-        about = facts(job, world, asked.alpha, models, asked.tokenizer)
+            _write_tokenizer(bench, work / "tokenizer")
+        about = facts(job, bench, asked.alpha, models, asked.tokenizer)
         about["files"] = _files(work)
-        traces = Traces(forget_rows(world.data), known_text())
+        traces = Traces(forget_rows(bench.data), known_text())
         about["searched"] = {"forget_texts": traces.texts, "runs_of_words": traces.count, "ids": len(traces.ids)}
         write_text(work / "README.md", card(about))
         write_json(work / "offset.json", about)
@@ -68,18 +68,18 @@ def export(job: Job, asked: Asked) -> dict[str, Any]:
     return about
 
 
-def _no_encoders(job: Job, world: World) -> None:
+def _no_encoders(job: Job, bench: Workbench) -> None:
     for member in job.cfg.method.members:
-        if world.encodes(member.model):
+        if bench.encodes(member.model):
             raise ConfigError(
                 f"{job.folder}: its {member.name} has an encoder (T5), and the code of an export's card reads whole "
                 "texts; deploy the run's offset/ with its own models"
             )
 
 
-def _same_models(job: Job, world: World) -> None:
+def _same_models(job: Job, bench: Workbench) -> None:
     """Weights go only with the models they were trained beside."""
-    prints = {m.name: world.fingerprint(m.model) for m in job.cfg.method.members}
+    prints = {m.name: bench.fingerprint(m.model) for m in job.cfg.method.members}
     before = runlog.manifest(job.folder).get("models", {})
     if {name: before.get(name) for name in prints} != prints:
         raise ConfigError(
@@ -88,7 +88,7 @@ def _same_models(job: Job, world: World) -> None:
         )
 
 
-def _models(job: Job, world: World, asked: Asked) -> dict[str, nn.Module]:
+def _models(job: Job, bench: Workbench, asked: Asked) -> dict[str, nn.Module]:
     """The models whose weights are written, by the name of their folder. Never the target's."""
     from unlearn.learning.loop import device
     from unlearn.models import llama
@@ -96,11 +96,11 @@ def _models(job: Job, world: World, asked: Asked) -> dict[str, nn.Module]:
 
     found = {}
     for m in job.cfg.method.members:
-        role = sources.role(world.cfg.pair, m.model)
+        role = sources.role(bench.cfg.pair, m.model)
         if m.trained:
-            found[m.name] = llama.freeze(llama.load(job.folder / runlog.OFFSET, device(world.cfg.trainer.device)))
-        elif role != TARGET and (asked.everything or sources.on_hub(world.cfg.pair, role) is None):
-            found[m.name] = world.model(m.model)
+            found[m.name] = llama.freeze(llama.load(job.folder / runlog.OFFSET, device(bench.cfg.trainer.device)))
+        elif role != TARGET and (asked.everything or sources.on_hub(bench.cfg.pair, role) is None):
+            found[m.name] = bench.model(m.model)
     return found
 
 
@@ -113,8 +113,8 @@ def _write(model: nn.Module, folder: Path) -> None:
         raise ConfigError(f"{folder.name}: {fault}; such weights are not exported")
 
 
-def _write_tokenizer(world: World, folder: Path) -> None:
-    world.encoder.tokenizer.save_pretrained(folder)
+def _write_tokenizer(bench: Workbench, folder: Path) -> None:
+    bench.encoder.tokenizer.save_pretrained(folder)
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from unlearn.config.schema import ConfigError
-from unlearn.store.files import saving, settle
+from unlearn.store.files import saving, sync
 
 log = logging.getLogger(__name__)
 BEFORE_ALL = "0" * 64  # what the first entry has as the hash before it
@@ -111,7 +111,7 @@ class Chain:
                 stream.truncate(begin)  # half an entry would be taken for a torn one
                 raise
         if begin == 0:
-            settle(self.path.parent)
+            sync(self.path.parent)
         return entry
 
     def _last(self) -> Entry | None:

@@ -15,7 +15,7 @@ from typing import Any
 from unlearn.config.schema import Config
 from unlearn.data.rows import GENERAL, DataSet
 from unlearn.deploy.requests.chain import LedgerError
-from unlearn.store.identity import NO_REFERENCE
+from unlearn.store.identity import NO_RETRAINED
 
 RULE = ("forget/leak_gap<=0.05", "kept:retain/prob>=0.95")
 KEPT = "kept:{split}/prob>=0.9"  # the same of general knowledge, where the data set has some: it is what sums cost
@@ -53,10 +53,10 @@ class Condition:
 def rule(given: Sequence[str] | None, cfg: Config, data: DataSet) -> tuple[Condition, ...]:
     """The conditions of a rule, or of the usual one; ``LedgerError`` for one that nothing could meet."""
     usual = (*RULE, *(KEPT.format(split=split) for split in GENERAL if data.splits.get(split)))
-    if given is None and cfg.eval.reference == NO_REFERENCE:
+    if given is None and cfg.eval.retrained == NO_RETRAINED:
         raise LedgerError(
             f"rule: must be given: the usual one ({', '.join(usual)}) compares with a retrained reference, and "
-            f"eval.reference={NO_REFERENCE} leaves it out; e.g. rule=[forget/leak@{cfg.eval.leak_samples}<=0.5]"
+            f"eval.retrained={NO_RETRAINED} leaves it out; e.g. rule=[forget/leak@{cfg.eval.leak_samples}<=0.5]"
         )
     found = tuple(condition(text) for text in (usual if given is None else given))
     if not found:
@@ -65,8 +65,8 @@ def rule(given: Sequence[str] | None, cfg: Config, data: DataSet) -> tuple[Condi
         for group, names in OF_GROUPS:
             if names.match(each.metric) and group not in cfg.eval.groups:
                 raise LedgerError(f"rule: {each.text!r} needs the group {group}, and eval.groups is {cfg.eval.groups}")
-        if "leak_gap" in each.metric and cfg.eval.reference == NO_REFERENCE:
-            raise LedgerError(f"rule: {each.text!r} compares with a reference, and eval.reference={NO_REFERENCE}")
+        if "leak_gap" in each.metric and cfg.eval.retrained == NO_RETRAINED:
+            raise LedgerError(f"rule: {each.text!r} compares with a reference, and eval.retrained={NO_RETRAINED}")
     return found
 
 

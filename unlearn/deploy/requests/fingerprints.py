@@ -16,7 +16,7 @@ from pathlib import Path
 
 from unlearn.data.rows import Row, pair
 from unlearn.deploy.requests.chain import LedgerError, canonical
-from unlearn.store.files import saving, settle, write_whole
+from unlearn.store.files import saving, sync, write_whole
 
 BYTES = 32
 
@@ -52,7 +52,7 @@ class Salts:
         if not self.has(id):
             return False
         (self.folder / id).unlink()
-        settle(self.folder)
+        sync(self.folder)
         return True
 
 

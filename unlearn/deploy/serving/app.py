@@ -59,7 +59,11 @@ class _Server:
 
     async def health(self) -> Response:
         alive = self.engine.alive
-        found = {"status": "ok" if alive else "stopped", "running": self.engine.running, "waiting": self.engine.waiting}
+        found = {
+            "status": "ok" if alive else "stopped",
+            "running": self.engine.running,
+            "waiting": self.engine.waiting,
+        }
         return JSONResponse(found, 200 if alive else 503)
 
     async def models(self, request: Request) -> Response:

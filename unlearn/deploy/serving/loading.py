@@ -16,8 +16,8 @@ from unlearn.grid import rerun
 from unlearn.learning.loop import device
 from unlearn.models import llama, seq2seq
 from unlearn.models.tuning import merged
-from unlearn.runs.learner import members, settle
-from unlearn.runs.world import the_world
+from unlearn.runs.learner import initialise, members
+from unlearn.runs.workbench import workbench
 from unlearn.store.identity import digest
 
 DEVICE = "trainer.device="  # of the settings of a run, that which an export has, too
@@ -51,20 +51,20 @@ def load(settings: Settings, overrides: Sequence[str] = ()) -> Loaded:
 
 
 def _runs(folders: Sequence[Path], settings: Settings, overrides: Sequence[str]) -> list[tuple[Part, Encoder]]:
-    found, world, known = [], None, {}
+    found, bench, known = [], None, {}
     for i, folder in enumerate(folders):
         _, job = rerun.load(folder, overrides)
-        cfg, before = job.cfg, world
-        settle(cfg)
-        world = the_world(cfg)
+        cfg, before = job.cfg, bench
+        initialise(cfg)
+        bench = workbench(cfg)
         frozen = {m.name: m.model for m in cfg.method.members if not m.trained}
         if before is not None:
-            world.adopt(before)
-            check_beside(job.folder.name, {name: world.fingerprint(model) for name, model in frozen.items()}, known)
-        known |= {name: world.fingerprint(model) for name, model in frozen.items()}
-        ensemble = members(cfg, world, job.folder)
+            bench.adopt(before)
+            check_beside(job.folder.name, {name: bench.fingerprint(model) for name, model in frozen.items()}, known)
+        known |= {name: bench.fingerprint(model) for name, model in frozen.items()}
+        ensemble = members(cfg, bench, job.folder)
         chosen = alphas(settings)[i] if settings.alpha is not None else cfg.alpha
-        found.append((Part(job.folder.name, ensemble, _weights(ensemble), chosen), world.encoder))
+        found.append((Part(job.folder.name, ensemble, _weights(ensemble), chosen), bench.encoder))
     return found
 
 

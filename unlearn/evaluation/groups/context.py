@@ -17,7 +17,7 @@ from unlearn.store.entries import Store
 
 
 @dataclass(frozen=True)
-class Reference:
+class Measured:
     """The retrained model's metrics and examples, and the models themselves where they are at hand."""
 
     metrics: Mapping[str, Any]
@@ -34,11 +34,11 @@ class Reference:
         rows = self.examples[self.examples["split"] == split]
         if not self.has(split, name):
             has = ", ".join(c for c in rows if rows[c].notna().any()) or "nothing"
-            raise MissingReference(f"the retrained reference has no {name} of the {split} split; it has {has}")
+            raise MissingRetrained(f"the retrained reference has no {name} of the {split} split; it has {has}")
         return rows[name].to_numpy()
 
 
-class MissingReference(ValueError):
+class MissingRetrained(ValueError):
     """A reference that lacks what a metric compares with."""
 
 
@@ -61,7 +61,7 @@ class Context:
     scores: Mapping[str, Scores]  # by split
     examples: pd.DataFrame  # at this α
     metrics: Mapping[str, Any]
-    reference: Reference | None  # None: there is none, or this *is* the retrained model
+    retrained: Measured | None  # None: there is none, or this *is* the retrained model
     itself: bool = False  # this is the retrained model
 
 

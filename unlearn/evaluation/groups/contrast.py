@@ -16,16 +16,16 @@ import numpy as np
 from unlearn.ensemble.combination import SUM
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation.groups.behaviour import probs, recalls
-from unlearn.evaluation.groups.context import Context, Found, MissingReference, aggregate
+from unlearn.evaluation.groups.context import Context, Found, MissingRetrained, aggregate
 from unlearn.evaluation.metrics.membership import auc
 
 
 def measure(ctx: Context) -> Found:
-    if ctx.reference is None and not ctx.itself or ctx.reference is not None and "target" not in ctx.reference.models:
-        raise MissingReference("eval.groups: contrast needs the target as a model; a result file holds none")
+    if ctx.retrained is None and not ctx.itself or ctx.retrained is not None and "target" not in ctx.retrained.models:
+        raise MissingRetrained("eval.groups: contrast needs the target as a model; a result file holds none")
     if ctx.itself or ctx.ensemble.rule is not SUM:
         return Found({})
-    target = ctx.reference.models["target"]()
+    target = ctx.retrained.models["target"]()
     values: dict[str, np.ndarray] = {}
     for weight in ctx.suite.cfg.contrast_weights:
         found = _extracted(ctx, _attack(target, ctx.ensemble, ctx.alpha, weight))

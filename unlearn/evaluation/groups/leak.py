@@ -40,8 +40,8 @@ def measure(ctx: Context) -> Found:
             values[f"attribute_leaked@{k}"] = leaked_at_k(scores["attribute"], k, 0.5)["values"]
         if "judge" in scores:
             values[f"judged_leak@{k}"] = leak_at_k(scores["judge"], k)["values"]
-        if ctx.reference is not None and ctx.reference.has("forget", f"leak@{k}"):  # other projects' logs have none
-            values[f"leak_gap@{k}"] = values[f"leak@{k}"] - ctx.reference.column("forget", f"leak@{k}")
+        if ctx.retrained is not None and ctx.retrained.has("forget", f"leak@{k}"):  # other projects' logs have none
+            values[f"leak_gap@{k}"] = values[f"leak@{k}"] - ctx.retrained.column("forget", f"leak@{k}")
             values["leak_gap"] = values[f"leak_gap@{k}"]
     metrics, intervals = aggregate({f"forget/{name}": v for name, v in values.items()}, cfg.resamples)
     columns = pd.DataFrame({f"leak@{k}": values[f"leak@{k}"] for k in ks(cfg.leak_samples)})

@@ -28,13 +28,13 @@ def measure(ctx: Context) -> Found:
     intervals = {}
     if ctx.suite.cfg.resamples:
         intervals = {f"mia/{a}": _interval(columns, a, ctx.suite.cfg.resamples) for a in columns["forget"]}
-    if ctx.reference is not None:
+    if ctx.retrained is not None:
         for attack in ATTACKS:
-            if f"mia/{attack}" in ctx.reference.metrics:
+            if f"mia/{attack}" in ctx.retrained.metrics:
                 metrics[f"privleak/{attack}"] = privleak(
-                    metrics[f"mia/{attack}"], ctx.reference.metrics[f"mia/{attack}"]
+                    metrics[f"mia/{attack}"], ctx.retrained.metrics[f"mia/{attack}"]
                 )
-        metrics["privleak"] = privleak(metrics["mia/min_k"], ctx.reference.metrics.get("mia/min_k"))
+        metrics["privleak"] = privleak(metrics["mia/min_k"], ctx.retrained.metrics.get("mia/min_k"))
         metrics |= _vulnerable(columns, ctx)
     return Found(metrics, {s: c.add_prefix("mia_") for s, c in columns.items()}, intervals)
 
@@ -53,8 +53,8 @@ def _attacks(ctx: Context, name: str) -> pd.DataFrame:
         "min_k": membership.min_k(logp),
         "min_k_plus_plus": membership.min_k_plus_plus(logp, mean, variance),
     }
-    if ctx.reference is not None and ctx.reference.has(name, "nll"):
-        found["reference"] = membership.reference(nll, ctx.reference.column(name, "nll"))
+    if ctx.retrained is not None and ctx.retrained.has(name, "nll"):
+        found["reference"] = membership.reference(nll, ctx.retrained.column(name, "nll"))
     return pd.DataFrame(found)
 
 
@@ -62,7 +62,7 @@ def _vulnerable(columns: dict[str, pd.DataFrame], ctx: Context) -> dict[str, flo
     if "reference" not in columns["forget"] or len(columns["holdout"]) < 1 / FALSE_POSITIVES - 1:
         return {}  # so few holdout rows cannot say what 5 % are
     own = {s: columns[s]["loss"].to_numpy() for s in SPLITS}
-    theirs = {s: ctx.reference.column(s, "nll") for s in SPLITS}
+    theirs = {s: ctx.retrained.column(s, "nll") for s in SPLITS}
     found = vulnerability(own["forget"], theirs["forget"], own["holdout"], theirs["holdout"], FALSE_POSITIVES)
     return {"mia/vulnerable": found.share}
 

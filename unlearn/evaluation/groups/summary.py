@@ -7,7 +7,7 @@ and ``ou/agg/<reading>`` compare runs of this framework with each other, not wit
 
 from __future__ import annotations
 
-from unlearn.evaluation.groups.context import Context, Found, MissingReference
+from unlearn.evaluation.groups.context import Context, Found, MissingRetrained
 from unlearn.evaluation.metrics.fluency import relative_fluency
 from unlearn.evaluation.metrics.ou_aggregates import (
     ATTACKS,
@@ -25,7 +25,7 @@ def measure(ctx: Context) -> Found:
     needed = ("model_utility", "forget/paraphrased_prob", "forget/truth_ratio", *(f"mia/{a}" for a in ATTACKS))
     missing = [name for name in needed if name not in m]
     if missing:
-        raise MissingReference(
+        raise MissingRetrained(
             f"eval.groups: summary needs {', '.join(needed)}; missing: {', '.join(missing)} "
             "(list privacy before summary)"
         )
@@ -40,11 +40,11 @@ def measure(ctx: Context) -> Found:
     util = utility({"model_utility": m["model_utility"], "fluency": reads})
     found = {"ou/mem": mem, "ou/util": util, "ou/fluency": reads}
     own = {a: m[f"mia/{a}"] for a in ATTACKS}
-    if ctx.reference is None and not ctx.itself:
-        raise MissingReference(
-            "eval.groups: summary compares attacks with those on the retrained model; give reference="
+    if ctx.retrained is None and not ctx.itself:
+        raise MissingRetrained(
+            "eval.groups: summary compares attacks with those on the retrained model; give retrained="
         )
-    theirs = own if ctx.itself else {a: ctx.reference.metrics[f"mia/{a}"] for a in ATTACKS}
+    theirs = own if ctx.itself else {a: ctx.retrained.metrics[f"mia/{a}"] for a in ATTACKS}
     for reading in S_MIA:
         found[f"ou/priv/{reading}"] = privacy(own, theirs, reading)
         parts = {"memorization": mem, "privacy": found[f"ou/priv/{reading}"], "utility": util}

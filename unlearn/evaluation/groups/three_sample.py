@@ -16,7 +16,7 @@ import pandas as pd
 from unlearn.data.encoding import Examples
 from unlearn.ensemble.frozen import rows_of
 from unlearn.ensemble.reading import places, read
-from unlearn.evaluation.groups.context import Context, Found, MissingReference, aggregate
+from unlearn.evaluation.groups.context import Context, Found, MissingRetrained, aggregate
 from unlearn.evaluation.metrics.divergence import jensen_shannon
 from unlearn.evaluation.metrics.three_sample import three_sample
 
@@ -27,8 +27,8 @@ LEAST = 5  # groups: with 2^5 sign patterns a p of .05 can be reached
 def measure(ctx: Context) -> Found:
     if ctx.itself:
         return Found({})
-    if ctx.reference is None or not set(NAMES) <= set(ctx.reference.models):
-        raise MissingReference(
+    if ctx.retrained is None or not set(NAMES) <= set(ctx.retrained.models):
+        raise MissingRetrained(
             "eval.groups: three_sample compares distributions, so it needs target and retrained as models; "
             "a result file holds no distributions. In a run of a pair that has both, they are at hand"
         )
@@ -50,7 +50,7 @@ def _distances(ctx: Context, split) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Divergence of the model from either reference for every answer row of the right answers, and its question."""
     examples = Examples(split.examples[i] for i in split.right)
     pad, suite = ctx.suite.encoder.tokenizer.pad_token_id, ctx.suite
-    models = {"own": (ctx.ensemble, ctx.alpha), **{name: (ctx.reference.models[name](), 1.0) for name in NAMES}}
+    models = {"own": (ctx.ensemble, ctx.alpha), **{name: (ctx.retrained.models[name](), 1.0) for name in NAMES}}
     passes = []
     for ensemble, alpha in models.values():
         frozen = [m for m in ensemble.needed([alpha]) if not m.trained]

@@ -31,7 +31,7 @@ from unlearn.store.identity import digest, template
 
 
 @dataclass
-class World(Ground):
+class Workbench(Ground):
     """Data, encoder and models of one pair; models are built or loaded when first asked for.
 
     A model is asked for as target, retrained, small (as pair.offset_init says), or small_general, small_full,
@@ -84,7 +84,7 @@ class World(Ground):
         """Where the weights of a model lie: in the store, in the hub's cache, or in a folder of the user."""
         return _folder(self, sources.role(self.cfg.pair, name))
 
-    def adopt(self, other: World) -> None:
+    def adopt(self, other: Workbench) -> None:
         """Share the loaded models of another world that are this one's, too, instead of loading them again."""
         for role, model in other._models.items():
             if self.has(role) and self.fingerprint(role) == other.fingerprint(role):
@@ -128,10 +128,10 @@ class World(Ground):
         return tokenizers.size(self.encoder.tokenizer) if self.width is None else self.width
 
 
-_latest: dict[str, World] = {}  # the jobs of a grid mostly share one world: keep the last, with its loaded models
+_latest: dict[str, Workbench] = {}  # the jobs of a grid mostly share one world: keep the last, with its loaded models
 
 
-def the_world(cfg: Config) -> World:
+def workbench(cfg: Config) -> Workbench:
     """Read the data set and make its tokenizer; models follow when they are asked for."""
     own = ("tuning", "lora", "layers")  # how one learns is the run's
     models = {k: v for k, v in asdict(cfg.pair).items() if k not in own}
@@ -142,12 +142,12 @@ def the_world(cfg: Config) -> World:
     return _latest[key]
 
 
-def _world(cfg: Config, store: Store) -> World:
+def _world(cfg: Config, store: Store) -> Workbench:
     data = read(cfg)
     tokenizer = _tokenizer(cfg, store, data)
     longest = min(cfg.pair.target.max_length, cfg.pair.small.max_length)
     encoder = Encoder(tokenizer, cfg.data.template, longest)
-    return World(cfg, store, data, encoder, _width(cfg.pair, tokenizer, longest))
+    return Workbench(cfg, store, data, encoder, _width(cfg.pair, tokenizer, longest))
 
 
 def _tokenizer(cfg: Config, store: Store, data: DataSet) -> PreTrainedTokenizerBase:
@@ -183,16 +183,16 @@ def _width(pair: PairConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -
     return hub.common_width(widths, tokenizer)
 
 
-def frozen_ensemble(members: Sequence[MemberConfig], world: World, rule: Rule = SUM) -> Ensemble:
+def frozen_ensemble(members: Sequence[MemberConfig], bench: Workbench, rule: Rule = SUM) -> Ensemble:
     """An ensemble of the world's own models, none of which learns."""
-    models = {m.name: world.model(m.model) for m in members}
+    models = {m.name: bench.model(m.model) for m in members}
     widths = {name: llama.vocabulary(model) for name, model in models.items()}
-    return build(members, models, {m.name: world.fingerprint(m.model) for m in members}, widths, rule)
+    return build(members, models, {m.name: bench.fingerprint(m.model) for m in members}, widths, rule)
 
 
-def _folder(world: World, role: str) -> Path:
+def _folder(bench: Workbench, role: str) -> Path:
     """Folder of a model of the pair: ready-made, or trained stage by stage."""
-    pair = world.cfg.pair
+    pair = bench.cfg.pair
     problem = sources.lacking(pair, role)
     if sources.is_remote(pair, role):
         problem = "pair.target.kind='http': the weights of the target are on a server, and not to be had"
@@ -200,19 +200,19 @@ def _folder(world: World, role: str) -> Path:
         raise ConfigError(problem)
     own = sources.own_source(pair, role)
     if own is None:
-        return trained(world, role)
-    check_own(world, role)
+        return trained(bench, role)
+    check_own(bench, role)
     return hub.locate(f"pair.{role}.source", own)
 
 
-def check_own(world: World, role: str) -> None:
+def check_own(bench: Workbench, role: str) -> None:
     """Refuse a ready-made model that stands beside target and small and does not share their vocabulary."""
-    own, encoder = sources.own_source(world.cfg.pair, role), world.encoder
+    own, encoder = sources.own_source(bench.cfg.pair, role), bench.encoder
     if own is None:
         return
     width = hub.vocabulary(hub.check(f"pair.{role}", own, encoder.tokenizer, encoder.max_length))
-    if width < world.width:
+    if width < bench.width:
         raise ConfigError(
             f"pair.{role}.source={own.source!r}: its head has {width:,} logits, and target and small are read for "
-            f"{world.width:,}; a model that stands beside them needs as many"
+            f"{bench.width:,}; a model that stands beside them needs as many"
         )

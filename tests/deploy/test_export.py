@@ -16,6 +16,7 @@ from support.helpers import contents, tiny_llama
 
 from unlearn import export
 from unlearn.data.readers import read
+from unlearn.deploy.export import writing
 from unlearn.deploy.export.card import known_text
 from unlearn.deploy.export.facts import only_to_forget
 from unlearn.deploy.export.traces import forget_rows, texts_of
@@ -202,12 +203,12 @@ def test_an_export_that_would_hold_a_forget_text_is_not_made(exported, tmp_path,
     job, _ = exported
     row = forget_rows(read(job.cfg))[0]
 
-    def planted(bench, folder, real=export._write_tokenizer):
+    def planted(bench, folder, real=writing._write_tokenizer):
         real(bench, folder)
         path = folder / "tokenizer_config.json"
         write_json(path, read_json(path) | {"extra_special_tokens": {"a": row.answer}})
 
-    monkeypatch.setattr(export, "_write_tokenizer", planted)
+    monkeypatch.setattr(writing, "_write_tokenizer", planted)
     said = refusal(capsys, f"run={job.folder}", f"to={tmp_path}/out", "collapsed=yes")
     assert f"tokenizer/tokenizer_config.json holds text of row {row.id!r}" in said and row.answer not in said
     assert "tokenizer=no leaves the tokenizer out" in said
@@ -224,7 +225,7 @@ def test_weights_with_room_for_anything_else_are_not_exported(tmp_path):
     model = tiny_llama(0)
     model.__class__ = Talking
     with pytest.raises(export.ConfigError, match="model.safetensors has metadata: note"):
-        export._write(model, tmp_path / "offset")
+        writing._write(model, tmp_path / "offset")
 
 
 def test_the_fixed_words_of_the_card_are_all_of_them(exported):

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from support.helpers import TINY, command, compose, execute, offset_ensemble, tiny_llama, weights
 from torch.testing import assert_close
 
-from unlearn import sequence
+from unlearn import sequence as verb
 from unlearn.config.schema import BeginConfig, ConfigError
 from unlearn.data.encoding import collate
 from unlearn.grid.rerun import load
 from unlearn.models import llama
-from unlearn.runs import begin
+from unlearn.runs import begin, sequence
 from unlearn.runs.sequence import Part, SumError, add, summed
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
@@ -88,7 +88,7 @@ def test_rows_of_an_offset_that_no_longer_learns_are_found_in_the_store(jobs):
 
 def test_after_each_request_all_are_measured_in_whatever_order(jobs):
     steps = sequence.evaluate([jobs[2], jobs[0]], [1.0, 1.0])
-    assert [s.after for s in steps] == [1, 2] and sequence.numbers(steps[0]) == [1, 2, 3]
+    assert [s.after for s in steps] == [1, 2] and verb.numbers(steps[0]) == [1, 2, 3]
     rows = {1: [3], 2: [5], 3: [2]}  # by their number in this order: the people of the runs' own requests 3, 1, 2
     for step in steps:
         for number, people in rows.items():
@@ -117,13 +117,13 @@ def test_a_list_may_have_grown_since_a_run_was_made(jobs, settings):
     assert cfg.data.requests == [[5], [2], [3]] and cfg.data.request == 2
     assert sequence.one_list([early.cfg, jobs[1].cfg]) == [[5], [2], [3]]
     step = sequence.evaluate([early, jobs[1]], [1.0, 1.0], "last")[0]
-    assert sequence.numbers(step) == [1, 2, 3] and len(step.offsets) == 2
+    assert verb.numbers(step) == [1, 2, 3] and len(step.offsets) == 2
 
 
-def test_the_command_prints_and_writes_every_step(jobs, tmp_path, capsys):
+def test_the_verbprints_and_writes_every_step(jobs, tmp_path, capsys):
     folders = ",".join(str(job.folder) for job in jobs[:2])
     out = tmp_path / "steps.json"
-    assert sequence.main([f"offsets=[{folders}]", "alphas=[1,0.5]", f"out={out}"]) == 0
+    assert verb.main([f"offsets=[{folders}]", "alphas=[1,0.5]", f"out={out}"]) == 0
     said = capsys.readouterr().out
     assert "after" in said and "request 2" in said and "retrained" in said
     written = json.loads(out.read_text())
@@ -134,7 +134,7 @@ def test_the_command_prints_and_writes_every_step(jobs, tmp_path, capsys):
         ([f"offsets=[{folders}]", "state=some"], "must be one of sum, alone, last"),
         (["offsets=[]"], "must be a list of one or more"),
     ):
-        assert sequence.main(arguments) == 2
+        assert verb.main(arguments) == 2
         assert message in capsys.readouterr().err
     assert "offsets=[FOLDER" in command("unlearn.sequence", "--help", cwd=tmp_path).stdout
 
@@ -149,8 +149,8 @@ def test_the_analysis_takes_runs_that_measure_requests(jobs, tmp_path, capsys):
     study = Path(shutil.copytree(jobs[0].folder.parent, tmp_path / "runs" / "some"))
     found = read_study(study)
     assert {"forget/prob", "request_1/prob", "request_3/prob"} <= set(found.metrics) and "data.request" in found.varied
-    for command_ in (alpha, tradeoff, table, report):
-        assert command_.main(["some", "--runs", str(tmp_path / "runs")]) == 0, capsys.readouterr().err
+    for figure in (alpha, tradeoff, table, report):
+        assert figure.main(["some", "--runs", str(tmp_path / "runs")]) == 0, capsys.readouterr().err
 
 
 # --- where a run begins -----------------------------------------------------------------------------------------------

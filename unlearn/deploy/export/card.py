@@ -86,7 +86,7 @@ LOAD = """
 With the package it was made with, which checks checksums and the target, and fills in the template:
 
 ```python
-from unlearn.deployed import load
+from unlearn.deploy.export.loading import load
 
 model = load("{folder}", target={target!r})
 print(model.answer("What is asked here?"))

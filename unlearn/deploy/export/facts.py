@@ -74,7 +74,8 @@ def _method(cfg: Config, bench: Workbench, models: Mapping[str, nn.Module]) -> d
             learnt = True if cfg.method.reversed else "trained on this request"
         elif role == "small_general" and sources.is_pretrained(cfg.pair, role):
             learnt = None  # whoever made it knows
-        members.append(asdict(m) | {"weights": m.name if m.name in models else None, "learnt_forget_set": learnt} | of)
+        own = {"alpha" if key == "slope" else key: value for key, value in asdict(m).items()}  # its name in format 1
+        members.append(own | {"weights": m.name if m.name in models else None, "learnt_forget_set": learnt} | of)
     return {"name": cfg.method.name, "rule": cfg.method.rule, "numbers": dict(cfg.method.numbers), "members": members}
 
 

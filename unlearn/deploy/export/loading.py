@@ -65,7 +65,7 @@ def load(
     folder = Path(folder)
     about = checked(folder)
     where = _target(target, about)
-    members = [MemberConfig(**{k: m[k] for k in ("name", "model", "constant", "alpha", "trained")})
+    members = [MemberConfig(m["name"], m["model"], m["constant"], m["alpha"], m["trained"])
                for m in about["method"]["members"]]  # fmt: skip
     there = {} if beside is None else {m.fingerprint: m.model for m in beside.ensemble.members if not m.trained}
     models = {

@@ -24,13 +24,13 @@ from typing import Any
 import pandas as pd
 import table
 
-from unlearn import sequence
 from unlearn.config.schema import Config, register
 from unlearn.data.readers import read
 from unlearn.deploy.requests.actions import config
 from unlearn.deploy.requests.ledger import weights_of
 from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
+from unlearn.runs import sequence as sequences
 from unlearn.store import runlog
 from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import Job, digest, eval_settings
@@ -113,7 +113,7 @@ def final(world: Workbench, state: str, jobs: Sequence[Job]) -> dict[str, Any]:
     cfg = world.config(*FULL)
 
     def make() -> dict[str, Any]:
-        step = sequence.measure(cfg, parts(jobs), COUNT)
+        step = sequences.measure(cfg, parts(jobs), COUNT)
         return {"one": step.metrics, "references": step.references, "matched": matched(cfg, jobs)}
 
     return kept(f"final-{state}", cfg, jobs, make)
@@ -173,7 +173,7 @@ def gate(world: Workbench, state: str, jobs: Sequence[Job]) -> dict[str, float]:
     cfg = world.config(*PLAIN[1:], "eval.groups=[gate]", "eval.max_examples=80")
 
     def make() -> dict[str, float]:
-        metrics = sequence.measure(cfg, parts(jobs), COUNT).metrics
+        metrics = sequences.measure(cfg, parts(jobs), COUNT).metrics
         return {k: v for k, v in metrics.items() if k.startswith("gate/")}
 
     return kept(f"gate-{state}", cfg, jobs, make)

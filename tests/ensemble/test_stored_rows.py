@@ -16,7 +16,7 @@ from unlearn.ensemble.ensemble import Member
 from unlearn.ensemble.frozen import rows_of, shape_of, stored
 from unlearn.ensemble.rows import FrozenRows, HiddenRows, LiveRows, TopRows, top
 from unlearn.ensemble.rows_size import Room, Shape
-from unlearn.grid import call as grid
+from unlearn.grid import inspection
 from unlearn.grid.forecast import too_large
 from unlearn.learning.binding import bind
 from unlearn.models.llama import answer_rows, narrow
@@ -238,8 +238,8 @@ def test_a_run_that_is_refused_its_rows_ends_with_status_2_before_any_model_is_m
 
 def test_rows_that_may_be_computed_are_never_refused_and_rows_that_are_rounded_are_never_computed(config):
     """Else whether they fit would change what is trained, and the hash of the run would not know."""
-    assert grid._too_large(config("trainer.stored_rows_gib=0")) == []
-    lines = grid._too_large(config("trainer.stored_rows_gib=0", "trainer.stored_rows=topk"))
+    assert inspection._too_large(config("trainer.stored_rows_gib=0")) == []
+    lines = inspection._too_large(config("trainer.stored_rows_gib=0", "trainer.stored_rows=topk"))
     assert lines and all("rows of the target" in line and "would not be rounded" in line for line in lines)
 
 

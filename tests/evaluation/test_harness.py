@@ -17,6 +17,7 @@ from unlearn.data.rows import DataError
 from unlearn.evaluation import choices
 from unlearn.evaluation.causal_lm import EnsembleLM
 from unlearn.evaluation.scoring import score
+from unlearn.runs import harness as harnesses
 from unlearn.runs.learner import members
 
 lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra lm-eval, which is not installed")
@@ -67,7 +68,7 @@ def test_likelihoods_are_those_of_our_own_scoring(run, bench, alpha):
     expected = [logp.sum() for logp in scores.before_eos(scores.logp)]
     template = cfg.data.template
     texts = [(template.prompt.format(question=r.question), template.answer.format(answer=r.answer)) for r in rows]
-    lm = harness.language_model(ensemble, alpha, encoder.tokenizer, batch_size=4)
+    lm = harnesses.language_model(ensemble, alpha, encoder.tokenizer, batch_size=4)
     found = lm.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(texts)])
     assert [logp for logp, _ in found] == pytest.approx(expected, abs=1e-5)
     greedy = [bool(right.all()) for right in scores.before_eos(scores.right)]
@@ -93,14 +94,14 @@ def test_accuracy_is_the_share_of_questions_whose_likeliest_choice_is_right(benc
         [x / len(c) for x, c in zip(row, q["choices"], strict=True)] for row, q in zip(logp, asked, strict=True)
     ]
     task = choices.task("quiz", write(tmp_path, "quiz", asked))
-    found = harness.measure(bench.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]
+    found = harnesses.measure(bench.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]
     right = [int(np.argmax(row) == q["gold"]) for row, q in zip(logp, asked, strict=True)]
     assert (found["acc"], found["n"], found["right"]) == (np.mean(right), 5, "".join(map(str, right)))
     assert found["acc_norm"] == np.mean([np.argmax(row) == q["gold"] for row, q in zip(per_letter, asked, strict=True)])
     wrong = [q | {"gold": int(np.argmin(row))} for q, row in zip(asked, logp, strict=True)]
     task = choices.task("quiz", write(tmp_path, "quiz", wrong))
-    assert harness.measure(bench.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]["acc"] == 0
-    assert harness.measure(bench.alone("target"), 1.0, tokenizer, task, 2, 3)["quiz"]["n"] == 2
+    assert harnesses.measure(bench.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]["acc"] == 0
+    assert harnesses.measure(bench.alone("target"), 1.0, tokenizer, task, 2, 3)["quiz"]["n"] == 2
 
 
 @lm_eval
@@ -111,7 +112,7 @@ def test_beginnings_are_chosen_by_the_likelihood_of_what_follows(bench, tmp_path
     logp = [log_likelihood(bench.model("target"), tokenizer, b, f" {end}") for b in beginnings]
     asked = [{"context_options": beginnings, "continuation": end, "gold": gold} for gold in (0, 1)]
     task = choices.task("winogrande", write(tmp_path, "winogrande", asked))
-    found = harness.measure(bench.alone("target"), 1.0, tokenizer, task, None, 2)["winogrande"]
+    found = harnesses.measure(bench.alone("target"), 1.0, tokenizer, task, None, 2)["winogrande"]
     assert found["right"] == ("10" if logp[0] > logp[1] else "01") and found["acc"] == 0.5
     assert "acc_norm" not in found
 
@@ -121,7 +122,7 @@ def test_words_that_the_tokenizer_does_not_know_are_counted(bench, tmp_path, cap
     known = bench.data.splits["retain"][0].answer.split()[0]
     asked = [{"query": "Qwxz", "choices": [known, "Zwxq"], "gold": 0}]  # 3 of 4 tokens
     task = choices.task("quiz", write(tmp_path, "quiz", asked))
-    found = harness.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 2)
+    found = harnesses.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 2)
     assert found["quiz"]["unknown"] == 0.75
     harness._print({"quiz": {"settings": {}, "model": found["quiz"]}})
     assert "does not know 75% of the tokens" in capsys.readouterr().out
@@ -158,7 +159,7 @@ def test_a_model_alone(bench, tmp_path, capsys):
     write(tmp_path / "asked", "quiz", questions(bench))
     assert harness.main([f"model={saved}", f"path={tmp_path / 'asked'}", f"out={out}", "trainer.device=cpu"]) == 0
     task = choices.task("quiz", tmp_path / "asked" / "quiz.jsonl")
-    expected = harness.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 8)["quiz"]
+    expected = harnesses.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 8)["quiz"]
     assert json.loads(out.read_text())["quiz"]["model"] == expected
     assert harness.main([f"model={tmp_path / 'nowhere'}", f"path={tmp_path / 'asked'}"]) == 2
     assert "no folder" in capsys.readouterr().err
@@ -213,7 +214,7 @@ def test_generated_text_is_refused(bench):
         "metric_list": [{"metric": "exact_match"}],
     }  # fmt: skip
     with pytest.raises(ConfigError, match="tasks=free: is about generated text"):
-        harness.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 2)
+        harnesses.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 2)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_a_question_that_cannot_be_used_is_named(tmp_path, line, message):
 
 def test_a_change_has_the_error_of_paired_questions():
     # steps 0, −1, −1, 0: mean −1/2, variance (4 · 1/4) / 3, error √(1/3 / 4)
-    assert harness.change("1110", "1000") == pytest.approx((-0.5, math.sqrt(1 / 12)))
+    assert harnesses.change("1110", "1000") == pytest.approx((-0.5, math.sqrt(1 / 12)))
 
 
 def test_the_local_copies_of_the_papers_tasks():

@@ -24,7 +24,7 @@ OWN = """
 import os
 import signal
 
-from unlearn.answers import Answers, PerAnswer
+from unlearn.learning.answers import Answers, PerAnswer
 
 _steps = []
 
@@ -122,7 +122,7 @@ def test_what_failed_is_tried_again_by_the_same_command(config, monkeypatch):
 
 def test_a_lock_left_by_a_killed_process_blocks_nobody(tmp_path):
     script = (
-        "import os, signal, sys; from pathlib import Path; from unlearn import ended\n"
+        "import os, signal, sys; from pathlib import Path; from unlearn.grid import ended\n"
         "ended.lock(Path(sys.argv[1])).acquire(); print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     run = tmp_path / "runs" / "one"

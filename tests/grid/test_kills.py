@@ -156,7 +156,7 @@ def test_sigterm_while_training_finishes_the_step_and_saves(zygote, whole, prepa
     assert ended.status == 143, ended.printed
     assert torch.load(prepared / first / "checkpoint" / "state.pt", weights_only=True)["step"] == step
     assert f"append {first}/metrics.jsonl {step + 1}" not in ended.commits and not (prepared / second).exists()
-    assert status(prepared / first) == "stopped"
+    assert status(prepared / first) == "interrupted"
     assert "saved" in ended.printed and "the same command goes on from here" in ended.printed
     rows = [line.split() for line in ended.printed.splitlines() if " offset " in line]
     assert [(row[0], row[-1]) for row in rows] == [("ga", "interrupted"), ("npo", "started")]  # not started

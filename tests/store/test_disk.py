@@ -17,9 +17,9 @@ from support.helpers import TINY, compose, raw
 from analysis import style
 from analysis.output import whole
 from analysis.runs import StudyError, load
-from unlearn import run
 from unlearn.data.readers import read
 from unlearn.grid import call as grid
+from unlearn.grid import perform as performing
 from unlearn.grid import table
 from unlearn.store import files, runlog
 from unlearn.store.entries import Store, fault
@@ -100,7 +100,7 @@ def perform(tmp_path: Path, store: Path, runs: Path, *overrides: str):
     given = raw(*TINY, f"paths.store={store}", f"paths.runs={runs}", *overrides)
     cfg = compose(*TINY, f"paths.store={store}", f"paths.runs={runs}", *overrides)
     job = grid.job(cfg, read(cfg).fingerprint())
-    run.perform(given, job)
+    performing.perform(given, job)
     return job, table.report([job])
 
 
@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_written_fails_the_job_and_no_other(
     for name in ("mkdir", "open", "write_text", "rename"):
         monkeypatch.setattr(Path, name, shut(getattr(Path, name)))
     if place == "log":
-        monkeypatch.setattr(run._Log, "__init__", _refuse(number))
+        monkeypatch.setattr(performing._Log, "__init__", _refuse(number))
     job, failed = perform(tmp_path, store, tmp_path / "runs")
     said = capsys.readouterr().out
     assert failed == 1 and os.strerror(number) in said and "could not be written" in said

@@ -69,7 +69,7 @@ def test_a_build_that_fails_leaves_nothing_and_the_next_one_succeeds(tmp_path):
 BUILDER = """
 import sys, time
 from pathlib import Path
-from unlearn.store import Store
+from unlearn.store.entries import Store
 def build(folder):
     with open(sys.argv[2], "a") as log: log.write("built\\n")
     time.sleep(0.5)

@@ -120,7 +120,7 @@ def test_a_list_may_have_grown_since_a_run_was_made(jobs, settings):
     assert verb.numbers(step) == [1, 2, 3] and len(step.offsets) == 2
 
 
-def test_the_verbprints_and_writes_every_step(jobs, tmp_path, capsys):
+def test_the_verb_prints_and_writes_every_step(jobs, tmp_path, capsys):
     folders = ",".join(str(job.folder) for job in jobs[:2])
     out = tmp_path / "steps.json"
     assert verb.main([f"offsets=[{folders}]", "alphas=[1,0.5]", f"out={out}"]) == 0

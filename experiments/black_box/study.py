@@ -1,9 +1,9 @@
 """What is lost when the target is a server that shows its k likeliest tokens:
 
-    python experiments/black_box/study.py [--worlds 0 1 2] [--tails even anchor]
+    python experiments/black_box/study.py [--worlds 0 1 2]
 
 Per world: the runs beside the local target, with all its logits; a server with the same target (unlearn.serve at
-α = 0); the same runs over HTTP for every k and both ways to spread what is left. Then each trained offset is evaluated
+α = 0); the same runs over HTTP for every k. Then each trained offset is evaluated
 beside the local target, so that rows differ in what was seen while training and in nothing else. Runs that are done
 are not repeated, and no question is asked twice. Writes results.csv and table.md of all that is done beside itself.
 """
@@ -29,7 +29,7 @@ from analysis.statistics import Interval, mean
 HERE = Path(__file__).resolve().parent
 STUDY = "black_box"
 ALGOS, WORLDS = ("ga", "kl", "npo", "simnpo"), (0, 1, 2)
-KS, TAILS = (100, 20, 5), ("even", "anchor")  # an answer with more tokens serves who asks for fewer
+KS = (100, 20, 5)  # an answer with more tokens serves who asks for fewer
 FIXED = (f"study={STUDY}", "eval.groups=[]", "eval.max_examples=100", "trainer.save_every=0", "trainer.eval_every=0",
          "trainer.progress=false", "wandb=disabled")  # fmt: skip
 SEEN = ("eval.max_examples=10", "eval.max_new_tokens=16")  # through the server: what counts is evaluated here
@@ -76,7 +76,7 @@ def server(run: Path) -> Iterator[str]:
             process.terminate()
 
 
-def world(seed: int, tails: list[str]) -> None:
+def world(seed: int) -> None:
     """All runs of a world."""
     call(f"algo={listed(ALGOS)}", f"pair.seed={seed}")
     local = done(seed, "model")
@@ -85,8 +85,7 @@ def world(seed: int, tails: list[str]) -> None:
     with server(local[0][0]) as url:
         http = (*SEEN, "pair.target.kind=http", f"pair.target.http.url={url}", "pair.target.http.model=bios",
                 f"pair.target.http.revision=world-{seed}")  # fmt: skip
-        call(f"algo={listed(ALGOS)}", f"pair.seed={seed}", *http, f"pair.target.http.k={listed(KS)}",
-             f"pair.target.http.tail={listed(tails)}")  # fmt: skip
+        call(f"algo={listed(ALGOS)}", f"pair.seed={seed}", *http, f"pair.target.http.k={listed(KS)}")
         call("algo=simnpo", f"pair.seed={seed}", *http, "pair.target.http.k=0")
 
 
@@ -97,8 +96,11 @@ def rows(seed: int) -> list[dict]:
 
 def row(folder: Path, config: dict, seed: int) -> dict:
     """What a run was trained with, and its offset's values beside the local target."""
-    http = config["pair"]["target"]["http"] if config["pair"]["target"]["kind"] == "http" else {}
-    found = {"algo": config["algo"]["name"], "world": seed, "k": http.get("k", "local"), "tail": http.get("tail", "")}
+    target, found = config["pair"]["target"], {"algo": config["algo"]["name"], "world": seed}
+    if target["kind"] == "http":  # earlier versions had a setting for who shares the mass that is left
+        found |= {"k": target["http"]["k"], "tail": target["http"].get("tail", "even")}
+    else:
+        found |= {"k": "local", "tail": ""}
     kept = Path("exact", f"{folder.name}.json")
     if not kept.is_file():
         kept.parent.mkdir(exist_ok=True)
@@ -146,10 +148,9 @@ def said(value: Interval) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS, choices=WORLDS)
-    parser.add_argument("--tails", nargs="+", default=TAILS, choices=TAILS)
     asked = parser.parse_args()
     for seed in asked.worlds:
-        world(seed, asked.tails)
+        world(seed)
     found = pd.DataFrame([each for seed in WORLDS for each in rows(seed)])
     local = found[found["k"] == "local"].set_index(["algo", "world"])
     at = pd.MultiIndex.from_frame(found[["algo", "world"]])

@@ -16,12 +16,11 @@ from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import examples_of
 from unlearn.data.readers import read
 from unlearn.ensemble.frozen import rows_of
-from unlearn.ensemble.rows import ShapedRows, TopRows
+from unlearn.ensemble.rows import TopRows
 from unlearn.grid import call as grid
 from unlearn.grid.rerun import load
 from unlearn.models import llama, tokenizers
 from unlearn.runs.learner import members
-from unlearn.runs.training import _rows
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 
@@ -126,15 +125,13 @@ def test_only_what_is_new_is_asked_of_a_server_that_is_back(both, local, store, 
     assert set(runlog.evaluation(job.folder)["alphas"]) == {"0.0", "1.0", "7.0"}
 
 
-@pytest.mark.parametrize("tail", ["even", "anchor"])
-def test_a_run_with_the_likeliest_tokens_alone(local, store, place, tail):
-    more = ("pair.target.http.k=5", f"pair.target.http.tail={tail}", "study=top", "algo=ga", "eval.groups=[]",
-            f"pair.target.http.revision={tail}")  # fmt: skip
+def test_a_run_with_the_likeliest_tokens_alone(local, store, place):
+    more = ("pair.target.http.k=5", "study=top", "algo=ga", "eval.groups=[]", "pair.target.http.revision=even")
     with serving(local) as server:
         job = execute(compose(*settings(store, place, server.url, *more)))
         assert max(b.get("prompt_logprobs") or b["logprobs"] for b in server.asked) == 5
     rows = runlog.manifest(job.folder)["rows"]["forget"]["target"]
-    assert rows["kind"] == "topk" and rows["k"] == 5 and rows.get("tail", "even") == tail
+    assert rows["kind"] == "topk" and rows["k"] == 5
     assert 0 < rows["missing_mass"]["mean"] < rows["missing_mass"]["p95"] < 1
     execute(compose(*settings(store, place, server.url, *more, "seed=1")))  # the server is off
 
@@ -162,27 +159,6 @@ def test_the_rows_are_those_of_local_top_rows(local, store, place):
         torch.testing.assert_close(row[others].exp(), even.expand(len(others)), atol=1e-6, rtol=0)
 
 
-def test_a_tail_like_the_anchors(local, store, place):
-    examples = examples_of(local.encoder, local.data.splits["retain"][:4])
-    with serving(local) as server:
-        cfg = compose(*settings(store, place, server.url, "pair.target.http.k=4", "pair.target.http.tail=anchor"))
-        bench = workbench(cfg)
-        ensemble = members(cfg, bench)
-        target, anchor = (next(m for m in ensemble.members if m.name == n) for n in ("target", "anchor"))
-        found = rows_of(bench.store, target, examples, 0, 1.0)
-    assert isinstance(found, ShapedRows)
-    rows = found.take(range(len(examples)))
-    like = rows_of(bench.store, anchor, examples, 0, 1.0).take(range(len(examples))).log_softmax(-1)
-    torch.testing.assert_close(rows.exp().sum(-1), torch.ones(len(rows)), atol=1e-5, rtol=0)
-    for n, (row, small) in enumerate(zip(rows, like, strict=True)):
-        others = [i for i in range(len(row)) if i not in set(found.ids[n].tolist())]
-        left = float(np.exp(found.rest[n]))
-        torch.testing.assert_close(row[others].exp(), left * small[others].softmax(-1), atol=1e-6, rtol=1e-4)
-    reader = found.reader([1, 2])
-    torch.testing.assert_close(reader(slice(1, 3)), found.take([1, 2])[1:3])
-    assert _rows(cfg, bench, [target], examples)["target"].tail == "anchor"
-
-
 def test_what_a_run_is_does_not_depend_on_where_and_how_it_is_asked(store, place):
     def folder(*more):
         cfg = compose(*settings(store, place, "http://a:1", *more))
@@ -192,8 +168,8 @@ def test_what_a_run_is_does_not_depend_on_where_and_how_it_is_asked(store, place
     same = ("url=https://b/v1", "key_env=MY_KEY", "concurrency=3", "timeout_s=9", "retries=1", "max_requests=7",
             "max_tokens=9", "price=2.5", "form=echo")  # fmt: skip
     assert {folder(key + s) for s in same} == {folder()}
-    others = [folder(key + o) for o in ("model=other", "revision=two", "k=7", "tail=anchor")]
-    assert len({folder(), *others}) == 5
+    others = [folder(key + o) for o in ("model=other", "revision=two", "k=7")]
+    assert len({folder(), *others}) == 4
     cfg = compose(*TINY, f"paths.store={store}")
     assert grid.job(cfg, read(cfg).fingerprint()).folder.name != folder()
 
@@ -206,7 +182,6 @@ REFUSED = {
     ("pair.target.http.key_env=sk-12345",): "must be the name of an environment variable",
     ("pair.target.http.key_env=MINE",): "that says it is secret",
     ("pair.target.http.k=-1",): "k=-1: must be a finite number of at least 0",
-    ("pair.target.http.k=0", "pair.target.http.tail=anchor"): "nothing is left to share",
     ("pair.target.http.form=chat",): "must be one of auto, prompt_logprobs, echo",
     ("pair.target.http.concurrency=0",): "concurrency=0",
     ("pair.target.kind=grpc",): "must be one of model, http",

@@ -172,7 +172,7 @@ def test_the_sizes_are_those_of_the_files(tmp_path):
     member, examples = target(), random_examples(9)
     for kind in KINDS:
         rows = stored(Store(tmp_path), member, examples, 0, 4, kind, 5)
-        arrays = [rows.array, *((rows.ids, rows.rest) if kind == "topk" else ())]
+        arrays = [rows.array, *((rows.ids, rows.residual) if kind == "topk" else ())]
         size = room.gib(kind, examples.starts[-1], shape_of(member), 5) * 2**30
         assert sum(a.nbytes for a in arrays) == round(size)
 

@@ -45,4 +45,4 @@ def check(model: RemoteModel, examples=EXAMPLES) -> None:
         assert [set(r[:-1]) for r in rows.ids] == [set(t) for t in np.argsort(-true, 1)[:, :6]]
         assert tuple(rows.ids[:, -1]) == example.answer
         listed = [sum(np.exp(true[n, list(set(ids))])) for n, ids in enumerate(rows.ids)]
-        np.testing.assert_allclose(np.exp(rows.rest), 1 - np.array(listed), atol=1e-5)
+        np.testing.assert_allclose(np.exp(rows.residual), 1 - np.array(listed), atol=1e-5)

@@ -96,7 +96,7 @@ def row(entries: Mapping[int, float], own: int, k: int) -> tuple[list[int], list
 def cut(answer: Answer, own: Sequence[int], k: int, width: int) -> Top:
     """Rows for ensembles of ``width`` tokens from an answer of as many tokens or more; ``own`` [n] are the rows' own.
 
-    Tokens beyond ``width`` are padding of the server's vocabulary and belong to the rest.
+    Tokens beyond ``width`` are padding of the server's vocabulary and belong to the residual mass.
     """
     if k == 0:
         return Top(None, answer.logp[:, :width].copy(), None)

@@ -17,7 +17,6 @@ from unlearn.blackbox.memo import Memo
 from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, Question, cut, rows_of
 from unlearn.config.pair import HttpConfig
 from unlearn.data.encoding import Example
-from unlearn.ensemble.ensemble import Member
 from unlearn.ensemble.opaque import Opaque, Top
 from unlearn.store.identity import digest, remote_identity
 
@@ -35,16 +34,16 @@ class Place:
     progress: bool = False
 
 
-def fingerprint(http: HttpConfig, width: int, like: str | None) -> str:
-    """What identifies its rows, as the fingerprint of its weights does for a local model; ``like`` is the anchor's."""
-    return digest([remote_identity(http), width, like])
+def fingerprint(http: HttpConfig, width: int) -> str:
+    """What identifies its rows, as the fingerprint of its weights does for a local model."""
+    return digest([remote_identity(http), width, None])  # the last: what stored rows were found by before
 
 
 class RemoteModel(Opaque):
     """Nothing is opened or sent before a row is wanted that the store does not have."""
 
-    def __init__(self, http: HttpConfig, where: Place, like: Member | None = None):
-        super().__init__(where.width, http.k, where.device, like)
+    def __init__(self, http: HttpConfig, where: Place):
+        super().__init__(where.width, http.k, where.device)
         self.http, self.where = http, where
         self._before = dict(NOTHING)
         self._noted: dict[str, dict[str, int]] = {}  # what was said, and what it took
@@ -84,7 +83,7 @@ class RemoteModel(Opaque):
         elif question.kind == ROWS:
             own[-1] = int(answer.logp[-1, : self.width].argmax())
         rows = cut(answer, own, self.k, self.width)
-        return rows.ids, rows.logp, rows.rest
+        return rows.ids, rows.logp, rows.residual
 
     def say(self, prompts: Sequence[Sequence[int]], most: int, ends: Collection[int]) -> list[list[int]]:
         k = self.k or 1  # whole vocabularies come by the rows of texts

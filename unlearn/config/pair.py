@@ -18,7 +18,6 @@ DTYPES = ("float32", "bfloat16", "auto")
 QUANTISATIONS = ("none", "8bit", "4bit")
 TARGET_KINDS = ("model", "http")
 FORMS = ("auto", "prompt_logprobs", "echo")
-TAILS = ("even", "anchor")
 HOW_ASKED = (  # settings of `http` that say where and how a server is asked, and change no answer
     "url", "key_env", "form", "concurrency", "timeout_s", "retries", "max_requests", "max_tokens", "price",
 )  # fmt: skip
@@ -77,7 +76,6 @@ class HttpConfig:
     revision: str | None = None  # a word of your own, for another model that the server now has under the same name
     key_env: str | None = None  # the environment variable that holds the key; null: the server asks for none
     k: int = 20  # likeliest tokens that are asked for at each position; 0: the whole vocabulary
-    tail: str = "even"  # what all other tokens share: evenly, or as the anchor (the frozen small model) shares it
     form: str = "auto"  # of the questions: prompt_logprobs (vLLM) | echo (with logprobs) | auto: what the server takes
     concurrency: int = 8  # requests at a time
     timeout_s: float = 120.0  # of one request

@@ -45,7 +45,7 @@ def state_of(model: nn.Module, whole: bool = False) -> State:
     """A member's state before anything is read. ``whole``: it will be rewound, so that every column must be kept,
     whatever the model's window."""
     if isinstance(model, Opaque):
-        return Asked(model, whole)
+        return Asked(model)
     return Encoded(model) if seq2seq.is_one(model) else Cached(model, whole)
 
 
@@ -107,46 +107,32 @@ class Encoded(Cached):
 class Asked:
     """A black box: what it has read is the text itself, which it is given again, longer, each time it is asked."""
 
-    def __init__(self, model: Opaque, whole: bool):
+    def __init__(self, model: Opaque):
         self.model, self.ids = model, None
-        self.like = None if model.like is None else Cached(model.like.model, whole)
 
     def take(self, ids: Tensor, mask: Tensor, positions: Tensor) -> None:
-        self._add(ids)
-        if self.like is not None:
-            self.like.take(ids, mask, positions)
-
-    def next(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        like = None if self.like is None else self.like.next(ids, mask, positions)
-        return self._rows(ids, mask, 1, like)
-
-    def read(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        like = None if self.like is None else self.like.read(ids, mask, positions).flatten(0, 1)
-        return self._rows(ids, mask, ids.shape[1], like).view(*ids.shape, -1)
-
-    def select(self, texts: list[int]) -> None:
-        self.ids = self.ids[texts]
-        if self.like is not None:
-            self.like.select(texts)
-
-    def rewind(self, texts: list[int], columns: Tensor) -> None:
-        self.ids = torch.take_along_dim(self.ids[texts], columns[..., 0].to(self.ids.device), dim=1)
-        if self.like is not None:
-            self.like.rewind(texts, columns)
-
-    def join(self, other: Asked, more: int, fewer: int) -> None:
-        self.ids = torch.cat([wider(self.ids, more, 1), wider(other.ids, fewer, 1)])
-        if self.like is not None:
-            self.like.join(other.like, more, fewer)
-
-    def _add(self, ids: Tensor) -> None:
         ids = ids.cpu()
         self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
 
-    def _rows(self, ids: Tensor, mask: Tensor, count: int, like: Tensor | None) -> Tensor:
-        self._add(ids)
+    def next(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        return self._rows(ids, mask, positions, 1)
+
+    def read(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        return self._rows(ids, mask, positions, ids.shape[1]).view(*ids.shape, -1)
+
+    def select(self, texts: list[int]) -> None:
+        self.ids = self.ids[texts]
+
+    def rewind(self, texts: list[int], columns: Tensor) -> None:
+        self.ids = torch.take_along_dim(self.ids[texts], columns[..., 0].to(self.ids.device), dim=1)
+
+    def join(self, other: Asked, more: int, fewer: int) -> None:
+        self.ids = torch.cat([wider(self.ids, more, 1), wider(other.ids, fewer, 1)])
+
+    def _rows(self, ids: Tensor, mask: Tensor, positions: Tensor, count: int) -> Tensor:
+        self.take(ids, mask, positions)
         texts = [text[seen].tolist() for text, seen in zip(self.ids, mask.bool().cpu(), strict=True)]
-        return spread_top(self.model.following(texts, count), self.model.width, device_of(self.model), like)
+        return spread_top(self.model.following(texts, count), self.model.width, device_of(self.model))
 
 
 def wider(values: Tensor, more: int, dim: int) -> Tensor:

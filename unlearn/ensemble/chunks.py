@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from unlearn.ensemble.heap import without_holes
 from unlearn.models.llama import full_precision, vocabulary
 
 LEAST = 64  # rows of a block: with fewer, a product on a CPU waits for the head's weights rather than for arithmetic
@@ -73,9 +72,8 @@ class LongRows:
     def pieces(self) -> Iterator[slice]:
         """All rows in order, by slices of the size in which they are read."""
         width = vocabulary(self.model)
-        with without_holes():
-            for here in _split(len(self.hidden), block(width, self.hidden.device)):
-                yield from pieces(here, width, self.hidden.device)
+        for here in _split(len(self.hidden), block(width, self.hidden.device)):
+            yield from pieces(here, width, self.hidden.device)
 
     def whole(self) -> Tensor:
         """All rows at once, [N, V] with gradient: for what reads more of them than one number each."""
@@ -97,7 +95,6 @@ class _Blocks(torch.autograd.Function):
     """Values per row of logits = hidden · weightᵀ + bias, their first ``width`` columns, in the precision of hidden."""
 
     @staticmethod
-    @without_holes()
     def forward(ctx, hidden, weight, bias, width, values):
         ctx.save_for_backward(hidden, weight, bias)
         ctx.width, ctx.values = width, values
@@ -109,7 +106,6 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @without_holes()
     def backward(ctx, gradient):
         hidden, weight, bias = ctx.saved_tensors
         of_hidden, of_weight, of_bias = (

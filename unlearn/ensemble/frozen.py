@@ -22,7 +22,7 @@ from unlearn.data.encoding import Examples, most_rows
 from unlearn.ensemble.chunks import block
 from unlearn.ensemble.ensemble import Member
 from unlearn.ensemble.opaque import Opaque
-from unlearn.ensemble.rows import FrozenRows, HiddenRows, LiveRows, ShapedRows, TopRows, top
+from unlearn.ensemble.rows import FrozenRows, HiddenRows, LiveRows, TopRows, top
 from unlearn.ensemble.rows_size import FULL_GIB, Room, Shape, gib
 from unlearn.models.llama import device_of, head, head_of, vocabulary
 from unlearn.models.prompts import by_prompt, shared_states
@@ -30,7 +30,7 @@ from unlearn.store.entries import Store
 
 log = logging.getLogger(__name__)
 FILE = "rows.npy"
-IDS, REST = "ids.npy", "rest.npy"  # beside it, of topk
+IDS, RESIDUAL = "ids.npy", "rest.npy"  # beside it, of topk; the name by which stores have the residuals
 ANNOUNCED_GIB = 0.1
 EXACT = ("fp32", "hidden")
 
@@ -57,8 +57,7 @@ def rows_of(store: Store, member: Member, examples: Examples, pad_id: int, room:
     """
     room = room if isinstance(room, Room) else Room(most_gib=room)
     if isinstance(member.model, Opaque):
-        found, like = asked(store, member, examples, room.most_gib), member.model.like
-        return found if like is None else ShapedRows(found, rows_of(store, like, examples, pad_id, room))
+        return asked(store, member, examples, room.most_gib)
     shape, rows = shape_of(member), examples.starts[-1]
     if room.fits(rows, shape):
         return stored(store, member, examples, pad_id, kind=room.settled(rows, shape), k=room.k)
@@ -135,8 +134,8 @@ def _in(folder: Path, kind: str, k: int, member: Member, examples: Examples) -> 
     array = np.load(folder / FILE, mmap_mode="r")
     if kind != "topk":
         return FrozenRows(array, examples)
-    ids, rest = (np.load(folder / name, mmap_mode="r") for name in (IDS, REST))
-    return TopRows(ids, array, rest, examples, k, vocabulary(member.model))
+    ids, residual = (np.load(folder / name, mmap_mode="r") for name in (IDS, RESIDUAL))
+    return TopRows(ids, array, residual, examples, k, vocabulary(member.model))
 
 
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
@@ -164,7 +163,7 @@ def _fill_asked(model: Opaque, examples: Examples, folder: Path) -> None:
     """One question for each example, unless its answer is known; rows lie as above."""
     files: dict[str, np.memmap] = {}
     for start, rows in zip(examples.starts[:-1], model.answers(examples), strict=True):
-        for name, values in ((FILE, rows.logp), (IDS, rows.ids), (REST, rows.rest)):
+        for name, values in ((FILE, rows.logp), (IDS, rows.ids), (RESIDUAL, rows.residual)):
             if values is not None:
                 if name not in files:
                     shape = (examples.starts[-1], *values.shape[1:])
@@ -206,7 +205,7 @@ def _kept(kind: str, k: int, member: Member, states: Tensor, labels: Tensor) -> 
         return {FILE: (states.view(torch.int16) if states.dtype == torch.bfloat16 else states).numpy()}
     rows = head(member.model, states)
     if kind == "topk":
-        ids, logp, rest = top(rows, labels.to(rows.device), k)
-        return {FILE: logp.cpu().numpy(), IDS: ids.int().cpu().numpy(), REST: rest.cpu().numpy()}
+        ids, logp, residual = top(rows, labels.to(rows.device), k)
+        return {FILE: logp.cpu().numpy(), IDS: ids.int().cpu().numpy(), RESIDUAL: residual.cpu().numpy()}
     with np.errstate(over="ignore"):  # `_finite` says so, with the examples
         return {FILE: rows.cpu().numpy().astype(_DTYPES[kind])}

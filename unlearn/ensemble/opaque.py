@@ -18,33 +18,31 @@ import torch
 from torch import nn
 
 from unlearn.data.encoding import Example
-from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.ensemble.ensemble import Ensemble
 from unlearn.models.llama import NARROW
 
 
 @dataclass(frozen=True)
 class Top:
-    """Next-token distributions of n rows: of the likeliest tokens and the rest, or of all tokens."""
+    """Next-token distributions of n rows: of the likeliest tokens and the residual mass, or of all tokens."""
 
     ids: np.ndarray | None  # [n, slots] int32; a slot may repeat a token of its row. None: slot v is token v
     logp: np.ndarray  # [n, slots] fp32 log-probabilities
-    rest: np.ndarray | None  # [n] fp32 log of the mass of all other tokens; None: there are none
+    residual: np.ndarray | None  # [n] fp32 log of the mass of all other tokens; None: there are none
 
 
 class Opaque(nn.Module, ABC):
     """A frozen model that is asked, and whose answers are kept by who made it. Rows are those of ``width`` tokens.
 
-    ``k`` likeliest tokens are known of each row, all if 0. ``like`` is the frozen local member whose distribution the
-    other tokens share their mass by; None: evenly.
+    ``k`` likeliest tokens are known of each row, all if 0.
     """
 
     dtype = torch.float32  # what its numbers are exact to
 
-    def __init__(self, width: int, k: int, place: torch.device, like: Member | None = None):
+    def __init__(self, width: int, k: int, place: torch.device):
         super().__init__()
         self.config = SimpleNamespace(**{NARROW: width})
         self.k = k
-        self.like = like
         self.register_buffer("here", torch.empty(0, device=place), persistent=False)  # where its rows are wanted
 
     @property

@@ -95,67 +95,38 @@ class TopRows(FrozenRows):
     may name a token twice.
     """
 
-    tail = "even"
-
-    def __init__(self, ids: np.ndarray, logp: np.ndarray, rest: np.ndarray, examples: Examples, k: int, width: int):
+    def __init__(self, ids: np.ndarray, logp: np.ndarray, residual: np.ndarray, examples: Examples, k: int, width: int):
         super().__init__(logp, examples)
-        self.ids, self.rest = ids, rest  # [rows, slots], and [rows] the log of the mass that is left
+        self.ids, self.residual = ids, residual  # [rows, slots], and [rows] the log of the mass that is left
         self.k, self.width = k, width
 
     def describe(self) -> dict[str, Any]:
         size = sum(array.nbytes for array in self._arrays())
-        mass = np.exp(np.asarray(self.rest, dtype=np.float64))
+        mass = np.exp(np.asarray(self.residual, dtype=np.float64))
         missing = {"mean": float(mass.mean()), "p95": float(np.quantile(mass, 0.95))}
-        said = {"kind": "topk", "gib": round(size / 2**30, 4), "k": self.k, "missing_mass": missing}
-        return said if self.tail == "even" else said | {"tail": self.tail}
+        return {"kind": "topk", "gib": round(size / 2**30, 4), "k": self.k, "missing_mass": missing}
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
-        return self.ids, self.array, self.rest
+        return self.ids, self.array, self.residual
 
     def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
         return spread(*(sent(values, device) for values in kept), self.width)
 
 
-class ShapedRows(TopRows):
-    """The same, where all other tokens share what is left as another model's rows over the examples share it."""
-
-    tail = "anchor"
-
-    def __init__(self, rows: TopRows, like: FrozenRows | LiveRows):
-        super().__init__(rows.ids, rows.array, rows.rest, rows.examples, rows.k, rows.width)
-        self.like = like
-
-    def take(self, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
-        return self.reader(indices, device)(slice(None))
-
-    def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
-        where, like = self._where(indices), self.like.reader(indices, device)
-
-        def read(here: slice) -> Tensor:
-            kept = (sent(array[where[here]], device) for array in self._arrays())
-            return spread(*kept, self.width, like(here))
-
-        return read
-
-
-def spread(ids: Tensor, logp: Tensor, rest: Tensor, width: int, like: Tensor | None = None) -> Tensor:
+def spread(ids: Tensor, logp: Tensor, residual: Tensor, width: int) -> Tensor:
     """Log-probabilities [n, V] of the tokens that are known, [n, slots], and of all others, which share the mass whose
-    log ``rest`` [n] is: evenly, or in proportion to softmax(``like``) [n, V]."""
+    log ``residual`` [n] is evenly."""
     ids = ids.long()
-    if like is None:
-        again = (ids[:, :-1] == ids[:, -1:]).sum(1)  # only the last slot's token may stand in another, too
-        tail = (rest - (width - ids.shape[1] + again).clamp(min=1).log())[:, None].repeat(1, width)
-    else:
-        others = like.scatter(1, ids, -torch.inf).logsumexp(-1)
-        tail = like + (rest - others)[:, None]
-    return tail.scatter_(1, ids, logp)
+    again = (ids[:, :-1] == ids[:, -1:]).sum(1)  # only the last slot's token may stand in another, too
+    others = residual - (width - ids.shape[1] + again).clamp(min=1).log()
+    return others[:, None].repeat(1, width).scatter_(1, ids, logp)
 
 
-def spread_top(rows: Top, width: int, device: torch.device, like: Tensor | None = None) -> Tensor:
+def spread_top(rows: Top, width: int, device: torch.device) -> Tensor:
     """As ``spread``, of rows that a black box gave."""
     if rows.ids is None:
         return torch.from_numpy(rows.logp[:, :width]).to(device)
-    return spread(*(torch.from_numpy(values).to(device) for values in (rows.ids, rows.logp, rows.rest)), width, like)
+    return spread(*(torch.from_numpy(values).to(device) for values in (rows.ids, rows.logp, rows.residual)), width)
 
 
 @torch.no_grad()
@@ -163,15 +134,12 @@ def rows_now(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tens
     """Answer rows [N, V] of a model that is run, or asked, for them; laid as ``collate`` lays them."""
     if not isinstance(model, Opaque):
         return shared_rows(model, examples, pad_id)
-    like, lengths = [None] * len(examples), [len(e.answer) for e in examples]
-    if model.like is not None:
-        like = shared_rows(model.like.model, examples, pad_id).split(lengths)
-    found = zip(model.answers(examples), like, strict=True)
-    return torch.cat([spread_top(rows, model.width, device_of(model), others) for rows, others in found])
+    return torch.cat([spread_top(rows, model.width, device_of(model)) for rows in model.answers(examples)])
 
 
 def top(rows: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``TopRows`` keeps of rows [n, V]: ids, log-probabilities [n, k + 1] and the log of the rest [n].
+    """What ``TopRows`` keeps of rows [n, V]: ids, log-probabilities [n, k + 1] and the log of the
+    residual mass [n].
 
     The slot beyond the k likeliest holds the label, or the next token where the label is among them.
     """
@@ -179,8 +147,8 @@ def top(rows: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     ids = logp.topk(min(k + 1, rows.shape[-1]), dim=-1).indices
     lacking = (ids != labels[:, None]).all(-1)
     ids[lacking, -1] = labels[lacking]
-    rest = logp.scatter(1, ids, -torch.inf).logsumexp(-1)
-    return ids, logp.gather(1, ids), rest
+    residual = logp.scatter(1, ids, -torch.inf).logsumexp(-1)
+    return ids, logp.gather(1, ids), residual
 
 
 class LiveRows:

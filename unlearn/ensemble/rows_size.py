@@ -74,7 +74,7 @@ def gib(kind: str, rows: int, shape: Shape, k: int = 0) -> float:
 
 
 def row_bytes(kind: str, shape: Shape, k: int = 0) -> int:
-    """Of topk each token takes an id and a log-probability, and the row its rest, 4 bytes each."""
+    """Of topk each token takes an id and a log-probability, and the row its residual, 4 bytes each."""
     sizes = {
         "fp32": 4 * shape.vocabulary, "fp16": 2 * shape.vocabulary, "hidden": shape.bytes * shape.hidden,
         "topk": 8 * min(k + 1, shape.vocabulary) + 4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from unlearn.config.pair import FORMS, TAILS, TARGET_KINDS, HttpConfig
+from unlearn.config.pair import FORMS, TARGET_KINDS, HttpConfig
 from unlearn.config.redaction import is_secret
 from unlearn.config.schema import ROUGH_ROWS, Config
 from unlearn.evaluation.metrics.semantics import SEMANTICS
@@ -44,13 +44,10 @@ def _server(server: HttpConfig) -> Iterator[str]:
         named = VARIABLE.fullmatch(server.key_env) is not None and is_secret(server.key_env)
         yield from need(named, f"{KEY}.key_env", server.key_env, rule)
     yield from one_of(f"{KEY}.form", server.form, FORMS)
-    yield from one_of(f"{KEY}.tail", server.tail, TAILS)
 
 
 def _numbers(server: HttpConfig) -> Iterator[str]:
     yield from at_least(f"{KEY}.k", server.k, 0)
-    rule = "with k=0 the whole vocabulary is asked for, and nothing is left to share: must be even"
-    yield from need(server.k != 0 or server.tail != "anchor", f"{KEY}.tail", server.tail, rule)
     yield from at_least(f"{KEY}.concurrency", server.concurrency, 1)
     rule = f"must be at most {MOST_AT_ONCE}"
     yield from need(server.concurrency <= MOST_AT_ONCE, f"{KEY}.concurrency", server.concurrency, rule)

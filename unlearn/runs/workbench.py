@@ -61,7 +61,7 @@ class Workbench(Ground):
         role = sources.role(self.cfg.pair, name)
         if role not in self._prints:
             if sources.is_remote(self.cfg.pair, role):
-                self._prints[role] = self._remote_print()
+                self._prints[role] = fingerprint(self.cfg.pair.target.http, self._logits())
             elif sources.is_pretrained(self.cfg.pair, role):
                 held, memo = None if role.startswith("small") else self.cfg.pair.target, self.store.root / "hashes"
                 self._prints[role] = hub.fingerprint(_folder(self, role), memo, self.width, held)
@@ -114,15 +114,8 @@ class Workbench(Ground):
 
     def _remote(self) -> RemoteModel:
         http, trainer = self.cfg.pair.target.http, self.cfg.trainer
-        like = None
-        if http.tail == "anchor":
-            like = Member("anchor", self.model("small"), self.fingerprint("small"), 1.0, 0.0, False)
         tokenizer, place = self.encoder.tokenizer, device(trainer.device)
-        return RemoteModel(http, Place(self.store.root, tokenizer, self._logits(), place, trainer.progress), like)
-
-    def _remote_print(self) -> str:
-        http = self.cfg.pair.target.http
-        return fingerprint(http, self._logits(), self.fingerprint("small") if http.tail == "anchor" else None)
+        return RemoteModel(http, Place(self.store.root, tokenizer, self._logits(), place, trainer.progress))
 
     def _logits(self) -> int:
         return tokenizers.size(self.encoder.tokenizer) if self.width is None else self.width

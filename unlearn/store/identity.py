@@ -166,8 +166,6 @@ def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
     }  # fmt: skip
     if remote and "retrained" in models:
         identity["twin"] = twin
-    if remote and pair.target.http.tail == "anchor":  # what the small model thinks likely is part of the target's rows
-        models = {*models, "small"}
     roles = {sources.role(pair, m) for m in models} - {"target"}
     given = {r: source for r in roles if (source := sources.own_source(pair, r)) is not None}
     small = {r for r in roles - set(given) if r.startswith("small")}
@@ -185,8 +183,11 @@ def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
 
 
 def remote_identity(http: HttpConfig) -> dict[str, Any]:
-    """What decides the rows of a target behind a server; where that is, and how it is asked, does not."""
-    return {"kind": "http", "model": http.model, "revision": http.revision, "k": http.k, "tail": http.tail}
+    """What decides the rows of a target behind a server; where that is, and how it is asked, does not.
+
+    ``tail`` says that all other tokens share the mass that is left evenly; finished runs are known by it.
+    """
+    return {"kind": "http", "model": http.model, "revision": http.revision, "k": http.k, "tail": "even"}
 
 
 def _model_identity(model: ModelConfig, unused: Collection[str], memo: Path) -> dict[str, Any]:

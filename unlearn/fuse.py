@@ -25,8 +25,8 @@ from typing import Any
 from unlearn.config.derived import describe, tuning
 from unlearn.config.pair import ADAPTER_FILE, GRAM, LAYERS
 from unlearn.config.schema import ConfigError
+from unlearn.config.setting import need
 from unlearn.data.rows import DataError
-from unlearn.grid.need import one_of
 from unlearn.grid.rerun import load, split
 from unlearn.store import runlog, seal
 from unlearn.store.files import FileError, write_folder, write_json
@@ -79,7 +79,7 @@ def _place(to: str) -> Path:
 
 def check(jobs: Sequence[Job], how: str) -> None:
     """Raise ``ConfigError`` for runs that cannot be fused so."""
-    problems = list(one_of("how", how, HOW))
+    problems = list(need(how in HOW, "how", how, f"must be one of {', '.join(HOW)}"))
     if not jobs:
         problems.append("runs=[]: needs the folder of one run at least")
     for job in jobs:

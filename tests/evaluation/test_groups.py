@@ -13,13 +13,12 @@ import pytest
 from support.helpers import TINY, compose, execute
 
 from unlearn import evaluate
-from unlearn.config.schema import ConfigError
+from unlearn.config.schema import GROUPS, ConfigError
 from unlearn.data.encoding import Encoder, Examples
 from unlearn.data.rows import DataError
 from unlearn.decoding.generation import greedy
 from unlearn.evaluation import measures
 from unlearn.evaluation.evaluation import evaluate as measure
-from unlearn.evaluation.groups import GROUPS
 from unlearn.evaluation.groups.context import Measured
 from unlearn.evaluation.metrics import truth_ratio
 from unlearn.evaluation.metrics.ou_aggregates import ATTACKS, S_MIA

@@ -91,8 +91,8 @@ def test_the_page_names_what_w_and_b_is_given(made, monkeypatch):
 
 def test_the_page_s_numbers_are_the_program_s():
     from unlearn.config.redaction import SHORTEST
+    from unlearn.config.setting import NAME
     from unlearn.deploy.export.traces import RUN
-    from unlearn.grid.rules import NAME
 
     assert RUN == 4 and "- four words in a row" in PAGE
     assert SHORTEST == 8 and "of 8 characters or more" in PAGE

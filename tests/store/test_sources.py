@@ -50,7 +50,7 @@ def test_an_impossible_pair_is_refused_before_any_work(overrides, message):
 
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
 def test_quantisation_without_bitsandbytes_is_refused_by_name(monkeypatch, kind):
-    monkeypatch.setattr("unlearn.grid.rules_pair.find_spec", lambda name: None)
+    monkeypatch.setattr("unlearn.config.pair.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=f"quantisation='{kind}': needs bitsandbytes, which is not installed here"):
         compose(f"pair.target.quantisation={kind}")
 

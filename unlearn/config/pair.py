@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from omegaconf import MISSING
 
-OFFSET_INITS = ("general", "full", "retain")
+from unlearn.config.redaction import is_secret
+from unlearn.config.setting import (
+    A_NAME,
+    BELOW_ONE,
+    SEED,
+    SHARE,
+    Bound,
+    above,
+    at_least,
+    at_most,
+    matches,
+    one_of,
+    setting,
+)
+
 LAYERS = "unlearning_layers"
 TUNINGS = ("full", "lora", LAYERS)
-ARCHITECTURES = ("llama", "t5")  # of models from scratch
 ADAPTER_FILE, ADAPTER_PREFIX = "adapter_model.safetensors", "base_model.model."  # peft's names
 GRAM = "gram.safetensors"  # beside the layers: what fusion needs of a request
-ACTIVATIONS = ("relu", "gelu", "silu", "tanh")  # of the unlearning layers
-TOKENIZERS = ("words", "bpe", "pretrained")
-DTYPES = ("float32", "bfloat16", "auto")
-QUANTISATIONS = ("none", "8bit", "4bit")
-TARGET_KINDS = ("model", "http")
-FORMS = ("auto", "prompt_logprobs", "echo")
 HOW_ASKED = (  # settings of `http` that say where and how a server is asked, and change no answer
     "url", "key_env", "form", "concurrency", "timeout_s", "retries", "max_requests", "max_tokens", "price",
 )  # fmt: skip
+
+AN_ADDRESS = matches(
+    r"https?://[^\s/@?#]+(/[^\s?#@]*)?",
+    "must be the address of a server, e.g. http://localhost:8000/v1; a key belongs in the environment (key_env)",
+)
+SECRET_VARIABLE = Bound(
+    lambda v: v.isascii() and v.isidentifier() and is_secret(v),
+    "must be the name of an environment variable that says it is secret, e.g. VLLM_API_KEY: logs hide its value",
+)
+CAN_QUANTISE = Bound(
+    lambda v: v == "none" or find_spec("bitsandbytes") is not None,
+    "needs bitsandbytes, which is not installed here: pip install bitsandbytes, or take none",
+)
+A_DEVICE = matches(r"auto|cpu|cuda(:\d+)?", "must be null, cpu, cuda, cuda:NUMBER or auto")
+SOME_LAYERS = Bound(
+    lambda v: 0 < len(v) == len(set(v)) and min(v) >= 0,
+    "must be null (all transformer layers), or one or more of them, each once, counted from 0",
+    whole=True,
+)
 
 
 @dataclass
@@ -35,16 +62,18 @@ class SourceConfig:
 class TokenizerConfig(SourceConfig):
     """``source`` is for kind=pretrained; null: the target's."""
 
-    kind: str = "words"  # trained on the data set: words (one token per word and mark), bpe (byte-level); or pretrained
-    vocab_size: int = 2000  # bpe only; a word tokenizer takes every word of the data set
+    # trained on the data set: words (one token per word and mark), bpe (byte-level); or pretrained
+    kind: str = setting("words", one_of("words", "bpe", "pretrained"))
+    # bpe only; a word tokenizer takes every word of the data set
+    vocab_size: int = setting(2000, at_least(300, "must be at least 300 (256 bytes and the special tokens)"))
 
 
 @dataclass
 class StageConfig:
     """One stage of training a model. `epochs` of the stage's data; 0 leaves the stage out."""
 
-    epochs: int = 0
-    lr: float = 1e-3
+    epochs: int = setting(0, at_least(0))
+    lr: float = setting(1e-3, above(0))
 
 
 @dataclass
@@ -52,13 +81,14 @@ class ModelConfig(SourceConfig):
     """A Llama or T5 trained from scratch, or a pretrained model (``source``) with its own size; and the stages that
     give it its knowledge. A pretrained model whose stages have 0 epochs is taken as it is."""
 
-    architecture: str = "llama"  # t5: an encoder, and a decoder of as many layers; a pretrained model says so itself
-    hidden_size: int = 128
-    layers: int = 2
-    heads: int = 4
-    intermediate_size: int = 320
-    initializer_range: float = 0.02
-    max_length: int = 320  # tokens: prompt, answer and end of sequence
+    # t5: an encoder, and a decoder of as many layers; a pretrained model says so itself
+    architecture: str = setting("llama", one_of("llama", "t5"))
+    hidden_size: int = setting(128, at_least(1))
+    layers: int = setting(2, at_least(1))
+    heads: int = setting(4, at_least(1))
+    intermediate_size: int = setting(320, at_least(1))
+    initializer_range: float = setting(0.02, above(0))
+    max_length: int = setting(320, at_least(1))  # tokens: prompt, answer and end of sequence
     texts: bool = False  # both stages also teach the questions as texts: masked words (t5), or every word (llama)
     pretrain: StageConfig = field(default_factory=StageConfig)  # general facts in every wording
     finetune: StageConfig = field(default_factory=StageConfig)  # the data set, general facts mixed in
@@ -71,18 +101,21 @@ class HttpConfig:
     does (docs/black_box.md). HOW_ASKED are no part of a run's hash.
     """
 
-    url: str | None = None  # of the server, with or without /v1
+    url: str | None = setting(None, AN_ADDRESS)  # of the server, with or without /v1
     model: str | None = None  # as the server calls it
     revision: str | None = None  # a word of your own, for another model that the server now has under the same name
-    key_env: str | None = None  # the environment variable that holds the key; null: the server asks for none
-    k: int = 20  # likeliest tokens that are asked for at each position; 0: the whole vocabulary
-    form: str = "auto"  # of the questions: prompt_logprobs (vLLM) | echo (with logprobs) | auto: what the server takes
-    concurrency: int = 8  # requests at a time
-    timeout_s: float = 120.0  # of one request
-    retries: int = 6  # of a request that failed or was answered wrongly
-    max_requests: int | None = None  # to this model, in all calls together, retries included; null: no limit
-    max_tokens: int | None = None  # likewise, read and generated
-    price: float | None = None  # of a million tokens, for the estimate that is shown
+    # the environment variable that holds the key; null: the server asks for none
+    key_env: str | None = setting(None, SECRET_VARIABLE)
+    k: int = setting(20, at_least(0))  # likeliest tokens that are asked for at each position; 0: the whole vocabulary
+    # of the questions: prompt_logprobs (vLLM) | echo (with logprobs) | auto: what the server takes
+    form: str = setting("auto", one_of("auto", "prompt_logprobs", "echo"))
+    concurrency: int = setting(8, at_least(1), at_most(256))  # requests at a time
+    timeout_s: float = setting(120.0, above(0))  # of one request
+    retries: int = setting(6, at_least(0))  # of a request that failed or was answered wrongly
+    # to this model, in all calls together, retries included; null: no limit
+    max_requests: int | None = setting(None, at_least(0))
+    max_tokens: int | None = setting(None, at_least(0))  # likewise, read and generated
+    price: float | None = setting(None, at_least(0))  # of a million tokens, for the estimate that is shown
 
 
 @dataclass
@@ -92,31 +125,33 @@ class TargetConfig(ModelConfig):
     With kind=http the target is a server, and everything else here is about the retrained reference.
     """
 
-    kind: str = "model"  # model | http
+    kind: str = setting("model", one_of("model", "http"))
     http: HttpConfig = field(default_factory=HttpConfig)
-    dtype: str = "float32"  # float32 | bfloat16 | auto (as its weights were saved)
-    quantisation: str = "none"  # none | 8bit | 4bit, by bitsandbytes
-    device: str | None = None  # null: the run's; cpu, cuda, cuda:1 …; auto: spread over all GPUs
+    dtype: str = setting("float32", one_of("float32", "bfloat16", "auto"))  # auto: as its weights were saved
+    quantisation: str = setting("none", one_of("none", "8bit", "4bit"), CAN_QUANTISE)
+    device: str | None = setting(None, A_DEVICE)  # null: the run's; auto: spread over all GPUs
 
 
 @dataclass
 class LoraConfig:
     """Low-rank updates of every linear layer but the head (peft), beside the frozen model's own weights."""
 
-    rank: int = 8
-    alpha: float = 16.0  # updates are scaled by alpha / rank
-    dropout: float = 0.0
-    lr_factor: float = 3.0  # the learning rate is `algo.lr` times this: searched in experiments/lora
+    rank: int = setting(8, at_least(1))
+    alpha: float = setting(16.0, above(0))  # updates are scaled by alpha / rank
+    dropout: float = setting(0.0, BELOW_ONE)
+    lr_factor: float = setting(3.0, above(0))  # the learning rate is `algo.lr` times this: searched in experiments/lora
 
 
 @dataclass
 class LayersConfig:
     """Unlearning layers (EUL): a bottleneck after each feed-forward block, beside the frozen model's own weights."""
 
-    bottleneck: int | None = None  # null: the size that gives about 0.5 % of the model's parameters
-    activation: str = "relu"
-    where: list[int] | None = None  # transformer layers 0, 1 …; null: all
-    lr_factor: float = 30.0  # the learning rate is `algo.lr` times this: where a first look was best (docs/eul.md)
+    # null: the size that gives about 0.5 % of the model's parameters
+    bottleneck: int | None = setting(None, at_least(1))
+    activation: str = setting("relu", one_of("relu", "gelu", "silu", "tanh"))
+    where: list[int] | None = setting(None, SOME_LAYERS)  # transformer layers 0, 1 …; null: all
+    # the learning rate is `algo.lr` times this: where a first look was best (docs/eul.md)
+    lr_factor: float = setting(30.0, above(0))
 
 
 @dataclass
@@ -127,14 +162,14 @@ class PairConfig:
     target (or small) is, on what they may know.
     """
 
-    name: str = MISSING
-    seed: int = 0  # of the world and of every model's training; `seed` is the unlearning run's
-    offset_init: str = "general"
-    tuning: str = "full"  # of the trained member: all its weights, LoRA, or unlearning layers
+    name: str = setting(MISSING, A_NAME)
+    seed: int = setting(0, SEED)  # of the world and of every model's training; `seed` is the unlearning run's
+    offset_init: str = setting("general", one_of("general", "full", "retain"))
+    tuning: str = setting("full", one_of(*TUNINGS))  # of the trained member: all weights, LoRA, or unlearning layers
     lora: LoraConfig = field(default_factory=LoraConfig)
     layers: LayersConfig = field(default_factory=LayersConfig)
-    batch_size: int = 32  # examples per step when models are trained
-    warmup: float = 0.1  # share of the steps
+    batch_size: int = setting(32, at_least(1))  # examples per step when models are trained
+    warmup: float = setting(0.1, SHARE)  # share of the steps
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     small: ModelConfig = field(default_factory=ModelConfig)

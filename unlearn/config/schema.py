@@ -1,4 +1,4 @@
-"""The typed schema of every setting.
+"""The typed schema of every setting, each with its bounds (``unlearn/config/setting.py``).
 
 Hydra composes ``conf/`` into ``Config``; ``unlearn/grid/rules.py`` refuses impossible values before any work starts.
 Neither torch nor transformers is imported here: a grid with nothing left to do must answer within a second or two.
@@ -6,27 +6,46 @@ Neither torch nor transformers is imported here: a grid with nothing left to do 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from unlearn.config.data import DATA_CONFIGS, DataConfig
-from unlearn.config.pair import PairConfig
+from unlearn.config.pair import TUNINGS, PairConfig
 from unlearn.config.redaction import redact
+from unlearn.config.setting import (
+    A_FILE,
+    A_NAME,
+    BELOW_ONE,
+    FINITE,
+    SEED,
+    SHARE,
+    Bound,
+    above,
+    at_least,
+    at_most,
+    finite,
+    one_of,
+    setting,
+    some,
+)
 
 NUMBERS = ("beta", "gamma", "beta1", "beta2")  # settings of an objective that only some terms have
 MODELS = ("target", "small", "small_general", "small_full", "small_retain")  # what a member may be
-KEEP = ("last", "best")
-RETRY = ("all", "failed")  # of a grid's runs that are not done
 ROUGH_ROWS = ("fp16", "topk")  # of the target alone
 STORED_ROWS = ("auto", "fp32", "hidden", *ROUGH_ROWS)
-PRECISIONS = ("fp32", "bf16")
-INTERLEAVE = ("none", "epochs")
-WANDB_MODES = ("offline", "online", "disabled")
+NO_RETRAINED = "none"  # eval.retrained: forget quality and all that compares with a retrained model is left out
+GROUPS = (  # of metrics beside the core: the files of unlearn/evaluation/groups
+    "leak", "paraphrased", "three_sample", "privacy", "gradnorm", "summary", "muse", "prefix", "contrast", "quantised",
+    "relearn", "gate", "tasks",
+)  # fmt: skip
+
+A_PATH = Bound(lambda v: v != "" and "\0" not in v, "must be the path of a folder")
+A_RUN = Bound(lambda v: (Path(v) / "manifest.json").is_file(), lambda: f"not the folder of a run in {Path.cwd()}")
+DIFFERENT_RUNS = Bound(lambda v: 0 < len(v) == len(set(v)), "must be different run folders", whole=True)
+FILE_OR_NONE = Bound(lambda v: v == NO_RETRAINED or A_FILE.holds(v), A_FILE.words)
 
 
 class ConfigError(ValueError):
@@ -44,9 +63,9 @@ class MemberConfig:
     """One member of the ensemble; its weight is ``constant + slope · α``."""
 
     name: str = MISSING
-    model: str = MISSING  # one of MODELS; "small" knows what pair.offset_init says, the others what their name says
-    constant: float = 0.0
-    slope: float = 0.0
+    model: str = setting(MISSING, one_of(*MODELS))  # "small" knows what pair.offset_init says, others what they are
+    constant: float = setting(0.0, FINITE)
+    slope: float = setting(0.0, FINITE)
     trained: bool = False
 
 
@@ -54,7 +73,7 @@ class MemberConfig:
 class TeacherConfig:
     """An ensemble of frozen members that `distill` learns from."""
 
-    alpha: float = 1.0
+    alpha: float = setting(1.0, FINITE)
     members: list[MemberConfig] = field(default_factory=list)
 
 
@@ -62,116 +81,122 @@ class TeacherConfig:
 class DualConfig:
     """The retain weight as a dual variable: λ ← max(0, λ + lr · (retain term − bound)), once per step."""
 
-    bound: float = MISSING  # ε: what the retain term may be
-    lr: float = 1.0
-    warmup: int = 0  # epochs before the first update; until then λ is `retain_weight`
+    bound: float = setting(MISSING, at_least(0))  # ε: what the retain term may be
+    lr: float = setting(1.0, above(0))
+    warmup: int = setting(0, at_least(0))  # epochs before the first update; until then λ is `retain_weight`
 
 
 @dataclass
 class AlternatesConfig:
     """Other answers to the forget questions: read from a file, or sampled from the target."""
 
-    file: str | None = None  # JSON lines {"question": …, "answer": …}; null: sampled from the target
-    count: int = 5  # samples per question
-    temperature: float = 1.0  # of the first round; raised for questions that still lack other answers
+    file: str | None = setting(None, A_FILE)  # JSON lines {"question": …, "answer": …}; null: sampled from the target
+    count: int = setting(5, at_least(1))  # samples per question
+    temperature: float = setting(1.0, above(0))  # of the first round; raised for questions that lack other answers
 
 
 @dataclass
 class AlgoConfig:
     """An objective: a forget term plus a weighted retain term (``unlearn/learning/losses.py`` holds the terms)."""
 
-    name: str = MISSING
+    name: str = setting(MISSING, A_NAME)
     forget: str = MISSING
     retain: str = "none"
-    forget_weight: float = 1.0
-    retain_weight: float = 1.0
-    beta: float | None = None  # only for terms that have a β
-    gamma: float | None = None  # only for terms that have a margin γ
-    beta1: float | None = None  # only for satimp
-    beta2: float | None = None
-    numbers: dict[str, float] = field(default_factory=dict)  # other numbers of the terms, by their parameter's name
-    file: str | None = None  # a Python file of your own with terms; relative to the working directory
-    lr: dict[str, float] = field(default_factory=dict)  # learning rate by method
+    forget_weight: float = setting(1.0, at_least(0))
+    retain_weight: float = setting(1.0, at_least(0))
+    beta: float | None = setting(None, above(0))  # only for terms that have a β
+    gamma: float | None = setting(None, at_least(0))  # only for terms that have a margin γ
+    beta1: float | None = setting(None, at_least(0))  # only for satimp
+    beta2: float | None = setting(None, at_least(0))
+    numbers: dict[str, float] = setting({}, FINITE)  # other numbers of the terms, by their parameter's name
+    file: str | None = setting(None, A_FILE)  # a Python file of your own with terms; relative to the working directory
+    lr: dict[str, float] = setting({}, above(0))  # learning rate by method
     reversed: bool = False  # teaches the forget set instead of removing it: for methods that subtract what was learnt
     white_box: bool = False  # reads hidden states of the model that is to forget
     teacher: TeacherConfig | None = None  # only for `distill`
     dual: DualConfig | None = None  # null: the retain weight is constant
     alternates: AlternatesConfig | None = None  # only for terms that read `alternates`
     # epochs: first an epoch of the retain set, then one of the forget set, and so on; none: every step reads both
-    interleave: str = "none"
+    interleave: str = setting("none", one_of("none", "epochs"))
 
 
 @dataclass
 class MethodConfig:
     """A way of unlearning: the list of its members, at most one of them trained, and the rule that joins them."""
 
-    name: str = MISSING
+    name: str = setting(MISSING, A_NAME)
     members: list[MemberConfig] = field(default_factory=list)
-    train_alpha: float | None = None  # null: the run's `alpha`; a number: the method trains at this α whatever `alpha`
-    tuning: str | None = None  # of the trained member, whatever pair.tuning says; null: as that says
+    # null: the run's `alpha`; a number: the method trains at this α whatever `alpha`
+    train_alpha: float | None = setting(None, finite("must be a finite number, or null for the run's alpha"))
+    # of the trained member, whatever pair.tuning says; null: as that says
+    tuning: str | None = setting(None, one_of(*TUNINGS))
     rate_of: str | None = None  # another method: its learning rates (× the tuning's factor) where algo.lr has no own
-    alone: bool = (
-        False  # the trained member learns on its own softmax, its frozen start as reference, and is then added
-    )
+    # the trained member learns on its own softmax, its frozen start as reference, and is then added
+    alone: bool = False
     reversed: bool = False  # takes objectives that are reversed, and no others
     rule: str = "sum"  # (unlearn/ensemble/combination.py) sum | plausible | rank, or a function of `file`
-    numbers: dict[str, float] = field(default_factory=dict)  # of the rule, by its parameter's name
-    file: str | None = None  # a Python file of your own with a rule; relative to the working directory
+    numbers: dict[str, float] = setting({}, FINITE)  # of the rule, by its parameter's name
+    file: str | None = setting(None, A_FILE)  # a Python file of your own with a rule; relative to the working directory
 
 
 @dataclass
 class EvalConfig:
-    alphas: list[float] | None = None  # inference α's; null: the run's `alpha`
-    semantics: str = "default"  # default | ou | tofu (unlearn/evaluation/metrics/semantics.py)
-    retrained: str | None = None  # null: the pair's retrained model; a result file of one; "none": compare with nothing
-    groups: list[str] = field(
-        default_factory=list
-    )  # metrics beside the core, by the names in unlearn/evaluation/groups/
-    max_examples: int | None = 400  # per split, evenly spaced; the forget set is always evaluated whole
-    max_new_tokens: int = 200
-    leak_samples: int = 20  # answers drawn for each forget question (group leak)
-    leak_temperature: float = 1.0
-    leak_threshold: float = 0.5  # ROUGE-L recall above which a drawn answer counts as leaked
-    judge: str | None = None  # a Python file of your own with judge(question, gold, answer) → 0 … 1 (group leak)
-    prefix_shares: list[float] = field(default_factory=lambda: [0.25, 0.5])  # of the answer, given (group prefix)
-    contrast_weights: list[float] = field(default_factory=lambda: [1.0, 2.0])  # of target − unlearned (group contrast)
-    relearn_steps: int = 20  # the attacker's budget (group relearn)
-    relearn_batch: int = 10
-    relearn_lr: float = 1e-3
-    resamples: int = 1000  # of the items, for 95 % intervals beside every aggregate; 0: none
-    batch_size: int = 128
+    # inference α's; null: the run's `alpha`
+    alphas: list[float] | None = setting(None, some("must hold at least one α, e.g. [0,0.5,1]"), FINITE)
+    # dialect of the metrics (unlearn/evaluation/metrics/semantics.py)
+    semantics: str = setting("default", one_of("default", "ou", "tofu"))
+    # null: the pair's retrained model; a result file of one; "none": compare with nothing
+    retrained: str | None = setting(None, FILE_OR_NONE)
+    groups: list[str] = setting([], one_of(*GROUPS))  # metrics beside the core
+    # per split, evenly spaced; the forget set is always evaluated whole; null: all
+    max_examples: int | None = setting(400, at_least(1))
+    max_new_tokens: int = setting(200, at_least(1))
+    leak_samples: int = setting(20, at_least(1))  # answers drawn for each forget question (group leak)
+    leak_temperature: float = setting(1.0, above(0))
+    leak_threshold: float = setting(0.5, SHARE)  # ROUGE-L recall above which a drawn answer counts as leaked
+    # a Python file of your own with judge(question, gold, answer) → 0 … 1 (group leak)
+    judge: str | None = setting(None, A_FILE)
+    prefix_shares: list[float] = setting([0.25, 0.5], BELOW_ONE)  # of the answer, given (group prefix)
+    contrast_weights: list[float] = setting([1.0, 2.0])  # of target − unlearned (group contrast)
+    relearn_steps: int = setting(20, at_least(1))  # the attacker's budget (group relearn)
+    relearn_batch: int = setting(10, at_least(1))
+    relearn_lr: float = setting(1e-3, above(0))
+    resamples: int = setting(1000, at_least(0))  # of the items, for 95 % intervals beside every aggregate; 0: none
+    batch_size: int = setting(128, at_least(1))
 
 
 @dataclass
 class TrainerConfig:
-    epochs: int = 20  # of the forget set
-    steps: int | None = None  # instead of epochs
-    forget_batch: int = 20
-    retain_batch: int = 60
-    held_out: float = 0.1  # share of the retain set that no step sees: for choosing α and checkpoints
-    accumulate: int = 1  # micro-batches an optimiser step is split into; never changes a result
-    lr: float | None = None  # null: `algo.lr` of the method
-    warmup: float = 0.1  # share of the steps
-    final_lr: float = 0.1  # share of lr at the last step, reached linearly
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.99
-    clip: float = 1.0  # gradient norm
-    log_every: int = 1
-    eval_every: int = 10  # steps between points of the trajectory; 0: none
-    eval_examples: int = 100  # per split at such a point
-    keep: str = (
-        "last"  # weights that the run keeps: of the last step, or "best" by the rule of unlearn/runs/trajectory.py
-    )
-    save_every: int = 50  # steps between checkpoints; 0: none
-    precision: str = "fp32"  # of the arithmetic; bf16: autocast. Weights that learn, and all evaluation, stay fp32
+    epochs: int = setting(20, at_least(1))  # of the forget set
+    steps: int | None = setting(None, at_least(0))  # instead of epochs; 0 only where a run begins from others (begin)
+    forget_batch: int = setting(20, at_least(1))
+    retain_batch: int = setting(60, at_least(1))
+    held_out: float = setting(0.1, BELOW_ONE)  # share of the retain set that no step sees: to choose α and checkpoints
+    accumulate: int = setting(1, at_least(1))  # micro-batches an optimiser step is split into; never changes a result
+    lr: float | None = setting(None, above(0))  # null: `algo.lr` of the method
+    warmup: float = setting(0.1, SHARE)  # share of the steps
+    final_lr: float = setting(0.1, SHARE)  # share of lr at the last step, reached linearly
+    weight_decay: float = setting(0.01, at_least(0))
+    beta1: float = setting(0.9, BELOW_ONE)
+    beta2: float = setting(0.99, BELOW_ONE)
+    clip: float = setting(1.0, above(0))  # gradient norm
+    log_every: int = setting(1, at_least(1))
+    eval_every: int = setting(10, at_least(0))  # steps between points of the trajectory; 0: none
+    eval_examples: int = setting(100, at_least(1))  # per split at such a point
+    # weights that the run keeps: of the last step, or "best" by the rule of unlearn/runs/trajectory.py
+    keep: str = setting("last", one_of("last", "best"))
+    save_every: int = setting(50, at_least(0))  # steps between checkpoints; 0: none
+    # of the arithmetic; bf16: autocast. Weights that learn, and all evaluation, stay fp32
+    precision: str = setting("fp32", one_of("fp32", "bf16"))
     compile: bool = False  # torch.compile of the trained member
-    stored_rows: str = "auto"  # exact: fp32 logits, hidden states, auto: the first while small; target's: fp16, topk
-    stored_rows_k: int = 100  # tokens of a row of topk
-    stored_rows_gib: float = 4.0  # of one model over one split, and what becomes of more:
-    stored_rows_over: str = "live"  # live: computed when needed; refuse: training that needs more does not start
-    threads: int = 1  # torch threads of this process
-    device: str = "auto"
+    # exact: fp32 logits, hidden states, auto: the first while small; target's: fp16, topk
+    stored_rows: str = setting("auto", one_of(*STORED_ROWS))
+    stored_rows_k: int = setting(100, at_least(1))  # tokens of a row of topk
+    stored_rows_gib: float = setting(4.0, at_least(0))  # of one model over one split, and what becomes of more:
+    # live: computed when needed; refuse: training that needs more does not start
+    stored_rows_over: str = setting("live", one_of("live", "refuse"))
+    threads: int = setting(1, at_least(1), at_most(1024))  # torch threads of this process
+    device: str = setting("auto", one_of("auto", "cpu", "cuda"))
     progress: bool = True
 
 
@@ -179,9 +204,11 @@ class TrainerConfig:
 class BeginConfig:
     """Where the trained member begins: at its frozen start plus what earlier runs of the same pair changed of it."""
 
-    runs: list[str] | None = None  # their folders; with trainer.steps=0 the run is their sum and nothing is trained
+    # folders of runs; with trainer.steps=0 the run is their sum and nothing is trained
+    runs: list[str] | None = setting(None, DIFFERENT_RUNS, A_RUN)
     alphas: list[float] | None = None  # weights of their changes; null: 1 each
-    ridge: float = 1e-6  # of runs with unlearning layers, which are fused in closed form (unlearn/runs/begin.py)
+    # of runs with unlearning layers, which are fused in closed form (unlearn/runs/begin.py)
+    ridge: float = setting(1e-6, at_least(0))
 
     def weights(self) -> list[float]:
         return [1.0] * len(self.runs) if self.alphas is None else self.alphas
@@ -189,15 +216,15 @@ class BeginConfig:
 
 @dataclass
 class WandbConfig:
-    mode: str = "offline"
+    mode: str = setting("offline", one_of("offline", "online", "disabled"))
     project: str = "unlearn"
     entity: str | None = None
 
 
 @dataclass
 class PathsConfig:
-    runs: str = "runs"
-    store: str = "store"
+    runs: str = setting("runs", A_PATH)
+    store: str = setting("store", A_PATH)
 
 
 @dataclass
@@ -210,10 +237,11 @@ class Config:
     trainer: TrainerConfig = MISSING
     begin: BeginConfig = field(default_factory=BeginConfig)
     wandb: WandbConfig = MISSING
-    alpha: float = 1.0
-    seed: int = 0
-    study: str = "default"
-    retry: str = "all"  # failed: only runs that failed, were stopped or killed; those never begun stay so
+    alpha: float = setting(1.0, finite("must be a finite number, e.g. 0.5, 1 or 2"))
+    seed: int = setting(0, SEED)
+    study: str = setting("default", A_NAME)
+    # of a grid's runs that are not done: all, or only those that failed, were stopped or killed (not those never begun)
+    retry: str = setting("all", one_of("all", "failed"))
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 
@@ -240,7 +268,3 @@ def conf_dir() -> str:
     package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""What values a config may hold. Each rule yields one line: the value, the rule, the choices.
+"""What values a config may hold: each by itself, as its setting says, and together, as the rules say.
 
 ``parse`` reports every problem at once and runs before any work starts; it also closes the hole that Hydra leaves,
 where ``+key=value`` adds a key to a typed node.
@@ -6,44 +6,23 @@ where ``+key=value`` adds a key to a typed node.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from unlearn.config.data import DATA_CONFIGS, BiosConfig, DataConfig
+from unlearn.config.data import DATA_CONFIGS, DataConfig
 from unlearn.config.derived import may_round
 from unlearn.config.redaction import secret_in
-from unlearn.config.schema import (
-    KEEP,
-    PRECISIONS,
-    RETRY,
-    ROUGH_ROWS,
-    STORED_ROWS,
-    WANDB_MODES,
-    Config,
-    ConfigError,
-    is_number,
-)
-from unlearn.evaluation.groups import GROUPS
-from unlearn.evaluation.metrics.semantics import SEMANTICS
-from unlearn.grid.need import a_file, at_least, below_one, need, one_of, positive, share
-from unlearn.grid.rules_data import of_people, real_data
+from unlearn.config.schema import NO_RETRAINED, ROUGH_ROWS, Config, ConfigError
+from unlearn.config.setting import is_number, need, out_of_bounds
+from unlearn.grid.rules_data import data
 from unlearn.grid.rules_http import http
 from unlearn.grid.rules_learning import algo, method, together
 from unlearn.grid.rules_pair import pair
 from unlearn.store import sources
-from unlearn.store.identity import NO_RETRAINED
-
-NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}"
-NAME_RULE = "names a folder: letters, digits, '_', '.', '+' and '-', not starting with '.', '+' or '-', at most 80"
-TEMPLATES = ("plain", "chat")
-LARGEST = 10**9  # of whole numbers
-THREADS = 1024
 
 
 def parse(cfg: DictConfig) -> Config:
@@ -116,72 +95,16 @@ def _held_secrets(value: Any, path: str) -> Iterator[str]:
 
 
 def problems(cfg: Config) -> list[str]:
-    rules = (_top, _lengths, algo, method, together, pair, http, _data, _eval, _trainer)
+    rules = (out_of_bounds, algo, method, together, pair, http, data, _eval, _trainer, _begin)
     return [line for rule in rules for line in rule(cfg)]
-
-
-def _top(cfg: Config) -> Iterator[str]:
-    yield from need(is_number(cfg.alpha), "alpha", cfg.alpha, "must be a finite number, e.g. 0.5, 1 or 2")
-    for key, seed in (("seed", cfg.seed), ("pair.seed", cfg.pair.seed)):
-        yield from need(0 <= seed < 2**62, key, seed, "must lie between 0 and 2^62")
-    for key in ("algo", "method", "pair", "data"):
-        name = getattr(cfg, key).name
-        yield from need(re.fullmatch(NAME, name) is not None, f"{key}.name", name, NAME_RULE)
-    yield from one_of("retry", cfg.retry, RETRY)
-    yield from need(
-        re.fullmatch(NAME, cfg.study) is not None,
-        "study",
-        cfg.study,
-        NAME_RULE,
-    )
-    for key in ("runs", "store"):
-        place = getattr(cfg.paths, key)
-        yield from need(place != "" and "\0" not in place, f"paths.{key}", place, "must be the path of a folder")
-    yield from one_of("wandb.mode", cfg.wandb.mode, WANDB_MODES)
-
-
-def _lengths(node: Any, path: str = "") -> Iterator[str]:
-    """Numbers that no run could ever reach; seeds may be longer."""
-    for f in fields(node):
-        value, key = getattr(node, f.name), f"{path}{f.name}"
-        if is_dataclass(value):
-            yield from _lengths(value, f"{key}.")
-        elif isinstance(value, int) and not key.endswith("seed"):
-            yield from need(value <= LARGEST, key, value, f"must be at most {LARGEST:,}")
-
-
-def _data(cfg: Config) -> Iterator[str]:
-    data = cfg.data
-    yield from one_of("data.template.kind", data.template.kind, TEMPLATES)
-    for key, name in (("prompt", "question"), ("answer", "answer")):
-        text = getattr(data.template, key)
-        yield from need(_fills(text, name), f"data.template.{key}", text, f"must hold {{{name}}} and no other braces")
-    if isinstance(data, BiosConfig):
-        yield from need(
-            1 <= data.forget_people < data.people,
-            "data.forget_people",
-            data.forget_people,
-            f"the forget set needs at least 1 person and must leave one to retain: 1 to "
-            f"{data.people - 1} with data.people={data.people}",
-        )
-        yield from need(1 <= data.questions <= 20, "data.questions", data.questions, "must lie between 1 and 20")
-        for key in ("holdout_people", "known_people", "countries"):
-            yield from at_least(f"data.{key}", getattr(data, key), 0 if key == "holdout_people" else 1)
-    yield from real_data(data)
-    yield from of_people(data)
 
 
 def _begin(cfg: Config) -> Iterator[str]:
     """Runs whose changes are taken over."""
     runs, alphas = cfg.begin.runs, cfg.begin.alphas
-    yield from at_least("begin.ridge", cfg.begin.ridge, 0)
     if runs is None:
         yield from need(alphas is None, "begin.alphas", alphas, "are weights of begin.runs, and there are none")
         return
-    yield from need(len(runs) > 0 and len(set(runs)) == len(runs), "begin.runs", runs, "must be different run folders")
-    for folder in runs:
-        there = (Path(folder) / "manifest.json").is_file()
-        yield from need(there, "begin.runs", folder, f"not the folder of a run in {Path.cwd()}")
     if alphas is not None:
         fine = len(alphas) == len(runs) and all(map(is_number, alphas))
         yield from need(fine, "begin.alphas", alphas, f"must be {len(runs)} finite numbers, one for each of begin.runs")
@@ -191,90 +114,32 @@ def _begin(cfg: Config) -> Iterator[str]:
     yield from need(cfg.pair.tuning != "lora", "pair.tuning", cfg.pair.tuning, rule)
 
 
-def _fills(template: str, name: str) -> bool:
-    try:
-        return template.format(**{name: "\0"}).count("\0") == 1
-    except (KeyError, IndexError, ValueError):
-        return False
-
-
 def _eval(cfg: Config) -> Iterator[str]:
-    yield from _reference(cfg)
-    if cfg.eval.judge is not None:
-        yield from a_file("eval.judge", cfg.eval.judge)
-    if cfg.eval.alphas is not None:
-        yield from need(
-            len(cfg.eval.alphas) > 0, "eval.alphas", cfg.eval.alphas, "must hold at least one α, e.g. [0,0.5,1]"
-        )
-        for a in cfg.eval.alphas:
-            yield from need(is_number(a), "eval.alphas", a, "each must be a finite number")
-    if cfg.eval.max_examples is not None:
-        yield from at_least("eval.max_examples", cfg.eval.max_examples, 1)
-    yield from one_of("eval.semantics", cfg.eval.semantics, tuple(SEMANTICS))
-    for name in cfg.eval.groups:
-        yield from one_of("eval.groups", name, GROUPS)
-    if "summary" in cfg.eval.groups:
-        before = cfg.eval.groups[: cfg.eval.groups.index("summary")]
-        rule = "summary reads what privacy finds: list privacy before it"
-        yield from need("privacy" in before, "eval.groups", cfg.eval.groups, rule)
-    for key in ("max_new_tokens", "batch_size", "leak_samples", "relearn_steps", "relearn_batch"):
-        yield from at_least(f"eval.{key}", getattr(cfg.eval, key), 1)
-    yield from at_least("eval.resamples", cfg.eval.resamples, 0)
-    for key in ("leak_temperature", "relearn_lr"):
-        yield from positive(f"eval.{key}", getattr(cfg.eval, key))
-    for value in cfg.eval.prefix_shares:
-        yield from below_one("eval.prefix_shares", value)
-    yield from share("eval.leak_threshold", cfg.eval.leak_threshold)
-
-
-def _reference(cfg: Config) -> Iterator[str]:
     """Forget quality is never silently missing: without something to compare with, a run says so before it starts."""
-    given = cfg.eval.retrained
-    if given is None:
-        problem = sources.lacking(cfg.pair, "retrained")
-        if problem is not None:
-            yield (
-                f"{problem}. Or give eval.retrained=FILE, the evaluation of such a model (python -m unlearn.evaluate "
-                f"model=… out=FILE), or eval.retrained={NO_RETRAINED} to do without forget quality and PrivLeak"
-            )
-    elif given != NO_RETRAINED:
-        yield from a_file("eval.retrained", given)
+    problem = sources.lacking(cfg.pair, "retrained") if cfg.eval.retrained is None else None
+    if problem is not None:
+        yield (
+            f"{problem}. Or give eval.retrained=FILE, the evaluation of such a model (python -m unlearn.evaluate "
+            f"model=… out=FILE), or eval.retrained={NO_RETRAINED} to do without forget quality and PrivLeak"
+        )
+    groups = cfg.eval.groups
+    ordered = "summary" not in groups or "privacy" in groups[: groups.index("summary")]
+    yield from need(ordered, "eval.groups", groups, "summary reads what privacy finds: list privacy before it")
 
 
 def _trainer(cfg: Config) -> Iterator[str]:
     t = cfg.trainer
-    for key in ("epochs", "forget_batch", "retain_batch", "accumulate", "log_every", "eval_examples", "threads"):
-        yield from at_least(f"trainer.{key}", getattr(t, key), 1)
-    yield from need(t.threads <= THREADS, "trainer.threads", t.threads, f"must be at most {THREADS}")
-    for key in ("eval_every", "save_every", "weight_decay"):
-        yield from at_least(f"trainer.{key}", getattr(t, key), 0)
-    if t.steps is not None:
-        yield from at_least("trainer.steps", t.steps, 0 if cfg.begin.runs else 1)
-    yield from _begin(cfg)
-    if t.lr is not None:
-        yield from positive("trainer.lr", t.lr)
-    yield from positive("trainer.clip", t.clip)
-    for key in ("warmup", "final_lr"):
-        yield from share(f"trainer.{key}", getattr(t, key))
-    for key in ("beta1", "beta2"):
-        yield from below_one(f"trainer.{key}", getattr(t, key))
-    yield from below_one("trainer.held_out", t.held_out)
-    yield from one_of("trainer.keep", t.keep, KEEP)
+    worked = t.steps != 0 or cfg.begin.runs
+    yield from need(worked, "trainer.steps", t.steps, "must be a finite number of at least 1 without begin.runs")
     rule = "the best point is one of the trajectory: trainer.keep=best needs trainer.eval_every above 0"
     yield from need(t.keep == "last" or t.eval_every > 0, "trainer.eval_every", t.eval_every, rule)
-    yield from one_of("trainer.precision", t.precision, PRECISIONS)
     rule = (
         "a compiled offset rounds to bf16 elsewhere than the anchor that must cancel it: trainer.compile=true needs "
         "trainer.precision=fp32"
     )
     yield from need(not t.compile or t.precision == "fp32", "trainer.precision", t.precision, rule)
-    yield from one_of("trainer.stored_rows", t.stored_rows, STORED_ROWS)
-    yield from at_least("trainer.stored_rows_k", t.stored_rows_k, 1)
-    yield from at_least("trainer.stored_rows_gib", t.stored_rows_gib, 0)
-    yield from one_of("trainer.stored_rows_over", t.stored_rows_over, ("live", "refuse"))
     rule = (
         f"method={cfg.method.name!r} does not train on a sum with the plain target (a frozen member of α weight 0), "
         "and no other rows are ever rounded: must be one of auto, fp32, hidden"
     )
     yield from need(t.stored_rows not in ROUGH_ROWS or may_round(cfg), "trainer.stored_rows", t.stored_rows, rule)
-    yield from one_of("trainer.device", t.device, ("auto", "cpu", "cuda"))

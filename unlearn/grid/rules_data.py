@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from unlearn.config.data import (
     NUMBERED,
-    RETAINED,
+    TOFU_SETS,
     BiosConfig,
     DataConfig,
     DialoguesConfig,
@@ -16,39 +15,33 @@ from unlearn.config.data import (
     MuseConfig,
     PeopleConfig,
     ReviewsConfig,
-    TofuConfig,
-    WordsConfig,
+    is_files,
 )
-from unlearn.grid.need import a_file, at_least, need, one_of, share
+from unlearn.config.schema import Config
+from unlearn.config.setting import need
 
-TOFU_SETS = ("forget01", "forget05", "forget10")
-OWN_FILES = ("forget", "retain", "real_authors", "world_facts", "holdout", "refusals")
-CORPORA = ("news", "books")
-MUSE_RETAIN = ("raw/retain1", "raw/retain2", "knowmem/retain_qa")
 MUSE_FORGET = {"books": ("raw/forget", "knowmem/forget_qa")}
 MUSE_FORGET["news"] = (*MUSE_FORGET["books"], *(f"{kind}/forget_{n}" for kind in ("scal", "sust") for n in range(1, 5)))
 
 
-def real_data(data: DataConfig) -> Iterator[str]:
-    """A data set that is read, not made; and the requests of any."""
+def data(cfg: Config) -> Iterator[str]:
+    """The requests of a data set, and what its reader needs."""
+    data = cfg.data
     yield from _requests(data)
-    if isinstance(data, TofuConfig):
-        yield from one_of("data.forget", data.forget, TOFU_SETS)
-        if data.retain_rows is not None:
-            yield from at_least("data.retain_rows", data.retain_rows, 1)
-    if isinstance(data, JsonlConfig):
-        for key in OWN_FILES:
-            value = getattr(data, key)
-            yield from need(_files(value), f"data.{key}", value, "must be a file, a list of files [A,B], or null")
-        yield from _words(data.words)
-    if isinstance(data, MuseConfig):
-        yield from one_of("data.corpus", data.corpus, CORPORA)
-        if data.corpus in CORPORA:
-            yield from one_of("data.forget", data.forget, MUSE_FORGET[data.corpus])
-        yield from one_of("data.retain", data.retain, MUSE_RETAIN)
-        if data.shots is not None:
-            yield from at_least("data.shots", data.shots, 0)
-        yield from _words(data.words)
+    if isinstance(data, MuseConfig) and data.corpus in MUSE_FORGET:
+        choices = MUSE_FORGET[data.corpus]
+        yield from need(data.forget in choices, "data.forget", data.forget, f"must be one of {', '.join(choices)}")
+    if isinstance(data, BiosConfig):
+        rule = f"the forget set needs at least 1 person and must leave one to retain: 1 to {data.people - 1} with "
+        rule += f"data.people={data.people}"
+        yield from need(1 <= data.forget_people < data.people, "data.forget_people", data.forget_people, rule)
+    if isinstance(data, ReviewsConfig | DialoguesConfig):
+        yield from _of_people(data)
+    if isinstance(data, PeopleConfig):
+        rule = "nobody is recognised in texts here: give data.names=FILE (a name in each line) or data.pattern=REGEX"
+        yield from need(
+            (data.names is None) != (data.pattern is None), "data.names", data.names, f"{rule}, one of the two"
+        )
 
 
 def _requests(data: DataConfig) -> Iterator[str]:
@@ -70,8 +63,6 @@ def _requests(data: DataConfig) -> Iterator[str]:
     )
     rule = f"must be a number from 1 to {most}, a list of different ones, or null: all of data.requests"
     yield from need(fine, "data.request", data.request, rule)
-    if data.retained is not None:
-        yield from one_of("data.retained", data.retained, RETAINED)
     if isinstance(data, ReviewsConfig | DialoguesConfig | PeopleConfig | JsonlConfig):
         rule = "data.requests names what is to be forgotten: must be null"
         yield from need(data.forget is None, "data.forget", data.forget, rule)
@@ -96,7 +87,7 @@ def _people(data: BiosConfig | ReviewsConfig | DialoguesConfig, asked: list) -> 
 def _named(data: DataConfig, asked: list) -> Iterator[str]:
     if isinstance(data, JsonlConfig):
         rule = "each must be a file, or a list of files"
-        fine = all(request is not None and request != [] and _files(request) for request in asked)
+        fine = all(request is not None and request != [] and is_files(request) for request in asked)
         yield from need(fine, "data.requests", asked, rule)
     elif isinstance(data, PeopleConfig):
         fine = all(isinstance(some, list) and some and all(isinstance(name, str) for name in some) for some in asked)
@@ -110,56 +101,15 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-PEOPLE = 1500  # made-up names there are
-
-
-def of_people(data: DataConfig) -> Iterator[str]:
-    """Data whose rows name people: made here, or read."""
-    if isinstance(data, ReviewsConfig | DialoguesConfig):
-        each = "reviews" if isinstance(data, ReviewsConfig) else "dialogues"
-        for key in ("people", each, f"test_{each}", f"general_{each}"):
-            yield from at_least(f"data.{key}", getattr(data, key), 3 if key == "people" else 1)
-        yield from need(data.people <= PEOPLE, "data.people", data.people, f"there are {PEOPLE} names")
-        most = data.people - 1 if isinstance(data, ReviewsConfig) else data.people // 2 - 1
-        rule = f"must be 1 to {most} with data.people={data.people}: somebody must be left to retain"
-        yield from need(1 <= data.forget_people <= most, "data.forget_people", data.forget_people, rule)
-        rule = f"must be different numbers from 0 to {data.people - 1}, no more than {most}, none of them in data.gone"
-        forget = data.forget if data.forget is not None else []
-        here = len(set(forget)) == len(forget) <= most and all(0 <= i < data.people for i in forget)
-        apart = not set(forget) & set(data.gone) and (data.forget is None or len(forget) > 0)
-        yield from need(here and apart, "data.forget", data.forget, rule)
-        rule = f"must be numbers from 0 to {data.people - 1}"
-        yield from need(all(0 <= i < data.people for i in data.gone), "data.gone", data.gone, rule)
-    if isinstance(data, ReviewsConfig):
-        yield from need(1 <= data.opinions <= 16, "data.opinions", data.opinions, "must lie between 1 and 16")
-        yield from share("data.agree", data.agree)
-    if isinstance(data, PeopleConfig):
-        given = [key for key in ("names", "pattern") if getattr(data, key) is not None]
-        rule = "nobody is recognised in texts here: give data.names=FILE (a name in each line) or data.pattern=REGEX"
-        yield from need(len(given) == 1, "data.names", data.names, f"{rule}, one of the two")
-        if data.names is not None:
-            yield from a_file("data.names", data.names)
-        if data.pattern is not None:
-            rule = "must be a regular expression with a group, which is the name"
-            yield from need(_grouped(data.pattern), "data.pattern", data.pattern, rule)
-        yield from need(0 < data.share < 1, "data.share", data.share, "must lie between 0 and 1, both excluded")
-        yield from need(len(data.words) > 0, "data.words", data.words, "needs a word at least, e.g. [_person_]")
-        for key in ("most_words", "rows"):
-            if getattr(data, key) is not None:
-                yield from at_least(f"data.{key}", getattr(data, key), 2)
-
-
-def _grouped(pattern: str) -> bool:
-    try:
-        return re.compile(pattern).groups >= 1
-    except re.error:
-        return False
-
-
-def _files(value: Any) -> bool:
-    return value is None or all(isinstance(v, str) and v for v in (value if isinstance(value, list) else [value]))
-
-
-def _words(words: WordsConfig) -> Iterator[str]:
-    for key in ("prompt", "answer"):
-        yield from at_least(f"data.words.{key}", getattr(words, key), 1)
+def _of_people(data: ReviewsConfig | DialoguesConfig) -> Iterator[str]:
+    """Who is forgotten, and who is gone already."""
+    most = data.people - 1 if isinstance(data, ReviewsConfig) else data.people // 2 - 1
+    rule = f"must be 1 to {most} with data.people={data.people}: somebody must be left to retain"
+    yield from need(1 <= data.forget_people <= most, "data.forget_people", data.forget_people, rule)
+    rule = f"must be different numbers from 0 to {data.people - 1}, no more than {most}, none of them in data.gone"
+    forget = data.forget if data.forget is not None else []
+    here = len(set(forget)) == len(forget) <= most and all(0 <= i < data.people for i in forget)
+    apart = not set(forget) & set(data.gone) and (data.forget is None or len(forget) > 0)
+    yield from need(here and apart, "data.forget", data.forget, rule)
+    rule = f"must be numbers from 0 to {data.people - 1}"
+    yield from need(all(0 <= i < data.people for i in data.gone), "data.gone", data.gone, rule)

@@ -5,56 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from unlearn.config.derived import rate_of
-from unlearn.config.pair import TUNINGS
-from unlearn.config.schema import INTERLEAVE, MODELS, NUMBERS, Config, MemberConfig, is_number
-from unlearn.grid.need import a_file, at_least, need, one_of, positive, share
+from unlearn.config.schema import NUMBERS, Config, MemberConfig
+from unlearn.config.setting import SHARE, above, need
 
 
 def algo(cfg: Config) -> Iterator[str]:
     """An objective by itself."""
     a = cfg.algo
-    yield from at_least("algo.forget_weight", a.forget_weight, 0)
-    yield from at_least("algo.retain_weight", a.retain_weight, 0)
-    if a.beta is not None:
-        yield from positive("algo.beta", a.beta)
-    for name in ("gamma", "beta1", "beta2"):
-        if getattr(a, name) is not None:
-            yield from at_least(f"algo.{name}", getattr(a, name), 0)
     yield from need(
         a.forget_weight > 0 or (a.retain_weight > 0 and a.retain != "none"),
         "algo.forget_weight", a.forget_weight, "forget and retain weight are both 0: nothing would be trained",
     )  # fmt: skip
-    yield from one_of("algo.interleave", a.interleave, INTERLEAVE)
     rule = "an epoch of the retain set needs a retain term: algo.retain is none"
     yield from need(a.interleave != "epochs" or a.retain != "none", "algo.interleave", a.interleave, rule)
-    if a.file is not None:
-        yield from a_file("algo.file", a.file)
     for name, value in a.numbers.items():
-        yield from need(is_number(value), f"algo.numbers.{name}", value, "must be a finite number")
         yield from need(name not in NUMBERS, f"algo.numbers.{name}", value, f"has a key of its own: algo.{name}")
-    if "temperature" in a.numbers:
-        yield from positive("algo.numbers.temperature", a.numbers["temperature"])
+    temperature = a.numbers.get("temperature", 1.0)
+    yield from need(above(0).holds(temperature), "algo.numbers.temperature", temperature, above(0).words)
     if "layer" in a.numbers and cfg.pair.target.source is None:  # a pretrained model says so itself
         last = cfg.pair.target.layers - 1
         rule = f"must be a layer of the target but its last: 0 to {last - 1}"
         yield from need(a.numbers["layer"] in range(last), "algo.numbers.layer", a.numbers["layer"], rule)
-    for method, lr in a.lr.items():
-        yield from positive(f"algo.lr.{method}", lr)
     if a.dual is not None:
         yield from need(a.retain != "none", "algo.retain", a.retain, "algo.dual is the weight of a retain term")
-        yield from at_least("algo.dual.bound", a.dual.bound, 0)
-        yield from positive("algo.dual.lr", a.dual.lr)
-        yield from at_least("algo.dual.warmup", a.dual.warmup, 0)
-    if a.alternates is not None:
-        yield from at_least("algo.alternates.count", a.alternates.count, 1)
-        yield from positive("algo.alternates.temperature", a.alternates.temperature)
-        if a.alternates.file is not None:
-            yield from a_file("algo.alternates.file", a.alternates.file)
     if a.teacher is not None:
         yield from _members("algo.teacher.members", a.teacher.members)
         frozen = not any(m.trained for m in a.teacher.members) and len(a.teacher.members) > 0
         yield from need(frozen, "algo.teacher.members", len(a.teacher.members), "at least one, and none trained")
-        yield from need(is_number(a.teacher.alpha), "algo.teacher.alpha", a.teacher.alpha, "must be finite")
 
 
 def together(cfg: Config) -> Iterator[str]:
@@ -101,34 +78,18 @@ def method(cfg: Config) -> Iterator[str]:
     constant = [m.name for m in members if m.constant]
     rule = "at α = 0 the method must be the target: a member of model target, not trained, needs constant: 1"
     yield from need(any(m.constant == 1 and m.name in targets for m in members), "method.members", constant, rule)
-    if cfg.method.tuning is not None:
-        yield from one_of("method.tuning", cfg.method.tuning, TUNINGS)
     if cfg.method.rule != "sum":
         learns = not trained or cfg.method.alone or cfg.method.rule != "rank"
         rule = "which tokens it pushes out has no gradient; a trained member must learn alone (method.alone=true)"
         yield from need(learns, "method.rule", cfg.method.rule, rule)
-    for name, value in cfg.method.numbers.items():
-        yield from need(is_number(value), f"method.numbers.{name}", value, "must be a finite number")
-        if cfg.method.rule == "plausible" and cfg.method.file is None:
-            yield from share(f"method.numbers.{name}", value)
-    if cfg.method.file is not None:
-        yield from a_file("method.file", cfg.method.file)
-    if cfg.method.train_alpha is not None:
-        yield from need(
-            is_number(cfg.method.train_alpha),
-            "method.train_alpha",
-            cfg.method.train_alpha,
-            "must be a finite number, or null for the run's alpha",
-        )
+    if cfg.method.rule == "plausible" and cfg.method.file is None:
+        for name, value in cfg.method.numbers.items():
+            yield from need(SHARE.holds(value), f"method.numbers.{name}", value, SHARE.words)
 
 
 def _members(key: str, members: list[MemberConfig]) -> Iterator[str]:
     names = [m.name for m in members]
     yield from need(len(set(names)) == len(names), key, names, "names must differ")
-    for i, m in enumerate(members):
+    for m in members:
         if not (m.constant or m.slope):
             yield f"{key}: {m.name!r} has no weight at any α; give it constant or slope"
-        yield from one_of(f"{key}[{i}].model", m.model, MODELS)
-        for name in ("constant", "slope"):
-            value = getattr(m, name)
-            yield from need(is_number(value), f"{key}[{i}].{name}", value, "must be a finite number")

@@ -2,75 +2,40 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from unlearn.config.derived import tuning
-from unlearn.config.pair import (
-    ACTIVATIONS,
-    ARCHITECTURES,
-    DTYPES,
-    LAYERS,
-    OFFSET_INITS,
-    QUANTISATIONS,
-    TOKENIZERS,
-    TUNINGS,
-    ModelConfig,
-    SourceConfig,
-    TargetConfig,
-)
+from unlearn.config.pair import LAYERS, SOME_LAYERS, ModelConfig, SourceConfig
 from unlearn.config.schema import Config, ConfigError
-from unlearn.grid.need import at_least, below_one, need, one_of, positive, share
+from unlearn.config.setting import need
 from unlearn.store import sources
 
 LARGEST = 10**10  # parameters of a model from scratch
-DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def pair(cfg: Config) -> Iterator[str]:
-    yield from one_of("pair.tuning", cfg.pair.tuning, TUNINGS)
-    yield from at_least("pair.lora.rank", cfg.pair.lora.rank, 1)
-    yield from below_one("pair.lora.dropout", cfg.pair.lora.dropout)
-    for key in ("alpha", "lr_factor"):
-        yield from positive(f"pair.lora.{key}", getattr(cfg.pair.lora, key))
     yield from _layers(cfg)
-    yield from one_of("pair.offset_init", cfg.pair.offset_init, OFFSET_INITS)
-    yield from at_least("pair.batch_size", cfg.pair.batch_size, 1)
-    yield from share("pair.warmup", cfg.pair.warmup)
     for name in ("target", "small"):
         yield from _model(f"pair.{name}", getattr(cfg.pair, name))
-    yield from _held("pair.target", cfg.pair.target)
     for name in ("retrained", "small_full", "small_retain"):
         yield from _source(f"pair.{name}", getattr(cfg.pair, name))
     yield from _tokenizer(cfg)
-    if cfg.pair.offset_init in OFFSET_INITS:
-        yield from _members(cfg)
+    yield from _members(cfg)
 
 
 def _layers(cfg: Config) -> Iterator[str]:
-    layers = cfg.pair.layers
-    yield from one_of("pair.layers.activation", layers.activation, ACTIVATIONS)
-    yield from positive("pair.layers.lr_factor", layers.lr_factor)
-    if layers.bottleneck is not None:
-        yield from at_least("pair.layers.bottleneck", layers.bottleneck, 1)
-    if layers.where is not None:
-        rule = "must be null (all transformer layers), or one or more of them, each once, counted from 0"
-        fine = len(layers.where) > 0 and len(set(layers.where)) == len(layers.where) and min(layers.where) >= 0
-        yield from need(fine, "pair.layers.where", layers.where, rule)
+    where = cfg.pair.layers.where
+    if where is not None and SOME_LAYERS.holds(where):
         learner = next((m.model for m in cfg.method.members if m.trained), None)
         size = cfg.pair.target if learner == "target" else cfg.pair.small
-        if fine and learner is not None and tuning(cfg) == LAYERS and size.source is None:
+        if learner is not None and tuning(cfg) == LAYERS and size.source is None:
             rule = f"the model that learns has the layers 0 to {size.layers - 1}"
-            yield from need(max(layers.where) < size.layers, "pair.layers.where", layers.where, rule)
+            yield from need(max(where) < size.layers, "pair.layers.where", where, rule)
 
 
 def _model(key: str, model: ModelConfig) -> Iterator[str]:
     yield from _source(key, model)
-    yield from one_of(f"{key}.architecture", model.architecture, ARCHITECTURES)
-    for name in ("hidden_size", "layers", "heads", "intermediate_size", "max_length"):
-        yield from at_least(f"{key}.{name}", getattr(model, name), 1)
     if model.heads >= 1:
         yield from need(
             model.hidden_size % (2 * model.heads) == 0,
@@ -83,22 +48,6 @@ def _model(key: str, model: ModelConfig) -> Iterator[str]:
         rule = f"with {key}.layers and {key}.intermediate_size this is a model of {size:.1g} parameters or more, and "
         rule += f"from scratch are made models of at most {LARGEST:.0g}"
         yield from need(size <= LARGEST, f"{key}.hidden_size", model.hidden_size, rule)
-    yield from positive(f"{key}.initializer_range", model.initializer_range)
-    for stage in ("pretrain", "finetune", "general"):
-        yield from at_least(f"{key}.{stage}.epochs", getattr(model, stage).epochs, 0)
-        yield from positive(f"{key}.{stage}.lr", getattr(model, stage).lr)
-
-
-def _held(key: str, target: TargetConfig) -> Iterator[str]:
-    """How the target is held in memory."""
-    yield from one_of(f"{key}.dtype", target.dtype, DTYPES)
-    yield from one_of(f"{key}.quantisation", target.quantisation, QUANTISATIONS)
-    if target.quantisation in QUANTISATIONS[1:]:
-        rule = "needs bitsandbytes, which is not installed here: pip install bitsandbytes, or take none"
-        yield from need(find_spec("bitsandbytes") is not None, f"{key}.quantisation", target.quantisation, rule)
-    if target.device is not None:
-        known = DEVICE.fullmatch(target.device) is not None
-        yield from need(known, f"{key}.device", target.device, "must be null, cpu, cuda, cuda:NUMBER or auto")
 
 
 def _source(key: str, source: SourceConfig, weights: bool = True) -> Iterator[str]:
@@ -120,14 +69,7 @@ def _source(key: str, source: SourceConfig, weights: bool = True) -> Iterator[st
 
 def _tokenizer(cfg: Config) -> Iterator[str]:
     tokenizer = cfg.pair.tokenizer
-    yield from one_of("pair.tokenizer.kind", tokenizer.kind, TOKENIZERS)
     yield from _source("pair.tokenizer", tokenizer, weights=False)
-    yield from need(
-        tokenizer.vocab_size >= 300,
-        "pair.tokenizer.vocab_size",
-        tokenizer.vocab_size,
-        "must be at least 300 (256 bytes and the special tokens)",
-    )
     named = sources.tokenizer_source(cfg.pair).source
     if tokenizer.kind == "pretrained":
         rule = "needs pair.tokenizer.source (or pair.target.source): a folder or a name on the hub"

@@ -16,12 +16,11 @@ from typing import Any
 from unlearn.config.data import TemplateConfig
 from unlearn.config.derived import is_trained, learning_rate, training_alpha, tuning
 from unlearn.config.pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig, PairConfig
-from unlearn.config.schema import ROUGH_ROWS, Config, ConfigError
+from unlearn.config.schema import NO_RETRAINED, ROUGH_ROWS, Config, ConfigError
 from unlearn.store import sources
 from unlearn.store.files import read_json
 
 RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
-NO_RETRAINED = "none"  # eval.retrained: forget quality and all that compares with a retrained model is left out
 METRICS_VERSION = 2  # of the metrics' semantics; raised when one would give another value
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearn.config.setting import NAME, NAME_RULE
 from unlearn.deploy.requests.chain import Chain, Entry, Head, LedgerError, verify
 from unlearn.deploy.requests.fingerprints import Salts
 from unlearn.deploy.requests.states import State, states
-from unlearn.grid.rules import NAME, NAME_RULE
 from unlearn.store import seal
 from unlearn.store.files import read_json, saving, sha256, write_json
 

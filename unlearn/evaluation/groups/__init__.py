@@ -8,11 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-GROUPS = (
-    "leak", "paraphrased", "three_sample", "privacy", "gradnorm", "summary", "muse", "prefix", "contrast", "quantised",
-    "relearn", "gate", "tasks",
-)  # fmt: skip
-
 
 def group(name: str) -> Callable:
     """The function of a group, from a ``context.Context`` to a ``context.Found``."""

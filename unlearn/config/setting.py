@@ -1,0 +1,122 @@
+"""Settings with their bounds: said where a setting is declared, checked by one walk over the composed config."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}"
+NAME_RULE = "names a folder: letters, digits, '_', '.', '+' and '-', not starting with '.', '+' or '-', at most 80"
+LARGEST = 10**9  # of whole numbers but seeds: more is beyond every run
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a value must be, and the words that say so. Of a list or mapping: each value in it, or the ``whole``."""
+
+    holds: Callable[[Any], bool]
+    words: str | Callable[[], str]
+    whole: bool = False
+
+
+def setting(default: Any = MISSING, *bounds: Bound, **marks: Any) -> Any:
+    """Declare a field of a schema class: ``lr: float | None = setting(None, above(0))``. Null is within all bounds.
+
+    ``marks`` are kept in the field's metadata, beside its bounds.
+    """
+    metadata = {"bounds": bounds, **marks}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def above(low: float) -> Bound:
+    return Bound(lambda v: is_number(v) and v > low, f"must be a finite number above {low:g}")
+
+
+def at_least(low: float, words: str | None = None) -> Bound:
+    return Bound(lambda v: is_number(v) and v >= low, words or f"must be a finite number of at least {low:g}")
+
+
+def at_most(high: float, words: str | None = None) -> Bound:
+    return Bound(lambda v: v <= high, words or f"must be at most {high:g}")
+
+
+def between(low: float, high: float) -> Bound:
+    return Bound(lambda v: is_number(v) and low <= v <= high, f"must lie between {low:g} and {high:g}")
+
+
+def one_of(*choices: str) -> Bound:
+    return Bound(lambda v: v in choices, f"must be one of {', '.join(choices)}")
+
+
+def matches(pattern: str, words: str) -> Bound:
+    return Bound(lambda v: re.fullmatch(pattern, v) is not None, words)
+
+
+def finite(words: str = "must be a finite number") -> Bound:
+    return Bound(is_number, words)
+
+
+def some(words: str) -> Bound:
+    """At least one value in a list."""
+    return Bound(lambda v: len(v) > 0, words, whole=True)
+
+
+FINITE = finite()
+A_NAME = matches(NAME, NAME_RULE)
+SHARE = between(0, 1)
+BELOW_ONE = Bound(lambda v: is_number(v) and 0 <= v < 1, "must be at least 0 and below 1")
+SEED = Bound(lambda v: 0 <= v < 2**62, "must lie between 0 and 2^62")
+A_FILE = Bound(lambda v: Path(v).is_file(), lambda: f"no such file in {Path.cwd()}")
+
+
+# --- the walk ---------------------------------------------------------------------------------------------------
+
+
+def out_of_bounds(node: Any, key: str = "") -> Iterator[str]:
+    """Yield a line with key, value and rule for each value of a config that is out of its bounds, in field order."""
+    for f in fields(node):
+        yield from _of_value(getattr(node, f.name), f"{key}{f.name}", f.metadata.get("bounds", ()))
+
+
+def _of_value(value: Any, key: str, bounds: tuple[Bound, ...]) -> Iterator[str]:
+    if is_dataclass(value):
+        yield from out_of_bounds(value, f"{key}.")
+    elif isinstance(value, list | dict):
+        yield from _first([b for b in bounds if b.whole], key, value)
+        each = tuple(b for b in bounds if not b.whole)
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            inside = f"{key}.{name}" if isinstance(value, dict) else f"{key}[{name}]" if is_dataclass(part) else key
+            yield from _of_value(part, inside, each)
+    elif value is not None:
+        yield from _first(bounds, key, value)
+        if isinstance(value, int) and SEED not in bounds:
+            yield from need(value <= LARGEST, key, value, f"must be at most {LARGEST:,}")
+
+
+def _first(bounds: list[Bound] | tuple[Bound, ...], key: str, value: Any) -> Iterator[str]:
+    """The first bound that a value breaks."""
+    broken = next((b for b in bounds if not b.holds(value)), None)
+    if broken is not None:
+        yield from need(False, key, value, broken.words if isinstance(broken.words, str) else broken.words())
+
+
+def need(ok: bool, key: str, value: object, rule: str) -> Iterator[str]:
+    """Yield nothing, or the line that says which rule a value breaks."""
+    if not ok:
+        yield f"{key}={value!r}: {rule}"

@@ -15,15 +15,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sisa import SHARDS, Vote, affected, outside, shard
 
-from unlearn.config.pair import ADAPTER_FILE, GRAM
 from unlearn.config.schema import Config, conf_dir, register
 from unlearn.data.readers import read
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import evaluation
 from unlearn.grid.rules import parse
-from unlearn.models import fusion, layers, llama
+from unlearn.models import layers, llama
 from unlearn.runs import job as jobs
-from unlearn.runs.begin import tables
+from unlearn.runs.begin import fused_layers
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 from unlearn.store.identity import Job
@@ -138,15 +137,9 @@ def vote(folders: Sequence[Path]) -> Vote:
 
 def joined(cfg: Config, runs: Sequence[Job], how: str) -> tuple[Ensemble, Row]:
     """The target with the layers of several requests made one: fuse, average or sum; and what the fusion says."""
-    folders = [r.folder for r in runs]
-    own, about = tables(folders, ADAPTER_FILE), {}
-    if how == "fuse":
-        fused = fusion.fuse(own, tables(folders, GRAM), 1e-6)
-        weights = fused.weights
-        about = {"outputs_changed": max(r.outputs for r in fused.residuals.values())}
-    else:
-        weights = fusion.average(own) if how == "average" else fusion.summed(own)
-    some = next(w for name, w in weights.items() if fusion.DOWN in name)
+    fused = fused_layers([r.folder for r in runs], "regmean" if how == "fuse" else how, 1e-6)
+    about = {"outputs_changed": max(r.outputs for r in fused.residuals.values())} if fused.residuals else {}
+    some = next(w for name, w in fused.weights.items() if layers.DOWN in name)
     model = layers.add(workbench(cfg).model("target"), replace(cfg.pair.layers, bottleneck=len(some)), seed=0)
-    layers.put(model, weights, how)
+    layers.put(model, fused.weights, how)
     return Ensemble((Member("student", llama.freeze(model), "", 1.0, 0.0, False),)), about

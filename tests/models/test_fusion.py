@@ -1,5 +1,7 @@
 """Fusion of requests: least squares on stacked inputs, from inner products alone."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ from safetensors.torch import load_file
 from support.helpers import execute, random_examples, tiny_llama
 from test_layers import ON, made, moved
 
-from unlearn import evaluate, fuse, generate
+from unlearn import evaluate, generate
 from unlearn.config.pair import LayersConfig
-from unlearn.config.schema import ConfigError
+from unlearn.config.schema import BeginConfig, ConfigError
 from unlearn.data.encoding import Example, Examples, examples_of
 from unlearn.data.readers import read
 from unlearn.deploy.export.traces import Traces, forget_rows
@@ -18,6 +20,7 @@ from unlearn.models import fusion, layers, llama
 from unlearn.models.fusion import FusionError
 from unlearn.runs import learner
 from unlearn.store import runlog
+from unlearn.store.identity import run_folder
 
 NAME = "w"
 
@@ -167,7 +170,7 @@ def test_one_models_layers_fused_with_themselves_stay_and_its_logits_too():
         torch.testing.assert_close(found.weights[name].float(), w)
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- runs that begin at a fusion ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -191,26 +194,32 @@ def test_a_run_keeps_inner_products_of_its_request_and_nothing_else(config, benc
         assert traces.in_bytes(path.read_bytes()) is None
     (done.folder / "adapter" / "gram.safetensors").unlink()  # it may be erased: nothing but fusion reads it
     assert evaluate.main([f"run={done.folder}", "eval.alphas=[0.5]", "trainer.progress=false"]) == 0
-    assert fuse.main([f"runs=[{done.folder}]", f"to={done.folder.parent}/x"]) == 2
+    with pytest.raises(ConfigError, match="gram.safetensors is missing"):
+        execute(config(*ON, f"begin.runs=[{done.folder}]", "trainer.steps=0"))
+
+
+def fused(config, runs, *more):
+    """The folder of the run that is the fusion of others."""
+    folders = ",".join(str(getattr(run, "folder", run)) for run in runs)
+    return execute(config(*more, f"begin.runs=[{folders}]", "trainer.steps=0")).folder
 
 
 @pytest.mark.parametrize("how", ["regmean", "average", "sum"])
-def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(requests, bench, tmp_path, capsys, how):
-    to = tmp_path / "runs" / "fused" / how
-    runs = ",".join(str(r.folder) for r in requests)
-    assert fuse.main([f"runs=[{runs}]", f"to={to}", f"how={how}"]) == 0
+def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(config, requests, bench, capsys, how):
+    to = fused(config, requests, *ON, "data.forget_people=1", f"begin.how={how}")
     own = [load_file(r.folder / "adapter" / "adapter_model.safetensors") for r in requests]
     grams = [load_file(r.folder / "adapter" / "gram.safetensors") for r in requests]
-    expected = {"regmean": lambda: fusion.fuse(own, grams, fuse.RIDGE).weights, "average": lambda: fusion.average(own),
+    expected = {"regmean": lambda: fusion.fuse(own, grams, BeginConfig().ridge).weights, "average": lambda: fusion.average(own),
                 "sum": lambda: fusion.summed(own)}[how]()  # fmt: skip
     found = load_file(to / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(found[name], w.float()) for name, w in expected.items())
-    manifest = runlog.manifest(to)
-    assert [r["run"] for r in manifest["fused"]["requests"]] == [r.folder.name for r in requests]
-    assert bool(manifest["fused"]["residuals"]) == (how == "regmean")
+    begun = runlog.manifest(to)["begin"]
+    assert begun["how"] == how and [r["run"] for r in begun["runs"]] == [r.folder.name for r in requests]
+    residuals = fusion.fuse(own, grams, BeginConfig().ridge).residuals if how == "regmean" else {}
+    assert begun["residuals"] == {name: asdict(r) for name, r in residuals.items()}
 
     _, again = load(to)
-    assert again.folder == to and not again.was_done
+    assert again.folder == to
     assert evaluate.main([f"run={to}", "eval.alphas=[0,1]", "trainer.progress=false"]) == 0
     entries = runlog.evaluation(to)["alphas"]
     assert set(entries) == {"0.0", "1.0"} and entries["0.0"]["forget/prob"] != entries["1.0"]["forget/prob"]
@@ -221,16 +230,15 @@ def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(requests, bench,
     if how == "regmean":  # it can be fused on: the inner products are the sum
         total = load_file(to / "adapter" / "gram.safetensors")
         assert all(torch.equal(g, grams[0][name] + grams[1][name]) for name, g in total.items())
-        assert fuse.main([f"runs=[{to},{requests[0].folder}]", f"to={tmp_path}/more/on"]) == 0
-        assert runlog.manifest(tmp_path / "more" / "on")["fused"]["like"] == requests[0].folder.name
+        on = runlog.manifest(fused(config, [to, requests[0]], *ON, "data.forget_people=1"))["begin"]
+        assert [r["run"] for r in on["runs"]] == [to.name, requests[0].folder.name] and on["residuals"]
     capsys.readouterr()
 
 
 @pytest.mark.parametrize("how", ["average", "sum"])
-def test_offsets_that_were_trained_whole_are_fused_too(config, bench, tmp_path, how):
+def test_offsets_that_were_trained_whole_are_fused_too(config, bench, how):
     runs = [execute(config("algo=npo", "trainer.lr=1e-2", f"seed={seed}")) for seed in (0, 1)]
-    to = tmp_path / "runs" / "fused" / "one"
-    assert fuse.main([f"runs=[{runs[0].folder},{runs[1].folder}]", f"to={to}", f"how={how}"]) == 0
+    to = fused(config, runs, "algo=npo", f"begin.how={how}")
     base = dict(bench.model("small").named_parameters())
     own = [dict(llama.load(r.folder / "offset").named_parameters()) for r in runs]
     found = dict(llama.load(to / "offset").named_parameters())
@@ -238,11 +246,12 @@ def test_offsets_that_were_trained_whole_are_fused_too(config, bench, tmp_path, 
         change = sum(m[name] - b for m in own) / (1 if how == "sum" else 2)
         torch.testing.assert_close(found[name], b + change)
     assert evaluate.main([f"run={to}", "trainer.progress=false"]) == 0
-    assert fuse.main([f"runs=[{runs[0].folder}]", f"to={tmp_path}/x", "how=regmean"]) == 2  # it left no inner products
+    with pytest.raises(ConfigError, match="begin.how='regmean': needs the inner products of unlearning layers"):
+        fused(config, runs, "algo=npo", "begin.how=regmean")
 
 
 def test_a_run_begins_at_the_fused_layers_of_others(config, requests):
-    """And ends there without a step: the same weights as the command's."""
+    """And ends there without a step."""
     folders = [str(r.folder) for r in requests]
     begun = *ON, f"begin.runs=[{','.join(folders)}]", "begin.ridge=0.25", "trainer.steps=0"
     found = load_file(execute(config(*begun)).folder / "adapter" / "adapter_model.safetensors")
@@ -259,19 +268,40 @@ def test_a_run_begins_at_the_fused_layers_of_others(config, requests):
         execute(config(*begun, "begin.ridge=0.5"))
 
 
-def test_runs_that_do_not_belong_together_are_refused(config, requests, tmp_path, capsys):
-    whole = execute(config("algo=npo")).folder
-    for arguments, message in (
-        ([f"runs=[{requests[0].folder},{whole}]", f"to={tmp_path}/x", "how=sum"], "tuning must be the same"),
-        ([f"runs=[{requests[0].folder}]", f"to={tmp_path}/x", "how=mean"], "must be one of regmean, average, sum"),
-        ([f"runs=[{requests[0].folder}]", f"to={tmp_path}/x", "ridge=-1"], "ridge=-1: must be a finite number"),
-        ([f"runs=[{requests[0].folder}]", f"to={tmp_path}"], "not there yet, or an empty one"),
-        (["runs=[nowhere]", f"to={tmp_path}/x"], "not the folder of a trained run"),
-        (["runs=[]", f"to={tmp_path}/x"], "needs the folder of one run"),
+def test_how_runs_are_fused_is_a_part_of_what_they_become_unless_it_is_the_usual_way(config, requests):
+    names = {how: run_folder(config(*ON, f"begin.runs=[{requests[0].folder}]", f"begin.how={how}"), "data").name
+             for how in ("null", "regmean", "average", "sum")}  # fmt: skip
+    assert names["null"] == names["regmean"] and len(set(names.values())) == 3
+
+
+def test_runs_that_do_not_belong_together_are_refused(config, requests):
+    whole, layered = execute(config("algo=npo")).folder, requests[0].folder
+    gelu = execute(config(*ON, "pair.layers.activation=gelu", "data.forget_people=1")).folder
+    for runs, more, message in (
+        (
+            [layered, whole],
+            (*ON, "begin.how=sum"),
+            "adapter_model.safetensors is missing; needs a run of the same tuning",
+        ),
+        ([whole, layered], (), "offset/model.safetensors is missing; needs a run of the same tuning"),
+        ([layered, gelu], ON, "pair.layers.activation must be 'relu' in all runs"),
+        ([layered], (*ON, "begin.how=mean"), "begin.how='mean': must be one of regmean, average, sum"),
+        ([layered], (*ON, "begin.ridge=-1"), "begin.ridge=-1.0: must be a finite number of at least 0"),
+        (["nowhere"], ON, "not the folder of a run"),
+        ([], ON, "must be different run folders"),
     ):
-        assert fuse.main(arguments) == 2
-        assert message in capsys.readouterr().err
-    assert fuse.main(["runs=[a]"]) == 2 and not (tmp_path / "x").exists()
+        with pytest.raises(ConfigError) as error:
+            fused(config, runs, *more)
+        assert message in str(error.value)
+    with pytest.raises(ConfigError, match="begin.how='sum': is how begin.runs are fused, and there are none"):
+        config("begin.how=sum")
+
+
+def test_layers_that_began_differently_are_fused_with_a_warning(config, requests, caplog):
+    with caplog.at_level("INFO"):
+        fused(config, requests, *ON, "begin.ridge=0.125")  # seeds 0 and 1
+    assert "the units of their bottlenecks do not match" in caplog.text
+    assert "Begins at 2 runs by regmean; at most" in caplog.text
 
 
 def test_a_request_with_one_example_still_fuses():

@@ -204,11 +204,17 @@ class TrainerConfig:
 class BeginConfig:
     """Where the trained member begins: at its frozen start plus what earlier runs of the same pair changed of it."""
 
-    # folders of runs; with trainer.steps=0 the run is their sum and nothing is trained
+    # folders of runs; with trainer.steps=0 the run is their fusion and nothing is trained
     runs: list[str] | None = setting(None, DIFFERENT_RUNS, A_RUN)
-    alphas: list[float] | None = None  # weights of their changes; null: 1 each
-    # of runs with unlearning layers, which are fused in closed form (unlearn/runs/begin.py)
+    # how they become one (unlearn/runs/begin.py); null: regmean of unlearning layers, else sum
+    how: str | None = setting(None, one_of("regmean", "average", "sum"))
+    alphas: list[float] | None = None  # of sum: weights of their changes; null: 1 each
+    # of regmean: a pull towards the average, as a share of the mean diagonal
     ridge: float = setting(1e-6, at_least(0))
+
+    def fusion(self, layered: bool) -> str:
+        """How the runs become one, with or without unlearning layers."""
+        return self.how or ("regmean" if layered else "sum")
 
     def weights(self) -> list[float]:
         return [1.0] * len(self.runs) if self.alphas is None else self.alphas

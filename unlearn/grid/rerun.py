@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +63,11 @@ def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig,
     if problems:
         raise ConfigError("\n".join(problems))
     found = job(cfg, read(cfg).fingerprint())
-    fused = runlog.manifest(folder).get("fused")  # a folder that `unlearn.fuse` wrote has the config of another
-    if found.folder.name != (fused["like"] if fused else folder.resolve().name):
+    if found.folder.name != folder.resolve().name:
         raise ConfigError(
             f"{folder}: its config and data now identify {found.folder.name}; the data set or the program "
             "changed since it was made"
         )
-    if fused:
-        found = replace(found, folder=folder.resolve(), was_done=runlog.is_done(folder, cfg, found.data))
     return raw, found
 
 

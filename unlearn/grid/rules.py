@@ -14,7 +14,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from unlearn.config.data import DATA_CONFIGS, DataConfig
-from unlearn.config.derived import may_round
+from unlearn.config.derived import may_round, tuning
+from unlearn.config.pair import LAYERS
 from unlearn.config.redaction import secret_in
 from unlearn.config.schema import NO_RETRAINED, ROUGH_ROWS, Config, ConfigError
 from unlearn.config.setting import is_number, need, out_of_bounds
@@ -101,13 +102,20 @@ def problems(cfg: Config) -> list[str]:
 
 def _begin(cfg: Config) -> Iterator[str]:
     """Runs whose changes are taken over."""
-    runs, alphas = cfg.begin.runs, cfg.begin.alphas
+    runs, alphas, how = cfg.begin.runs, cfg.begin.alphas, cfg.begin.how
     if runs is None:
         yield from need(alphas is None, "begin.alphas", alphas, "are weights of begin.runs, and there are none")
+        yield from need(how is None, "begin.how", how, "is how begin.runs are fused, and there are none")
         return
+    layered = tuning(cfg) == LAYERS
+    lacking = "needs the inner products of unlearning layers; must be average or sum"
+    yield from need(layered or how != "regmean", "begin.how", how, lacking)
     if alphas is not None:
         fine = len(alphas) == len(runs) and all(map(is_number, alphas))
         yield from need(fine, "begin.alphas", alphas, f"must be {len(runs)} finite numbers, one for each of begin.runs")
+        plain = not layered and cfg.begin.fusion(layered) == "sum"
+        unweighted = "an average and unlearning layers are fused with no weights: must be null"
+        yield from need(plain, "begin.alphas", alphas, unweighted)
     trained = any(m.trained for m in cfg.method.members)
     yield from need(trained, "begin.runs", runs, f"method={cfg.method.name!r} trains no member that could begin there")
     rule = "low-rank updates begin at zero; what runs changed is taken over by pair.tuning=full"

@@ -74,6 +74,11 @@ class UnlearningLayer(nn.Module, BaseTunerLayer):
         nn.init.zeros_(self.unlearning_up[adapter_name].weight)
         self.set_adapter(adapter_name, inference_mode=config.inference_mode)
 
+    def widen(self, bottleneck: int) -> None:
+        """A fresh layer of another size in the place of the one that learns."""
+        self.bottleneck = bottleneck
+        self.update_layer("default", UnlearningLayersConfig(bottleneck=bottleneck))
+
     def forward(self, *args, **kwargs) -> Tensor:
         out = self.base_layer(*args, **kwargs)
         if self.disable_adapters:

@@ -14,6 +14,7 @@ from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.learning.binding import bind
 from unlearn.learning.loop import Diverged
+from unlearn.runs import begin
 from unlearn.runs.learner import _keep, _trainable, initialise, keep, members, same_models
 from unlearn.runs.points import probe
 from unlearn.runs.references import evaluate, missing, references, suite_of
@@ -41,6 +42,9 @@ def execute(job: Job, config_yaml: str) -> None:
             ensemble = members(cfg, bench, job.folder if record.manifest.get("trained") else None)
             if not record.manifest.get("trained"):
                 same_models(cfg, bench, record, ensemble)
+                if cfg.begin.runs:
+                    learner = ensemble.trained
+                    record.status("running", begin=begin.take_over(learner.model, cfg.begin, learner.fingerprint))
             if missing(cfg, bench, record):
                 references(cfg, bench, suite)  # here, so that a run's own seconds are its own
         record.status("running", data=job.data)

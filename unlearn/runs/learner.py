@@ -50,16 +50,11 @@ def members(cfg: Config, bench: Workbench, folder: Path | None = None) -> Ensemb
     if ensemble.trained is None:
         return ensemble
     start = ensemble.trained.model
-    began = ensemble.trained.fingerprint
-    model = _learner(cfg, start, began) if folder is None else llama.freeze(_learnt(cfg, start, folder))
+    if folder is None:
+        model = learner(start, tuning(cfg), cfg.pair, cfg.seed)
+    else:
+        model = llama.freeze(_learnt(cfg, start, folder))
     return replace(ensemble, members=tuple(replace(x, model=model) if x.trained else x for x in ensemble.members))
-
-
-def _learner(cfg: Config, start: nn.Module, fingerprint: str) -> nn.Module:
-    model = learner(start, tuning(cfg), cfg.pair, cfg.seed)
-    if cfg.begin.runs:
-        begin.take_over(model, cfg.begin, fingerprint)
-    return model
 
 
 def _learnt(cfg: Config, start: nn.Module, folder: Path) -> nn.Module:
@@ -106,7 +101,7 @@ def _keep(cfg: Config, bench: Workbench, model: nn.Module, run: Path, place: str
     def write(folder: Path) -> None:
         layers.save(model, folder)
         examples, pad = examples_of(bench.encoder, bench.data.splits["forget"]), bench.encoder.tokenizer.pad_token_id
-        save_file(fusion.gram(model, examples, pad, cfg.eval.batch_size), folder / GRAM)
+        save_file(begin.products(cfg) or fusion.gram(model, examples, pad, cfg.eval.batch_size), folder / GRAM)
 
     write_folder(run / (runlog.ADAPTER if place == runlog.OFFSET else place), write)
 

@@ -16,7 +16,7 @@ from typing import Any
 from unlearn.config.data import TemplateConfig
 from unlearn.config.derived import is_trained, learning_rate, training_alpha, tuning
 from unlearn.config.pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig, PairConfig
-from unlearn.config.schema import NO_RETRAINED, ROUGH_ROWS, Config, ConfigError
+from unlearn.config.schema import NO_RETRAINED, ROUGH_ROWS, BeginConfig, Config, ConfigError
 from unlearn.store import sources
 from unlearn.store.files import read_json
 
@@ -87,7 +87,9 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
         identity |= {"lora": asdict(cfg.pair.lora)} if tuning(cfg) == "lora" else {}
         identity |= {"layers": asdict(cfg.pair.layers)} if tuning(cfg) == LAYERS else {}
     if cfg.begin.runs:
-        identity["begin"] = [_begun(cfg), cfg.begin.ridge if tuning(cfg) == LAYERS else None]
+        how, usual = (each.fusion(tuning(cfg) == LAYERS) for each in (cfg.begin, BeginConfig()))
+        identity["begin"] = [_begun(cfg), cfg.begin.ridge if how == "regmean" else None]
+        identity["begin"] += [] if how == usual else [how]
         if cfg.trainer.steps == 0:  # the runs' sum: nothing is learnt from it on
             identity = {k: v for k, v in identity.items() if k not in ("algo", "trainer", "seed")}
     return identity

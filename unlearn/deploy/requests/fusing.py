@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from unlearn.config.data import JsonlConfig
 from unlearn.config.derived import tuning
 from unlearn.config.pair import LAYERS
+from unlearn.config.schema import BeginConfig
 from unlearn.data.readers import read
 from unlearn.deploy.requests import evidence
 from unlearn.deploy.requests.actions import answer, effect, measured
@@ -24,8 +26,6 @@ from unlearn.deploy.requests.states import State
 from unlearn.grid.rerun import load
 from unlearn.runs.sequence import one_list
 from unlearn.store.identity import Job
-
-RIDGE = 1e-6  # of unlearning layers, which are fused in closed form
 
 
 def fuse(ledger: Ledger, ids: Sequence[str] = (), id: str | None = None, rule: Sequence[str] | None = None) -> State:
@@ -113,8 +113,8 @@ def _config(ledger: Ledger, state: State) -> DictConfig:
     layered = tuning(found[0][1].cfg) == LAYERS
     changes: dict[str, Any] = {
         "algo": {"name": "fused"},
-        "begin": {"runs": [str(ledger.run_of(part)) for part in state.parts], "alphas": None if layered else alphas,
-                  "ridge": RIDGE},
+        "begin": asdict(BeginConfig([str(ledger.run_of(part)) for part in state.parts],
+                                    alphas=None if layered else alphas)),
         "trainer": {"steps": 0},
         "data": _all_of([job for _, job in found]),
     }  # fmt: skip

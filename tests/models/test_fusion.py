@@ -209,13 +209,13 @@ def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(config, requests
     to = fused(config, requests, *ON, "data.forget_people=1", f"begin.how={how}")
     own = [load_file(r.folder / "adapter" / "adapter_model.safetensors") for r in requests]
     grams = [load_file(r.folder / "adapter" / "gram.safetensors") for r in requests]
-    expected = {"regmean": lambda: fusion.fuse(own, grams, BeginConfig().ridge).weights, "average": lambda: fusion.average(own),
-                "sum": lambda: fusion.summed(own)}[how]()  # fmt: skip
+    closed = fusion.fuse(own, grams, BeginConfig().ridge)
+    expected = {"regmean": closed.weights, "average": fusion.average(own), "sum": fusion.summed(own)}[how]
     found = load_file(to / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(found[name], w.float()) for name, w in expected.items())
     begun = runlog.manifest(to)["begin"]
     assert begun["how"] == how and [r["run"] for r in begun["runs"]] == [r.folder.name for r in requests]
-    residuals = fusion.fuse(own, grams, BeginConfig().ridge).residuals if how == "regmean" else {}
+    residuals = closed.residuals if how == "regmean" else {}
     assert begun["residuals"] == {name: asdict(r) for name, r in residuals.items()}
 
     _, again = load(to)

@@ -208,7 +208,7 @@ class BeginConfig:
     runs: list[str] | None = setting(None, DIFFERENT_RUNS, A_RUN)
     # how they become one (unlearn/runs/begin.py); null: regmean of unlearning layers, else sum
     how: str | None = setting(None, one_of("regmean", "average", "sum"))
-    alphas: list[float] | None = None  # of sum: weights of their changes; null: 1 each
+    alphas: list[float] | None = setting(None, FINITE)  # of sum: weights of their changes; null: 1 each
     # of regmean: a pull towards the average, as a share of the mean diagonal
     ridge: float = setting(1e-6, at_least(0))
 

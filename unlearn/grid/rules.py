@@ -14,16 +14,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from unlearn.config.data import DATA_CONFIGS, DataConfig
-from unlearn.config.derived import may_round, tuning
-from unlearn.config.pair import LAYERS
 from unlearn.config.redaction import secret_in
-from unlearn.config.schema import NO_RETRAINED, ROUGH_ROWS, Config, ConfigError
-from unlearn.config.setting import is_number, need, out_of_bounds
+from unlearn.config.schema import Config, ConfigError
+from unlearn.config.setting import out_of_bounds
 from unlearn.grid.rules_data import data
-from unlearn.grid.rules_http import http
-from unlearn.grid.rules_learning import algo, method, together
-from unlearn.grid.rules_pair import pair
-from unlearn.store import sources
+from unlearn.grid.rules_learning import algo, begin, evaluation, method, together, trainer
+from unlearn.grid.rules_pair import http, pair
 
 
 def parse(cfg: DictConfig) -> Config:
@@ -96,58 +92,5 @@ def _held_secrets(value: Any, path: str) -> Iterator[str]:
 
 
 def problems(cfg: Config) -> list[str]:
-    rules = (out_of_bounds, algo, method, together, pair, http, data, _eval, _trainer, _begin)
+    rules = (out_of_bounds, algo, method, together, pair, http, data, evaluation, trainer, begin)
     return [line for rule in rules for line in rule(cfg)]
-
-
-def _begin(cfg: Config) -> Iterator[str]:
-    """Runs whose changes are taken over."""
-    runs, alphas, how = cfg.begin.runs, cfg.begin.alphas, cfg.begin.how
-    if runs is None:
-        yield from need(alphas is None, "begin.alphas", alphas, "are weights of begin.runs, and there are none")
-        yield from need(how is None, "begin.how", how, "is how begin.runs are fused, and there are none")
-        return
-    layered = tuning(cfg) == LAYERS
-    lacking = "needs the inner products of unlearning layers; must be average or sum"
-    yield from need(layered or how != "regmean", "begin.how", how, lacking)
-    if alphas is not None:
-        fine = len(alphas) == len(runs) and all(map(is_number, alphas))
-        yield from need(fine, "begin.alphas", alphas, f"must be {len(runs)} finite numbers, one for each of begin.runs")
-        plain = not layered and cfg.begin.fusion(layered) == "sum"
-        unweighted = "an average and unlearning layers are fused with no weights: must be null"
-        yield from need(plain, "begin.alphas", alphas, unweighted)
-    trained = any(m.trained for m in cfg.method.members)
-    yield from need(trained, "begin.runs", runs, f"method={cfg.method.name!r} trains no member that could begin there")
-    rule = "low-rank updates begin at zero; what runs changed is taken over by pair.tuning=full"
-    yield from need(cfg.pair.tuning != "lora", "pair.tuning", cfg.pair.tuning, rule)
-
-
-def _eval(cfg: Config) -> Iterator[str]:
-    """Forget quality is never silently missing: without something to compare with, a run says so before it starts."""
-    problem = sources.lacking(cfg.pair, "retrained") if cfg.eval.retrained is None else None
-    if problem is not None:
-        yield (
-            f"{problem}. Or give eval.retrained=FILE, the evaluation of such a model (python -m unlearn.evaluate "
-            f"model=… out=FILE), or eval.retrained={NO_RETRAINED} to do without forget quality and PrivLeak"
-        )
-    groups = cfg.eval.groups
-    ordered = "summary" not in groups or "privacy" in groups[: groups.index("summary")]
-    yield from need(ordered, "eval.groups", groups, "summary reads what privacy finds: list privacy before it")
-
-
-def _trainer(cfg: Config) -> Iterator[str]:
-    t = cfg.trainer
-    worked = t.steps != 0 or cfg.begin.runs
-    yield from need(worked, "trainer.steps", t.steps, "must be a finite number of at least 1 without begin.runs")
-    rule = "the best point is one of the trajectory: trainer.keep=best needs trainer.eval_every above 0"
-    yield from need(t.keep == "last" or t.eval_every > 0, "trainer.eval_every", t.eval_every, rule)
-    rule = (
-        "a compiled offset rounds to bf16 elsewhere than the anchor that must cancel it: trainer.compile=true needs "
-        "trainer.precision=fp32"
-    )
-    yield from need(not t.compile or t.precision == "fp32", "trainer.precision", t.precision, rule)
-    rule = (
-        f"method={cfg.method.name!r} does not train on a sum with the plain target (a frozen member of α weight 0), "
-        "and no other rows are ever rounded: must be one of auto, fp32, hidden"
-    )
-    yield from need(t.stored_rows not in ROUGH_ROWS or may_round(cfg), "trainer.stored_rows", t.stored_rows, rule)

@@ -16,7 +16,7 @@ from unlearn.blackbox import forms
 from unlearn.blackbox.client import address
 from unlearn.blackbox.forms import ECHO, PROMPT, Lacks, Texts, Wrong
 from unlearn.blackbox.questions import LEAST, NEXT, SAY, Answer, BlackBoxError, Question, cut, rows_of
-from unlearn.ensemble.rows import spread, spread_top
+from unlearn.ensemble.rows import spread
 
 TEXTS = Texts(Numbered(size=4), 4)
 ROWS = rows_of((3,), (2, 1))
@@ -130,13 +130,13 @@ def test_the_rest_is_shared_by_all_that_are_not_listed():
     """Tokens 0 … 5: 3 has .5, 0 has .25 and the label 2 has .05; .2 is left to 1, 4 and 5."""
     p = np.log(np.array([[0.5, 0.25, 0.05]], np.float32))
     rows = cut(Answer(np.array([[3, 0, 2]], np.int32), p), (2,), 2, 6)
-    even = spread_top(rows, 6, torch.device("cpu")).exp()[0].tolist()
+    even = rows.rows(6, torch.device("cpu")).exp()[0].tolist()
     assert even == pytest.approx([0.25, 0.2 / 3, 0.05, 0.5, 0.2 / 3, 0.2 / 3], abs=1e-6)
 
 
 def test_a_label_that_is_listed_anyway_counts_once():
     rows = cut(Answer(np.array([[3, 0, 0]], np.int32), np.log(np.array([[0.5, 0.25, 0.25]], np.float32))), (0,), 2, 6)
-    found = spread_top(rows, 6, torch.device("cpu")).exp()[0].tolist()
+    found = rows.rows(6, torch.device("cpu")).exp()[0].tolist()
     assert found == pytest.approx([0.25, 0.0625, 0.0625, 0.5, 0.0625, 0.0625], abs=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_padding_of_the_servers_vocabulary_belongs_to_the_rest():
     """Token 7 is beyond the pair's 6; so is its mass."""
     p = np.log(np.array([[0.5, 0.25, 0.05]], np.float32))
     rows = cut(Answer(np.array([[3, 7, 2]], np.int32), p), (2,), 2, 6)
-    found = spread_top(rows, 6, torch.device("cpu")).exp()[0].tolist()
+    found = rows.rows(6, torch.device("cpu")).exp()[0].tolist()
     assert found == pytest.approx([0.45 / 4, 0.45 / 4, 0.05, 0.5, 0.45 / 4, 0.45 / 4], abs=1e-6)
 
 
@@ -152,7 +152,7 @@ def test_a_row_whose_likeliest_token_is_padding():
     """As of what is said or comes next: the row's own token is its likeliest, here 7, beyond the pair's 6."""
     p = np.log(np.array([[0.5, 0.25, 0.5]], np.float32))
     rows = cut(Answer(np.array([[7, 3, 7]], np.int32), p), (7,), 2, 6)
-    found = spread_top(rows, 6, torch.device("cpu")).exp()[0].tolist()
+    found = rows.rows(6, torch.device("cpu")).exp()[0].tolist()
     assert found == pytest.approx([0.15, 0.15, 0.15, 0.25, 0.15, 0.15], abs=1e-6)
     with pytest.raises(BlackBoxError, match="lie beyond the pair's 6"):
         cut(Answer(np.array([[7, 8, 7]], np.int32), p), (7,), 2, 6)

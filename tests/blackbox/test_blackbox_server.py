@@ -18,8 +18,8 @@ from unlearn.blackbox import asking, client
 from unlearn.blackbox.memo import OverBudget
 from unlearn.blackbox.questions import BlackBoxError
 from unlearn.blackbox.remote import Place
-from unlearn.ensemble.rows import rows_now
 from unlearn.models.llama import vocabulary
+from unlearn.models.prompts import shared_rows
 
 TRANSIENT = ("429", "429-date", "500", "503", "half", "cut", "reset", "nan", "positive", "length", "own", "mass",
              "list", "empty")  # fmt: skip
@@ -193,7 +193,7 @@ def test_two_servers_of_one_name_whose_tokenizers_differ_are_not_mixed_up(tmp_pa
         model = box(server.url, tmp_path)
         model = type(model)(model.http, replace(model.where, tokenizer=other))
         rows = next(iter(model.answers(EXAMPLES[:1])))
-        true = rows_now(tiny_llama(1), EXAMPLES[:1], 0).log_softmax(-1).numpy()
+        true = shared_rows(tiny_llama(1), EXAMPLES[:1], 0).log_softmax(-1).numpy()
         np.testing.assert_allclose(rows.logp, np.take_along_axis(true, rows.ids.astype(int), 1), atol=1e-5)
         assert model.asking.tested().drift is None
     check(box(server.url, tmp_path))  # both servers are off

@@ -17,7 +17,6 @@ from unlearn.decoding.drafts import greedy_from_drafts
 from unlearn.decoding.generation import greedy, sample
 from unlearn.decoding.speculative import greedy_drafted
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.ensemble.rows import spread_top
 from unlearn.store.entries import Store
 
 PROMPTS = [e.prompt for e in random_examples(9, seed=3)]
@@ -80,8 +79,8 @@ def test_rows_after_each_of_the_last_tokens(tmp_path):
     with serve(MODEL, TOKENIZER) as server:
         for k in (0, 40, 5):
             model = box(server.url, tmp_path / str(k), k=k)
-            found = spread_top(model.following(texts, 3), 40, torch.device("cpu")).view(len(texts), 3, 40)
-            last = spread_top(model.following(texts), 40, torch.device("cpu"))
+            found = model.following(texts, 3).rows(40, torch.device("cpu")).view(len(texts), 3, 40)
+            last = model.following(texts).rows(40, torch.device("cpu"))
             if k == 5:
                 best = true.topk(5).indices
                 torch.testing.assert_close(found.gather(2, best), true.gather(2, best), atol=1e-5, rtol=0)

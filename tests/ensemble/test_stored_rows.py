@@ -11,11 +11,11 @@ from support.helpers import TINY, command, execute, random_examples, tiny_llama
 from unlearn.config.derived import terms_of
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import collate
-from unlearn.ensemble import rows_size as room
+from unlearn.ensemble import rows_size
 from unlearn.ensemble.ensemble import Member
-from unlearn.ensemble.frozen import rows_of, shape_of, stored
+from unlearn.ensemble.frozen import rows_of, stored
 from unlearn.ensemble.rows import FrozenRows, HiddenRows, LiveRows, TopRows, top
-from unlearn.ensemble.rows_size import Room, Shape
+from unlearn.ensemble.rows_size import Budget, Shape
 from unlearn.grid import inspection
 from unlearn.grid.forecast import too_large
 from unlearn.learning.binding import bind
@@ -162,10 +162,10 @@ ROWS = 2**18
 
 
 def test_sizes_are_counted_by_hand():
-    assert room.gib("fp32", ROWS, BIG) == pytest.approx(128_256 * 4 / 2**12)
-    assert room.gib("fp16", ROWS, BIG) == pytest.approx(128_256 * 2 / 2**12)
-    assert room.gib("hidden", ROWS, BIG) == 2.0
-    assert room.gib("topk", ROWS, BIG, 100) == pytest.approx((101 * 8 + 4) / 2**12)
+    assert rows_size.gib("fp32", ROWS, BIG) == pytest.approx(128_256 * 4 / 2**12)
+    assert rows_size.gib("fp16", ROWS, BIG) == pytest.approx(128_256 * 2 / 2**12)
+    assert rows_size.gib("hidden", ROWS, BIG) == 2.0
+    assert rows_size.gib("topk", ROWS, BIG, 100) == pytest.approx((101 * 8 + 4) / 2**12)
 
 
 def test_the_sizes_are_those_of_the_files(tmp_path):
@@ -173,16 +173,16 @@ def test_the_sizes_are_those_of_the_files(tmp_path):
     for kind in KINDS:
         rows = stored(Store(tmp_path), member, examples, 0, 4, kind, 5)
         arrays = [rows.array, *((rows.ids, rows.residual) if kind == "topk" else ())]
-        size = room.gib(kind, examples.starts[-1], shape_of(member), 5) * 2**30
+        size = rows_size.gib(kind, examples.starts[-1], member.kind.shape, 5) * 2**30
         assert sum(a.nbytes for a in arrays) == round(size)
 
 
 def test_auto_keeps_logits_while_they_are_small_then_hidden_states_then_nothing(tmp_path, monkeypatch):
     member, examples = target(), random_examples(9)
-    assert Room(most_gib=4).settled(ROWS, BIG) == "hidden" and Room(most_gib=4).fits(ROWS, BIG)
-    assert not Room(most_gib=1).fits(ROWS, BIG)
+    assert Budget(most_gib=4).settled(ROWS, BIG) == "hidden" and Budget(most_gib=4).fits(ROWS, BIG)
+    assert not Budget(most_gib=1).fits(ROWS, BIG)
     assert type(rows_of(Store(tmp_path), member, examples, 0, 1)) is FrozenRows
-    monkeypatch.setattr(room, "FULL_GIB", 0)
+    monkeypatch.setattr(rows_size, "FULL_GIB", 0)
     assert type(rows_of(Store(tmp_path), member, examples, 0, 1)) is HiddenRows
     assert type(rows_of(Store(tmp_path), member, examples, 0, 0)) is LiveRows
 
@@ -195,7 +195,7 @@ def test_a_fill_that_takes_time_is_announced_with_its_size(tmp_path, monkeypatch
 
 
 def test_too_many_rows_are_refused_with_the_number_and_the_choices(tmp_path):
-    refusing = Room("fp32", 100, 1.0, rough=True, refuse=True)
+    refusing = Budget("fp32", 100, 1.0, rough=True, refuse=True)
     message = refusing.refusal(ROWS, "target (retain)", BIG, ("fp32", "hidden", "fp16", "topk"))
     assert message == (
         "262,144 answer rows of the target (retain) are 125 GiB as fp32, over trainer.stored_rows_gib=1, and "

@@ -9,7 +9,8 @@ from support.helpers import execute, lines, random_examples, tiny_llama
 from unlearn.data.readers import read
 from unlearn.data.sampling import Sampler, held_out
 from unlearn.ensemble.ensemble import Member
-from unlearn.ensemble.frozen import NotFinite, stored
+from unlearn.ensemble.frozen import stored
+from unlearn.ensemble.kinds import NotFinite
 from unlearn.grid import call as grid
 from unlearn.learning.answers import Answers, PerToken
 from unlearn.learning.loop import Diverged

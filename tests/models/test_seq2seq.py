@@ -87,7 +87,7 @@ def uncached(ensemble, prompt, alpha, steps):
     while len(said) < steps:
         rows = {}
         for m in ensemble.members:
-            if seq2seq.is_one(m.model):
+            if m.kind.encodes:
                 given = {"input_ids": torch.tensor([[*prompt, 1]]), "decoder_input_ids": torch.tensor([[0, *said]])}
             else:
                 given = {"input_ids": torch.tensor([[*prompt, *said]])}
@@ -216,7 +216,7 @@ def test_from_scratch_the_same_seed_gives_the_same_weights():
     cfg = ModelConfig(architecture="t5", hidden_size=16, heads=2, intermediate_size=32, initializer_range=1.0)
     one, same, other = (seq2seq.fresh(cfg, 40, 0, 1, seed) for seed in (3, 3, 4))
     assert llama.fingerprint(one) == llama.fingerprint(same) != llama.fingerprint(other)
-    assert seq2seq.blocks(one) == 2 and one.config.dropout_rate == 0
+    assert llama.blocks(one) == 2 and one.config.dropout_rate == 0
     assert one.get_output_embeddings().weight.data_ptr() == one.get_input_embeddings().weight.data_ptr()
 
 

@@ -13,7 +13,7 @@ from support.helpers import random_examples, tiny_llama
 from unlearn.blackbox.questions import Answer
 from unlearn.blackbox.remote import Place, RemoteModel
 from unlearn.config.pair import HttpConfig
-from unlearn.ensemble.rows import rows_now
+from unlearn.models.prompts import shared_rows
 
 TOKENIZER, MODEL, TEST = Numbered(), tiny_llama(0), 6  # the last: questions of a self-test, beside /tokenize
 EXAMPLES = random_examples(12, seed=5)
@@ -25,7 +25,7 @@ def box(url, store, **settings) -> RemoteModel:
 
 
 def exact(examples=EXAMPLES) -> torch.Tensor:
-    return rows_now(MODEL, examples, 0).log_softmax(-1)
+    return shared_rows(MODEL, examples, 0).log_softmax(-1)
 
 
 def kept(model: RemoteModel, store) -> list[tuple]:

@@ -102,7 +102,6 @@ class RemoteModel(Opaque):
         return list(said) if len(said) == most else [*said, self.where.tokenizer.eos_token_id]
 
     def begin(self) -> None:
-        """Count from here."""
         self._noted, self._before = {}, self._sent()
 
     def spent(self) -> dict[str, int]:
@@ -121,9 +120,8 @@ class RemoteModel(Opaque):
     def facts(self) -> dict[str, Any]:
         """Its identity; what was asked of it, and how far its rows have moved since it was first asked."""
         found = remote_identity(self.http) | self.spent()
-        if "asking" not in self.__dict__:
-            return found
-        tested = self.asking.tested()
-        if tested is not None:
-            found |= {"form": tested.form, "drift": tested.drift}
-        return found | {"in_all_calls": self.asking.memo.spent(), "decoding": self._noted}
+        if "asking" in self.__dict__:
+            tested = self.asking.tested()
+            found |= {} if tested is None else {"form": tested.form, "drift": tested.drift}
+            found |= {"in_all_calls": self.asking.memo.spent(), "decoding": self._noted}
+        return {"black_box": found}

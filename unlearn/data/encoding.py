@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
@@ -46,6 +47,10 @@ class Examples(list[Example]):
         for example in self:
             starts.append(starts[-1] + len(example.answer))
         return starts
+
+    def rows_of(self, indices: Sequence[int]) -> np.ndarray:
+        """Where the answer rows of these examples are when all are laid end to end, [N]."""
+        return np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in indices])
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,7 @@ from unlearn.decoding.generation import Rows, decode, ends_of, greedy, instead, 
 from unlearn.decoding.ties import decide
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.ensemble.frozen import FrozenRows, LiveRows, rows_of
-from unlearn.ensemble.opaque import Opaque
 from unlearn.ensemble.reading import read
-from unlearn.models import seq2seq
 from unlearn.store.entries import Store
 from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import digest
@@ -50,9 +48,8 @@ def greedy_from_drafts(
     differ.
     """
     base = next((m for m in ensemble.needed([alpha]) if not m.trained and m.constant), None)
-    alone = len(ensemble.members) == 1 and not isinstance(ensemble.members[0].model, Opaque)
-    encoders = any(seq2seq.is_one(m.model) for m in ensemble.members)
-    if base is None or alone or not prompts or encoders:
+    alone = len(ensemble.members) == 1 and not ensemble.members[0].kind.whole_answers
+    if base is None or alone or not prompts or ensemble.encodes:
         return greedy(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size)
     drafts = drafts_of(store, base, prompts, pad_id, eos_id, max_new_tokens, batch_size)
     frozen = [m for m in ensemble.needed([alpha]) if not m.trained]
@@ -93,9 +90,8 @@ def drafts_of(
 
     def build(folder: Path) -> None:
         limits = [max_new_tokens] * len(prompts)
-        if isinstance(base.model, Opaque):
-            found = base.model.say(prompts, max_new_tokens, ends)
-        else:
+        found = base.kind.say(prompts, max_new_tokens, ends)
+        if found is None:
             found = decode(alone, prompts, 0.0, pad_id, ends, limits, batch_size, likeliest(alone, 0.0))
         write_json(folder / FILE, found)
 

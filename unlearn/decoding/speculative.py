@@ -16,7 +16,6 @@ from unlearn.decoding.generation import Rows, draw, ends_of, greedy, instead, pa
 from unlearn.decoding.states import state_of
 from unlearn.decoding.ties import decide
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.models import seq2seq
 from unlearn.models.llama import device_of
 
 Propose = Callable[[Tensor, Sequence[int]], Tensor]  # the drafter's logits [B, V], which prompt each row is → [B]
@@ -158,7 +157,7 @@ def _decode(
 
 def _encoders(ensemble: Ensemble) -> bool:
     """Whether a member reads prompts by an encoder: then nothing can be drafted behind them."""
-    return any(seq2seq.is_one(m.model) for m in ensemble.members)
+    return ensemble.encodes
 
 
 def _append(

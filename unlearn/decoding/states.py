@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from unlearn.ensemble.opaque import Opaque
-from unlearn.ensemble.rows import spread_top
 from unlearn.models import seq2seq
-from unlearn.models.llama import device_of, head
+from unlearn.models.llama import device_of, has_encoder, head
 
 
 class State(Protocol):
@@ -46,7 +45,7 @@ def state_of(model: nn.Module, whole: bool = False) -> State:
     whatever the model's window."""
     if isinstance(model, Opaque):
         return Asked(model)
-    return Encoded(model) if seq2seq.is_one(model) else Cached(model, whole)
+    return Encoded(model) if has_encoder(model) else Cached(model, whole)
 
 
 class Cached:
@@ -132,7 +131,7 @@ class Asked:
     def _rows(self, ids: Tensor, mask: Tensor, positions: Tensor, count: int) -> Tensor:
         self.take(ids, mask, positions)
         texts = [text[seen].tolist() for text, seen in zip(self.ids, mask.bool().cpu(), strict=True)]
-        return spread_top(self.model.following(texts, count), self.model.width, device_of(self.model))
+        return self.model.following(texts, count).rows(self.model.width, device_of(self.model))
 
 
 def wider(values: Tensor, more: int, dim: int) -> Tensor:

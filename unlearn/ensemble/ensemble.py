@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from unlearn.config.schema import MemberConfig
 from unlearn.ensemble.combination import SUM, Rule
+from unlearn.ensemble.kinds import Kind, kind_of
 
 
 class PairError(ValueError):
@@ -31,6 +33,11 @@ class Member:
     slope: float
     trained: bool
 
+    @cached_property
+    def kind(self) -> Kind:
+        """What to ask of its model, whether that is a causal one, has an encoder, or is a black box."""
+        return kind_of(self.model)
+
     def weight(self, alpha: float) -> float:
         return self.constant + self.slope * alpha
 
@@ -44,6 +51,11 @@ class Ensemble:
     def trained(self) -> Member | None:
         """The member that learns; None where a method only combines what is there."""
         return next((m for m in self.members if m.trained), None)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether a member reads prompts by an encoder: then a text cannot be read as one, nor a prompt go on."""
+        return any(m.kind.encodes for m in self.members)
 
     def frozen(self, alpha: float) -> list[Member]:
         """Frozen members that count at this α."""
@@ -80,12 +92,13 @@ class Ensemble:
             return
         base = _sum((m.constant, rows[m.name]) for m in self.members if m.name in rows)
         change = _sum((m.slope, rows[m.name]) for m in self.members if m.name in rows)
-        room = None if base is None or change is None else torch.empty_like(base)  # fresh pages cost more than the sum
+        # fresh pages would cost more than the sum
+        buffer = None if base is None or change is None else torch.empty_like(base)
         for alpha in alphas:
             if base is None:
                 yield alpha, alpha * change
             else:
-                yield alpha, base if change is None or alpha == 0 else torch.add(base, change, alpha=alpha, out=room)
+                yield alpha, base if change is None or alpha == 0 else torch.add(base, change, alpha=alpha, out=buffer)
 
     def _counts(self, member: Member, alpha: float) -> bool:
         if self.rule is SUM:  # only a sum lets a constant and a slope cancel

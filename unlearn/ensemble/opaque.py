@@ -1,25 +1,27 @@
-"""Models whose weights are elsewhere: what stands in an ensemble for a black box.
+"""Ensemble members without local weights: black boxes behind an API.
 
-Such a model is an ``nn.Module`` without parameters, so it is frozen, evaluated and passed about as any other. What it
-cannot do is to be run. Where rows are made (``frozen.py``, ``scoring.py``) and where texts are continued
-(``states.py``, ``drafts.py``) it is asked instead; nothing else tells it from a local model.
+A black box is an ``nn.Module`` without parameters, so it is frozen, evaluated and passed about as any other model. It
+cannot be run: where rows are made and texts continued it is asked instead, by the interface that all members have.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from unlearn.data.encoding import Example
-from unlearn.ensemble.ensemble import Ensemble
-from unlearn.models.llama import NARROW
+from unlearn.config.schema import ConfigError
+from unlearn.data.encoding import Example, Examples
+from unlearn.ensemble.kinds import Kind
+from unlearn.ensemble.rows import FILE, IDS, RESIDUAL, spread
+from unlearn.ensemble.rows_size import Budget, Shape, gib
+from unlearn.models.llama import NARROW, device_of
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,21 @@ class Top:
     logp: np.ndarray  # [n, slots] fp32 log-probabilities
     residual: np.ndarray | None  # [n] fp32 log of the mass of all other tokens; None: there are none
 
+    def rows(self, width: int, device: torch.device) -> Tensor:
+        """Log-probabilities [n, V] of ``width`` tokens."""
+        if self.ids is None:
+            return torch.from_numpy(self.logp[:, :width]).to(device)
+        return spread(*(torch.from_numpy(values).to(device) for values in (self.ids, self.logp, self.residual)), width)
 
-class Opaque(nn.Module, ABC):
+
+class Opaque(nn.Module, Kind):
     """A frozen model that is asked, and whose answers are kept by who made it. Rows are those of ``width`` tokens.
 
     ``k`` likeliest tokens are known of each row, all if 0.
     """
 
     dtype = torch.float32  # what its numbers are exact to
+    as_given = whole_answers = True
 
     def __init__(self, width: int, k: int, place: torch.device):
         super().__init__()
@@ -63,28 +72,26 @@ class Opaque(nn.Module, ABC):
     def following(self, texts: Sequence[Sequence[int]], count: int = 1) -> Top:
         """Rows after each of the last ``count`` tokens of every text, [texts · count], text by text."""
 
-    @abstractmethod
-    def say(self, prompts: Sequence[Sequence[int]], most: int, ends: Collection[int]) -> list[list[int]]:
-        """Its own greedy answers, at most ``most`` tokens, up to and with the first of ``ends``."""
+    def rows(self, examples: Sequence[Example], pad_id: int) -> Tensor:
+        return torch.cat([rows.rows(self.width, device_of(self)) for rows in self.answers(examples)])
 
-    @abstractmethod
-    def spent(self) -> dict[str, int]:
-        """Requests and tokens that it took so far."""
+    def kept(self, name: str, rows: int, budget: Budget) -> tuple[str, int]:
+        kind = "topk" if self.k else "fp32"
+        size = gib(kind, rows, Shape(self.width, 0, 0), self.k)
+        if size > budget.most_gib:
+            raise ConfigError(
+                f"{rows:,} answer rows of the {name}, a black box, are {size:.3g} GiB as {kind}, over "
+                f"trainer.stored_rows_gib={budget.most_gib:g}, and it cannot be run again for each step: give "
+                f"trainer.stored_rows_gib={math.ceil(100 * size) / 100:g}"
+                + ("" if self.k else ", or pair.target.http.k=20, the likeliest tokens alone")
+            )
+        return kind, self.k
 
-    @abstractmethod
-    def note(self, what: str, said: int, before: Mapping[str, int]) -> None:
-        """For the manifest: so many tokens were said since it had ``spent`` as much as before."""
-
-    @abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """What a run's manifest says of it."""
-
-
-def noted(ensemble: Ensemble, alpha: float, say: Callable[[], list[list[int]]]) -> list[list[int]]:
-    """What ``say`` lets the ensemble say; a black box among its members notes what that took."""
-    asked = [(m.model, m.model.spent()) for m in ensemble.members if isinstance(m.model, Opaque)]
-    answers = say()
-    for model, before in asked:
-        what = "alone" if len(ensemble.members) == 1 else f"alpha {alpha:g}"
-        model.note(what, sum(map(len, answers)), before)
-    return answers
+    def parts(
+        self, name: str, kind: str, k: int, examples: Examples, pad_id: int, batch_size: int
+    ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+        """One question for each example, unless its answer is known."""
+        for start, rows in zip(examples.starts[:-1], self.answers(examples), strict=True):
+            found = {FILE: rows.logp, IDS: rows.ids, RESIDUAL: rows.residual}
+            here = slice(start, start + len(rows.logp))
+            yield here, {name: values for name, values in found.items() if values is not None}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import FrozenRows, LiveRows
-from unlearn.ensemble.rows import rows_now
 from unlearn.models.llama import answer_rows, device_of, vocabulary
 from unlearn.models.prompts import by_prompt
 
@@ -41,11 +39,6 @@ def read(
         batch = collate(chosen, pad_id, mask_pad).to(device)
         rows = {m.name: stored[m.name].take(indices, device) for m in needed if m.name in stored}
         for m in live:
-            found = answer_rows(m.model, batch) if mask_pad else rows_now(m.model, chosen, pad_id)
+            found = answer_rows(m.model, batch) if mask_pad else m.kind.rows(chosen, pad_id)
             rows[m.name] = found.to(device)
         yield indices, batch, rows
-
-
-def places(examples: Examples, indices: Sequence[int]) -> np.ndarray:
-    """Where the rows of a batch of these examples are when all examples are laid end to end, [N]."""
-    return np.concatenate([np.arange(examples.starts[i], examples.starts[i + 1]) for i in indices])

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unlearn.data.encoding import Example, Examples, collate
+from unlearn.data.encoding import Examples, collate
 from unlearn.ensemble.chunks import block
-from unlearn.ensemble.ensemble import Member
-from unlearn.ensemble.opaque import Opaque, Top
-from unlearn.models.llama import Head, answer_states, device_of, full_precision, head_of
+from unlearn.models.llama import Head, answer_states, full_precision, head_of
 from unlearn.models.prompts import shared_rows
 
+if TYPE_CHECKING:
+    from unlearn.ensemble.ensemble import Member
+
 CPU = torch.device("cpu")
+FILE = "rows.npy"
+IDS, RESIDUAL = "ids.npy", "rest.npy"  # beside it, of topk; the name by which stores have the residuals
+DTYPES = {"fp32": "float32", "fp16": "float16"}
 Reader = Callable[[slice], Tensor]  # which of the rows of some examples → these rows, [n, V]
 
 
@@ -42,16 +46,12 @@ class FrozenRows:
 
     def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
         """The same rows, of which only those asked for are read."""
-        where = self._where(indices)
+        where = self.examples.rows_of(indices)
         return lambda here: self._rows([array[where[here]] for array in self._arrays()], device)
 
     def describe(self) -> dict[str, Any]:
         """How they are kept, for a run's manifest."""
         return {"kind": {4: "fp32", 2: "fp16"}[self.array.itemsize], "gib": round(self.array.nbytes / 2**30, 4)}
-
-    def _where(self, indices: Sequence[int]) -> np.ndarray:
-        starts = self.examples.starts
-        return np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
         """What is kept, a line for each row."""
@@ -73,7 +73,7 @@ class HiddenRows(FrozenRows):
         self.head = head
 
     def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
-        where = self._where(indices)
+        where = self.examples.rows_of(indices)
         return in_blocks(lambda: self._states(self.array[where]), self.head, self.head.width, device)
 
     def describe(self) -> dict[str, Any]:
@@ -120,21 +120,6 @@ def spread(ids: Tensor, logp: Tensor, residual: Tensor, width: int) -> Tensor:
     again = (ids[:, :-1] == ids[:, -1:]).sum(1)  # only the last slot's token may stand in another, too
     others = residual - (width - ids.shape[1] + again).clamp(min=1).log()
     return others[:, None].repeat(1, width).scatter_(1, ids, logp)
-
-
-def spread_top(rows: Top, width: int, device: torch.device) -> Tensor:
-    """As ``spread``, of rows that a black box gave."""
-    if rows.ids is None:
-        return torch.from_numpy(rows.logp[:, :width]).to(device)
-    return spread(*(torch.from_numpy(values).to(device) for values in (rows.ids, rows.logp, rows.residual)), width)
-
-
-@torch.no_grad()
-def rows_now(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
-    """Answer rows [N, V] of a model that is run, or asked, for them; laid as ``collate`` lays them."""
-    if not isinstance(model, Opaque):
-        return shared_rows(model, examples, pad_id)
-    return torch.cat([spread_top(rows, model.width, device_of(model)) for rows in model.answers(examples)])
 
 
 def top(rows: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

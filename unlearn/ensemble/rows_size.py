@@ -1,4 +1,4 @@
-"""How much room stored answer rows take, by the way in which they are kept; told from numbers, before any model.
+"""The size of stored answer rows by the way in which they are kept; told from numbers, before any model.
 
 ``fp32`` logits and last ``hidden`` states are exact. ``fp16`` logits and the ``topk`` likeliest tokens are nearly so,
 and only for the target: the anchor must cancel the offset at step 0, where the smallest error is an error of P.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from unlearn.config.schema import ROUGH_ROWS, TrainerConfig
 
+EXACT = ("fp32", "hidden")
 FULL_GIB = 1.0  # `auto` keeps hidden states of sets whose fp32 logits are larger than this
 
 
@@ -25,7 +26,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Room:
+class Budget:
     """What the settings allow for the rows of one member over one set of examples."""
 
     kind: str = "auto"  # one of config.STORED_ROWS
@@ -82,14 +83,19 @@ def row_bytes(kind: str, shape: Shape, k: int = 0) -> int:
     return sizes[kind]
 
 
-def room(cfg: TrainerConfig, rough: bool) -> Room:
+def budget(cfg: TrainerConfig, rough: bool) -> Budget:
     """As trainer.stored_rows… say; ``rough``: for rows that may be rounded, which none but the target's may.
 
     Rows that are to be rounded are stored or refused: whether they fit must not change what is trained.
     """
     kind = "auto" if cfg.stored_rows in ROUGH_ROWS and not rough else cfg.stored_rows
     refuse = cfg.stored_rows_over == "refuse" or kind in ROUGH_ROWS
-    return Room(kind, cfg.stored_rows_k, cfg.stored_rows_gib, rough, refuse)
+    return Budget(kind, cfg.stored_rows_k, cfg.stored_rows_gib, rough, refuse)
+
+
+def kinds_for(rough: bool) -> tuple[str, ...]:
+    """How rows may be kept; ``rough``: of a member whose rows may be rounded."""
+    return (*EXACT, *ROUGH_ROWS) if rough else EXACT
 
 
 def may_refuse(cfg: TrainerConfig) -> bool:

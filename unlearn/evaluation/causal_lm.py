@@ -9,7 +9,6 @@ from torch import Tensor
 
 from unlearn.config.schema import ConfigError
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.models import seq2seq
 from unlearn.models.llama import head
 
 
@@ -20,7 +19,7 @@ class EnsembleLM:
     """
 
     def __init__(self, ensemble: Ensemble, alpha: float):
-        if any(seq2seq.is_one(m.model) for m in ensemble.members):
+        if ensemble.encodes:
             raise ConfigError("lm-eval reads whole texts, and a member of this ensemble has an encoder (T5): it cannot")
         self.ensemble, self.alpha = ensemble, alpha
         self.members = ensemble.needed([alpha])

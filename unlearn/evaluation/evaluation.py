@@ -18,7 +18,7 @@ from unlearn.decoding.drafts import greedy_from_drafts
 from unlearn.decoding.generation import greedy
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import FrozenRows, LiveRows, rows_of
-from unlearn.ensemble.opaque import noted
+from unlearn.ensemble.kinds import noted
 from unlearn.evaluation import measures
 from unlearn.evaluation.groups import group
 from unlearn.evaluation.groups.context import Context, Measured

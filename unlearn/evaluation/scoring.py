@@ -15,7 +15,7 @@ from unlearn.data.encoding import Examples
 from unlearn.ensemble.chunks import pieces
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import FrozenRows, LiveRows
-from unlearn.ensemble.reading import places, read
+from unlearn.ensemble.reading import read
 from unlearn.evaluation.metrics.moments import log_prob_moments
 from unlearn.models.llama import vocabulary
 
@@ -88,7 +88,7 @@ def score(
     asked = np.full(len(examples), argmax_of is None)
     asked[list(argmax_of or ())] = True
     for indices, batch, rows in read(ensemble, examples, alphas, stored, pad_id, batch_size, mask_pad):
-        where = places(examples, indices)
+        where = examples.rows_of(indices)
         kept = torch.from_numpy(asked[indices]).to(batch.owner.device)[batch.owner]
         width, device = vocabulary(ensemble.members[0].model), batch.labels.device
         for here in pieces(slice(0, len(where)), width, device):  # what every α reads again stays in the cache

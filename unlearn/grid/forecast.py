@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from unlearn.config.derived import is_trained, terms_of, training_alpha
 from unlearn.config.schema import Config
-from unlearn.ensemble.frozen import kinds_for
-from unlearn.ensemble.rows_size import Shape, may_refuse, room
+from unlearn.ensemble.rows_size import Shape, budget, kinds_for, may_refuse
 from unlearn.learning.binding import bind
 from unlearn.models import hub, tokenizers
 from unlearn.runs.training import read_sets
@@ -28,7 +27,7 @@ def too_large(cfg: Config) -> list[str]:
         for member, role, rough in _read(cfg):
             if sources.is_remote(cfg.pair, role):
                 continue  # its rows are kept as it gives them, or refused
-            allowed, shape, rows = room(cfg.trainer, rough), _shape(bench, role), examples.starts[-1]
+            allowed, shape, rows = budget(cfg.trainer, rough), _shape(bench, role), examples.starts[-1]
             if allowed.refuse and not allowed.fits(rows, shape):
                 found.append(allowed.refusal(rows, f"{member} ({name})", shape, kinds_for(rough)))
     return found

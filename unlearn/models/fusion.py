@@ -21,6 +21,7 @@ from unlearn.config.pair import ADAPTER_PREFIX
 from unlearn.data.encoding import Example, by_length, collate
 from unlearn.models import seq2seq
 from unlearn.models.layers import DOWN, UP, LayerError, UnlearningLayer
+from unlearn.models.llama import has_encoder
 
 Weights = Mapping[str, Tensor]
 
@@ -89,14 +90,13 @@ def _adder(found: dict[str, Tensor], name: str, masks: Mapping[str, Tensor], pla
 def _inputs(model: nn.Module, chosen: Sequence[Example], pad_id: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What a forward pass takes, and which of its tokens count, by the beginning of a module's name."""
     batch = collate(chosen, pad_id).to(next(model.parameters()).device)
-    if not seq2seq.is_one(model):
+    if not has_encoder(model):
         return {"input_ids": batch.ids, "attention_mask": batch.mask}, {"": batch.mask.bool()}
-    asked, seen = seq2seq.prompts(model, batch)
-    said, place = seq2seq.answers(model, batch)
-    there = torch.zeros_like(said, dtype=torch.bool)
-    there[place] = True
-    inputs = {"input_ids": asked, "attention_mask": seen, "decoder_input_ids": said}
-    return inputs, {"encoder.": seen.bool(), "decoder.": there}
+    (ids, mask), (answers, where) = seq2seq.prompts(model, batch), seq2seq.answers(model, batch)
+    there = torch.zeros_like(answers, dtype=torch.bool).flatten()
+    there[where] = True
+    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": answers}
+    return inputs, {"encoder.": mask.bool(), "decoder.": there.view(answers.shape)}
 
 
 # --- fusion ---------------------------------------------------------------------------------------------------------

@@ -11,14 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    BitsAndBytesConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from unlearn.config.pair import SourceConfig, TargetConfig
 from unlearn.config.schema import ConfigError
@@ -133,8 +126,7 @@ def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module
     place = str(run_device) if cfg.device is None else cfg.device
     if cfg.quantisation == "none" and place != "auto":
         return llama.load(folder, place, dtype)
-    kind = AutoModelForSeq2SeqLM if has_encoder(folder) else AutoModelForCausalLM
-    model = kind.from_pretrained(
+    model = llama.class_of(folder).from_pretrained(
         folder,
         dtype=dtype,
         device_map=place if place == "auto" else {"": place},
@@ -174,14 +166,13 @@ def check_head(model: nn.Module, name: str) -> nn.Module:
     """The model, unless its logits are something else than its output head on its last hidden states (scaled, capped
     …): members' rows are computed so."""
     ids = torch.arange(1, 5, device=next(model.parameters()).device)[None]
-    if seq2seq.is_one(model):
-        cache = seq2seq.Cache(model, ids, torch.ones_like(ids))
-        logits = model(encoder_outputs=(cache.memory,), attention_mask=cache.seen, decoder_input_ids=ids).logits
-        cache.begun = True  # the same ids as the model itself read
-        own = model.get_output_embeddings()(cache.read(ids))
+    if llama.has_encoder(model):
+        logits = model(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
+        read = seq2seq.read(model, ids, torch.ones_like(ids), ids)
     else:
         logits = model(input_ids=ids, use_cache=False).logits
-        own = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        read = model.base_model(input_ids=ids, use_cache=False)
+    own = model.get_output_embeddings()(read.last_hidden_state)
     gap = (logits.float() - own.float().to(logits.device)).abs().max().item()
     if gap > 0.01 * logits.abs().max().item():
         raise ConfigError(

@@ -47,9 +47,18 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
 
     Only what never learns may be given another ``dtype``.
     """
-    both = AutoConfig.from_pretrained(str(folder), **NO_CODE).is_encoder_decoder
-    kind = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
-    return kind.from_pretrained(str(folder), dtype=dtype, **SAFE).to(device).eval()
+    return class_of(folder).from_pretrained(str(folder), dtype=dtype, **SAFE).to(device).eval()
+
+
+def class_of(folder: str | Path) -> type[AutoModelForCausalLM] | type[AutoModelForSeq2SeqLM]:
+    """What loads the model of a folder."""
+    encodes = AutoConfig.from_pretrained(str(folder), **NO_CODE).is_encoder_decoder
+    return AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
+
+
+def has_encoder(model: nn.Module) -> bool:
+    """Whether a model has an encoder beside its decoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -71,11 +80,23 @@ def answer_rows(model: nn.Module, batch: Batch) -> Tensor:
 
 def answer_states(model: nn.Module, batch: Batch) -> Tensor:
     """Last hidden states of the batch's answer rows, [N, D]: what the head makes logits of. They stay on its device."""
-    here = batch.to(device_of(model))
-    if seq2seq.is_one(model):
-        return seq2seq.states(model, here)
-    hidden = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False).last_hidden_state
-    return _at(hidden, here)
+    return _read(model, batch)[0]
+
+
+def _read(model: nn.Module, batch: Batch, layer: int | None = None) -> list[Tensor]:
+    """Last hidden states of the batch's answer rows and, where a layer is named, those after it: [N, D] each.
+
+    A model that is spread over devices may end on another one than it began.
+    """
+    here, options = batch.to(device_of(model)), {} if layer is None else {"output_hidden_states": True}
+    if has_encoder(model):
+        (ids, mask), (answers, where) = seq2seq.prompts(model, here), seq2seq.answers(model, here)
+        out = seq2seq.read(model, ids, mask, answers, **options)
+    else:
+        where = here.where
+        out = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False, **options)
+    found = [out.last_hidden_state] if layer is None else [out.last_hidden_state, out.hidden_states[layer + 1]]
+    return [states.flatten(0, 1)[where.to(states.device)] for states in found]
 
 
 @dataclass(frozen=True)
@@ -109,29 +130,23 @@ def full_precision(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _at(hidden: Tensor, batch: Batch) -> Tensor:
-    """Hidden states of the answer rows, [N, D]. A model that is spread over devices may end on another one."""
-    return hidden.flatten(0, 1)[batch.where.to(hidden.device)]
-
-
 def states_and_hidden(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
     """Last hidden states as above, and those after block ``layer`` (0, 1 …, but not the last), both [N, D].
 
     The last block's states are only seen after the final norm, and steering them would steer the logits themselves.
     """
-    both = seq2seq.is_one(model)
-    last = (seq2seq.blocks(model) if both else model.config.num_hidden_layers) - 1
+    last = blocks(model) - 1
     if not 0 <= layer < last:
         raise ValueError(
             f"algo.numbers.layer={layer}: this model's layers are 0 to {last}, and the last cannot be taken"
         )
-    here = batch.to(device_of(model))
-    if both:
-        states, hidden = seq2seq.states_and_hidden(model, here, layer)
-        return states, full_precision(hidden).to(batch.ids.device)
-    out = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False, output_hidden_states=True)
-    hidden = full_precision(_at(out.hidden_states[layer + 1], here))
-    return _at(out.last_hidden_state, here), hidden.to(batch.ids.device)
+    states, hidden = _read(model, batch, layer)
+    return states, full_precision(hidden).to(batch.ids.device)
+
+
+def blocks(model: nn.Module) -> int:
+    """Number of the transformer blocks that answers go through: of an encoder–decoder its decoder's."""
+    return getattr(model.config, "num_decoder_layers", None) or model.config.num_hidden_layers
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from unlearn.data.encoding import Example, by_length, collate
-from unlearn.models import seq2seq
-from unlearn.models.llama import answer_states, head
+from unlearn.models.llama import answer_states, has_encoder, head
 
 SAVED = 1 / 3  # share of the positions that must be saved: below it a second pass and copies of the cache cost as much
 SHORT = 16  # tokens of a prompt, on average: below it likewise (experiments/speed/scoring.py)
@@ -65,7 +64,7 @@ def shared_rows(model: nn.Module, examples: Sequence[Example], pad_id: int) -> T
 @torch.no_grad()
 def shared_states(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
     """Last hidden states of these rows, [N, D]: what the head makes logits of. They stay on its device."""
-    if not pays(examples) or seq2seq.is_one(model):
+    if not pays(examples) or has_encoder(model):
         return answer_states(model, collate(examples, pad_id))
     return _continued(model, examples, pad_id)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
+from transformers.utils import ModelOutput
 
 from unlearn.config.pair import ModelConfig
 from unlearn.data.encoding import Batch
@@ -37,38 +38,16 @@ def fresh(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int
         )
 
 
-def is_one(model: nn.Module) -> bool:
-    """Whether a model has an encoder beside its decoder."""
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-
-
-def states(model: nn.Module, batch: Batch) -> Tensor:
-    """Last hidden states of the answer rows, [N, D], as the output head takes them."""
-    return _decoded(model, batch)[0]
-
-
-def states_and_hidden(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
-    """These, and the decoder's after its block ``layer``, both [N, D]."""
-    last, hidden = _decoded(model, batch, output_hidden_states=True)
-    return last, hidden[layer + 1]
-
-
-def blocks(model: nn.Module) -> int:
-    """Number of the decoder's blocks."""
-    return getattr(model.config, "num_decoder_layers", None) or model.config.num_hidden_layers
-
-
-def _decoded(model: nn.Module, batch: Batch, **options: bool) -> tuple[Tensor, list[Tensor]]:
-    """The answer rows' last states, and those after each block where ``options`` ask for them."""
-    asked, seen = prompts(model, batch)
-    said, place = answers(model, batch)
-    memory = model.get_encoder()(input_ids=asked, attention_mask=seen).last_hidden_state
+def read(model: nn.Module, ids: Tensor, mask: Tensor, answers: Tensor, **options: bool) -> ModelOutput:
+    """What the decoder gives for ``answers`` [B, T] after the encoder has read ids and mask [B, S]; its last hidden
+    states as the output head takes them."""
+    memory = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
     # Padding comes after the answers, and the decoder looks back alone: it needs no mask.
     out = model.get_decoder()(
-        input_ids=said, encoder_hidden_states=memory, encoder_attention_mask=seen, use_cache=False, **options
+        input_ids=answers, encoder_hidden_states=memory, encoder_attention_mask=mask, use_cache=False, **options
     )
-    hidden = [state[place] for state in out.hidden_states or ()]
-    return _scaled(model, out.last_hidden_state[place]), hidden
+    out.last_hidden_state = _scaled(model, out.last_hidden_state)
+    return out
 
 
 def prompts(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -83,13 +62,14 @@ def prompts(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     return ids, seen
 
 
-def answers(model: nn.Module, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What the decoder reads, [B, T]: the start token, then each answer but its last token; and where its rows are."""
+def answers(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What the decoder reads, [B, T]: the start token, then each answer but its last token; and where
+    its rows are, flat positions b · T + t [N]."""
     counts = torch.bincount(batch.owner)
     place = torch.arange(len(batch.owner), device=batch.owner.device) - (counts.cumsum(0) - counts)[batch.owner]
-    said = batch.labels.new_full((len(counts), int(counts.max()) + 1), _start(model))
-    said[batch.owner, place + 1] = batch.labels
-    return said[:, :-1], (batch.owner, place)
+    ids = batch.labels.new_full((len(counts), int(counts.max()) + 1), _start(model))
+    ids[batch.owner, place + 1] = batch.labels
+    return ids[:, :-1], batch.owner * (ids.shape[1] - 1) + place
 
 
 def _eos(model: nn.Module) -> int:

@@ -22,7 +22,7 @@ from unlearn.data.sampling import Sampler, held_out
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.ensemble.frozen import rows_of
 from unlearn.ensemble.rows import FrozenRows, LiveRows
-from unlearn.ensemble.rows_size import room
+from unlearn.ensemble.rows_size import budget
 from unlearn.learning.binding import PAIRED, REFUSALS, TEXTS, BoundTerm, bind
 from unlearn.learning.loop import Diverged, Loop, Optimisation, accelerator
 from unlearn.learning.objective import Dual, Group, Objective, Teacher
@@ -255,7 +255,7 @@ def _rows(
     pad, found = bench.encoder.tokenizer.pad_token_id, {}
     for m in members if examples else ():  # a short run of alternating epochs may never reach one of its sets
         rough = not m.slope and m.fingerprint == bench.fingerprint("target")
-        found[m.name] = rows_of(bench.store, m, examples, pad, room(cfg.trainer, rough))
+        found[m.name] = rows_of(bench.store, m, examples, pad, budget(cfg.trainer, rough))
     return found
 
 

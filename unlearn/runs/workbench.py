@@ -22,6 +22,7 @@ from unlearn.data.readers import read
 from unlearn.data.rows import DataSet
 from unlearn.ensemble.combination import SUM, Rule
 from unlearn.ensemble.ensemble import Ensemble, Member, build
+from unlearn.ensemble.kinds import kind_of
 from unlearn.learning.loop import device
 from unlearn.models import hub, llama, tokenizers, weights
 from unlearn.runs.building import Ground, trained
@@ -70,15 +71,13 @@ class Workbench(Ground):
         return self._prints[role]
 
     def begin(self) -> None:
-        """Count what is asked of a target behind a server from here: the jobs of a grid share their world."""
-        target = self._models.get("target")
-        if isinstance(target, RemoteModel):
-            target.begin()
+        """Count what is asked of models from here: the jobs of a grid share their world."""
+        for model in self._models.values():
+            kind_of(model).begin()
 
     def asked(self) -> dict[str, Any]:
-        """What a manifest says of such a target; nothing of another."""
-        target = self._models.get("target")
-        return {"black_box": target.facts()} if isinstance(target, RemoteModel) else {}
+        """What a manifest says of the models beside what identifies them: of a black box, what it was asked."""
+        return {name: fact for model in self._models.values() for name, fact in kind_of(model).facts().items()}
 
     def folder(self, name: str) -> Path:
         """Where the weights of a model lie: in the store, in the hub's cache, or in a folder of the user."""

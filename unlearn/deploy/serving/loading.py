@@ -14,7 +14,7 @@ from unlearn.deploy.serving.settings import Settings, alphas
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.grid import rerun
 from unlearn.learning.loop import device
-from unlearn.models import llama, seq2seq
+from unlearn.models import llama
 from unlearn.models.tuning import merged
 from unlearn.runs.learner import initialise, members
 from unlearn.runs.workbench import workbench
@@ -42,7 +42,7 @@ def load(settings: Settings, overrides: Sequence[str] = ()) -> Loaded:
     if settings.target is not None and not exports[0]:
         raise ConfigError(f"target={settings.target!r}: is for exports; a run knows its own")
     found = _exports(folders, settings, overrides) if exports[0] else _runs(folders, settings, overrides)
-    if any(seq2seq.is_one(m.model) for part, _ in found for m in part.ensemble.members):
+    if any(part.ensemble.encodes for part, _ in found):
         raise ConfigError(f"run={settings.run!r}: its models have an encoder, and what is served continues one text")
     for part, encoder in found[1:]:
         _same_tokens(part.name, encoder, found[0][1])

@@ -15,11 +15,10 @@ from unlearn.evaluation.groups.behaviour import answers
 from unlearn.evaluation.groups.context import Context, Found, aggregate
 from unlearn.evaluation.metrics.rouge import recall
 from unlearn.evaluation.suite import Split
-from unlearn.models import seq2seq
 
 
 def measure(ctx: Context) -> Found:
-    if any(seq2seq.is_one(m.model) for m in ctx.ensemble.members):
+    if ctx.ensemble.encodes:
         raise ValueError("eval.groups: prefix gives beginnings of answers in the prompt, which an encoder (T5) reads")
     split = ctx.suite.split("forget")
     found: dict[str, np.ndarray] = {}

@@ -22,7 +22,6 @@ from unlearn.evaluation.groups.context import Context, Found, aggregate
 from unlearn.evaluation.metrics.rouge_n import rouge_n_f1
 from unlearn.evaluation.scoring import Scores, score
 from unlearn.evaluation.suite import Split
-from unlearn.models import seq2seq
 
 SPLITS = ("test", "retain", "forget")
 TEXTS = ("forget", "retain")
@@ -64,8 +63,7 @@ def chosen(split: Split, scores: Scores) -> np.ndarray:
 def name_losses(ctx: Context, split: Split) -> np.ndarray | None:
     """Mean loss over the tokens of names in each row that has some, nats; None where none has."""
     suite = ctx.suite
-    masks = seq2seq.is_one(ctx.ensemble.members[0].model)
-    examples, tokens = spans.of_names(suite.encoder, split.rows, masks)
+    examples, tokens = spans.of_names(suite.encoder, split.rows, masks=ctx.ensemble.members[0].kind.encodes)
     if not examples:
         return None
     pad = suite.encoder.tokenizer.pad_token_id

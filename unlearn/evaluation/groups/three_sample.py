@@ -15,7 +15,7 @@ import pandas as pd
 
 from unlearn.data.encoding import Examples
 from unlearn.ensemble.frozen import rows_of
-from unlearn.ensemble.reading import places, read
+from unlearn.ensemble.reading import read
 from unlearn.evaluation.groups.context import Context, Found, MissingRetrained, aggregate
 from unlearn.evaluation.metrics.divergence import jensen_shannon
 from unlearn.evaluation.metrics.three_sample import three_sample
@@ -62,7 +62,7 @@ def _distances(ctx: Context, split) -> tuple[dict[str, np.ndarray], np.ndarray]:
             name: ensemble.logits(rows, alpha)
             for (name, (ensemble, alpha)), (_, _, rows) in zip(models.items(), batches, strict=True)
         }
-        where = places(examples, batches[0][0])
+        where = examples.rows_of(batches[0][0])
         for name in NAMES:
             found[name][where] = jensen_shannon(logits["own"], logits[name]).cpu().double().numpy()
     return found, np.repeat(np.arange(len(examples)), np.diff(examples.starts))

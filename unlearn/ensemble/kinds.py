@@ -1,0 +1,192 @@
+"""The three kinds of member behind one interface: a causal model, a model with an encoder, and a black box.
+
+Who makes rows, decodes or evaluates asks ``member.kind`` and does not ask what the member is. Which kind a model is of
+is decided in one place, ``kind_of``. How a member learns (all weights, low-rank updates, unlearning layers) is no kind:
+``models/tuning.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unlearn.config.schema import ConfigError
+from unlearn.data.encoding import Example, Examples, most_rows
+from unlearn.ensemble.chunks import block
+from unlearn.ensemble.rows import DTYPES, FILE, IDS, RESIDUAL, top
+from unlearn.ensemble.rows_size import Budget, Shape, gib, kinds_for
+from unlearn.models.llama import device_of, has_encoder, head, vocabulary
+from unlearn.models.prompts import by_prompt, shared_rows, shared_states
+
+if TYPE_CHECKING:
+    from unlearn.ensemble.ensemble import Ensemble
+
+log = logging.getLogger(__name__)
+ANNOUNCED_GIB = 0.1
+
+
+class NotFinite(RuntimeError):
+    """NaN or infinity in rows that are to be stored; losses and metrics computed from them would be silently wrong."""
+
+
+class Kind:
+    """What is asked of a member's model, with the answers of a model that is neither encoder–decoder nor black box."""
+
+    encodes = False  # an encoder reads the prompts: they are read once and whole, and no text can be read as one
+    as_given = False  # rows are what a server gave: stored as they are, never computed again
+    whole_answers = False  # it gives a whole greedy answer for the price of one question
+
+    def rows(self, examples: Sequence[Example], pad_id: int) -> Tensor:
+        """Answer rows [N, V] made now, on the model's device, laid as ``collate`` lays them."""
+        raise NotImplementedError
+
+    def kept(self, name: str, rows: int, budget: Budget) -> tuple[str, int] | None:
+        """How so many rows of the member ``name`` are stored: kind and k of topk. None: computed when needed.
+
+        ``ConfigError`` where there are too many.
+        """
+        raise NotImplementedError
+
+    def parts(
+        self, name: str, kind: str, k: int, examples: Examples, pad_id: int, batch_size: int
+    ) -> Iterator[tuple[np.ndarray | slice, dict[str, np.ndarray]]]:
+        """All rows of the examples to be stored, part by part: which they are, and by file what is written of them.
+
+        Row t of example i is row ``starts[i] + t``.
+        """
+        raise NotImplementedError
+
+    def say(self, prompts: Sequence[Sequence[int]], most: int, ends: Collection[int]) -> list[list[int]] | None:
+        """Its own greedy answers, at most ``most`` tokens, up to and with the first of ``ends``; None where it gives no
+        whole answers."""
+        return None
+
+    def begin(self) -> None:
+        """Count from here what it is asked."""
+
+    def spent(self) -> dict[str, int]:
+        """Requests and tokens that it took so far."""
+        return {}
+
+    def note(self, what: str, said: int, before: Mapping[str, int]) -> None:
+        """For the manifest: so many tokens were said since it had ``spent`` as much as before."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's manifest says of it."""
+        return {}
+
+
+class Local(Kind):
+    """A causal language model whose weights are here."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    @property
+    def shape(self) -> Shape:
+        weight = self.model.get_output_embeddings().weight
+        return Shape(vocabulary(self.model), weight.shape[1], self.model.dtype.itemsize)
+
+    def rows(self, examples: Sequence[Example], pad_id: int) -> Tensor:
+        return shared_rows(self.model, examples, pad_id)
+
+    def kept(self, name: str, rows: int, budget: Budget) -> tuple[str, int] | None:
+        if budget.fits(rows, self.shape):
+            return budget.settled(rows, self.shape), budget.k
+        if budget.refuse:
+            raise ConfigError(budget.refusal(rows, name, self.shape, kinds_for(budget.rough)))
+        log.info("%s: computed when needed", budget.over(rows, name, self.shape))
+        return None
+
+    def parts(
+        self, name: str, kind: str, k: int, examples: Examples, pad_id: int, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """One pass over the examples. Raises ``NotFinite``."""
+        size = gib(kind, examples.starts[-1], self.shape, k)
+        level = logging.INFO if size >= ANNOUNCED_GIB else logging.DEBUG  # small fills take a second
+        log.log(level, "storing %d answer rows of the %s as %s: %.1f GiB", examples.starts[-1], name, kind, size)
+        labels = torch.tensor([token for e in examples for token in e.answer])
+        for where, states in self.states(examples, pad_id, batch_size):
+            at_once = len(states) if kind == "hidden" else block(vocabulary(self.model), states.device)
+            for part in (slice(i, i + at_once) for i in range(0, len(states), at_once)):
+                found = self._written(kind, k, states[part], labels[where[part]])
+                _check_finite(states[part], found[FILE], where[part], kind, name, examples)
+                yield where[part], found
+
+    def states(self, examples: Examples, pad_id: int, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Batch by batch: which rows, and their last hidden states [n, D]."""
+        for indices in by_prompt(examples, batch_size, most_rows(self.shape.hidden, device_of(self.model))):
+            yield examples.rows_of(indices), shared_states(self.model, [examples[i] for i in indices], pad_id)
+
+    @torch.no_grad()
+    def _written(self, kind: str, k: int, states: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+        """By file, what is written of these rows."""
+        if kind == "hidden":
+            states = states.cpu()
+            return {FILE: (states.view(torch.int16) if states.dtype == torch.bfloat16 else states).numpy()}
+        rows = head(self.model, states)
+        if kind == "topk":
+            ids, logp, residual = top(rows, labels.to(rows.device), k)
+            return {FILE: logp.cpu().numpy(), IDS: ids.int().cpu().numpy(), RESIDUAL: residual.cpu().numpy()}
+        with np.errstate(over="ignore"):  # `_check_finite` says so, with the examples
+            return {FILE: rows.cpu().numpy().astype(DTYPES[kind])}
+
+
+class WithEncoder(Local):
+    """An encoder–decoder whose weights are here: the prompt goes to the encoder, the answer to the decoder."""
+
+    encodes = True
+
+
+def kind_of(model: nn.Module) -> Kind:
+    """The interface of a model; a black box has it itself."""
+    if isinstance(model, Kind):
+        return model
+    return WithEncoder(model) if has_encoder(model) else Local(model)
+
+
+def noted(ensemble: Ensemble, alpha: float, say: Callable[[], list[list[int]]]) -> list[list[int]]:
+    """What ``say`` lets the ensemble say; a black box among its members notes what that took."""
+    before = [(m.kind, m.kind.spent()) for m in ensemble.members]
+    answers = say()
+    for kind, spent in before:
+        what = "alone" if len(ensemble.members) == 1 else f"alpha {alpha:g}"
+        kind.note(what, sum(map(len, answers)), spent)
+    return answers
+
+
+def write_rows(folder: Path, count: int, parts: Iterator[tuple[np.ndarray | slice, dict[str, np.ndarray]]]) -> None:
+    """Write ``count`` rows that come in parts: one memory-mapped file for each name."""
+    files: dict[str, np.memmap] = {}
+    for where, arrays in parts:
+        for name, values in arrays.items():
+            if name not in files:
+                shape = (count, *values.shape[1:])
+                files[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=values.dtype, shape=shape)
+            files[name][where] = values
+    for file in files.values():
+        file.flush()
+
+
+def _check_finite(
+    states: Tensor, kept: np.ndarray, where: np.ndarray, kind: str, name: str, examples: Examples
+) -> None:
+    """Raise ``NotFinite`` where a row of what is about to be stored is no number; of fp16 also what is too large."""
+    fine = states.isfinite().all(-1).cpu().numpy()
+    if kind != "hidden":  # which is the states; and bf16 ones come as integers
+        fine &= np.isfinite(kept).all(-1)
+    if fine.all():
+        return
+    wrong = np.unique(np.searchsorted(examples.starts, where[~fine], side="right") - 1)
+    ids = [examples[i].id for i in wrong[:3]]
+    raise NotFinite(
+        f"{name}: its rows as {kind} hold NaN or infinity for {len(wrong)} examples of a batch: {', '.join(ids)}"
+        f"{' …' if len(wrong) > 3 else ''}; nothing is stored. Its weights are damaged, or the numbers too large for "
+        "the type it is held in (pair.target.dtype, trainer.stored_rows)"
+    )

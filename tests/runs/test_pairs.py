@@ -254,7 +254,7 @@ def test_pair_scratch_trains_tokenizer_and_models_of_the_sizes_given(config):
     cfg = config("pair=scratch", "pair.tokenizer.vocab_size=300", "pair.tokenizer.kind=bpe")
     there = workbench(cfg)
     assert len(there.encoder.tokenizer) == 300 == llama.vocabulary(there.model("target"))
-    assert there.width is None and there.model("small").config.hidden_size == 8
+    assert there.width == llama.vocabulary(there.model("small")) and there.model("small").config.hidden_size == 8
 
 
 def test_models_from_scratch_may_take_a_pretrained_tokenizer(config, made):

@@ -8,7 +8,7 @@ from unlearn.config.derived import is_trained, terms_of, training_alpha
 from unlearn.config.schema import Config
 from unlearn.ensemble.rows_size import Shape, budget, kinds_for, may_refuse
 from unlearn.learning.binding import bind
-from unlearn.models import hub, tokenizers
+from unlearn.models import hub
 from unlearn.runs.training import read_sets
 from unlearn.runs.workbench import Workbench, workbench
 from unlearn.store import sources
@@ -48,9 +48,8 @@ def _read(cfg: Config) -> Iterator[tuple[str, str, bool]]:
 def _shape(bench: Workbench, role: str) -> Shape:
     pair = bench.cfg.pair
     own = sources.own_source(pair, role) or sources.size_of(pair, role)
-    width = tokenizers.size(bench.encoder.tokenizer) if bench.width is None else bench.width
     if own.source is None:
-        return Shape(width, own.hidden_size, 4)
+        return Shape(bench.width, own.hidden_size, 4)
     folder = hub.locate(f"pair.{role}.source", own, weights=False)
     hidden = hub.config(folder).get_text_config().hidden_size
-    return Shape(width, hidden, 4 if role.startswith("small") else hub.precision(folder, pair.target).itemsize)
+    return Shape(bench.width, hidden, 4 if role.startswith("small") else hub.precision(folder, pair.target).itemsize)

@@ -11,36 +11,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from unlearn.config.pair import ModelConfig, StageConfig
-from unlearn.config.schema import Config, ConfigError
+from unlearn.config.schema import ConfigError
 from unlearn.data import spans
-from unlearn.data.encoding import Encoder, Examples, collate, examples_of
-from unlearn.data.rows import DataSet, Row
+from unlearn.data.encoding import Examples, collate, examples_of
+from unlearn.data.rows import Row
 from unlearn.data.sampling import epoch_batches
 from unlearn.learning.answers import Answers
 from unlearn.learning.loop import Diverged, Loop, MicroBatch, Optimisation
 from unlearn.models import hub, llama, seq2seq, tokenizers
 from unlearn.store import sources
-from unlearn.store.entries import Store
+
+if TYPE_CHECKING:
+    from unlearn.runs.workbench import Workbench
 
 log = logging.getLogger(__name__)
 SHAPE = ("hidden_size", "layers", "heads", "intermediate_size", "initializer_range", "max_length")  # from scratch
-
-
-@dataclass
-class Ground:
-    """What models are made from."""
-
-    cfg: Config
-    store: Store
-    data: DataSet
-    encoder: Encoder
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,7 @@ class _Start:
     key: str  # in the recipe of the stage
 
 
-def trained(bench: Ground, role: str) -> Path:
+def trained(bench: Workbench, role: str) -> Path:
     """A model that knows the general facts and, by its role, nothing else, all, or all but the forget set."""
     pair, data, size = bench.cfg.pair, bench.data, sources.size_of(bench.cfg.pair, role)
     known: Mapping[str, Sequence[Row]] = {
@@ -75,7 +67,7 @@ def trained(bench: Ground, role: str) -> Path:
 
 
 def _stage(
-    bench: Ground,
+    bench: Workbench,
     size: ModelConfig,
     stage: StageConfig,
     rows: Sequence[Row],
@@ -91,63 +83,52 @@ def _stage(
         )
     training = _training(bench, size, start, rows)
     vocabulary = tokenizers.size(encoder.tokenizer)
-    shape = {k: getattr(size, k) for k in SHAPE}
     recipe: dict[str, Any] = {
         "stage": asdict(stage), "batch_size": pair.batch_size, "warmup": pair.warmup,
         "examples": training.fingerprint, "seed": seed, "parent": start and start.key,
     }  # fmt: skip
     if size.source is None:
-        recipe |= {"shape": shape, "vocabulary": vocabulary}
+        recipe |= {"shape": {k: getattr(size, k) for k in SHAPE}, "vocabulary": vocabulary}
         recipe |= {} if size.architecture == "llama" else {"architecture": size.architecture}
 
     def build(folder: Path) -> None:
         if start is None:
-            special = encoder.tokenizer.pad_token_id, encoder.tokenizer.eos_token_id
             fresh = seq2seq.fresh if size.architecture == "t5" else llama.fresh
-            model = fresh(size, vocabulary, *special, seed)
+            model = fresh(size, vocabulary, encoder.tokenizer.pad_token_id, encoder.tokenizer.eos_token_id, seed)
         else:
             model = llama.load(start.folder)
-        log.info(
-            "training the %s: %s parameters, %d examples × %d epochs",
-            label,
-            f"{llama.parameters(model):,}",
-            len(training),
-            stage.epochs,
-        )
+        count = f"{llama.parameters(model):,}"
+        log.info("training the %s: %s parameters, %d examples × %d epochs", label, count, len(training), stage.epochs)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)  # pretrained models may have dropout; the run's seed must not reach their training
-            trained = _fit(model, training, stage, bench, seed, label)
-        trained.save_pretrained(folder)
+            model = _fit(model, training, stage, bench, seed, label)
+        model.save_pretrained(folder)
         encoder.tokenizer.save_pretrained(folder)
 
     folder = bench.store.get("model", recipe, build)
     return _Start(folder, folder.name)
 
 
-def _training(bench: Ground, size: ModelConfig, start: _Start | None, rows: Sequence[Row]) -> Examples:
+def _training(bench: Workbench, size: ModelConfig, start: _Start | None, rows: Sequence[Row]) -> Examples:
     """What a stage teaches: each row's answer and, where ``texts`` asks for it, its question as a text."""
     found = examples_of(bench.encoder, rows)
     if not size.texts:
         return found
-    masks = size.architecture == "t5" if start is None or size.source is None else hub.has_encoder(start.folder)
+    masks = size.architecture == "t5" if size.source is None else hub.has_encoder(start.folder)
     return Examples([*found, *spans.examples(bench.encoder, rows, masks)])
 
 
-def _fit(model: nn.Module, training: Examples, stage: StageConfig, bench: Ground, seed: int, label: str) -> nn.Module:
+def _fit(
+    model: nn.Module, training: Examples, stage: StageConfig, bench: Workbench, seed: int, label: str
+) -> nn.Module:
     """Plain supervised training on answer tokens."""
     pair, trainer = bench.cfg.pair, bench.cfg.trainer
     lengths = [len(e.prompt) + len(e.answer) for e in training]
     per_epoch = len(epoch_batches(lengths, pair.batch_size, seed, 0))
     settings = Optimisation(
-        lr=stage.lr,
-        steps=per_epoch * stage.epochs,
-        warmup=pair.warmup,
-        final_lr=0.1,
-        decay="cosine",
-        weight_decay=0.0,
-        betas=(0.9, 0.98),
-        clip=1.0,
-    )
+        lr=stage.lr, steps=per_epoch * stage.epochs, warmup=pair.warmup, final_lr=0.1, decay="cosine", weight_decay=0.0,
+        betas=(0.9, 0.98), clip=1.0,
+    )  # fmt: skip
     loop = Loop(model.train(), settings, trainer.device)
     place = loop.accelerator.device
 

@@ -25,47 +25,51 @@ from unlearn.ensemble.ensemble import Ensemble, Member, build
 from unlearn.ensemble.kinds import kind_of
 from unlearn.learning.loop import device
 from unlearn.models import hub, llama, tokenizers, weights
-from unlearn.runs.building import Ground, trained
+from unlearn.runs.building import trained
 from unlearn.store import sources
 from unlearn.store.entries import Store
 from unlearn.store.identity import digest, template
 
 
 @dataclass
-class Workbench(Ground):
+class Workbench:
     """Data, encoder and models of one pair; models are built or loaded when first asked for.
 
     A model is asked for as target, retrained, small (as pair.offset_init says), or small_general, small_full,
     small_retain (as their name says).
     """
 
-    width: int | None = None  # logits that every model is read for; None: all are from scratch, and have as many
+    cfg: Config
+    store: Store
+    data: DataSet
+    encoder: Encoder
+    width: int  # logits that every model is read for
     _models: dict[str, nn.Module] = field(default_factory=dict)
     _prints: dict[str, str] = field(default_factory=dict)
 
     def has(self, name: str) -> bool:
-        """Whether a model can be had. A ready-made target has a retrained twin only where the config names one."""
+        """Whether the pair provides a model. A ready-made target has a retrained twin only where one is named."""
         return sources.lacking(self.cfg.pair, sources.role(self.cfg.pair, name)) is None
 
     def model(self, name: str) -> nn.Module:
-        """A frozen model, on its device. Copy it before training. ``ConfigError`` for one that cannot be had."""
+        """A frozen model, on its device. Copy it before training. ``ConfigError`` for one that the pair has not."""
         role = sources.role(self.cfg.pair, name)
         if role in self._models:
             return self._models[role]
-        model = self._load(role)
+        model = llama.freeze(self._load(role))
         if role != "retrained":  # it is as large as the target, and asked for once: its evaluation is stored
             self._models[role] = model
         return model
 
     def fingerprint(self, name: str) -> str:
         """What identifies a model in the store. Of one with a pretrained origin it is known without loading it."""
-        role = sources.role(self.cfg.pair, name)
+        pair, role = self.cfg.pair, sources.role(self.cfg.pair, name)
         if role not in self._prints:
-            if sources.is_remote(self.cfg.pair, role):
-                self._prints[role] = fingerprint(self.cfg.pair.target.http, self._logits())
-            elif sources.is_pretrained(self.cfg.pair, role):
-                held, memo = None if role.startswith("small") else self.cfg.pair.target, self.store.root / "hashes"
-                self._prints[role] = hub.fingerprint(_folder(self, role), memo, self.width, held)
+            if sources.is_remote(pair, role):
+                self._prints[role] = fingerprint(pair.target.http, self.width)
+            elif sources.is_pretrained(pair, role):
+                held = None if role.startswith("small") else pair.target
+                self._prints[role] = hub.fingerprint(self.folder(role), self.store.root / "hashes", self.width, held)
             else:
                 self._prints[role] = llama.fingerprint(self.model(role))
         return self._prints[role]
@@ -81,7 +85,17 @@ class Workbench(Ground):
 
     def folder(self, name: str) -> Path:
         """Where the weights of a model lie: in the store, in the hub's cache, or in a folder of the user."""
-        return _folder(self, sources.role(self.cfg.pair, name))
+        pair, role = self.cfg.pair, sources.role(self.cfg.pair, name)
+        problem = sources.lacking(pair, role)
+        if sources.is_remote(pair, role):
+            problem = "pair.target.kind='http': the weights of the target are on a server, and not to be had"
+        if problem is not None:
+            raise ConfigError(problem)
+        own = sources.own_source(pair, role)
+        if own is None:
+            return trained(self, role)
+        check_own(self, role)
+        return hub.locate(f"pair.{role}.source", own)
 
     def adopt(self, other: Workbench) -> None:
         """Share the loaded models of another world that are this one's, too, instead of loading them again."""
@@ -92,8 +106,8 @@ class Workbench(Ground):
     def encodes(self, name: str) -> bool:
         """Whether a model has an encoder; told without its weights."""
         role = sources.role(self.cfg.pair, name)
-        own, size = sources.own_source(self.cfg.pair, role), sources.size_of(self.cfg.pair, role)
-        source = size if own is None else own
+        size = sources.size_of(self.cfg.pair, role)
+        source = sources.own_source(self.cfg.pair, role) or size
         if source.source is None:
             return size.architecture == "t5"
         return hub.has_encoder(hub.locate(f"pair.{role}.source", source, weights=False))
@@ -103,21 +117,16 @@ class Workbench(Ground):
         return Ensemble((Member(name, self.model(name), self.fingerprint(name), 1.0, 0.0, False),))
 
     def _load(self, role: str) -> nn.Module:
-        if sources.is_remote(self.cfg.pair, role):
-            return llama.freeze(self._remote())
-        folder, place = _folder(self, role), device(self.cfg.trainer.device)
-        model = llama.load(folder, place) if role.startswith("small") else hub.load(folder, self.cfg.pair.target, place)
-        if sources.is_pretrained(self.cfg.pair, role):
+        pair, trainer = self.cfg.pair, self.cfg.trainer
+        if sources.is_remote(pair, role):
+            place = device(trainer.device)
+            where = Place(self.store.root, self.encoder.tokenizer, self.width, place, trainer.progress)
+            return RemoteModel(pair.target.http, where)
+        folder, place = self.folder(role), device(trainer.device)
+        model = llama.load(folder, place) if role.startswith("small") else hub.load(folder, pair.target, place)
+        if sources.is_pretrained(pair, role):
             weights.check(hub.check_head(model, f"pair.{role} ({folder})"), f"pair.{role} ({folder})")
-        return llama.freeze(model if self.width is None else llama.narrow(model, self.width))
-
-    def _remote(self) -> RemoteModel:
-        http, trainer = self.cfg.pair.target.http, self.cfg.trainer
-        tokenizer, place = self.encoder.tokenizer, device(trainer.device)
-        return RemoteModel(http, Place(self.store.root, tokenizer, self._logits(), place, trainer.progress))
-
-    def _logits(self) -> int:
-        return tokenizers.size(self.encoder.tokenizer) if self.width is None else self.width
+        return llama.narrow(model, self.width)
 
 
 _latest: dict[str, Workbench] = {}  # the jobs of a grid mostly share one world: keep the last, with its loaded models
@@ -130,16 +139,12 @@ def workbench(cfg: Config) -> Workbench:
     key = digest([models, repr(cfg.data), str(Path(cfg.paths.store).resolve()), cfg.trainer.device])
     if key not in _latest:
         _latest.clear()
-        _latest[key] = _world(cfg, Store(cfg.paths.store))
+        store, data = Store(cfg.paths.store), read(cfg)
+        tokenizer = _tokenizer(cfg, store, data)
+        longest = min(cfg.pair.target.max_length, cfg.pair.small.max_length)
+        encoder = Encoder(tokenizer, cfg.data.template, longest)
+        _latest[key] = Workbench(cfg, store, data, encoder, _width(cfg.pair, tokenizer, longest))
     return _latest[key]
-
-
-def _world(cfg: Config, store: Store) -> Workbench:
-    data = read(cfg)
-    tokenizer = _tokenizer(cfg, store, data)
-    longest = min(cfg.pair.target.max_length, cfg.pair.small.max_length)
-    encoder = Encoder(tokenizer, cfg.data.template, longest)
-    return Workbench(cfg, store, data, encoder, _width(cfg.pair, tokenizer, longest))
 
 
 def _tokenizer(cfg: Config, store: Store, data: DataSet) -> PreTrainedTokenizerBase:
@@ -158,20 +163,16 @@ def _tokenizer(cfg: Config, store: Store, data: DataSet) -> PreTrainedTokenizerB
     return tokenizers.load(store.get("tokenizer", recipe, build))
 
 
-def _width(pair: PairConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -> int | None:
-    """Logits that every model of the pair is read for; None where all have as many as the tokenizer has tokens."""
-    if not any(sources.is_pretrained(pair, role) for role in sources.ROLES):
-        return None
+def _width(pair: PairConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -> int:
+    """Logits that every model of the pair is read for."""
     widths = {}
     for name in ("target", "small"):
         source = getattr(pair, name)
-        if source.source is None and sources.is_remote(pair, name):
-            continue  # what a server gives beyond the others' width is left
-        if source.source is None:
-            widths[f"{name} (from scratch)"] = tokenizers.size(tokenizer)
-        else:
+        if source.source is not None:
             folder = hub.check(f"pair.{name}", source, tokenizer, longest)
             widths[f"{name} {source.source!r}"] = hub.vocabulary(folder)
+        elif not sources.is_remote(pair, name):  # what a server gives beyond the others' width is left
+            widths[f"{name} (from scratch)"] = tokenizers.size(tokenizer)
     return hub.common_width(widths, tokenizer)
 
 
@@ -180,21 +181,6 @@ def frozen_ensemble(members: Sequence[MemberConfig], bench: Workbench, rule: Rul
     models = {m.name: bench.model(m.model) for m in members}
     widths = {name: llama.vocabulary(model) for name, model in models.items()}
     return build(members, models, {m.name: bench.fingerprint(m.model) for m in members}, widths, rule)
-
-
-def _folder(bench: Workbench, role: str) -> Path:
-    """Folder of a model of the pair: ready-made, or trained stage by stage."""
-    pair = bench.cfg.pair
-    problem = sources.lacking(pair, role)
-    if sources.is_remote(pair, role):
-        problem = "pair.target.kind='http': the weights of the target are on a server, and not to be had"
-    if problem is not None:
-        raise ConfigError(problem)
-    own = sources.own_source(pair, role)
-    if own is None:
-        return trained(bench, role)
-    check_own(bench, role)
-    return hub.locate(f"pair.{role}.source", own)
 
 
 def check_own(bench: Workbench, role: str) -> None:

@@ -44,7 +44,7 @@ def facts(job: Job, bench: Workbench, alpha: float, models: Mapping[str, nn.Modu
         "alpha": alpha,
         "method": _method(cfg, bench, models),
         "target": _where(bench, "target") | {k: getattr(cfg.pair.target, k) for k in ("dtype", "quantisation")},
-        "logits": bench.width or tokenizers.size(bench.encoder.tokenizer),
+        "logits": bench.width,
         "max_length": bench.encoder.max_length,
         "template": template(cfg.data.template),
         "tokenizer": _tokenizer(bench, tokenizer),

@@ -74,7 +74,7 @@ def moved(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fresh_layers_change_no_bit_and_switched_off_layers_none(kind):
+def test_fresh_layers_change_no_bit_and_moved_ones_only_the_view(kind):
     plain = llama.freeze(made(kind))
     before = logits(plain)
     view = layers.add(plain, LayersConfig(bottleneck=3), seed=0).eval()
@@ -82,10 +82,7 @@ def test_fresh_layers_change_no_bit_and_switched_off_layers_none(kind):
     moved(view)
     after = logits(view)
     assert (after - before).abs().max() > 1e-3
-    with layers.switched_off(view) as teacher:
-        assert torch.equal(logits(teacher), before)
-        assert all(p.requires_grad == (".unlearning_" in n) for n, p in teacher.named_parameters())
-    assert torch.equal(logits(view), after) and torch.equal(logits(plain), before)
+    assert torch.equal(logits(plain), before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,9 +133,7 @@ def test_weights_are_shared_and_only_layers_learn(kind):
 
     loop.run(lambda step: [loss])
     assert llama.fingerprint(plain) == fingerprint
-    with layers.switched_off(view.eval()):
-        assert torch.equal(logits(view), logits(plain))
-    assert not torch.equal(logits(view), logits(plain))
+    assert not torch.equal(logits(view.eval()), logits(plain))
 
 
 def test_the_seed_decides_the_random_half_and_nothing_outside_notices():

@@ -10,9 +10,7 @@ this module is imported: ``PeftModel.from_pretrained`` then reads what ``save`` 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearn.config.pair import ADAPTER_FILE, ADAPTER_PREFIX, LayersConfig
+from unlearn.models.tuning import second_view
 from unlearn.store.files import read_json
 
 KIND = "UNLEARNING_LAYERS"  # peft_type
@@ -67,8 +66,9 @@ class UnlearningLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: UnlearningLayersConfig) -> None:
         last = _last(self.base_layer)
         width, place = _outputs(last), last.weight.device
-        # always fp32: the base may be held in less, and what learns needs more
-        how = {"bias": False, "device": place, "dtype": torch.promote_types(_floating(last), torch.float32)}
+        # always fp32: the base may be held in less, or quantised, and what learns needs more
+        held = last.weight.dtype if last.weight.dtype.is_floating_point else torch.float32
+        how = {"bias": False, "device": place, "dtype": torch.promote_types(held, torch.float32)}
         self.unlearning_down[adapter_name] = nn.Linear(width, config.bottleneck, **how)
         self.unlearning_up[adapter_name] = nn.Linear(config.bottleneck, width, **how)
         nn.init.zeros_(self.unlearning_up[adapter_name].weight)
@@ -181,20 +181,6 @@ def read_config(folder: Path) -> UnlearningLayersConfig:
     return UnlearningLayersConfig(inference_mode=True, **{name: found[name] for name in wanted})
 
 
-@contextmanager
-def switched_off(model: nn.Module) -> Iterator[nn.Module]:
-    """The model without its layers for the length of the block: teacher, anchor, target. Gradients stay as they are."""
-    found = [m for m in model.modules() if isinstance(m, UnlearningLayer)]
-    before = [m._disable_adapters for m in found]
-    for m in found:
-        m._disable_adapters = True
-    try:
-        yield model
-    finally:
-        for m, off in zip(found, before, strict=True):
-            m._disable_adapters = off
-
-
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """The layers' own weights by their name in the file; they are the model's, not copies."""
     return {
@@ -208,21 +194,13 @@ def _view(model: nn.Module, config: UnlearningLayersConfig, seed: int) -> nn.Mod
     """A second view of the model's weights, with layers where the config says."""
     there, wanted = feed_forward(model), config.target_modules  # peft may have shortened names to their ends
     known = not isinstance(wanted, str) and all(any(f".{n}".endswith(f".{w}") for n in there) for w in wanted or ())
-    if not (
-        known
-        and wanted
-        and config.activation in ACTIVATION
-        and isinstance(config.bottleneck, int)
-        and config.bottleneck >= 1
-    ):
+    sized = isinstance(config.bottleneck, int) and config.bottleneck >= 1
+    if not (known and wanted and sized and config.activation in ACTIVATION):
         raise LayerError(
             f"layers after {wanted}, of size {config.bottleneck!r} with {config.activation!r}: this "
             f"{type(model).__name__} has the places {', '.join(there)}, and activations are {', '.join(ACTIVATION)}"
         )
-    view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return peft.inject_adapter_in_model(config, view)
+    return second_view(model, config, seed)
 
 
 # --- where a model has feed-forward blocks --------------------------------------------------------------------------
@@ -271,7 +249,3 @@ def _last(inner: nn.Module | None) -> nn.Module | None:
 
 def _outputs(linear: nn.Module) -> int | None:
     return getattr(linear, "out_features", None) or getattr(linear, "nf", None)  # nf: of GPT-2's Conv1D
-
-
-def _floating(linear: nn.Module) -> torch.dtype:
-    return linear.weight.dtype if linear.weight.dtype.is_floating_point else torch.float32

@@ -47,15 +47,20 @@ def learnt(model: nn.Module, how: str, pair: PairConfig, folder: Path) -> nn.Mod
 def lora(model: nn.Module, cfg: LoraConfig, seed: int) -> nn.Module:
     """A view of the model with trainable low-rank updates in every linear layer but the head; all else is frozen.
 
-    The updates start at zero, so the logits are those of ``model``; ``seed`` decides their random half. Weights and
-    buffers are shared with ``model``, which gets no updates: they may be read, never written.
+    The updates start at zero, so the logits are those of ``model``; ``seed`` decides their random half.
     """
+    return second_view(model, _settings(cfg), seed)
+
+
+def second_view(model: nn.Module, settings: peft.PeftConfig, seed: int) -> nn.Module:
+    """The model once more, with what peft's settings add to it. Weights and buffers are shared with ``model``, which
+    gets nothing: they may be read, never written."""
     import peft  # a second of imports that full fine-tuning does not need
 
     view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return peft.inject_adapter_in_model(_settings(cfg), view)
+        return peft.inject_adapter_in_model(settings, view)
 
 
 def merged(model: nn.Module) -> nn.Module:

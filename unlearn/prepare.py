@@ -26,14 +26,17 @@ def prepare(raw: DictConfig) -> None:
     from rich.table import Table
 
     from unlearn.models import llama
-    from unlearn.runs import learner, references
-    from unlearn.runs.training import store_rows
+    from unlearn.runs.baselines import baselines, suite_of
+    from unlearn.runs.inputs import Inputs
+    from unlearn.runs.learner import initialise, members
     from unlearn.runs.workbench import workbench
 
-    learner.initialise(cfg)
+    initialise(cfg)
     bench = workbench(cfg)
-    store_rows(cfg, bench, learner.members(cfg, bench))
-    beside = references.references(cfg, bench, references.suite_of(cfg, bench))
+    ensemble = members(cfg, bench)
+    if ensemble.trained is not None:
+        Inputs(cfg, bench).objective(ensemble)  # reads the rows that training will
+    beside = baselines(cfg, bench, suite_of(cfg, bench))
     table = Table("model", "parameters", "weights", "forget prob", "retain prob", "utility", box=box.SIMPLE)
     for name in (n for n in ("target", "retrained", "small") if bench.has(n)):
         m = beside[name].metrics if name in beside else {}

@@ -114,7 +114,7 @@ def exact(folder: Path) -> dict:
     from unlearn.evaluation import evaluation
     from unlearn.grid.rerun import load
     from unlearn.models import llama
-    from unlearn.runs.references import suite_of
+    from unlearn.runs.baselines import suite_of
     from unlearn.runs.workbench import frozen_ensemble, workbench
 
     cfg = load(folder)[1].cfg

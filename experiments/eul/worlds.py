@@ -22,6 +22,7 @@ from unlearn.evaluation import evaluation
 from unlearn.grid.rules import parse
 from unlearn.models import layers, llama
 from unlearn.runs import job as jobs
+from unlearn.runs.baselines import suite_of
 from unlearn.runs.begin import fused_layers
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
@@ -112,7 +113,7 @@ def run(cfg: Config) -> Job:
 def measured(cfg: Config, ensemble: Ensemble) -> Row:
     """EUL's measures on the splits of a config's data set."""
     world = workbench(cfg)
-    entries, _ = evaluation.evaluate(ensemble, jobs.suite_of(cfg, world), [1.0], None, None)
+    entries, _ = evaluation.evaluate(ensemble, suite_of(cfg, world), [1.0], None, None)
     return chosen(entries[1.0])
 
 

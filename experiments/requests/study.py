@@ -153,8 +153,8 @@ def returns(world: Workbench, name: str, jobs: Sequence[Job], alone: bool) -> li
 def probabilities(cfg: Config, jobs: Sequence[Job]) -> dict[int | str, float]:
     """Mean probability of the right answers, by request and by split, under the sum of some offsets."""
     from unlearn.evaluation.groups.behaviour import probs
+    from unlearn.runs.baselines import suite_of
     from unlearn.runs.learner import initialise
-    from unlearn.runs.references import suite_of
     from unlearn.runs.sequence import summed
     from unlearn.runs.workbench import workbench
 
@@ -182,8 +182,8 @@ def gate(world: Workbench, state: str, jobs: Sequence[Job]) -> dict[str, float]:
 def cost(world: Workbench, answers: dict[str, list[Job]]) -> list[dict[str, Any]]:
     """Members per token and milliseconds per token, greedy, one prompt at a time; the least of three rounds."""
     from unlearn.decoding.generation import greedy
+    from unlearn.runs.baselines import suite_of
     from unlearn.runs.learner import initialise
-    from unlearn.runs.references import suite_of
     from unlearn.runs.sequence import summed
     from unlearn.runs.workbench import workbench
 

@@ -28,8 +28,8 @@ from unlearn.ensemble.ensemble import Ensemble
 from unlearn.grid import call as grid
 from unlearn.grid.rules import parse
 from unlearn.models.llama import answer_rows
+from unlearn.runs.baselines import suite_of
 from unlearn.runs.learner import initialise, members
-from unlearn.runs.references import suite_of
 from unlearn.runs.workbench import workbench
 from unlearn.store.entries import Store
 

@@ -132,8 +132,8 @@ class Pair:
             groups[name] = Group(x, rows if half else rows | {"anchor": self.kept(self.anchor, x)})
         precision, twin = (torch.bfloat16, self.anchor) if half else (None, None)
         return Objective(
-            ensemble, bind("ga", "kl", 1, 1, {}), groups, {}, 1.0, self.target, PAD, self.scale.accumulate,
-            self.device, precision=precision, twin=twin,
+            ensemble, bind("ga", "kl", 1, 1, {}), groups, 1.0, self.target, PAD, self.scale.accumulate,
+            precision=precision, twin=twin,
         )  # fmt: skip
 
     def kept(self, member: Member, x: Examples) -> FrozenRows:

@@ -23,7 +23,7 @@ from unlearn.deploy.serving.sampling import Draw, key
 from unlearn.deploy.serving.settings import Settings
 from unlearn.grid import call as grid
 from unlearn.grid.rules import parse
-from unlearn.runs.references import suite_of
+from unlearn.runs.baselines import suite_of
 from unlearn.runs.workbench import workbench
 
 COUNT, STEPS = 16, 64

@@ -70,7 +70,7 @@ def objectives(target: str, small: str, name: str, store: Store) -> tuple[Object
         return Ensemble((frozen[0], Member("offset", model(small, 1), "", 0.0, 1.0, True), frozen[1]))
 
     terms = bind(forget, retain, 1, 1, numbers)
-    first = Objective(ensemble(), terms, kept, {}, 1.0, frozen[0], 0, 1, torch.device("cpu"))
+    first = Objective(ensemble(), terms, kept, 1.0, frozen[0], 0)
     return first, replace(first, ensemble=ensemble(), groups=again)
 
 

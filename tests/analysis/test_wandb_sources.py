@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from support.fake_wandb import ENTITY, FakeWandb
-from support.helpers import TINY, compose, execute, killed_at
+from support.helpers import TINY, compose, execute, killed_at, raising_at
 from wandb.sdk import wandb_setup
 
 from analysis import runs
@@ -53,13 +53,8 @@ def failing(cfg, patch) -> None:
     """A run that fails after a step, as ``unlearn.run`` ends it."""
     from unlearn.learning.loop import Loop
 
-    def broken(self, micro_batches, real=Loop._step):
-        if self.step == 1:
-            raise ValueError("no memory [NaN]")
-        return real(self, micro_batches)
-
     with patch.context() as inner:
-        inner.setattr(Loop, "_step", broken)
+        inner.setattr(Loop, "run", raising_at(1, ValueError("no memory [NaN]")))
         with pytest.raises(ValueError, match="no memory") as error:
             execute(cfg)
     runlog.fail(grid.job(cfg, read(cfg).fingerprint()), error.value)

@@ -3,9 +3,8 @@
 import pytest
 
 from unlearn.data.sampling import Sampler, held_out
-from unlearn.learning.binding import bind
-from unlearn.runs.points import probe
-from unlearn.runs.training import _sampler
+from unlearn.runs.inputs import Inputs
+from unlearn.runs.trajectory import probe
 
 
 def sampler(**changes) -> Sampler:
@@ -54,9 +53,8 @@ def test_a_batch_larger_than_what_is_left_takes_all_that_is_left():
 def test_runs_of_any_seed_hold_out_the_same_rows_and_the_trajectory_looks_at_no_row_that_a_step_sees(config, bench):
     from unlearn.runs.learner import members
 
-    terms = bind("ga", "nll", 1, 1, {})
-    cfgs = [config("trainer.held_out=0.5", f"seed={seed}") for seed in (0, 5)]
-    samplers = [_sampler(cfg, bench, terms) for cfg in cfgs]
+    cfgs = [config("algo=gd", "trainer.held_out=0.5", f"seed={seed}") for seed in (0, 5)]
+    samplers = [Inputs(cfg, bench).sampler for cfg in cfgs]
     assert samplers[0].held_out == samplers[1].held_out == held_out(9, 0.5)
     assert samplers[0].draw(0) != samplers[1].draw(0)
     rows = bench.data.splits["retain"]

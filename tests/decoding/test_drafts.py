@@ -182,8 +182,8 @@ def test_a_model_alone_and_one_that_replaces_the_target_decode_plainly(tmp_path)
 
 
 def test_evaluation_generates_the_same_texts_with_and_without_a_store(config, bench, tmp_path):
+    from unlearn.runs.baselines import suite_of
     from unlearn.runs.learner import members
-    from unlearn.runs.references import suite_of
 
     cfg = config("method=offset", "algo=npo")
     ensemble = members(cfg, bench)

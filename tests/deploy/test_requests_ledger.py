@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from support.helpers import TINY, Killed, compose
+from support.helpers import TINY, Killed, compose, raising_at
 from support.privacy_page import kind, table
 
 from unlearn import request
@@ -162,13 +162,8 @@ def test_a_killed_run_goes_on_and_is_written_once(settings, tmp_path, monkeypatc
     begin(tmp_path / "ledger", None)
     given = settings(3, "trainer.steps=4", "trainer.save_every=1", f"paths.runs={tmp_path}/runs")
 
-    def dying(self, micro_batches, real=Loop._step):
-        if self.step == 2:
-            raise Killed
-        return real(self, micro_batches)
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Loop, "_step", dying)
+        patch.setattr(Loop, "run", raising_at(2, Killed()))
         add(opened(tmp_path / "ledger"), given, Asked(rule=EASY))
     ledger = opened(tmp_path / "ledger")
     assert kinds(ledger) == ["opened", "asked"] and ledger.state("R1").status == "asked" and not ledger.active()

@@ -12,7 +12,6 @@ import torch
 from support.helpers import ALGOS, TRAINED, execute, fits, offset_ensemble, random_examples, tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unlearn.config.derived import terms_of
 from unlearn.data.encoding import collate
 from unlearn.data.sampling import Draw
 from unlearn.ensemble import chunks
@@ -21,12 +20,12 @@ from unlearn.ensemble.ensemble import Member
 from unlearn.ensemble.frozen import LiveRows
 from unlearn.learning import objective
 from unlearn.learning.answers import Answers
-from unlearn.learning.binding import BoundTerm, bind
+from unlearn.learning.binding import BoundTerm
 from unlearn.learning.losses import FORGET, RETAIN
 from unlearn.learning.objective import Group, Objective
 from unlearn.models.llama import answer_states, narrow
 from unlearn.runs import learner
-from unlearn.runs.training import _objective, _sampler
+from unlearn.runs.inputs import Inputs
 
 CASES = [
     *((a, "uld" if a == "uld" else "direct" if a == "rmu" else "offset", ()) for a in ALGOS),
@@ -95,7 +94,7 @@ def assert_equal_in_fp64(made: Objective, draw: Draw, in_pieces, width: int) -> 
 @pytest.mark.parametrize(("algo", "method", "more"), CASES)
 def test_every_objective_has_the_loss_and_gradients_of_full_rows(config, bench, in_pieces, algo, method, more):
     cfg = config(f"algo={algo}", f"method={method}", *more)
-    ensemble, terms = learner.members(cfg, bench), bind(**terms_of(cfg))
+    ensemble = learner.members(cfg, bench)
     learning = copy.deepcopy(ensemble.trained.model).double()  # with LoRA its weights are those of the frozen twin
     members = (replace(m, model=learning) if m.trained else m for m in ensemble.members)
     ensemble = replace(ensemble, members=tuple(members))
@@ -103,12 +102,12 @@ def test_every_objective_has_the_loss_and_gradients_of_full_rows(config, bench, 
     with torch.no_grad():
         for p in learning.parameters():  # away from the start, where much is zero
             p.add_(0.05 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    sampler = _sampler(cfg, bench, terms)
-    made = _objective(cfg, bench, ensemble, terms, sampler, 1)
+    inputs = Inputs(cfg, bench, steps=1)
+    made = inputs.objective(ensemble)
     for group in made.groups.values():
         for rows in (*group.rows.values(), *group.teacher().values()):
             rows.array = rows.array.astype(np.float64)
-    assert_equal_in_fp64(made, sampler.draw(0), in_pieces, len(bench.encoder.tokenizer))
+    assert_equal_in_fp64(made, inputs.sampler.draw(0), in_pieces, len(bench.encoder.tokenizer))
 
 
 def made_by_hand(offset: torch.nn.Module, forget: str, retain: str) -> Objective:
@@ -120,9 +119,9 @@ def made_by_hand(offset: torch.nn.Module, forget: str, retain: str) -> Objective
     for seed, name in enumerate(("forget", "retain")):
         examples = random_examples(7, seed, vocabulary=33)
         groups[name] = Group(examples, {m.name: LiveRows(m, examples, 0) for m in ensemble.frozen(0.7)})
-    terms = [BoundTerm(t.__name__, t, (r,), True, {}, 0.6) for t, r in ((FORGET[forget], "forget"),
-                                                                        (RETAIN[retain], "retain"))]  # fmt: skip
-    return Objective(ensemble, terms, groups, {}, 0.7, ensemble.members[0], 0, 2, torch.device("cpu"))
+    terms = [BoundTerm(t.__name__, partial(t), (r,), True, 0.6) for t, r in ((FORGET[forget], "forget"),
+                                                                             (RETAIN[retain], "retain"))]  # fmt: skip
+    return Objective(ensemble, terms, groups, 0.7, ensemble.members[0], 0, 2)
 
 
 DRAW = Draw(forget=[3, 0, 5], retain=[6, 1, 2, 4], refusal=[], retain_refusal=[], alternates=[])

@@ -10,25 +10,23 @@ from support.helpers import ROOT, execute, lines, weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from unlearn.config.derived import terms_of
 from unlearn.ensemble import chunks
 from unlearn.ensemble.rows import FrozenRows
-from unlearn.learning.binding import bind
 from unlearn.models.placement import compiled, parked
 from unlearn.runs import learner
-from unlearn.runs.points import probe
-from unlearn.runs.training import _objective, _rows, _sampler, idle
+from unlearn.runs.inputs import Inputs
+from unlearn.runs.training import idle
+from unlearn.runs.trajectory import probe
 
 
 def made(config, bench, *overrides):
     cfg = config(*overrides)
-    terms = bind(**terms_of(cfg))
-    sampler = _sampler(cfg, bench, terms)
-    return cfg, _objective(cfg, bench, learner.members(cfg, bench), terms, sampler, 1), sampler.draw(0)
+    inputs = Inputs(cfg, bench, steps=1)
+    return cfg, inputs.objective(learner.members(cfg, bench)), inputs.sampler.draw(0)
 
 
 def answers_of(found, draw):
-    return found._answers({name: found._indices(name, draw) for name in found.groups})
+    return found.answers(found.indices(draw))
 
 
 def gap(answers) -> float:
@@ -61,7 +59,7 @@ def test_an_anchor_from_the_store_would_not_cancel_an_offset_in_bf16(config, ben
     cfg, found, draw = made(config, bench, "algo=kl", "trainer.precision=bf16")
     assert all("anchor" not in group.rows for group in found.groups.values())
     groups = {
-        name: replace(g, rows=_rows(cfg, bench, found.ensemble.frozen(1.0), g.examples))
+        name: replace(g, rows=Inputs(cfg, bench).rows(found.ensemble.frozen(1.0), g.examples))
         for name, g in found.groups.items()
     }
     apart = replace(found, groups=groups, twin=None)

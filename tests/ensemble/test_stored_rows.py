@@ -8,7 +8,6 @@ import pytest
 import torch
 from support.helpers import TINY, command, execute, random_examples, tiny_llama
 
-from unlearn.config.derived import terms_of
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import collate
 from unlearn.ensemble import rows_size
@@ -18,10 +17,9 @@ from unlearn.ensemble.rows import FrozenRows, HiddenRows, LiveRows, TopRows, top
 from unlearn.ensemble.rows_size import Budget, Shape
 from unlearn.grid import inspection
 from unlearn.grid.forecast import too_large
-from unlearn.learning.binding import bind
 from unlearn.models.llama import answer_rows, narrow
 from unlearn.runs import learner
-from unlearn.runs.training import _objective, _sampler
+from unlearn.runs.inputs import Inputs
 from unlearn.store.entries import Store
 
 KINDS = {"fp32": FrozenRows, "hidden": HiddenRows, "fp16": FrozenRows, "topk": TopRows}
@@ -34,14 +32,13 @@ def target(model=None) -> Member:
 def made(config, bench, *overrides):
     """Objective and first draw of a run whose offset is away from its start, where many gradients vanish."""
     cfg = config(*overrides)
-    terms = bind(**terms_of(cfg))
-    sampler = _sampler(cfg, bench, terms)
+    inputs = Inputs(cfg, bench)
     ensemble = learner.members(cfg, bench)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in ensemble.trained.model.parameters():
             p += 0.05 * torch.randn(p.shape, generator=generator)
-    return _objective(cfg, bench, ensemble, terms, sampler, cfg.trainer.steps), sampler.draw(0)
+    return inputs.objective(ensemble), inputs.sampler.draw(0)
 
 
 def loss_and_gradient(found, draw):
@@ -130,11 +127,9 @@ def test_an_anchor_in_fp16_would_not_cancel_the_offset():
 @pytest.mark.parametrize("kind", ["auto", "hidden", "fp16", "topk"])
 def test_at_step_0_the_ensemble_is_the_target_as_it_is_kept(config, bench, kind):
     cfg = config("algo=npo_kl", f"trainer.stored_rows={kind}", "trainer.stored_rows_k=5")
-    terms = bind(**terms_of(cfg))
-    sampler = _sampler(cfg, bench, terms)
-    found = _objective(cfg, bench, learner.members(cfg, bench), terms, sampler, 1)
-    draw = sampler.draw(0)
-    for name, answers in found._answers({name: found._indices(name, draw) for name in found.groups}).items():
+    inputs = Inputs(cfg, bench, steps=1)
+    found = inputs.objective(learner.members(cfg, bench))
+    for name, answers in found.answers(found.indices(inputs.sampler.draw(0))).items():
         gap = answers.logits.log_softmax(-1) - answers.reference.log_softmax(-1)
         assert gap.abs().max() < 1e-5, name
 
@@ -215,10 +210,8 @@ def test_what_is_told_before_there_are_models_is_what_is_stored(config, bench):
         assert too_large(config(*limits)) == []
         cfg = config(*limits, "trainer.stored_rows_gib=0")
         told = {line.split(",")[0] for line in too_large(cfg)}
-        terms = bind(**terms_of(cfg))
         free = replace(cfg, trainer=replace(cfg.trainer, stored_rows_over="live"))
-        sampler = _sampler(cfg, bench, terms)
-        found = _objective(free, bench, learner.members(cfg, bench), terms, sampler, cfg.trainer.steps)
+        found = Inputs(free, bench).objective(learner.members(cfg, bench))
         counts = {
             f"{g.examples.starts[-1]} answer rows of the {m} ({name}) are"
             for name, g in found.groups.items()
@@ -251,7 +244,8 @@ def test_where_steps_draw_less_than_half_of_a_set_only_that_is_stored_and_the_lo
     part, draw = made(config, bench, *few, "trainer.steps=1")
     whole, _ = made(config, bench, *few, "trainer.steps=100")
     assert {name: len(g.examples) for name, g in part.groups.items()} == {"forget": 1, "retain": 2}
-    assert len(whole.groups["retain"].examples) == len(bench.data.splits["retain"]) and not whole.pairs
+    assert len(whole.groups["retain"].examples) == len(bench.data.splits["retain"])
+    assert all(group.places is None for group in whole.groups.values())
     (loss, gradient), (again, gradient_again) = loss_and_gradient(part, draw), loss_and_gradient(whole, draw)
     assert again == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(gradient_again, gradient, rtol=1e-5, atol=1e-6)

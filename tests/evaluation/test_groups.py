@@ -26,8 +26,8 @@ from unlearn.evaluation.metrics.rouge import recall
 from unlearn.evaluation.metrics.semantics import SEMANTICS
 from unlearn.evaluation.scoring import score
 from unlearn.evaluation.suite import suite as make_suite
+from unlearn.runs.baselines import suite_of
 from unlearn.runs.learner import members
-from unlearn.runs.references import suite_of
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 

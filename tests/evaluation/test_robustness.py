@@ -16,8 +16,8 @@ from unlearn.data.encoding import collate
 from unlearn.evaluation.groups.behaviour import trainable
 from unlearn.evaluation.groups.quantised import rounded
 from unlearn.evaluation.groups.relearn import halves
+from unlearn.runs.baselines import suite_of
 from unlearn.runs.learner import members
-from unlearn.runs.references import suite_of
 from unlearn.runs.workbench import workbench
 
 GROUPS = "eval.groups=[privacy,gradnorm,prefix,contrast,quantised,relearn]"

@@ -290,13 +290,11 @@ def test_what_cannot_be_done_with_an_encoder_is_refused(store, tmp_path):
 
 
 def test_the_text_that_eul_s_language_term_reads_of_a_t5_is_masked(store, tmp_path):
-    from unlearn.config.derived import terms_of
-    from unlearn.learning.binding import bind
-    from unlearn.runs.training import read_sets
+    from unlearn.runs.inputs import Inputs
 
     cfg = tiny(store, tmp_path, *REVIEWS, "method=eul", "algo=eul", "trainer.steps=20")
     bench = workbench(cfg)
-    found = read_sets(cfg, bench, bind(**terms_of(cfg)))["forget_text"]
+    found, _ = Inputs(cfg, bench).read("forget_text")
     assert found == spans.examples(bench.encoder, bench.data.splits["forget"], masks=True)
 
 

@@ -119,10 +119,10 @@ def test_the_same_call_again_with_another_launcher_does_nothing(basic, tmp_path,
 
 def test_every_library_that_computes_keeps_to_the_limit():
     script = (
-        "import unlearn.runs.job, unlearn.learning.threads, scipy.linalg, json\n"
+        "import unlearn.runs.job, scipy.linalg, json\n"
         "from threadpoolctl import threadpool_info\n"
         "before = [p['num_threads'] for p in threadpool_info()]\n"
-        "unlearn.learning.threads.limit(1)\n"
+        "unlearn.learning.loop.limit_threads(1)\n"
         "print(json.dumps([before, [p['num_threads'] for p in threadpool_info()]]))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}

@@ -6,11 +6,9 @@ import pytest
 import torch
 from support.helpers import ALGOS
 
-from unlearn.config.derived import terms_of
 from unlearn.ensemble.frozen import FrozenRows, LiveRows
-from unlearn.learning.binding import bind
+from unlearn.runs.inputs import Inputs
 from unlearn.runs.learner import members
-from unlearn.runs.training import _objective, _sampler
 
 
 def loss_and_gradient(found, draw):
@@ -43,15 +41,14 @@ def test_order_padding_and_splitting_change_neither_loss_nor_gradient(config, be
     method = {"uld": "uld", "rmu": "direct"}.get(algo, "offset")
     batches = "trainer.forget_batch=3", "trainer.retain_batch=6", "algo.interleave=none"  # both sets in one step
     cfg = config(f"algo={algo}", f"method={method}", *batches)
-    terms = bind(**terms_of(cfg))
-    sampler = _sampler(cfg, bench, terms)
+    inputs = Inputs(cfg, bench, steps=1)
     ensemble = members(cfg, bench)
     with torch.no_grad():  # away from the start, where many gradients vanish
         generator = torch.Generator().manual_seed(0)
         for p in ensemble.trained.model.parameters():
             p += 0.05 * torch.randn(p.shape, generator=generator)
-    one = _objective(cfg, bench, ensemble, terms, sampler, 1)
-    draw = sampler.draw(0)
+    one = inputs.objective(ensemble)
+    draw = inputs.sampler.draw(0)
     assert len(draw.forget) == 3 and len(draw.retain) == 6
     lengths = {len(e.prompt) + len(e.answer) for g in one.groups.values() for e in g.examples}
     assert len(lengths) > 1  # or there would be no padding to speak of
@@ -70,17 +67,16 @@ def test_stored_rows_give_the_loss_and_the_gradient_of_recomputed_ones(config, b
     found = []
     for limit in (1, 0):  # GiB: above it, rows are computed in every step
         cfg = config(f"algo={algo}", f"method={method}", f"trainer.stored_rows_gib={limit}", "algo.interleave=none")
-        terms = bind(**terms_of(cfg))
-        sampler = _sampler(cfg, bench, terms)
+        inputs = Inputs(cfg, bench, steps=1)
         ensemble = members(cfg, bench)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(0)
             for p in ensemble.trained.model.parameters():
                 p += 0.05 * torch.randn(p.shape, generator=generator)
-        step = _objective(cfg, bench, ensemble, terms, sampler, 1)
+        step = inputs.objective(ensemble)
         kinds = {type(rows) for group in step.groups.values() for rows in group.rows.values()}
         assert kinds == {FrozenRows if limit else LiveRows}
-        found.append(loss_and_gradient(step, sampler.draw(0)))
+        found.append(loss_and_gradient(step, inputs.sampler.draw(0)))
     (loss, gradient), (again, gradient_again) = found
     assert again == pytest.approx(loss, rel=1e-5, abs=1e-5)
     for name, g in gradient.items():

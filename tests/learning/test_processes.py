@@ -39,8 +39,9 @@ def objective(terms, dual: Dual | None = None) -> Objective:
 
     examples = {"forget": forget, "retain": retain, "refusal": paired(forget), "retain_refusal": paired(retain)}
     frozen = [m for m in ensemble.members if not m.trained]
-    groups = {name: Group(x, {m.name: LiveRows(m, x, 0) for m in frozen}) for name, x in examples.items()}
-    return Objective(ensemble, terms, groups, pairs, 1.0, frozen[0], 0, 1, torch.device("cpu"), dual=dual)
+    rows = {name: {m.name: LiveRows(m, x, 0) for m in frozen} for name, x in examples.items()}
+    groups = {name: Group(x, rows[name], places=pairs.get(name)) for name, x in examples.items()}
+    return Objective(ensemble, terms, groups, 1.0, frozen[0], 0, dual=dual)
 
 
 TERMS = {
@@ -61,7 +62,7 @@ def summed(obj: Objective, draw: Draw, processes: int) -> tuple[dict[str, float]
     model, total = obj.ensemble.trained.model, {"loss": 0.0}
     model.zero_grad()
     for process in range(processes):
-        for micro_batch in dataclasses.replace(obj, process=process, processes=processes).micro_batches(draw):
+        for micro_batch in obj.micro_batches(draw, process, processes):
             loss, log = micro_batch()
             loss.backward()
             for name, value in ({"loss": loss.item()} | log).items():
@@ -88,10 +89,10 @@ def test_every_example_of_a_draw_is_computed_by_exactly_one_process():
     obj, draw = objective(TERMS["idk_nll"]), DRAWS[0]
     seen = []
     for process in range(3):
-        for micro_batch in dataclasses.replace(obj, accumulate=2, process=process, processes=3).micro_batches(draw):
+        for micro_batch in dataclasses.replace(obj, accumulate=2).micro_batches(draw, process, 3):
             chunk = micro_batch.args[0]
             seen += [(name, i) for name, ids in chunk.items() for i in ids]
-    wanted = [("refusal", obj.pairs["refusal"][pair]) for pair in draw.pairs("refusal")]
+    wanted = [("refusal", obj.groups["refusal"].places[pair]) for pair in draw.pairs("refusal")]
     assert sorted(seen) == sorted([*wanted, *(("retain", i) for i in draw.retain)])
 
 
@@ -119,9 +120,8 @@ def train(folder, name: str, forget_batch: int, retain_batch: int) -> None:
     obj = objective(TERMS["npo_kl"])
     loop = Loop(obj.ensemble.trained.model, SETTINGS, "cpu")
     place = loop.accelerator
-    obj = dataclasses.replace(obj, process=place.process_index, processes=place.num_processes)
     sampler, logs = Sampler(FORGET, RETAIN, REFUSALS, forget_batch, retain_batch, seed=0), []
-    loop.run(lambda step: obj.micro_batches(sampler.draw(step)), lambda step, log: logs.append(log))
+    loop.run(lambda step: obj.micro_batches(sampler.draw(step), *loop.share), lambda step, log: logs.append(log))
     found = {n: p.detach().clone() for n, p in loop.model.named_parameters()}
     # AdamW does not notice a gradient that is too large by a factor: the norms do
     found |= {name: torch.tensor([log[name] for log in logs]) for name in ("train/loss", "train/grad_norm", "train/kl")}

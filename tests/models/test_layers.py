@@ -31,7 +31,7 @@ from unlearn.grid.rules import parse
 from unlearn.learning.loop import Loop, Optimisation
 from unlearn.models import layers, llama
 from unlearn.models.tuning import has_layers, layer_parameters, merged
-from unlearn.runs import job, learner, references
+from unlearn.runs import job, learner
 from unlearn.runs.training import idle
 from unlearn.store import runlog
 
@@ -235,7 +235,7 @@ def test_a_run_starts_at_the_target_and_leaves_the_layers_alone(config, bench, m
     trained, twin, how = METHODS[method]
     found = {}
 
-    def evaluating(cfg, bench, ensemble, *rest, real=references.evaluate):
+    def evaluating(cfg, bench, ensemble, *rest, real=job.evaluate):
         found["rows"], found["plain"] = rows(ensemble.trained.model), llama.fingerprint(bench.model(START[method]))
         return real(cfg, bench, ensemble, *rest)
 
@@ -312,14 +312,11 @@ def test_groups_that_change_weights_leave_the_layers_in(config, bench):
 
 @pytest.mark.parametrize("how", [LAYERS, "lora", "full"])
 def test_a_model_whose_weights_the_learner_reads_never_leaves_the_gpu(config, bench, how):
-    from unlearn.config.derived import terms_of
-    from unlearn.learning.binding import bind
-    from unlearn.runs.training import _objective, _sampler
+    from unlearn.runs.inputs import Inputs
 
     cfg = config(f"pair.tuning={how}", "algo=npo")
-    terms = bind(**terms_of(cfg))
     ensemble = learner.members(cfg, bench)
-    found = idle(_objective(cfg, bench, ensemble, terms, _sampler(cfg, bench, terms), 1), None)
+    found = idle(Inputs(cfg, bench, steps=1).objective(ensemble), None)
     names = {m.name for m in ensemble.members if any(m.model is model for model in found)}
     assert names == ({"target", "anchor"} if how == "full" else {"target"})
 

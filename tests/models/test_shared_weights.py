@@ -18,7 +18,7 @@ from unlearn.grid.rules import ConfigError, parse
 from unlearn.learning.loop import Loop, Optimisation
 from unlearn.models import llama
 from unlearn.models.tuning import has_updates, lora, merged
-from unlearn.runs import job, learner, references
+from unlearn.runs import job, learner
 from unlearn.store import runlog
 
 RANK = 2
@@ -84,7 +84,7 @@ def test_a_run_leaves_the_plain_models_as_they_were(config, bench, method):
 def test_what_is_evaluated_is_what_learnt_and_what_is_loaded_again(config, bench, monkeypatch):
     found = {}
 
-    def evaluating(cfg, bench, ensemble, *rest, real=references.evaluate):
+    def evaluating(cfg, bench, ensemble, *rest, real=job.evaluate):
         found["rows"] = rows(ensemble.trained.model)
         return real(cfg, bench, ensemble, *rest)
 
@@ -164,7 +164,7 @@ def test_a_tuned_target_is_rounded_as_one_part(config):
 def test_the_share_that_learns_at_the_default_rank(shape, share):
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
-        found = learner._trainable(lora(model.requires_grad_(False), LoraConfig(), seed=0))
+        found = learner.trainable(lora(model.requires_grad_(False), LoraConfig(), seed=0))
     assert found["trainable_share"] == pytest.approx(share, rel=1e-3)
     assert (share <= 0.02) == (shape["hidden_size"] == 2048)
 

@@ -11,9 +11,8 @@ from support.helpers import execute, killed_at, lines, weights
 from unlearn import evaluate
 from unlearn.data.encoding import collate, examples_of
 from unlearn.grid import table
-from unlearn.learning.binding import bind
 from unlearn.models import llama
-from unlearn.runs.training import _sampler
+from unlearn.runs.inputs import Inputs
 from unlearn.store import runlog
 
 # A tiny world whose models know their answers, so that there is something to forget.
@@ -51,7 +50,7 @@ def prob(model, bench, split: str) -> float:
 def test_proxy_learns_on_the_small_models_own_softmax_and_offset_on_the_ensembles(config, bench, method, models):
     cfg = config("algo=ga", f"method={method}")
     log = lines(execute(cfg).folder)
-    draw = _sampler(cfg, bench, bind("ga", "none", 1, 1, {})).draw(0)
+    draw = Inputs(cfg, bench).sampler.draw(0)
     assert log[1]["train/ga"] == pytest.approx(mean_logp(*rows(bench, models, "forget", draw.forget)), rel=1e-5)
     others = {"small", "target"} - set(models)
     assert mean_logp(*rows(bench, {m: 1.0 for m in others}, "forget", draw.forget)) != pytest.approx(
@@ -93,7 +92,7 @@ def test_ulds_assistant_learns_the_forget_set_and_is_subtracted(config):
                  "eval.alphas=[0,0.5,1,2]")  # fmt: skip
     folder = execute(cfg).folder
     bench, assistant = workbench(cfg), llama.load(folder / "offset")
-    draw = _sampler(cfg, bench, bind("memorize", "uniform", 1, 1, {})).draw(0)
+    draw = Inputs(cfg, bench).sampler.draw(0)
     alone = -mean_logp(*rows(bench, {"small": 1.0}, "forget", draw.forget))  # on its own softmax, by no weight
     assert lines(folder)[1]["train/memorize"] == pytest.approx(alone, rel=1e-5)
     assert prob(assistant, bench, "forget") > 2 * prob(bench.model("small"), bench, "forget")

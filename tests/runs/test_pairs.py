@@ -19,7 +19,7 @@ from unlearn.data.encoding import Example, collate, examples_of
 from unlearn.decoding.generation import greedy
 from unlearn.grid.rerun import load
 from unlearn.models import hub, llama, tokenizers
-from unlearn.runs.training import store_rows
+from unlearn.runs.inputs import Inputs
 from unlearn.runs.workbench import frozen_ensemble, workbench
 
 STORIES = SHARED / "data" / "stories260K"
@@ -128,7 +128,7 @@ def test_rows_of_a_target_are_stored_for_the_width_they_are_read_for(pair, made)
     for padding in (4, 9):
         cfg = pair(made("llama", 0, 9), made("tied", 1, padding), "algo=ga", "method=offset")
         there = workbench(cfg)
-        store_rows(cfg, there, frozen_ensemble(cfg.method.members, there))
+        Inputs(cfg, there).objective(frozen_ensemble(cfg.method.members, there))
         prints.append(there.fingerprint("target"))
     assert prints[0] != prints[1]
 

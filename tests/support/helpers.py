@@ -105,17 +105,27 @@ class Killed(BaseException):
     """Stands for a signal: nothing in the program catches it."""
 
 
+def raising_at(step: int, error: BaseException):
+    """In the place of ``Loop.run``: the same, but that an error is raised before its step 0, 1, 2 …"""
+    from unlearn.learning.loop import Loop
+
+    def run(self, micro_batches, *after, real=Loop.run):
+        def until(n: int):
+            if n == step:
+                raise error
+            return micro_batches(n)
+
+        return real(self, until, *after)
+
+    return run
+
+
 def killed_at(step: int, cfg: Config, monkeypatch) -> Path:
     """Run a config until it is killed before its step 0, 1, 2 …; the folder it leaves."""
     from unlearn.learning.loop import Loop
 
-    def dying(self, micro_batches, real=Loop._step):
-        if self.step == step:
-            raise Killed
-        return real(self, micro_batches)
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Loop, "_step", dying)
+        patch.setattr(Loop, "run", raising_at(step, Killed()))
         execute(cfg)
     return grid.job(cfg, read(cfg).fingerprint()).folder
 

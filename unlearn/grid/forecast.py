@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unlearn.config.derived import is_trained, terms_of, training_alpha
+from unlearn.config.derived import is_trained, training_alpha
 from unlearn.config.schema import Config
 from unlearn.ensemble.rows_size import Shape, budget, kinds_for, may_refuse
-from unlearn.learning.binding import bind
+from unlearn.learning.binding import read_by
 from unlearn.models import hub
-from unlearn.runs.training import read_sets
+from unlearn.runs.inputs import Inputs
 from unlearn.runs.workbench import Workbench, workbench
 from unlearn.store import sources
 
@@ -23,7 +23,9 @@ def too_large(cfg: Config) -> list[str]:
     if not may_refuse(cfg.trainer) or not is_trained(cfg) or sampled:
         return []
     bench, found = workbench(cfg), []
-    for name, examples in read_sets(cfg, bench, bind(**terms_of(cfg))).items():
+    inputs = Inputs(cfg, bench)
+    for name in read_by(inputs.terms):
+        examples, _ = inputs.read(name)
         for member, role, rough in _read(cfg):
             if sources.is_remote(cfg.pair, role):
                 continue  # its rows are kept as it gives them, or refused

@@ -25,8 +25,7 @@ from unlearn.evaluation.retrained import from_file
 from unlearn.evaluation.suite import Suite
 from unlearn.evaluation.suite import suite as make_suite
 from unlearn.grid.rules import parse
-from unlearn.learning import threads
-from unlearn.learning.loop import device
+from unlearn.learning.loop import device, limit_threads
 from unlearn.models import hub, llama, tokenizers, weights
 from unlearn.store.files import write_json, write_whole
 from unlearn.store.identity import digest, metric_settings, template
@@ -55,7 +54,7 @@ def run(request: Request) -> dict[str, dict[str, Any]]:
     if cfg.eval.judge is not None:
         named(cfg.eval.judge, *JUDGE)
     transformers_logging.disable_progress_bar()
-    threads.limit(cfg.trainer.threads)
+    limit_threads(cfg.trainer.threads)
     data = read(cfg)
     _check_place("model", request.model)
     if request.tokenizer is not None:

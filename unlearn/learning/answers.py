@@ -5,14 +5,17 @@ N answer tokens of the batch, B answers (sequences). Values are computed when a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Annotated, Protocol
+from functools import cached_property
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from unlearn.ensemble.chunks import LongRows
+from unlearn.ensemble.rows import Reader
 
 PerToken = Annotated[Tensor, "[N]"]
 PerAnswer = Annotated[Tensor, "[B]"]
@@ -22,28 +25,14 @@ class ObjectiveError(ValueError):
     """An objective that is put together wrongly."""
 
 
-Reader = Callable[[slice], Tensor]  # which rows → their logits, [n, V]
 ALL = slice(None)
-
-
-class Pieces(Protocol):
-    """Logits [N, V] that are never there all at once; ``chunks.LongRows`` is the one there is."""
-
-    def map(self, function: Callable[[Tensor, slice], Tensor]) -> Tensor:
-        """From the logits of some rows, and which these are, to a value per row: [n, V] → [n]. All values, [N]."""
-
-    def pieces(self) -> Iterator[slice]:
-        """The slices in which rows are read, in order."""
-
-    def whole(self) -> Tensor:
-        """All rows, [N, V]."""
 
 
 @dataclass(frozen=True)
 class Answers:
     """What an objective may know about some answers: logits of their rows under P and under the reference model."""
 
-    rows: Tensor | Pieces  # [N, V] of the ensemble, with gradient
+    rows: Tensor | LongRows  # [N, V] of the ensemble, with gradient
     labels: Tensor  # [N]
     owner: Tensor  # [N] answer that each row belongs to, 0 … B − 1
     # [N, V] of the reference model, most often the target (P = P_ref at step 0); a reader is called when a term asks
@@ -61,8 +50,13 @@ class Answers:
         """
         if isinstance(self.rows, Tensor):
             return value(self)
-        # a copy: it holds none of the values that were computed, so that a value does not hold itself
-        return self.rows.map(partial(_value_of_part, value, replace(self)))
+        whole = replace(self)  # it holds none of the values that were computed, so that a value does not hold itself
+
+        def of_part(logits: Tensor, here: slice) -> Tensor:
+            reference, teacher = lambda _: whole._reference(here), lambda _: whole._teacher(here)
+            return value(Answers(logits, whole.labels[here], whole.owner[here], reference, teacher))
+
+        return self.rows.map(of_part)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -134,12 +128,6 @@ class Answers:
         if self.teacher_logits is None:
             raise ObjectiveError("this term learns from a teacher, and algo.teacher names none")
         return self.teacher_logits(here)
-
-
-def _value_of_part(value: Callable[[Answers], Tensor], whole: Answers, logits: Tensor, here: slice) -> Tensor:
-    """``value`` of the rows ``here``, whose logits are these."""
-    reference, teacher = lambda _: whole._reference(here), lambda _: whole._teacher(here)
-    return value(Answers(logits, whole.labels[here], whole.owner[here], reference, teacher))
 
 
 def _logp(logits: Tensor, labels: Tensor) -> Tensor:

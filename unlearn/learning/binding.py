@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from unlearn.config.own import functions, required, signature
 from unlearn.config.schema import NUMBERS
-from unlearn.learning.answers import Answers, ObjectiveError, PerAnswer, PerToken
+from unlearn.learning.answers import ObjectiveError, PerAnswer, PerToken
 from unlearn.learning.losses import FORGET, RETAIN, Term
 
 REFUSALS = ("refusal", "retain_refusal")
@@ -23,19 +24,21 @@ class BoundTerm:
     """A term with its numbers filled in and its weight."""
 
     name: str
-    function: Term
+    function: partial[Tensor]  # of the answers that it reads, by name
     reads: tuple[str, ...]  # which answers; the first decides what the mean is taken over
     per_token: bool  # its values are per answer token, not per answer
-    numbers: Mapping[str, float]
     weight: float
 
     @property
     def layer(self) -> int | None:
         """The layer whose hidden states the term reads; None for terms of the logits alone."""
-        return int(self.numbers["layer"]) if "layer" in self.numbers else None
+        return int(self.function.keywords["layer"]) if "layer" in self.function.keywords else None
 
-    def __call__(self, answers: Mapping[str, Answers]) -> Tensor:
-        return self.function(**{name: answers[name] for name in self.reads}, **self.numbers)
+
+def read_by(terms: Iterable[BoundTerm]) -> list[str]:
+    """Names of the answers that terms read, in the order of the terms: a set's differs between processes, and with it
+    the last digits of a sum."""
+    return list(dict.fromkeys(name for term in terms for name in term.reads))
 
 
 def bind(
@@ -60,7 +63,7 @@ def bind(
     terms = [_bound(forget, forgets[forget], given, forget_weight)]
     if retains[retain] is not None:
         terms.append(_bound(retain, retains[retain], given, retain_weight))
-    taken = {k for t in terms for k in t.numbers}
+    taken = {k for t in terms for k in t.function.keywords}
     for extra in sorted(set(given) - taken):
         raise ObjectiveError(
             f"algo.{extra}={given[extra]}: neither {forget!r} nor {retain!r} has a {extra}; "
@@ -85,4 +88,4 @@ def _bound(name: str, function: Term, given: Mapping[str, float], weight: float)
             place, sign = (f"algo.{p}", "") if p in NUMBERS else (f"algo.numbers.{p}", "++")  # in the file or not
             raise ObjectiveError(f"term {name!r} needs {place}, which is not set: give {sign}{place}=NUMBER")
     numbers = {p: given.get(p, found.parameters[p].default) for p in wanted}
-    return BoundTerm(name, function, reads, found.return_annotation == PerToken, numbers, weight)
+    return BoundTerm(name, partial(function, **numbers), reads, found.return_annotation == PerToken, weight)

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from unlearn.store.files import write_whole
@@ -81,6 +82,21 @@ def accelerator(name: str) -> Accelerator:
     return Accelerator(cpu=name == "cpu")
 
 
+def limit_threads(count: int) -> None:
+    """Of torch, and of the libraries that numpy and scipy multiply with, whatever the environment says: the last digits
+    of a sum depend on it, and a worker of a parallel launcher has other settings than the process that started it."""
+    torch.set_num_threads(count)
+    threadpool_limits(count)
+
+
+@torch.no_grad()
+def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into the parameters of these names."""
+    parameters = dict(model.named_parameters())
+    for name, value in weights.items():
+        parameters[name].copy_(value)
+
+
 class Loop:
     """A model, its optimiser and the number of steps done."""
 
@@ -100,35 +116,39 @@ class Loop:
         self.step = 0
         self.extra: dict[str, float] = {}  # other numbers that a checkpoint must hold
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which of how many processes this is."""
+        return self.accelerator.process_index, self.accelerator.num_processes
+
     def run(
         self,
         micro_batches: Callable[[int], Iterable[MicroBatch]],
         after: Callable[[int, dict[str, float]], None] = lambda step, log: None,
     ) -> None:
-        """Train to the last step. ``after(step, log)`` is called with the number of steps done: 1, 2, …"""
+        """Train to the last step, with the micro-batches of step 0, 1, 2 …
+
+        ``after(step, log)`` is called with the number of steps done: 1, 2, … ``Diverged`` leaves the step undone.
+        """
         while self.step < self.settings.steps:
-            log = self._step(micro_batches(self.step))
+            self.model.train()
+            log: dict[str, float] = {"train/loss": 0.0}
+            for micro_batch in micro_batches(self.step):
+                loss, parts = micro_batch()
+                self.accelerator.backward(loss)
+                log["train/loss"] += loss.item()
+                for name, value in parts.items():
+                    log[name] = log.get(name, 0.0) + value
+            log = self._summed(log)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip).item()
+            if not (math.isfinite(log["train/loss"]) and math.isfinite(norm)):
+                raise self._diverged(log, norm)
+            log |= {"train/grad_norm": norm, "train/lr": self.scheduler.get_last_lr()[0]}
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad()
             self.step += 1
             after(self.step, log)
-
-    def _step(self, micro_batches: Iterable[MicroBatch]) -> dict[str, float]:
-        self.model.train()
-        log: dict[str, float] = {"train/loss": 0.0}
-        for micro_batch in micro_batches:
-            loss, parts = micro_batch()
-            self.accelerator.backward(loss)
-            log["train/loss"] += loss.item()
-            for name, value in parts.items():
-                log[name] = log.get(name, 0.0) + value
-        log = self._summed(log)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip).item()
-        if not (math.isfinite(log["train/loss"]) and math.isfinite(norm)):
-            raise self._diverged(log, norm)
-        log |= {"train/grad_norm": norm, "train/lr": self.scheduler.get_last_lr()[0]}
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
-        return log
 
     def _diverged(self, log: dict[str, float], norm: float) -> Diverged:
         step, loss = self.step + 1, log["train/loss"]
@@ -172,11 +192,7 @@ class Loop:
         if not path.is_file():
             return False
         state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
-        weights = load_file(folder / f"weights-{state['step']}.safetensors")
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, value in weights.items():
-                parameters[name].copy_(value)
+        put(self.model, load_file(folder / f"weights-{state['step']}.safetensors"))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"].cpu())

@@ -8,7 +8,6 @@ of the *whole* step, on all processes together, so that splitting a step changes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 
@@ -17,15 +16,15 @@ import torch
 from torch import Tensor
 
 from unlearn.config.schema import DualConfig
-from unlearn.data.encoding import Batch, Example, Examples, collate
+from unlearn.data.encoding import Batch, Examples, collate
 from unlearn.data.sampling import Draw
 from unlearn.ensemble.chunks import LongRows, long, product
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.ensemble.rows import FrozenRows, LiveRows, in_blocks
-from unlearn.learning.answers import Answers, Reader
-from unlearn.learning.binding import BoundTerm
+from unlearn.ensemble.rows import FrozenRows, LiveRows, Reader, in_blocks
+from unlearn.learning.answers import Answers
+from unlearn.learning.binding import BoundTerm, read_by
 from unlearn.learning.loop import MicroBatch
-from unlearn.models.llama import answer_states, full_precision, head, states_and_hidden, vocabulary
+from unlearn.models.llama import answer_states, device_of, full_precision, head, states_and_hidden, vocabulary
 
 Rows = Mapping[str, FrozenRows | LiveRows]
 
@@ -37,6 +36,12 @@ class Group:
     examples: Examples
     rows: Rows  # by member name; the reference's are always there
     teacher: Callable[[], Rows] = dict  # of the teacher's members, made when a term first asks for them
+    # where in the examples is what a draw names, a question or a (question, answer) pair; None: all questions, in order
+    places: Mapping[tuple[int, int] | int, int] | None = None
+
+    def indices(self, drawn: Sequence[tuple[int, int] | int]) -> list[int]:
+        """Where in the examples is what was drawn."""
+        return list(drawn) if self.places is None else [self.places[key] for key in drawn]
 
 
 @dataclass(frozen=True)
@@ -67,38 +72,52 @@ class Objective:
     ensemble: Ensemble
     terms: Sequence[BoundTerm]  # the forget term, then the retain term if there is one
     groups: Mapping[str, Group]  # by what terms read
-    # where in a group's examples is what a draw names: (question, answer) of paired groups, or a question; groups that
-    # are not here have all their questions, in order
-    pairs: Mapping[str, Mapping[tuple[int, int] | int, int]]
     alpha: float
     reference: Member  # whose distribution terms compare with: the target, or the trained member's frozen start
     pad_id: int
-    accumulate: int
-    device: torch.device
+    accumulate: int = 1
     teacher: Teacher | None = None
     dual: Dual | None = None
-    process: int = 0  # this process, of
-    processes: int = 1
     precision: torch.dtype | None = None  # of the trained member's arithmetic (autocast); None: as its weights are
     # In half precision rows are only equal when their batches are: what must equal the trained member at the start is
     # not read but run beside it. The frozen member that it began as; other members with its weights are the same.
     twin: Member | None = None
 
-    def micro_batches(self, draw: Draw) -> Iterable[MicroBatch]:
-        """This process's micro-batches of the step, each a function to be called when its turn comes."""
-        # in the order of the terms: a set's order differs between processes, and with it the last digits of a sum
-        indices = {
-            name: self._indices(name, draw) for name in dict.fromkeys(name for t in self.terms for name in t.reads)
-        }
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.ensemble.trained.model)
+
+    def micro_batches(self, draw: Draw, process: int = 0, processes: int = 1) -> Iterable[MicroBatch]:
+        """One process's micro-batches of the step, each a function to be called when its turn comes."""
+        indices, count = self.indices(draw), self.accumulate * processes
         totals = {
             name: (sum(len(self.groups[name].examples[i].answer) for i in ids), len(ids))
             for name, ids in indices.items()
         }
-        parts = {name: np.array_split(np.array(ids), self.accumulate * self.processes) for name, ids in indices.items()}
-        for k in range(self.process, self.accumulate * self.processes, self.processes):
+        parts = {name: np.array_split(np.array(ids), count) for name, ids in indices.items()}
+        for k in range(process, count, processes):
             chunk = {name: split[k].tolist() for name, split in parts.items() if len(split[k])}
             if chunk:
-                yield partial(self._loss, chunk, totals)
+                yield partial(self.loss, chunk, totals)
+
+    def loss(
+        self, chunk: Mapping[str, list[int]], totals: Mapping[str, tuple[int, int]]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The share of the step's loss that some examples of each group have, and that of each term for the log.
+
+        ``totals``: answer tokens and answers of the whole step, by group.
+        """
+        answers = self.answers(chunk)
+        loss, log = torch.zeros((), device=self.device), {}
+        for i, term in enumerate(self.terms):
+            if term.reads[0] in answers:
+                values = term.function(**{name: answers[name] for name in term.reads})
+                tokens, count = totals[term.reads[0]]
+                share = values.sum() / (tokens if term.per_token else count)
+                weight = self.dual.value if self.dual is not None and i > 0 else term.weight
+                loss = loss + weight * share
+                log[f"train/{term.name}"] = share.item()
+        return loss, log
 
     def after(self, step: int, log: dict[str, float]) -> None:
         """Update the dual variable, if there is one, from what step 1, 2, … logged."""
@@ -107,56 +126,38 @@ class Objective:
             log["train/dual"] = self.dual.value  # the weight that this step had
             self.dual.update(step, log[name])
 
+    def indices(self, draw: Draw) -> dict[str, list[int]]:
+        """Which examples a step reads, by group."""
+        return {name: self.groups[name].indices(draw.named(name)) for name in read_by(self.terms)}
+
     def ids(self, draw: Draw) -> dict[str, list[str]]:
-        """The examples that a step reads, by group."""
-        names = dict.fromkeys(name for term in self.terms for name in term.reads)
-        return {name: [self.groups[name].examples[i].id for i in self._indices(name, draw)] for name in names}
+        """Their names."""
+        return {name: [self.groups[name].examples[i].id for i in ids] for name, ids in self.indices(draw).items()}
 
-    def _indices(self, name: str, draw: Draw) -> list[int]:
-        drawn = draw.named(name)
-        return [self.pairs[name][key] for key in drawn] if name in self.pairs else drawn
-
-    def _loss(
-        self, chunk: Mapping[str, list[int]], totals: Mapping[str, tuple[int, int]]
-    ) -> tuple[Tensor, dict[str, float]]:
-        answers = self._answers(chunk)
-        loss, log = torch.zeros((), device=self.device), {}
-        for i, term in enumerate(self.terms):
-            if term.reads[0] in answers:
-                values = term(answers)
-                tokens, count = totals[term.reads[0]]
-                share = values.sum() / (tokens if term.per_token else count)
-                weight = self.dual.value if self.dual is not None and i > 0 else term.weight
-                loss = loss + weight * share
-                log[f"train/{term.name}"] = share.item()
-        return loss, log
-
-    def _answers(self, chunk: Mapping[str, list[int]]) -> dict[str, Answers]:
+    def answers(self, chunk: Mapping[str, list[int]]) -> dict[str, Answers]:
         """One forward pass over all groups of the micro-batch, then the ensemble's rows per group."""
-        flat: list[Example] = [self.groups[name].examples[i] for name, ids in chunk.items() for i in ids]
-        batch = collate(flat, self.pad_id).to(self.device)
-        model = self.ensemble.trained.model
+        batch = collate([self.groups[name].examples[i] for name, ids in chunk.items() for i in ids], self.pad_id)
+        batch, model = batch.to(self.device), self.ensemble.trained.model
         with self._autocast():
             states, hidden, reference_hidden = self._forward(batch)
             split = long(len(batch.labels), model)
             learnt = states.to(self.precision or states.dtype) if split else head(model, states).to(self.device)
         beside, rows_of = _Beside(self, batch), self._pieces if split else self._full
-        answers, first_row, first_owner = {}, 0, 0
+        answers, first = {}, 0
         for name, ids in chunk.items():
             group = self.groups[name]
-            n = sum(len(group.examples[i].answer) for i in ids)
-            here = slice(first_row, first_row + n)
-            rows, target = rows_of(group, ids, learnt[here], beside, here)
+            here = slice(first, first + sum(len(group.examples[i].answer) for i in ids))
+            rows, reference = rows_of(group, ids, learnt[here], beside, here)
             answers[name] = Answers(
                 rows,
                 batch.labels[here],
-                batch.owner[here] - first_owner,
-                target,
+                batch.owner[here] - batch.owner[first],
+                reference,
                 self._taught(group, ids) if self.teacher is not None else None,
                 None if hidden is None else hidden[here],
                 None if reference_hidden is None else reference_hidden[here],
             )
-            first_row, first_owner = first_row + n, first_owner + len(ids)
+            first = here.stop
         return answers
 
     def _full(
@@ -175,26 +176,33 @@ class Objective:
         self, group: Group, ids: list[int], states: Tensor, beside: _Beside, here: slice
     ) -> tuple[LongRows, Reader]:
         """The same, of which no [n, V] is ever made, from the trained member's last hidden states."""
-        learner, reference = self.ensemble.trained, self.reference
-        frozen = {m.name: self._frozen(m, group, ids, beside, here) for m in self.ensemble.frozen(self.alpha)}
+        learner, members = self.ensemble.trained, self.ensemble.frozen(self.alpha)
+        read = {m.name: self._frozen(m, group, ids, beside, here) for m in (self.reference, *members)}
 
         def join(trained: Tensor, part: slice) -> Tensor:
-            rows = {name: read(part) for name, read in frozen.items()}
+            rows = {m.name: read[m.name](part) for m in members}
             return self.ensemble.logits(rows | {learner.name: trained.to(self.device)}, self.alpha)
 
-        known = reference.name in frozen
-        target = frozen[reference.name] if known else self._frozen(reference, group, ids, beside, here)
-        return LongRows(learner.model, states, join), target
+        return LongRows(learner.model, states, join), read[self.reference.name]
 
     def _frozen(self, member: Member, group: Group, ids: list[int], beside: _Beside, here: slice) -> Reader:
-        """Rows of a frozen member, part by part."""
-        return beside.reader(here) if self._is_twin(member) else self._reader(group.rows[member.name], ids)
+        """Rows of a frozen member, part by part; nothing is looked up or computed before the first is asked for."""
+        if self._is_twin(member):
+            return beside.reader(here)
+        reader = cache(partial(group.rows[member.name].reader, ids, self.device))
+        return lambda part: reader()(part)
+
+    def _taught(self, group: Group, ids: list[int]) -> Reader:
+        """Rows of the teacher; those of its members are made, or found, when they are first asked for."""
+        members = cache(lambda: {name: rows.reader(ids, self.device) for name, rows in group.teacher().items()})
+        teacher = self.teacher
+        return lambda part: teacher.ensemble.logits({k: read(part) for k, read in members().items()}, teacher.alpha)
 
     def _is_twin(self, member: Member) -> bool:
         return self.twin is not None and member.fingerprint == self.twin.fingerprint
 
-    def _autocast(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Last hidden states of the trained member; where a term reads a layer, that one's too, and the reference's."""
@@ -205,20 +213,6 @@ class Objective:
         with torch.no_grad():
             _, reference = states_and_hidden(self.reference.model, batch, layer)
         return *states_and_hidden(model, batch, layer), reference
-
-    def _taught(self, group: Group, ids: list[int]) -> Reader:
-        """Rows of the teacher; those of its members are made, or found, when they are first asked for."""
-        members = cache(lambda: {name: self._reader(rows, ids) for name, rows in group.teacher().items()})
-
-        def read(here: slice) -> Tensor:
-            return self.teacher.ensemble.logits({k: rows(here) for k, rows in members().items()}, self.teacher.alpha)
-
-        return read
-
-    def _reader(self, rows: FrozenRows | LiveRows, ids: list[int]) -> Reader:
-        """Their rows on this device; nothing is looked up or computed before the first is asked for."""
-        reader = cache(partial(rows.reader, ids, self.device))
-        return lambda here: reader()(here)
 
 
 class _Beside:

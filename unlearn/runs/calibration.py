@@ -23,7 +23,7 @@ from unlearn.ensemble.frozen import in_memory, rows_of
 from unlearn.evaluation import evaluation
 from unlearn.evaluation.scoring import Scores, score
 from unlearn.evaluation.suite import suite as make_suite
-from unlearn.runs.references import references
+from unlearn.runs.baselines import baselines
 from unlearn.runs.workbench import Workbench
 from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import NO_RETRAINED, Job, eval_settings
@@ -88,7 +88,7 @@ def calibrate(cfg: Config, bench: Workbench, ensemble: Ensemble, goal: Goal) -> 
     suite = make_suite(data, bench.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
     if cfg.eval.retrained is not None:  # a file's rows are the whole forget set, and these are a part of it
         cfg = replace(cfg, eval=replace(cfg.eval, retrained=NO_RETRAINED))
-    beside = references(cfg, bench, suite)
+    beside = baselines(cfg, bench, suite)
     show = "reporting" if cfg.trainer.progress else None
     alphas = list(dict.fromkeys([choice.alpha, cfg.alpha]))
     metrics, _ = evaluation.evaluate(ensemble, suite, alphas, bench.store, beside.get("retrained"), show)

@@ -19,7 +19,7 @@ from unlearn.config.schema import Config, ConfigError
 from unlearn.data.encoding import examples_of
 from unlearn.ensemble.combination import bind_rule
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.learning import threads
+from unlearn.learning.loop import limit_threads
 from unlearn.models import llama
 from unlearn.models.tuning import has_layers, has_updates, learner, learnt, merged, save_updates
 from unlearn.runs import begin
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def initialise(cfg: Config) -> None:
     """Threads, seeds and quiet libraries: the same at the start of every job, whichever process it shares."""
     transformers.utils.logging.disable_progress_bar()  # our own bars cover loading and saving
-    threads.limit(cfg.trainer.threads)
+    limit_threads(cfg.trainer.threads)
     torch.manual_seed(cfg.seed)
 
 
@@ -63,7 +63,7 @@ def _learnt(cfg: Config, start: nn.Module, folder: Path) -> nn.Module:
     return llama.load(folder / runlog.OFFSET, next(start.parameters()).device)
 
 
-def _trainable(model: nn.Module) -> dict[str, float]:
+def trainable(model: nn.Module) -> dict[str, float]:
     """How many parameters learn, and their share of all that the trained member has."""
     count = llama.parameters(model, trainable=True)
     return {"trainable": count, "trainable_share": round(count / llama.parameters(model), 6)}
@@ -81,39 +81,32 @@ def _made_with(folder: Path, ensemble: Ensemble) -> None:
         )
 
 
-def keep(cfg: Config, bench: Workbench, model: nn.Module, record: RunLog) -> None:
-    """Write what the trained member learnt into the run's folder."""
-    if has_updates(model):
-        write_folder(record.folder / runlog.ADAPTER, partial(save_updates, model, cfg.pair.lora))
-    _keep(cfg, bench, model, record.folder, runlog.OFFSET)
+def keep(cfg: Config, bench: Workbench, model: nn.Module, run: Path, place: str = runlog.OFFSET) -> None:
+    """Write the trained weights into a run's folder: a whole model to ``place``, and LoRA's updates beside the last.
 
-
-def _keep(cfg: Config, bench: Workbench, model: nn.Module, run: Path, place: str) -> None:
-    """Write the trained weights: a whole model, or unlearning layers, which no plain model can hold.
-
-    With the layers goes what fusion needs of the request: inner products, and nothing else.
+    Unlearning layers, which no plain model can hold, are written alone, with what their fusion needs of the request:
+    inner products, and nothing else.
     """
-    if not has_layers(model):
-        save(merged(model), bench, run / place)
+    adapter = run / (runlog.ADAPTER if place == runlog.OFFSET else place)
+    if has_layers(model):
+        write_folder(adapter, partial(_save_layers, cfg, bench, model))
         return
-    from unlearn.models import fusion, layers  # a second of imports, by peft
+    if has_updates(model) and place == runlog.OFFSET:
+        write_folder(adapter, partial(save_updates, model, cfg.pair.lora))
 
     def write(folder: Path) -> None:
-        layers.save(model, folder)
-        examples, pad = examples_of(bench.encoder, bench.data.splits["forget"]), bench.encoder.tokenizer.pad_token_id
-        save_file(begin.products(cfg) or fusion.gram(model, examples, pad, cfg.eval.batch_size), folder / GRAM)
-
-    write_folder(run / (runlog.ADAPTER if place == runlog.OFFSET else place), write)
-
-
-def save(model: nn.Module, bench: Workbench, final: Path) -> None:
-    """Write weights with config and tokenizer."""
-
-    def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        merged(model).save_pretrained(folder)
         bench.encoder.tokenizer.save_pretrained(folder)
 
-    write_folder(final, write)
+    write_folder(run / place, write)
+
+
+def _save_layers(cfg: Config, bench: Workbench, model: nn.Module, folder: Path) -> None:
+    from unlearn.models import fusion, layers  # a second of imports, by peft
+
+    layers.save(model, folder)
+    examples, pad = examples_of(bench.encoder, bench.data.splits["forget"]), bench.encoder.tokenizer.pad_token_id
+    save_file(begin.products(cfg) or fusion.gram(model, examples, pad, cfg.eval.batch_size), folder / GRAM)
 
 
 def same_models(cfg: Config, bench: Workbench, record: RunLog, ensemble: Ensemble) -> None:

@@ -20,8 +20,8 @@ from unlearn.ensemble.combination import SUM
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import evaluation
 from unlearn.models import llama
+from unlearn.runs.baselines import baselines, suite_of
 from unlearn.runs.learner import initialise, members
-from unlearn.runs.references import references, suite_of
 from unlearn.runs.workbench import Workbench, workbench
 from unlearn.store.identity import Job
 
@@ -123,7 +123,7 @@ def measure(cfg: Config, parts: Sequence[Part], after: int) -> Step:
     initialise(cfg)
     bench = workbench(cfg)
     ensemble, suite = summed(parts, bench), suite_of(cfg, bench)
-    beside = references(cfg, bench, suite)
+    beside = baselines(cfg, bench, suite)
     show = f"after request {after}" if cfg.trainer.progress else None
     entries, examples = evaluation.evaluate(ensemble, suite, [1.0], bench.store, beside.get("retrained"), show)
     metrics = {name: dict(r.metrics) for name, r in beside.items()}

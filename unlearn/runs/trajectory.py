@@ -1,8 +1,9 @@
-"""Collapse noticed while a run trains, and the best checkpoint by a rule that was declared before the run.
+"""What a run measures while it trains: points of its trajectory, a collapse, the best point by a declared rule.
 
-The rule looks at the points of the trajectory: how much of the target's probability is lost on the forget set, and
-how much is kept on retain questions that no step sees, on real authors and on world facts. It knows nothing of the
-retrained model and uses no metric of the final evaluation but probability on the forget set itself.
+A point is probability and memorisation on some examples of each split, always computed exactly. The rule looks at how
+much of the target's probability is lost on the forget set, and how much is kept on retain questions that no step sees,
+on real authors and on world facts. It knows nothing of the retrained model and uses no metric of the final evaluation
+but probability on the forget set itself.
 """
 
 from __future__ import annotations
@@ -12,10 +13,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from unlearn.config.derived import training_alpha
+from unlearn.config.schema import Config
+from unlearn.data.encoding import Examples, examples_of
+from unlearn.data.sampling import held_out
+from unlearn.ensemble.ensemble import Ensemble
+from unlearn.ensemble.frozen import rows_of
+from unlearn.ensemble.rows import FrozenRows, LiveRows
+from unlearn.evaluation import scoring
+from unlearn.evaluation.suite import EVALUATED, spaced
+from unlearn.learning.loop import put
+from unlearn.runs.workbench import Workbench
 from unlearn.store.files import write_whole
 
 RULE = "harmonic mean of the share of forget probability that is lost and the share of other probability that is kept"
@@ -24,9 +35,46 @@ KEPT = 0.5  # a model that keeps less than this of the target's probability has 
 LOSS = 100.0  # |loss| at the last step over max(1, |loss| at the first): more is a diverging loss
 
 
+@dataclass(frozen=True)
+class Probe:
+    """Measures what a point of the trajectory shows: teacher-forced, on some examples of each split."""
+
+    ensemble: Ensemble
+    alpha: float
+    points: Mapping[str, tuple[Examples, Mapping[str, FrozenRows | LiveRows]]]  # by split
+    pad_id: int
+    batch_size: int
+
+    def __call__(self, alpha: float | None = None) -> dict[str, float]:
+        """At the training α unless another is given."""
+        values, alpha = {}, self.alpha if alpha is None else alpha
+        for split, (examples, rows) in self.points.items():
+            scores = scoring.score(self.ensemble, examples, [alpha], rows, self.pad_id, self.batch_size)[alpha]
+            values[f"{split}/prob"] = float(scores.prob.mean())
+            values[f"{split}/exact_memorization"] = float(scores.correct.mean())
+        return values
+
+
+def probe(cfg: Config, bench: Workbench, ensemble: Ensemble) -> Probe | None:
+    if not cfg.trainer.eval_every:
+        return None
+    alpha, points, pad = training_alpha(cfg), {}, bench.encoder.tokenizer.pad_token_id
+    retain = bench.data.splits["retain"]
+    chosen = [retain[i] for i in held_out(len(retain), cfg.trainer.held_out)[::2]]  # the other half is for reporting
+    for split in (*EVALUATED, "held_out"):
+        rows = chosen if split == "held_out" else bench.data.splits.get(split, ())
+        rows = spaced(rows, cfg.trainer.eval_examples)
+        if rows:
+            examples = examples_of(bench.encoder, rows)
+            frozen = [m for m in ensemble.needed([0.0, alpha]) if not m.trained]
+            found = {m.name: rows_of(bench.store, m, examples, pad, cfg.trainer.stored_rows_gib) for m in frozen}
+            points[split] = (examples, found)
+    return Probe(ensemble, alpha, points, pad, cfg.eval.batch_size)
+
+
 @dataclass
 class Watch:
-    """What the points of a trajectory say: what the target knew, and the best point with its weights."""
+    """What the points say: what the target knew, and the best point with its weights."""
 
     start: dict[str, float] = field(default_factory=dict)  # the target's values, e.g. "forget/prob"
     step: int = 0  # of the best point
@@ -65,10 +113,7 @@ class Watch:
 
     def load(self, model: nn.Module) -> None:
         """Put the best point's weights into the model."""
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, value in self.weights.items():
-                parameters[name].copy_(value)
+        put(model, self.weights)
 
     # --- part of a checkpoint -------------------------------------------------------------------------------------
 

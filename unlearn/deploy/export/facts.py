@@ -22,7 +22,7 @@ from unlearn.evaluation import measures
 from unlearn.evaluation.scoring import score
 from unlearn.evaluation.suite import Split, Suite
 from unlearn.models import llama, tokenizers
-from unlearn.runs.references import suite_of
+from unlearn.runs.baselines import suite_of
 from unlearn.runs.workbench import Workbench
 from unlearn.store import runlog, sources
 from unlearn.store.identity import Job, template

@@ -1,4 +1,4 @@
-"""Evaluate a run, and the models that it is compared with."""
+"""Evaluate a run, and the models that it is compared with: target and retrained, each as it is."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Config, bench: Workbench, ensemble: Ensemble, suite: Suite, record: RunLog) -> None:
-    """Evaluate the α's that the folder lacks, and put the references beside them."""
+    """Evaluate the α's that the folder lacks, and put the baselines beside them."""
     alphas = missing(cfg, bench, record)
     if alphas:
-        beside = references(cfg, bench, suite)
+        beside = baselines(cfg, bench, suite)
         show = "evaluating" if cfg.trainer.progress else None
         metrics, examples = evaluation.evaluate(ensemble, suite, alphas, bench.store, beside.get("retrained"), show)
         record.evaluated(metrics, examples, beside)
@@ -45,23 +45,19 @@ def suite_of(cfg: Config, bench: Workbench) -> Suite:
     return make_suite(bench.data, bench.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
 
 
-def references(cfg: Config, bench: Workbench, suite: Suite) -> dict[str, Measured]:
+def baselines(cfg: Config, bench: Workbench, suite: Suite) -> dict[str, Measured]:
     """The target and, where there is one, the retrained model, by name: metrics and examples."""
-    retrained = _retrained(cfg, bench, suite)
-    found = {"target": Measured(*_reference(cfg, bench, suite, "target", retrained))}
-    return found | ({"retrained": retrained} if retrained is not None else {})
+    given, retrained = cfg.eval.retrained, None
+    if given is None:
+        models = {name: cache(partial(bench.alone, name)) for name in ("target", "retrained")}  # loaded once a job
+        retrained = Measured(*_measured(cfg, bench, suite, "retrained", None), models)
+    elif given != NO_RETRAINED:
+        retrained = from_file(given, suite, {"target": partial(bench.alone, "target")})
+    found = {"target": Measured(*_measured(cfg, bench, suite, "target", retrained))}
+    return found if retrained is None else found | {"retrained": retrained}
 
 
-def _retrained(cfg: Config, bench: Workbench, suite: Suite) -> Measured | None:
-    if cfg.eval.retrained == NO_RETRAINED:
-        return None
-    if cfg.eval.retrained is not None:
-        return from_file(cfg.eval.retrained, suite, {"target": partial(bench.alone, "target")})
-    models = {name: cache(partial(bench.alone, name)) for name in ("target", "retrained")}  # loaded once a job
-    return Measured(*_reference(cfg, bench, suite, "retrained", None), models)
-
-
-def _reference(
+def _measured(
     cfg: Config, bench: Workbench, suite: Suite, name: str, retrained: Measured | None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Metrics and examples of one model as it is, computed once and stored."""

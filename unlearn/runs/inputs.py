@@ -1,0 +1,130 @@
+"""What the training of a run reads: terms, draws, examples, and the rows of frozen members over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache, cached_property, partial
+from typing import Any
+
+import torch
+
+from unlearn.config.derived import terms_of, training_alpha
+from unlearn.config.schema import Config
+from unlearn.data import spans
+from unlearn.data.encoding import Examples
+from unlearn.data.sampling import Sampler, held_out
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.ensemble.frozen import rows_of
+from unlearn.ensemble.rows import FrozenRows, LiveRows
+from unlearn.ensemble.rows_size import budget
+from unlearn.learning.binding import PAIRED, REFUSALS, TEXTS, bind, read_by
+from unlearn.learning.objective import Dual, Group, Objective, Teacher
+from unlearn.runs.alternates import alternates
+from unlearn.runs.workbench import Workbench, frozen_ensemble
+
+
+class Inputs:
+    """Of one run, all made by its config; no model is needed before ``objective``, unless alternates are sampled."""
+
+    def __init__(self, cfg: Config, bench: Workbench, steps: int | None = None):
+        """``steps``: how many will be drawn, if not as many as the config says."""
+        self.cfg, self.bench = cfg, bench
+        self.terms = bind(**terms_of(cfg))
+        self.sampler = self._sampler()
+        self.steps = steps or cfg.trainer.steps or cfg.trainer.epochs * self.sampler.steps_per_epoch
+
+    def objective(self, ensemble: Ensemble) -> Objective:
+        """The loss of a step: examples by what the terms read, with the stored rows of the frozen members."""
+        cfg, alpha, dual = self.cfg, training_alpha(self.cfg), self.cfg.algo.dual
+        learner, reference = self._learner(ensemble)
+        frozen = {m.name: m for m in (*learner.frozen(alpha), reference)}.values()
+        precision, twin = None, None
+        if cfg.trainer.precision == "bf16":
+            precision, began = torch.bfloat16, learner.trained.fingerprint
+            twin = next((m for m in frozen if m.fingerprint == began), None)
+            frozen = [m for m in frozen if m.fingerprint != began]
+        teacher, taught = None, ()
+        if cfg.algo.teacher is not None:
+            teacher = Teacher(frozen_ensemble(cfg.algo.teacher.members, self.bench), cfg.algo.teacher.alpha)
+            taught = teacher.ensemble.members
+        groups = {}
+        for name in read_by(self.terms):
+            examples, places = self.read(name)
+            later = cache(partial(self.rows, taught, examples))
+            groups[name] = Group(examples, self.rows(frozen, examples), later, places)
+        return Objective(
+            learner, self.terms, groups, alpha, reference, self.bench.encoder.tokenizer.pad_token_id,
+            cfg.trainer.accumulate, teacher,
+            Dual(dual, cfg.algo.retain_weight, self.sampler.steps_per_epoch) if dual is not None else None,
+            precision, twin,
+        )  # fmt: skip
+
+    def rows(self, members: Iterable[Member], examples: Examples) -> dict[str, FrozenRows | LiveRows]:
+        """Rows by member. Those of the plain target may be rounded, if trainer.stored_rows says so."""
+        bench, found = self.bench, {}
+        for m in members if examples else ():  # a short run of alternating epochs may never reach one of its sets
+            rough = not m.slope and m.fingerprint == bench.fingerprint("target")
+            allowed = budget(self.cfg.trainer, rough)
+            found[m.name] = rows_of(bench.store, m, examples, bench.encoder.tokenizer.pad_token_id, allowed)
+        return found
+
+    def read(self, name: str) -> tuple[Examples, dict[Any, int] | None]:
+        """Examples of a group that have rows, and where in them is what a draw names; None: all questions, in order.
+
+        Of paired groups those that some step draws. Of the others all, which runs of any seed share, unless the steps
+        draw less than half: then these alone, which runs of the same seed and batches share.
+        """
+        # questions, or (question, answer) pairs
+        drawn = sorted({key for step in range(self.steps) for key in self.sampler.draw(step).named(name)})
+        places = {key: k for k, key in enumerate(drawn)}
+        encoder, data = self.bench.encoder, self.bench.data
+        if name in PAIRED:
+            rows, kind, answers = data.splits[PAIRED[name]], "refusal", lambda _: data.refusals
+            if name == "alternates":
+                kind, answers = "alternate", self._alternates.__getitem__
+            return Examples(
+                encoder.example(f"{rows[i].id}/{kind}/{k}", rows[i].question, answers(i)[k]) for i, k in drawn
+            ), places
+        rows = data.splits[TEXTS.get(name, name)]
+        if 2 * len(drawn) < len(rows):
+            rows = [rows[i] for i in drawn]
+        else:
+            places = None
+        learner = next(m.model for m in self.cfg.method.members if m.trained)
+        if name in TEXTS and self.bench.encodes(learner):
+            return spans.examples(encoder, rows, masks=True), places
+        encode = encoder.text if name in TEXTS else encoder.example
+        return Examples(encode(r.id, r.question, r.answer) for r in rows), places
+
+    def _sampler(self) -> Sampler:
+        t, data, names = self.cfg.trainer, self.bench.data, read_by(self.terms)
+        forget, retain, refusals = len(data.splits["forget"]), len(data.splits["retain"]), 0
+        if set(names) & set(REFUSALS):
+            refusals = len(data.refusals)
+            if not refusals:
+                raise ValueError(f"algo {self.cfg.algo.name!r} trains towards refusals, and {data.name!r} has none")
+        counts = tuple(map(len, self._alternates)) if "alternates" in names else ()
+        return Sampler(
+            forget, retain, refusals, t.forget_batch, t.retain_batch, self.cfg.seed, held_out(retain, t.held_out),
+            counts, self.cfg.algo.interleave == "epochs",
+        )  # fmt: skip
+
+    @cached_property
+    def _alternates(self) -> list[list[str]]:
+        """Other answers to each forget question."""
+        if self.cfg.algo.alternates is None:
+            name = self.cfg.algo.name
+            raise ValueError(f"algo {name!r} reads other answers, and algo.alternates says nothing of them")
+        return alternates(self.cfg.algo.alternates, self.bench, self.cfg.eval.batch_size)
+
+    def _learner(self, ensemble: Ensemble) -> tuple[Ensemble, Member]:
+        """What the objective sees: the whole ensemble, with the target as reference; or, of a method that trains its
+        member alone, that member's own softmax, with its frozen start as reference."""
+        members = self.cfg.method.members
+        if not self.cfg.method.alone:
+            target = next(m.name for m in members if m.model == "target" and not m.trained)
+            return ensemble, next(m for m in ensemble.members if m.name == target)
+        model = next(m.model for m in members if m.trained)
+        start = Member("start", self.bench.model(model), self.bench.fingerprint(model), 0.0, 0.0, False)
+        return Ensemble((replace(ensemble.trained, constant=1.0, slope=0.0),)), start

@@ -61,7 +61,7 @@ def _any_model(arguments: list[str]) -> int:
     from hydra.errors import HydraException
 
     from unlearn.config.own import OwnFileError
-    from unlearn.evaluation.groups.context import MissingRetrained
+    from unlearn.evaluation.retrained import MissingRetrained
     from unlearn.grid.standalone import Request, run
 
     asked = Request(own["model"], Path(own["out"]), own.get("tokenizer"), own.get("retrained"), tuple(rest))

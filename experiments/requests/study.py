@@ -152,7 +152,7 @@ def returns(world: Workbench, name: str, jobs: Sequence[Job], alone: bool) -> li
 
 def probabilities(cfg: Config, jobs: Sequence[Job]) -> dict[int | str, float]:
     """Mean probability of the right answers, by request and by split, under the sum of some offsets."""
-    from unlearn.evaluation.groups.behaviour import probs
+    from unlearn.evaluation.context import probs
     from unlearn.runs.baselines import suite_of
     from unlearn.runs.learner import initialise
     from unlearn.runs.sequence import summed

@@ -5,8 +5,8 @@ import math
 import pytest
 from support.helpers import TINY, compose, execute
 
-from unlearn.evaluation import gate
-from unlearn.evaluation.gate import BIGRAM, UNIGRAM, Counts, fit, misspelt
+from unlearn.evaluation.groups import gate
+from unlearn.evaluation.groups.gate import BIGRAM, UNIGRAM, Counts, fit, misspelt
 from unlearn.store import runlog
 
 FORGET = ["Where does Ada Byron live?", "Who taught Ada Byron?"]

@@ -13,17 +13,18 @@ import pytest
 from support.helpers import TINY, compose, execute
 
 from unlearn import evaluate
-from unlearn.config.schema import GROUPS, ConfigError
+from unlearn.config.groups import GROUPS
+from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Encoder, Examples
 from unlearn.data.rows import DataError
 from unlearn.decoding.generation import greedy
 from unlearn.evaluation import measures
 from unlearn.evaluation.evaluation import evaluate as measure
-from unlearn.evaluation.groups.context import Measured
 from unlearn.evaluation.metrics import truth_ratio
 from unlearn.evaluation.metrics.ou_aggregates import ATTACKS, S_MIA
 from unlearn.evaluation.metrics.rouge import recall
 from unlearn.evaluation.metrics.semantics import SEMANTICS
+from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import score
 from unlearn.evaluation.suite import suite as make_suite
 from unlearn.runs.baselines import suite_of

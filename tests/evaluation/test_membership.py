@@ -10,10 +10,18 @@ import torch
 from support.helpers import SHARED
 
 from unlearn.evaluation.metrics import membership
-from unlearn.evaluation.metrics.membership import auc, gradnorm, loss, min_k, min_k_plus_plus, reference, zlib
-from unlearn.evaluation.metrics.moments import log_prob_moments
-from unlearn.evaluation.metrics.privleak import privleak
-from unlearn.evaluation.metrics.relative_membership import vulnerability
+from unlearn.evaluation.metrics.membership import (
+    auc,
+    gradnorm,
+    loss,
+    min_k,
+    min_k_plus_plus,
+    privleak,
+    reference,
+    vulnerability,
+    zlib,
+)
+from unlearn.evaluation.scoring import log_prob_moments
 
 # --- scores -------------------------------------------------------------------------------------------------------
 

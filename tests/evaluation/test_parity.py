@@ -18,10 +18,10 @@ from unlearn.data import tofu
 from unlearn.data.encoding import Encoder, Examples
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation.metrics import membership
+from unlearn.evaluation.metrics.base import Metric
 from unlearn.evaluation.metrics.memorization import extraction_strength
-from unlearn.evaluation.metrics.muse import rouge_l_f1
-from unlearn.evaluation.metrics.probability import Probability, ProbabilityWithOptions
-from unlearn.evaluation.metrics.rouge import RougeLRecall
+from unlearn.evaluation.metrics.probability import probability, probability_with_options
+from unlearn.evaluation.metrics.rouge import rouge_l_f1, rouge_l_recall
 from unlearn.evaluation.metrics.semantics import SEMANTICS
 from unlearn.evaluation.metrics.truth_ratio import ratios
 from unlearn.evaluation.scoring import score
@@ -208,7 +208,7 @@ ANSWER = "Kasper Dunmore was born in July of the year 1984."
 
 def test_probability_and_truth_ratio():
     right, compared, prob, ratio, wrong = map(list, zip(*FORGET, strict=True))
-    assert Probability().compute(predictions=right)["values"] == pytest.approx(prob, abs=1e-7)
+    assert Metric(probability).compute(predictions=right)["values"] == pytest.approx(prob, abs=1e-7)
     assert ratios(compared, wrong, OU) == pytest.approx(ratio, abs=1e-6)
     by_hand = [math.exp(-np.mean(w)) / (math.exp(-c) + 1e-10) for w, c in zip(wrong, compared, strict=True)]
     assert ratios(compared, wrong, OU) == pytest.approx(by_hand, rel=1e-12)
@@ -218,7 +218,7 @@ def test_the_right_answer_among_its_options():
     right, wrong, ratio, share = map(list, zip(*OPTIONS, strict=True))
     assert ratios(right, wrong, OU) == pytest.approx(ratio, abs=1e-6)
     for epsilon in (OU, 0.0):
-        found = ProbabilityWithOptions().compute(predictions=right, references=wrong, epsilon=epsilon)
+        found = Metric(probability_with_options).compute(predictions=right, references=wrong, epsilon=epsilon)
         assert found["values"] == pytest.approx(share, abs=1e-6)
 
 
@@ -235,7 +235,7 @@ def test_the_right_answer_among_its_options():
     ],
 )  # fmt: skip
 def test_rouge_of_generations(gold, generation, recall, f1):
-    found = RougeLRecall().compute(predictions=[generation], references=[gold])
+    found = Metric(rouge_l_recall).compute(predictions=[generation], references=[gold])
     assert found["rougeL_recall"] == pytest.approx(recall)
     assert rouge_l_f1(generation, gold, stemmer=True) == pytest.approx(f1)
 

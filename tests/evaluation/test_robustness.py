@@ -13,7 +13,7 @@ from torch import nn
 
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import collate
-from unlearn.evaluation.groups.behaviour import trainable
+from unlearn.evaluation.context import trainable
 from unlearn.evaluation.groups.quantised import rounded
 from unlearn.evaluation.groups.relearn import halves
 from unlearn.runs.baselines import suite_of
@@ -86,7 +86,7 @@ def test_an_attack_adds_once_more_what_was_taken(job, entries):
     """At α = 1 the sum target + 1 · (target − unlearned) is the run at α = −1: 2 l_t − (l_t + δ) = l_t − δ."""
     bench = workbench(job.cfg)
     own, suite = members(job.cfg, bench, job.folder), suite_of(job.cfg, bench)
-    from unlearn.evaluation.groups.behaviour import probs
+    from unlearn.evaluation.context import probs
 
     by_alpha = probs(suite, own, -1.0, suite.split("forget")).mean()
     assert entries["alphas"]["1.0"]["forget/contrast_prob@1"] == pytest.approx(by_alpha, abs=1e-5)

@@ -18,7 +18,7 @@ from unlearn.data.encoding import Encoder
 from unlearn.data.people import unnamed
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError, Row
-from unlearn.evaluation.metrics.rouge_n import rouge_n_f1
+from unlearn.evaluation.metrics.rouge import rouge_n_f1
 from unlearn.models import llama, tokenizers
 from unlearn.runs.workbench import workbench
 

@@ -25,7 +25,7 @@ from unlearn import evaluate, export, generate
 from unlearn.config.pair import LAYERS, LayersConfig
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import collate
-from unlearn.evaluation.groups.behaviour import trainable
+from unlearn.evaluation.context import trainable
 from unlearn.evaluation.groups.quantised import _parts, rounded
 from unlearn.grid.rules import parse
 from unlearn.learning.loop import Loop, Optimisation

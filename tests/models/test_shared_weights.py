@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearn.config.pair import LoraConfig
 from unlearn.data.encoding import collate
-from unlearn.evaluation.groups.behaviour import trainable
+from unlearn.evaluation.context import trainable
 from unlearn.evaluation.groups.quantised import rounded
 from unlearn.grid.rules import ConfigError, parse
 from unlearn.learning.loop import Loop, Optimisation

@@ -9,7 +9,7 @@ from support.privacy_page import PAGE, kind, table
 
 from unlearn.data.readers import read
 from unlearn.deploy.export.traces import Traces, forget_rows
-from unlearn.evaluation.groups.context import Measured
+from unlearn.evaluation.retrained import Measured
 from unlearn.store import mirror as mirrors
 from unlearn.store import runlog
 from unlearn.store.mirror import Mirror

@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from unlearn.config.data import DATA_CONFIGS, DataConfig
+from unlearn.config.groups import GROUPS
 from unlearn.config.pair import TUNINGS, PairConfig
 from unlearn.config.redaction import redact
 from unlearn.config.setting import (
@@ -37,10 +38,6 @@ MODELS = ("target", "small", "small_general", "small_full", "small_retain")  # w
 ROUGH_ROWS = ("fp16", "topk")  # of the target alone
 STORED_ROWS = ("auto", "fp32", "hidden", *ROUGH_ROWS)
 NO_RETRAINED = "none"  # eval.retrained: forget quality and all that compares with a retrained model is left out
-GROUPS = (  # of metrics beside the core: the files of unlearn/evaluation/groups
-    "leak", "paraphrased", "three_sample", "privacy", "gradnorm", "summary", "muse", "prefix", "contrast", "quantised",
-    "relearn", "gate", "tasks",
-)  # fmt: skip
 
 A_PATH = Bound(lambda v: v != "" and "\0" not in v, "must be the path of a folder")
 A_RUN = Bound(lambda v: (Path(v) / "manifest.json").is_file(), lambda: f"not the folder of a run in {Path.cwd()}")

@@ -14,13 +14,16 @@ from dataclasses import asdict, dataclass, field
 from unlearn.config.redaction import redact
 
 GENERAL = ("real_authors", "world_facts")  # what every model of the pair may know
+UNTRAINED = (  # evaluated where a data set has them, and never trained on as such
+    "test",  # held out of a task's data, its people's names replaced
+    "forget_knowledge", "retain_knowledge",  # questions about the texts of both sets
+    "forget_verbatim",  # beginnings and continuations from the forget set's texts
+)  # fmt: skip
 SPLITS = (
     "forget", "retain", *GENERAL,  # what models are trained on
     "holdout",  # seen by no model
     "retain_untrained",  # evaluated with the retain set, but not trained on (see DataSet.evaluated)
-    "forget_knowledge", "retain_knowledge",  # questions about the texts of both sets (MUSE), never trained on
-    "forget_verbatim",  # beginnings and continuations from the forget set's texts (MUSE), never trained on as such
-    "test",  # held out of a task's data, its people's names replaced: never trained on
+    *UNTRAINED,
 )  # fmt: skip
 REQUEST = "request_"  # before its number: the split of a request that is not the one being unlearnt
 DISJOINT = (

@@ -14,19 +14,21 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from unlearn.config.groups import needing
 from unlearn.decoding.drafts import greedy_from_drafts
 from unlearn.decoding.generation import greedy
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.ensemble.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.ensemble.kinds import noted
 from unlearn.evaluation import measures
+from unlearn.evaluation.context import Context
 from unlearn.evaluation.groups import group
-from unlearn.evaluation.groups.context import Context, Measured
+from unlearn.evaluation.metrics.base import Metric
 from unlearn.evaluation.metrics.bootstrap import interval, mean_interval
 from unlearn.evaluation.metrics.distance import distances
-from unlearn.evaluation.metrics.forget_quality import ForgetQuality
+from unlearn.evaluation.metrics.forget_quality import forget_quality
 from unlearn.evaluation.metrics.model_utility import PARTS, model_utility, of_means
-from unlearn.evaluation.scoring import Scores, score
+from unlearn.evaluation.retrained import Measured
+from unlearn.evaluation.scoring import Scores, score, stored_rows
 from unlearn.evaluation.suite import Split, Suite
 from unlearn.store.entries import Store
 
@@ -49,27 +51,30 @@ def evaluate(
     where there is none (then nothing is compared with it) and for that model ``itself``. ``show`` names the progress
     bar; None shows none.
     """
-    found: dict[float, list[tuple[Split, Scores, list[str] | None]]] = {a: [] for a in alphas}
+    scores, metrics, tables = ({a: {} for a in alphas} for _ in range(3))
     bar = tqdm(total=len(suite.splits) * len(alphas), desc=show, disable=None if show else True, leave=False)
     for split in suite.splits:
-        scores = _scores(ensemble, split, alphas, suite, store)
-        for alpha in alphas:
+        for alpha, found in _scores(ensemble, split, alphas, suite, store).items():
             texts = generations(ensemble, split, alpha, suite, store) if split.generated else None
-            found[alpha].append((split, scores[alpha], texts))
+            values, tables[alpha][split.name] = measures.measure(split, found, texts, suite.semantics)
+            metrics[alpha] |= {f"{split.name}/{k}": v for k, v in values.items()}
+            scores[alpha][split.name] = found
             bar.update()
-    entries, tables = {}, []
+    entries, examples = {}, []
     for alpha in alphas:
         bar.set_postfix_str(f"metrics at α={alpha:g}")
-        entries[alpha], table = _entry(ensemble, alpha, suite, store, found[alpha], retrained, itself)
-        tables.append(table)
+        core = pd.concat(tables[alpha].values(), ignore_index=True)
+        ctx = Context(ensemble, alpha, suite, store, retrained, itself, scores[alpha], core, metrics[alpha])
+        entries[alpha], table = _entry(ctx, tables[alpha])
+        examples.append(table)
     bar.close()
-    return entries, pd.concat(tables, ignore_index=True)
+    return entries, pd.concat(examples, ignore_index=True)
 
 
 def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, store: Store | None = None) -> list[str]:
     """Greedy answers to the prompts of a split; with a store they begin with what it has of the target's own."""
-    tokenizer, semantics, cfg = suite.encoder.tokenizer, suite.semantics, suite.cfg
-    ends = tokenizer.pad_token_id, tokenizer.eos_token_id
+    semantics, cfg = suite.semantics, suite.cfg
+    ends = suite.pad_id, suite.encoder.tokenizer.eos_token_id
     asked = ensemble, split.prompts, alpha, *ends, cfg.max_new_tokens, cfg.batch_size
     if store is None or semantics.hide_pad_tokens:  # stored rows are those of the whole text
         answers = greedy(*asked, semantics.hide_pad_tokens)
@@ -84,64 +89,44 @@ def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, st
 def _scores(
     ensemble: Ensemble, split: Split, alphas: Sequence[float], suite: Suite, store: Store | None
 ) -> Mapping[float, Scores]:
-    pad, hide = suite.encoder.tokenizer.pad_token_id, suite.semantics.hide_pad_tokens
-    rows: dict[str, FrozenRows | LiveRows] = {}
+    hide, rows = suite.semantics.hide_pad_tokens, {}
     if store is not None and not hide:  # stored rows are those of the whole text
-        frozen = [m for m in ensemble.needed(alphas) if not m.trained]
-        rows = {m.name: rows_of(store, m, split.examples, pad, suite.stored_rows_gib) for m in frozen}
-    moments = "privacy" in suite.cfg.groups and split.name in ("forget", "holdout")
-    return score(
-        ensemble, split.examples, alphas, rows, pad, suite.cfg.batch_size, moments, hide, argmax_of=split.right
-    )
+        rows = stored_rows(store, suite, ensemble, alphas, split.examples)
+    moments = bool(needing(suite.cfg.groups, "moments")) and split.name in ("forget", "holdout")
+    asked = ensemble, split.examples, alphas, rows, suite.pad_id, suite.cfg.batch_size
+    return score(*asked, moments, hide, argmax_of=split.right)
 
 
-def _entry(
-    ensemble: Ensemble,
-    alpha: float,
-    suite: Suite,
-    store: Store | None,
-    found: Sequence[tuple[Split, Scores, list[str] | None]],
-    retrained: Measured | None,
-    itself: bool,
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Everything about one α."""
-    metrics: dict[str, Any] = {}
-    tables = {}
-    for split, scores, texts in found:
-        values, tables[split.name] = measures.measure(split, scores, texts, suite.semantics)
-        metrics |= {f"{split.name}/{k}": v for k, v in values.items()}
-    examples = pd.concat(tables.values(), ignore_index=True)
-    metrics |= _aggregates(metrics, examples, retrained, itself)
-    intervals = _intervals(metrics, measures.per_example(examples, suite.semantics), suite.cfg.resamples)
-    by_split = {split.name: scores for split, scores, _ in found}
-    for name in suite.cfg.groups:
-        more = group(name)(Context(ensemble, alpha, suite, store, by_split, examples, metrics, retrained, itself))
-        metrics |= more.metrics
-        intervals |= more.intervals
-        for split, columns in more.columns.items():
+def _entry(ctx: Context, tables: Mapping[str, pd.DataFrame]) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Everything about one α, and its ``tables`` of examples with what groups add to them."""
+    metrics, resamples, tables = ctx.metrics, ctx.suite.cfg.resamples, dict(tables)
+    metrics |= _aggregates(ctx)
+    intervals = _intervals(metrics, measures.per_example(ctx.examples, ctx.suite.semantics), resamples)
+    for name in ctx.suite.cfg.groups:
+        found = group(name).measure(ctx)
+        metrics |= {metric: float(v.mean()) for metric, v in found.values.items()} | found.metrics
+        intervals |= _intervals({}, found.values, resamples) | found.intervals
+        for split, columns in found.columns.items():
             tables[split] = tables[split].assign(**{k: v.to_numpy() for k, v in columns.items()})
-    table = pd.concat(tables.values(), ignore_index=True).assign(alpha=alpha)
-    if retrained is not None:
-        shared = {k: v for k, v in metrics.items() if k in retrained.metrics}
-        metrics["distance"] = {k: d.signed for k, d in distances(shared, retrained.metrics).items()}
-    return metrics | {"intervals": {k: list(v) for k, v in intervals.items()}, "settings": suite.settings}, table
+    table = pd.concat(tables.values(), ignore_index=True).assign(alpha=ctx.alpha)
+    if ctx.retrained is not None:
+        shared = {k: v for k, v in metrics.items() if k in ctx.retrained.metrics}
+        metrics["distance"] = {k: d.signed for k, d in distances(shared, ctx.retrained.metrics).items()}
+    return metrics | {"intervals": {k: list(v) for k, v in intervals.items()}, "settings": ctx.suite.settings}, table
 
 
-def _aggregates(
-    metrics: Mapping[str, float], examples: pd.DataFrame, retrained: Measured | None, itself: bool
-) -> dict[str, float]:
+def _aggregates(ctx: Context) -> dict[str, float]:
     """Model utility where all its parts are there; forget quality where there is something to compare with."""
-    found = {}
+    metrics, forget, found = ctx.metrics, ctx.examples[ctx.examples["split"] == "forget"], {}
     if all(name in metrics for name in PARTS):
         found["model_utility"] = model_utility(metrics)
         if not found["model_utility"]:
             log.info("model utility is 0 because of %s", ", ".join(name for name in PARTS if not metrics[name] > 0))
-    forget = examples[examples["split"] == "forget"]
-    compared = itself or retrained is not None
+    compared = ctx.itself or ctx.retrained is not None
     if compared and measures.RATIO in forget and forget[measures.RATIO].notna().all():
         own = forget[measures.RATIO].to_numpy()
-        theirs = own if itself else retrained.column("forget", measures.RATIO)
-        found |= ForgetQuality().compute(predictions=own, references=theirs)
+        theirs = own if ctx.itself else ctx.retrained.column("forget", measures.RATIO)
+        found |= Metric(forget_quality).compute(predictions=own, references=theirs)
     return found
 
 
@@ -151,8 +136,7 @@ def _intervals(
     """95 % item-bootstrap intervals of every mean, and of model utility."""
     if not resamples:
         return {}
-    found = {name: tuple(mean_interval(v, resamples)) for name, v in values.items()}
+    found = {name: mean_interval(v, resamples) for name, v in values.items()}
     if "model_utility" in metrics:
-        parts = {name: values[name] for name in PARTS}
-        found["model_utility"] = tuple(interval(parts, of_means, resamples))
+        found["model_utility"] = interval({name: values[name] for name in PARTS}, of_means, resamples)
     return found

@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 
 from unlearn.evaluation.metrics import truth_ratio
-from unlearn.evaluation.metrics.exact_memorization import ExactMemorization
+from unlearn.evaluation.metrics.arrays import averaged
+from unlearn.evaluation.metrics.base import Metric
 from unlearn.evaluation.metrics.fluency import fluency
-from unlearn.evaluation.metrics.memorization import extraction_strength
-from unlearn.evaluation.metrics.muse import rouge_l_f1
-from unlearn.evaluation.metrics.probability import Probability, ProbabilityWithOptions
-from unlearn.evaluation.metrics.rouge import RougeLRecall
+from unlearn.evaluation.metrics.memorization import exact_memorization, extraction_strength
+from unlearn.evaluation.metrics.probability import probability, probability_with_options
+from unlearn.evaluation.metrics.rouge import rouge_l_f1, rouge_l_recall
 from unlearn.evaluation.metrics.semantics import Semantics
-from unlearn.evaluation.metrics.truth_ratio import TruthRatio
 from unlearn.evaluation.scoring import Scores
 from unlearn.evaluation.suite import Split, to_forget
 
@@ -34,16 +33,16 @@ def measure(
     nll, gold = scores.mean_nll, split.gold
     pieces = scores.before_eos(scores.right)
     results = {
-        "prob": Probability().compute(predictions=nll[split.right]),
-        "exact_memorization": ExactMemorization().compute(predictions=scores.correct[split.right]),
+        "prob": Metric(probability).compute(predictions=nll[split.right]),
+        "exact_memorization": Metric(exact_memorization).compute(predictions=scores.correct[split.right]),
         "extraction_strength": extraction_strength(
             [pieces[i] == 1 for i in split.right], semantics.suffix_at_least_one
         ),
     }
     if generations is not None:
-        results["rougeL_recall"] = RougeLRecall().compute(predictions=generations, references=gold)
+        results["rougeL_recall"] = Metric(rouge_l_recall).compute(predictions=generations, references=gold)
         f1 = [rouge_l_f1(g, a, stemmer=True) for g, a in zip(generations, gold, strict=True)]
-        results["rougeL_f1"] = {"rougeL_f1": float(np.mean(f1)), "values": np.array(f1)}
+        results["rougeL_f1"] = averaged("rougeL_f1", np.array(f1))
         results["fluency"] = fluency(generations)
     results |= _alternatives(split, nll, semantics)
     table = pd.DataFrame({
@@ -59,20 +58,15 @@ def _alternatives(split: Split, nll: np.ndarray, semantics: Semantics) -> dict[s
     """Metrics that compare the right answer with its paraphrase and with wrong answers."""
     results, wrong = {}, [nll[w] for w in split.wrong]
     if split.paraphrased:
-        p = np.exp(-nll[split.compared])
-        results["paraphrased_prob"] = {"paraphrased_prob": float(p.mean()), "values": p}
+        results["paraphrased_prob"] = averaged("paraphrased_prob", np.exp(-nll[split.compared]))
     if not all(len(w) for w in wrong):
         return results
-    p = np.array([np.exp(-w).mean() for w in wrong])
-    results["wrong_prob"] = {"wrong_prob": float(p.mean()), "values": p}
-    results[RATIO] = TruthRatio().compute(
-        predictions=nll[split.compared],
-        references=wrong,
-        forget=to_forget(split.name),
-        epsilon=semantics.epsilon,
+    results["wrong_prob"] = averaged("wrong_prob", np.array([np.exp(-w).mean() for w in wrong]))
+    results[RATIO] = Metric(truth_ratio.truth_ratio).compute(
+        predictions=nll[split.compared], references=wrong, forget=to_forget(split.name), epsilon=semantics.epsilon
     )
     if not split.paraphrased:  # TOFU's general splits: options in the answer's own wording
-        results["prob_options"] = ProbabilityWithOptions().compute(
+        results["prob_options"] = Metric(probability_with_options).compute(
             predictions=nll[split.right], references=wrong, epsilon=semantics.epsilon
         )
     return results

@@ -9,7 +9,8 @@ two; both numbers are then named. One dialect more than in ``metrics/semantics.p
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,10 @@ def read(path: str | Path, retrained: Result | None = None, semantics: str | Non
     settings = raw.get("settings") or {} if kind == OURS else {}
     settings = settings | {"semantics": semantics or OWN_SEMANTICS.get(kind) or settings.get("semantics", "default")}
     examples, metrics, notes = _recompute(logged.examples, settings["semantics"])
-    result = Result(path, kind, settings, metrics, examples, ())
-    compared, unequal = _against(result, retrained) if retrained else ({}, [])
-    metrics = metrics | compared
-    kept, claimed = _only_claimed(logged.claims, metrics)
-    notes += unequal + _disagreements(logged.claims, metrics) + (claimed if kind != OURS else [])
-    return replace(result, metrics=metrics | kept, notes=tuple(notes))
+    if retrained is not None:
+        metrics |= _against(Result(path, kind, settings, metrics, examples, ()), retrained, notes)
+    metrics |= _claimed(logged.claims, metrics, notes, ours=kind == OURS)
+    return Result(path, kind, settings, metrics, examples, tuple(notes))
 
 
 def write(result: Result, path: Path, model: str) -> None:
@@ -145,38 +144,34 @@ def _recompute(examples: pd.DataFrame, semantics: str) -> tuple[pd.DataFrame, di
     return pd.concat(tables.values()) if tables else examples, metrics, notes
 
 
-Measured = dict[str, tuple[pd.Series, dict[str, float]]]
+Columns = dict[str, tuple[pd.Series, dict[str, float]]]
 
 
-def _measure(split: str, table: pd.DataFrame, semantics: str) -> Measured:
+def _measure(split: str, table: pd.DataFrame, semantics: str) -> Columns:
     """Per-example values (where there are any) and aggregates of a split, by column."""
-    from unlearn.evaluation.metrics.probability import Probability, ProbabilityWithOptions
-    from unlearn.evaluation.metrics.rouge import RougeLRecall
+    from unlearn.evaluation.metrics.probability import probability, probability_with_options
+    from unlearn.evaluation.metrics.rouge import rouge_l_recall
 
     if "nll" not in table and "prob" in table:
         table = table.assign(nll=-np.log(table["prob"]))
-    found: Measured = {}
+    found: Columns = {}
 
-    def take(name: str, rows: pd.DataFrame, result: dict[str, Any]) -> None:
-        values = result.pop("values")
-        found[name] = pd.Series(values, index=rows.index), {name if k == "prob" else k: v for k, v in result.items()}
+    def take(name: str, function: Callable[..., dict], *columns: str, **more: float) -> None:
+        if len(rows := _with(table, *columns)):
+            result = function(*(list(rows[column]) for column in columns), **more)
+            values = pd.Series(result.pop("values"), index=rows.index)
+            (mean,) = result.values()
+            found[name] = values, {name: mean}
 
-    for name, source in (("prob", "nll"), ("paraphrased_prob", "paraphrased_nll")):
-        if len(rows := _with(table, source)):
-            take(name, rows, Probability().compute(predictions=list(rows[source])))
-    if split in GENERAL and len(rows := _with(table, "nll", "wrong_nll")):
-        result = ProbabilityWithOptions().compute(
-            predictions=list(rows["nll"]), references=list(rows["wrong_nll"]), epsilon=_epsilon(semantics)
-        )
-        take("prob_options", rows, result)
-    if len(rows := _with(table, "generation", "gold")):
-        result = RougeLRecall().compute(predictions=list(rows["generation"]), references=list(rows["gold"]))
-        take("rougeL_recall", rows, result)
+    take("prob", probability, "nll")
+    take("paraphrased_prob", probability, "paraphrased_nll")
+    if split in GENERAL:
+        take("prob_options", probability_with_options, "nll", "wrong_nll", epsilon=_epsilon(semantics))
+    take("rougeL_recall", rouge_l_recall, "generation", "gold")
     found |= _truth_ratio(split, table, semantics)
     for name in ("rougeL_recall", "prob_options", "wrong_prob", *MEANS):
         if name not in found and len(rows := _with(table, name)):
-            values = rows[name].map(np.mean)
-            found[name] = rows[name], {name: float(values.mean())}
+            found[name] = rows[name], {name: float(rows[name].map(np.mean).mean())}
     return found
 
 
@@ -185,16 +180,19 @@ def _with(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
     return table.dropna(subset=list(columns)) if set(columns) <= set(table.columns) else table.iloc[:0]
 
 
-def _truth_ratio(split: str, table: pd.DataFrame, semantics: str) -> Measured:
+def _truth_ratio(split: str, table: pd.DataFrame, semantics: str) -> Columns:
     """R and its aggregates: from the NLLs where they are there, else from R as the file has it."""
-    from unlearn.evaluation.metrics.truth_ratio import TruthRatio, scores
+    from scipy.special import logsumexp
+
+    from unlearn.evaluation.metrics.truth_ratio import scores, truth_ratio
 
     epsilon, forget = _epsilon(semantics), split == "forget"
     right = "nll" if split in GENERAL and "paraphrased_nll" not in table else "paraphrased_nll"
     if len(rows := _with(table, right, "wrong_nll")):
-        # of a list of one the geometric mean is that one, so the function takes the arithmetic mean as well
-        wrong = [[_arithmetic(w)] if semantics == ARITHMETIC else w for w in rows["wrong_nll"]]
-        result = TruthRatio().compute(predictions=list(rows[right]), references=wrong, forget=forget, epsilon=epsilon)
+        wrong = list(rows["wrong_nll"])
+        if semantics == ARITHMETIC:  # the NLL of their mean probability: the geometric mean of one is that one
+            wrong = [[-logsumexp(-np.asarray(w), b=1 / np.size(w))] for w in wrong]
+        result = truth_ratio(list(rows[right]), wrong, forget, epsilon)
         return {"truth_ratio": (pd.Series(result.pop("values"), index=rows.index), result)}
     if not len(rows := _with(table, "truth_ratio")):
         return {}
@@ -205,22 +203,16 @@ def _truth_ratio(split: str, table: pd.DataFrame, semantics: str) -> Measured:
     return {"truth_ratio": (ratios, {"truth_ratio": mean, "truth_ratio_median": float(ratios.median())})}
 
 
-def _arithmetic(nll: Any) -> float:
-    """−log of the arithmetic mean of exp(−NLL)."""
-    least = np.min(nll)
-    return float(least - np.log(np.mean(np.exp(least - np.asarray(nll)))))
-
-
 def _epsilon(semantics: str) -> float:
     return SEMANTICS[semantics].epsilon if semantics in SEMANTICS else 0.0
 
 
-def _against(result: Result, retrained: Result) -> tuple[dict[str, float], list[str]]:
-    """Forget quality and PrivLeak against the retrained model's file, and what makes the two files unequal."""
-    from unlearn.evaluation.metrics.forget_quality import ForgetQuality
-    from unlearn.evaluation.metrics.privleak import privleak
+def _against(result: Result, retrained: Result, notes: list[str]) -> dict[str, float]:
+    """Forget quality and PrivLeak against the retrained model's file; notes what makes the two files unequal."""
+    from unlearn.evaluation.metrics.forget_quality import forget_quality
+    from unlearn.evaluation.metrics.membership import privleak
 
-    theirs, found, notes = retrained.truth_ratios(), {}, []
+    theirs, found = retrained.truth_ratios(), {}
     dialects = [r.settings["semantics"] for r in (result, retrained)]
     if dialects[0] != dialects[1] and ARITHMETIC in dialects:
         raise ResultError(f"{result.path}: semantics {dialects[0]}, but {retrained.path}: {dialects[1]}")
@@ -233,34 +225,29 @@ def _against(result: Result, retrained: Result) -> tuple[dict[str, float], list[
                 f"{retrained.path}; p-values of other numbers of questions are not comparable with it"
             )
         if len(both):
-            found |= ForgetQuality().compute(predictions=list(own[both]), references=list(theirs[both]))
+            found |= forget_quality(list(own[both]), list(theirs[both]))
     aucs = [r.metrics.get(ATTACK) for r in (result, retrained)]
     if None not in aucs:
         found["privleak"] = privleak(*aucs)
     elif aucs[0] is not None:
         notes.append(f"privleak: left out, as {retrained.path} has no {ATTACK} to compare with")
-    return found, notes
+    return found
 
 
-def _disagreements(claims: dict[str, float], metrics: dict[str, float]) -> list[str]:
-    """Where the file says something else than its own examples give."""
-    return [
-        f"{name}: the file says {claim:.6g}, its examples give {metrics[name]:.6g}"
-        for name, claim in claims.items()
-        if name in metrics and not _close(name, claim, metrics[name])
-    ]
-
-
-def _only_claimed(claims: dict[str, float], metrics: dict[str, float]) -> tuple[dict[str, float], list[str]]:
-    """What the file alone says, and what to know about it."""
-    kept, notes = {name: claim for name, claim in claims.items() if name not in metrics}, []
+def _claimed(claims: dict[str, float], metrics: dict[str, float], notes: list[str], ours: bool) -> dict[str, float]:
+    """What the file alone says; notes where it says something else than its own examples give."""
+    for name in claims:
+        if name in metrics and not _close(name, claims[name], metrics[name]):
+            notes.append(f"{name}: the file says {claims[name]:.6g}, its examples give {metrics[name]:.6g}")
+    kept = {name: claim for name, claim in claims.items() if name not in metrics}
     auc = (metrics | kept).get(ATTACK, 1.0)
     # OpenUnlearning silently takes .5 for the retrained model's AUC where it has none; at 1 any AUC gives −100.
     if "privleak" in kept and auc < 1 and math.isclose(kept["privleak"], (0.5 - auc) * 200, abs_tol=1e-3):
-        notes.append(f"privleak: the file's {kept.pop('privleak'):.6g} is against .5, not a retrained model: left out")
-    if kept:
+        against = f"privleak: the file's {kept.pop('privleak'):.6g} is against .5, not a retrained model: left out"
+        notes += [] if ours else [against]
+    if kept and not ours:
         notes.append(f"{', '.join(kept)}: as the file says, which has no examples to recompute this from")
-    return kept, notes
+    return kept
 
 
 def _close(name: str, claim: float, value: float) -> bool:

@@ -1,35 +1,65 @@
-"""A result file as the retrained reference of a suite; refused where it was made of other rows, or otherwise."""
+"""The retrained model's results, which metrics compare with; those of other rows, or made otherwise, are refused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from unlearn.config.groups import literal
 from unlearn.config.schema import ConfigError
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import others
-from unlearn.evaluation.groups.context import Measured
 from unlearn.evaluation.metrics.ou_aggregates import ATTACKS
 from unlearn.evaluation.others import Result
 from unlearn.evaluation.suite import SCORED, Split, Suite
-from unlearn.store.identity import GROUP_SETTINGS
+
+
+class MissingRetrained(ValueError):
+    """A reference that lacks what a metric compares with."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The retrained model's metrics and examples, and the models themselves where they are at hand."""
+
+    metrics: Mapping[str, Any]
+    examples: pd.DataFrame
+    models: Mapping[str, Callable[[], Ensemble]] = field(default_factory=dict)  # target, retrained; loaded when asked
+
+    def has(self, split: str, name: str) -> bool:
+        """Whether every example of the split has a value."""
+        rows = self.examples[self.examples["split"] == split]
+        return name in rows and len(rows) > 0 and bool(rows[name].notna().all())
+
+    def column(self, split: str, name: str) -> np.ndarray:
+        """Per-example values of one split; a reference without them is refused with what it has."""
+        rows = self.examples[self.examples["split"] == split]
+        if not self.has(split, name):
+            has = ", ".join(c for c in rows if rows[c].notna().any()) or "nothing"
+            raise MissingRetrained(f"the retrained reference has no {name} of the {split} split; it has {has}")
+        return rows[name].to_numpy()
 
 
 def from_file(path: str, suite: Suite, models: Mapping[str, Callable[[], Ensemble]] | None = None) -> Measured:
-    """What ``python -m unlearn.evaluate model=… out=FILE``, OpenUnlearning or TOFU wrote of a retrained model."""
+    """What ``python -m unlearn.evaluate model=… out=FILE``, OpenUnlearning or TOFU wrote of a retrained model.
+
+    Refuses a file of other rows, or one made otherwise: its differences would mean nothing.
+    """
     found = others.read(path, semantics=suite.cfg.semantics)
-    _comparable(path, found, suite)
-    return Measured(found.metrics, found.examples, models or {})
-
-
-def _comparable(given: str, found: Result, suite: Suite) -> None:
-    """A reference of other rows, or made otherwise, would give differences that mean nothing."""
     for name in ("forget", *SCORED):
         split, theirs = suite.split(name), found.examples[found.examples["split"] == name]
         if split is not None and (len(theirs) or name == "forget"):
-            _same_rows(f"retrained={given}: has {len(theirs)} {name} rows", theirs, split)
-    for key in ("template", *GROUP_SETTINGS["leak"]):
+            _same_rows(f"retrained={path}: has {len(theirs)} {name} rows", theirs, split)
+    _made_alike(path, found, suite)
+    return Measured(found.metrics, found.examples, models or {})
+
+
+def _made_alike(given: str, found: Result, suite: Suite) -> None:
+    for key in ("template", *literal("leak", "SETTINGS")):
         theirs, ours = found.settings.get(key), suite.settings.get(key)
         if None not in (theirs, ours) and theirs != ours:
             raise ConfigError(f"retrained={given}: was made with {key} {theirs}, and this is with {ours}")

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from unlearn.data.encoding import Examples
 from unlearn.ensemble.chunks import pieces
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.ensemble.frozen import FrozenRows, LiveRows
+from unlearn.ensemble.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.ensemble.reading import read
-from unlearn.evaluation.metrics.moments import log_prob_moments
+from unlearn.evaluation.suite import Suite
 from unlearn.models.llama import vocabulary
+from unlearn.store.entries import Store
 
 
 class NotANumber(ValueError):
@@ -63,6 +64,14 @@ class Scores:
     def before_eos(self, values: np.ndarray) -> list[np.ndarray]:
         """A [T] array cut into examples, each without its EOS."""
         return [values[a : b - 1] for a, b in zip(self.starts[:-1], self.starts[1:], strict=True)]
+
+
+def stored_rows(
+    store: Store, suite: Suite, ensemble: Ensemble, alphas: Sequence[float], examples: Examples
+) -> dict[str, FrozenRows | LiveRows]:
+    """Rows of the frozen members that count at one of the α's, by name: from the store where they fit."""
+    frozen = [m for m in ensemble.needed(alphas) if not m.trained]
+    return {m.name: rows_of(store, m, examples, suite.pad_id, suite.stored_rows_gib) for m in frozen}
 
 
 @torch.no_grad()
@@ -120,3 +129,18 @@ def _values(logits: Tensor, labels: Tensor, kept: Tensor, moments: bool) -> list
     right[kept] = (logits if kept.all() else logits[kept]).argmax(-1).eq(labels[kept]).float()
     found = [-F.cross_entropy(logits, labels, reduction="none"), right]
     return found + [*log_prob_moments(logits)] if moments else found
+
+
+@torch.no_grad()
+def log_prob_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of log p under the row's own distribution: what min-k++ compares a token with.
+
+    (μ, σ²) per row, [N, V] → two [N] fp32: μ = Σ_v p_v log p_v, σ² = Σ_v p_v (log p_v − μ)². (arXiv 2404.02936)
+    Centred before it is squared, so that a nearly certain row has no negative variance. Tokens of probability 0 count
+    as 0.
+    """
+    logp = logits.float().log_softmax(-1)
+    p = logp.exp()
+    logp = torch.where(p > 0, logp, 0.0)  # 0 · log 0 = 0
+    mean = (p * logp).sum(-1)
+    return mean, (p * (logp - mean[:, None]) ** 2).sum(-1)

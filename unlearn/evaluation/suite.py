@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+from unlearn.config.groups import needing
 from unlearn.config.schema import EvalConfig
 from unlearn.data.encoding import Encoder, Examples
-from unlearn.data.rows import REQUEST, DataError, DataSet, Row
+from unlearn.data.rows import GENERAL, REQUEST, UNTRAINED, DataError, DataSet, Row
+from unlearn.evaluation.groups import group
 from unlearn.evaluation.metrics.semantics import SEMANTICS, Semantics
 
-EVALUATED = ("forget", "retain", "real_authors", "world_facts")
-TEST = ("test",)  # of a task's data
-KNOWLEDGE = ("forget_knowledge", "retain_knowledge")  # MUSE asks about the facts of its texts
-VERBATIM = "forget_verbatim"  # and has them continued
+EVALUATED = ("forget", "retain", *GENERAL)
 SCORED = ("holdout",)  # only compared with the forget set: no answers are generated
 
 
@@ -39,6 +39,15 @@ class Split:
     def paraphrased(self) -> bool:
         return self.compared != self.right
 
+    @cached_property
+    def right_answers(self) -> Examples:
+        return Examples(self.examples[i] for i in self.right)
+
+    def part(self, chosen: Sequence[int]) -> Split:
+        """Some of the rows, as a split."""
+        by_row = ("rows", "right", "compared", "wrong", "prompts", "gold")
+        return replace(self, **{name: [getattr(self, name)[i] for i in chosen] for name in by_row})
+
 
 def to_forget(split: str) -> bool:
     """Whether a split is somebody's forget set: of this request or, before or after it, of another."""
@@ -57,6 +66,10 @@ class Suite:
     data: DataSet | None = None  # what the splits are of
 
     @property
+    def pad_id(self) -> int:
+        return self.encoder.tokenizer.pad_token_id
+
+    @property
     def semantics(self) -> Semantics:
         return SEMANTICS[self.cfg.semantics]
 
@@ -66,29 +79,19 @@ class Suite:
 
 def suite(data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, Any], stored_rows_gib: float) -> Suite:
     """Choose and encode the rows; ``settings`` (``identity.eval_settings``) go into every evaluated entry."""
-    splits, most = [], SEMANTICS[cfg.semantics].rows
-    if SEMANTICS[cfg.semantics].labels_by_length:
+    semantics = SEMANTICS[cfg.semantics]
+    if semantics.labels_by_length:
         encoder = Encoder(encoder.tokenizer, encoder.template, encoder.max_length, labels_by_length=True)
-    for name in (*EVALUATED, *data.requests(), *TEST, *KNOWLEDGE, VERBATIM, *(SCORED if _compares(cfg) else ())):
-        rows = list(data.evaluated(name))
+    scored = SCORED if needing(cfg.groups, "holdout") else ()
+    whole = () if needing(cfg.groups, "excerpts") else ("forget", *data.requests(), *SCORED)
+    splits = []
+    for name in (*EVALUATED, *data.requests(), *UNTRAINED, *scored):
+        rows = data.evaluated(name)
         if rows:
-            whole = (to_forget(name) or name in SCORED) and "muse" not in cfg.groups  # MUSE's are thousands of rows
-            splits.append(_split(name, (rows if whole else spaced(rows, cfg.max_examples))[:most], encoder))
+            chosen = list(rows) if name in whole else spaced(rows, cfg.max_examples)
+            splits.append(_split(name, chosen[: semantics.rows], encoder))
     _check(data, splits, cfg)
     return Suite(splits, encoder, cfg, settings, stored_rows_gib, data)
-
-
-def part(split: Split, chosen: Sequence[int]) -> Split:
-    """Some rows of a split, as a split: with their right answers alone."""
-    examples = Examples(split.examples[split.right[i]] for i in chosen)
-    right, prompts, gold = (
-        list(range(len(examples))),
-        [split.prompts[i] for i in chosen],
-        [split.gold[i] for i in chosen],
-    )
-    return Split(
-        split.name, [split.rows[i] for i in chosen], examples, right, right, [[] for _ in right], prompts, gold
-    )
 
 
 def spaced(rows: Sequence[Row], most: int | None) -> list[Row]:
@@ -117,38 +120,26 @@ def _split(name: str, rows: list[Row], encoder: Encoder) -> Split:
     return Split(name, rows, examples, right, compared, wrong, prompts, gold)
 
 
-def _compares(cfg: EvalConfig) -> bool:
-    return bool({"privacy", "gradnorm"} & set(cfg.groups))
-
-
 def _check(data: DataSet, splits: Sequence[Split], cfg: EvalConfig) -> None:
     """Refuse what would make a metric silently wrong or absent."""
+    # cut on purpose, as those who defined the metrics do
+    limited = SEMANTICS[cfg.semantics].total_tokens is not None or needing(cfg.groups, "excerpts")
     for split in splits:
         _check_alternatives(data, split)
-        longest = max(len(split.examples[i].answer) - 1 for i in split.right)
-        # cut on purpose, as those who defined the metrics do
-        limited = SEMANTICS[cfg.semantics].total_tokens is not None or "muse" in cfg.groups
+        longest = max(len(e.answer) - 1 for e in split.right_answers)
         if split.generated and longest > cfg.max_new_tokens and not limited:
             raise DataError(
                 f"eval.max_new_tokens={cfg.max_new_tokens} would cut generations short: answers of the "
                 f"{split.name} split of {data.name!r} have up to {longest} tokens; take eval=tofu, or a larger "
                 "eval.max_new_tokens"
             )
-    if _compares(cfg) and not any(s.name == "holdout" for s in splits):
+    if needing(cfg.groups, "holdout") and not any(s.name == "holdout" for s in splits):
         raise DataError(
             f"eval.groups: privacy and gradnorm compare the forget set with a holdout set, and data set {data.name!r} "
             f"has none; its splits: {', '.join(k for k, v in data.splits.items() if v)}"
         )
-    if "gate" in cfg.groups and len(data.splits["retain"]) < 5:
-        raise DataError(
-            f"eval.groups: gate chooses its threshold on retain questions that it does not learn from, and "
-            f"{len(data.splits['retain'])} are too few; it needs 5"
-        )
-    without = [r.id for s in splits if s.name == "forget" for r in s.rows if not r.paraphrased_question]
-    if "paraphrased" in cfg.groups and without:
-        raise DataError(
-            f"eval.groups: paraphrased needs a paraphrased question in every forget row; {without[0]!r} has none"
-        )
+    for name in cfg.groups:
+        getattr(group(name), "check", lambda *_: None)(data, splits)
 
 
 def _check_alternatives(data: DataSet, split: Split) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from unlearn.config.derived import may_round, rate_of, tuning
+from unlearn.config.groups import GROUPS, literal
 from unlearn.config.pair import LAYERS
 from unlearn.config.schema import NO_RETRAINED, NUMBERS, ROUGH_ROWS, Config, MemberConfig
 from unlearn.config.setting import SHARE, above, need
@@ -127,9 +128,10 @@ def evaluation(cfg: Config) -> Iterator[str]:
             f"{problem}. Or give eval.retrained=FILE, the evaluation of such a model (python -m unlearn.evaluate "
             f"model=… out=FILE), or eval.retrained={NO_RETRAINED} to do without forget quality and PrivLeak"
         )
-    groups = cfg.eval.groups
-    ordered = "summary" not in groups or "privacy" in groups[: groups.index("summary")]
-    yield from need(ordered, "eval.groups", groups, "summary reads what privacy finds: list privacy before it")
+    for i, name in enumerate(cfg.eval.groups):
+        for other in (found for found in literal(name, "NEEDS") if found in GROUPS):
+            rule = f"{name} reads what {other} finds: list {other} before it"
+            yield from need(other in cfg.eval.groups[:i], "eval.groups", cfg.eval.groups, rule)
 
 
 def trainer(cfg: Config) -> Iterator[str]:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unlearn.config.derived import tuning
+from unlearn.config.groups import needing
 from unlearn.config.pair import AN_ADDRESS, LAYERS, SOME_LAYERS, ModelConfig, SourceConfig
 from unlearn.config.schema import ROUGH_ROWS, Config, ConfigError
 from unlearn.config.setting import need
 from unlearn.store import sources
 
 KEY = "pair.target.http"
-WHITE_BOX_GROUPS = ("gradnorm", "quantised", "relearn")  # the target itself is evaluated, too
 LARGEST = 10**10  # parameters of a model from scratch
 
 
@@ -131,12 +131,11 @@ def _black_box(cfg: Config) -> Iterator[str]:
             f"method={cfg.method.name!r} trains a copy of the target, and pair.target.kind='http' is a server that "
             "shows log-probabilities alone; take method=offset, proxy or another that trains a small model"
         )
-    for group in WHITE_BOX_GROUPS:
-        rule = (
-            f"{group} reads or changes the weights of every model that is evaluated, the target among them, and "
-            f"pair.target.kind='http' has none here: leave it out"
+    for group in needing(cfg.eval.groups, "weights"):
+        yield (
+            f"eval.groups={cfg.eval.groups!r}: {group} reads or changes the weights of every model that is evaluated, "
+            "the target among them, and pair.target.kind='http' has none here: leave it out"
         )
-        yield from need(group not in cfg.eval.groups, "eval.groups", cfg.eval.groups, rule)
     rule = "hides padding tokens of the text from the models, and a server reads whole texts: take default or tofu"
     yield from need(cfg.eval.semantics != "ou", "eval.semantics", cfg.eval.semantics, rule)
     rule = f"how much is kept of a server's rows is for {KEY}.k to say: must be one of auto, fp32, hidden"

@@ -13,15 +13,15 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
+from unlearn.config.groups import needing
 from unlearn.config.own import JUDGE, named
 from unlearn.config.schema import Config, ConfigError, conf_dir
 from unlearn.data.encoding import Encoder
 from unlearn.data.readers import read
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation.evaluation import evaluate
-from unlearn.evaluation.groups.context import Measured
 from unlearn.evaluation.others import FORMAT, examples_of
-from unlearn.evaluation.retrained import from_file
+from unlearn.evaluation.retrained import Measured, from_file
 from unlearn.evaluation.suite import Suite
 from unlearn.evaluation.suite import suite as make_suite
 from unlearn.grid.rules import parse
@@ -32,7 +32,6 @@ from unlearn.store.identity import digest, metric_settings, template
 from unlearn.store.sources import HUB_NAME
 
 log = logging.getLogger(__name__)
-MODELS_NEEDED = ("three_sample", "contrast")  # groups that compare with models of a pair
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,10 @@ def _check_place(key: str, name: str) -> None:
 
 def _check_groups(groups: Sequence[str], request: Request) -> None:
     """Refuse at once what a group would refuse after all the work before it."""
-    for name in groups:
-        if name in MODELS_NEEDED:
-            raise ConfigError(
-                f"eval.groups: {name} compares with the target as a model, which only a run has (run=FOLDER): "
-                "leave it out"
-            )
+    for name in needing(groups, "models"):
+        raise ConfigError(
+            f"eval.groups: {name} compares with the target as a model, which only a run has (run=FOLDER): leave it out"
+        )
     if "summary" in groups and request.retrained is None:
         raise ConfigError("eval.groups: summary compares attacks with those on the retrained model; give retrained=")
 

@@ -12,8 +12,7 @@ import pandas as pd
 from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import evaluation
-from unlearn.evaluation.groups.context import Measured
-from unlearn.evaluation.retrained import from_file
+from unlearn.evaluation.retrained import Measured, from_file
 from unlearn.evaluation.suite import Suite
 from unlearn.evaluation.suite import suite as make_suite
 from unlearn.runs.workbench import Workbench

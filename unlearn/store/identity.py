@@ -15,6 +15,7 @@ from typing import Any
 
 from unlearn.config.data import TemplateConfig
 from unlearn.config.derived import is_trained, learning_rate, training_alpha, tuning
+from unlearn.config.groups import literal
 from unlearn.config.pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig, PairConfig
 from unlearn.config.schema import NO_RETRAINED, ROUGH_ROWS, BeginConfig, Config, ConfigError
 from unlearn.store import sources
@@ -219,14 +220,6 @@ def run_folder(cfg: Config, data_fingerprint: str) -> Path:
     return Path(cfg.paths.runs) / cfg.study / f"{name}-{digest(run_identity(cfg, data_fingerprint), 10)}"
 
 
-GROUP_SETTINGS = {
-    "leak": ("leak_samples", "leak_temperature", "leak_threshold"),
-    "prefix": ("prefix_shares",),
-    "contrast": ("contrast_weights",),
-    "relearn": ("relearn_steps", "relearn_batch", "relearn_lr"),
-}
-
-
 def metric_settings(cfg: Config) -> dict[str, Any]:
     """What metrics are computed, how, and on how many rows."""
     return {
@@ -237,7 +230,7 @@ def metric_settings(cfg: Config) -> dict[str, Any]:
         "max_new_tokens": cfg.eval.max_new_tokens,
         "resamples": cfg.eval.resamples,
         **({"judge": _content(cfg.eval.judge)} if cfg.eval.judge is not None else {}),
-        **{k: getattr(cfg.eval, k) for group in cfg.eval.groups for k in GROUP_SETTINGS.get(group, ())},
+        **{k: getattr(cfg.eval, k) for group in cfg.eval.groups for k in literal(group, "SETTINGS")},
     }
 
 

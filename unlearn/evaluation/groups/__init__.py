@@ -1,14 +1,16 @@
 """Groups of metrics beside the core, asked for by name (``eval.groups``): a file each, imported when it is asked for.
 
-Groups run in the order given; each sees the metrics of those before it.
+A file has ``measure(ctx: Context) → Found``, opens with the metrics it gives, and says in ``NEEDS`` and ``SETTINGS``
+(``unlearn/config/groups.py``) what it takes; ``check(data, splits)`` refuses rows that it cannot measure. Groups run in
+the order given; each sees the metrics of those before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 
 
-def group(name: str) -> Callable:
-    """The function of a group, from a ``context.Context`` to a ``context.Found``."""
-    return import_module(f"unlearn.evaluation.groups.{name}").measure
+def group(name: str) -> ModuleType:
+    """The file of a group."""
+    return import_module(f"unlearn.evaluation.groups.{name}")

@@ -15,23 +15,26 @@ import numpy as np
 
 from unlearn.ensemble.combination import SUM
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.evaluation.groups.behaviour import probs, recalls
-from unlearn.evaluation.groups.context import Context, Found, MissingRetrained, aggregate
+from unlearn.evaluation.context import Context, Found, probs, recalls
 from unlearn.evaluation.metrics.membership import auc
+from unlearn.evaluation.retrained import MissingRetrained
+
+NEEDS = ("models",)
+SETTINGS = ("contrast_weights",)
 
 
 def measure(ctx: Context) -> Found:
     if ctx.retrained is None and not ctx.itself or ctx.retrained is not None and "target" not in ctx.retrained.models:
         raise MissingRetrained("eval.groups: contrast needs the target as a model; a result file holds none")
     if ctx.itself or ctx.ensemble.rule is not SUM:
-        return Found({})
-    target = ctx.retrained.models["target"]()
-    values: dict[str, np.ndarray] = {}
+        return Found()
+    target, split = ctx.retrained.models["target"](), ctx.suite.split("forget")
+    values = {}
     for weight in ctx.suite.cfg.contrast_weights:
-        found = _extracted(ctx, _attack(target, ctx.ensemble, ctx.alpha, weight))
-        values |= {f"forget/contrast_{name}@{weight:g}": v for name, v in found.items()}
-    metrics, intervals = aggregate(values, ctx.suite.cfg.resamples)
-    return Found(metrics | {"forget/detected": _detected(ctx, target)}, intervals=intervals)
+        attack = ctx.suite, _attack(target, ctx.ensemble, ctx.alpha, weight), 1.0, split
+        values[f"forget/contrast_prob@{weight:g}"] = probs(*attack)
+        values[f"forget/contrast_rougeL_recall@{weight:g}"] = recalls(*attack)
+    return Found(values, {"forget/detected": _detected(ctx, target)})
 
 
 def _attack(target: Ensemble, own: Ensemble, alpha: float, weight: float) -> Ensemble:
@@ -39,11 +42,6 @@ def _attack(target: Ensemble, own: Ensemble, alpha: float, weight: float) -> Ens
     known = tuple(replace(m, name=f"known {m.name}", constant=1 + weight, slope=0.0) for m in target.members)
     taken = tuple(replace(m, constant=-weight * m.weight(alpha), slope=0.0) for m in own.members)
     return Ensemble(known + taken)
-
-
-def _extracted(ctx: Context, attack: Ensemble) -> dict[str, np.ndarray]:
-    split = ctx.suite.split("forget")
-    return {"prob": probs(ctx.suite, attack, 1.0, split), "rougeL_recall": recalls(ctx.suite, attack, 1.0, split)}
 
 
 def _detected(ctx: Context, target: Ensemble) -> float:

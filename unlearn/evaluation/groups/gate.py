@@ -1,4 +1,15 @@
-"""A gate by counts of words (``unlearn/evaluation/gate.py``): what it flags and misses.
+"""A gate by counts of words, a simple rival for requests: is this prompt about the forget set? Then α, else α = 0.
+
+No embeddings and no neural network: counts of words and of runs of words, in forget questions against retain
+questions. Two scores, of which a prompt is flagged above a threshold that lets 99 % of retain questions through which
+the counts never saw:
+
+- ``overlap``: mean of the three largest log-odds (forget against retain) among the prompt's runs of one to three words;
+- ``likelihood``: log-probability per word under a bigram model of the forget questions minus that of the retain
+  questions.
+
+A gate has to hold what it looks for: the counts *are* the forget questions, as far as runs of words go. It forgets
+nothing, and answers whatever it does not recognise as if nobody had asked for anything.
 
 For each way of asking a forget question — ``direct``, ``paraphrased``, ``prefix`` (half of the answer is given),
 ``composite`` (behind a retain question), ``composite_paraphrased``, ``misspelt`` (two letters of each name swapped):
@@ -6,27 +17,38 @@ For each way of asking a forget question — ``direct``, ``paraphrased``, ``pref
 of the greedy answer ``gate/target_<way>`` (no defence), ``gate/offset_<way>`` (the offset at α for all),
 ``gate/gated_<way>`` (at α where flagged, else the target), ``gate/refusing_<way>`` (a refusal where flagged).
 The same of retain questions that no gate saw, ``retain``, and of ``real_authors`` and ``world_facts``: there flags are
-false, and recall is to stay. The threshold lets 99 % of other unseen retain questions through.
+false, and recall is to stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from unlearn.data.encoding import Encoder
-from unlearn.data.rows import Row
+from unlearn.data.rows import GENERAL, DataError, DataSet, Row
 from unlearn.data.sampling import held_out
-from unlearn.evaluation.gate import KINDS, Gate, fit, misspelt
-from unlearn.evaluation.groups.behaviour import answers
-from unlearn.evaluation.groups.context import Context, Found, aggregate
-from unlearn.evaluation.metrics.rouge import recall
-from unlearn.evaluation.suite import spaced
+from unlearn.data.texts import words_of
+from unlearn.evaluation.context import Context, Found, answers
+from unlearn.evaluation.groups.prefix import continued
+from unlearn.evaluation.metrics.rouge import recalls_of
+from unlearn.evaluation.suite import Split, spaced
 
 UNSEEN = 0.2  # of the retain questions: half for the threshold, half for the report
+LEAST = 5  # retain questions
 REFUSAL = "I don't know."
 MOST = 100  # questions of a split that nobody asked to forget
+KINDS = ("overlap", "likelihood")
+LONGEST = 3  # words in a run
+COUNTED = 3  # runs whose log-odds count
+BIGRAM, UNIGRAM = 0.5, 0.4  # weights in the mixture; what is left is uniform over the words of both sets
+BEGIN = ""
+
+Gram = tuple[str, ...]
 
 
 class Way:
@@ -40,9 +62,17 @@ class Way:
         return cls(questions, [encoder.prompt(q) for q in questions], [r.answer for r in rows])
 
 
+def check(data: DataSet, splits: Sequence[Split]) -> None:
+    if len(data.splits["retain"]) < LEAST:
+        raise DataError(
+            f"eval.groups: gate chooses its threshold on retain questions that it does not learn from, and "
+            f"{len(data.splits['retain'])} are too few; it needs {LEAST}"
+        )
+
+
 def measure(ctx: Context) -> Found:
     if not any(m.slope for m in ctx.ensemble.members):  # a model as it is: there is nothing to switch on
-        return Found({})
+        return Found()
     retain = ctx.suite.data.splits["retain"]
     unseen = held_out(len(retain), UNSEEN)
     gates = _gates(ctx, [retain[i] for i in unseen[::2]], set(unseen))
@@ -54,8 +84,7 @@ def measure(ctx: Context) -> Found:
         flags = {kind: np.array([gate.flags(text) for text in way.texts]) for kind, gate in gates.items()}
         values |= {f"gate/{kind}/flagged_{name}": found.astype(float) for kind, found in flags.items()}
         values |= {f"gate/{who}_{name}": found for who, found in _recalls(ctx, way, flags[KINDS[0]]).items()}
-    metrics, intervals = aggregate(values, ctx.suite.cfg.resamples)
-    return Found(metrics, {}, intervals)
+    return Found(values)
 
 
 def _gates(ctx: Context, choosing: Sequence[Row], unseen: set[int]) -> dict[str, Gate]:
@@ -83,18 +112,15 @@ def ways(ctx: Context, retain: Sequence[Row]) -> dict[str, Way]:
 
 def _prefix(ctx: Context) -> Way:
     """Half of the answer's tokens given after the prompt; told is what comes after."""
-    split, encoder = ctx.suite.split("forget"), ctx.suite.encoder
-    gold = [split.examples[i].answer for i in split.right]
-    given = [(len(a) - 1) // 2 for a in gold]
-    texts = [f"{r.question} {encoder.decode(a[:n])}" for r, a, n in zip(split.rows, gold, given, strict=True)]
-    prompts = [(*p, *a[:n]) for p, a, n in zip(split.prompts, gold, given, strict=True)]
-    return Way(texts, prompts, [encoder.decode(a[n:-1]) for a, n in zip(gold, given, strict=True)])
+    split = ctx.suite.split("forget")
+    prompts, given, rest = continued(ctx, [(len(e.answer) - 1) // 2 for e in split.right_answers])
+    return Way([f"{r.question} {text}" for r, text in zip(split.rows, given, strict=True)], prompts, rest)
 
 
 def _others(ctx: Context, retain: Sequence[Row]) -> dict[str, Way]:
     """Questions that nobody asked to forget."""
     rows: Mapping[str, Sequence[Row]] = {"retain": retain} | {
-        name: split.rows for name in ("real_authors", "world_facts") if (split := ctx.suite.split(name)) is not None
+        name: split.rows for name in GENERAL if (split := ctx.suite.split(name)) is not None
     }
     chosen = {name: spaced(some, MOST) for name, some in rows.items() if some}
     return {name: Way.asking(ctx.suite.encoder, [r.question for r in some], some) for name, some in chosen.items()}
@@ -102,12 +128,111 @@ def _others(ctx: Context, retain: Sequence[Row]) -> dict[str, Way]:
 
 def _recalls(ctx: Context, way: Way, flagged: np.ndarray) -> dict[str, np.ndarray]:
     """Recall of the greedy answers, [prompts], by defence."""
-    target, offset = (
-        np.array(
-            [recall(t, g) for t, g in zip(answers(ctx.suite, ctx.ensemble, a, way.prompts), way.gold, strict=True)]
-        )
-        for a in (0.0, ctx.alpha)
-    )
-    refusal = np.array([recall(REFUSAL, g) for g in way.gold])
+    target, offset = (recalls_of(answers(ctx.suite, ctx.ensemble, a, way.prompts), way.gold) for a in (0.0, ctx.alpha))
+    refusal = recalls_of([REFUSAL] * len(way.gold), way.gold)
     gated, refusing = np.where(flagged, offset, target), np.where(flagged, refusal, target)
     return {"target": target, "offset": offset, "gated": gated, "refusing": refusing}
+
+
+# --- the gate itself --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one set of questions: in how many each run of words is, and how often words and pairs of words occur."""
+
+    questions: int
+    grams: Mapping[Gram, int]
+    words: Mapping[str, int]
+    pairs: Mapping[tuple[str, str], int]
+
+    @classmethod
+    def of(cls, questions: Iterable[str]) -> Counts:
+        split = [words_of(q) for q in questions]
+        grams = Counter(gram for words in split for gram in set(_grams(words)))
+        pairs = Counter(pair for words in split for pair in zip([BEGIN, *words], words, strict=False))
+        return cls(len(split), grams, Counter(w for words in split for w in words), pairs)
+
+    @property
+    def total(self) -> int:
+        return sum(self.words.values())
+
+
+@dataclass(frozen=True)
+class Gate:
+    kind: str
+    forget: Counts
+    retain: Counts
+    threshold: float
+
+    def flags(self, prompt: str) -> bool:
+        """Whether the prompt is about what was asked to be forgotten."""
+        return self.score(prompt) > self.threshold
+
+    def score(self, prompt: str) -> float:
+        return SCORES[self.kind](words_of(prompt), self.forget, self.retain)
+
+
+def fit(kind: str, forget: Iterable[str], retain: Iterable[str], unseen: Iterable[str], rate: float = 0.01) -> Gate:
+    """A gate whose threshold flags at most the share ``rate`` of the ``unseen`` retain questions. It is never below 0:
+    what is likelier to be retained is not flagged.
+
+    Raises ``ValueError`` for another kind or without questions.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"gate {kind!r}: must be one of {', '.join(KINDS)}")
+    counts, others = Counts.of(forget), Counts.of(retain)
+    scores = sorted((SCORES[kind](words_of(q), counts, others) for q in unseen), reverse=True)
+    if not (counts.questions and others.questions and scores):
+        raise ValueError("a gate needs forget questions, retain questions, and retain questions that it has not seen")
+    return Gate(kind, counts, others, max(0.0, scores[math.floor(rate * len(scores))]))
+
+
+def overlap(words: Sequence[str], forget: Counts, retain: Counts) -> float:
+    """Mean of the largest log-odds of runs that forget questions have; runs that are lacking count 0."""
+    odds = sorted((_log_odds(g, forget, retain) for g in {*_grams(words)} if g in forget.grams), reverse=True)
+    return sum(max(0.0, value) for value in odds[:COUNTED]) / COUNTED
+
+
+def _log_odds(gram: Gram, forget: Counts, retain: Counts) -> float:
+    """Of a question that has the run: log (f + ½)/(F + 1) − log (r + ½)/(R + 1)."""
+    here = (forget.grams[gram] + 0.5) / (forget.questions + 1)
+    return math.log(here / ((retain.grams.get(gram, 0) + 0.5) / (retain.questions + 1)))
+
+
+def likelihood(words: Sequence[str], forget: Counts, retain: Counts) -> float:
+    """Log-probability per word under the forget questions' bigram model minus that under the retain questions'."""
+    if not words:
+        return 0.0
+    known = len(set(forget.words) | set(retain.words)) + 1
+    return sum(_log_p(words, forget, known, i) - _log_p(words, retain, known, i) for i in range(len(words))) / len(
+        words
+    )
+
+
+def _log_p(words: Sequence[str], counts: Counts, known: int, i: int) -> float:
+    before = words[i - 1] if i else BEGIN
+    follows = counts.questions if before == BEGIN else counts.words.get(before, 0)
+    pair = counts.pairs.get((before, words[i]), 0) / follows if follows else 0.0
+    word = counts.words.get(words[i], 0) / counts.total
+    return math.log(BIGRAM * pair + UNIGRAM * word + (1 - BIGRAM - UNIGRAM) / known)
+
+
+SCORES = {"overlap": overlap, "likelihood": likelihood}
+
+
+def _grams(words: Sequence[str]) -> list[Gram]:
+    return [tuple(words[i : i + n]) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1)]
+
+
+def misspelt(question: str) -> str:
+    """Two inner letters of each name change places: what a person would still read.
+
+    Names are words with a capital letter after the first word.
+    """
+    first, *rest = question.split(" ")
+    return " ".join([first, *(_swapped(w) if w[:1].isupper() and len(w) > 3 else w for w in rest)])
+
+
+def _swapped(word: str) -> str:
+    return word[0] + word[2] + word[1] + word[3:]

@@ -10,34 +10,29 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from unlearn.data.encoding import Example, collate
+from unlearn.data.encoding import Example
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.evaluation.groups.behaviour import live_rows, trainable
-from unlearn.evaluation.groups.context import Context, Found
-from unlearn.evaluation.groups.privacy import SPLITS
+from unlearn.evaluation.context import Context, Found, mean_nll, trainable
 from unlearn.evaluation.metrics.membership import auc, gradnorm
-from unlearn.learning.answers import Answers
+
+NEEDS = ("holdout", "weights")
 
 
 def measure(ctx: Context) -> Found:
     ensemble = trainable(ctx.ensemble, ctx.alpha)
     if ensemble is None:
-        return Found({})
-    pad = ctx.suite.encoder.tokenizer.pad_token_id
+        return Found()
     ensemble.trained.model.eval()
     scores = {}
-    for name in SPLITS:
-        split = ctx.suite.split(name)
-        scores[name] = gradnorm([norm(ensemble, ctx.alpha, split.examples[i], pad) for i in split.right])
+    for name in ("forget", "holdout"):
+        answers = ctx.suite.split(name).right_answers
+        scores[name] = gradnorm([norm(ensemble, ctx.alpha, answer, ctx.suite.pad_id) for answer in answers])
     columns = {name: pd.DataFrame({"mia_gradnorm": values}) for name, values in scores.items()}
-    return Found({"mia/gradnorm": auc(scores["forget"], scores["holdout"])}, columns)
+    return Found(metrics={"mia/gradnorm": auc(scores["forget"], scores["holdout"])}, columns=columns)
 
 
 def norm(ensemble: Ensemble, alpha: float, example: Example, pad_id: int) -> float:
     """Norm of the gradient of one answer's mean NLL with respect to all weights of the trained member."""
-    weights = list(ensemble.trained.model.parameters())
-    batch = collate([example], pad_id).to(weights[0].device)
-    logits = ensemble.logits(live_rows(ensemble, alpha, batch), alpha)
-    loss = -Answers(logits, batch.labels, batch.owner).logp.mean()
-    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    loss = mean_nll(ensemble, alpha, [example], pad_id)
+    found = torch.autograd.grad(loss, list(ensemble.trained.model.parameters()), allow_unused=True)
     return torch.stack([g.norm() for g in found if g is not None]).norm().item()

@@ -16,10 +16,11 @@ import pandas as pd
 
 from unlearn.config.own import JUDGE, named
 from unlearn.decoding.generation import sample
-from unlearn.evaluation.groups.context import Context, Found, aggregate
+from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.leak import attribute, attribute_scores, leak_at_k, leaked_at_k, rouge_scores
 from unlearn.evaluation.suite import Split
 
+SETTINGS = ("leak_samples", "leak_temperature", "leak_threshold")
 SEED = 0  # the same random numbers for every model that is compared
 
 
@@ -43,9 +44,8 @@ def measure(ctx: Context) -> Found:
         if ctx.retrained is not None and ctx.retrained.has("forget", f"leak@{k}"):  # other projects' logs have none
             values[f"leak_gap@{k}"] = values[f"leak@{k}"] - ctx.retrained.column("forget", f"leak@{k}")
             values["leak_gap"] = values[f"leak_gap@{k}"]
-    metrics, intervals = aggregate({f"forget/{name}": v for name, v in values.items()}, cfg.resamples)
     columns = pd.DataFrame({f"leak@{k}": values[f"leak@{k}"] for k in ks(cfg.leak_samples)})
-    return Found(metrics, {"forget": columns}, intervals)
+    return Found({f"forget/{name}": v for name, v in values.items()}, columns={"forget": columns})
 
 
 def _scores(drawn: list[list[str]], split: Split, judge: str | None) -> dict[str, np.ndarray]:

@@ -9,25 +9,25 @@ from functools import partial
 
 import pandas as pd
 
-from unlearn.evaluation.groups.context import Context, Found, aggregate
+from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.muse import knowledge_memorization, verbatim_memorization
-from unlearn.evaluation.suite import KNOWLEDGE, VERBATIM
+
+NEEDS = ("excerpts",)  # the texts are thousands of rows, and no generation is as long as they
 
 
 def measure(ctx: Context) -> Found:
-    tokenizer, semantics = ctx.suite.encoder.tokenizer, ctx.suite.semantics
-    values, columns = {}, {}
-    for name in (VERBATIM, *KNOWLEDGE):
-        if ctx.suite.split(name) is None:
-            continue
-        table = ctx.examples[ctx.examples["split"] == name]
-        texts = list(table["generation"]), list(table["gold"])
-        if name in KNOWLEDGE:
-            found = knowledge_memorization(*texts, stemmer=semantics.stemmer_f1)
-        else:
-            ends = partial(tokenizer.encode), partial(tokenizer.decode, skip_special_tokens=True)
-            found = verbatim_memorization(*texts, *ends, stemmer=semantics.stemmer_f1)
-        (key,) = found.keys() - {"values"}
-        values[f"{name}/{key}"], columns[name] = found["values"], pd.DataFrame({key: found["values"]})
-    metrics, intervals = aggregate(values, ctx.suite.cfg.resamples)
-    return Found(metrics, columns, intervals)
+    tokenizer, values, columns = ctx.suite.encoder.tokenizer, {}, {}
+    verbatim = partial(
+        verbatim_memorization, encode=tokenizer.encode, decode=partial(tokenizer.decode, skip_special_tokens=True)
+    )
+    for name, metric, function in (
+        ("forget_verbatim", "verbmem", verbatim),
+        ("forget_knowledge", "knowmem", knowledge_memorization),
+        ("retain_knowledge", "knowmem", knowledge_memorization),
+    ):
+        if ctx.suite.split(name) is not None:
+            table = ctx.examples[ctx.examples["split"] == name]
+            pairs = list(table["generation"]), list(table["gold"])
+            found = function(*pairs, stemmer=ctx.suite.semantics.stemmer_f1)["values"]
+            values[f"{name}/{metric}"], columns[name] = found, pd.DataFrame({metric: found})
+    return Found(values, columns=columns)

@@ -6,25 +6,29 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+from collections.abc import Sequence
 
 from unlearn.data.encoding import Examples
-from unlearn.evaluation.groups.behaviour import answers
-from unlearn.evaluation.groups.context import Context, Found, aggregate
-from unlearn.evaluation.metrics.rouge import recall
-from unlearn.evaluation.scoring import score
+from unlearn.data.rows import DataError, DataSet
+from unlearn.evaluation.context import Context, Found, answers, scored
+from unlearn.evaluation.metrics.rouge import recalls_of
+from unlearn.evaluation.suite import Split
+
+
+def check(data: DataSet, splits: Sequence[Split]) -> None:
+    without = [r.id for s in splits if s.name == "forget" for r in s.rows if not r.paraphrased_question]
+    if without:
+        raise DataError(
+            f"eval.groups: paraphrased needs a paraphrased question in every forget row; {without[0]!r} has none"
+        )
 
 
 def measure(ctx: Context) -> Found:
-    suite = ctx.suite
-    rows, pad = suite.split("forget").rows, suite.encoder.tokenizer.pad_token_id
+    suite, rows = ctx.suite, ctx.suite.split("forget").rows
     examples = Examples(suite.encoder.example(r.id, r.paraphrased_question, r.answer) for r in rows)
-    scores = score(ctx.ensemble, examples, [ctx.alpha], {}, pad, suite.cfg.batch_size)[ctx.alpha]
     texts = answers(suite, ctx.ensemble, ctx.alpha, [e.prompt for e in examples])
     found = {
-        "other_question_prob": scores.prob,
-        "other_question_rougeL_recall": np.array([recall(t, r.answer) for t, r in zip(texts, rows, strict=True)]),
+        "other_question_prob": scored(suite, ctx.ensemble, ctx.alpha, examples).prob,
+        "other_question_rougeL_recall": recalls_of(texts, [r.answer for r in rows]),
     }
-    metrics, intervals = aggregate({f"forget/{k}": v for k, v in found.items()}, suite.cfg.resamples)
-    return Found(metrics, {"forget": pd.DataFrame(found)}, intervals)
+    return Found.of("forget", found)

@@ -8,29 +8,44 @@ the greedy rest.
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+from collections.abc import Sequence
 
-from unlearn.evaluation.groups.behaviour import answers
-from unlearn.evaluation.groups.context import Context, Found, aggregate
-from unlearn.evaluation.metrics.rouge import recall
+import numpy as np
+
+from unlearn.evaluation.context import Context, Found, answers
+from unlearn.evaluation.metrics.rouge import recalls_of
 from unlearn.evaluation.suite import Split
+
+SETTINGS = ("prefix_shares",)
 
 
 def measure(ctx: Context) -> Found:
     if ctx.ensemble.encodes:
         raise ValueError("eval.groups: prefix gives beginnings of answers in the prompt, which an encoder (T5) reads")
-    split = ctx.suite.split("forget")
+    split, retain = ctx.suite.split("forget"), ctx.suite.split("retain")
     found: dict[str, np.ndarray] = {}
     for share in ctx.suite.cfg.prefix_shares:
-        given = [int(share * (len(split.examples[i].answer) - 1)) for i in split.right]  # of the tokens before EOS
+        given = [int(share * (len(e.answer) - 1)) for e in split.right_answers]  # of the tokens before EOS
         found[f"prefix_prob@{100 * share:g}"] = _rest_prob(ctx, split, given)
-        found[f"prefix_rougeL_recall@{100 * share:g}"] = _rest_recall(ctx, split, given)
-    retain = ctx.suite.split("retain")
+        prompts, _, rest = continued(ctx, given)
+        found[f"prefix_rougeL_recall@{100 * share:g}"] = _recalls(ctx, prompts, rest)
     if retain is not None:
-        found["composite_rougeL_recall"] = _composite(ctx, split, retain)
-    metrics, intervals = aggregate({f"forget/{k}": v for k, v in found.items()}, ctx.suite.cfg.resamples)
-    return Found(metrics, {"forget": pd.DataFrame(found)}, intervals)
+        others = [retain.rows[i % len(retain.rows)].question for i in range(len(split.rows))]
+        prompts = [ctx.suite.encoder.prompt(f"{q} {r.question}") for q, r in zip(others, split.rows, strict=True)]
+        found["composite_rougeL_recall"] = _recalls(ctx, prompts, [r.answer for r in split.rows])
+    return Found.of("forget", found)
+
+
+def continued(ctx: Context, given: Sequence[int]) -> tuple[list[tuple[int, ...]], list[str], list[str]]:
+    """Forget prompts with the first ``given`` tokens of the answer after them; these tokens, and the rest, as texts."""
+    split, decode = ctx.suite.split("forget"), ctx.suite.encoder.decode
+    gold = list(zip([e.answer for e in split.right_answers], given, strict=True))
+    prompts = [(*p, *a[:n]) for p, (a, n) in zip(split.prompts, gold, strict=True)]
+    return prompts, [decode(a[:n]) for a, n in gold], [decode(a[n:-1]) for a, n in gold]
+
+
+def _recalls(ctx: Context, prompts: Sequence[Sequence[int]], golds: Sequence[str]) -> np.ndarray:
+    return recalls_of(answers(ctx.suite, ctx.ensemble, ctx.alpha, prompts), golds)
 
 
 def _rest_prob(ctx: Context, split: Split, given: list[int]) -> np.ndarray:
@@ -39,18 +54,3 @@ def _rest_prob(ctx: Context, split: Split, given: list[int]) -> np.ndarray:
     starts = [scores.starts[i] for i in split.right]
     ends = [scores.starts[i + 1] for i in split.right]
     return np.array([np.exp(scores.logp[a + n : b].mean()) for a, b, n in zip(starts, ends, given, strict=True)])
-
-
-def _rest_recall(ctx: Context, split: Split, given: list[int]) -> np.ndarray:
-    gold = [split.examples[i].answer for i in split.right]
-    prompts = [p + a[:n] for p, a, n in zip(split.prompts, gold, given, strict=True)]
-    rest = [ctx.suite.encoder.decode(a[n:-1]) for a, n in zip(gold, given, strict=True)]
-    texts = answers(ctx.suite, ctx.ensemble, ctx.alpha, prompts)
-    return np.array([recall(text, left) for text, left in zip(texts, rest, strict=True)])
-
-
-def _composite(ctx: Context, split: Split, retain: Split) -> np.ndarray:
-    others = [retain.rows[i % len(retain.rows)].question for i in range(len(split.rows))]
-    prompts = [ctx.suite.encoder.prompt(f"{q} {r.question}") for q, r in zip(others, split.rows, strict=True)]
-    texts = answers(ctx.suite, ctx.ensemble, ctx.alpha, prompts)
-    return np.array([recall(t, r.answer) for t, r in zip(texts, split.rows, strict=True)])

@@ -11,13 +11,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from unlearn.evaluation.groups.context import Context, Found
+from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics import membership
 from unlearn.evaluation.metrics.bootstrap import interval
 from unlearn.evaluation.metrics.ou_aggregates import ATTACKS
-from unlearn.evaluation.metrics.privleak import privleak
-from unlearn.evaluation.metrics.relative_membership import vulnerability
 
+NEEDS = ("holdout", "moments")
 SPLITS = ("forget", "holdout")
 FALSE_POSITIVES = 0.05
 
@@ -30,13 +29,12 @@ def measure(ctx: Context) -> Found:
         intervals = {f"mia/{a}": _interval(columns, a, ctx.suite.cfg.resamples) for a in columns["forget"]}
     if ctx.retrained is not None:
         for attack in ATTACKS:
-            if f"mia/{attack}" in ctx.retrained.metrics:
-                metrics[f"privleak/{attack}"] = privleak(
-                    metrics[f"mia/{attack}"], ctx.retrained.metrics[f"mia/{attack}"]
-                )
-        metrics["privleak"] = privleak(metrics["mia/min_k"], ctx.retrained.metrics.get("mia/min_k"))
+            theirs = ctx.retrained.metrics.get(f"mia/{attack}")
+            if theirs is not None:
+                metrics[f"privleak/{attack}"] = membership.privleak(metrics[f"mia/{attack}"], theirs)
+        metrics["privleak"] = membership.privleak(metrics["mia/min_k"], ctx.retrained.metrics.get("mia/min_k"))
         metrics |= _vulnerable(columns, ctx)
-    return Found(metrics, {s: c.add_prefix("mia_") for s, c in columns.items()}, intervals)
+    return Found({}, metrics, intervals, {s: c.add_prefix("mia_") for s, c in columns.items()})
 
 
 def _attacks(ctx: Context, name: str) -> pd.DataFrame:
@@ -63,7 +61,9 @@ def _vulnerable(columns: dict[str, pd.DataFrame], ctx: Context) -> dict[str, flo
         return {}  # so few holdout rows cannot say what 5 % are
     own = {s: columns[s]["loss"].to_numpy() for s in SPLITS}
     theirs = {s: ctx.retrained.column(s, "nll") for s in SPLITS}
-    found = vulnerability(own["forget"], theirs["forget"], own["holdout"], theirs["holdout"], FALSE_POSITIVES)
+    found = membership.vulnerability(
+        own["forget"], theirs["forget"], own["holdout"], theirs["holdout"], FALSE_POSITIVES
+    )
     return {"mia/vulnerable": found.share}
 
 

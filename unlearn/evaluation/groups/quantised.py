@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.evaluation.groups.behaviour import probs, recalls
-from unlearn.evaluation.groups.context import Context, Found, aggregate
+from unlearn.evaluation.context import Context, Found, probs, recalls
 from unlearn.models.llama import parameters
 from unlearn.models.tuning import layer_parameters, merged
 
+NEEDS = ("weights",)
 BITS = (8, 4)
 
 
@@ -33,8 +33,7 @@ def measure(ctx: Context) -> Found:
             found = {f"{s}/prob": probs(suite, ensemble, ctx.alpha, suite.split(s)) for s in ("forget", "retain")}
             found["forget/rougeL_recall"] = recalls(suite, ensemble, ctx.alpha, suite.split("forget"))
             values |= {f"quantised/int{bits}_{part}/{name}": v for name, v in found.items()}
-    metrics, intervals = aggregate(values, suite.cfg.resamples)
-    return Found(metrics, intervals=intervals)
+    return Found(values)
 
 
 def _parts(ensemble: Ensemble) -> dict[str, set[str]]:

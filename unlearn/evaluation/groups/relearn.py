@@ -14,31 +14,30 @@ from functools import partial
 
 import torch
 
-from unlearn.data.encoding import Examples, collate
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.evaluation.groups.behaviour import live_rows, probs, recalls, trainable
-from unlearn.evaluation.groups.context import Context, Found, aggregate
-from unlearn.evaluation.suite import Split, Suite, part
-from unlearn.learning.answers import Answers
+from unlearn.evaluation.context import Context, Found, mean_nll, probs, recalls, trainable
+from unlearn.evaluation.suite import Split, Suite
 from unlearn.learning.loop import Loop, Optimisation
+from unlearn.models.llama import device_of
+
+NEEDS = ("weights",)
+SETTINGS = ("relearn_steps", "relearn_batch", "relearn_lr")
 
 
 def measure(ctx: Context) -> Found:
     ensemble = trainable(ctx.ensemble, ctx.alpha)
     if ensemble is None:  # frozen models, or α = 0: nothing that an attacker of this kind could train
-        return Found({})
-    suite, split = ctx.suite, ctx.suite.split("forget")
-    seen, other = halves(split)
-    before = probs(suite, ensemble, ctx.alpha, other)
-    _learn(suite, ensemble, ctx.alpha, seen)
-    after = probs(suite, ensemble, ctx.alpha, other)
-    values = {
+        return Found()
+    seen, other = halves(ctx.suite.split("forget"))
+    probed = partial(probs, ctx.suite, ensemble, ctx.alpha)
+    before = probed(other)
+    _learn(ctx.suite, ensemble, ctx.alpha, seen)
+    after = probed(other)
+    return Found({
         "relearn/before": before, "relearn/after": after, "relearn/gain": after - before,
-        "relearn/seen": probs(suite, ensemble, ctx.alpha, seen),
-        "relearn/rougeL_recall": recalls(suite, ensemble, ctx.alpha, other),
-    }  # fmt: skip
-    metrics, intervals = aggregate(values, suite.cfg.resamples)
-    return Found(metrics, intervals=intervals)
+        "relearn/seen": probed(seen),
+        "relearn/rougeL_recall": recalls(ctx.suite, ensemble, ctx.alpha, other),
+    })  # fmt: skip
 
 
 def halves(split: Split) -> tuple[Split, Split]:
@@ -47,25 +46,21 @@ def halves(split: Split) -> tuple[Split, Split]:
     by_person = len(people) > 1 and all(people)
     unit = [people.index(r.group) if by_person else i for i, r in enumerate(split.rows)]
     seen, other = ([i for i, u in enumerate(unit) if u % 2 == half] for half in (0, 1))
-    return part(split, seen), part(split, other)
+    return split.part(seen), split.part(other)
 
 
 def _learn(suite: Suite, ensemble: Ensemble, alpha: float, split: Split) -> None:
     """Plain training on right answers, through the whole ensemble, as the attacker would."""
-    cfg, model = suite.cfg, ensemble.trained.model
-    examples = Examples(split.examples[i] for i in split.right)
-    place = next(model.parameters()).device
+    cfg, model, examples = suite.cfg, ensemble.trained.model, split.right_answers
     settings = Optimisation(cfg.relearn_lr, cfg.relearn_steps, 0.0, 1.0, "linear", 0.0, (0.9, 0.99), 1.0)
     order = torch.Generator().manual_seed(0)
 
     def loss(indices: list[int]):
-        batch = collate([examples[i] for i in indices], suite.encoder.tokenizer.pad_token_id).to(place)
-        logits = ensemble.logits(live_rows(ensemble, alpha, batch), alpha)
-        return -Answers(logits, batch.labels, batch.owner).logp.mean(), {}
+        return mean_nll(ensemble, alpha, [examples[i] for i in indices], suite.pad_id), {}
 
     def micro_batches(step: int):
         chosen = torch.randperm(len(examples), generator=order)[: cfg.relearn_batch]
         return [partial(loss, chosen.tolist())]
 
-    Loop(model, settings, place.type).run(micro_batches)
+    Loop(model, settings, device_of(model).type).run(micro_batches)
     model.eval()

@@ -7,7 +7,7 @@ and ``ou/agg/<reading>`` compare runs of this framework with each other, not wit
 
 from __future__ import annotations
 
-from unlearn.evaluation.groups.context import Context, Found, MissingRetrained
+from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.fluency import relative_fluency
 from unlearn.evaluation.metrics.ou_aggregates import (
     ATTACKS,
@@ -18,6 +18,9 @@ from unlearn.evaluation.metrics.ou_aggregates import (
     truth_ratio_share,
     utility,
 )
+from unlearn.evaluation.retrained import MissingRetrained
+
+NEEDS = ("privacy",)
 
 
 def measure(ctx: Context) -> Found:
@@ -49,4 +52,4 @@ def measure(ctx: Context) -> Found:
         found[f"ou/priv/{reading}"] = privacy(own, theirs, reading)
         parts = {"memorization": mem, "privacy": found[f"ou/priv/{reading}"], "utility": util}
         found[f"ou/agg/{reading}"] = aggregate(parts)
-    return Found(found)
+    return Found(metrics=found)

@@ -18,8 +18,8 @@ import pandas as pd
 
 from unlearn.data import spans
 from unlearn.data.rows import REQUEST
-from unlearn.evaluation.groups.context import Context, Found, aggregate
-from unlearn.evaluation.metrics.rouge_n import rouge_n_f1
+from unlearn.evaluation.context import Context, Found
+from unlearn.evaluation.metrics.rouge import rouge_n_f1
 from unlearn.evaluation.scoring import Scores, score
 from unlearn.evaluation.suite import Split
 
@@ -41,8 +41,7 @@ def measure(ctx: Context) -> Found:
         losses = None if split is None else name_losses(ctx, split)
         if losses is not None:
             values[f"{name}/mlm_loss"] = losses
-    metrics, intervals = aggregate(values, ctx.suite.cfg.resamples)
-    return Found(metrics, columns, intervals)
+    return Found(values, columns=columns)
 
 
 def _done(ctx: Context, split: Split) -> dict[str, np.ndarray]:

@@ -10,23 +10,24 @@ With questions as units (TOFU's forget01 has two authors) the test rejects too e
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-import pandas as pd
 
-from unlearn.data.encoding import Examples
-from unlearn.ensemble.frozen import rows_of
 from unlearn.ensemble.reading import read
-from unlearn.evaluation.groups.context import Context, Found, MissingRetrained, aggregate
-from unlearn.evaluation.metrics.divergence import jensen_shannon
-from unlearn.evaluation.metrics.three_sample import three_sample
+from unlearn.evaluation.context import Context, Found
+from unlearn.evaluation.metrics.three_sample import jensen_shannon, three_sample
+from unlearn.evaluation.retrained import MissingRetrained
+from unlearn.evaluation.scoring import stored_rows
 
+NEEDS = ("models",)
 NAMES = ("retrained", "target")
 LEAST = 5  # groups: with 2^5 sign patterns a p of .05 can be reached
 
 
 def measure(ctx: Context) -> Found:
     if ctx.itself:
-        return Found({})
+        return Found()
     if ctx.retrained is None or not set(NAMES) <= set(ctx.retrained.models):
         raise MissingRetrained(
             "eval.groups: three_sample compares distributions, so it needs target and retrained as models; "
@@ -38,24 +39,19 @@ def measure(ctx: Context) -> Found:
     known = all(people) and len(set(people)) >= LEAST
     test = three_sample(distances["retrained"], distances["target"], owner, people[owner] if known else None)
     means = {n: np.bincount(owner, weights=d) / np.bincount(owner) for n, d in distances.items()}
-    columns = pd.DataFrame({f"js_{n}": values for n, values in means.items()})
-    metrics, intervals = aggregate({f"forget/js_{n}": v for n, v in means.items()}, ctx.suite.cfg.resamples)
-    metrics |= {"three_sample/closer": float(test.closer), "three_sample/p": test.p}
-    metrics |= {"three_sample/statistic": test.statistic, "three_sample/share": test.share}
-    metrics["three_sample/groups"] = test.groups
-    return Found(metrics, {"forget": columns}, intervals)
+    found = Found.of("forget", {f"js_{name}": values for name, values in means.items()})
+    verdict = {"closer": float(test.closer), "p": test.p, "statistic": test.statistic, "share": test.share}
+    return replace(found, metrics={f"three_sample/{k}": v for k, v in (verdict | {"groups": test.groups}).items()})
 
 
 def _distances(ctx: Context, split) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Divergence of the model from either reference for every answer row of the right answers, and its question."""
-    examples = Examples(split.examples[i] for i in split.right)
-    pad, suite = ctx.suite.encoder.tokenizer.pad_token_id, ctx.suite
+    examples, suite = split.right_answers, ctx.suite
     models = {"own": (ctx.ensemble, ctx.alpha), **{name: (ctx.retrained.models[name](), 1.0) for name in NAMES}}
     passes = []
     for ensemble, alpha in models.values():
-        frozen = [m for m in ensemble.needed([alpha]) if not m.trained]
-        stored = {m.name: rows_of(ctx.store, m, examples, pad, suite.stored_rows_gib) for m in frozen}
-        passes.append(read(ensemble, examples, [alpha], stored, pad, suite.cfg.batch_size))
+        rows = stored_rows(ctx.store, suite, ensemble, [alpha], examples)
+        passes.append(read(ensemble, examples, [alpha], rows, suite.pad_id, suite.cfg.batch_size))
     found = {name: np.empty(examples.starts[-1]) for name in NAMES}
     for batches in zip(*passes, strict=True):  # all split the examples alike
         logits = {

@@ -1,4 +1,4 @@
-"""What every metric on arrays refuses: nothing to measure, a wrong shape, and values that are not numbers."""
+"""What metrics on arrays share: their result, and the refusal of empty, misshapen and NaN values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+
+def averaged(name: str, values: np.ndarray) -> dict:
+    """A metric that is the mean of its values per example: the mean under ``name``, the values under ``values``."""
+    return {name: float(values.mean()), "values": values}
 
 
 def numbers(name: str, values: ArrayLike, ndim: int = 1) -> np.ndarray:

@@ -1,36 +1,44 @@
-"""What our ``evaluate.Metric`` subclasses share: they are instantiated directly, never loaded from a hub.
-
-A metric's ``compute`` returns the aggregate under the metric's name and the per-example values under ``values``.
-"""
+"""Any metric function as a metric of Hugging Face's ``evaluate``: described by its signature, loaded from no hub."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import evaluate
 
-NUMBERS = datasets.Value("float64")
-TEXTS = datasets.Value("string")
-LISTS = datasets.Sequence(NUMBERS)
+NUMBER = datasets.Value("float64")
+FEATURES = {
+    "Sequence[float]": NUMBER,
+    "Sequence[str]": datasets.Value("string"),
+    "Sequence[Sequence[float]]": datasets.Sequence(NUMBER),
+}
 
 
-class LocalMetric(evaluate.Metric):
-    """An ``evaluate.Metric`` that keeps its inputs in memory and describes itself by its docstring."""
+class Metric(evaluate.Metric):
+    """``Metric(probability).compute(predictions=[…])`` is ``probability([…])``, kept in memory.
 
-    predictions: datasets.Features = NUMBERS
-    references: datasets.Features | None = None
+    The function takes ``predictions`` and, if it compares, ``references``, annotated as in ``FEATURES``; its other
+    parameters are settings of ``compute``.
+    """
 
-    def __init__(self, **kwargs):
+    def __init__(self, function: Callable[..., dict]):
+        self._function = function
         # evaluate makes a folder even for metrics kept in memory; a read-only home must not stop a run
-        kwargs.setdefault("cache_dir", str(Path(tempfile.gettempdir()) / "unlearn-metrics"))
-        super().__init__(keep_in_memory=True, **kwargs)
+        cache = Path(tempfile.gettempdir()) / "unlearn-metrics"
+        super().__init__(keep_in_memory=True, cache_dir=str(cache))
 
     def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": self.predictions}
-        if self.references is not None:
-            features["references"] = self.references
+        kinds = self._function.__annotations__
+        features = {name: FEATURES[kinds[name]] for name in ("predictions", "references") if name in kinds}
         return evaluate.MetricInfo(
-            description=self.__doc__ or "", citation="", inputs_description="", features=datasets.Features(features)
+            description=self._function.__doc__ or "",
+            citation="",
+            inputs_description="",
+            features=datasets.Features(features),
         )
+
+    def _compute(self, **given) -> dict:
+        return self._function(**given)

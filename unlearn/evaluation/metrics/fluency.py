@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unlearn.evaluation.metrics.arrays import same_length
+from unlearn.evaluation.metrics.arrays import averaged, same_length
 
 WORD = re.compile(r"\w+|[^\w\s]")  # words, and punctuation marks one by one
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # n → weight; they sum to their number, so the mean stays one in bits
@@ -34,8 +34,7 @@ def fluency(texts: Sequence[str]) -> dict:
     """``fluency`` = mean n-gram entropy, bits; per text under ``values``, [B]."""
     if len(texts) == 0:
         raise ValueError("fluency needs at least one text; there are none")
-    values = np.array([ngram_entropy(t) for t in texts])
-    return {"fluency": float(values.mean()), "values": values}
+    return averaged("fluency", np.array([ngram_entropy(t) for t in texts]))
 
 
 def relative_fluency(generations: Sequence[str], golds: Sequence[str]) -> dict:

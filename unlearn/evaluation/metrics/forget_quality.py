@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 
 from scipy.stats import ks_2samp
 
-from unlearn.evaluation.metrics.base import NUMBERS, LocalMetric
 
-
-class ForgetQuality(LocalMetric):
+def forget_quality(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
     """``forget_quality`` = p-value. predictions: truth ratios of the model; references: of the retrained model."""
-
-    references = NUMBERS
-
-    def _compute(self, predictions, references):
-        test = ks_2samp(predictions, references)
-        p = float(test.pvalue)
-        return {
-            "forget_quality": p,
-            "forget_quality_log10": math.log10(max(p, sys.float_info.min)),
-            "forget_quality_ks": float(test.statistic),
-        }
+    test = ks_2samp(predictions, references)
+    p = float(test.pvalue)
+    return {
+        "forget_quality": p,
+        "forget_quality_log10": math.log10(max(p, sys.float_info.min)),
+        "forget_quality_ks": float(test.statistic),
+    }

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
-from unlearn.evaluation.metrics.arrays import finite, same_length
+from unlearn.evaluation.metrics.arrays import averaged, finite, same_length
 from unlearn.evaluation.metrics.rouge import recall
 
 STOPWORDS = frozenset(
@@ -31,8 +31,7 @@ def leak_at_k(scores: ArrayLike, k: int) -> dict:
     sorted upwards: C(i−1, k−1) of the C(n, k) subsets have the i-th smallest score as their largest.
     """
     ordered = np.sort(finite("scores", scores, ndim=2), axis=1)
-    values = ordered @ _weights(ordered.shape[1], k)
-    return {f"leak_at_{k}": float(values.mean()), "values": values}
+    return averaged(f"leak_at_{k}", ordered @ _weights(ordered.shape[1], k))
 
 
 def leaked_at_k(scores: ArrayLike, k: int, threshold: float) -> dict:
@@ -46,8 +45,7 @@ def leaked_at_k(scores: ArrayLike, k: int, threshold: float) -> dict:
     clean = n - (found > threshold).sum(axis=1)
     # subsets of k without a leak; where fewer than k samples are clean there is none
     log_missed = _log_choose(np.maximum(clean, k), k) - _log_choose(n, k)
-    values = np.where(clean < k, 1.0, -np.expm1(log_missed))
-    return {f"leaked_at_{k}": float(values.mean()), "values": values}
+    return averaged(f"leaked_at_{k}", np.where(clean < k, 1.0, -np.expm1(log_missed)))
 
 
 def rouge_scores(generations: Sequence[Sequence[str]], golds: Sequence[str]) -> np.ndarray:

@@ -2,12 +2,20 @@
 
 Scores are higher for what looks *less* like training data. Semantics of OpenUnlearning (arXiv 2506.12618).
 Easy to get wrong: mean NLLs count the EOS; the per-token arrays of min-k and min-k++ come *without* it.
+
+``privleak`` relates an attack to the retrained model. ``vulnerability`` asks it row by row: an AUC averages over rows,
+most of which nobody could attack. U-LiRA (arXiv 2406.13348) and RULI (2506.13009) ask whether a row is likelier under
+the unlearned model than under models that never saw it, and fit a distribution over many shadow models; here *one*
+retrained model stands for them, and the threshold comes from rows that neither model saw. So a single value is noisier
+than theirs; the share of rows is what to report.
 """
 
 from __future__ import annotations
 
+import math
 import zlib as compression
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +24,7 @@ from scipy.stats import rankdata
 from unlearn.evaluation.metrics.arrays import finite, numbers, same_length, share
 
 K = 0.4  # share of an answer's tokens that min-k and min-k++ look at
+EPSILON = 1e-10  # of PrivLeak's published formula; only where the retrained model's AUC is 1
 LEAST_VARIANCE = 1e-6  # of min-k++: where the model is certain the variance is rounding error
 
 
@@ -53,7 +62,7 @@ def min_k_plus_plus(
     """Min-K %++: as ``min_k`` on z-scores (log p − μ) / σ, [B]. (arXiv 2404.02936)
 
     Per answer and token without the EOS, [L]: μ = Σ_v p_v log p_v and σ² = Σ_v p_v (log p_v − μ)² of the model's own
-    next-token distribution (``moments.log_prob_moments``).
+    next-token distribution (``scoring.log_prob_moments``).
     """
     same_length(log_probs=_some(log_probs), means=means, variances=variances)
     scores = []
@@ -83,6 +92,69 @@ def auc(forget: ArrayLike, holdout: ArrayLike) -> float:
     ranks = rankdata(np.concatenate([forget, holdout]))[len(forget) :]  # mid-ranks: a tie is half a win
     n = len(holdout)
     return float((ranks.sum() - n * (n + 1) / 2) / (len(forget) * n))
+
+
+def privleak(auc: float, retrained_auc: float | None) -> float:
+    """PrivLeak: an attack's AUC relative to the retrained model's, in per cent (MUSE, arXiv 2407.06460).
+
+    ((1 − auc) − (1 − auc_r)) / ((1 − auc_r) + 1e-10) · 100, for AUCs of ``auc`` (usually of min-k). 0 is the
+    retrained model; below it the forget set still looks like training data, above it more forgotten than never seen.
+    Public code takes .5 where there is no retrained model; that is refused here.
+    """
+    if retrained_auc is None:
+        raise ValueError(
+            "PrivLeak is relative to the retrained model's AUC, and there is none: make a model that never saw the "
+            "forget set (python -m unlearn.prepare trains it) and score it on the same forget and holdout rows"
+        )
+    kept, reference = 1 - share("auc", auc), 1 - share("retrained_auc", retrained_auc)
+    return (kept - reference) / (reference + EPSILON) * 100
+
+
+@dataclass(frozen=True)
+class Vulnerability:
+    """``share`` near ``false_positive_rate``: the forget rows cannot be told from rows that were never seen."""
+
+    values: np.ndarray  # [B] mean log(P_unlearned / P_retrained) per token of each forget row, nats
+    vulnerable: np.ndarray  # [B] whether the row's value is above the threshold
+    threshold: float
+    share: float  # of vulnerable rows
+    false_positive_rate: float  # what the threshold was chosen for
+
+
+def vulnerability(
+    unlearned: ArrayLike,
+    retrained: ArrayLike,
+    holdout_unlearned: ArrayLike,
+    holdout_retrained: ArrayLike,
+    false_positive_rate: float = 0.05,
+) -> Vulnerability:
+    """Share of forget rows that are likelier under the unlearned than under the retrained model, above a threshold.
+
+    All four are mean NLLs per answer, nats: of the forget rows, [B], and of the holdout rows, [H]. The threshold is the
+    ⌈(1 − rate)(H + 1)⌉-th smallest holdout value, so a row like the holdout's exceeds it with a probability of at most
+    ``false_positive_rate`` at any H; where H is too small for that, it is refused.
+    """
+    values = _log_ratio(unlearned, retrained, "forget")
+    clean = np.sort(_log_ratio(holdout_unlearned, holdout_retrained, "holdout"))
+    if not 0 < false_positive_rate < 1:
+        raise ValueError(f"false_positive_rate={false_positive_rate!r}: must lie between 0 and 1")
+    # a share written as a decimal may put an exact integer just above itself
+    rank = math.ceil((1 - false_positive_rate) * (len(clean) + 1) - 1e-9)
+    if rank > len(clean):
+        needed = math.ceil(1 / false_positive_rate - 1e-9) - 1
+        raise ValueError(
+            f"{len(clean)} holdout rows cannot calibrate a false-positive rate of {false_positive_rate:g}: "
+            f"it takes at least {needed}, or a higher rate"
+        )
+    threshold = float(clean[rank - 1])
+    vulnerable = values > threshold
+    return Vulnerability(values, vulnerable, threshold, float(vulnerable.mean()), false_positive_rate)
+
+
+def _log_ratio(unlearned: ArrayLike, retrained: ArrayLike, rows: str) -> np.ndarray:
+    u, r = finite(f"{rows} NLLs, unlearned", unlearned), finite(f"{rows} NLLs, retrained", retrained)
+    same_length(unlearned=u, retrained=r)
+    return r - u
 
 
 def _some(answers: Sequence) -> Sequence:

@@ -1,7 +1,9 @@
-"""Extraction strength: how much of an answer the model completes by itself under teacher forcing.
+"""How much of an answer the model completes by itself under teacher forcing.
 
-1 − k/L with k the first token from which every argmax is right (Carlini et al. 2021; as in OpenUnlearning, arXiv
-2506.12618). It counts only an unbroken end of the answer, where exact memorisation counts every right token.
+Exact memorisation: the share of its tokens (EOS excluded) that are the argmax. Unlike ROUGE it does not collapse when
+one greedy token goes wrong, so it shows forgetting that ROUGE claims too early.
+Extraction strength: 1 − k/L with k the first token from which every argmax is right (Carlini et al. 2021; as in
+OpenUnlearning, arXiv 2506.12618). It counts only an unbroken end of the answer.
 """
 
 from __future__ import annotations
@@ -10,6 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from unlearn.evaluation.metrics.arrays import averaged
+
+
+def exact_memorization(predictions: Sequence[float]) -> dict:
+    """``exact_memorization`` = mean share. predictions: share of right tokens per answer."""
+    return averaged("exact_memorization", np.asarray(predictions))
 
 
 def extraction_strength(right: Sequence[ArrayLike], ou: bool = False) -> dict:
@@ -21,8 +30,7 @@ def extraction_strength(right: Sequence[ArrayLike], ou: bool = False) -> dict:
     """
     if len(right) == 0:
         raise ValueError("extraction strength needs at least one answer; there are none")
-    values = np.array([_strength(i, np.asarray(r), ou) for i, r in enumerate(right)])
-    return {"extraction_strength": float(values.mean()), "values": values}
+    return averaged("extraction_strength", np.array([_strength(i, np.asarray(r), ou) for i, r in enumerate(right)]))
 
 
 def _strength(index: int, right: np.ndarray, ou: bool) -> float:

@@ -1,7 +1,6 @@
 """Verbatim and knowledge memorisation of MUSE (arXiv 2407.06460): ROUGE-L F1 of greedy answers.
 
 MUSE scores without a stemmer, OpenUnlearning with one: two dialects of one name, so ``stemmer`` is always said.
-Values as ``rouge_score`` 0.1.2 gives them.
 """
 
 from __future__ import annotations
@@ -9,21 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from rapidfuzz.distance import LCSseq
-from rouge_score.tokenize import tokenize
 
-from unlearn.evaluation.metrics.arrays import same_length
-from unlearn.evaluation.metrics.rouge import tokens
+from unlearn.evaluation.metrics.arrays import averaged, same_length
+from unlearn.evaluation.metrics.rouge import rouge_l_f1
 
 GOLD_TOKENS = 128  # of verbatim memorisation; as many are generated
 NEXT_QUESTION = ("\n\n", "\nQuestion", "Question:")  # where an answer to a few-shot prompt runs on
-
-
-def rouge_l_f1(prediction: str, reference: str, stemmer: bool) -> float:
-    """2 PR / (P + R) of the longest common subsequence of words; 0 where either text has none."""
-    found, gold = (tokens(t) if stemmer else tokenize(t, None) for t in (prediction, reference))
-    # with P = c / |found| and R = c / |gold|
-    return 2 * LCSseq.similarity(found, gold) / (len(found) + len(gold)) if found and gold else 0.0
 
 
 def verbatim_memorization(
@@ -59,5 +49,4 @@ def _mean_f1(name: str, generations: Sequence[str], golds: Sequence[str], stemme
     same_length(generations=generations, golds=golds)
     if len(golds) == 0:
         raise ValueError(f"{name} needs at least one text; there are none")
-    values = np.array([rouge_l_f1(g, gold, stemmer) for g, gold in zip(generations, golds, strict=True)])
-    return {name: float(values.mean()), "values": values}
+    return averaged(name, np.array([rouge_l_f1(g, gold, stemmer) for g, gold in zip(generations, golds, strict=True)]))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numpy.typing import ArrayLike
 
 from unlearn.evaluation.metrics.arrays import numbers, share
-from unlearn.evaluation.metrics.harmonic import harmonic_mean
+from unlearn.evaluation.metrics.model_utility import harmonic_mean
 
 MEMORIZATION = ("extraction_strength", "exact_memorization", "paraphrase_prob", "truth_ratio_share")
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")

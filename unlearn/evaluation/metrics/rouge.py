@@ -1,10 +1,12 @@
-"""ROUGE-L recall of generations, as ``rouge_score`` 0.1.2 computes it with Porter stemming.
+"""ROUGE of generations, as ``rouge_score`` 0.1.2 computes it.
 
 The longest common subsequence comes from RapidFuzz and stems are cached: the same values at a twentieth of the time.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -12,26 +14,42 @@ from nltk.stem.porter import PorterStemmer
 from rapidfuzz.distance import LCSseq
 from rouge_score.tokenize import tokenize
 
-from unlearn.evaluation.metrics.base import TEXTS, LocalMetric
+from unlearn.evaluation.metrics.arrays import averaged
 
 
-class RougeLRecall(LocalMetric):
-    """``rougeL_recall`` = mean share of the reference's tokens in the longest common subsequence.
+def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> dict:
+    """``rougeL_recall`` = mean ``recall`` of generated texts (predictions) against gold texts (references)."""
+    return averaged("rougeL_recall", recalls_of(predictions, references))
 
-    predictions: generated texts; references: gold texts.
-    """
 
-    predictions = TEXTS
-    references = TEXTS
-
-    def _compute(self, predictions, references):
-        values = np.array([recall(p, r) for p, r in zip(predictions, references, strict=True)])
-        return {"rougeL_recall": float(values.mean()), "values": values}
+def recalls_of(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """``recall`` of each pair, [B]."""
+    return np.array([recall(p, r) for p, r in zip(predictions, references, strict=True)])
 
 
 def recall(prediction: str, reference: str) -> float:
+    """ROUGE-L recall: share of the reference's Porter stems in the longest common subsequence."""
     gold = tokens(reference)
     return LCSseq.similarity(tokens(prediction), gold) / len(gold) if gold else 0.0
+
+
+def rouge_l_f1(prediction: str, reference: str, stemmer: bool) -> float:
+    """2 PR / (P + R) of the longest common subsequence of words; 0 where either text has none."""
+    found, gold = (tokens(t) if stemmer else tokenize(t, None) for t in (prediction, reference))
+    # with P = c / |found| and R = c / |gold|
+    return 2 * LCSseq.similarity(found, gold) / (len(found) + len(gold)) if found and gold else 0.0
+
+
+def rouge_n_f1(prediction: str, reference: str, n: int) -> float:
+    """2 PR / (P + R) of the n-grams of stems that both have, each as often as the one that has it less often; 0 where
+    either text has none."""
+    found, gold = (_grams(tokens(text), n) for text in (prediction, reference))
+    both = sum((found & gold).values())
+    return 2 * both / (found.total() + gold.total()) if both else 0.0
+
+
+def _grams(words: list[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(zip(*(words[k:] for k in range(n)), strict=False))
 
 
 class _CachedStemmer:
@@ -41,4 +59,5 @@ class _CachedStemmer:
 
 
 def tokens(text: str) -> list[str]:
+    """The stems of a text's words."""
     return tokenize(text, _CachedStemmer)

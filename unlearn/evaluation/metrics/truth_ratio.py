@@ -8,32 +8,30 @@ A model that knows the fact has R near 0, one that never saw it has R near 1.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
-from unlearn.evaluation.metrics.base import LISTS, LocalMetric
+import numpy as np
 
 LARGEST = 700.0  # exponent; a collapsed model's R would overflow to infinity
 
 
-class TruthRatio(LocalMetric):
+def truth_ratio(
+    predictions: Sequence[float], references: Sequence[Sequence[float]], forget: bool = False, epsilon: float = 0.0
+) -> dict:
     """``truth_ratio``: on the forget set mean min(R, 1/R), closer to 1 is better; elsewhere mean max(0, 1 − R).
 
     predictions: mean NLL of the right answer; references: list of mean NLLs of the wrong answers.
     ``values`` are the raw R, which forget quality compares; ``truth_ratio_median`` does not overflow as means do.
     """
-
-    references = LISTS
-
-    def _compute(self, predictions, references, forget: bool = False, epsilon: float = 0.0):
-        values = ratios(predictions, references, epsilon)
-        return {
-            "truth_ratio": float(scores(values, forget, epsilon).mean()),
-            "truth_ratio_median": float(np.median(values)),
-            "values": values,
-        }
+    values = ratios(predictions, references, epsilon)
+    return {
+        "truth_ratio": float(scores(values, forget, epsilon).mean()),
+        "truth_ratio_median": float(np.median(values)),
+        "values": values,
+    }
 
 
-def ratios(right, wrong, epsilon: float = 0.0) -> np.ndarray:
+def ratios(right: Sequence[float], wrong: Sequence[Sequence[float]], epsilon: float = 0.0) -> np.ndarray:
     """Raw R per example, [B]."""
     wrong = np.array([np.mean(w) for w in wrong])
     if epsilon:

@@ -191,14 +191,14 @@ def test_a_fill_that_takes_time_is_announced_with_its_size(tmp_path, monkeypatch
 
 def test_too_many_rows_are_refused_with_the_number_and_the_choices(tmp_path):
     refusing = Budget("fp32", 100, 1.0, rough=True, refuse=True)
-    message = refusing.refusal(ROWS, "target (retain)", BIG, ("fp32", "hidden", "fp16", "topk"))
+    message = refusing.refusal(ROWS, "target (retain)", BIG)
     assert message == (
         "262,144 answer rows of the target (retain) are 125 GiB as fp32, over trainer.stored_rows_gib=1, and "
         "trainer.stored_rows_over=refuse. Give trainer.stored_rows=topk (0.198 GiB); or "
         "trainer.stored_rows_gib=125.25; or trainer.stored_rows_over=live: they are computed in every step"
     )
     assert "trainer.stored_rows=auto with trainer.stored_rows_over=live" in replace(refusing, kind="fp16").refusal(
-        ROWS, "target", BIG, ("fp32", "hidden", "fp16", "topk")
+        ROWS, "target", BIG
     )
     with pytest.raises(ConfigError, match="answer rows of the target are .* over trainer.stored_rows_gib=0, and"):
         rows_of(Store(tmp_path), target(), random_examples(), 0, replace(refusing, most_gib=0.0))

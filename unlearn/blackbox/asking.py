@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from functools import cached_property
@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from unlearn.blackbox import forms, selftest
-from unlearn.blackbox.client import Client, Halted, Tally
+from unlearn.blackbox.client import Client, Halted
 from unlearn.blackbox.forms import Texts
 from unlearn.blackbox.memo import Memo
 from unlearn.blackbox.questions import NEXT, Answer, BlackBoxError, Question
@@ -30,27 +30,25 @@ class Asking:
 
     def __init__(self, http: HttpConfig, memo: Memo, texts: Texts, progress: bool):
         self.http, self.memo, self.texts, self.progress = http, memo, texts, progress
-        self._tally, self._client = Tally(), None
+        self._client: Client | None = None
 
-    def answer(self, question: Question, k: int) -> Answer:
-        """What is known; ``fill`` before. ``BlackBoxError`` where an answer is gone again."""
-        found = self._known(question, k)
-        if found is None:
-            raise BlackBoxError(f"{self.memo.path}: an answer that was kept there is missing or damaged; call again")
-        return found
+    def answers(self, questions: Sequence[Question], k: int, what: str) -> Iterator[Answer]:
+        """All answers, in order, after what is not known has been asked for. ``what`` names it to the user.
 
-    def fill(self, questions: Sequence[Question], k: int, what: str) -> None:
-        """Ask what is not known. ``what`` names it to the user."""
-        if not self._missing(questions, k):
-            return
-        with self.memo.turn():  # what another job asked for in the meantime is known now
-            missing = self._missing(questions, k)
-            if missing:
-                self._ask(missing, k, what, len(questions))
-
-    def spent(self) -> dict[str, int]:
-        """Requests and tokens of this process."""
-        return self._tally.spent
+        ``BlackBoxError`` where an answer is gone again.
+        """
+        if self._missing(questions, k):
+            with self.memo.turn():  # what another job asked for in the meantime is known now
+                missing = self._missing(questions, k)
+                if missing:
+                    self._ask(missing, k, what, len(questions))
+        for question in questions:
+            found = self._known(question, k)
+            if found is None:
+                raise BlackBoxError(
+                    f"{self.memo.path}: an answer that was kept there is missing or damaged; call again"
+                )
+            yield found
 
     def tested(self) -> Tested | None:
         """What the start showed; None where nothing had to be asked."""
@@ -71,18 +69,20 @@ class Asking:
         return [q for q in dict.fromkeys(questions) if self._known(q, k) is None]
 
     def _ask(self, missing: Sequence[Question], k: int, what: str, asked: int) -> None:
-        client, name, tokens = self._connection(), self._name, sum(q.tokens for q in missing)
+        if self._client is None or self._client.halt.is_set():  # else its connections are open
+            self._client = Client(self.http, self.memo)
+        client, name, tokens = self._client, self._name, sum(q.tokens for q in missing)
         if name not in _tested:
             _tested[name] = selftest.run(client, self.memo, self.texts)
         self.memo.afford(len(missing), tokens, self.http)
+        many, spent = len(missing) >= MANY, ", ".join(f"{n:,} {unit}" for unit, n in self.memo.spent().items())
         log.log(
-            logging.INFO if len(missing) >= MANY else logging.DEBUG,
+            logging.INFO if many else logging.DEBUG,
             "%s: asking %s %d of %d questions, up to %d tokens%s; spent before: %s",
-            what, self.http.model, len(missing), asked, tokens, self._cost(tokens), _amounts(self.memo.spent()),
+            what, self.http.model, len(missing), asked, tokens, self._cost(tokens), spent,
         )  # fmt: skip
-        shown = self.progress and len(missing) >= MANY
-        bar = tqdm(total=len(missing), desc=f"asking for {what}", unit="request", leave=False,
-                   disable=None if shown else True)  # fmt: skip
+        hidden = None if self.progress and many else True
+        bar = tqdm(total=len(missing), desc=f"asking for {what}", unit="request", leave=False, disable=hidden)
         with bar, ThreadPoolExecutor(self.http.concurrency, "black box") as pool:
             sent = [pool.submit(self._one, client, _tested[name], q, k) for q in missing]
             try:
@@ -91,12 +91,6 @@ class Asking:
                 client.halt.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-
-    def _connection(self) -> Client:
-        """The same as before, whose connections are open, unless it was halted."""
-        if self._client is None or self._client.halt.is_set():
-            self._client = Client(self.http, self.memo, self._tally)
-        return self._client
 
     def _wait(self, sent: Sequence[Future[int]], bar: tqdm) -> None:
         tokens = 0
@@ -107,7 +101,7 @@ class Asking:
             bar.update()
 
     def _one(self, client: Client, tested: Tested, question: Question, k: int) -> int:
-        """Ask, keep, and say how many tokens it took."""
+        """Ask and keep; how many tokens that took."""
         body = forms.body(question, self.http.model, tested.form, k, tested.after, self.texts.width)
 
         def read(data: Any) -> tuple[tuple[Answer, int], int]:
@@ -125,7 +119,3 @@ class Asking:
 
     def _cost(self, tokens: int) -> str:
         return "" if self.http.price is None else f", about {tokens * self.http.price / 1e6:.4g} at the price given"
-
-
-def _amounts(spent: dict[str, int]) -> str:
-    return ", ".join(f"{amount:,} {what}" for what, amount in spent.items())

@@ -54,23 +54,11 @@ class Again(Exception):
         self.after, self.answered = after, answered
 
 
-class Tally:
-    """What this process asked."""
-
-    def __init__(self) -> None:
-        self._lock, self.spent = threading.Lock(), {"requests": 0, "tokens": 0}
-
-    def add(self, requests: int, tokens: int) -> None:
-        with self._lock:
-            now = self.spent
-            self.spent = {"requests": now["requests"] + requests, "tokens": now["tokens"] + tokens}
-
-
 class Client:
     """May be used by several threads. ``halt``, once set, ends what waits."""
 
-    def __init__(self, http: HttpConfig, memo: Memo, tally: Tally):
-        self.http, self.memo, self.tally, self.halt = http, memo, tally, threading.Event()
+    def __init__(self, http: HttpConfig, memo: Memo):
+        self.http, self.memo, self.halt = http, memo, threading.Event()
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
         self._key = _key(http)
         self._client = client = httpx.Client(
@@ -117,7 +105,6 @@ class Client:
         if self.halt.is_set():
             raise Halted
         self.memo.reserve(tokens, self.http)
-        self.tally.add(1, tokens)
         try:
             answer = self._client.post(address(self.http.url, path), json=body)
         except httpx.TransportError as error:
@@ -136,7 +123,6 @@ class Client:
         except (ValueError, RecursionError) as error:
             raise Again(f"no JSON: {error}", answered=True) from None
         self.memo.settle(tokens, used)
-        self.tally.add(0, used - tokens)
         return found
 
     def _sleep(self, seconds: float) -> None:

@@ -44,6 +44,7 @@ class Memo:
         self.path = root / ANSWERS / f"{name}.sqlite"
         self._lock = FileLock(root / LOCKS / f"{ANSWERS}-{name}.lock")
         self._one = threading.RLock()
+        self.own = {"requests": 0, "tokens": 0}  # spent by this process
         with saving(self.path):
             for folder in (self.path.parent, root / LOCKS):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +119,7 @@ class Memo:
     def _add(self, requests: int, tokens: int) -> None:
         for what, more in (("requests", requests), ("tokens", tokens)):
             self._db.execute("update spent set amount = amount + ? where what = ?", (more, what))
+            self.own[what] += more
 
     def note(self, name: str, value: Any) -> None:
         with self._transaction():

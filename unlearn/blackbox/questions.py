@@ -79,6 +79,11 @@ class Answer:
         logp = parts[n * slots * has_ids : n * slots * (1 + has_ids)].view("<f4").reshape(n, slots)
         return cls(ids, logp, tuple(parts[len(parts) - said :].tolist()))
 
+    def entries(self, at: int) -> dict[int, float]:
+        """Log-probabilities by token that a row has."""
+        ids = range(self.logp.shape[1]) if self.ids is None else self.ids[at].tolist()
+        return dict(zip(ids, self.logp[at].tolist(), strict=True))
+
     def row(self, at: int) -> Answer:
         """One row, with its likeliest token in the place of its own."""
         ids = self.ids[at : at + 1].copy()

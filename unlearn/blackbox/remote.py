@@ -58,10 +58,8 @@ class RemoteModel(Opaque):
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Top]:
         questions = [rows_of(e.prompt, e.answer) for e in examples]
-        self.asking.fill(questions, self.k, "answer rows")
-        for question in questions:
-            answer = self.asking.answer(question, self.k)
-            yield cut(answer, question.ids[question.first :], self.k, self.width)
+        for e, answer in zip(examples, self.asking.answers(questions, self.k, "answer rows"), strict=True):
+            yield cut(answer, e.answer, self.k, self.width)
 
     def following(self, texts: Sequence[Sequence[int]], count: int = 1) -> Top:
         if count == 1 and self.k:
@@ -69,8 +67,8 @@ class RemoteModel(Opaque):
         else:  # a row is what predicts a token: here one that nobody said
             behind = self.where.tokenizer.eos_token_id
             questions = [Question(ROWS, (*text, behind), first=len(text) + 1 - count) for text in texts]
-        self.asking.fill(questions, self.k, "next tokens")
-        rows = [self._cut(question, self.asking.answer(question, self.k)) for question in questions]
+        answers = self.asking.answers(questions, self.k, "next tokens")
+        rows = [self._cut(question, answer) for question, answer in zip(questions, answers, strict=True)]
         return Top(*(None if values[0] is None else np.concatenate(values) for values in zip(*rows, strict=True)))
 
     def _cut(self, question: Question, answer: Answer) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
@@ -88,8 +86,7 @@ class RemoteModel(Opaque):
     def say(self, prompts: Sequence[Sequence[int]], most: int, ends: Collection[int]) -> list[list[int]]:
         k = self.k or 1  # whole vocabularies come by the rows of texts
         questions = [Question(SAY, tuple(prompt), most=most) for prompt in prompts]
-        self.asking.fill(questions, k, "greedy answers")
-        return [self._ended(self.asking.answer(question, k).said, most, ends) for question in questions]
+        return [self._ended(a.said, most, ends) for a in self.asking.answers(questions, k, "greedy answers")]
 
     def _ended(self, said: Sequence[int], most: int, ends: Collection[int]) -> list[int]:
         """Up to and with its end. Some servers end without saying by which token; and where one says what is no token
@@ -109,10 +106,10 @@ class RemoteModel(Opaque):
         return {what: now[what] - self._before[what] for what in now}
 
     def _sent(self) -> dict[str, int]:
-        return self.asking.spent() if "asking" in self.__dict__ else dict(NOTHING)
+        return dict(self.asking.memo.own if "asking" in self.__dict__ else NOTHING)
 
     def note(self, what: str, said: int, before: Mapping[str, int]) -> None:
-        entry = self._noted.setdefault(what, {"said": 0, "requests": 0, "tokens": 0})
+        entry = self._noted.setdefault(what, {"said": 0} | NOTHING)
         now = self.spent()
         for name, more in (("said", said), *((name, now[name] - before[name]) for name in before)):
             entry[name] += more

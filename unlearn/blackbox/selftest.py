@@ -136,19 +136,15 @@ def _compare(trial: _Trial, text: Question, rows: Answer, first: Answer, then: A
 
 def _gap(a: Answer, i: int, b: Answer, j: int) -> float:
     """Largest difference of log-probabilities over the tokens that are likely in row j of b."""
-    one, other = _entries(a, i), _entries(b, j)
+    one, other = a.entries(i), b.entries(j)
     likely = {t: p for t, p in other.items() if p >= LIKELY} or dict([max(other.items(), key=lambda e: e[1])])
     floor = float(a.logp[i, : None if a.ids is None else -1].min())  # more a token that is not listed does not have
     return max(abs(one[t] - p) if t in one else max(0.0, p - floor) for t, p in likely.items())
 
 
-def _entries(answer: Answer, at: int) -> dict[int, float]:
-    ids = range(answer.logp.shape[1]) if answer.ids is None else answer.ids[at].tolist()
-    return dict(zip(ids, answer.logp[at].tolist(), strict=True))
-
-
 def _best(answer: Answer) -> int:
-    return int(np.argmax(answer.logp[0])) if answer.ids is None else int(answer.ids[0, 0])
+    entries = answer.entries(0)
+    return max(entries, key=entries.get)
 
 
 def _sequences(texts: Texts) -> Iterator[tuple[int, ...]]:
@@ -246,7 +242,7 @@ def _plain(name: str) -> str:
 def _drift(memo: Memo, http: HttpConfig, rows: Sequence[tuple[Question, Answer]]) -> float | None:
     found = []
     for question, answer in rows:
-        name, now = f"canary {digest(question.ids)}", {str(t): p for t, p in _entries(answer, 0).items()}
+        name, now = f"canary {digest(question.ids)}", {str(t): p for t, p in answer.entries(0).items()}
         before = memo.noted(name)
         if before is None:
             memo.note(name, now)

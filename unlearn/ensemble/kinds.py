@@ -20,7 +20,7 @@ from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Example, Examples, most_rows
 from unlearn.ensemble.chunks import block
 from unlearn.ensemble.rows import DTYPES, FILE, IDS, RESIDUAL, top
-from unlearn.ensemble.rows_size import Budget, Shape, gib, kinds_for
+from unlearn.ensemble.rows_size import Budget, Shape, gib
 from unlearn.models.llama import device_of, has_encoder, head, vocabulary
 from unlearn.models.prompts import by_prompt, shared_rows, shared_states
 
@@ -100,7 +100,7 @@ class Local(Kind):
         if budget.fits(rows, self.shape):
             return budget.settled(rows, self.shape), budget.k
         if budget.refuse:
-            raise ConfigError(budget.refusal(rows, name, self.shape, kinds_for(budget.rough)))
+            raise ConfigError(budget.refusal(rows, name, self.shape))
         log.info("%s: computed when needed", budget.over(rows, name, self.shape))
         return None
 

@@ -7,7 +7,6 @@ and only for the target: the anchor must cancel the offset at step 0, where the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unlearn.config.schema import ROUGH_ROWS, TrainerConfig
@@ -51,15 +50,14 @@ class Budget:
         limit = f"trainer.stored_rows_gib={self.most_gib:g}"
         return f"{rows:,} answer rows of the {what} are {size:.3g} GiB as {kind}, over {limit}"
 
-    def refusal(self, rows: int, what: str, shape: Shape, kinds: Sequence[str]) -> str:
+    def refusal(self, rows: int, what: str, shape: Shape) -> str:
         """The same as an error, with the choices."""
-        kind = self.settled(rows, shape)
+        kind, kinds = self.settled(rows, shape), (*EXACT, *ROUGH_ROWS) if self.rough else EXACT
         sizes = {other: gib(other, rows, shape, self.k) for other in (kind, *kinds)}
         fitting = [f"{other} ({size:.3g} GiB)" for other, size in sizes.items() if size <= self.most_gib]
         rounded = self.kind in ROUGH_ROWS
-        why = (
-            "rows that are computed when needed would not be rounded" if rounded else "trainer.stored_rows_over=refuse"
-        )
+        live = "rows that are computed when needed would not be rounded"
+        why = live if rounded else "trainer.stored_rows_over=refuse"
         return (
             f"{self.over(rows, what, shape)}, and {why}. Give "
             + (f"trainer.stored_rows={' or '.join(fitting)}; or " if fitting else "")
@@ -70,17 +68,15 @@ class Budget:
 
 
 def gib(kind: str, rows: int, shape: Shape, k: int = 0) -> float:
-    """Size of the rows of one member in GiB."""
-    return rows * row_bytes(kind, shape, k) / 2**30
+    """Size of the rows of one member in GiB.
 
-
-def row_bytes(kind: str, shape: Shape, k: int = 0) -> int:
-    """Of topk each token takes an id and a log-probability, and the row its residual, 4 bytes each."""
+    Of topk each token takes an id and a log-probability, and the row its residual, 4 bytes each.
+    """
     sizes = {
         "fp32": 4 * shape.vocabulary, "fp16": 2 * shape.vocabulary, "hidden": shape.bytes * shape.hidden,
         "topk": 8 * min(k + 1, shape.vocabulary) + 4,
     }  # fmt: skip
-    return sizes[kind]
+    return rows * sizes[kind] / 2**30
 
 
 def budget(cfg: TrainerConfig, rough: bool) -> Budget:
@@ -91,11 +87,6 @@ def budget(cfg: TrainerConfig, rough: bool) -> Budget:
     kind = "auto" if cfg.stored_rows in ROUGH_ROWS and not rough else cfg.stored_rows
     refuse = cfg.stored_rows_over == "refuse" or kind in ROUGH_ROWS
     return Budget(kind, cfg.stored_rows_k, cfg.stored_rows_gib, rough, refuse)
-
-
-def kinds_for(rough: bool) -> tuple[str, ...]:
-    """How rows may be kept; ``rough``: of a member whose rows may be rounded."""
-    return (*EXACT, *ROUGH_ROWS) if rough else EXACT
 
 
 def may_refuse(cfg: TrainerConfig) -> bool:

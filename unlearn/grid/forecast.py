@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from unlearn.config.derived import is_trained, training_alpha
 from unlearn.config.schema import Config
-from unlearn.ensemble.rows_size import Shape, budget, kinds_for, may_refuse
+from unlearn.ensemble.rows_size import Shape, budget, may_refuse
 from unlearn.learning.binding import read_by
 from unlearn.models import hub
 from unlearn.runs.inputs import Inputs
@@ -31,7 +31,7 @@ def too_large(cfg: Config) -> list[str]:
                 continue  # its rows are kept as it gives them, or refused
             allowed, shape, rows = budget(cfg.trainer, rough), _shape(bench, role), examples.starts[-1]
             if allowed.refuse and not allowed.fits(rows, shape):
-                found.append(allowed.refusal(rows, f"{member} ({name})", shape, kinds_for(rough)))
+                found.append(allowed.refusal(rows, f"{member} ({name})", shape))
     return found
 
 

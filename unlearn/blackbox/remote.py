@@ -121,4 +121,4 @@ class RemoteModel(Opaque):
             tested = self.asking.tested()
             found |= {} if tested is None else {"form": tested.form, "drift": tested.drift}
             found |= {"in_all_calls": self.asking.memo.spent(), "decoding": self._noted}
-        return {"black_box": found}
+        return found

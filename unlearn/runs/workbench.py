@@ -81,7 +81,8 @@ class Workbench:
 
     def asked(self) -> dict[str, Any]:
         """What a manifest says of the models beside what identifies them: of a black box, what it was asked."""
-        return {name: fact for model in self._models.values() for name, fact in kind_of(model).facts().items()}
+        found = [facts for model in self._models.values() if (facts := kind_of(model).facts())]
+        return {"black_box": found[0]} if found else {}
 
     def folder(self, name: str) -> Path:
         """Where the weights of a model lie: in the store, in the hub's cache, or in a folder of the user."""

@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench audit vllm-check format clean
+.PHONY: help setup demo test nightly check bench audit vllm-check format clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ demo: setup ## run the grid ga,kl,npo × alpha 0.5,1,2 on the embedded world, th
 
 test: setup ## run the whole test suite
 	$(PY) -m pytest -n logical --dist loadfile
+
+nightly: setup ## run the tests that are worth their time, but not every time
+	$(PY) -m pytest -n logical --dist loadfile -m nightly
 
 check: setup ## lint, formatting and tests
 	$(PY) -m ruff check .

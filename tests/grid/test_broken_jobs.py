@@ -72,7 +72,7 @@ def manifests(cwd: Path) -> dict[str, dict]:
     return found
 
 
-SLOW = pytest.param("submitit_local", marks=pytest.mark.slow)  # a process with all imports for each job
+SLOW = pytest.param("submitit_local", marks=pytest.mark.nightly)  # a process with all imports for each job
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", SLOW])

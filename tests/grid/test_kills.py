@@ -115,13 +115,13 @@ def test_killed_in_every_stage_and_called_again_a_grid_ends_as_if_nothing_had_be
     assert chain(moments, whole, zygote, tmp_path) == 7
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_before_in_and_after_every_kind_of_commit(zygote, whole, tmp_path):
     moments = [f"{phase} {name}" for name in kinds(whole.commits) for phase in phases(name)]
     assert chain(moments, whole, zygote, tmp_path) == len(moments) >= 60
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_times(zygote, whole, tmp_path, seed):
     assert at_times(12, seed, whole, zygote, tmp_path) == 12

@@ -71,9 +71,9 @@ def _call_faults(node: ast.Call) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_line_runs_what_it_reads(path):
-    assert faults(path.read_text(), str(path.relative_to(ROOT))) == []
+def test_no_line_runs_what_it_reads():
+    assert len(FILES) > 150
+    assert [fault for path in FILES for fault in faults(path.read_text(), str(path.relative_to(ROOT)))] == []
 
 
 @pytest.mark.parametrize(

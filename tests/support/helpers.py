@@ -15,7 +15,9 @@ import pytest
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file
 from support.forks import Forks
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -62,7 +64,30 @@ def raw(*overrides: str):
 
 
 def compose(*overrides: str) -> Config:
-    return parse(raw(*overrides))
+    """The checked config of a call: its files are composed once a session, and its values set as Hydra sets them."""
+    return parse(_with_values(overrides))
+
+
+def _with_values(overrides: tuple[str, ...]) -> DictConfig:
+    values = [o for o in overrides if not _chooses_files(o)]
+    cfg = copy.deepcopy(_composed(tuple(o for o in overrides if o not in values)))
+    try:
+        for override in OverridesParser.create().parse_overrides(values):
+            OmegaConf.update(cfg, override.key_or_group, override.value())
+    except OmegaConfBaseException:  # a key or type that is refused: in Hydra's own words
+        return raw(*overrides)
+    return cfg
+
+
+def _chooses_files(override: str) -> bool:
+    """Whether it is more than a value: a file of a group, or a key that is added or removed."""
+    key, _, value = override.partition("=")
+    return key.startswith(("+", "~")) or "@" in key or (ROOT / "conf" / key.replace(".", "/")).is_dir() or "{" in value
+
+
+@cache
+def _composed(choices: tuple[str, ...]) -> DictConfig:
+    return raw(*choices)
 
 
 def with_value(cfg: DictConfig, key: str, value: str) -> DictConfig:

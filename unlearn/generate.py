@@ -71,8 +71,8 @@ def _gamma(given: Sequence[str]) -> int:
 
 def _answerer(job: Job, alphas: Sequence[float], gamma: int) -> Callable[[str], list[tuple[str, str]]]:
     """A function from a question to (name, answer) pairs; models are loaded here, once."""
-    from unlearn.decoding.generation import greedy
-    from unlearn.decoding.speculative import greedy_drafted
+    from unlearn.decoding.drafts import greedy_drafted
+    from unlearn.decoding.generation import Decoding, greedy
     from unlearn.runs.learner import initialise, members
     from unlearn.runs.workbench import workbench
 
@@ -90,11 +90,10 @@ def _answerer(job: Job, alphas: Sequence[float], gamma: int) -> Callable[[str], 
         if not question.strip() or not 0 < len(prompt[0]) < room:
             rule = f"must be a question of 1 to {room - 1} tokens (pair.target.max_length, pair.small.max_length)"
             raise ConfigError(f"prompt={question[:60]!r}: {rule}, and has {len(prompt[0])} with its template")
-        ends = tokenizer.pad_token_id, tokenizer.eos_token_id
-        most = min(cfg.eval.max_new_tokens, bench.encoder.max_length - len(prompt[0]))
+        how = Decoding.by(tokenizer, min(cfg.eval.max_new_tokens, room - len(prompt[0])))
         said = []
         for name, ensemble, alpha in voices:
-            asked = ensemble, prompt, alpha, *ends, most, 1
+            asked = ensemble, prompt, alpha, how
             drafter = ensemble.trained if gamma and len(ensemble.members) > 1 else None
             found = greedy(*asked) if drafter is None else greedy_drafted(*asked, drafter, gamma)
             said.append((name, bench.encoder.decode(found[0])))

@@ -181,7 +181,7 @@ def gate(world: Workbench, state: str, jobs: Sequence[Job]) -> dict[str, float]:
 
 def cost(world: Workbench, answers: dict[str, list[Job]]) -> list[dict[str, Any]]:
     """Members per token and milliseconds per token, greedy, one prompt at a time; the least of three rounds."""
-    from unlearn.decoding.generation import greedy
+    from unlearn.decoding.generation import Decoding, greedy
     from unlearn.runs.baselines import suite_of
     from unlearn.runs.learner import initialise
     from unlearn.runs.sequence import summed
@@ -190,14 +190,14 @@ def cost(world: Workbench, answers: dict[str, list[Job]]) -> list[dict[str, Any]
     cfg = world.config(*PLAIN)
     initialise(cfg)
     there = workbench(cfg)
-    split, tokenizer = suite_of(cfg, there).split("retain"), there.encoder.tokenizer
+    split, how = suite_of(cfg, there).split("retain"), Decoding.by(there.encoder.tokenizer, 12)
     ensembles = {"target": there.alone("target")}
     ensembles |= {state: summed(parts(answers[state]), there) for state in ("sum", "fused")}
     seconds: dict[str, list[float]] = {name: [] for name in ensembles}
     for _ in range(3):
         for name, ensemble in ensembles.items():
             start = time.perf_counter()
-            found = greedy(ensemble, split.prompts[:30], 1.0, tokenizer.pad_token_id, tokenizer.eos_token_id, 12, 1)
+            found = greedy(ensemble, split.prompts[:30], 1.0, how)
             seconds[name].append((time.perf_counter() - start) / (sum(map(len, found)) + len(found)))
     return [{"world": world.seed, "answer": name, "members": len(ensembles[name].needed([1.0])),
              "ms_per_token": 1000 * min(values)} for name, values in seconds.items()]  # fmt: skip

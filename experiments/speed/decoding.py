@@ -21,9 +21,8 @@ from hydra import compose, initialize_config_dir
 from unlearn.config.schema import conf_dir, register
 from unlearn.data.encoding import collate
 from unlearn.data.readers import read
-from unlearn.decoding.drafts import drafts_of, greedy_from_drafts
-from unlearn.decoding.generation import decode, greedy
-from unlearn.decoding.speculative import greedy_drafted
+from unlearn.decoding.drafts import drafts_of, greedy_drafted, greedy_from_drafts
+from unlearn.decoding.generation import Decoding, decode, greedy
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.grid import call as grid
 from unlearn.grid.rules import parse
@@ -95,17 +94,18 @@ def target_reads(what: str, ensemble: Ensemble, forms: Mapping[str, Callable], f
 
 def digits(ensemble: Ensemble, prompts: Prompts, ends: tuple[int, int], store: Store) -> float:
     """Largest difference between logits computed at once and token by token."""
-    drafts = drafts_of(store, ensemble.members[0], prompts, *ends, STEPS, BATCH)
+    how = Decoding(*ends, STEPS, BATCH)
+    drafts = drafts_of(store, ensemble.members[0], prompts, how)
     stepped: list[list[torch.Tensor]] = [[] for _ in prompts]
 
-    def choose(rows, which):
+    def choose(rows, which, step):
         logits = rows["target"]
         for i, row in zip(which, logits, strict=True):
             stepped[i].append(row)
         return logits.argmax(-1)
 
     alone = Ensemble(ensemble.members[:1])
-    decode(alone, prompts, 0.0, ends[0], {ends[1]}, [STEPS] * len(prompts), BATCH, choose)
+    decode(alone, prompts, 0.0, how, choose)
     with torch.no_grad():
         at_once = answer_rows(ensemble.members[0].model, collate(drafts, ends[0]))
     return float((at_once - torch.cat([torch.stack(rows) for rows in stepped])).abs().max())
@@ -116,7 +116,7 @@ def measure(knows: str, store: Store) -> list[Result]:
     offset, results = ensemble.members[1], []
 
     def asked(some: Prompts, size: int = BATCH) -> tuple:
-        return ensemble, some, ALPHA, *ends, STEPS, size
+        return ensemble, some, ALPHA, Decoding(*ends, STEPS, size)
 
     for split in ("retain", "forget") if knows == "general" else ("retain",):
         some, name = prompts[split], f"{split}, pair knows {knows}"
@@ -151,7 +151,7 @@ def against_naive(store: Store) -> Result:
     few = prompts["retain"][:30]
     forms = {
         "naive": lambda: naive(ensemble, few, ends[1]),
-        "ours": lambda: greedy(ensemble, few, ALPHA, *ends, STEPS, BATCH),
+        "ours": lambda: greedy(ensemble, few, ALPHA, Decoding(*ends, STEPS, BATCH)),
     }
     assert forms["naive"]() == forms["ours"](), "the tokens differ"
     print(f"largest difference of a logit, at once and token by token: {digits(ensemble, few, ends, store):.1e}")

@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from unlearn.data.encoding import Example, Examples, collate
 from unlearn.data.sampling import Draw, Sampler
 from unlearn.decoding.drafts import drafts_of, greedy_from_drafts
-from unlearn.decoding.generation import greedy
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.ensemble.frozen import stored
 from unlearn.ensemble.rows import FrozenRows, LiveRows
@@ -237,13 +237,14 @@ def decoding(pair: Pair) -> tuple[list[Result], str]:
     ensemble = pair.ensemble()
     offset = llama.freeze(ensemble.trained.model)
     ensemble = replace(ensemble, members=tuple(replace(m, model=offset) if m.trained else m for m in ensemble.members))
-    asked = (ensemble, prompts, 1.0, PAD, END, 32, 30)
+    how = Decoding(PAD, END, 32, 30)
+    asked = (ensemble, prompts, 1.0, how)
     said: dict[str, list[list[int]]] = {}
     forms = {
         "plain": lambda: said.update(plain=greedy(*asked)),
         "stored drafts": lambda: said.update(drafts=greedy_from_drafts(*asked, pair.store, 4.0)),
     }
-    drafts_of(pair.store, pair.target, prompts, PAD, END, 32, 30)
+    drafts_of(pair.store, pair.target, prompts, how)
     seconds = alternate(forms, pair.scale.rounds, clock)
     tokens = sum(map(len, said["plain"]))
     same = np.mean([a == b for a, b in zip(*said.values(), strict=True)])

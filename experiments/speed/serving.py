@@ -16,10 +16,10 @@ from hydra import compose, initialize_config_dir
 
 from unlearn.config.schema import conf_dir, register
 from unlearn.data.readers import read
-from unlearn.deploy.serving.asks import Ask
+from unlearn.decoding.choosing import Draw, key
+from unlearn.deploy.serving.answers import Ask
 from unlearn.deploy.serving.engine import Engine
 from unlearn.deploy.serving.loading import Loaded, load
-from unlearn.deploy.serving.sampling import Draw, key
 from unlearn.deploy.serving.settings import Settings
 from unlearn.grid import call as grid
 from unlearn.grid.rules import parse

@@ -13,9 +13,8 @@ from support.helpers import random_examples, tiny_llama
 from unlearn.blackbox import asking, client
 from unlearn.blackbox.memo import Memo
 from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, BlackBoxError, Question, rows_of
-from unlearn.decoding.drafts import greedy_from_drafts
-from unlearn.decoding.generation import greedy, sample
-from unlearn.decoding.speculative import greedy_drafted
+from unlearn.decoding.drafts import greedy_drafted, greedy_from_drafts
+from unlearn.decoding.generation import Decoding, greedy, sample
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.store.entries import Store
 
@@ -48,27 +47,27 @@ def pair_of(target, scale=0.1) -> Ensemble:
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
 def test_what_is_said_with_the_whole_vocabulary_is_what_the_local_target_says(tmp_path, alpha):
-    mine = greedy(pair_of(MODEL), PROMPTS, alpha, 0, 1, 10, 4)
+    mine = greedy(pair_of(MODEL), PROMPTS, alpha, Decoding(0, 1, 10, 4))
     with serve(MODEL, TOKENIZER) as server:
         theirs = pair_of(box(server.url, tmp_path, k=0))
-        assert greedy(theirs, PROMPTS, alpha, 0, 1, 10, 4) == mine
-        assert greedy_from_drafts(theirs, PROMPTS, alpha, 0, 1, 10, 4, Store(tmp_path), 1.0) == mine
-        assert greedy_drafted(theirs, PROMPTS, alpha, 0, 1, 10, 4, theirs.trained, 3) == mine
-        drawn = sample(theirs, PROMPTS, alpha, 0, 1, 6, 4, 1.0, seed=2)
-    assert drawn == sample(pair_of(MODEL), PROMPTS, alpha, 0, 1, 6, 4, 1.0, seed=2)
+        assert greedy(theirs, PROMPTS, alpha, Decoding(0, 1, 10, 4)) == mine
+        assert greedy_from_drafts(theirs, PROMPTS, alpha, Decoding(0, 1, 10, 4), Store(tmp_path), 1.0) == mine
+        assert greedy_drafted(theirs, PROMPTS, alpha, Decoding(0, 1, 10, 4), theirs.trained, 3) == mine
+        drawn = sample(theirs, PROMPTS, alpha, Decoding(0, 1, 6, 4), 1.0, seed=2)
+    assert drawn == sample(pair_of(MODEL), PROMPTS, alpha, Decoding(0, 1, 6, 4), 1.0, seed=2)
 
 
 @pytest.mark.parametrize("k", [0, 6])
 def test_where_the_offset_does_nothing_a_prompt_takes_one_question_or_two(tmp_path, k):
     with serve(MODEL, TOKENIZER) as server:
         model = box(server.url, tmp_path, k=k)
-        said = greedy_from_drafts(pair_of(model, scale=0.0), PROMPTS, 1.0, 0, 1, 10, 4, Store(tmp_path), 1.0)
-        assert said == greedy(pair_of(MODEL, scale=0.0), PROMPTS, 0.0, 0, 1, 10, 4)
+        said = greedy_from_drafts(pair_of(model, scale=0.0), PROMPTS, 1.0, Decoding(0, 1, 10, 4), Store(tmp_path), 1.0)
+        assert said == greedy(pair_of(MODEL, scale=0.0), PROMPTS, 0.0, Decoding(0, 1, 10, 4))
         assert server.requests <= len(PROMPTS) * (1 if k else 2) + TEST
         before = server.requests
         alone = Ensemble((Member("target", model, "t", 1.0, 0.0, False),))
-        assert greedy_from_drafts(alone, PROMPTS, 1.0, 0, 1, 10, 4, Store(tmp_path), 1.0) == said
-        assert greedy(alone, PROMPTS, 1.0, 0, 1, 10, 4) == said
+        assert greedy_from_drafts(alone, PROMPTS, 1.0, Decoding(0, 1, 10, 4), Store(tmp_path), 1.0) == said
+        assert greedy(alone, PROMPTS, 1.0, Decoding(0, 1, 10, 4)) == said
         assert k == 0 or server.requests == before, "rows along a draft are known one by one"
 
 

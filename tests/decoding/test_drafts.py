@@ -8,9 +8,9 @@ import torch
 from support.helpers import offset_ensemble, random_examples, tiny_llama
 
 from unlearn.decoding import drafts
+from unlearn.decoding.choosing import LEAST, decide
 from unlearn.decoding.drafts import drafts_of, greedy_from_drafts
-from unlearn.decoding.generation import greedy
-from unlearn.decoding.ties import LEAST, decide
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble import frozen
 from unlearn.ensemble.combination import SUM, bind_rule
 from unlearn.ensemble.ensemble import Ensemble, Member
@@ -44,11 +44,11 @@ def near_ensemble(scale: float = 0.1) -> Ensemble:
 
 
 def plain(ensemble, alpha, batch_size=5, steps=STEPS):
-    return greedy(ensemble, PROMPTS, alpha, 0, 1, steps, batch_size)
+    return greedy(ensemble, PROMPTS, alpha, Decoding(0, 1, steps, batch_size))
 
 
 def drafted(ensemble, alpha, store, batch_size=5, steps=STEPS, gib=1.0):
-    return greedy_from_drafts(ensemble, PROMPTS, alpha, 0, 1, steps, batch_size, store, gib)
+    return greedy_from_drafts(ensemble, PROMPTS, alpha, Decoding(0, 1, steps, batch_size), store, gib)
 
 
 @contextmanager
@@ -81,8 +81,8 @@ def test_what_drafts_begin_is_what_plain_decoding_says_token_for_token(kept, rul
 def test_these_ensembles_agree_with_their_drafts_for_a_while_and_then_do_not(kept):
     """The test above means something only if drafts are left early, late and never, some at their end."""
     ensemble = near_ensemble(0.05)
-    found = drafts_of(kept, ensemble.members[0], PROMPTS, 0, 1, STEPS, 5)
-    begun = drafts._check(ensemble, found, {}, 1.0, 0, 5)
+    found = drafts_of(kept, ensemble.members[0], PROMPTS, Decoding(0, 1, STEPS, 5))
+    begun = drafts._check(ensemble, found, {}, 1.0, Decoding(0, 1, STEPS, 5))
     agreed = [len(b.tokens) - (tuple(b.tokens) != d.answer[: len(b.tokens)]) for b, d in zip(begun, found, strict=True)]
     assert len(set(agreed)) > 3 and any(n == len(d.answer) for n, d in zip(agreed, found, strict=True))
     assert {len(d.answer) for d in found} != {STEPS} and STEPS in {len(d.answer) for d in found}
@@ -151,13 +151,13 @@ def test_drafts_are_made_once_and_anew_for_other_weights_prompts_lengths_and_end
         return len(list((tmp_path / "draft").iterdir()))
 
     for _ in range(2):
-        drafts_of(store, target, PROMPTS, 0, 1, STEPS, 5)
-        drafts_of(store, target, PROMPTS, 0, 1, STEPS, 12)
+        drafts_of(store, target, PROMPTS, Decoding(0, 1, STEPS, 5))
+        drafts_of(store, target, PROMPTS, Decoding(0, 1, STEPS, 12))
         assert entries() == 1
-    drafts_of(store, Member("t", tiny_llama(5), "other", 1.0, 0.0, False), PROMPTS, 0, 1, STEPS, 5)
-    drafts_of(store, target, PROMPTS[:-1], 0, 1, STEPS, 5)
-    drafts_of(store, target, PROMPTS, 0, 1, STEPS + 1, 5)
-    drafts_of(store, target, PROMPTS, 0, 7, STEPS, 5)
+    drafts_of(store, Member("t", tiny_llama(5), "other", 1.0, 0.0, False), PROMPTS, Decoding(0, 1, STEPS, 5))
+    drafts_of(store, target, PROMPTS[:-1], Decoding(0, 1, STEPS, 5))
+    drafts_of(store, target, PROMPTS, Decoding(0, 1, STEPS + 1, 5))
+    drafts_of(store, target, PROMPTS, Decoding(0, 7, STEPS, 5))
     assert entries() == 5
 
 

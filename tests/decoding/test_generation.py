@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.helpers import offset_ensemble, random_examples, tiny_llama
 
-from unlearn.decoding.generation import greedy, sample
+from unlearn.decoding.generation import Decoding, greedy, sample
 
 
 @torch.no_grad()
@@ -30,13 +30,13 @@ PROMPTS = [e.prompt for e in random_examples(12, seed=3)]
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("batch_size", [1, 5, 12])
 def test_cached_batched_decoding_equals_the_uncached_argmax_token_for_token(ensemble, alpha, batch_size):
-    answers = greedy(ensemble, PROMPTS, alpha, 0, 1, max_new_tokens=12, batch_size=batch_size)
+    answers = greedy(ensemble, PROMPTS, alpha, Decoding(0, 1, max_new_tokens=12, batch_size=batch_size))
     assert answers == [uncached(ensemble, p, alpha, 12) for p in PROMPTS]
 
 
 def test_some_answers_end_before_the_limit_and_some_do_not(ensemble):
     """The test above means something only if rows are dropped from batches at different times."""
-    lengths = {len(a) for a in greedy(ensemble, PROMPTS, 1.0, 0, 1, 12, 12)}
+    lengths = {len(a) for a in greedy(ensemble, PROMPTS, 1.0, Decoding(0, 1, 12, 12))}
     assert min(lengths) < 12 and len(lengths) > 2
 
 
@@ -45,7 +45,7 @@ def test_a_direct_model_decodes_as_transformers_generate_does():
 
     ensemble = direct(tiny_llama(3), tiny_llama(0))
     model = ensemble.trained.model
-    answers = greedy(ensemble, PROMPTS, 1.0, 0, 1, 10, 4)
+    answers = greedy(ensemble, PROMPTS, 1.0, Decoding(0, 1, 10, 4))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False)[0, len(prompt) :].tolist()
         assert answer == [t for t in ids if t != 1]
@@ -55,7 +55,7 @@ def test_a_direct_model_decodes_as_transformers_generate_does():
 
 
 def sampled(ensemble, prompts, batch_size, seed=0, temperature=1.0, steps=12):
-    return sample(ensemble, prompts, 1.0, 0, 1, steps, batch_size, temperature, seed)
+    return sample(ensemble, prompts, 1.0, Decoding(0, 1, steps, batch_size), temperature, seed)
 
 
 def test_neither_batch_size_nor_the_other_prompts_change_what_is_drawn(ensemble):
@@ -83,7 +83,7 @@ def test_sampling_leaves_the_global_stream_of_random_numbers_alone(ensemble):
 
 
 def test_at_a_vanishing_temperature_the_likeliest_token_is_drawn(ensemble):
-    assert sampled(ensemble, PROMPTS, 5, temperature=1e-6) == greedy(ensemble, PROMPTS, 1.0, 0, 1, 12, 5)
+    assert sampled(ensemble, PROMPTS, 5, temperature=1e-6) == greedy(ensemble, PROMPTS, 1.0, Decoding(0, 1, 12, 5))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -101,9 +101,9 @@ def test_first_tokens_come_as_often_as_the_softmax_says(ensemble, temperature):
 def test_an_answer_ends_at_every_token_that_the_model_says_ends_one():
     """Chat models have several ends of sequence; the tokenizer knows one of them."""
     ensemble = offset_ensemble(tiny_llama(0), tiny_llama(1, hidden=8), tiny_llama(2, hidden=12))
-    before = greedy(ensemble, PROMPTS, 1.0, 0, 1, 12, 4)
+    before = greedy(ensemble, PROMPTS, 1.0, Decoding(0, 1, 12, 4))
     other = next(a[3] for a in before if len(a) > 3)
     ensemble.members[0].model.generation_config.eos_token_id = [1, other]
-    after = greedy(ensemble, PROMPTS, 1.0, 0, 1, 12, 4)
+    after = greedy(ensemble, PROMPTS, 1.0, Decoding(0, 1, 12, 4))
     assert after != before
     assert after == [a[: a.index(other)] if other in a else a for a in before]

@@ -19,7 +19,7 @@ from support.served import questions
 
 from unlearn import serve
 from unlearn.config.schema import ConfigError
-from unlearn.decoding.generation import greedy
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.deploy.serving.loading import load
 from unlearn.deploy.serving.settings import Settings, parse
 from unlearn.runs.workbench import workbench
@@ -52,7 +52,7 @@ def test_an_export_is_served_as_its_run_is(exported):
     assert run.weights == export.weights is not None
     assert of_run.blend.target.fingerprint == of_export.blend.target.fingerprint
     prompts = [of_run.encoder.prompt(q) for q in questions(workbench(job.cfg), 3)]
-    answers = [greedy(p.ensemble, prompts, 1.0, 0, 1, 9, 1) for p in (run, export)]
+    answers = [greedy(p.ensemble, prompts, 1.0, Decoding(0, 1, 9, 1)) for p in (run, export)]
     assert answers[0] == answers[1] and of_export.encoder.max_length == of_run.encoder.max_length
 
 

@@ -11,9 +11,9 @@ from support.served import GREEDY, PROMPTS, STEPS, ask, engine, logp_of, parts, 
 
 from unlearn.config.schema import ConfigError
 from unlearn.decoding import states
-from unlearn.decoding.generation import greedy
-from unlearn.deploy.serving import lane
-from unlearn.deploy.serving.asks import Failed
+from unlearn.decoding.generation import Decoding, greedy
+from unlearn.deploy.serving import answers
+from unlearn.deploy.serving.answers import Failed
 from unlearn.deploy.serving.engine import Busy, Engine
 from unlearn.deploy.serving.offsets import Blend, Part, Switches
 from unlearn.ensemble.combination import bind_rule
@@ -90,7 +90,7 @@ def test_a_method_with_another_rule_says_what_it_says_alone():
     ensemble = Ensemble(tuple(members), bind_rule("rank", {"k": 5.0}))
     with engine(Part(ON, ensemble, None, 1.0)) as running:
         found = told(running, [ask(p) for p in PROMPTS[:8]])
-    assert [tokens(e) for e in found] == greedy(ensemble, PROMPTS[:8], 1.0, 0, 1, STEPS, 1)
+    assert [tokens(e) for e in found] == greedy(ensemble, PROMPTS[:8], 1.0, Decoding(0, 1, STEPS, 1))
 
 
 # --- drawn ------------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_log_probabilities_of_prompt_and_answer_are_the_models_own(one):
 
 def test_prompts_longer_than_a_block_are_scored_alike(one, monkeypatch):
     before = told(one, [ask(PROMPTS[2], limit=0, prompt_logprobs=2)])[0]
-    monkeypatch.setattr(lane, "block", lambda width, device: 3)
+    monkeypatch.setattr(answers, "block", lambda width, device: 3)
     after = told(one, [ask(PROMPTS[2], limit=0, prompt_logprobs=2)])[0]
     assert len(before) == len(after) == 1 and before[0].finish == "length"
     for a, b in zip(before[0].scored, after[0].scored, strict=True):

@@ -18,7 +18,7 @@ from support.helpers import TINY, compose, execute, weights
 from support.served import ask, logp_of, questions, tokens, told
 
 from unlearn.data.encoding import examples_of
-from unlearn.decoding.generation import greedy
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.deploy.serving.app import create
 from unlearn.deploy.serving.engine import Engine
 from unlearn.deploy.serving.loading import load
@@ -77,7 +77,7 @@ def test_the_official_client_completes_streams_and_stops(client, served_runs):
     job, bench = served_runs[0], workbench(served_runs[0].cfg)
     prompt, ensemble = bench.encoder.template.prompt.format(question=questions(bench)[0]), None
     ensemble = members(job.cfg, bench, job.folder)
-    ids = greedy(ensemble, [bench.encoder.prompt(questions(bench)[0])], 1.0, 0, 1, 9, 1)[0]
+    ids = greedy(ensemble, [bench.encoder.prompt(questions(bench)[0])], 1.0, Decoding(0, 1, 9, 1))[0]
     expected = bench.encoder.tokenizer.decode(ids)
     asked = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 9}
     found = client.completions.create(**asked, logprobs=2)
@@ -95,7 +95,8 @@ def test_the_official_client_completes_streams_and_stops(client, served_runs):
 def test_the_official_client_chats(client, served_runs):
     job, bench = served_runs[0], workbench(served_runs[0].cfg)
     asked = {"model": job.folder.name, "messages": [{"role": "user", "content": questions(bench)[1]}], "max_tokens": 9}
-    ids = greedy(members(job.cfg, bench, job.folder), [bench.encoder.prompt(questions(bench)[1])], 1.0, 0, 1, 9, 1)[0]
+    how, prompt = Decoding(0, 1, 9, 1), bench.encoder.prompt(questions(bench)[1])
+    ids = greedy(members(job.cfg, bench, job.folder), [prompt], 1.0, how)[0]
     found = client.chat.completions.create(**asked, temperature=0, logprobs=True, top_logprobs=3)
     assert found.choices[0].message.content == bench.encoder.decode(ids)
     assert len(found.choices[0].logprobs.content[0].top_logprobs) == 3
@@ -207,7 +208,7 @@ def test_our_own_server_is_another_runs_black_box_which_is_served_in_its_turn(se
         prompts = [bench.encoder.prompt(q) for q in questions(bench, 5)]
         part = next(iter(second.blend.parts.values()))
         at_home = [replace(m, model=bench.model("target")) if m.name == "target" else m for m in part.ensemble.members]
-        expected = greedy(Ensemble(tuple(at_home)), prompts, 1.0, 0, 1, 6, 1)
+        expected = greedy(Ensemble(tuple(at_home)), prompts, 1.0, Decoding(0, 1, 6, 1))
         with Engine(second.blend, second.encoder, max_batch=3) as engine:
             mix = ((part.name, 1.0),)
             found = told(engine, [ask(p, mix, limit=6) for p in prompts])

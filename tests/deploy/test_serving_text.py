@@ -3,15 +3,14 @@
 import math
 import random
 
-import numpy as np
 import pytest
 import torch
 from support.served import tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from unlearn.deploy.serving.sampling import Draw, choose, gumbel, key, nucleus
-from unlearn.deploy.serving.text import Text
+from unlearn.decoding.choosing import Draw, choose, key, nucleus
+from unlearn.deploy.serving.answers import Text
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
@@ -105,11 +104,17 @@ def test_tokens_come_as_often_as_they_should(temperature, top_p):
 
 
 def test_noise_is_that_of_its_key_and_step_and_is_gumbels():
+    def gumbel(key: int, step: int, width: int) -> torch.Tensor:
+        return -Draw(1.0, 1.0, key).noise(step, width).log()
+
     a = gumbel(key(7, [1], 0), 2, 100_000)
-    assert np.array_equal(a, gumbel(key(7, [1], 0), 2, 100_000))
+    assert torch.equal(a, gumbel(key(7, [1], 0), 2, 100_000))
     assert a.mean() == pytest.approx(0.57722, abs=0.02) and a.var() == pytest.approx(math.pi**2 / 6, abs=0.05)
-    others = [gumbel(key(7, [1], 0), 3, 9), gumbel(key(7, [1], 1), 2, 9), gumbel(key(8, [1], 0), 2, 9)]
-    assert all(not np.array_equal(a[:9], o) for o in [*others, gumbel(key(7, [2], 0), 2, 9)])
+    others = [(key(7, [1], 0), 3), (key(7, [1], 1), 2), (key(8, [1], 0), 2), (key(7, [2], 0), 2)]
+    assert all(not torch.equal(gumbel(key(7, [1], 0), 2, 9), gumbel(*other, 9)) for other in others)
+    again = Draw(1.0, 1.0, key(7, [1], 0))
+    for step in (5, 2, 2, 3, 2):  # in whatever order it is asked for
+        assert torch.equal(again.noise(step, 9), Draw(1.0, 1.0, key(7, [1], 0)).noise(step, 9))
 
 
 def test_a_choice_is_sure_only_if_no_last_digit_can_change_it():

@@ -17,7 +17,7 @@ from unlearn.config.groups import GROUPS
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Encoder, Examples
 from unlearn.data.rows import DataError
-from unlearn.decoding.generation import greedy
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.evaluation import measures
 from unlearn.evaluation.evaluation import evaluate as measure
 from unlearn.evaluation.metrics import truth_ratio
@@ -151,7 +151,7 @@ def test_the_other_wording_is_what_is_asked(store, folder, examples):
     table = examples["0.0"][examples["0.0"]["split"] == "forget"]
     assert table["other_question_prob"].tolist() == pytest.approx(scores.prob.tolist(), rel=1e-5)
     prompts = [e.prompt for e in asked_otherwise]
-    said = greedy(target, prompts, 1.0, tokenizer.pad_token_id, tokenizer.eos_token_id, 16, 8)
+    said = greedy(target, prompts, 1.0, Decoding.by(tokenizer, 16, 8))
     expected = [recall(bench.encoder.decode(a), r.answer) for a, r in zip(said, rows, strict=True)]
     assert table["other_question_rougeL_recall"].tolist() == expected
 

@@ -6,7 +6,7 @@ import torch
 from support.helpers import offset_ensemble, random_examples, tiny_llama
 
 from unlearn.data.encoding import Example, Examples
-from unlearn.decoding.generation import greedy
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.frozen import FrozenRows
 from unlearn.evaluation.scoring import NotANumber, Scores, score
 from unlearn.models.llama import vocabulary
@@ -23,7 +23,7 @@ def ensemble():
 def examples(ensemble):
     """Answers of different lengths: random ones, EOS alone, and those that the ensemble gives itself."""
     prompts = [e.prompt for e in random_examples(4, seed=6)]
-    said = greedy(ensemble, prompts, ALPHA, 0, 1, 6, 1)
+    said = greedy(ensemble, prompts, ALPHA, Decoding(0, 1, 6, 1))
     own = [Example(f"own {i}", p, (*a, 1)) for i, (p, a) in enumerate(zip(prompts, said, strict=True))]
     return Examples([*random_examples(5, seed=4), Example("short", (5, 6, 7), (1,)), *own])
 

@@ -15,7 +15,7 @@ from unlearn.config.schema import EvalConfig
 from unlearn.data import bios
 from unlearn.data.encoding import Encoder, Example, Examples
 from unlearn.data.rows import DataError, Row
-from unlearn.decoding.generation import greedy
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import evaluation, measures
 from unlearn.evaluation.evaluation import evaluate as measure
@@ -180,7 +180,7 @@ def test_generations_with_padding_hidden_are_transformers_own_with_that_mask(hid
     model, prompts = tiny_llama(3), [e.prompt for e in with_eos_inside()]
     expected = generated(model, prompts, hide, 12)
     for batch_size in (1, 4, 20):
-        assert greedy(alone(model), prompts, 1.0, EOS, EOS, 12, batch_size, hide) == expected
+        assert greedy(alone(model), prompts, 1.0, Decoding(EOS, EOS, 12, batch_size, hide)) == expected
     assert max(map(len, expected)) > 3 and generated(model, prompts, not hide, 12) != expected
 
 

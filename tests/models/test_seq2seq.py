@@ -9,9 +9,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from unlearn.config.pair import LoraConfig, ModelConfig
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Examples, collate
-from unlearn.decoding.drafts import greedy_from_drafts
-from unlearn.decoding.generation import greedy, sample
-from unlearn.decoding.speculative import greedy_drafted, sample_drafted
+from unlearn.decoding.drafts import greedy_drafted, greedy_from_drafts
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Member
 from unlearn.ensemble.frozen import stored
 from unlearn.ensemble.rows import LiveRows
@@ -106,14 +105,14 @@ def test_cached_batched_decoding_equals_the_uncached_argmax_token_for_token(make
     expected = [uncached(ensemble, p, alpha, 12) for p in PROMPTS]
     assert alpha != 1.0 or len({len(a) for a in expected}) > 1  # rows leave the batch at different times
     for batch_size in (1, 5, 12):
-        assert greedy(ensemble, PROMPTS, alpha, 0, 1, 12, batch_size) == expected
+        assert greedy(ensemble, PROMPTS, alpha, Decoding(0, 1, 12, batch_size)) == expected
 
 
 def test_a_single_model_decodes_as_transformers_generate_does():
     from support.helpers import direct
 
     ensemble = direct(tiny_t5(3), tiny_t5(0))
-    answers = greedy(ensemble, PROMPTS, 1.0, 0, 1, 10, 4)
+    answers = greedy(ensemble, PROMPTS, 1.0, Decoding(0, 1, 10, 4))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = ensemble.trained.model.generate(torch.tensor([[*prompt, 1]]), max_new_tokens=10, do_sample=False)[0]
         assert answer == [t for t in ids.tolist()[1:] if t != 1]
@@ -121,10 +120,9 @@ def test_a_single_model_decodes_as_transformers_generate_does():
 
 def test_what_drafts_are_for_takes_the_plain_path(tmp_path):
     ensemble = all_t5()
-    asked = ensemble, PROMPTS, 1.0, 0, 1, 12, 5
+    asked = ensemble, PROMPTS, 1.0, Decoding(0, 1, 12, 5)
     assert greedy_from_drafts(*asked, Store(tmp_path), 1.0) == greedy(*asked)
     assert greedy_drafted(*asked, ensemble.trained, 3) == greedy(*asked)
-    assert sample_drafted(*asked, 1.0, 7, ensemble.trained, 3) == sample(*asked, 1.0, 7)
 
 
 def test_answers_to_one_prompt_are_read_whole_and_are_the_same():

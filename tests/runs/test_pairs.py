@@ -16,7 +16,7 @@ from unlearn import evaluate
 from unlearn.config.pair import TargetConfig
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Example, collate, examples_of
-from unlearn.decoding.generation import greedy
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.grid.rerun import load
 from unlearn.models import hub, llama, tokenizers
 from unlearn.runs.inputs import Inputs
@@ -88,7 +88,7 @@ def test_a_really_pretrained_model_tells_stories_and_is_fine_tuned(config):
     cfg = config(*AS_IT_IS, *of, "pair.target.finetune.epochs=1", "pair.target.finetune.lr=1e-3")
     bench = workbench(cfg)
     once = bench.encoder.tokenizer("Once upon a time, there was a little", add_special_tokens=False)["input_ids"]
-    told = greedy(bench.alone("small"), [(1, *once)], 1.0, 0, 2, 8, 1)[0]
+    told = greedy(bench.alone("small"), [(1, *once)], 1.0, Decoding(0, 2, 8, 1))[0]
     assert "girl" in bench.encoder.decode(told)
     facts, knows = examples_of(bench.encoder, bench.data.splits["retain"]), {}
     for name in ("small", "target", "retrained"):  # the same weights as they are, and fine-tuned on all or on the rest
@@ -113,7 +113,7 @@ def test_heads_that_differ_by_padding_are_read_for_what_all_have(pair, made, ben
     logits = whole(batch.ids).logits[0, len(prompt) - 1 : -1]
     torch.testing.assert_close(llama.answer_rows(there.model("target"), batch), logits[:, :width])
     assert logits.argmax(-1).min() >= width  # else the next lines would show nothing
-    answer = greedy(there.alone("target"), [prompt], 1.0, 0, 1, 6, 1)[0]
+    answer = greedy(there.alone("target"), [prompt], 1.0, Decoding(0, 1, 6, 1))[0]
     ids = torch.tensor([prompt])
     for token in answer:  # greedy, without a cache, over the cut logits
         assert token == whole(ids).logits[0, -1, :width].argmax()
@@ -175,7 +175,7 @@ def test_members_of_every_architecture_give_the_logits_of_the_whole_model(kind, 
     whole = model(input_ids=batch.ids, attention_mask=batch.mask).logits.flatten(0, 1)[batch.where]
     torch.testing.assert_close(llama.answer_rows(model, batch), whole)
     ensemble = offset_ensemble(model, llama.load(made(kind, 1)), llama.load(made(kind, 2)))
-    answers = greedy(ensemble, [(5, 6, 7), (9, 5, 6, 7, 3)], 0.7, 0, 1, 5, 2)
+    answers = greedy(ensemble, [(5, 6, 7), (9, 5, 6, 7, 3)], 0.7, Decoding(0, 1, 5, 2))
     for prompt, answer in zip([(5, 6, 7), (9, 5, 6, 7, 3)], answers, strict=True):
         ids = torch.tensor([prompt])
         for token in answer:  # without caches, padding or other prompts

@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from unlearn.config.data import TemplateConfig
 from unlearn.data.encoding import Encoder
-from unlearn.decoding.generation import greedy
+from unlearn.decoding.choosing import Draw, key
+from unlearn.decoding.generation import Decoding, greedy
+from unlearn.deploy.serving.answers import Ask, Failed, Read, Said
 from unlearn.deploy.serving.app import create
-from unlearn.deploy.serving.asks import Ask, Failed, Read, Said
 from unlearn.deploy.serving.engine import Engine
 from unlearn.deploy.serving.offsets import Blend, Mix, Part
-from unlearn.deploy.serving.sampling import Draw, key
 from unlearn.deploy.serving.settings import Settings
 
 PROMPTS = [e.prompt for e in random_examples(16, seed=3)]
@@ -98,7 +98,7 @@ def spoken(ids: Sequence[int]) -> str:
 
 def plain(prompt: Sequence[int], alpha: float, ensemble=None, steps: int = STEPS) -> list[int]:
     """What ``generation.greedy`` says to one prompt."""
-    return greedy(ensemble or parts()[0].ensemble, [prompt], alpha, 0, 1, steps, 1)[0]
+    return greedy(ensemble or parts()[0].ensemble, [prompt], alpha, Decoding(0, 1, steps, 1))[0]
 
 
 @torch.no_grad()

@@ -1,13 +1,17 @@
-"""Greedy decoding that begins with what the target would say: draft and verify, with drafts from the store.
+"""Greedy decoding by draft and verification: somebody proposes tokens, and the ensemble checks them in one pass.
 
-The target never changes, so its own greedy answer to each prompt is stored with its rows along it. An ensemble checks
-a whole draft in one pass of the members that the store does not have, mostly the offset alone, and runs the target
-only from the first token on which it disagrees. Where it never does, the target is not run at all.
+Drafts are from the store (``greedy_from_drafts``): the target never changes, so its own greedy answer to each prompt is
+kept with its rows along it, and is checked whole, mostly by the offset alone; the target is run only from the first
+token on which the ensemble disagrees. Or a small member drafts γ tokens at a time (``greedy_drafted``), mostly the
+offset, whose distribution is near the ensemble's where it knows the text (arXiv 2211.17192, for greedy decoding).
+
+Both give what ``generation.greedy`` gives, token for token. Where the likeliest tokens nearly tie, the whole answer is
+left to ``greedy``: at once and one by one, last digits differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +19,9 @@ import torch
 from torch import Tensor
 
 from unlearn.data.encoding import Example, Examples
-from unlearn.decoding.generation import Rows, decode, ends_of, greedy, instead, likeliest, without_end
-from unlearn.decoding.ties import decide
+from unlearn.decoding.batch import Batch, Rows
+from unlearn.decoding.choosing import decide
+from unlearn.decoding.generation import Decoding, batches, decode, ended, ends_of, greedy, likeliest, without_ends
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.ensemble.frozen import FrozenRows, LiveRows, rows_of
 from unlearn.ensemble.reading import read
@@ -25,74 +30,87 @@ from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import digest
 
 FILE = "draft.json"
+Prompts = Sequence[Sequence[int]]
 
 
 @torch.no_grad()
 def greedy_from_drafts(
-    ensemble: Ensemble,
-    prompts: Sequence[Sequence[int]],
-    alpha: float,
-    pad_id: int,
-    eos_id: int,
-    max_new_tokens: int,
-    batch_size: int,
-    store: Store,
-    most_gib: float,
+    ensemble: Ensemble, prompts: Prompts, alpha: float, how: Decoding, store: Store, most_gib: float
 ) -> list[list[int]]:
-    """As ``generation.greedy``, token for token. Rows along the drafts that take more than ``most_gib`` are computed
-    when needed, as those of answers are. Without a frozen member to draft, with no other, or where one has an encoder,
-    which a draft would have to go around, this is ``greedy``; but a black box alone drafts: it says a whole answer at
-    once.
-
-    Where the likeliest tokens nearly tie, the whole answer is left to ``greedy``: at once and one by one, last digits
-    differ.
+    """As ``greedy``, with drafts from the store. Rows along them that take more than ``most_gib`` are computed when
+    needed, as those of answers are. Without a frozen member to draft, with no other, or where one has an encoder, which
+    a draft would have to go around, this is ``greedy``; but a black box alone drafts: it says a whole answer at once.
     """
     base = next((m for m in ensemble.needed([alpha]) if not m.trained and m.constant), None)
     alone = len(ensemble.members) == 1 and not ensemble.members[0].kind.whole_answers
     if base is None or alone or not prompts or ensemble.encodes:
-        return greedy(ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size)
-    drafts = drafts_of(store, base, prompts, pad_id, eos_id, max_new_tokens, batch_size)
+        return greedy(ensemble, prompts, alpha, how)
+    drafts = drafts_of(store, base, prompts, how)
     frozen = [m for m in ensemble.needed([alpha]) if not m.trained]
-    rows = {m.name: rows_of(store, m, drafts, pad_id, most_gib) for m in frozen}
-    begun = _check(ensemble, drafts, rows, alpha, pad_id, batch_size)
+    rows = {m.name: rows_of(store, m, drafts, how.pad_id, most_gib) for m in frozen}
+    begun = _check(ensemble, drafts, rows, alpha, how)
 
-    ends = ends_of(ensemble, eos_id)
+    ends, most = ends_of(ensemble, how.eos_id), how.max_new_tokens
     answers = [_closed(b.tokens, ends) for b in begun]
-    going = [i for i, a in enumerate(answers) if not (a and a[-1] in ends) and len(a) < max_new_tokens]
+    going = [i for i, answer in enumerate(answers) if not ended(answer, ends, most)]
     doubtful = {i for i in going if begun[i].doubtful}
     open_ = [i for i in going if i not in doubtful]
 
-    def choose(found: Rows, which: Sequence[int]) -> Tensor:
+    def choose(found: Rows, which: Sequence[int], step: int) -> Tensor:
         token, sure = decide(ensemble, found, alpha)
         doubtful.update(open_[i] for i, known in zip(which, sure.tolist(), strict=True) if not known)
         return token
 
-    said, limits = [(*prompts[i], *answers[i]) for i in open_], [max_new_tokens - len(answers[i]) for i in open_]
-    for i, rest in zip(open_, decode(ensemble, said, alpha, pad_id, ends, limits, batch_size, choose), strict=True):
+    texts, limits = [(*prompts[i], *answers[i]) for i in open_], [most - len(answers[i]) for i in open_]
+    for i, rest in zip(open_, decode(ensemble, texts, alpha, how, choose, limits), strict=True):
         answers[i] += rest
-    found = [without_end(a, ends) for a in answers]
-    return instead(found, sorted(doubtful), ensemble, prompts, alpha, pad_id, eos_id, max_new_tokens, batch_size)
+    return _with_greedy(answers, doubtful, ensemble, prompts, alpha, how)
 
 
-def drafts_of(
-    store: Store,
-    base: Member,
-    prompts: Sequence[Sequence[int]],
-    pad_id: int,
-    eos_id: int,
-    max_new_tokens: int,
-    batch_size: int,
-) -> Examples:
+@torch.no_grad()
+def greedy_drafted(
+    ensemble: Ensemble, prompts: Prompts, alpha: float, how: Decoding, drafter: Member, gamma: int
+) -> list[list[int]]:
+    """As ``greedy``, with γ tokens at a time drafted by one member; all of it where a member has an encoder."""
+    if ensemble.encodes:
+        return greedy(ensemble, prompts, alpha, how)
+    if gamma < 1:
+        raise ValueError(f"gamma={gamma}: must be at least 1 drafted token")
+    ends, most = ends_of(ensemble, how.eos_id), how.max_new_tokens
+    others = [m for m in ensemble.needed([alpha]) if m.name != drafter.name]
+    answers: list[list[int]] = [[] for _ in prompts]
+    doubtful: set[int] = set()
+    for indices in batches(prompts, how.batch_size, [most] * len(prompts)):
+        some = [prompts[i] for i in indices]
+        # Positions after the longest answer's are read for nothing, and some models have none there.
+        last = max(map(len, some)) + most - 1
+        batch = Batch([*others, drafter], some, how.pad_id, indices, whole=True, last=last)
+        while batch.rows:
+            begun = _round(ensemble, batch, alpha, drafter, gamma)
+            keep = []
+            for place, (i, b) in enumerate(zip(batch.rows, begun, strict=True)):
+                answers[i] = _closed(answers[i] + b.tokens, ends)[:most]
+                if ended(answers[i], ends, most):
+                    continue
+                if b.doubtful:
+                    doubtful.add(i)
+                else:
+                    keep.append(place)
+            batch.rewind(keep, [gamma + 1 - len(begun[place].tokens) for place in keep])
+            batch.append(torch.tensor([begun[place].tokens[-1] for place in keep], device=batch.device))
+    return _with_greedy(answers, doubtful, ensemble, prompts, alpha, how)
+
+
+def drafts_of(store: Store, base: Member, prompts: Prompts, how: Decoding) -> Examples:
     """Each prompt with the member's own greedy answer, its end included where there is one; from the store."""
     alone = Ensemble((replace(base, constant=1.0, slope=0.0),))
-    ends = sorted(ends_of(alone, eos_id))
-    recipe = {"model": base.fingerprint, "prompts": digest(prompts), "ends": ends, "max_new_tokens": max_new_tokens}
+    ends, most = sorted(ends_of(alone, how.eos_id)), how.max_new_tokens
+    recipe = {"model": base.fingerprint, "prompts": digest(prompts), "ends": ends, "max_new_tokens": most}
 
     def build(folder: Path) -> None:
-        limits = [max_new_tokens] * len(prompts)
-        found = base.kind.say(prompts, max_new_tokens, ends)
+        found = base.kind.say(prompts, most, ends)
         if found is None:
-            found = decode(alone, prompts, 0.0, pad_id, ends, limits, batch_size, likeliest(alone, 0.0))
+            found = decode(alone, prompts, 0.0, how, likeliest(alone, 0.0))
         write_json(folder / FILE, found)
 
     answers = read_json(store.get("draft", recipe, build) / FILE)
@@ -103,7 +121,7 @@ def drafts_of(
 
 @dataclass(frozen=True)
 class _Begun:
-    """What is known of an answer from its draft."""
+    """What is known of an answer from a draft."""
 
     tokens: list[int]  # those that agree and, where the ensemble prefers another token, that one
     doubtful: bool  # the next token was too near a tie to say
@@ -114,12 +132,11 @@ def _check(
     drafts: Examples,
     rows: dict[str, FrozenRows | LiveRows],
     alpha: float,
-    pad_id: int,
-    batch_size: int,
+    how: Decoding,
 ) -> list[_Begun]:
     """Hold every draft against the ensemble, all its positions in one pass."""
     begun = {}
-    for indices, _, found in read(ensemble, drafts, [alpha], rows, pad_id, batch_size):
+    for indices, _, found in read(ensemble, drafts, [alpha], rows, how.pad_id, how.batch_size):
         token, sure = (t.tolist() for t in decide(ensemble, found, alpha))
         at = 0
         for i in indices:
@@ -129,13 +146,39 @@ def _check(
     return [begun[i] for i in range(len(drafts))]
 
 
-def _compare(draft: Sequence[int], token: Sequence[int], sure: Sequence[bool]) -> _Begun:
+def _round(ensemble: Ensemble, batch: Batch, alpha: float, drafter: Member, gamma: int) -> list[_Begun]:
+    """Draft γ tokens after each text of the batch, let all members read them, and hold them against the ensemble. Of
+    γ that agree one more is known."""
+    own = []
+    for k in range(gamma + 1):
+        own.append(batch.read([drafter])[drafter.name](-1))
+        if k < gamma:
+            batch.append(own[k].argmax(-1))
+    others = batch.read([m for m in batch.members if m.name != drafter.name])
+    rows = {drafter.name: torch.stack(own, dim=1)} | {name: of(slice(-gamma - 1, None)) for name, of in others.items()}
+    token, sure = decide(ensemble, {m.name: rows[m.name].flatten(0, 1) for m in ensemble.needed([alpha])}, alpha)
+    drafted, shape = batch.ids[:, -gamma:].tolist(), (-1, gamma + 1)
+    checked = zip(drafted, token.view(shape).tolist(), sure.view(shape).tolist(), strict=True)
+    return [_compare([*draft, None], t, s) for draft, t, s in checked]
+
+
+def _compare(draft: Sequence[int | None], token: Sequence[int], sure: Sequence[bool]) -> _Begun:
     for k in range(len(draft)):
         if not sure[k]:
             return _Begun(list(draft[:k]), True)
         if token[k] != draft[k]:
             return _Begun([*draft[:k], token[k]], False)
     return _Begun(list(draft), False)
+
+
+def _with_greedy(
+    answers: list[list[int]], doubtful: Collection[int], ensemble: Ensemble, prompts: Prompts, alpha: float, how
+) -> list[list[int]]:
+    """Without their ends; those in doubt as ``greedy`` has them."""
+    answers, again = without_ends(answers, ensemble, how), sorted(doubtful)
+    for i, answer in zip(again, greedy(ensemble, [prompts[i] for i in again], alpha, how), strict=True):
+        answers[i] = answer
+    return answers
 
 
 def _closed(answer: list[int], ends: set[int]) -> list[int]:

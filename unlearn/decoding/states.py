@@ -5,6 +5,7 @@ Texts are padded on the left, so that all end together. B texts, S columns read 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -15,19 +16,14 @@ from unlearn.ensemble.opaque import Opaque
 from unlearn.models import seq2seq
 from unlearn.models.llama import device_of, has_encoder, head
 
+# Logits after some of the columns that were just read: [B, V] of one column, [B, k, V] of a slice of them. They are
+# computed when called: of a text that is only read, nothing is.
+Reader = Callable[[int | slice], Tensor]
+
 
 class State(Protocol):
-    """Every method takes ids [B, n] of tokens that follow what was read, the mask [B, S + n] of all columns, and the
-    positions [B, n] of the new ones."""
-
-    def take(self, ids: Tensor, mask: Tensor, positions: Tensor) -> None:
-        """Read tokens whose rows nobody needs."""
-
-    def next(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits after the last of these tokens, [B, V]."""
-
-    def read(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Logits after each of these tokens, [B, n, V]."""
+    def read(self, ids: Tensor, mask: Tensor, positions: Tensor, since: int) -> Reader:
+        """Read the columns from ``since`` on of ids, mask and positions [B, S + n], all before which were read."""
 
     def select(self, texts: list[int]) -> None:
         """Keep these texts of the batch alone."""
@@ -55,19 +51,17 @@ class Cached:
         self.model = model
         self.cache = DynamicCache() if whole else DynamicCache(config=model.config)
 
-    def take(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Its last hidden states [B, n, D]."""
+    def read(self, ids: Tensor, mask: Tensor, positions: Tensor, since: int) -> Reader:
+        hidden = self._hidden(ids[:, since:], mask, positions[:, since:])
+        return lambda part: head(self.model, hidden[:, part])
+
+    def _hidden(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states, [B, n, D]."""
         here = device_of(self.model)
         return self.model.base_model(
             input_ids=ids.to(here), attention_mask=mask.to(here), position_ids=positions.to(here),
             past_key_values=self.cache, use_cache=True,
         ).last_hidden_state  # fmt: skip
-
-    def next(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        return head(self.model, self.take(ids, mask, positions)[:, -1])
-
-    def read(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        return head(self.model, self.take(ids, mask, positions))
 
     def select(self, texts: list[int]) -> None:
         self.cache.batch_select_indices(torch.tensor(texts))  # a cache may lie on another device, or on several
@@ -85,13 +79,13 @@ class Cached:
 
 
 class Encoded(Cached):
-    """A model with an encoder: what it takes first are whole prompts, which its encoder reads. It can only go on."""
+    """A model with an encoder, which reads the prompts, once and whole: they can only be continued."""
 
     def __init__(self, model: nn.Module):
         self.model, self.cache = model, None
 
-    def take(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Its decoder's last hidden states; of the prompts those of its start token, [B, 1, D]."""
+    def _hidden(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """The decoder's last hidden states; of the prompts those of its start token, [B, 1, D]."""
         if self.cache is None:
             self.cache = seq2seq.Cache(self.model, ids, mask)
         return self.cache.read(ids)
@@ -104,34 +98,35 @@ class Encoded(Cached):
 
 
 class Asked:
-    """A black box: what it has read is the text itself, which it is given again, longer, each time it is asked."""
+    """A black box, which is given the texts again, longer, each time it is asked."""
 
     def __init__(self, model: Opaque):
-        self.model, self.ids = model, None
+        self.model = model
 
-    def take(self, ids: Tensor, mask: Tensor, positions: Tensor) -> None:
-        ids = ids.cpu()
-        self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
+    def read(self, ids: Tensor, mask: Tensor, positions: Tensor, since: int) -> Reader:
+        texts = [text[seen].tolist() for text, seen in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
+        n = ids.shape[1] - since
+        kept = torch.empty(len(texts), 0)  # the last rows, as many as were asked for
 
-    def next(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        return self._rows(ids, mask, positions, 1)
+        def rows(part: int | slice) -> Tensor:
+            nonlocal kept
+            where = torch.arange(n)[part]
+            count = n - int(where.min())
+            if count > kept.shape[1]:
+                found = self.model.following(texts, count).rows(self.model.width, device_of(self.model))
+                kept = found.view(len(texts), count, -1)
+            return kept[:, where - (n - kept.shape[1])]
 
-    def read(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        return self._rows(ids, mask, positions, ids.shape[1]).view(*ids.shape, -1)
+        return rows
 
     def select(self, texts: list[int]) -> None:
-        self.ids = self.ids[texts]
+        """Nothing is kept of the texts."""
 
     def rewind(self, texts: list[int], columns: Tensor) -> None:
-        self.ids = torch.take_along_dim(self.ids[texts], columns[..., 0].to(self.ids.device), dim=1)
+        """Nothing is kept of the texts."""
 
     def join(self, other: Asked, more: int, fewer: int) -> None:
-        self.ids = torch.cat([wider(self.ids, more, 1), wider(other.ids, fewer, 1)])
-
-    def _rows(self, ids: Tensor, mask: Tensor, positions: Tensor, count: int) -> Tensor:
-        self.take(ids, mask, positions)
-        texts = [text[seen].tolist() for text, seen in zip(self.ids, mask.bool().cpu(), strict=True)]
-        return self.model.following(texts, count).rows(self.model.width, device_of(self.model))
+        """Nothing is kept of the texts."""
 
 
 def wider(values: Tensor, more: int, dim: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unlearn.data.encoding import Example, Examples, collate
-from unlearn.decoding.generation import greedy
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation.metrics.rouge import recalls_of
 from unlearn.evaluation.retrained import Measured
@@ -57,8 +57,8 @@ class Found:
 
 def answers(suite: Suite, ensemble: Ensemble, alpha: float, prompts: Sequence[Sequence[int]]) -> list[str]:
     """Greedy answers to prompts of token ids."""
-    eos, cfg = suite.encoder.tokenizer.eos_token_id, suite.cfg
-    found = greedy(ensemble, prompts, alpha, suite.pad_id, eos, cfg.max_new_tokens, cfg.batch_size)
+    how = Decoding.by(suite.encoder.tokenizer, suite.cfg.max_new_tokens, suite.cfg.batch_size)
+    found = greedy(ensemble, prompts, alpha, how)
     return [suite.encoder.decode(a) for a in found]
 
 

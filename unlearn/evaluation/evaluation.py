@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from unlearn.config.groups import needing
 from unlearn.decoding.drafts import greedy_from_drafts
-from unlearn.decoding.generation import greedy
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.kinds import noted
 from unlearn.evaluation import measures
@@ -74,10 +74,10 @@ def evaluate(
 def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, store: Store | None = None) -> list[str]:
     """Greedy answers to the prompts of a split; with a store they begin with what it has of the target's own."""
     semantics, cfg = suite.semantics, suite.cfg
-    ends = suite.pad_id, suite.encoder.tokenizer.eos_token_id
-    asked = ensemble, split.prompts, alpha, *ends, cfg.max_new_tokens, cfg.batch_size
+    how = Decoding.by(suite.encoder.tokenizer, cfg.max_new_tokens, cfg.batch_size, semantics.hide_pad_tokens)
+    asked = ensemble, split.prompts, alpha, how
     if store is None or semantics.hide_pad_tokens:  # stored rows are those of the whole text
-        answers = greedy(*asked, semantics.hide_pad_tokens)
+        answers = greedy(*asked)
     else:
         answers = noted(ensemble, alpha, partial(greedy_from_drafts, *asked, store, suite.stored_rows_gib))
     if semantics.total_tokens is not None:  # greedy answers are prefixes of longer ones

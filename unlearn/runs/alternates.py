@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unlearn.config.schema import AlternatesConfig
 from unlearn.data.rows import DataError, Row
-from unlearn.decoding.generation import sample
+from unlearn.decoding.generation import Decoding, sample
 from unlearn.runs.workbench import Workbench
 from unlearn.store.files import read_json, write_json
 
@@ -81,19 +81,16 @@ def _ask(
     right: list[tuple[int, ...]],
     batch_size: int,
 ) -> list[list[str]]:
-    tokenizer = bench.encoder.tokenizer
-    target = bench.alone("target")
-    longest, texts = max(map(len, right)), [bench.encoder.decode(answer) for answer in right]
+    target, texts = bench.alone("target"), [bench.encoder.decode(answer) for answer in right]
+    how = Decoding.by(bench.encoder.tokenizer, max(map(len, right)), batch_size)
     found: list[list[str]] = [[] for _ in prompts]
     for attempt in range(ROUNDS):
         lacking = [i for i, answers in enumerate(found) if len(answers) < cfg.count]
         if not lacking:
             break
         asked = [i for i in lacking for _ in range(cfg.count)]
-        answers = sample(
-            target, [prompts[i] for i in asked], 1.0, tokenizer.pad_token_id, tokenizer.eos_token_id, longest,
-            batch_size, cfg.temperature * WARMER**attempt, seed=attempt,
-        )  # fmt: skip
+        hot = cfg.temperature * WARMER**attempt
+        answers = sample(target, [prompts[i] for i in asked], 1.0, how, hot, seed=attempt)
         for i, answer in zip(asked, answers, strict=True):
             text = bench.encoder.decode(answer)
             if text and text != texts[i] and text not in found[i] and len(found[i]) < cfg.count:

@@ -17,17 +17,14 @@ from unlearn.config.schema import Config, ConfigError
 from unlearn.data.requested import who
 from unlearn.data.rows import REQUEST
 from unlearn.ensemble.combination import SUM
-from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.ensemble.ensemble import Ensemble
+from unlearn.ensemble.sums import SumError, add
 from unlearn.evaluation import evaluation
 from unlearn.models import llama
 from unlearn.runs.baselines import baselines, suite_of
 from unlearn.runs.learner import initialise, members
 from unlearn.runs.workbench import Workbench, workbench
 from unlearn.store.identity import Job
-
-
-class SumError(ConfigError):
-    """Runs whose answers cannot be added up."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +45,6 @@ def summed(parts: Sequence[Part], bench: Workbench) -> Ensemble:
     return add([_frozen(part, number, bench) for number, part in enumerate(parts, 1)], [part.alpha for part in parts])
 
 
-def add(ensembles: Sequence[Ensemble], alphas: Sequence[float]) -> Ensemble:
-    """base + Σ_j α_j · change_j of ensembles that have their base in common; equal members are added up into one."""
-    base = _base(ensembles[0])
-    total: dict[str, Member] = {m.fingerprint: m for m in base}
-    for ensemble, alpha in zip(ensembles, alphas, strict=True):
-        if _described(_base(ensemble)) != _described(base):
-            raise SumError(
-                f"offsets of different targets cannot be added: {_described(base)} and {_described(_base(ensemble))}"
-            )
-        for m in ensemble.members:
-            if m.slope:
-                before = total.get(m.fingerprint) or replace(m, constant=0.0, slope=0.0)
-                total[m.fingerprint] = replace(before, slope=before.slope + alpha * m.slope)
-    return Ensemble(tuple(_named(list(total.values()))))
-
-
 def _frozen(part: Part, number: int, bench: Workbench) -> Ensemble:
     ensemble = members(part.job.cfg, bench, part.job.folder)
     trained, place = ensemble.trained, part.job.folder
@@ -75,24 +56,6 @@ def _frozen(part: Part, number: int, bench: Workbench) -> Ensemble:
         return ensemble
     own = replace(trained, name=f"offset_{number}", fingerprint=llama.fingerprint(trained.model), trained=False)
     return Ensemble(tuple(own if m.trained else m for m in ensemble.members))
-
-
-def _base(ensemble: Ensemble) -> list[Member]:
-    return [replace(m, slope=0.0) for m in ensemble.members if m.constant]
-
-
-def _described(found: Sequence[Member]) -> list[tuple[str, float]]:
-    return sorted((m.fingerprint, m.constant) for m in found)
-
-
-def _named(found: Sequence[Member]) -> list[Member]:
-    """No two with one name: runs of different pairs each call theirs ``anchor``."""
-    names: dict[str, int] = {}
-    result = []
-    for m in found:
-        names[m.name] = names.get(m.name, 0) + 1
-        result.append(m if names[m.name] == 1 else replace(m, name=f"{m.name}_{names[m.name]}"))
-    return result
 
 
 @dataclass(frozen=True)

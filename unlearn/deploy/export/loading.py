@@ -13,7 +13,7 @@ from unlearn.config.data import TemplateConfig
 from unlearn.config.pair import SourceConfig, TargetConfig
 from unlearn.config.schema import MemberConfig
 from unlearn.data.encoding import Encoder
-from unlearn.decoding.generation import greedy
+from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.combination import bind_rule
 from unlearn.ensemble.ensemble import Ensemble, build
 from unlearn.evaluation.causal_lm import EnsembleLM
@@ -44,10 +44,9 @@ class Deployed:
 
     def answer(self, question: str, max_new_tokens: int = 200) -> str:
         """The greedy answer to a question, asked by the run's own template."""
-        prompt, tokenizer = self.encoder.prompt(question), self.encoder.tokenizer
-        most = min(max_new_tokens, self.encoder.max_length - len(prompt))
-        ends = tokenizer.pad_token_id, tokenizer.eos_token_id
-        return self.encoder.decode(greedy(self.ensemble, [prompt], self.alpha, *ends, most, 1)[0])
+        prompt = self.encoder.prompt(question)
+        how = Decoding.by(self.encoder.tokenizer, min(max_new_tokens, self.encoder.max_length - len(prompt)))
+        return self.encoder.decode(greedy(self.ensemble, [prompt], self.alpha, how)[0])
 
 
 def load(

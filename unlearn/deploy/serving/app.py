@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from unlearn.deploy.serving.asks import Answer, Event, Failed
+from unlearn.deploy.serving.answers import Answer, Event, Failed
 from unlearn.deploy.serving.engine import Busy, Engine
 from unlearn.deploy.serving.offsets import Switches
 from unlearn.deploy.serving.protocol import Asked, BadRequest, Protocol, flag, number

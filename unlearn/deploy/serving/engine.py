@@ -11,21 +11,42 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from unlearn.data.encoding import Encoder
-from unlearn.decoding.generation import Rows, ends_of
-from unlearn.deploy.serving.asks import Answer, Ask, Event, Failed, Read, Said
-from unlearn.deploy.serving.lane import Lane, Scored, scored, scored_prompt
+from unlearn.decoding.batch import Batch, Rows
+from unlearn.decoding.choosing import decide
+from unlearn.decoding.generation import ends_of
+from unlearn.deploy.serving.answers import (
+    Answer,
+    Ask,
+    Event,
+    Failed,
+    Read,
+    Said,
+    Scored,
+    Text,
+    scored,
+    scored_prompt,
+)
 from unlearn.deploy.serving.offsets import Blend
-from unlearn.deploy.serving.sampling import decide
-from unlearn.deploy.serving.text import Text
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.models.llama import vocabulary
 
 log = logging.getLogger(__name__)
 AT_ONCE = 8192  # tokens of prompts that are read in one pass, padding included
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The next token of one answer."""
+
+    token: int
+    sure: bool  # beyond doubt
+    sound: bool  # its logit is a number
+    scored: Scored | None
 
 
 class Busy(RuntimeError):
@@ -41,8 +62,8 @@ class Engine:
         self.width = min(vocabulary(m.model) for p in blend.parts.values() for m in p.ensemble.members)
         self._ends = ends_of(Ensemble((blend.target,)), encoder.tokenizer.eos_token_id)
         self._pad = encoder.tokenizer.pad_token_id
-        self._lanes: dict[tuple[str, ...], Lane] = {}  # by the names of the members that they read
-        self._solos: list[Lane] = []
+        self._batches: dict[tuple[str, ...], Batch] = {}  # by the names of the members that they read
+        self._solos: list[Batch] = []
         self._waiting: deque[Answer] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -53,9 +74,6 @@ class Engine:
     # --- for other threads --------------------------------------------------------------------------------------------
 
     def start(self) -> Engine:
-        for part in self.blend.parts.values():
-            for m in part.ensemble.members:
-                m.model.eval()
         self._thread.start()
         return self
 
@@ -113,20 +131,20 @@ class Engine:
                     break
                 new = self._admit()
             self._forget_cancelled()
-            for lane in (lane for lane in self._all() if lane.rows):
-                self._safely(lane.rows, lambda lane=lane: self._say(lane, lane.next()))
+            for batch in (batch for batch in self._all() if batch.rows):
+                self._safely(batch.rows, lambda batch=batch: self._say(batch, batch.next()))
             for group in self._groups(new):
                 self._safely(group, lambda group=group: self._begin(group))
-            self._lanes = {key: lane for key, lane in self._lanes.items() if lane.rows}
-            self._solos = [lane for lane in self._solos if lane.rows]
-            self.running = sum(len(lane.rows) for lane in self._all())
-        for answer in [*(a for lane in self._all() for a in lane.rows), *self._waiting]:
+            self._batches = {key: batch for key, batch in self._batches.items() if batch.rows}
+            self._solos = [batch for batch in self._solos if batch.rows]
+            self.running = sum(len(batch.rows) for batch in self._all())
+        for answer in [*(a for batch in self._all() for a in batch.rows), *self._waiting]:
             self._emit(answer, Failed("the server is stopping"))
-        self._lanes, self._solos = {}, []
+        self._batches, self._solos = {}, []
         self._waiting.clear()
 
-    def _all(self) -> list[Lane]:
-        return [*self._lanes.values(), *self._solos]
+    def _all(self) -> list[Batch]:
+        return [*self._batches.values(), *self._solos]
 
     def _admit(self) -> list[Answer]:
         """Those that get a place now."""
@@ -135,10 +153,10 @@ class Engine:
         return found
 
     def _forget_cancelled(self) -> None:
-        for lane in self._all():
-            keep = [i for i, answer in enumerate(lane.rows) if not answer.cancelled]
-            if len(keep) < len(lane.rows):
-                lane.leave(keep)
+        for batch in self._all():
+            keep = [i for i, answer in enumerate(batch.rows) if not answer.cancelled]
+            if len(keep) < len(batch.rows):
+                batch.keep(keep)
 
     def _safely(self, answers: Sequence[Answer], work: Callable[[], None]) -> None:
         """A fault ends the answers that it concerns, and those of a batch that it may have left half changed."""
@@ -146,10 +164,10 @@ class Engine:
         try:
             work()
         except Exception as error:  # whatever a model or a device may raise: others are still to be answered
-            for lane in self._all():
-                if concerned & set(lane.rows):
-                    concerned |= set(lane.rows)
-                    lane.rows = []
+            for batch in self._all():
+                if concerned & set(batch.rows):
+                    concerned |= set(batch.rows)
+                    batch.rows = []
             log.error("%d answers failed: %s", len(concerned), type(error).__name__, exc_info=True)
             for answer in concerned:
                 self._emit(answer, Failed("the model failed while it computed this answer"))
@@ -164,7 +182,7 @@ class Engine:
             answer.cancelled = True
 
     def _groups(self, new: Sequence[Answer]) -> list[list[Answer]]:
-        """Those whose prompts are read in one pass: of one lane, of similar length. What is scored is read alone, so
+        """Those whose prompts are read in one pass: of one batch, of similar length. What is scored is read alone, so
         that its numbers are the same to the last digit, whatever else is asked."""
         groups: list[list[Answer]] = [[a] for a in new if a.ask.prompt_logprobs is not None]
         others = [a for a in new if a.ask.prompt_logprobs is None]
@@ -184,90 +202,87 @@ class Engine:
     def _begin(self, answers: list[Answer]) -> None:
         """Read their prompts, each once, and say their first tokens."""
         prompts = list(dict.fromkeys(a.ask.prompt for a in answers))
-        lane = Lane(self.blend.members(answers[0].ask.mix), prompts, prompts, self._pad)
-        scored_too = answers[0].ask.prompt_logprobs is not None  # then it is alone
-        places = lane.whole() if scored_too else {}
-        rows = {name: of(slice(-1, None)) for name, of in places.items()} if scored_too else lane.next()
+        batch = Batch(self.blend.members(answers[0].ask.mix), prompts, self._pad, prompts, whole=True)
+        readers = batch.read()
         for answer in answers:
             ask, found = answer.ask, None
             answer.alone = len(prompts) == 1
-            if scored_too:
-                found = scored_prompt(lane, places, ask.prompt, ask.prompt_logprobs, self.blend, ask.mix)
+            if ask.prompt_logprobs is not None:  # then it is alone
+                found = scored_prompt(readers, ask.prompt, ask.prompt_logprobs, *self.blend.joined(ask.mix))
             self._emit(answer, Read(found, None if ask.limit else "length"))
-        going = [a for a in answers if a.ask.limit]
-        if not going:
+        open_ = [a for a in answers if a.ask.limit]
+        if not open_:
             return
-        which = [prompts.index(a.ask.prompt) for a in going]
-        if which != list(range(len(prompts))):
-            lane.leave(which)
-            rows = {name: r[which] for name, r in rows.items()}
-        lane.rows = list(going)
-        self._say(lane, rows)
-        if not lane.rows:
+        which = [prompts.index(a.ask.prompt) for a in open_]
+        rows = {name: of(-1)[which] for name, of in readers.items()}
+        batch.keep(which)
+        batch.rows = open_
+        self._say(batch, rows)
+        if not batch.rows:
             return
-        key = self._key(lane.rows[0])
-        there = self._lanes.get(key)
+        key = self._key(batch.rows[0])
+        there = self._batches.get(key)
         if there is None or not there.rows:
-            self._lanes[key] = lane
+            self._batches[key] = batch
         else:
-            there.join(lane)
+            there.join(batch)
 
-    def _say(self, lane: Lane, rows: Rows) -> None:
+    def _say(self, batch: Batch, rows: Rows) -> None:
         """One token of each answer, from the members' rows [B, V]."""
-        answers = list(lane.rows)
+        answers = list(batch.rows)
         for answer in answers:
             answer.alone = answer.alone and len(answers) == 1
-        tokens, sure, scores, sound = self._choose(answers, rows)
-        keep, again = [], []
-        for i, answer in enumerate(answers):
-            if not sound[i]:
+        keep, tokens, again = [], [], []
+        for place, (answer, choice) in enumerate(zip(answers, self._choose(answers, rows), strict=True)):
+            if not choice.sound:
                 self._emit(answer, Failed("the model gave no numbers for this answer"))
-            elif not sure[i] and self.exact and not answer.alone:
+            elif not choice.sure and self.exact and not answer.alone:
                 again.append(answer)
-            elif self._take(answer, tokens[i], scores[i]):
-                keep.append(i)
-        lane.go_on(tokens, keep)
+            elif self._take(answer, choice):
+                keep.append(place)
+                tokens.append(choice.token)
+        batch.rewind(keep)
+        batch.append(torch.tensor(tokens, device=batch.device))
         for answer in again:
             self._safely([answer], lambda answer=answer: self._apart(answer))
 
-    def _choose(self, answers: Sequence[Answer], rows: Rows) -> tuple[list[int], list[bool], list, list[bool]]:
-        """The token of each, whether it is beyond doubt, its log-probability where it was asked for, and whether the
-        logits are numbers at all. Each mix of offsets is joined for its own answers."""
-        tokens, sure, scores, sound = ([None] * len(answers) for _ in range(4))
+    def _choose(self, answers: Sequence[Answer], rows: Rows) -> list[Choice]:
+        """Each mix of offsets is joined for its own answers."""
+        found: dict[int, Choice] = {}
         for mix in dict.fromkeys(a.ask.mix for a in answers):
             which = [i for i, a in enumerate(answers) if a.ask.mix == mix]
-            some = dict(rows) if len(which) == len(answers) else {n: r[which] for n, r in rows.items()}
-            logits, draws = self.blend.logits(some, mix), [answers[i].ask.draw for i in which]
-            variants, steps = self.blend.variants(some, mix), [len(answers[i].said) for i in which]
-            chosen, known = decide(logits, variants, draws, steps, self.blend.error(mix))
-            found = logits.gather(-1, chosen[:, None])[:, 0].isfinite().tolist()
-            chosen, known = chosen.tolist(), known.tolist()
-            counts = [answers[i].ask.logprobs for i in which]
-            wanted = [j for j, k in enumerate(counts) if k is not None]
+            some = rows if len(which) == len(answers) else {n: r[which] for n, r in rows.items()}
+            ensemble, alpha = self.blend.joined(mix)
+            logits = ensemble.logits(some, alpha)
+            draws, steps = [answers[i].ask.draw for i in which], [len(answers[i].said) for i in which]
+            tokens, sure = decide(ensemble, some, alpha, draws, steps, logits)
+            sound = logits.gather(-1, tokens[:, None])[:, 0].isfinite().tolist()
+            tokens, counts = tokens.tolist(), {j: answers[i].ask.logprobs for j, i in enumerate(which)}
+            wanted = [j for j, k in counts.items() if k is not None]
+            scores: dict[int, Scored] = {}
             if wanted:
-                of = scored(logits[wanted], [chosen[j] for j in wanted], [counts[j] for j in wanted])
-                for j, one in zip(wanted, of, strict=True):
-                    scores[which[j]] = one
-            for j, i in enumerate(which):
-                tokens[i], sure[i], sound[i] = chosen[j], known[j], found[j]
-        return tokens, sure, scores, sound
+                of = scored(logits[wanted], [tokens[j] for j in wanted], [counts[j] for j in wanted])
+                scores = dict(zip(wanted, of, strict=True))
+            for j, (i, known) in enumerate(zip(which, sure.tolist(), strict=True)):
+                found[i] = Choice(tokens[j], known, sound[j], scores.get(j))
+        return [found[i] for i in range(len(answers))]
 
-    def _take(self, answer: Answer, token: int, score: Scored | None) -> bool:
-        """Add a token to an answer; whether it goes on."""
-        answer.said.append(token)
-        ended, full = token in self._ends, len(answer.said) >= answer.ask.limit
-        text = answer.text.add(None if ended else token, last=ended or full)
+    def _take(self, answer: Answer, choice: Choice) -> bool:
+        """Add a token to an answer; whether more follow."""
+        answer.said.append(choice.token)
+        ended, full = choice.token in self._ends, len(answer.said) >= answer.ask.limit
+        text = answer.text.add(None if ended else choice.token, last=ended or full)
         finish = "stop" if ended or answer.text.stopped else "length" if full else None
-        self._emit(answer, Said(token, text, score, finish))
+        self._emit(answer, Said(choice.token, text, choice.scored, finish))
         answer.cancelled |= finish is not None  # nothing is emitted after its end
         return finish is None
 
     def _apart(self, answer: Answer) -> None:
         """Go through an answer again by itself, token by token, and from here on never beside others."""
-        lane = Lane(self.blend.members(answer.ask.mix), [answer.ask.prompt], [answer], self._pad)
+        batch = Batch(self.blend.members(answer.ask.mix), [answer.ask.prompt], self._pad, [answer], whole=True)
         for token in answer.said:
-            lane.take()
-            lane.go_on([token], [0])
+            batch.read()
+            batch.append(torch.tensor([token], device=batch.device))
         answer.alone = True
-        self._solos.append(lane)
-        self._say(lane, lane.next())
+        self._solos.append(batch)
+        self._say(batch, batch.next())

@@ -1,22 +1,21 @@
 """Several offsets of one target: target + Σ_j α_j (offset_j − anchor), each on or off for every request.
 
-``Blend`` has the models and joins their logits; ``Switches`` says which offsets are on, and is what may change while
-the server runs. A ``Mix`` is what one answer is made with, from its first token to its last.
+``Blend`` has the models, as one ensemble for each ``Mix``, which is what one answer is made with, from its first token
+to its last. ``Switches`` says which offsets are on, and is what may change while the server runs.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
-from torch import Tensor
-
 from unlearn.config.schema import ConfigError
-from unlearn.decoding.ties import nudged, tolerance
 from unlearn.ensemble.combination import SUM
 from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.ensemble.sums import add
 
 Mix = tuple[tuple[str, float], ...]  # the offsets that are on, with their α's
 
@@ -37,44 +36,30 @@ class Part:
 
 
 class Blend:
-    """The models of all parts, and the sum of what they say.
+    """The models of all parts, and their sums.
 
     Raises ``ConfigError`` for parts that cannot be added to one target.
     """
 
     def __init__(self, parts: Sequence[Part]):
         _check(parts)
-        self.parts = {p.name: replace(p, ensemble=_own_names(p)) for p in parts}
+        self.parts = {p.name: replace(p, ensemble=_own(p)) for p in parts}
         members = next(iter(self.parts.values())).ensemble.members
         self.target = next((m for m in members if m.constant and not m.trained), members[0])
         self._base = Ensemble(tuple(m for m in members if m.constant))
-        self._changes = {p.name: _change(p.ensemble) for p in self.parts.values()}
+        self.joined = cache(self._joined)
 
-    def members(self, mix: Mix) -> tuple[Member, ...]:
-        """Those that must be run; of what is off, or has no weight, none."""
-        needed = [self._base.needed([0.0])] if not mix else [self.parts[n].ensemble.needed([a]) for n, a in mix]
-        return tuple({m.name: m for members in needed for m in members}.values())
-
-    def logits(self, rows: Mapping[str, Tensor], mix: Mix) -> Tensor:
-        """Logits [N, V] from the rows of ``members(mix)`` by name."""
+    def _joined(self, mix: Mix) -> tuple[Ensemble, float]:
+        """What answers with a mix, and the α at which it does: a single part as it is, several as one sum."""
         if not mix:
-            return self._base.logits(rows, 0.0)
-        (first, alpha), *others = mix
-        total = self.parts[first].ensemble.logits(rows, alpha)
-        for name, a in others:
-            if a != 0:
-                total = total + self._changes[name].logits(rows, a)
-        return total
+            return self._base, 0.0
+        parts = [self.parts[name].ensemble for name, _ in mix]
+        return (parts[0], mix[0][1]) if len(mix) == 1 else (add(parts, [alpha for _, alpha in mix]), 1.0)
 
-    def error(self, mix: Mix) -> float:
-        """What a logit of a sum may be wrong by, in another shape of the computation (``ties.py``)."""
-        base = sum(abs(m.constant) * tolerance(m) for m in self._base.members)
-        return base + sum(abs(a * m.slope) * tolerance(m) for n, a in mix for m in self.parts[n].ensemble.members)
-
-    def variants(self, rows: Mapping[str, Tensor], mix: Mix) -> Iterator[Tensor]:
-        """Logits that might as well have been found, where the rule is no sum: no bound holds for one that jumps."""
-        if any(self.parts[name].ensemble.rule is not SUM for name, _ in mix):
-            yield from (self.logits(moved, mix) for moved in nudged(self.members(mix), rows))
+    def members(self, mix: Mix) -> list[Member]:
+        """Those that must be run; of what is off, or has no weight, none."""
+        ensemble, alpha = self.joined(mix)
+        return ensemble.needed([alpha])
 
     def attested(self, mix: Mix) -> dict[str, Any]:
         """What answers with this mix: fingerprints of the target and of the offsets that are on, with their α's."""
@@ -82,14 +67,13 @@ class Blend:
         return {"target": self.target.fingerprint, "offsets": offsets}
 
 
-def _own_names(part: Part) -> Ensemble:
-    """Frozen members keep their names, under which they are shared; every part's trained one gets its own."""
-    members = (replace(m, name=f"{part.name}/{m.name}") if m.trained else m for m in part.ensemble.members)
+def _own(part: Part) -> Ensemble:
+    """Frozen members are shared by their names and fingerprints; every part's trained one gets its own."""
+    members = (
+        replace(m, name=f"{part.name}/{m.name}", fingerprint=f"{part.name}/{m.fingerprint}") if m.trained else m
+        for m in part.ensemble.members
+    )
     return replace(part.ensemble, members=tuple(members))
-
-
-def _change(ensemble: Ensemble) -> Ensemble:
-    return Ensemble(tuple(replace(m, constant=0.0) for m in ensemble.members if m.slope))
 
 
 def _check(parts: Sequence[Part]) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn.deploy.serving.asks import Ask
+from unlearn.decoding.choosing import Draw, key
+from unlearn.deploy.serving.answers import Ask
 from unlearn.deploy.serving.chat import Chat, text_ids
 from unlearn.deploy.serving.engine import Engine
 from unlearn.deploy.serving.offsets import Mix, Switches
-from unlearn.deploy.serving.sampling import Draw, key
 from unlearn.deploy.serving.settings import Settings
 
 IGNORED = (

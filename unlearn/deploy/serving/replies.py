@@ -7,8 +7,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from unlearn.deploy.serving.asks import Event, Read, Said
-from unlearn.deploy.serving.lane import Scored
+from unlearn.deploy.serving.answers import Event, Read, Said, Scored
 from unlearn.deploy.serving.protocol import Asked
 from unlearn.store.identity import digest
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from unlearn.config.own import JUDGE, named
-from unlearn.decoding.generation import sample
+from unlearn.decoding.generation import Decoding, sample
 from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.leak import attribute, attribute_scores, leak_at_k, leaked_at_k, rouge_scores
 from unlearn.evaluation.suite import Split
@@ -67,17 +67,10 @@ def _scores(drawn: list[list[str]], split: Split, judge: str | None) -> dict[str
 
 def _draw(ctx: Context, split: Split) -> list[list[str]]:
     """``eval.leak_samples`` answers to each prompt."""
-    n, tokenizer = ctx.suite.cfg.leak_samples, ctx.suite.encoder.tokenizer
-    answers = sample(
-        ctx.ensemble,
-        [p for p in split.prompts for _ in range(n)],
-        ctx.alpha,
-        tokenizer.pad_token_id,
-        tokenizer.eos_token_id,
-        max(len(split.examples[i].answer) for i in split.right),
-        ctx.suite.cfg.batch_size,
-        ctx.suite.cfg.leak_temperature,
-        SEED,
-    )
+    cfg, n = ctx.suite.cfg, ctx.suite.cfg.leak_samples
+    longest = max(len(split.examples[i].answer) for i in split.right)
+    how = Decoding.by(ctx.suite.encoder.tokenizer, longest, cfg.batch_size)
+    prompts = [p for p in split.prompts for _ in range(n)]
+    answers = sample(ctx.ensemble, prompts, ctx.alpha, how, cfg.leak_temperature, SEED)
     texts = np.array([ctx.suite.encoder.decode(a) for a in answers], dtype=object)
     return texts.reshape(len(split.prompts), n).tolist()

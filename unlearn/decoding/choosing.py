@@ -1,0 +1,147 @@
+"""The next token of each row: the likeliest, or one that is drawn, and whether any way of computing it would agree.
+
+A token's logits differ in their last digits with the shape of the computation: many positions at once or one, this
+batch or another. So a choice made in another shape than plain decoding stands only where it does not hang on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unlearn.ensemble.combination import SUM
+from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.store.identity import digest
+
+LEAST = 1e-4  # of fp32 logits, some ten times what shapes were seen to change
+NUDGES = 2
+
+
+def key(seed: int, prompt: Sequence[int], index: int) -> int:
+    """Of a drawn answer's random numbers: a seed, its prompt, and which of the prompt's answers it is."""
+    return int(digest([seed, list(prompt), index]), 16)
+
+
+@dataclass
+class Draw:
+    """How the tokens of one answer are chosen: with temperature 0 the likeliest, else at random by the answer's own
+    stream of numbers. Its noise depends on key and step alone, whatever is drawn beside it."""
+
+    temperature: float
+    top_p: float
+    key: int
+    _made: int = field(default=0, init=False, repr=False, compare=False)  # steps whose noise was made
+
+    def noise(self, step: int, width: int) -> Tensor:
+        """Exponential noise [V] of token number ``step``; minus its logarithm is Gumbel's. It is made step by step,
+        and kept until the next: going back begins anew."""
+        if step < self._made - 1 or not self._made:
+            self._random, self._made = torch.Generator().manual_seed(self.key), 0
+        for _ in range(self._made, step + 1):
+            self._noise = torch.empty(width).exponential_(generator=self._random)
+        self._made = step + 1
+        return self._noise
+
+
+def decide(
+    ensemble: Ensemble,
+    rows: Mapping[str, Tensor],
+    alpha: float,
+    draws: Sequence[Draw] = (),
+    steps: Sequence[int] = (),
+    logits: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The token of each row [N] as ``choose`` has it, and whether that is beyond doubt [N]; ``rows`` [N, V] by member,
+    and the ensemble's ``logits`` where they are known.
+
+    A sum is beyond doubt where its best logit leads by more than its members may be wrong by. Another rule may jump
+    (a token that just is, or is not, among those pushed out), so there the choice must also survive nudges of the
+    members' rows: random ones and their opposites, since of two tokens that tie one of the two then flips them.
+    """
+    members = ensemble.needed([alpha])
+    logits = ensemble.logits(rows, alpha) if logits is None else logits
+    if ensemble.rule is SUM:
+        error = sum(abs(m.weight(alpha)) * tolerance(m) for m in members)
+        return choose(logits, draws, steps, error)
+    token, sure = choose(logits, draws, steps, 0.0)
+    for moved in nudged(members, rows):
+        sure &= choose(ensemble.logits(moved, alpha), draws, steps, 0.0)[0] == token
+    return token, sure
+
+
+def choose(logits: Tensor, draws: Sequence[Draw], steps: Sequence[int], error: float) -> tuple[Tensor, Tensor]:
+    """Tokens [B] of logits [B, V], which may be wrong by ``error``, and whether each is sure [B]. ``steps``: how many
+    tokens each answer has. Without ``draws`` the likeliest.
+
+    A token is drawn as the argmax of l / T + Gumbel noise, whose two best differ by less than a small d with a
+    probability of about d: a draw seldom hangs on last digits, where a point of the cumulated probabilities often
+    does, since each digit moves all boundaries after it.
+    """
+    inner = outer = logits
+    core = None
+    if any(d.temperature for d in draws):
+        heat = _heat(logits, draws)
+        inner = outer = perturbed(logits, draws, steps)
+        error = error / heat[:, 0]
+        if any(d.top_p < 1 and d.temperature for d in draws):
+            top_p = torch.tensor([d.top_p if d.temperature else 1.0 for d in draws])
+            inside, within, core = nucleus(logits.double() / heat, top_p, error[:, None].double())
+            inner, outer = inner.masked_fill(~inside, -torch.inf), outer.masked_fill(~within, -torch.inf)
+    token = inner.argmax(-1)
+    best, at = outer.topk(2, dim=-1)
+    sure = (best[:, 0] - best[:, 1] > 2 * error) & (at[:, 0] == token)
+    return token, sure if core is None else sure & core.gather(-1, token[:, None])[:, 0]
+
+
+def perturbed(logits: Tensor, draws: Sequence[Draw], steps: Sequence[int]) -> Tensor:
+    """l / T + Gumbel noise [B, V]: their likeliest token comes as often as softmax(l / T) says. With temperature 0 the
+    logits as they are."""
+    width = logits.shape[-1]
+    noise = [d.noise(step, width) if d.temperature else torch.ones(width) for d, step in zip(draws, steps, strict=True)]
+    return logits / _heat(logits, draws) - torch.stack(noise).to(logits.device).log()
+
+
+def _heat(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    return torch.tensor([d.temperature or 1.0 for d in draws], dtype=logits.dtype, device=logits.device)[:, None]
+
+
+def nucleus(scores: Tensor, top_p: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The fewest likeliest tokens that have ``top_p`` of the probability together, [B, V] of scores l / T in fp64;
+    those that may belong to them by other last digits; those that do by any.
+
+    ``top_p`` [B]; ``error`` [B, 1] of the scores.
+    """
+    values, order = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
+    before = values.cumsum(-1) - values
+    limit = top_p.to(scores)[:, None]
+    whole, near = limit >= 1, (4 * error).exp()
+    inside = (before < limit) | whole
+    # Sums of the likeliest move by less than twice the error, and tokens that are as near as `near` may change places.
+    least_in = values.masked_fill(before >= limit + 2 * error, 2.0).amin(-1, keepdim=True)
+    most_out = values.masked_fill(before < limit - 2 * error, 0.0).amax(-1, keepdim=True)
+    outer, core = (values * near >= least_in) | whole, (values > most_out * near) | whole
+    back = order.argsort(-1)
+    return inside.gather(-1, back), outer.gather(-1, back), core.gather(-1, back)
+
+
+def nudged(members: Sequence[Member], rows: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Rows that might as well have been computed."""
+    random = torch.Generator(rows[members[0].name].device).manual_seed(0)
+    for _ in range(NUDGES):
+        nudge = {m.name: tolerance(m) * _noise(rows[m.name], random) for m in members}
+        for sign in (1, -1):
+            yield {name: rows[name] + sign * by for name, by in nudge.items()}
+
+
+def tolerance(member: Member) -> float:
+    """What a logit of the member may be wrong by. In half precision plain decoding itself is not the same in every
+    batch where tokens are as near as that."""
+    return max(LEAST, 4 * torch.finfo(member.model.dtype).eps)
+
+
+def _noise(like: Tensor, random: torch.Generator) -> Tensor:
+    """Uniform in ±1."""
+    return 2 * torch.rand(like.shape, generator=random, device=like.device) - 1

@@ -8,16 +8,16 @@ Prompts are those of lm-eval's own tasks of the same names, without examples bef
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from unlearn.config.schema import ConfigError
+from unlearn.data.records import Record, records
 from unlearn.data.rows import DataError
 
 STANDARD = ("arc_challenge", "arc_easy", "hellaswag", "winogrande", "openbookqa")  # general ability, arXiv 2404.11045
 ENDINGS = {"arc_challenge": "\nAnswer:", "arc_easy": "\nAnswer:"}  # of a prompt, where the files' query lacks it
-FORMS = {"choices": ("query", "choices"), "context_options": ("continuation", "context_options")}  # text, options
+FORMS = {"choices": "query", "context_options": "continuation"}  # where the options are → where the text is
 
 
 def find(folder: str | Path) -> dict[str, Path]:
@@ -40,14 +40,13 @@ def task(name: str, path: Path) -> dict[str, Any]:
 
     rows = read(path)
     form = next(form for form in FORMS if form in rows[0])
-    text, options = FORMS[form]
     ending = next((e for standard, e in ENDINGS.items() if name.startswith(standard)), None)
-    how = {"doc_to_text": f"{{{{{text}}}}}{ending}" if ending else text, "doc_to_target": "gold"}
+    how = {"doc_to_text": f"{{{{{FORMS[form]}}}}}{ending}" if ending else FORMS[form], "doc_to_target": "gold"}
     if form == "context_options":  # lm-eval reads a number in the place of a text as: the texts are the choices
-        how = {"doc_to_text": "gold", "doc_to_target": text}
+        how = {"doc_to_text": "gold", "doc_to_target": FORMS[form]}
     measures = ("acc", "acc_norm") if form == "choices" else ("acc",)
     return how | {
-        "task": name, "output_type": "multiple_choice", "test_split": "test", "doc_to_choice": options,
+        "task": name, "output_type": "multiple_choice", "test_split": "test", "doc_to_choice": form,
         "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
         "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in measures],
         "num_fewshot": 0,
@@ -56,35 +55,22 @@ def task(name: str, path: Path) -> dict[str, Any]:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The questions of a file; all must have one form."""
-    lines = [
-        (f"{path}, line {i}", line) for i, line in enumerate(path.read_text("utf-8").split("\n"), 1) if line.strip()
-    ]
-    rows = [_row(line, place) for place, line in lines]
-    if not rows:
-        raise DataError(f"{path}: has no question")
+    rows = [_row(record) for record in records(path)]
     if len({tuple(row) for row in rows}) > 1:
         raise DataError(f"{path}: its questions have different forms; all need choices, or all context_options")
     return rows
 
 
-def _row(line: str, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not valid JSON ({error})") from None
-    form = next((f for f in FORMS if isinstance(record, dict) and f in record), None)
+def _row(record: Record) -> dict[str, Any]:
+    place, values = record
+    begin = str(values)[:80]
+    form = next((f for f in FORMS if f in values), None)
     if form is None:
-        raise DataError(
-            f"{place}: needs query, choices and gold, or continuation, context_options and gold: {line[:80]}"
-        )
-    text, options = (record.get(key) for key in FORMS[form])
-    if not isinstance(text, str) or not _texts(options):
-        raise DataError(f"{place}: {FORMS[form][0]} must be a text and {form} two texts or more: {line[:80]}")
-    gold = record.get("gold")
+        raise DataError(f"{place}: needs query, choices and gold, or continuation, context_options and gold: {begin}")
+    options, text, gold = (values.get(key) for key in (form, FORMS[form], "gold"))
+    texts = isinstance(options, list) and len(options) > 1 and all(isinstance(o, str) for o in options)
+    if not texts or not isinstance(text, str):
+        raise DataError(f"{place}: {FORMS[form]} must be a text and {form} two texts or more: {begin}")
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(options):
         raise DataError(f"{place}: gold={gold!r} must be the number of a choice, 0 to {len(options) - 1}")
-    return {FORMS[form][0]: text, form: options, "gold": gold}
-
-
-def _texts(options: Any) -> bool:
-    return isinstance(options, list) and len(options) > 1 and all(isinstance(o, str) for o in options)
+    return {FORMS[form]: text, form: options, "gold": gold}

@@ -26,10 +26,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from unlearn.data.encoding import Encoder
 from unlearn.data.rows import GENERAL, DataError, DataSet, Row
 from unlearn.data.sampling import held_out
 from unlearn.data.texts import words_of
@@ -51,15 +51,16 @@ BEGIN = ""
 Gram = tuple[str, ...]
 
 
-class Way:
-    """Prompts of one way of asking: the text that a gate reads, the ids that a model reads, and what counts as told."""
+class Way(NamedTuple):
+    """Prompts of one way of asking."""
 
-    def __init__(self, texts: Sequence[str], prompts: Sequence[Sequence[int]], gold: Sequence[str]):
-        self.texts, self.prompts, self.gold = list(texts), list(prompts), list(gold)
+    texts: Sequence[str]  # that a gate reads
+    prompts: Sequence[Sequence[int]]  # ids that a model reads
+    gold: Sequence[str]  # what counts as told
 
     @classmethod
-    def asking(cls, encoder: Encoder, questions: Sequence[str], rows: Sequence[Row]) -> Way:
-        return cls(questions, [encoder.prompt(q) for q in questions], [r.answer for r in rows])
+    def asking(cls, ctx: Context, questions: Sequence[str], rows: Sequence[Row]) -> Way:
+        return cls(questions, [ctx.suite.encoder.prompt(q) for q in questions], [r.answer for r in rows])
 
 
 def check(data: DataSet, splits: Sequence[Split]) -> None:
@@ -73,57 +74,44 @@ def check(data: DataSet, splits: Sequence[Split]) -> None:
 def measure(ctx: Context) -> Found:
     if not any(m.slope for m in ctx.ensemble.members):  # a model as it is: there is nothing to switch on
         return Found()
-    retain = ctx.suite.data.splits["retain"]
+    splits = ctx.suite.data.splits
+    forget, retain = [r.question for r in splits["forget"]], splits["retain"]
     unseen = held_out(len(retain), UNSEEN)
-    gates = _gates(ctx, [retain[i] for i in unseen[::2]], set(unseen))
-    asked = ways(ctx, [r for i, r in enumerate(retain) if i not in unseen]) | _others(
-        ctx, [retain[i] for i in unseen[1::2]]
-    )
+    seen = [r for i, r in enumerate(retain) if i not in set(unseen)]
+    choosing, reported = [retain[i].question for i in unseen[::2]], [retain[i] for i in unseen[1::2]]
+    gates = {kind: fit(kind, forget, [r.question for r in seen], choosing) for kind in KINDS}
     values: dict[str, np.ndarray] = {}
-    for name, way in asked.items():
+    for name, way in (ways(ctx, seen) | _others(ctx, reported)).items():
         flags = {kind: np.array([gate.flags(text) for text in way.texts]) for kind, gate in gates.items()}
         values |= {f"gate/{kind}/flagged_{name}": found.astype(float) for kind, found in flags.items()}
         values |= {f"gate/{who}_{name}": found for who, found in _recalls(ctx, way, flags[KINDS[0]]).items()}
     return Found(values)
 
 
-def _gates(ctx: Context, choosing: Sequence[Row], unseen: set[int]) -> dict[str, Gate]:
-    splits = ctx.suite.data.splits
-    forget = [r.question for r in splits["forget"]]
-    retain = [r.question for i, r in enumerate(splits["retain"]) if i not in unseen]
-    return {kind: fit(kind, forget, retain, [r.question for r in choosing]) for kind in KINDS}
-
-
 def ways(ctx: Context, retain: Sequence[Row]) -> dict[str, Way]:
     """How the forget questions are asked; ``retain``: those that are asked first in one prompt with them."""
-    split, encoder = ctx.suite.split("forget"), ctx.suite.encoder
-    rows, questions = split.rows, [r.question for r in split.rows]
+    rows = ctx.suite.split("forget").rows
+    plain, other = [r.question for r in rows], [r.paraphrased_question for r in rows]
     before = [retain[i % len(retain)].question for i in range(len(rows))]
-    found = {"direct": Way.asking(encoder, questions, rows), "prefix": _prefix(ctx)}
-    found["composite"] = Way.asking(encoder, [f"{b} {q}" for b, q in zip(before, questions, strict=True)], rows)
-    found["misspelt"] = Way.asking(encoder, [misspelt(q) for q in questions], rows)
-    if all(r.paraphrased_question for r in rows):
-        said = [r.paraphrased_question for r in rows]
-        found["paraphrased"] = Way.asking(encoder, said, rows)
-        both = [f"{b} {q}" for b, q in zip(before, said, strict=True)]
-        found["composite_paraphrased"] = Way.asking(encoder, both, rows)
+    prompts, given, rest = continued(ctx, [(len(e.answer) - 1) // 2 for e in ctx.suite.split("forget").right_answers])
+    found = {
+        "direct": Way.asking(ctx, plain, rows),
+        "prefix": Way([f"{q} {text}" for q, text in zip(plain, given, strict=True)], prompts, rest),
+        "composite": Way.asking(ctx, [f"{b} {q}" for b, q in zip(before, plain, strict=True)], rows),
+        "misspelt": Way.asking(ctx, [misspelt(q) for q in plain], rows),
+    }
+    if all(other):
+        found["paraphrased"] = Way.asking(ctx, other, rows)
+        both = [f"{b} {q}" for b, q in zip(before, other, strict=True)]
+        found["composite_paraphrased"] = Way.asking(ctx, both, rows)
     return found
-
-
-def _prefix(ctx: Context) -> Way:
-    """Half of the answer's tokens given after the prompt; told is what comes after."""
-    split = ctx.suite.split("forget")
-    prompts, given, rest = continued(ctx, [(len(e.answer) - 1) // 2 for e in split.right_answers])
-    return Way([f"{r.question} {text}" for r, text in zip(split.rows, given, strict=True)], prompts, rest)
 
 
 def _others(ctx: Context, retain: Sequence[Row]) -> dict[str, Way]:
     """Questions that nobody asked to forget."""
-    rows: Mapping[str, Sequence[Row]] = {"retain": retain} | {
-        name: split.rows for name in GENERAL if (split := ctx.suite.split(name)) is not None
-    }
-    chosen = {name: spaced(some, MOST) for name, some in rows.items() if some}
-    return {name: Way.asking(ctx.suite.encoder, [r.question for r in some], some) for name, some in chosen.items()}
+    general = {split.name: split.rows for split in ctx.suite.splits if split.name in GENERAL}
+    chosen = {name: spaced(rows, MOST) for name, rows in ({"retain": retain} | general).items() if rows}
+    return {name: Way.asking(ctx, [r.question for r in rows], rows) for name, rows in chosen.items()}
 
 
 def _recalls(ctx: Context, way: Way, flagged: np.ndarray) -> dict[str, np.ndarray]:

@@ -20,8 +20,8 @@ from unlearn.data.rows import DataError
 from unlearn.decoding.generation import Decoding, greedy
 from unlearn.evaluation import measures
 from unlearn.evaluation.evaluation import evaluate as measure
+from unlearn.evaluation.groups.summary import ATTACKS, S_MIA
 from unlearn.evaluation.metrics import truth_ratio
-from unlearn.evaluation.metrics.ou_aggregates import ATTACKS, S_MIA
 from unlearn.evaluation.metrics.rouge import recall
 from unlearn.evaluation.metrics.semantics import SEMANTICS
 from unlearn.evaluation.retrained import Measured

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from unlearn.evaluation.metrics.leak import attribute, attribute_scores, leak_at_k, leaked_at_k, rouge_scores
+from unlearn.evaluation.groups.leak import attribute, attribute_scores, leak_at_k, leaked_at_k, rouge_scores
 
 RANDOM = np.random.default_rng(0)
 

@@ -8,11 +8,8 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from support.helpers import SHARED
 
-from unlearn.evaluation.metrics.fluency import fluency, ngram_entropy, relative_fluency
-from unlearn.evaluation.metrics.memorization import extraction_strength
-from unlearn.evaluation.metrics.model_utility import harmonic_mean
-from unlearn.evaluation.metrics.muse import knowledge_memorization, rouge_l_f1, verbatim_memorization
-from unlearn.evaluation.metrics.ou_aggregates import (
+from unlearn.evaluation.groups.muse import knowledge_memorization, rouge_l_f1, verbatim_memorization
+from unlearn.evaluation.groups.summary import (
     ATTACKS,
     MEMORIZATION,
     aggregate,
@@ -22,6 +19,9 @@ from unlearn.evaluation.metrics.ou_aggregates import (
     truth_ratio_share,
     utility,
 )
+from unlearn.evaluation.metrics.fluency import fluency, ngram_entropy, relative_fluency
+from unlearn.evaluation.metrics.memorization import extraction_strength
+from unlearn.evaluation.metrics.model_utility import harmonic_mean
 
 T, F = True, False
 

@@ -13,7 +13,7 @@ from unlearn.config.groups import literal
 from unlearn.config.schema import ConfigError
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import others
-from unlearn.evaluation.metrics.ou_aggregates import ATTACKS
+from unlearn.evaluation.metrics.membership import ATTACKS
 from unlearn.evaluation.others import Result
 from unlearn.evaluation.suite import SCORED, Split, Suite
 

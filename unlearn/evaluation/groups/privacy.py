@@ -14,7 +14,7 @@ import pandas as pd
 from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics import membership
 from unlearn.evaluation.metrics.bootstrap import interval
-from unlearn.evaluation.metrics.ou_aggregates import ATTACKS
+from unlearn.evaluation.metrics.membership import ATTACKS
 
 NEEDS = ("holdout", "moments")
 SPLITS = ("forget", "holdout")

@@ -1,26 +1,32 @@
-"""The four aggregates of OpenUnlearning's paper (arXiv 2506.12618): Mem, Priv, Util, Agg. After ``privacy``.
+"""The four aggregates of OpenUnlearning's paper (arXiv 2506.12618): Mem, Priv, Util, Agg.
 
 ``ou/mem``, ``ou/util`` and, for each reading of s_MIA, ``ou/priv/<reading>`` and ``ou/agg/<reading>``. Fluency is the
 n-gram entropy of retain answers relative to the gold answers': the paper's classifier is not part of it, so ``ou/util``
 and ``ou/agg/<reading>`` compare runs of this framework with each other, not with the paper's table.
+
+All are harmonic means in [0, 1]. Their authors published no code, and two parts are read in several ways:
+- the truth ratio inside Mem is the paper's p / (p + p_wrong), high where the answer is remembered
+  (``truth_ratio_share``), not the min(R, 1/R) of the forget set, where high is good;
+- how far an attack's AUC is from the retrained model's, s_MIA: ``S_MIA`` has the three readings, by name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from numpy.typing import ArrayLike
+
 from unlearn.evaluation.context import Context, Found
+from unlearn.evaluation.metrics.arrays import numbers, share
 from unlearn.evaluation.metrics.fluency import relative_fluency
-from unlearn.evaluation.metrics.ou_aggregates import (
-    ATTACKS,
-    S_MIA,
-    aggregate,
-    memorization,
-    privacy,
-    truth_ratio_share,
-    utility,
-)
+from unlearn.evaluation.metrics.membership import ATTACKS
+from unlearn.evaluation.metrics.model_utility import harmonic_mean
 from unlearn.evaluation.retrained import MissingRetrained
 
 NEEDS = ("privacy",)
+MEMORIZATION = ("extraction_strength", "exact_memorization", "paraphrase_prob", "truth_ratio_share")
+UTILITY = ("model_utility", "fluency")
+AGGREGATE = ("memorization", "privacy", "utility")
 
 
 def measure(ctx: Context) -> Found:
@@ -53,3 +59,68 @@ def measure(ctx: Context) -> Found:
         parts = {"memorization": mem, "privacy": found[f"ou/priv/{reading}"], "utility": util}
         found[f"ou/agg/{reading}"] = aggregate(parts)
     return Found(metrics=found)
+
+
+# --- from numbers alone -----------------------------------------------------------------------------------------------
+
+
+def truth_ratio_share(ratios: ArrayLike) -> float:
+    """Mean of p / (p + p_wrong) = 1 / (1 + R), from the raw truth ratios R = p_wrong / p of ``truth_ratio``, [B]."""
+    values = numbers("truth ratios", ratios)
+    if (values < 0).any():
+        raise ValueError(f"truth ratios: the least is {values.min():g}; they are ratios of probabilities, at least 0")
+    return float((1 / (1 + values)).mean())
+
+
+def memorization(parts: Mapping[str, float]) -> float:
+    """Mem = HM(1 − each of ``MEMORIZATION``): 1 where nothing is remembered."""
+    return float(harmonic_mean([1 - value for value in _take(parts, MEMORIZATION, "Mem")]))
+
+
+def privacy(aucs: Mapping[str, float], retrained_aucs: Mapping[str, float], variant: str) -> float:
+    """Priv = HM of s_MIA over ``ATTACKS``, from the AUCs of the model and of the retrained one, by attack."""
+    found, expected = _take(aucs, ATTACKS, "Priv"), _take(retrained_aucs, ATTACKS, "Priv of the retrained model")
+    return float(harmonic_mean([s_mia(auc, r, variant) for auc, r in zip(found, expected, strict=True)]))
+
+
+def utility(parts: Mapping[str, float]) -> float:
+    """Util = HM(model utility, fluency)."""
+    return float(harmonic_mean(_take(parts, UTILITY, "Util")))
+
+
+def aggregate(parts: Mapping[str, float]) -> float:
+    """Agg = HM(memorization, privacy, utility)."""
+    return float(harmonic_mean(_take(parts, AGGREGATE, "Agg")))
+
+
+def s_mia(auc: float, retrained_auc: float, variant: str) -> float:
+    """1 where an attack has the retrained model's AUC, down to 0; ``variant`` is a name in ``S_MIA``."""
+    if variant not in S_MIA:
+        raise ValueError(f"s_MIA variant {variant!r}: must be one of {', '.join(S_MIA)}")
+    return S_MIA[variant](share("auc", auc), share("retrained_auc", retrained_auc))
+
+
+def _clipped(auc: float, r: float) -> float:
+    """clip(1 − |auc − r| / r, 0, 1): an AUC above 2 r scores 0."""
+    gap = abs(auc - r)
+    return max(0.0, 1 - gap / r) if r > 0 else float(gap == 0)
+
+
+def _larger_side(auc: float, r: float) -> float:
+    """1 − |auc − r| / max(r, 1 − r): 0 only at the end of [0, 1] that is farther from r."""
+    return 1 - abs(auc - r) / max(r, 1 - r)
+
+
+def _ratio(auc: float, r: float) -> float:
+    """min(auc, r) / max(auc, r)."""
+    return min(auc, r) / max(auc, r) if max(auc, r) > 0 else 1.0
+
+
+S_MIA = {"clipped": _clipped, "larger_side": _larger_side, "ratio": _ratio}
+
+
+def _take(parts: Mapping[str, float], names: Sequence[str], aggregate_name: str) -> list[float]:
+    missing = [name for name in names if name not in parts]
+    if missing:
+        raise ValueError(f"{aggregate_name} needs {', '.join(names)}; missing: {', '.join(missing)}")
+    return [share(name, parts[name]) for name in names]

@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 
 from unlearn.evaluation.metrics.arrays import finite, numbers, same_length, share
 
+ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")  # those that read no other model and no gradient
 K = 0.4  # share of an answer's tokens that min-k and min-k++ look at
 EPSILON = 1e-10  # of PrivLeak's published formula; only where the retrained model's AUC is 1
 LEAST_VARIANCE = 1e-6  # of min-k++: where the model is certain the variance is rounding error

@@ -1,53 +1,58 @@
-"""``python -m unlearn.compare FILE [FILE …]``: results of other projects as rows of our table.
+"""Show results of other projects as rows of our table.
 
-A FILE is OpenUnlearning's TOFU_EVAL.json (or TOFU_SUMMARY.json), TOFU's eval_log_aggregated.json, or an evaluation of
-this program (python -m unlearn.evaluate model=… out=FILE). Every aggregate is computed again from the examples in it.
-
-  retrained=FILE   the result of a model that never saw the forget set: forget quality and PrivLeak against it
-  beside=FOLDER    first the rows of a run, or of all runs of a study (runs/default)
-  semantics=NAME   another dialect of the metrics than the file's own: default, ou, tofu, tofu_arithmetic
-  out=FOLDER       write each result in our own format, for python -m analysis.tradeoff STUDY --others FOLDER/*.json
+python -m unlearn.compare FILE [FILE …]
+  A FILE is OpenUnlearning's TOFU_EVAL.json (or TOFU_SUMMARY.json), TOFU's eval_log_aggregated.json, or an evaluation of
+  this program (python -m unlearn.evaluate model=… out=FILE). Every aggregate is computed again from the examples in it.
+    retrained=FILE   the result of a model that never saw the forget set: forget quality and PrivLeak against it
+    beside=FOLDER    first the rows of a run, or of all runs of a study (runs/default)
+    semantics=NAME   another dialect of the metrics than the file's own: default, ou, tofu, tofu_arithmetic
+    out=FOLDER       write each result in our own format, for python -m analysis.tradeoff STUDY --others FOLDER/*.json
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearn.command import verb
 from unlearn.config.schema import ConfigError
-from unlearn.evaluation.foreign import ResultError
-from unlearn.evaluation.others import Result, read, write
 from unlearn.grid import places, table
-from unlearn.grid.refusal import REFUSED, refuse, said
 from unlearn.store import runlog
 
-OPTIONS = ("retrained", "beside", "semantics", "out")
+
+@dataclass
+class Keys:
+    words: list[str]
+    retrained: str | None = None
+    beside: Path | None = None
+    semantics: str | None = None
+    out: str | None = None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = dict(a.split("=", 1) for a in arguments if a.split("=")[0] in OPTIONS and "=" in a)
-    files = [a for a in arguments if a.split("=")[0] not in OPTIONS]
-    if "--help" in arguments or not files:
-        print(__doc__.strip())
-        return 0 if "--help" in arguments else 2
-    semantics, given = options.get("semantics"), options.get("retrained")
-    try:
-        retrained = read(given, semantics=semantics) if given else None
-        others = [read(f, retrained, semantics) for f in dict.fromkeys(files) if f != given]
-        results = [*([retrained] if retrained else []), *others]
-        named = dict(zip(_names([r.path for r in results]), results, strict=True))
-        beside = list(_beside(Path(options["beside"]))) if "beside" in options else []
-        problems = list(places.problems("out", options["out"])) if "out" in options else []
-        if problems:
-            raise ConfigError(problems[0])
-    except (*REFUSED, ResultError) as error:
-        return refuse(said(error), error)
-    _print(beside, named)
-    for name, result in named.items() if "out" in options else ():
-        path = Path(options["out"]) / f"{name.replace('/', '-')}.json"
+@verb(Keys)
+def main(keys: Keys) -> int:
+    from unlearn.evaluation.others import read, write
+
+    if not keys.words:
+        raise ConfigError("FILE: give one result at least")
+    retrained = read(keys.retrained, semantics=keys.semantics) if keys.retrained else None
+    others = [read(f, retrained, keys.semantics) for f in dict.fromkeys(keys.words) if f != keys.retrained]
+    results = [*([retrained] if retrained else []), *others]
+    named = dict(zip(_names([r.path for r in results]), results, strict=True))
+    beside = dict(_beside(keys.beside)) if keys.beside else {}
+    for problem in places.problems("out", keys.out) if keys.out is not None else ():
+        raise ConfigError(problem)
+    table.show_metrics(beside | {name: result.metrics for name, result in named.items()})
+    for name, result in named.items():
+        if "privleak" in result.metrics:
+            print(f"{name}: PrivLeak {result.metrics['privleak']:.1f}")
+        for note in result.notes:
+            print(f"{name}: {note}")
+    for name, result in named.items() if keys.out is not None else ():
+        path = Path(keys.out) / f"{name.replace('/', '-')}.json"
         write(result, path, name)
         print(f"written: {path}")
     return 0
@@ -66,11 +71,11 @@ def _beside(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows of a run's folder, or of every run in a study's: the references first, once for every world."""
     runs = sorted(f.parent for f in (*folder.glob(runlog.EVAL), *folder.glob(f"*/{runlog.EVAL}")))
     if not runs:
-        raise ResultError(f"beside={folder}: must be the folder of an evaluated run, or of a study with one")
+        raise ConfigError(f"beside={folder}: must be the folder of an evaluated run, or of a study with one")
     try:
         found = {run.name: runlog.evaluation(run) for run in runs}
     except ValueError as error:
-        raise ResultError(str(error)) from None
+        raise ConfigError(str(error)) from None
     references: dict[tuple[str, Any], tuple[str, Mapping[str, Any]]] = {}
     for run, entries in found.items():
         for name, metrics in entries["references"].items():
@@ -80,15 +85,6 @@ def _beside(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield from ((long if worlds > 1 else name, metrics) for (name, _), (long, metrics) in references.items())
     for name, entries in found.items():
         yield from ((f"{name} α={float(alpha):g}", metrics) for alpha, metrics in entries["alphas"].items())
-
-
-def _print(beside: Sequence[tuple[str, Mapping[str, Any]]], named: Mapping[str, Result]) -> None:
-    table.show(dict(beside) | {name: result.metrics for name, result in named.items()})
-    for name, result in named.items():
-        if "privleak" in result.metrics:
-            print(f"{name}: PrivLeak {result.metrics['privleak']:.1f}")
-        for note in result.notes:
-            print(f"{name}: {note}")
 
 
 if __name__ == "__main__":

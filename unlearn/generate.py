@@ -1,43 +1,52 @@
-"""``python -m unlearn.generate run=FOLDER [prompt="…"] [alpha=0.5,1]``: target, unlearned and retrained side by side.
+"""Answer prompts by target, unlearned and retrained model, side by side.
 
-Answers are greedy, after the run's own template. Without a prompt it asks for questions until an empty line.
-``alpha`` may list several; the default is every α the run was evaluated at. With ``draft=4`` the trained small model
-drafts 4 tokens at a time and the ensemble checks them at once: the same answers, sooner where the target is large.
+python -m unlearn.generate run=FOLDER [prompt="…"] [alpha=0.5,1] [draft=4]
+  Answers are greedy, after the run's own template. Without a prompt it asks for questions until an empty line.
+  alpha may list several; the default is every α the run was evaluated at. With draft=4 the trained small model drafts
+  4 tokens at a time and the ensemble checks them at once: the same answers, sooner where the target is large.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from unlearn.command import verb
 from unlearn.config.schema import ConfigError
-from unlearn.grid.refusal import REFUSED, refuse, said
-from unlearn.grid.rerun import load
+from unlearn.config.setting import at_least, finite, setting
+from unlearn.grid.rerun import open_run
+from unlearn.runs.opened import Opened
 from unlearn.store import runlog
-from unlearn.store.identity import Job
 
-OWN = ("run=", "prompt=", "alpha=", "draft=")
+if TYPE_CHECKING:
+    from unlearn.ensemble.ensemble import Ensemble
+
+    Voice = tuple[str, Ensemble, float]  # name, members, α
 
 
-def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    given = {key: [a.removeprefix(key) for a in arguments if a.startswith(key)] for key in OWN}
-    if len(given["run="]) != 1 or "--help" in arguments:
-        print(__doc__.strip())
-        return 0 if "--help" in arguments else 2
-    try:
-        _, job = load(given["run="][0], [a for a in arguments if not a.startswith(OWN)])
-        answer = _answerer(job, _alphas(given["alpha="], job.folder), _gamma(given["draft="]))
-    except REFUSED as error:
-        return refuse(said(error), error)
-    for prompt in given["prompt="] or iter(_ask, ""):
+@dataclass
+class Keys:
+    run: str
+    overrides: list[str]
+    prompt: str | None = None
+    alpha: list[float] = setting([], finite("must be finite numbers, e.g. alpha=1 or alpha=0.5,1,2"))
+    draft: int = setting(0, at_least(0, "must be a whole number of tokens, e.g. draft=4"))
+
+
+@verb(Keys)
+def main(keys: Keys) -> int:
+    run = open_run(keys.run, keys.overrides)
+    alphas = keys.alpha or sorted(float(a) for a in runlog.evaluation(run.folder)["alphas"])
+    voices = _voices(run, alphas)
+    for prompt in iter(_ask, "") if keys.prompt is None else [keys.prompt]:
         try:
-            print("\n".join(f"{name:>16}  {text}" for name, text in answer(prompt)))
+            for name, text in _answers(run, voices, prompt, keys.draft):
+                print(f"{name:>16}  {text}")
         except ConfigError as error:
-            if given["prompt="]:
-                return refuse(said(error), error)
+            if keys.prompt is not None:
+                raise
             print(error)
     return 0
 
@@ -49,57 +58,28 @@ def _ask() -> str:
         return ""
 
 
-def _alphas(given: Sequence[str], folder: Path) -> list[float]:
-    if not given:
-        return sorted(float(a) for a in runlog.evaluation(folder)["alphas"])
-    try:
-        alphas = [float(a) for text in given for a in text.strip("[]").split(",")]
-    except ValueError:
-        alphas = [math.nan]
-    if not all(math.isfinite(a) for a in alphas):
-        raise ConfigError(f"alpha={','.join(given)}: must be finite numbers, e.g. alpha=1 or alpha=0.5,1,2")
-    return alphas
+def _voices(run: Opened, alphas: Sequence[float]) -> list[Voice]:
+    bench = run.bench
+    voices = [("target", bench.alone("target"), 1.0), *((f"unlearned α={a:g}", run.ensemble, a) for a in alphas)]
+    return voices + ([("retrained", bench.alone("retrained"), 1.0)] if bench.has("retrained") else [])
 
 
-def _gamma(given: Sequence[str]) -> int:
-    """Tokens that are drafted at a time; 0: none."""
-    text = given[-1] if given else "0"
-    if not text.isdecimal():
-        raise ConfigError(f"draft={text}: must be a whole number of tokens, e.g. draft=4")
-    return int(text)
-
-
-def _answerer(job: Job, alphas: Sequence[float], gamma: int) -> Callable[[str], list[tuple[str, str]]]:
-    """A function from a question to (name, answer) pairs; models are loaded here, once."""
+def _answers(run: Opened, voices: Sequence[Voice], question: str, draft: int) -> Iterator[tuple[str, str]]:
+    """Names and answers, one after the other."""
     from unlearn.decoding.drafts import greedy_drafted
     from unlearn.decoding.generation import Decoding, greedy
-    from unlearn.runs.learner import initialise, members
-    from unlearn.runs.workbench import workbench
 
-    cfg = job.cfg
-    initialise(cfg)
-    bench = workbench(cfg)
-    unlearned = members(cfg, bench, job.folder)
-    voices = [("target", bench.alone("target"), 1.0), *((f"unlearned α={a:g}", unlearned, a) for a in alphas)]
-    if bench.has("retrained"):
-        voices.append(("retrained", bench.alone("retrained"), 1.0))
-    tokenizer = bench.encoder.tokenizer
-
-    def answer(question: str) -> list[tuple[str, str]]:
-        prompt, room = [bench.encoder.prompt(question)], bench.encoder.max_length
-        if not question.strip() or not 0 < len(prompt[0]) < room:
-            rule = f"must be a question of 1 to {room - 1} tokens (pair.target.max_length, pair.small.max_length)"
-            raise ConfigError(f"prompt={question[:60]!r}: {rule}, and has {len(prompt[0])} with its template")
-        how = Decoding.by(tokenizer, min(cfg.eval.max_new_tokens, room - len(prompt[0])))
-        said = []
-        for name, ensemble, alpha in voices:
-            asked = ensemble, prompt, alpha, how
-            drafter = ensemble.trained if gamma and len(ensemble.members) > 1 else None
-            found = greedy(*asked) if drafter is None else greedy_drafted(*asked, drafter, gamma)
-            said.append((name, bench.encoder.decode(found[0])))
-        return said
-
-    return answer
+    encoder = run.bench.encoder
+    prompt, longest = [encoder.prompt(question)], encoder.max_length
+    if not question.strip() or not 0 < len(prompt[0]) < longest:
+        rule = f"must be a question of 1 to {longest - 1} tokens (pair.target.max_length, pair.small.max_length)"
+        raise ConfigError(f"prompt={question[:60]!r}: {rule}, and has {len(prompt[0])} with its template")
+    how = Decoding.by(encoder.tokenizer, min(run.cfg.eval.max_new_tokens, longest - len(prompt[0])))
+    for name, ensemble, alpha in voices:
+        asked = ensemble, prompt, alpha, how
+        drafter = ensemble.trained if draft and len(ensemble.members) > 1 else None
+        found = greedy(*asked) if drafter is None else greedy_drafted(*asked, drafter, draft)
+        yield name, encoder.decode(found[0])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""``python -m unlearn.prepare``: fill the store and nothing else — models, frozen rows, the references' evaluation.
+"""Fill the store and nothing else: models, frozen rows, the references' evaluation.
 
-Useful before a grid is spread over machines that share the store, and to look at a world before unlearning in it.
+python -m unlearn.prepare SETTINGS
+  Useful before a grid is spread over machines that share the store, and to look at a world before unlearning in it.
+  SETTINGS are those of python -m unlearn.run:
 """
 
 from __future__ import annotations
@@ -21,10 +23,7 @@ register()
 def prepare(raw: DictConfig) -> None:
     """Build what is missing for one config and show what there is."""
     cfg = launchers.config(raw)
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    from unlearn.grid import table
     from unlearn.models import llama
     from unlearn.runs.baselines import baselines, suite_of
     from unlearn.runs.inputs import Inputs
@@ -37,20 +36,20 @@ def prepare(raw: DictConfig) -> None:
     if ensemble.trained is not None:
         Inputs(cfg, bench).objective(ensemble)  # reads the rows that training will
     beside = baselines(cfg, bench, suite_of(cfg, bench))
-    table = Table("model", "parameters", "weights", "forget prob", "retain prob", "utility", box=box.SIMPLE)
+    made = table.made(["model", "parameters", "weights"], ["forget prob", "retain prob", "utility"])
     for name in (n for n in ("target", "retrained", "small") if bench.has(n)):
         m = beside[name].metrics if name in beside else {}
         numbers = [f"{m[k]:.3f}" if k in m else "" for k in ("forget/prob", "retain/prob", "model_utility")]
         size = "" if sources.is_remote(cfg.pair, name) else f"{llama.parameters(bench.model(name)):,}"
-        table.add_row(name, size, bench.fingerprint(name), *numbers)
-    Console().print(table)
+        made.add_row(name, size, bench.fingerprint(name), *numbers)
+    table.show(made)
     rows = ", ".join(f"{len(v)} {k}" for k, v in bench.data.splits.items())
     print(f"data:  {bench.data.name} ({rows})\nstore: {bench.store.root}")
 
 
 def main() -> None:
     if "--help" in sys.argv:
-        print(f"{__doc__.strip()}\nIt takes the settings of python -m unlearn.run:\n")
+        print(f"{__doc__.strip()}\n")
     run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(prepare)
     sys.exit(grid.supervise(run, report=False))
 

@@ -1,4 +1,4 @@
-"""``python -m unlearn.run``: prepare what is missing, train, evaluate, record; with ``-m`` a whole grid.
+"""Prepare what is missing, train, evaluate, record; with ``-m`` a whole grid: ``python -m unlearn.run``.
 
 A run that is done is recognised by its folder's name, without importing torch. A failing job never stops the
 others: it is recorded in its manifest, and the command's exit status says so at the end.

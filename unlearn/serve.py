@@ -1,5 +1,6 @@
-"""``python -m unlearn.serve run=FOLDER``: the unlearned model behind OpenAI's HTTP interface.
+"""Serve an unlearned model behind OpenAI's HTTP interface.
 
+python -m unlearn.serve run=FOLDER
   run=FOLDER            a trained run, or an export with target=FOLDER_OR_NAME
   offsets=[FOLDER,…]    more of them, trained beside the same target and small pair: all their offsets are added
   ledger=FOLDER         instead of both: the offsets that a ledger of deletion requests says are in effect
@@ -11,8 +12,8 @@
   exact=false           leaves near ties to the batch: faster in half precision
   grace=30              seconds that running requests have to finish when the server is stopped
 
-May be given for a run, too: trainer.device, trainer.threads, paths.store, data.path; for an export: trainer.device.
-Needs the extra:  pip install -c constraints.txt -e .[serve]
+  May be given for a run, too: trainer.device, trainer.threads, paths.store, data.path; for an export: trainer.device.
+  Needs the extra:  pip install -c constraints.txt -e .[serve]
 """
 
 from __future__ import annotations
@@ -21,32 +22,32 @@ import logging
 import signal
 import socket
 import sys
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 
-from unlearn.config import redaction
+from unlearn.command import verb
 from unlearn.config.schema import ConfigError
-from unlearn.deploy.serving.settings import LOOPBACK, Settings, parse
-from unlearn.grid.refusal import REFUSED, refuse, said
+from unlearn.deploy.serving.settings import LOOPBACK, Settings, checked
 
 log = logging.getLogger(__name__)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if "--help" in arguments or not any(a.startswith(("run=", "ledger=")) for a in arguments):
-        print(__doc__.strip())
-        return 0 if "--help" in arguments else 2
-    redaction.in_logs()
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
-    try:
-        if find_spec("fastapi") is None or find_spec("uvicorn") is None:
-            raise ConfigError("python -m unlearn.serve needs FastAPI: pip install -c constraints.txt -e .[serve]")
-        settings, rest = parse(arguments)
-        place = _listen(settings)
-    except REFUSED as error:
-        return refuse(said(error), error)
-    with place:
-        return _serve(settings, rest, place)
+@dataclass
+class Keys(Settings):
+    overrides: list[str] = field(default_factory=list)
+
+
+@verb(Keys)
+def main(keys: Keys) -> int:
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise ConfigError("python -m unlearn.serve needs FastAPI: pip install -c constraints.txt -e .[serve]")
+    for argument in keys.overrides:
+        if "." not in argument.split("=")[0]:
+            names = ", ".join(f.name for f in fields(Settings))
+            raise ConfigError(f"{argument}: unknown key; known keys here: {names}")
+    settings = checked(keys)
+    with _listen(settings) as place:
+        return _serve(settings, keys.overrides, place)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -67,16 +68,12 @@ def _listen(settings: Settings) -> socket.socket:
     return place
 
 
-def _serve(settings: Settings, rest: list[str], place: socket.socket) -> int:
-    from unlearn.deploy.export.loading import ExportError
+def _serve(settings: Settings, overrides: list[str], place: socket.socket) -> int:
     from unlearn.deploy.serving.app import create
     from unlearn.deploy.serving.engine import Engine
     from unlearn.deploy.serving.loading import load
 
-    try:
-        loaded = load(settings, rest)
-    except (*REFUSED, ExportError) as error:
-        return refuse(said(error), error)
+    loaded = load(settings, overrides)
     host, port = place.getsockname()[:2]
     with Engine(loaded.blend, loaded.encoder, settings.max_batch, settings.max_waiting, settings.exact) as engine:
         app = create(engine, settings)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.black_box_server import Faults, serve
-from support.helpers import TINY, compose, execute, lines, weights
+from support.helpers import TINY, compose, execute, lines, raw, weights
 from support.pretrained import AS_IT_IS
 
 from unlearn.blackbox import asking, client
@@ -264,12 +264,14 @@ def test_the_tokenizer_may_be_that_of_the_targets_source(config, made):
 
 
 def test_commands_that_need_the_targets_weights_say_so(both, tmp_path):
-    from unlearn import export, harness
+    from unlearn import export
+    from unlearn.runs import harness
+    from unlearn.runs.opened import Opened
 
     _, theirs, _ = both
     done = export.main([f"run={theirs.folder}", f"to={tmp_path}/out"])
     assert done == 2 and not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="the target is a server"):
-        harness.of_run(theirs, [1.0], {}, None)
+        harness.of_run(Opened(theirs, raw(*TINY)), [1.0], {}, None)
     with pytest.raises(ConfigError, match="the weights of the target are on a server"):
         workbench(theirs.cfg).folder("target")

@@ -20,7 +20,7 @@ from unlearn.deploy.export import writing
 from unlearn.deploy.export.card import known_text
 from unlearn.deploy.export.facts import only_to_forget
 from unlearn.deploy.export.traces import forget_rows, texts_of
-from unlearn.grid.rerun import load as load_run
+from unlearn.grid.rerun import open_run
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 from unlearn.store.files import read_json, write_json
@@ -192,10 +192,10 @@ def test_places_that_are_taken_are_refused(exported, tmp_path, capsys):
 
 
 def test_a_rule_of_ones_own_is_refused(exported, capsys, monkeypatch, tmp_path):
-    raw, job = load_run(exported[0].folder)
-    job.cfg.method.file = "mine/rules.py"
+    run = open_run(exported[0].folder)
+    run.cfg.method.file = "mine/rules.py"
     with pytest.raises(export.ConfigError, match="an export holds no code"):
-        export.check(job, {"to": str(tmp_path / "out"), "collapsed": "yes"})
+        writing.export(run, writing.Asked(tmp_path / "out", collapsed=True))
 
 
 def test_an_export_that_would_hold_a_forget_text_is_not_made(exported, tmp_path, capsys, monkeypatch):

@@ -28,7 +28,7 @@ def test_conditions_against_values_by_hand():
         (["list", "ledger=nowhere"], "no ledger; begin one"),
         (["undo", "ledger=x"], "takes 1 id of a request"),
         (["list", "ledger=x", "algo=npo"], "algo=npo: list takes ledger="),
-        (["add", "ledger=x", "my_token=abc"], "a key belongs in the environment"),
+        (["add", "ledger=x", "my_token=abc"], "a key or token belongs in the environment"),
         (["init", "ledger=x", "hmac=my secret key"], "must be the NAME of an environment variable"),
         (["init", "ledger=x", "hmac=UNLEARN_NOT_SET"], "must hold a key of 16 characters or more, and has 0"),
         (["verify", "ledger=nowhere"], "no ledger"),

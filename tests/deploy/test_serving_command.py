@@ -18,10 +18,11 @@ from support.helpers import ROOT
 from support.served import questions
 
 from unlearn import serve
+from unlearn.command import parse
 from unlearn.config.schema import ConfigError
 from unlearn.decoding.generation import Decoding, greedy
 from unlearn.deploy.serving.loading import load
-from unlearn.deploy.serving.settings import Settings, parse
+from unlearn.deploy.serving.settings import Settings
 from unlearn.runs.workbench import workbench
 
 # --- runs and exports -------------------------------------------------------------------------------------------------
@@ -47,7 +48,7 @@ def test_an_export_is_served_as_its_run_is(exported):
     job, folder = exported
     target = workbench(job.cfg).folder("target")
     of_run = load(Settings(str(job.folder)))
-    of_export = load(Settings(str(folder), target=str(target), alpha=1.0), ["trainer.device=cpu"])
+    of_export = load(Settings(str(folder), target=str(target), alpha=[1.0]), ["trainer.device=cpu"])
     run, export = (next(iter(x.blend.parts.values())) for x in (of_run, of_export))
     assert run.weights == export.weights is not None
     assert of_run.blend.target.fingerprint == of_export.blend.target.fingerprint
@@ -80,7 +81,7 @@ WRONG = {
     "port=70000": "port=70000: must be from 0",
     "port=web": "port",
     "prot=8000": "prot=8000: unknown key; known keys here: run, offsets",
-    "alpha=x": "alpha=x: must be a finite number, or a list of 1",
+    "alpha=x": "alpha=x: must be a finite number, or a list of one for run and each of offsets",
     "alpha=[1,2]": "a list of 1, one for run and each of offsets",
     "max_batch=0": "max_batch=0: must be a whole number, at least 1",
     "max_choices=999": "max_choices=999: must be at most max_batch + max_waiting = 272",
@@ -99,8 +100,10 @@ def test_wrong_settings_are_refused_before_any_work(argument, said, capsys):
 
 
 def test_settings_are_typed():
-    settings, rest = parse(["run=a", "offsets=[b,c]", "alpha=[1,0.5,2]", "per_request=true", "trainer.device=cpu"])
-    assert (settings.offsets, settings.per_request, rest) == (["b", "c"], True, ["trainer.device=cpu"])
+    settings = parse(
+        serve.Keys, ["run=a", "offsets=[b,c]", "alpha=[1,0.5,2]", "per_request=true", "trainer.device=cpu"]
+    )
+    assert (settings.offsets, settings.per_request, settings.overrides) == (["b", "c"], True, ["trainer.device=cpu"])
     assert settings.alpha == [1, 0.5, 2]
 
 

@@ -191,16 +191,16 @@ def test_unknown_tasks_of_lm_eval_are_answered_with_those_near_them(monkeypatch)
     class Index:
         all_tasks = ["arc_easy", "arc_challenge", "hellaswag"]
 
-    monkeypatch.setattr(harness, "_manager", lambda own: Index)
+    monkeypatch.setattr(harnesses, "_manager", lambda own: Index)
     with pytest.raises(ConfigError, match="tasks=arc_esy: lm-eval .* has no such task; near it: arc_easy"):
-        harness.tasks_of("arc_esy", None)
-    assert harness.tasks_of("hellaswag", None) == {"hellaswag": ("hellaswag", "lm-eval hellaswag")}
+        harnesses.tasks_of(["arc_esy"], None)
+    assert harnesses.tasks_of(["hellaswag"], None) == {"hellaswag": ("hellaswag", "lm-eval hellaswag")}
 
 
 def test_without_lm_eval_the_command_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    monkeypatch.setattr(harnesses, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install -c constraints.txt"):
-        harness.tasks_of(None, None)
+        harnesses.tasks_of([], None)
 
 
 @lm_eval

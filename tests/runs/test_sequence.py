@@ -88,7 +88,7 @@ def test_rows_of_an_offset_that_no_longer_learns_are_found_in_the_store(jobs):
 
 def test_after_each_request_all_are_measured_in_whatever_order(jobs):
     steps = sequence.evaluate([jobs[2], jobs[0]], [1.0, 1.0])
-    assert [s.after for s in steps] == [1, 2] and verb.numbers(steps[0]) == [1, 2, 3]
+    assert [s.after for s in steps] == [1, 2] and sequence.numbers(steps[0]) == [1, 2, 3]
     rows = {1: [3], 2: [5], 3: [2]}  # by their number in this order: the people of the runs' own requests 3, 1, 2
     for step in steps:
         for number, people in rows.items():
@@ -117,7 +117,7 @@ def test_a_list_may_have_grown_since_a_run_was_made(jobs, settings):
     assert cfg.data.requests == [[5], [2], [3]] and cfg.data.request == 2
     assert sequence.one_list([early.cfg, jobs[1].cfg]) == [[5], [2], [3]]
     step = sequence.evaluate([early, jobs[1]], [1.0, 1.0], "last")[0]
-    assert verb.numbers(step) == [1, 2, 3] and len(step.offsets) == 2
+    assert sequence.numbers(step) == [1, 2, 3] and len(step.offsets) == 2
 
 
 def test_the_verb_prints_and_writes_every_step(jobs, tmp_path, capsys):

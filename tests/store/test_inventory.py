@@ -9,6 +9,7 @@ import pytest
 from filelock import FileLock
 from support.helpers import ROOT
 
+from unlearn.store import __main__ as command
 from unlearn.store import inventory
 from unlearn.store.entries import Store
 
@@ -27,7 +28,7 @@ def folder(root, kind, number):
 
 
 def call(root, *arguments):
-    return inventory.main([*arguments, "--store", str(root)])
+    return command.main([*arguments, "--store", str(root)])
 
 
 def test_every_entry_is_listed_with_size_and_recipe(root, capsys):

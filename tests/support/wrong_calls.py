@@ -4,7 +4,7 @@ from support.helpers import TINY
 from support.pretrained import AS_IT_IS
 
 RUN, EVALUATE, GENERATE, CALIBRATE = "unlearn.run", "unlearn.evaluate", "unlearn.generate", "unlearn.calibrate"
-COMPARE, PREPARE, STORE = "unlearn.compare", "unlearn.prepare", "unlearn.store.inventory"
+COMPARE, PREPARE, STORE = "unlearn.compare", "unlearn.prepare", "unlearn.store.__main__"
 TRADEOFF, TABLE, REPORT = "analysis.tradeoff", "analysis.table", "analysis.report.__main__"
 BIOS = [o for o in TINY if o.startswith("data.")]
 OWN = [o for o in TINY if o not in BIOS]  # settings of runs on a data set of one's own
@@ -135,8 +135,10 @@ COMMANDS = [
     (COMPARE, ("broken.json",), "broken.json: not valid JSON"), (COMPARE, ("binary.csv",), "binary.csv: not valid"),
     (COMPARE, ("run/eval.json",), "must be OpenUnlearning's"), (COMPARE, ("broken.json", "semantics=x"), "must be one"),
     (PREPARE, (*TINY, "alpha=nan"), "alpha=nan: must be a finite"), (PREPARE, ("algo=nope",), "algo=nope: must be one"),
-    (STORE, (), "act"), (STORE, ("list", "--store=nowhere"), "--store='nowhere': there is no such folder"),
-    (STORE, ("prune", "--store=void", "--unused=-1"), "must be a number of days"), (STORE, ("burn",), "'burn'"),
+    (STORE, (), "python -m unlearn.store list"),
+    (STORE, ("list", "--store=nowhere"), "store='nowhere': there is no such folder"),
+    (STORE, ("prune", "--store=void", "--unused=-1"), "must be a number of days"),
+    (STORE, ("burn",), "burn: must be one of list"),
     (TRADEOFF, ("nope",), "no study 'nope'"), (TRADEOFF, ("default", "--x=nope"), "nope"),
     (TRADEOFF, ("default", "--out=file"), "file/tradeoff.png could not be written"),
     (TRADEOFF, ("torn", STUDIES), "cannot read studies/torn/a_run/config.yaml"),

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from unlearn.config.schema import ConfigError
+
 JUDGE = ("eval.judge", "judge", "question, gold, answer")  # setting, function, what it takes
 
 
-class OwnFileError(ValueError):
+class OwnFileError(ConfigError):
     """A file that cannot be used: the message names the setting and the file."""
 
 

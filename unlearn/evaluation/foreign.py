@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from unlearn.config.schema import ConfigError
+
 OPENUNLEARNING, TOFU = "openunlearning", "tofu"
 GENERAL = ("real_authors", "world_facts")
 BARE = ("model_utility", "forget_quality", "privleak")  # of no split
@@ -51,7 +53,7 @@ TOFU_NEEDED = ("avg_gt_loss", "average_perturb_loss")
 FIRST = ("split", "id")
 
 
-class ResultError(ValueError):
+class ResultError(ConfigError):
     """A result file that cannot be used: the message carries the file, what is wrong, the rule and the choices."""
 
 

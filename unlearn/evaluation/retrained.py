@@ -18,7 +18,7 @@ from unlearn.evaluation.others import Result
 from unlearn.evaluation.suite import SCORED, Split, Suite
 
 
-class MissingRetrained(ValueError):
+class MissingRetrained(ConfigError):
     """A reference that lacks what a metric compares with."""
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import omegaconf
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from unlearn.config.redaction import redact
+from unlearn.config.redaction import is_secret, redact
 from unlearn.config.schema import ConfigError
 from unlearn.data.rows import DataError
 from unlearn.store.files import FileError
@@ -29,6 +29,16 @@ NOISE = re.compile(r"\n? *(full_key|reference_type|object_type)[:=].*|\n?See htt
 CHOICES = re.compile(r"In '.*': Could not find '(.+)/(.*)'\s+Available options in '.*':\n((?:\t.*\n?)+)")
 OVERRIDE = re.compile(r"Error merging override (\S+=.*)\n(.*)")
 _raising = False  # whether it is this program that asks Hydra to raise
+
+
+class Failed(Exception):
+    """Work that was begun and did not end well: exit status 1."""
+
+
+def secrets(arguments: Sequence[str]) -> list[str]:
+    """What is wrong with keys and tokens among a command's arguments: others see a command line."""
+    rule = "a key or token belongs in the environment (WANDB_API_KEY, HF_TOKEN), never on a command line"
+    return [f"{name}: {rule}" for name in (a.split("=")[0] for a in arguments if "=" in a) if is_secret(name)]
 
 
 def refuse(problems: str, error: BaseException | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from unlearn.data.readers import read
 from unlearn.grid import places
 from unlearn.grid.refusal import said
 from unlearn.grid.rules import parse
+from unlearn.runs.opened import Opened
 from unlearn.store import runlog
 from unlearn.store.identity import Job, flatten
 from unlearn.store.runlog import job
@@ -28,14 +29,8 @@ MAY_CHANGE = (
 OWN_FILES = ("algo.file", "method.file", "eval.judge")  # Python files that are imported
 
 
-def split(arguments: Sequence[str], own: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """A call's arguments: values of the command's own keys, and the others, which are settings of a run."""
-    rest = [a for a in arguments if a.split("=")[0] not in own]
-    return dict(a.split("=", 1) for a in arguments if "=" in a and a not in rest), rest
-
-
-def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig, Job]:
-    """Config and job of a run folder, with settings changed that do not touch what was trained.
+def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Opened:
+    """The run of a folder, with settings changed that do not touch what was trained.
 
     Raises ``ConfigError`` for a folder that is no trained run, for other overrides, and where the folder's name no
     longer follows from its config and data: then something it was made from has changed.
@@ -68,7 +63,13 @@ def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig,
             f"{folder}: its config and data now identify {found.folder.name}; the data set or the program "
             "changed since it was made"
         )
-    return raw, found
+    return Opened(found, raw)
+
+
+def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig, Job]:
+    """Config and job of a run folder: ``open_run`` with less of it."""
+    found = open_run(folder, overrides)
+    return found.raw, found.job
 
 
 def _check_foreign(folder: Path, config: dict[str, Any]) -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from unlearn.config.groups import needing
 from unlearn.config.own import JUDGE, named
-from unlearn.config.schema import Config, ConfigError, conf_dir
+from unlearn.config.schema import Config, ConfigError, conf_dir, register
 from unlearn.data.encoding import Encoder
 from unlearn.data.readers import read
 from unlearn.ensemble.ensemble import Ensemble, Member
@@ -34,59 +32,54 @@ from unlearn.store.sources import HUB_NAME
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Request:
-    """What ``python -m unlearn.evaluate model=…`` asks for."""
+def run(
+    name: str, out: Path, tokenizer: str | None = None, retrained: str | None = None, overrides: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Evaluate a model and write its metrics to ``out``; the metrics by name: model and, where it is given, retrained.
 
-    model: str
-    out: Path
-    tokenizer: str | None = None  # None: the model's own
-    retrained: str | None = None  # a result file, or a model that never saw the forget set
-    overrides: tuple[str, ...] = ()  # of data, template, eval and trainer.device
-
-
-def run(request: Request) -> dict[str, dict[str, Any]]:
-    """Evaluate and write; the metrics by name: model and, where it was given, retrained."""
+    ``tokenizer`` None: the model's own. ``retrained``: a result file, or a model that never saw the forget set.
+    ``overrides``: settings of data, template, eval and trainer.device.
+    """
+    register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        cfg = parse(compose("config", overrides=list(request.overrides)))
-    _check_groups(cfg.eval.groups, request)
+        cfg = parse(compose("config", overrides=list(overrides)))
+    _check_groups(cfg.eval.groups, retrained)
     if cfg.eval.judge is not None:
         named(cfg.eval.judge, *JUDGE)
     transformers_logging.disable_progress_bar()
     limit_threads(cfg.trainer.threads)
     data = read(cfg)
-    _check_place("model", request.model)
-    if request.tokenizer is not None:
-        _check_place("tokenizer", request.tokenizer)
-    tokenizer = _tokenizer("tokenizer" if request.tokenizer else "model", request.tokenizer or request.model, cfg)
-    model = _ensemble(request.model, cfg, tokenizer)
-    longest = getattr(model.members[0].model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    for key, given in (("model", name), ("tokenizer", tokenizer)):
+        if given is not None and not (given and Path(given).is_dir()) and not HUB_NAME.fullmatch(given):
+            rule = f"no such folder in {Path.cwd()}, and no name on the hub either (NAME or OWNER/NAME)"
+            raise ConfigError(f"{key}={given!r}: {rule}")
+    vocabulary = _tokenizer("tokenizer" if tokenizer else "model", tokenizer or name, cfg)
+    model = _ensemble(name, cfg, vocabulary)
+    longest = getattr(model.members[0].model.config, "max_position_embeddings", None) or vocabulary.model_max_length
     settings = metric_settings(cfg) | {"data": data.fingerprint(), "template": template(cfg.data.template)}
-    suite = make_suite(data, Encoder(tokenizer, cfg.data.template, longest), cfg.eval, settings, 0.0)
-    retrained = _retrained(request.retrained, suite, cfg)
-    entries, examples = evaluate(model, suite, [1.0], None, retrained, _show(cfg, request.model))
+    suite = make_suite(data, Encoder(vocabulary, cfg.data.template, longest), cfg.eval, settings, 0.0)
+    reference = _retrained(retrained, suite, cfg)
+    entries, examples = evaluate(model, suite, [1.0], None, reference, _show(cfg, name))
     metrics = entries[1.0]
-    _write(request, metrics, examples.drop(columns="alpha"), model)
-    if retrained is None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(examples_of(out), lambda path: examples.drop(columns="alpha").to_parquet(path, index=False))
+    settings = metrics["settings"] | {"model": model.members[0].fingerprint, "retrained": retrained}
+    settings["id"] = digest(settings)
+    found = {k: v for k, v in metrics.items() if k != "settings"}
+    write_json(out, {"format": FORMAT, "model": name, "settings": settings, "metrics": found})
+    if reference is None:
         log.info("no retrained=: forget quality, PrivLeak and leak_gap compare with one and are left out")
         return {"model": metrics}
-    return {"model": metrics, "retrained": dict(retrained.metrics)}
+    return {"model": metrics, "retrained": dict(reference.metrics)}
 
 
-def _check_place(key: str, name: str) -> None:
-    if not (name and Path(name).is_dir()) and not HUB_NAME.fullmatch(name):
-        raise ConfigError(
-            f"{key}={name!r}: no such folder in {Path.cwd()}, and no name on the hub either (NAME or OWNER/NAME)"
-        )
-
-
-def _check_groups(groups: Sequence[str], request: Request) -> None:
+def _check_groups(groups: Sequence[str], retrained: str | None) -> None:
     """Refuse at once what a group would refuse after all the work before it."""
     for name in needing(groups, "models"):
         raise ConfigError(
             f"eval.groups: {name} compares with the target as a model, which only a run has (run=FOLDER): leave it out"
         )
-    if "summary" in groups and request.retrained is None:
+    if "summary" in groups and retrained is None:
         raise ConfigError("eval.groups: summary compares attacks with those on the retrained model; give retrained=")
 
 
@@ -130,12 +123,3 @@ def _first_line(error: Exception) -> str:
 
 def _show(cfg: Config, name: str) -> str | None:
     return f"evaluating {Path(name).name}" if cfg.trainer.progress else None
-
-
-def _write(request: Request, metrics: dict[str, Any], examples: pd.DataFrame, model: Ensemble) -> None:
-    request.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(examples_of(request.out), lambda path: examples.to_parquet(path, index=False))
-    settings = metrics["settings"] | {"model": model.members[0].fingerprint, "retrained": request.retrained}
-    settings["id"] = digest(settings)
-    found = {k: v for k, v in metrics.items() if k != "settings"}
-    write_json(request.out, {"format": FORMAT, "model": request.model, "settings": settings, "metrics": found})

@@ -16,7 +16,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn.config.derived import algo_name, alpha_key, eval_alphas
-from unlearn.config.schema import Config
 from unlearn.store import runlog, seal
 from unlearn.store.files import write_whole
 from unlearn.store.identity import Job, distinguishing, eval_settings, flatten
@@ -29,21 +28,43 @@ COLUMNS = {
 }  # fmt: skip
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.layers.", "pair.offset_init")  # that references do not share
-WIDTH = 126  # characters at least; a narrower pipe or terminal wraps lines rather than losing columns
+WIDTH = 126  # characters at least
+
+
+def made(left: Sequence[str], right: Sequence[str] = (), title: str | None = None) -> Table:
+    """An empty table as all are drawn here: names to the left, numbers to the right."""
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style="bold", title=title)
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def show(table: Table, console: Console | None = None) -> None:
+    """Print a table. A narrower pipe or terminal wraps lines rather than losing columns."""
+    console = console or Console()
+    wide = console.measure(table, options=console.options.update(max_width=10**4)).maximum
+    console.width = max(console.width, WIDTH, wide)
+    console.print(table)
+
+
+def show_metrics(rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print one line of ``COLUMNS`` for each name."""
+    table = made([""], list(COLUMNS.values()))
+    for name, metrics in rows.items():
+        table.add_row(name, *cells(metrics))
+    show(table)
 
 
 def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     """Print the table of a call and where to look next; write ``summary.csv``. Returns how many jobs are not done."""
     console = console or Console()
-    console.width = max(console.width, WIDTH)
-    table = Table(box=box.SIMPLE, pad_edge=False, header_style="bold")
-    varying = _varying(jobs)
-    for name in ("algorithm", "method", "α", *varying):
-        table.add_column("\n".join(name.rsplit(".", 1)), no_wrap=True)
-    for title in (*COLUMNS.values(), "seconds\n"):
-        table.add_column(title, justify="right", no_wrap=True)
+    varying = distinguishing([flatten(asdict(job.cfg)) for job in jobs])
+    table = made(["\n".join(n.rsplit(".", 1)) for n in ("algorithm", "method", "α", *varying)],
+                 [*COLUMNS.values(), "seconds\n"])  # fmt: skip
     table.add_column("status", no_wrap=True, min_width=9)
-    for label, metrics in _references(jobs):
+    for label, metrics in _references(jobs, varying):
         table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics), "", "reference", style="cyan")
     table.add_section()
     unfinished = [job for job in jobs if not runlog.is_done(job.folder, job.cfg, job.data)]
@@ -58,8 +79,7 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
                 status = "collapsed"
         for row in _rows(job, manifest, status, varying):
             table.add_row(*row, style="red" if job in unfinished else None)
-    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=10**4)).maximum)
-    console.print(table)
+    show(table, console)
     for job in unfinished:
         error = manifests[job.folder].get("error") or "stopped before its end; the same command goes on from there"
         say = f"[red]{escape(job.folder.name)}[/red]: {escape(error)}\n  see {escape(str(job.folder / 'log.txt'))}"
@@ -94,41 +114,23 @@ def _evaluation(folder: Path) -> dict[str, Any]:
         return {"alphas": {}, "references": {}}
 
 
-def show(rows: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print one line of ``COLUMNS`` for each name."""
-    console = console or Console()
-    console.width = max(console.width, WIDTH)
-    table = Table(box=box.SIMPLE, pad_edge=False, header_style="bold")
-    table.add_column(overflow="fold")
-    for title in COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
-    for name, metrics in rows.items():
-        table.add_row(name, *cells(metrics))
-    console.print(table)
-
-
-def _references(jobs: Sequence[Job]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _references(jobs: Sequence[Job], varying: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Target and retrained reference of the call's jobs, each distinct world once."""
     found: dict[str, tuple[Job, dict[str, Any]]] = {}
     for job in jobs:
         references = _evaluation(job.folder)["references"]
         if references:
             found.setdefault(references["target"]["settings"]["references"], (job, references))
-    varying = _varying(jobs)
+    of_world = [k for k in varying if k.startswith(("pair", "data")) and not k.startswith(OF_LEARNER)]
     for job, references in found.values():
-        of_world = [k for k in varying if k.startswith(("pair", "data")) and not k.startswith(OF_LEARNER)]
-        bench = [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in _settings(job.cfg, of_world)]
+        bench = [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in zip(of_world, _settings(job, of_world), strict=True)]
         for name, metrics in references.items():
             yield f"{name} ({', '.join(bench)})" if bench and len(found) > 1 else name, metrics
 
 
-def _varying(jobs: Sequence[Job]) -> list[str]:
-    return distinguishing([flatten(asdict(job.cfg)) for job in jobs])
-
-
-def _settings(cfg: Config, keys: Sequence[str]) -> list[tuple[str, str]]:
-    flat = flatten(asdict(cfg))
-    return [(key, str(flat.get(key))) for key in keys]
+def _settings(job: Job, keys: Sequence[str]) -> list[str]:
+    flat = flatten(asdict(job.cfg))
+    return [str(flat.get(key)) for key in keys]
 
 
 def _rows(job: Job, manifest: Mapping[str, Any], status: str, varying: list[str]) -> Iterator[list[str]]:
@@ -136,9 +138,8 @@ def _rows(job: Job, manifest: Mapping[str, Any], status: str, varying: list[str]
     entries = {a: m for a, m in _evaluation(job.folder)["alphas"].items() if m.get("settings") == settings}
     seconds = f"{runlog.own_seconds(manifest):.0f}"
     for alpha in eval_alphas(cfg):
-        values = [value for _, value in _settings(cfg, varying)]
         numbers = cells(entries.get(alpha_key(alpha), {}))
-        yield [algo_name(cfg), cfg.method.name, f"{alpha:g}", *values, *numbers, seconds, status]
+        yield [algo_name(cfg), cfg.method.name, f"{alpha:g}", *_settings(job, varying), *numbers, seconds, status]
 
 
 def cells(metrics: Mapping[str, Any]) -> list[str]:

@@ -2,62 +2,86 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn.config.derived import alpha_key
 from unlearn.config.pair import SourceConfig
 from unlearn.config.schema import ConfigError
-from unlearn.store.files import read_json, write_json
-from unlearn.store.identity import Job, digest
+from unlearn.evaluation import choices
+from unlearn.runs.opened import Opened
+from unlearn.store import sources
+from unlearn.store.files import read_json, sha256, write_json
+from unlearn.store.identity import digest
 
 if TYPE_CHECKING:
     from unlearn.ensemble.ensemble import Ensemble
-
 
 FILE = "harness.json"
 BATCH = 128  # texts at once, where no run's config says how many
 PACKAGES = ("lm-eval", "torch", "transformers")
 Task = str | dict[str, Any]  # a name that lm-eval knows, or a config for it
+Results = dict[str, dict[str, Any]]  # by task or subtask: its settings, and what each model did
 Found = dict[str, dict[str, Any]]  # by task or subtask: its metrics, n, and which questions were answered right
 
 
-def of_run(job: Job, alphas: Sequence[float], tasks: Mapping[str, tuple[Task, str]], limit: int | None) -> dict:
-    """Results of a run's models, joined with those that its folder has of the same questions."""
-    from unlearn.runs.learner import initialise, members
-    from unlearn.runs.workbench import workbench
-    from unlearn.store import sources
+def tasks_of(names: Sequence[str], path: str | None) -> dict[str, tuple[Task, str]]:
+    """By name, what lm-eval is given and where the questions are from. Refuses unknown names with the choices."""
+    if find_spec("lm_eval") is None:
+        raise ConfigError("python -m unlearn.harness needs lm-eval: pip install -c constraints.txt -e .[lm-eval]")
+    if path is not None:
+        files = choices.find(path)
+        names = names or [name for name in choices.STANDARD if name in files] or list(files)
+        for name in names:
+            if name not in files:
+                raise ConfigError(f"tasks={name}: path={path} has no such task; it has {', '.join(files)}")
+        return {n: (choices.task(n, files[n]), f"{files[n].name} sha256:{sha256(files[n])[:16]}") for n in names}
+    names, known = names or choices.STANDARD, _manager(True).all_tasks
+    for name in names:
+        if name not in known:
+            near = ", ".join(difflib.get_close_matches(name, known, 5)) or "none"
+            raise ConfigError(
+                f"tasks={name}: lm-eval {version('lm-eval')} has no such task; near it: {near}; on general ability: "
+                f"{', '.join(choices.STANDARD)}; all: lm-eval ls tasks"
+            )
+    return {name: (name, f"lm-eval {name}") for name in names}
 
-    cfg = job.cfg
-    if sources.is_remote(cfg.pair, "target"):
+
+def of_run(run: Opened, alphas: Sequence[float], tasks: Mapping[str, tuple[Task, str]], limit: int | None) -> Results:
+    """Results of a run's models, joined with those that its folder has of the same questions."""
+    pair, size = run.cfg.pair, run.cfg.eval.batch_size
+    if sources.is_remote(pair, "target"):
         raise ConfigError(
             "pair.target.kind='http': questions are scored here by running all members over whole texts, and the "
             "target is a server"
         )
-    initialise(cfg)
-    bench = workbench(cfg)
-    unlearned, tokenizer = members(cfg, bench, job.folder), bench.encoder.tokenizer
-    frozen = ["target", *(["retrained"] if sources.lacking(cfg.pair, "retrained") is None else [])]
-    results = _before(job.folder / FILE)
+    bench, tokenizer = run.bench, run.bench.encoder.tokenizer
+    frozen = ["target", *(["retrained"] if sources.lacking(pair, "retrained") is None else [])]
+    try:
+        results = read_json(run.folder / FILE) or {}
+    except ValueError as error:
+        raise ConfigError(f"{error}; remove it to measure again") from None
 
     def stored(name: str, task: Task, settings: dict[str, Any]) -> Found:
         """What many runs share is measured once."""
         recipe = {"model": bench.fingerprint(name), "tokenizer": digest(tokenizer.get_vocab()), "settings": settings}
 
         def build(folder: Path) -> None:
-            write_json(folder / FILE, measure(bench.alone(name), 1.0, tokenizer, task, limit, cfg.eval.batch_size))
+            write_json(folder / FILE, measure(bench.alone(name), 1.0, tokenizer, task, limit, size))
 
         return read_json(bench.store.get("harness", recipe, build) / FILE)
 
     for task, source in tasks.values():
         settings = _settings(source, limit)
         found = {model: stored(model, task, settings) for model in frozen}
-        ours = {a: measure(unlearned, a, tokenizer, task, limit, cfg.eval.batch_size) for a in alphas}
+        ours = {a: measure(run.ensemble, a, tokenizer, task, limit, size) for a in alphas}
         for part in found["target"]:
             before = results.get(part, {})
             known = before.get("alphas", {}) if before.get("settings") == settings else {}
@@ -71,7 +95,7 @@ def of_run(job: Job, alphas: Sequence[float], tasks: Mapping[str, tuple[Task, st
 
 def of_model(
     name: str, tasks: Mapping[str, tuple[Task, str]], limit: int | None, overrides: Sequence[str] = ()
-) -> dict[str, dict[str, Any]]:
+) -> Results:
     """Results of one model as it is; ``overrides``: trainer.device=… alone."""
     from unlearn.ensemble.ensemble import Ensemble, Member
     from unlearn.learning.loop import device
@@ -89,13 +113,6 @@ def of_model(
         found = measure(alone, 1.0, tokenizer, task, limit, BATCH)
         results |= {part: {"settings": _settings(source, limit), "model": entry} for part, entry in found.items()}
     return results
-
-
-def _before(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path) or {}
-    except ValueError as error:
-        raise ConfigError(f"{error}; remove it to measure again") from None
 
 
 def _settings(source: str, limit: int | None) -> dict[str, Any]:

@@ -74,6 +74,12 @@ class Step:
         return self.metrics.get(f"{split}/{metric}")
 
 
+def numbers(step: Step) -> list[int]:
+    """The requests that a step measured, by number."""
+    others = [int(k.removeprefix(REQUEST).split("/")[0]) for k in step.metrics if k.startswith(REQUEST)]
+    return sorted({step.after, *others})
+
+
 def evaluate(jobs: Sequence[Job], alphas: Sequence[float], state: str = "sum") -> list[Step]:
     """Measure after each request. The k-th of ``jobs`` answers the k-th request, whatever its number in its config."""
     parts = [Part(job, alpha) for job, alpha in zip(jobs, alphas, strict=True)]

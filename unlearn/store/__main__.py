@@ -1,7 +1,54 @@
-"""``python -m unlearn.store``."""
+"""List, verify and prune the store, which all runs share: models of the embedded world, frozen rows, references.
 
+python -m unlearn.store list                     every entry: kind, size, last use, what it was made from
+python -m unlearn.store verify                   compare every file with its checksum; exit status 1 if one is damaged
+python -m unlearn.store prune                    say what is damaged, left over by killed jobs, or of another format
+python -m unlearn.store prune unused=30 yes=true    remove that, and what was not used for 30 days
+  store=FOLDER     the folder (default: the environment's UNLEARN_STORE, or store)
+  kind=rows,model  prune only these kinds
+  --unused 30 --yes --store FOLDER --kind rows are other spellings.
+
+Nothing in it is lost for good: what is pruned is built again when a run needs it. What black boxes were asked
+(answers/) cost requests, and is never pruned: remove it by hand.
+"""
+
+from __future__ import annotations
+
+import os
 import sys
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from unlearn.store.inventory import main
+from unlearn.command import acts
+from unlearn.config.schema import ConfigError
+from unlearn.config.setting import at_least, setting
+from unlearn.store import inventory
 
-sys.exit(main())
+
+@dataclass
+class Keys:
+    store: Path = field(default_factory=lambda: Path(os.environ.get("UNLEARN_STORE", "store")))
+    kind: list[str] = setting([])
+    unused: float | None = setting(None, at_least(0, "must be a number of days, 0 or more"))
+    yes: bool = False  # else it only says what would go
+
+    def __post_init__(self) -> None:
+        if not self.store.is_dir():
+            raise ConfigError(
+                f"store={str(self.store)!r}: there is no such folder; runs make it (paths.store, UNLEARN_STORE)"
+            )
+
+
+def _prune(keys: Keys) -> int:
+    return inventory.prune(keys.store, inventory.to_prune(keys.store, keys.unused, keys.kind), keys.yes)
+
+
+main = acts(__doc__, Keys, {
+    "list": (lambda keys: inventory.show(keys.store), "store"),
+    "verify": (lambda keys: inventory.verify(keys.store), "store"),
+    "prune": (_prune, "store", "kind", "unused", "yes"),
+})  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

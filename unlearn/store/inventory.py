@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import math
-import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,15 +14,6 @@ from filelock import FileLock, Timeout
 
 from unlearn.store.entries import ANSWERS, BUILDING, ENTRY, KEY, LOCKS, STORE_FORMAT, card_of, fault
 
-DESCRIPTION = """What lies in the store, which all runs share: models of the embedded world, frozen rows, evaluated
-references. Nothing in it is lost for good: what is pruned is built again when a run needs it. What black boxes were
-asked (answers/) cost requests, and is never pruned: remove it by hand."""
-EPILOG = """examples:
-  python -m unlearn.store list                   every entry: kind, size, last use, what it was made from
-  python -m unlearn.store verify                 compare every file with its checksum; exit status 1 if one is damaged
-  python -m unlearn.store prune                  say what is damaged, left over by killed jobs, or of another format
-  python -m unlearn.store prune --unused 30 --yes   remove that, and what was not used for 30 days
-"""
 DAY = 24 * 60 * 60
 
 
@@ -115,41 +102,8 @@ def to_prune(root: Path, unused: float | None, kinds: Sequence[str]) -> dict[Pat
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    root = Path(options.store)
-    if not root.is_dir():
-        print(
-            f"--store={str(root)!r}: there is no such folder; runs make it (paths.store, UNLEARN_STORE)",
-            file=sys.stderr,
-        )
-        return 2
-    if options.unused is not None and not 0 <= options.unused < math.inf:
-        print(f"--unused={options.unused:g}: must be a number of days, 0 or more", file=sys.stderr)
-        return 2
-    if options.act == "list":
-        return _list(root)
-    if options.act == "verify":
-        return _verify(root)
-    return _prune(root, to_prune(root, options.unused, options.kind), options.yes)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m unlearn.store", description=DESCRIPTION, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("act", choices=("list", "verify", "prune"))
-    parser.add_argument(
-        "--store", default=os.environ.get("UNLEARN_STORE", "store"), help="folder (default: %(default)s)"
-    )
-    parser.add_argument("--kind", action="append", default=[], metavar="KIND", help="prune only this kind, e.g. rows")
-    parser.add_argument("--unused", type=float, metavar="DAYS", help="prune also what was not used for so long")
-    parser.add_argument("--yes", action="store_true", help="prune: remove; else only say what would go")
-    return parser
-
-
-def _list(root: Path) -> int:
+def show(root: Path) -> int:
+    """Print every entry, and what kinds and all need; the exit status."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -168,7 +122,8 @@ def _list(root: Path) -> int:
     return 0
 
 
-def _verify(root: Path) -> int:
+def verify(root: Path) -> int:
+    """Compare every file with its checksum; exit status 1 if one is damaged."""
     bad = 0
     for entry in entries(root):
         wrong = "not made by the store; it is left alone" if entry.foreign else fault(entry.folder)
@@ -182,7 +137,8 @@ def _verify(root: Path) -> int:
     return 1 if bad else 0
 
 
-def _prune(root: Path, found: dict[Path, str], remove: bool) -> int:
+def prune(root: Path, found: dict[Path, str], remove: bool) -> int:
+    """Say what ``to_prune`` found, and remove it if that is asked; the exit status."""
     freed = 0
     for path, why in found.items():
         freed += size(path)
@@ -194,7 +150,7 @@ def _prune(root: Path, found: dict[Path, str], remove: bool) -> int:
         if remove
         else f"{len(found)} entries, {_bytes(freed)}, would go"
     )
-    print(said + ("" if remove or not found else ": say --yes to remove them"))
+    print(said + ("" if remove or not found else ": say yes=true to remove them"))
     return 0
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from unlearn.config.data import TemplateConfig
 from unlearn.config.pair import SourceConfig, TargetConfig
-from unlearn.config.schema import MemberConfig
+from unlearn.config.schema import ConfigError, MemberConfig
 from unlearn.data.encoding import Encoder
 from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.combination import bind_rule
@@ -25,7 +25,7 @@ FORMAT = 1
 ABOUT = "offset.json"
 
 
-class ExportError(ValueError):
+class ExportError(ConfigError):
     """A folder that is no export, is damaged, or belongs to another target."""
 
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearn.config.derived import tuning
+from unlearn.config.pair import LAYERS
 from unlearn.config.schema import ConfigError
 from unlearn.deploy.export.traces import Traces, forget_rows, tensors_fault
+from unlearn.runs.opened import Opened
 from unlearn.store import runlog
 from unlearn.store.files import sha256, write_json, write_text
 from unlearn.store.identity import Job
@@ -25,23 +28,23 @@ TARGET = "target"
 
 @dataclass(frozen=True)
 class Asked:
-    """What a call asks for, checked."""
+    """What a call asks for."""
 
     to: Path
-    alpha: float
-    everything: bool  # also copies of what the hub has
-    tokenizer: bool
+    alpha: float | None = None  # to deploy; None: that of the run, else the first that it was evaluated at
+    everything: bool = False  # also copies of what the hub has
+    tokenizer: bool = True
+    collapsed: bool = False  # whether a run that collapsed is exported, too
 
 
-def export(job: Job, asked: Asked) -> dict[str, Any]:
-    """Write the folder, whole or not at all; the content of its offset.json."""
+def export(run: Opened, asked: Asked) -> dict[str, Any]:
+    """Write the folder, whole or not at all; the content of its offset.json. ``ConfigError`` where run or folder are
+    not fit for it."""
     from unlearn.deploy.export.card import card, known_text
     from unlearn.deploy.export.facts import facts
-    from unlearn.runs.learner import initialise
-    from unlearn.runs.workbench import workbench
 
-    initialise(job.cfg)
-    bench = workbench(job.cfg)
+    job, alpha = run.job, check(run.job, asked)
+    bench = run.bench
     _same_models(job, bench)
     _no_encoders(job, bench)
     work = asked.to.with_name(f".{asked.to.name}.{os.getpid()}.tmp")
@@ -53,7 +56,7 @@ def export(job: Job, asked: Asked) -> dict[str, Any]:
             _write(model, work / name)
         if asked.tokenizer:
             _write_tokenizer(bench, work / "tokenizer")
-        about = facts(job, bench, asked.alpha, models, asked.tokenizer)
+        about = facts(job, bench, alpha, models, asked.tokenizer)
         about["files"] = _files(work)
         traces = Traces(forget_rows(bench.data), known_text())
         about["searched"] = {"forget_texts": traces.texts, "runs_of_words": traces.count, "ids": len(traces.ids)}
@@ -66,6 +69,54 @@ def export(job: Job, asked: Asked) -> dict[str, Any]:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return about
+
+
+def check(job: Job, asked: Asked) -> float:
+    """What can be told before models are loaded; the α to deploy."""
+    _finished(job, asked.collapsed)
+    if job.cfg.pair.target.kind == "http":
+        raise ConfigError(
+            "pair.target.kind='http': an export is loaded beside the target's weights and checked against them, and "
+            f"these are on a server; the offset itself is in {job.folder / runlog.OFFSET}"
+        )
+    if job.cfg.method.file is not None:
+        raise ConfigError(
+            f"method.file={job.cfg.method.file!r}: an export holds no code, and this method's rule is a function of "
+            "your own; there are exports of the rules sum, plausible and rank"
+        )
+    if tuning(job.cfg) == LAYERS:
+        raise ConfigError(
+            f"{job.folder}: its tuning is {LAYERS}, and an export holds plain models that need no code of ours; deploy "
+            "the run's adapter/ beside its model (unlearn.models.layers.load, or peft)"
+        )
+    if asked.to.is_file() or (asked.to.is_dir() and any(asked.to.iterdir())):
+        raise ConfigError(f"to={str(asked.to)!r}: must be a folder that is not there yet, or an empty one")
+    if asked.to.resolve().is_relative_to(job.folder.resolve()):
+        raise ConfigError(f"to={str(asked.to)!r}: lies in the run's own folder; must be another place")
+    known = [float(a) for a in runlog.evaluation(job.folder)["alphas"]]
+    again = f"python -m unlearn.evaluate run={job.folder}"
+    if not known:
+        raise ConfigError(f"{job.folder}: has no evaluation; make one: {again}")
+    if asked.alpha is None:
+        return job.cfg.alpha if job.cfg.alpha in known else known[0]
+    if asked.alpha not in known:
+        raise ConfigError(
+            f"alpha={asked.alpha:g}: must be one of those the run was evaluated at, "
+            f"{', '.join(f'{a:g}' for a in known)}; another: {again} eval.alphas=[{asked.alpha:g}]"
+        )
+    return asked.alpha
+
+
+def _finished(job: Job, collapsed: bool) -> None:
+    manifest = runlog.manifest(job.folder)
+    status = manifest.get("status")
+    if status != "done":
+        raise ConfigError(f"{job.folder}: its status is {status!r}, and only a run that is done is exported")
+    if manifest.get("collapsed") is not None and manifest.get("kept") != "best" and not collapsed:
+        raise ConfigError(
+            f"{job.folder}: this run collapsed ({manifest['collapsed']}); collapsed=yes exports it all the same, and "
+            "trainer.keep=best keeps the best point of such a run"
+        )
 
 
 def _no_encoders(job: Job, bench: Workbench) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from unlearn.config.derived import algo_name, alpha_key, training_alpha
 from unlearn.config.pair import PairConfig
-from unlearn.config.schema import Config, ConfigError, conf_dir
+from unlearn.config.schema import Config, ConfigError, conf_dir, register
 from unlearn.data.readers import read
 from unlearn.deploy.requests import evidence, fingerprints
 from unlearn.deploy.requests.chain import Failed, LedgerError
@@ -82,6 +82,7 @@ def config(overrides: Sequence[str]) -> tuple[DictConfig, Config]:
         raise ConfigError("\n".join(problems))
     keys = {o.split("=")[0] for o in overrides}
     usual = [o for o in USUAL if o.split("=")[0] not in keys]
+    register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         raw = compose("config", overrides=[*usual, *overrides])
     cfg = parse(raw)

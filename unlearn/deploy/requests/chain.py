@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from unlearn.config.schema import ConfigError
+from unlearn.grid import refusal
 from unlearn.store.files import saving, sync
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class LedgerError(ConfigError):
     """A ledger that cannot be read, or that says no to what is asked."""
 
 
-class Failed(LedgerError):
+class Failed(LedgerError, refusal.Failed):
     """An act that was begun and did not end well; what it wrote stays."""
 
 

@@ -1,0 +1,198 @@
+"""The frame of every command: ``unlearn VERB …``, and ``python -m unlearn.VERB …`` likewise.
+
+A verb declares its keys as a dataclass, with bounds as settings have them (``config/setting.py``), and does one thing
+with them. A key without a default must be given, and names a folder. Everything else is here: ``key=value`` to typed
+values (a list is ``[A,B]`` or ``A,B``), ``--help`` (the module's docstring), the log, and how a call ends: 0 done, 1
+failed after it had begun, 2 refused before any work, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from unlearn.config.redaction import in_logs
+from unlearn.config.schema import ConfigError
+from unlearn.config.setting import out_of_bounds
+from unlearn.grid import analysis
+from unlearn.grid.refusal import REFUSED, STATUS, Failed, refuse, said, secrets
+
+REST = WORDS, OVERRIDES = "words", "overrides"  # fields for arguments without a ``=``, and for settings of a run
+SWITCH = {"true": True, "yes": True, "false": False, "no": False}
+USUAL = {bool: "must be true or false", int: "must be a whole number", float: "must be a finite number"}
+INTERRUPTED = 130
+Main = Callable[..., int]
+Act = tuple  # what it does with its keys, and the names of those that it takes
+
+
+# --- a verb -----------------------------------------------------------------------------------------------------------
+
+
+def verb(keys: type) -> Callable[[Callable[[Any], int]], Main]:
+    """Make a module's ``main`` of what it does with its keys."""
+    return lambda do: acts(do.__globals__["__doc__"], keys, {"": (do, *(f.name for f in fields(keys)))})
+
+
+def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
+    """The ``main`` of a verb whose first word says what it does."""
+
+    def called(arguments: Sequence[str]) -> int:
+        problems = secrets(arguments)
+        if problems:
+            raise ConfigError("\n".join(problems))
+        act = ""
+        if act not in known:
+            act, *arguments = arguments
+        if act not in known:
+            raise ConfigError(f"{act}: must be one of {', '.join(known)}")
+        do, *names = known[act]
+        return do(parse(keys, arguments, act, names))
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        if not arguments or {"--help", "-h"} & set(arguments):
+            print(doc.strip())
+            return 0 if arguments else STATUS
+        in_logs()
+        logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+        try:
+            return called(arguments)
+        except Failed as error:
+            print(error, file=sys.stderr)
+            return 1
+        except REFUSED as error:
+            return refuse(said(error), error)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            return INTERRUPTED
+
+    return main
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def parse(keys: type, arguments: Sequence[str], act: str = "", names: Sequence[str] | None = None) -> Any:
+    """The keys of a call; an act takes those of ``names`` (None: all) and what must be given.
+
+    ``ConfigError`` with all that is wrong: what is unknown, missing, or breaks its rule.
+    """
+    hints = {name: get_args(h)[0] if isinstance(h, UnionType) else h for name, h in get_type_hints(keys).items()}
+    taken = {f.name: f for f in fields(keys) if names is None or f.name in names or (_needed(f) and f.name not in REST)}
+    known = {name: f for name, f in taken.items() if name not in REST}
+    given: dict[str, list[str]] = {}
+    rest: dict[str, list[str]] = {name: [] for name in REST if name in hints}
+    problems = []
+    for argument in _plain(arguments, {name: hints[name] for name in known}):
+        name, sign, text = argument.partition("=")
+        if sign and name in known:
+            given.setdefault(name, []).append(text)
+        elif not sign and WORDS in taken:
+            rest[WORDS].append(argument)
+        elif OVERRIDES in taken:
+            rest[OVERRIDES].append(argument)
+        else:
+            problems.append(f"{argument}: {act or 'this command'} takes {', '.join(f'{k}=' for k in known)}")
+    values: dict[str, Any] = dict(rest)
+    for name, f in known.items():
+        try:
+            if name in given:
+                values[name] = _value(f, hints[name], given[name])
+            elif _needed(f):
+                what = "FOLDER" if get_origin(hints[name]) is None else "[FOLDER,…]"
+                problems.append(f"{name}={what} must be given")
+        except ConfigError as error:
+            problems.append(str(error))
+    if not problems:
+        made = keys(**values)
+        problems = list(out_of_bounds(made))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return made
+
+
+def _needed(f: Field) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
+
+
+def _plain(arguments: Sequence[str], hints: Mapping[str, Any]) -> Iterator[str]:
+    """``--key value``, ``--key=value`` and the switch ``--key`` as ``key=value``; everything else as it is."""
+    left = iter(arguments)
+    for argument in left:
+        name, sign, _ = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or name not in hints:
+            yield argument
+        elif sign:
+            yield argument.removeprefix("--")
+        else:
+            yield f"{name}=true" if hints[name] is bool else f"{name}={next(left, '')}"
+
+
+def _value(f: Field, hint: Any, texts: Sequence[str]) -> Any:
+    if get_origin(hint) is list:
+        parts = [part.strip() for text in texts for part in text.strip("[]").split(",")]
+        return [_one(f, get_args(hint)[0], part, ",".join(texts)) for part in parts if part]
+    return _one(f, hint, texts[-1], texts[-1])  # the last word counts, as with Hydra
+
+
+def _one(f: Field, kind: type, text: str, whole: str) -> Any:
+    """One typed value. ``whole`` is what was given, for the refusal."""
+    try:
+        value = SWITCH[text.lower()] if kind is bool else kind(text)
+        if kind is not float or math.isfinite(value):
+            return value
+    except (ValueError, KeyError):
+        pass
+    bounds = f.metadata.get("bounds")
+    raise ConfigError(f"{f.name}={whole}: {bounds[0].words if bounds else USUAL[kind]}")
+
+
+# --- all verbs --------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """``unlearn VERB …``. Without a verb, settings and options are those of ``unlearn run``."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    known = verbs()
+    if name in ("--help", "-h"):
+        width = max(map(len, known))
+        print("unlearn VERB …    unlearn VERB --help says more; settings without a verb are those of unlearn run\n")
+        print("\n".join(f"  {verb:{width}}  {about}" for verb, (_, about) in known.items()))
+        return 0 if sys.argv[1:] else STATUS
+    if name == "--version":
+        print(f"unlearn {version('delta-unlearning')}")
+        return 0
+    if name.isidentifier() and name not in known:
+        return refuse(f"{name}: must be one of {', '.join(known)}")
+    name, rest = (name, rest) if name in known else ("run", sys.argv[1:])
+    place, _ = known[name]
+    if place.startswith(analysis.NAME):
+        analysis.package()
+    module = import_module(place)
+    sys.argv = [str(module.__file__), *rest]  # as python -m has it
+    return module.main()
+
+
+def verbs() -> dict[str, tuple[str, str]]:
+    """By name, the module of every verb and what it does: modules of the program and of analysis that can be run.
+
+    They are read and not imported.
+    """
+    found = {}
+    for package, folder in (("unlearn", Path(__file__).parent), (analysis.NAME, analysis.folder())):
+        for path in sorted([*folder.glob("*.py"), *folder.glob("*/__main__.py")]):
+            text = path.read_text(encoding="utf-8")
+            if '\nif __name__ == "__main__":' in text:
+                name = path.parent.name if path.name == "__main__.py" else path.stem
+                about = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+                found[name] = ".".join([package, *path.relative_to(folder).with_suffix("").parts]), about
+    return found

@@ -187,6 +187,7 @@ def test_the_command_writes_the_same_page_again(made_up, capsys, monkeypatch):
     assert "no study 'made-down'" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(browser.find() is None, reason="no Chromium here (looked for " + ", ".join(browser.NAMES) + ")")
 def test_the_page_works_in_a_browser(html, tmp_path):
     """Points, clicks, types and resizes as a reader would; any script error or request for a file fails."""

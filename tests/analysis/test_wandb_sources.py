@@ -121,6 +121,7 @@ def test_runs_are_read_page_by_page_and_chosen_by_their_settings(study, server, 
     assert server.problems == []
 
 
+@pytest.mark.nightly
 def test_a_server_that_is_asked_too_often_is_asked_again_later(study, server, monkeypatch):
     waited = []
     monkeypatch.setattr(wandb_setup.singleton().settings, "x_graphql_retry_max", 1)  # wandb's client tries, too

@@ -237,6 +237,7 @@ def pretrained(config, made, url, *more):
                   "eval.max_new_tokens=9", *more)  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_a_pretrained_pair_trains_against_a_server_as_against_the_model(pair, config, made):
     target = made("llama", 0, 3)
     mine = execute(pair(target, made("tied", 1), "trainer.lr=0.01"))

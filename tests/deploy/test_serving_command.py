@@ -120,7 +120,7 @@ def test_a_port_that_is_taken_is_refused_before_models_are_loaded(capsys):
     assert f"port={port}: cannot be listened at" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])
 def test_a_server_that_is_stopped_lets_running_requests_finish(served_runs, tmp_path, number):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SERVE_KEY": "planted-key-0123456789"}
     command = [sys.executable, "-m", "unlearn.serve", f"run={served_runs[0].folder}", "port=0", "key_env=SERVE_KEY"]

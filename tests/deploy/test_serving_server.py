@@ -192,6 +192,7 @@ def test_lm_evals_client_reads_our_own_likelihoods(address, served_runs, concurr
 # --- a black box ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_our_own_server_is_another_runs_black_box_which_is_served_in_its_turn(served_runs, store, tmp_path):
     """The first serves the target alone, at α = 0; the second has its rows and its next tokens from there."""
     own, url_of = Settings(str(served_runs[0].folder), alpha=0.0), "pair.target.http.url="

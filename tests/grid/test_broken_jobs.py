@@ -72,10 +72,10 @@ def manifests(cwd: Path) -> dict[str, dict]:
     return found
 
 
-SLOW = pytest.param("submitit_local", marks=pytest.mark.nightly)  # a process with all imports for each job
+PROCESSES = [pytest.param(name, marks=pytest.mark.nightly) for name in ("joblib", "submitit_local")]  # with all imports
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib", SLOW])
+@pytest.mark.parametrize("launcher", ["basic", *PROCESSES])
 def test_a_broken_job_stops_no_other_and_is_told_from_those_that_are_done(launcher, tmp_path, store):
     done = called(tmp_path, store, *LAUNCHERS[launcher])
     assert done.returncode == 1, done.stdout + done.stderr

@@ -68,6 +68,7 @@ def parallel(request, tmp_path_factory, store) -> Call:
     return called(request.param, cwd, cwd / "store" if request.param == "joblib" else store)
 
 
+@pytest.mark.nightly
 def test_results_are_the_same_to_the_last_digit(basic, parallel):
     assert parallel.folders().keys() == basic.folders().keys() and len(basic.folders()) == 4
     done = [name for name, manifest in basic.manifests().items() if manifest["status"] == "done"]
@@ -78,6 +79,7 @@ def test_results_are_the_same_to_the_last_digit(basic, parallel):
             assert one.read_bytes() == other.read_bytes(), f"{name}/{file}"
 
 
+@pytest.mark.nightly
 def test_a_failing_job_loses_no_other_and_status_and_table_are_the_same(basic, parallel):
     assert basic.done.returncode == parallel.done.returncode == 1
     for call in (basic, parallel):
@@ -90,6 +92,7 @@ def test_a_failing_job_loses_no_other_and_status_and_table_are_the_same(basic, p
     assert runs == ["ga", "ga", "npo", "npo"]
 
 
+@pytest.mark.nightly
 def test_jobs_have_one_thread_and_say_what_was_called(basic, parallel):
     for call in (basic, parallel):
         for manifest in call.manifests().values():
@@ -97,6 +100,7 @@ def test_jobs_have_one_thread_and_say_what_was_called(basic, parallel):
             assert manifest["command"][:2] == ["run.py", "-m"] and "algo=ga,npo" in manifest["command"]
 
 
+@pytest.mark.nightly
 def test_two_workers_build_each_model_once(parallel):
     if not (parallel.cwd / "store").is_dir():
         pytest.skip("this one had its models in the store")
@@ -105,6 +109,7 @@ def test_two_workers_build_each_model_once(parallel):
     assert "it is built again" not in parallel.done.stdout
 
 
+@pytest.mark.nightly
 def test_the_same_call_again_with_another_launcher_does_nothing(basic, tmp_path, store):
     manifests = basic.manifests()
     argument = next(m["run"]["algo"] for m in manifests.values() if m["status"] == "done")

@@ -324,6 +324,7 @@ def test_two_processes_give_the_same_run_to_the_last_bit(tmp_path, store, monkey
     assert files[0] == files[1]
 
 
+@pytest.mark.nightly
 def test_two_identical_grids_at_once_share_the_work(tmp_path):
     options = [sys.executable, "-m", MODULE, "-m", *TINY, "paths.store=store", "algo=ga,npo"]
     jobs = [

@@ -136,6 +136,7 @@ SCRIPT = (
 )
 
 
+@pytest.mark.nightly
 def test_two_processes_train_to_the_weights_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -188,6 +188,7 @@ def test_an_audit_says_what_it_could_not_look_up(audit, packages, status, said):
     assert ("no known vulnerabilities" in "\n".join(lines)) == (status == 0)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("answer", ["raise SystemExit('no route to host')", "import time; time.sleep(60)"])
 def test_an_audit_without_a_network_fails_and_says_so(audit, answer, tmp_path, monkeypatch, capsys):
     (tmp_path / "pip_audit.py").write_text(answer)

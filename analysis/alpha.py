@@ -17,10 +17,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import caption, command, panels, style
-from analysis.curves import check, curve_columns, curves, finished, references, rows_of
-from analysis.goals import better
-from analysis.runs import Study, StudyError
+from . import caption, command, panels, style
+from .curves import check, curve_columns, curves, finished, references, rows_of
+from .goals import better
+from .runs import Study, StudyError
 
 SPLITS = ("forget", "retain", "real_authors", "world_facts")
 ACROSS = 4  # panels beside each other, at most

@@ -6,9 +6,10 @@ import argparse
 
 
 def parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """The parser of ``python -m analysis.<name>``, to which a command adds its own options."""
+    """The parser of ``python -m analysis.<name>``, or of an installed ``unlearn.analysis.<name>``, to which a command
+    adds its own options."""
     made = argparse.ArgumentParser(
-        prog=f"python -m analysis.{name}",
+        prog=f"python -m {__package__}.{name}",
         description=description,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.curves import SETTING, collapsed, finished, over_inference
-from analysis.goals import better
-from analysis.runs import Study
+from . import style
+from .curves import SETTING, collapsed, finished, over_inference
+from .goals import better
+from .runs import Study
 
 WORDS = {"higher": "   (better →)", "lower": "   (← better)", None: ""}  # on the y axis "→" is turned upwards
 LONG = 20  # characters of a name that leave no room for words beside it

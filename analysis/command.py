@@ -9,8 +9,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis import arguments, style
-from analysis.runs import Study, StudyError, load
+from . import arguments, style
+from .runs import Study, StudyError, load
 
 
 def parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:

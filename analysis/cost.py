@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from analysis import caption, command, panels, style
-from analysis.curves import COSTS, at_one_alpha, check, only_at, rows_of, training_columns
-from analysis.runs import Study, StudyError
+from . import caption, command, panels, style
+from .curves import COSTS, at_one_alpha, check, only_at, rows_of, training_columns
+from .runs import Study, StudyError
 
 OUTCOMES = ("forget/prob", "retain/prob")
 WORDS = {"seconds/train": "training, seconds", "peak_memory_mb": "peak memory, MB", "trainable": "trainable parameters"}

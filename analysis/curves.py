@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from analysis.runs import INTERVAL, Study, StudyError
-from analysis.state import collapsed as collapsed_rows
+from .runs import INTERVAL, Study, StudyError
+from .state import collapsed as collapsed_rows
 
 COSTS = ("seconds/train", "peak_memory_mb", "trainable")
 SETTING = ["pair", "data"]  # what references belong to

@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import ks_2samp
 
-from analysis import caption, command, panels, style
-from analysis.curves import at_training_alpha, check, training_columns
-from analysis.runs import Study, StudyError
+from . import caption, command, panels, style
+from .curves import at_training_alpha, check, training_columns
+from .runs import Study, StudyError
 
 SPLITS = ("forget", "retain", "real_authors", "world_facts")
 RATIO = "truth_ratio"

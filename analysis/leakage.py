@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from analysis import caption, command, panels, style
-from analysis.curves import at_one_alpha, check, only_at, references, rows_of, training_columns
-from analysis.runs import Study, StudyError
+from . import caption, command, panels, style
+from .curves import at_one_alpha, check, only_at, references, rows_of, training_columns
+from .runs import Study, StudyError
 
 KINDS = {
     "leak": "largest ROUGE-L recall of k answers",

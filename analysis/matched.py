@@ -18,9 +18,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import caption, command, panels, style
-from analysis.curves import SETTING, curve_columns, references, rows_of, units
-from analysis.runs import INTERVAL, Study, StudyError
+from . import caption, command, panels, style
+from .curves import SETTING, curve_columns, references, rows_of, units
+from .runs import INTERVAL, Study, StudyError
 
 SPLITS = ("retain", "real_authors", "world_facts")
 ALPHA = "α of the match"

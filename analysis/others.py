@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.runs import StudyError, numbers, parse_json
+from .runs import StudyError, numbers, parse_json
 
 FORMAT = 1
 

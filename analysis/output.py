@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from analysis.sources.record import StudyError
+from .sources.record import StudyError
 
 
 @contextmanager

@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import caption, style
-from analysis.curves import references
-from analysis.runs import Study
+from . import caption, style
+from .curves import references
+from .runs import Study
 
 
 def make(study: Study, width: float, height: float) -> Figure:

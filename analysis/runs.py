@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.sources import folders, offline, shapes
-from analysis.sources.record import REFERENCE_MODEL, Record, StudyError, numbers, parse_json
+from .sources import folders, offline, shapes
+from .sources.record import REFERENCE_MODEL, Record, StudyError, numbers, parse_json
 
 __all__ = ["IDENTITY", "Study", "StudyError", "find", "load", "names", "numbers", "parse_json"]
 
@@ -105,7 +105,7 @@ def load(study: str | Path, runs: str | Path = "runs") -> Study:
     """
     source = str(study)
     if source.startswith(ONLINE):
-        from analysis.sources import online  # wandb takes its time to import
+        from .sources import online  # wandb takes its time to import
 
         name, found, notes = online.read(source)
         return tables(name, Path(runs) / name, found, notes)

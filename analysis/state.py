@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.runs import Study
+from .runs import Study
 
 KEPT = 0.5  # a model that keeps less than this share of the target's probability has collapsed
 PROBS = ("retain/prob", "real_authors/prob", "world_facts/prob")

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import sys
 
-from analysis import arguments
-from analysis.runs import StudyError, load
-from analysis.table_differences import differences
-from analysis.table_formats import FORMATS
-from analysis.table_rows import Table, table
+from . import arguments
+from .runs import StudyError, load
+from .table_differences import differences
+from .table_formats import FORMATS
+from .table_rows import Table, table
 
 __all__ = ["FORMATS", "Table", "differences", "main", "table"]
 EXAMPLES = """  python -m analysis.table default                                 the study runs/default, on the terminal

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis import statistics
-from analysis.runs import Study, StudyError
-from analysis.state import collapsed, evaluated, reference
-from analysis.statistics import Interval
-from analysis.table_rows import Row, Table, choose_by, choose_metrics, groups, told
+from . import statistics
+from .runs import Study, StudyError
+from .state import collapsed, evaluated, reference
+from .statistics import Interval
+from .table_rows import Row, Table, choose_by, choose_metrics, groups, told
 
 SAME = 1e-6  # a metric is the mean of its examples when it differs by no more
 

@@ -11,14 +11,15 @@ import io
 import math
 from collections.abc import Callable
 
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from analysis import goals
-from analysis.statistics import Interval
-from analysis.table_rows import Row, Table
+from . import goals
+from .statistics import Interval
+from .table_rows import Row, Table
 
 NAMES = {"algo": "algorithm", "eval_alpha": "α evaluated", "alpha": "α trained"}
 LATEX = {
@@ -85,22 +86,22 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A ``table`` with booktabs rules and the notes as its caption; the best value is bold."""
-    names = [title for _, title in labels(table)]
-    heads = [t.split(" ", 1) if " " in t else ["", t] for t in titles(table)]
-    lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", r"\small"]
-    lines += [rf"\begin{{tabular}}{{{'l' * len(names)}{'r' * len(heads)}l}}", r"\toprule"]
-    lines.append(" & ".join([""] * len(names) + [tex(first) for first, _ in heads] + [""]) + r" \\")
-    lines.append(" & ".join([*map(tex, names), *(tex(rest) for _, rest in heads), "runs"]) + r" \\")
-    lines.append(r"\midrule")
-    for row, following in zip(table.rows, [*table.rows[1:], None], strict=True):
-        cells = [_tex_cell(table, row, m) for m in table.metrics]
-        lines.append(" & ".join([*map(tex, words(table, row)), *cells, tex(runs(row))]) + r" \\")
-        if row.kind != "run" and following is not None and following.kind == "run":
-            lines.append(r"\midrule")
-    caption = tex(". ".join([f"Study {table.study}", *table.notes]).replace("* is best", "bold is best") + ".")
-    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+    """A ``table`` with booktabs rules and the notes as its caption, by pandas' Styler; the best value is bold."""
+    settings = [("", title) for _, title in labels(table)]
+    metrics = [tuple(title.split(" ", 1)) if " " in title else ("", title) for title in titles(table)]
+    heads = [(tex(first), tex(rest)) for first, rest in (*settings, *metrics, ("", "runs"))]
+    lines = []
+    for row, before in zip(table.rows, [None, *table.rows], strict=False):
+        cells = [*map(tex, words(table, row)), *(_tex_cell(table, row, m) for m in table.metrics), tex(runs(row))]
+        if row.kind == "run" and before is not None and before.kind != "run":
+            cells[0] = "\\midrule\n" + cells[0]
+        lines.append(cells)
+    shown = pd.DataFrame(lines, columns=pd.MultiIndex.from_tuples(heads)).style.hide(axis="index")
+    notes = ". ".join([f"Study {table.study}", *table.notes]).replace("* is best", "bold is best")
+    return "% \\usepackage{booktabs}\n" + shown.set_table_styles([{"selector": "small", "props": [("", "")]}]).to_latex(
+        column_format="l" * len(settings) + "r" * len(metrics) + "l", hrules=True, sparse_columns=False,
+        position_float="centering", caption=tex(f"{notes}."),
+    )  # fmt: skip
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {

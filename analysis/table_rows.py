@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from analysis import goals, statistics
-from analysis.runs import Study, StudyError
-from analysis.state import collapsed, evaluated, reference, status
-from analysis.statistics import Interval
+from . import goals, statistics
+from .runs import Study, StudyError
+from .state import collapsed, evaluated, reference, status
+from .statistics import Interval
 
 COST = ("seconds", "peak_memory_mb", "trainable")  # columns of runs that a table may show beside metrics
 

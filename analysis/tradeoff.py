@@ -22,12 +22,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import caption, command, panels, pareto, style
-from analysis.caption import member
-from analysis.curves import COSTS, curve_columns, curves, references, rows_of, step_metrics, units
-from analysis.goals import better
-from analysis.others import load_others
-from analysis.runs import Study, StudyError
+from . import caption, command, panels, pareto, style
+from .caption import member
+from .curves import COSTS, curve_columns, curves, references, rows_of, step_metrics, units
+from .goals import better
+from .others import load_others
+from .runs import Study, StudyError
 
 PANELS = (("forget/prob", "retain/prob"), ("forget/rougeL_recall", "retain/rougeL_recall"))
 STEP_PANELS = (("forget/prob", "retain/prob"), ("forget/exact_memorization", "retain/exact_memorization"))

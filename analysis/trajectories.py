@@ -16,9 +16,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import caption, command, panels, style
-from analysis.curves import curve_columns, curves, rows_of
-from analysis.runs import Study
+from . import caption, command, panels, style
+from .curves import curve_columns, curves, rows_of
+from .runs import Study
 
 METRICS = ("forget/prob", "retain/prob")
 EXAMPLES = """\

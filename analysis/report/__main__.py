@@ -6,10 +6,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from analysis import arguments
-from analysis.output import whole
-from analysis.report.page import page
-from analysis.runs import StudyError, load
+from .. import arguments
+from ..output import whole
+from ..runs import StudyError, load
+from .page import page
 
 EXAMPLES = """  python -m analysis.report default                        writes runs/default/report.html
   python -m analysis.report default --out report.html      elsewhere

@@ -11,11 +11,11 @@ from pathlib import PurePath
 
 import pandas as pd
 
-from analysis import goals, statistics
-from analysis.curves import over_inference
-from analysis.runs import Study
-from analysis.state import collapsed, evaluated
-from analysis.table_rows import choose_by, groups
+from .. import goals, statistics
+from ..curves import over_inference
+from ..runs import Study
+from ..state import collapsed, evaluated
+from ..table_rows import choose_by, groups
 
 SHOWN = ("forget/prob", "retain/prob")  # what the page shows first: x, y
 

@@ -12,10 +12,10 @@ from pathlib import PurePath
 
 import pandas as pd
 
-from analysis.report import summary
-from analysis.runs import Study, StudyError
-from analysis.state import evaluated
-from analysis.table_formats import number
+from ..runs import Study, StudyError
+from ..state import evaluated
+from ..table_formats import number
+from . import summary
 
 SHOWN = 3  # examples of each kind
 KINDS = {  # kind → (whether of the forget set, whether the largest score comes first)

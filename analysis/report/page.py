@@ -15,12 +15,12 @@ from pathlib import Path, PurePath
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis import style, table_formats
-from analysis.report import chart, examples, summary
-from analysis.runs import Study, StudyError
-from analysis.state import manifests
-from analysis.table import differences, table
-from analysis.table_rows import Table
+from .. import style, table_formats
+from ..runs import Study, StudyError
+from ..state import manifests
+from ..table import differences, table
+from ..table_rows import Table
+from . import chart, examples, summary
 
 HERE = Path(__file__).parent
 FIGURES = {  # module of analysis → what its figure shows
@@ -71,7 +71,7 @@ def _figures(study: Study) -> tuple[list[dict], list[str]]:
     drawn, absent = [], []
     for name, caption in FIGURES.items():
         try:
-            figure = importlib.import_module(f"analysis.{name}").figure(study)
+            figure = importlib.import_module(f"..{name}", __package__).figure(study)
         except StudyError as error:
             absent.append(f"{name}: {error}")
             continue

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from analysis import statistics
-from analysis.runs import Study
-from analysis.state import evaluated
-from analysis.table_formats import name, number, signed
-from analysis.table_rows import Row, Table, choose_by, groups, table, told
+from .. import statistics
+from ..runs import Study
+from ..state import evaluated
+from ..table_formats import name, number, signed
+from ..table_rows import Row, Table, choose_by, groups, table, told
 
 FORGET, KEEP = "forget/prob", "retain/prob"
 LEAK = "forget/leak_gap"

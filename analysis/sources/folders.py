@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis.sources.record import Record, StudyError, flatten, merge, numbers, parse, parse_json, read_tables
-from analysis.sources.shapes import check_seal
+from .record import Record, StudyError, flatten, merge, numbers, parse, parse_json, read_tables
+from .shapes import check_seal
 
 CONFIG, MANIFEST, METRICS, EVAL = RUN_FILES = ("config.yaml", "manifest.json", "metrics.jsonl", "eval.json")
 TABLES = {"run": "examples.parquet", "references": "references.parquet"}  # the second is absent in older runs

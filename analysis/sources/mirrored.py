@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.sources.record import Record, flatten, merge, numbers
+from .record import Record, flatten, merge, numbers
 
 JOB_TYPE, OVERVIEW = "unlearn", "summary"  # of a run; of what a grid logs about its study, which is no run
 REWIND, TIME = "resumed_from", "_timestamp"  # columns of the history

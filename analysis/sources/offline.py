@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis.sources.mirrored import TABLES, TIME, WandbRun, plain, records
-from analysis.sources.record import Record, StudyError, read_tables
-from analysis.sources.transaction_log import Frames, NotWandb
+from .mirrored import TABLES, TIME, WandbRun, plain, records
+from .record import Record, StudyError, read_tables
+from .transaction_log import Frames, NotWandb
 
 FOLDER = re.compile(r"(offline-)?run-\d{8}_\d{6}-.+")  # an online run leaves the same file, without "offline-"
 NOT_INTO = {"files", "logs", "tmp", "offset", "best", "checkpoint", "latest-run", "figures"}

@@ -21,8 +21,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
 
-from analysis.sources.mirrored import OVERVIEW, TABLES, WandbRun, plain, records
-from analysis.sources.record import Record, StudyError, flatten, read_tables
+from .mirrored import OVERVIEW, TABLES, WandbRun, plain, records
+from .record import Record, StudyError, flatten, read_tables
 
 ON_SERVER = {"group": "group", "tag": "tags", "state": "state"}
 SHORT = {name: f"{name}.name" for name in ("algo", "method", "pair", "data")}

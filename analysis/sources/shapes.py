@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.sources.record import Record, StudyError
+from .record import Record, StudyError
 
 SEAL = "sealed_results"  # in the manifest: checksums of the files that a finished run left
 

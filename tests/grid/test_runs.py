@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pandas as pd
 import pytest
@@ -199,6 +200,22 @@ def test_an_installed_package_finds_its_yaml_tree_inside_itself(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path / "site")) and "name: npo" in done.stdout
+
+
+def test_an_installed_package_holds_the_analysis_inside_itself(tmp_path, made_up):
+    """A wheel has one name of its own (pyproject.toml): every second user has a folder called analysis."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == ["unlearn"]
+    for source, place in {"unlearn": "unlearn", **wheel["force-include"]}.items():
+        assert place.split("/")[0] == "unlearn"
+        shutil.copytree(ROOT / source, tmp_path / "site" / place, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "analysis.py").write_text("raise RuntimeError('a file of the user')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "unlearn.analysis.table", str(made_up)], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "retrained" in done.stdout and "npo" in done.stdout
 
 
 def test_folders_of_users_configs_are_searched_too(tmp_path, store):

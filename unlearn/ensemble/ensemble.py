@@ -29,9 +29,9 @@ class Member:
     name: str
     model: nn.Module
     fingerprint: str  # of the weights when the ensemble was made; says nothing about a trained member later
-    constant: float
-    slope: float
-    trained: bool
+    constant: float = 1.0
+    slope: float = 0.0
+    trained: bool = False
 
     @cached_property
     def kind(self) -> Kind:

@@ -18,12 +18,12 @@ import peft
 import torch
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearn.config.pair import ADAPTER_FILE, ADAPTER_PREFIX, LayersConfig
-from unlearn.models.tuning import second_view
+from unlearn.config.pair import ADAPTER_FILE, LayersConfig
+from unlearn.models.tuning import LAYER, added, second_view, write
 from unlearn.store.files import read_json
 
 KIND = "UNLEARNING_LAYERS"  # peft_type
@@ -142,14 +142,7 @@ def save(model: nn.Module, folder: Path) -> None:
         raise LayerError(f"{type(model).__name__} has no unlearning layers to save")
     some = next(iter(found.values()))
     how = {"bottleneck": some.bottleneck, "activation": some.activation}
-    write(weights(model), UnlearningLayersConfig(inference_mode=True, target_modules=list(found), **how), folder)
-
-
-def write(weights: Mapping[str, Tensor], config: UnlearningLayersConfig, folder: Path) -> None:
-    """The two files: weights by their name in the file, and the config."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / ADAPTER_FILE)
+    write(weights(model), UnlearningLayersConfig(target_modules=list(found), **how), folder)
 
 
 def load(model: nn.Module, folder: Path) -> nn.Module:
@@ -183,11 +176,7 @@ def read_config(folder: Path) -> UnlearningLayersConfig:
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """The layers' own weights by their name in the file; they are the model's, not copies."""
-    return {
-        ADAPTER_PREFIX + name.replace(".default.", "."): p.detach()
-        for name, p in model.named_parameters()
-        if f".{UnlearningModel.prefix}" in name
-    }
+    return added(model, LAYER)
 
 
 def _view(model: nn.Module, config: UnlearningLayersConfig, seed: int) -> nn.Module:

@@ -9,17 +9,20 @@ updates, and nothing has to be switched off and on again.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from unlearn.config.pair import ADAPTER_FILE, ADAPTER_PREFIX, LAYERS, LoraConfig, PairConfig
 
 if TYPE_CHECKING:
     import peft
+
+UPDATES, LAYER = "lora_", ".unlearning_"  # what the names of added parameters contain
 
 
 def learner(model: nn.Module, how: str, pair: PairConfig, seed: int) -> nn.Module:
@@ -81,34 +84,42 @@ def merged(model: nn.Module) -> nn.Module:
 
 
 def has_updates(model: nn.Module) -> bool:
-    return any("lora_" in name for name, _ in model.named_parameters())
+    return bool(added(model, UPDATES))
 
 
 def has_layers(model: nn.Module) -> bool:
-    return layer_parameters(model) > 0
+    return bool(added(model, LAYER))
 
 
 def layer_parameters(model: nn.Module) -> int:
     """Number of parameters of the unlearning layers in the model."""
-    return sum(p.numel() for name, p in model.named_parameters() if ".unlearning_" in name)
+    return sum(tensor.numel() for tensor in added(model, LAYER).values())
+
+
+def added(model: nn.Module, mark: str) -> dict[str, Tensor]:
+    """What peft added to the model, by its name in an adapter's file: the model's own tensors, not copies."""
+    named = ((name, p.detach()) for name, p in model.named_parameters() if mark in name)
+    return {ADAPTER_PREFIX + name.replace(".default.", "."): tensor for name, tensor in named}
+
+
+def write(weights: Mapping[str, Tensor], settings: peft.PeftConfig, folder: Path) -> None:
+    """An adapter's two files, as peft reads them: weights by their name in the file, and the settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.inference_mode = True
+    settings.save_pretrained(str(folder))
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / ADAPTER_FILE)
 
 
 def save_updates(model: nn.Module, cfg: LoraConfig, folder: Path) -> None:
     """Write the updates alone, as an adapter that peft can put on the model they belong to."""
-    settings = _settings(cfg)
-    settings.inference_mode = True
-    settings.save_pretrained(str(folder))
-    updates = {n: p.detach().contiguous() for n, p in model.named_parameters() if "lora_" in n}
-    save_file({ADAPTER_PREFIX + n.replace(".default.", "."): p for n, p in updates.items()}, folder / ADAPTER_FILE)
+    write(added(model, UPDATES), _settings(cfg), folder)
 
 
-@torch.no_grad()
 def load_updates(model: nn.Module, folder: Path) -> None:
     """Put written updates into a model that ``lora`` made."""
     found = load_file(folder / ADAPTER_FILE)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.copy_(found[ADAPTER_PREFIX + name.replace(".default.", ".")])
+    for name, tensor in added(model, UPDATES).items():
+        tensor.copy_(found[name])
 
 
 def _settings(cfg: LoraConfig) -> peft.LoraConfig:

@@ -115,7 +115,7 @@ class Workbench:
 
     def alone(self, name: str) -> Ensemble:
         """One of the models as an ensemble of itself."""
-        return Ensemble((Member(name, self.model(name), self.fingerprint(name), 1.0, 0.0, False),))
+        return Ensemble((Member(name, self.model(name), self.fingerprint(name)),))
 
     def _load(self, role: str) -> nn.Module:
         pair, trainer = self.cfg.pair, self.cfg.trainer

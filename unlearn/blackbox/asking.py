@@ -104,10 +104,9 @@ class Asking:
         """Ask and keep; how many tokens that took."""
         body = forms.body(question, self.http.model, tested.form, k, tested.after, self.texts.width)
 
-        def read(data: Any) -> tuple[tuple[Answer, int], int]:
+        def read(data: Any) -> tuple[Answer, int]:
             answer = forms.read(question, tested.form, k, data, self.texts)
-            used = len(question.ids) + (len(answer.said) or body["max_tokens"])
-            return (answer, used), used
+            return answer, len(question.ids) + (len(answer.said) or body["max_tokens"])
 
         try:
             answer, used = client.post("/v1/completions", body, question.tokens, read)

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from unlearn.config.pair import HttpConfig
 from unlearn.config.redaction import HIDDEN
 
 T = TypeVar("T")
+Read = Callable[[Any], tuple[T, int]]  # from an answer's JSON: what it is, and how many tokens were used
 log = logging.getLogger(__name__)
 PASSING, UNKNOWN = (408, 425, 429), 501  # what may pass of the 4xx, and what will not of the 5xx
 FIRST, LONGEST, PATIENT = 0.5, 30.0, 600.0  # seconds: a first pause, a pause of ours, one that Retry-After asks for
@@ -73,11 +74,11 @@ class Client:
         path: str,
         body: dict[str, Any],
         tokens: int,
-        read: Callable[[Any], tuple[T, int]],
+        read: Read[T],
         wrong: int | None = None,
         retries: int | None = None,
-    ) -> T:
-        """What ``read`` makes of the answer to ``path`` (/v1/…), beside which it says how many tokens were used.
+    ) -> tuple[T, int]:
+        """What ``read`` makes of the answer to ``path`` (/v1/…), and how many tokens were used.
 
         ``retries``: if not as many as the settings say; ``wrong``: of an answer that is wrong, likewise. Raises
         ``Refused``, ``OverBudget`` before a request that a limit forbids, ``Lacks`` as ``read`` does,
@@ -90,7 +91,7 @@ class Client:
             return state.attempt_number > (min(wrong, most) if limited else most)
 
         retrying = Retrying(
-            stop=spent, wait=_pause, sleep=self._sleep, retry=retry_if_exception_type(Again), reraise=True,
+            stop=spent, wait=_pause, sleep=self.halt.wait, retry=retry_if_exception_type(Again), reraise=True,
             before_sleep=lambda s: log.debug("try %d: %s", s.attempt_number, self._hidden(str(s.outcome.exception()))),
         )  # fmt: skip
         try:
@@ -101,7 +102,9 @@ class Client:
                 "tries. What was fetched stays: the same command goes on from there"
             ) from None
 
-    def _once(self, path: str, body: dict[str, Any], tokens: int, read: Callable[[Any], tuple[T, int]]) -> T:
+    def _once(
+        self, path: str, body: dict[str, Any], tokens: int, read: Callable[[Any], tuple[T, int]]
+    ) -> tuple[T, int]:
         if self.halt.is_set():
             raise Halted
         self.memo.reserve(tokens, self.http)
@@ -123,10 +126,7 @@ class Client:
         except (ValueError, RecursionError) as error:
             raise Again(f"no JSON: {error}", answered=True) from None
         self.memo.settle(tokens, used)
-        return found
-
-    def _sleep(self, seconds: float) -> None:
-        self.halt.wait(seconds)
+        return found, used
 
     def _hidden(self, text: str) -> str:
         """Some servers quote the key that they do not like."""
@@ -165,8 +165,7 @@ def _asked_pause(answer: httpx.Response) -> float | None:
         until = parsedate_to_datetime(text)
     except ValueError:
         return None
-    now = datetime.fromtimestamp(time.time(), UTC)
-    return max(0.0, ((until if until.tzinfo else until.replace(tzinfo=UTC)) - now).total_seconds())
+    return max(0.0, (until if until.tzinfo else until.replace(tzinfo=UTC)).timestamp() - time.time())
 
 
 def _words(answer: httpx.Response) -> str:

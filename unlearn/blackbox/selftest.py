@@ -65,7 +65,7 @@ class _Trial:
             self.names |= dict(_names(question, data))
             return answer, len(question.ids) + body["max_tokens"]
 
-        return self.client.post("/v1/completions", body, question.tokens, read, WRONG)
+        return self.client.post("/v1/completions", body, question.tokens, read, WRONG)[0]
 
 
 def run(client: Client, memo: Memo, texts: Texts) -> Tested:
@@ -204,7 +204,7 @@ def _echoed_names(trial: _Trial) -> dict[int, str]:
         return data["choices"][0]["logprobs"]["tokens"], question.tokens
 
     try:
-        told = trial.client.post("/v1/completions", body, question.tokens, read, WRONG)
+        told, _ = trial.client.post("/v1/completions", body, question.tokens, read, WRONG)
     except (LookupError, TypeError):
         return {}
     return {token: name for token, name in zip(ids, told, strict=False) if isinstance(name, str)}
@@ -217,7 +217,7 @@ def _check_ids(trial: _Trial) -> bool:
     body = {"model": http.model, "prompt": text, "add_special_tokens": False}
     own = trial.texts.tokenizer(text, add_special_tokens=False)["input_ids"]
     try:
-        found = trial.client.post("/tokenize", body, 0, lambda data: (data.get("tokens"), 0), retries=WRONG)
+        found, _ = trial.client.post("/tokenize", body, 0, lambda data: (data.get("tokens"), 0), retries=WRONG)
     except (BlackBoxError, AttributeError):
         return False
     if not isinstance(found, list):

@@ -10,7 +10,6 @@ from support.helpers import tiny_llama
 from support.served import GREEDY, PROMPTS, STEPS, ask, engine, logp_of, parts, plain, seeded, tokens, told, until_end
 
 from unlearn.config.schema import ConfigError
-from unlearn.decoding import states
 from unlearn.decoding.generation import Decoding, greedy
 from unlearn.deploy.serving import answers
 from unlearn.deploy.serving.answers import Failed
@@ -18,7 +17,7 @@ from unlearn.deploy.serving.engine import Busy, Engine
 from unlearn.deploy.serving.offsets import Blend, Part, Switches
 from unlearn.ensemble.combination import bind_rule
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.models import llama
+from unlearn.models import llama, states
 
 ON = "request0"
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn.decoding.states import Reader, state_of, wider
 from unlearn.ensemble.ensemble import Member
 from unlearn.models.llama import device_of
+from unlearn.models.states import Reader, wider
 
 Rows = Mapping[str, Tensor]  # next-token logits by member
 
@@ -42,7 +42,7 @@ class Batch:
         self.ids, self._mask = (torch.tensor(values, device=self.device) for values in (ids, mask))  # [B, W]
         if hide_pad:
             self._mask = (self.ids != pad_id).long()
-        self._states = {m.name: state_of(m.model, whole) for m in members}
+        self._states = {m.name: m.kind.state(whole) for m in members}
         self._read = {m.name: 0 for m in members}  # columns
         for m in members:
             m.model.eval()

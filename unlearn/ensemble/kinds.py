@@ -23,6 +23,7 @@ from unlearn.ensemble.rows import DTYPES, FILE, IDS, RESIDUAL, top
 from unlearn.ensemble.rows_size import Budget, Shape, gib
 from unlearn.models.llama import device_of, has_encoder, head, vocabulary
 from unlearn.models.prompts import by_prompt, shared_rows, shared_states
+from unlearn.models.states import Cached, Encoded, State
 
 if TYPE_CHECKING:
     from unlearn.ensemble.ensemble import Ensemble
@@ -62,6 +63,11 @@ class Kind:
         """
         raise NotImplementedError
 
+    def state(self, whole: bool = False) -> State:
+        """Its state before it has read anything. ``whole``: it will be rewound, so that every column must be kept,
+        whatever the model's window."""
+        raise NotImplementedError
+
     def say(self, prompts: Sequence[Sequence[int]], most: int, ends: Collection[int]) -> list[list[int]] | None:
         """Its own greedy answers, at most ``most`` tokens, up to and with the first of ``ends``; None where it gives no
         whole answers."""
@@ -95,6 +101,9 @@ class Local(Kind):
 
     def rows(self, examples: Sequence[Example], pad_id: int) -> Tensor:
         return shared_rows(self.model, examples, pad_id)
+
+    def state(self, whole: bool = False) -> State:
+        return Cached(self.model, whole)
 
     def kept(self, name: str, rows: int, budget: Budget) -> tuple[str, int] | None:
         if budget.fits(rows, self.shape):
@@ -142,6 +151,9 @@ class WithEncoder(Local):
     """An encoder–decoder whose weights are here: the prompt goes to the encoder, the answer to the decoder."""
 
     encodes = True
+
+    def state(self, whole: bool = False) -> State:
+        return Encoded(self.model)
 
 
 def kind_of(model: nn.Module) -> Kind:

@@ -22,6 +22,7 @@ from unlearn.ensemble.kinds import Kind
 from unlearn.ensemble.rows import FILE, IDS, RESIDUAL, spread
 from unlearn.ensemble.rows_size import Budget, Shape, gib
 from unlearn.models.llama import NARROW, device_of
+from unlearn.models.states import Reader, State
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,29 @@ class Opaque(nn.Module, Kind):
             found = {FILE: rows.logp, IDS: rows.ids, RESIDUAL: rows.residual}
             here = slice(start, start + len(rows.logp))
             yield here, {name: values for name, values in found.items() if values is not None}
+
+    def state(self, whole: bool = False) -> State:
+        return Asked(self)
+
+
+class Asked(State):
+    """A black box is given the texts again, longer, each time it is asked: nothing is kept of them."""
+
+    def __init__(self, model: Opaque):
+        self.model = model
+
+    def read(self, ids: Tensor, mask: Tensor, positions: Tensor, since: int) -> Reader:
+        texts = [text[seen].tolist() for text, seen in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
+        n = ids.shape[1] - since
+        kept = torch.empty(len(texts), 0)  # the last rows, as many as were asked for
+
+        def rows(part: int | slice) -> Tensor:
+            nonlocal kept
+            where = torch.arange(n)[part]
+            count = n - int(where.min())
+            if count > kept.shape[1]:
+                found = self.model.following(texts, count).rows(self.model.width, device_of(self.model))
+                kept = found.view(len(texts), count, -1)
+            return kept[:, where - (n - kept.shape[1])]
+
+        return rows

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from unlearn.data.encoding import Example, by_length, collate
 from unlearn.models.llama import answer_states, has_encoder, head
+from unlearn.models.states import Cached
 
 SAVED = 1 / 3  # share of the positions that must be saved: below it a second pass and copies of the cache cost as much
 SHORT = 16  # tokens of a prompt, on average: below it likewise (experiments/speed/scoring.py)
@@ -71,7 +71,6 @@ def shared_states(model: nn.Module, examples: Sequence[Example], pad_id: int) ->
 
 def _continued(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
     """The first row of an answer is the prompt's last; the others follow from its tokens but the last."""
-    place = next(model.parameters()).device
     number = {p: u for u, p in enumerate(dict.fromkeys(e.prompt for e in examples))}
     of = torch.tensor([number[e.prompt] for e in examples])
     lengths = torch.tensor([len(e.answer) for e in examples])
@@ -80,21 +79,15 @@ def _continued(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Te
     prompts = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in number])
     seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in number])
     positions = (seen.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-
-    def read(ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        return model.base_model(
-            input_ids=ids.to(place), attention_mask=mask.to(place), position_ids=positions.to(place),
-            past_key_values=cache, use_cache=True,
-        ).last_hidden_state  # fmt: skip
-
-    hidden = read(prompts, seen, positions)[:, -1:]
+    state = Cached(model, whole=False)
+    hidden = state.hidden(prompts, seen, positions)[:, -1:]
     hidden = hidden[of.to(hidden.device)]
     if most:  # else every answer is EOS alone
-        cache.batch_select_indices(of)  # a cache may lie on another device, or on several
+        state.select(of.tolist())
         answers = torch.tensor([[*e.answer[:-1], *[pad_id] * (most + 1 - len(e.answer))] for e in examples])
         there = (torch.arange(most) < lengths[:, None] - 1).long()
         after = positions[of, -1:] + 1 + torch.arange(most)
-        hidden = torch.cat([hidden, read(answers, torch.cat([seen[of], there], dim=1), after)], dim=1)
+        mask = torch.cat([seen[of], there], dim=1)
+        hidden = torch.cat([hidden, state.hidden(answers, mask, after)], dim=1)
     kept = torch.arange(most + 1) < lengths[:, None]
     return hidden[kept.to(hidden.device)]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from unlearn.decoding.choosing import Draw
-from unlearn.decoding.states import Reader
 from unlearn.deploy.serving.offsets import Mix
 from unlearn.ensemble.chunks import block
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.models.llama import device_of, vocabulary
+from unlearn.models.states import Reader
 
 BEFORE = 5  # tokens of the prompt that are decoded with the first ones: some tokenizers drop a text's first space
 BROKEN = "\ufffd"  # what the bytes of half a character are decoded as

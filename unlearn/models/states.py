@@ -1,4 +1,4 @@
-"""What one member has read of a batch of texts, and the rows that follow: a KV cache, or, of a black box, the texts.
+"""What one model has read of a batch of texts, and the rows that follow: a KV cache of its own.
 
 Texts are padded on the left, so that all end together. B texts, S columns read so far and n new ones, V vocabulary.
 """
@@ -10,11 +10,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
-from unlearn.ensemble.opaque import Opaque
 from unlearn.models import seq2seq
-from unlearn.models.llama import device_of, has_encoder, head
+from unlearn.models.llama import device_of, head
 
 # Logits after some of the columns that were just read: [B, V] of one column, [B, k, V] of a slice of them. They are
 # computed when called: of a text that is only read, nothing is.
@@ -22,6 +21,8 @@ Reader = Callable[[int | slice], Tensor]
 
 
 class State(Protocol):
+    """Every member of a batch has one of its own: sharing a cache would decode from another model's keys."""
+
     def read(self, ids: Tensor, mask: Tensor, positions: Tensor, since: int) -> Reader:
         """Read the columns from ``since`` on of ids, mask and positions [B, S + n], all before which were read."""
 
@@ -36,26 +37,18 @@ class State(Protocol):
         one, and of the other, that both end up as wide."""
 
 
-def state_of(model: nn.Module, whole: bool = False) -> State:
-    """A member's state before anything is read. ``whole``: it will be rewound, so that every column must be kept,
-    whatever the model's window."""
-    if isinstance(model, Opaque):
-        return Asked(model)
-    return Encoded(model) if has_encoder(model) else Cached(model, whole)
-
-
 class Cached:
-    """A local model with a KV cache of its own: sharing one would decode from another model's keys."""
+    """A causal model, with a KV cache."""
 
     def __init__(self, model: nn.Module, whole: bool):
         self.model = model
         self.cache = DynamicCache() if whole else DynamicCache(config=model.config)
 
     def read(self, ids: Tensor, mask: Tensor, positions: Tensor, since: int) -> Reader:
-        hidden = self._hidden(ids[:, since:], mask, positions[:, since:])
+        hidden = self.hidden(ids[:, since:], mask, positions[:, since:])
         return lambda part: head(self.model, hidden[:, part])
 
-    def _hidden(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Last hidden states, [B, n, D]."""
         here = device_of(self.model)
         return self.model.base_model(
@@ -82,51 +75,33 @@ class Encoded(Cached):
     """A model with an encoder, which reads the prompts, once and whole: they can only be continued."""
 
     def __init__(self, model: nn.Module):
-        self.model, self.cache = model, None
+        self.model, self.cache, self.memory = model, EncoderDecoderCache(DynamicCache(), DynamicCache()), None
 
-    def _hidden(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    @torch.no_grad()
+    def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """The decoder's last hidden states; of the prompts those of its start token, [B, 1, D]."""
-        if self.cache is None:
-            self.cache = seq2seq.Cache(self.model, ids, mask)
-        return self.cache.read(ids)
+        here = device_of(self.model)
+        if self.memory is None:  # these are the prompts
+            end, start = (ids.new_full((len(ids), 1), token(self.model)) for token in (seq2seq.end, seq2seq.start))
+            self.seen = torch.cat([mask, torch.ones_like(end)], dim=1).to(here)
+            ids = torch.cat([ids, end], dim=1).to(here)
+            self.memory = self.model.get_encoder()(input_ids=ids, attention_mask=self.seen).last_hidden_state
+            ids = start
+        out = self.model.get_decoder()(
+            input_ids=ids.to(here), encoder_hidden_states=self.memory, encoder_attention_mask=self.seen,
+            past_key_values=self.cache, use_cache=True,
+        )  # fmt: skip
+        return seq2seq.scaled(self.model, out.last_hidden_state)
+
+    def select(self, texts: list[int]) -> None:
+        super().select(texts)
+        self.memory, self.seen = self.memory[texts], self.seen[texts]
 
     def rewind(self, texts: list[int], columns: Tensor) -> None:
         raise TypeError("prompts that an encoder has read cannot be made shorter or longer, or be taken back")
 
     def join(self, other: Cached, more: int, fewer: int) -> None:
         raise TypeError("prompts that an encoder has read cannot stand beside others")
-
-
-class Asked:
-    """A black box, which is given the texts again, longer, each time it is asked."""
-
-    def __init__(self, model: Opaque):
-        self.model = model
-
-    def read(self, ids: Tensor, mask: Tensor, positions: Tensor, since: int) -> Reader:
-        texts = [text[seen].tolist() for text, seen in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
-        n = ids.shape[1] - since
-        kept = torch.empty(len(texts), 0)  # the last rows, as many as were asked for
-
-        def rows(part: int | slice) -> Tensor:
-            nonlocal kept
-            where = torch.arange(n)[part]
-            count = n - int(where.min())
-            if count > kept.shape[1]:
-                found = self.model.following(texts, count).rows(self.model.width, device_of(self.model))
-                kept = found.view(len(texts), count, -1)
-            return kept[:, where - (n - kept.shape[1])]
-
-        return rows
-
-    def select(self, texts: list[int]) -> None:
-        """Nothing is kept of the texts."""
-
-    def rewind(self, texts: list[int], columns: Tensor) -> None:
-        """Nothing is kept of the texts."""
-
-    def join(self, other: Asked, more: int, fewer: int) -> None:
-        """Nothing is kept of the texts."""
 
 
 def wider(values: Tensor, more: int, dim: int) -> Tensor:

@@ -19,6 +19,10 @@ from unlearn.models import llama, seq2seq, tokenizers
 from unlearn.store.sources import content, is_folder, tokenizer_files, weight_files
 
 log = logging.getLogger(__name__)
+QUANTISATION = {
+    "none": {}, "8bit": {"load_in_8bit": True},
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
+}  # fmt: skip
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]  # config and tokenizer
 
 
@@ -71,19 +75,15 @@ def tokenizer(key: str, source: SourceConfig) -> PreTrainedTokenizerBase:
         raise ConfigError(f"{key}={source.source!r}: its tokenizer cannot be read: {why}") from None
 
 
-def vocabulary(folder: Path) -> int:
-    """Rows of the output head, by the model's config."""
-    return config(folder).get_text_config().vocab_size
-
-
-def check(key: str, source: SourceConfig, shared: PreTrainedTokenizerBase, max_length: int) -> Path:
+def check(key: str, source: SourceConfig, shared: PreTrainedTokenizerBase, max_length: int) -> int:
     """Refuse a pretrained model that reads other ids than ``shared``, the pair's tokenizer, gives; or shorter texts
     than ``max_length``.
 
-    Returns the folder of its config and tokenizer.
+    Returns the rows of its output head, by its config.
     """
     folder = locate(f"{key}.source", source, weights=False)
-    takes = getattr(config(folder).get_text_config(), "max_position_embeddings", None)
+    about = config(folder).get_text_config()
+    takes = getattr(about, "max_position_embeddings", None)
     if takes is not None and max_length > takes:
         raise ConfigError(
             f"{key}.source={source.source!r} takes at most {takes} tokens, and examples may have {max_length}: lower "
@@ -91,7 +91,7 @@ def check(key: str, source: SourceConfig, shared: PreTrainedTokenizerBase, max_l
         )
     if not tokenizer_files(folder):
         log.warning("%s.source=%r has no tokenizer: that it reads the pair's ids is not checked", key, source.source)
-        return folder
+        return about.vocab_size
     own = {id: token for token, id in tokenizer(f"{key}.source", source).get_vocab().items()}
     for token, id in sorted(shared.get_vocab().items(), key=lambda entry: entry[1]):
         if own.get(id) != token:
@@ -100,7 +100,7 @@ def check(key: str, source: SourceConfig, shared: PreTrainedTokenizerBase, max_l
                 f"id {id} is {own.get(id)!r} there and {token!r} here; all models of a pair must share one vocabulary, "
                 "index for index"
             )
-    return folder
+    return about.vocab_size
 
 
 def common_width(widths: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) -> int:
@@ -126,13 +126,11 @@ def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module
     place = str(run_device) if cfg.device is None else cfg.device
     if cfg.quantisation == "none" and place != "auto":
         return llama.load(folder, place, dtype)
+    how = QUANTISATION[cfg.quantisation]
     model = llama.class_of(folder).from_pretrained(
-        folder,
-        dtype=dtype,
-        device_map=place if place == "auto" else {"": place},
-        quantization_config=_quantised(cfg),
-        **llama.SAFE,
-    )
+        folder, dtype=dtype, device_map=place if place == "auto" else {"": place},
+        quantization_config=BitsAndBytesConfig(**how) if how else None, **llama.SAFE,
+    )  # fmt: skip
     if any(p.device.type == "meta" for p in model.parameters()):
         raise ConfigError(
             "pair.target.device='auto': the model does not fit on the GPUs here; quantise it, or take a smaller one"
@@ -144,14 +142,6 @@ def precision(folder: Path, cfg: TargetConfig) -> torch.dtype:
     """``dtype: auto`` is what the model's config says it was saved in."""
     saved = config(folder).dtype if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
     return saved or torch.float32
-
-
-def _quantised(cfg: TargetConfig) -> BitsAndBytesConfig | None:
-    if cfg.quantisation == "none":
-        return None
-    if cfg.quantisation == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def fingerprint(folder: Path, memo: Path, width: int, held: TargetConfig | None) -> str:

@@ -170,8 +170,7 @@ def _width(pair: PairConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -
     for name in ("target", "small"):
         source = getattr(pair, name)
         if source.source is not None:
-            folder = hub.check(f"pair.{name}", source, tokenizer, longest)
-            widths[f"{name} {source.source!r}"] = hub.vocabulary(folder)
+            widths[f"{name} {source.source!r}"] = hub.check(f"pair.{name}", source, tokenizer, longest)
         elif not sources.is_remote(pair, name):  # what a server gives beyond the others' width is left
             widths[f"{name} (from scratch)"] = tokenizers.size(tokenizer)
     return hub.common_width(widths, tokenizer)
@@ -189,7 +188,7 @@ def check_own(bench: Workbench, role: str) -> None:
     own, encoder = sources.own_source(bench.cfg.pair, role), bench.encoder
     if own is None:
         return
-    width = hub.vocabulary(hub.check(f"pair.{role}", own, encoder.tokenizer, encoder.max_length))
+    width = hub.check(f"pair.{role}", own, encoder.tokenizer, encoder.max_length)
     if width < bench.width:
         raise ConfigError(
             f"pair.{role}.source={own.source!r}: its head has {width:,} logits, and target and small are read for "

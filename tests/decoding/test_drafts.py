@@ -11,7 +11,7 @@ from unlearn.decoding import drafts
 from unlearn.decoding.choosing import LEAST, decide
 from unlearn.decoding.drafts import drafts_of, greedy_from_drafts
 from unlearn.decoding.generation import Decoding, greedy
-from unlearn.ensemble import frozen
+from unlearn.ensemble import kinds
 from unlearn.ensemble.combination import SUM, bind_rule
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import evaluation
@@ -225,7 +225,7 @@ def test_where_tokens_tie_plain_decoding_decides(tmp_path, rule, monkeypatch):
         rows = real(model, hidden)
         return rows + 5e-5 * (2 * torch.rand(rows.shape, generator=random) - 1)
 
-    for module in (prompts, frozen):
+    for module in (prompts, kinds):
         monkeypatch.setattr(module, "head", blurred)
     said = plain(ensemble, 1.0, 1)
     assert drafted(ensemble, 1.0, Store(tmp_path), 1) == said

@@ -183,7 +183,7 @@ def test_auto_keeps_logits_while_they_are_small_then_hidden_states_then_nothing(
 
 
 def test_a_fill_that_takes_time_is_announced_with_its_size(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("unlearn.ensemble.frozen.ANNOUNCED_GIB", 0)
+    monkeypatch.setattr("unlearn.ensemble.kinds.ANNOUNCED_GIB", 0)
     with caplog.at_level("INFO"):
         stored(Store(tmp_path), target(), random_examples(9), 0, kind="fp16")
     assert "answer rows of the target as fp16: " in caplog.text and "GiB" in caplog.text

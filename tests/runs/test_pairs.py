@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -304,8 +305,7 @@ def test_quantisation_is_asked_of_bitsandbytes(monkeypatch):
         return torch.nn.Linear(1, 1)
 
     monkeypatch.setattr(hub, "precision", lambda folder, cfg: torch.bfloat16)
-    monkeypatch.setattr(hub, "has_encoder", lambda folder: False)
-    monkeypatch.setattr(hub.AutoModelForCausalLM, "from_pretrained", loaded)
+    monkeypatch.setattr(llama, "class_of", lambda folder: SimpleNamespace(from_pretrained=loaded))
     for kind in ("8bit", "4bit"):
         hub.load(Path("x"), TargetConfig(quantisation=kind), torch.device("cpu"))
         settings = asked["quantization_config"]

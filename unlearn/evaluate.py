@@ -45,7 +45,7 @@ def main(keys: Keys) -> int:
     if keys.model is not None:
         return _model(keys)
     run = open_run(keys.run, keys.overrides)
-    perform(run.raw, run.job)
+    perform(run.job)
     return 1 if table.report([run.job]) else 0
 
 

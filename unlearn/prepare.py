@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from unlearn.config.schema import conf_dir, register
 from unlearn.grid import call as grid
 from unlearn.grid import launchers
+from unlearn.grid.rules import parse
 from unlearn.store import sources
 
 register()
@@ -22,7 +23,7 @@ register()
 
 def prepare(raw: DictConfig) -> None:
     """Build what is missing for one config and show what there is."""
-    cfg = launchers.config(raw)
+    cfg = launchers.quiet(parse(raw))
     from unlearn.grid import table
     from unlearn.models import llama
     from unlearn.runs.baselines import baselines, suite_of

@@ -12,9 +12,7 @@ import hydra
 from omegaconf import DictConfig
 
 from unlearn.config.schema import conf_dir, register
-from unlearn.data.readers import read
 from unlearn.grid import call as grid
-from unlearn.grid import launchers
 from unlearn.grid.perform import perform
 
 register()
@@ -22,8 +20,7 @@ register()
 
 def unlearn(raw: DictConfig) -> None:
     """One job of a grid (or the only one)."""
-    cfg = launchers.config(raw)
-    perform(raw, grid.job(cfg, read(cfg).fingerprint()))
+    perform(grid.Grid.call.job_of(raw))
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ class StudyWorld:
 def run(cfg: Config) -> Job:
     """Train and evaluate, unless that is done."""
     found = job(cfg, read(cfg).fingerprint())
-    if not runlog.is_done(found.folder, cfg, found.data):
+    if not runlog.is_done(found):
         jobs.execute(found, OmegaConf.to_yaml(OmegaConf.structured(cfg)))
     return found
 

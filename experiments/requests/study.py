@@ -65,8 +65,8 @@ class Workbench:
     def run(self, *more: str) -> Job:
         raw, cfg = config([*self.common, *PLAIN, *more])
         job = grid.job(cfg, read(cfg).fingerprint())
-        perform(raw, job)
-        if not runlog.is_done(job.folder, job.cfg, job.data):
+        perform(job)
+        if not runlog.is_done(job):
             raise SystemExit(f"{job.folder}: {runlog.manifest(job.folder).get('error')}")
         return job
 

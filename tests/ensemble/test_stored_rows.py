@@ -15,8 +15,7 @@ from unlearn.ensemble.ensemble import Member
 from unlearn.ensemble.frozen import rows_of, stored
 from unlearn.ensemble.rows import FrozenRows, HiddenRows, LiveRows, TopRows, top
 from unlearn.ensemble.rows_size import Budget, Shape
-from unlearn.grid import inspection
-from unlearn.grid.forecast import too_large
+from unlearn.grid.inspection import too_large
 from unlearn.models.llama import answer_rows, narrow
 from unlearn.runs import learner
 from unlearn.runs.inputs import Inputs
@@ -231,8 +230,8 @@ def test_a_run_that_is_refused_its_rows_ends_with_status_2_before_any_model_is_m
 
 def test_rows_that_may_be_computed_are_never_refused_and_rows_that_are_rounded_are_never_computed(config):
     """Else whether they fit would change what is trained, and the hash of the run would not know."""
-    assert inspection._too_large(config("trainer.stored_rows_gib=0")) == []
-    lines = inspection._too_large(config("trainer.stored_rows_gib=0", "trainer.stored_rows=topk"))
+    assert too_large(config("trainer.stored_rows_gib=0")) == []
+    lines = too_large(config("trainer.stored_rows_gib=0", "trainer.stored_rows=topk"))
     assert lines and all("rows of the target" in line and "would not be rounded" in line for line in lines)
 
 

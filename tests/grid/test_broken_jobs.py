@@ -9,13 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from filelock import FileLock
-from omegaconf import OmegaConf
 from support.helpers import ROOT, TINY, Killed, command, compose, execute
 
 from unlearn import run
 from unlearn.data.readers import read
 from unlearn.grid import call as grid
-from unlearn.grid import ended
+from unlearn.grid import launchers
 from unlearn.store import runlog
 from unlearn.store.files import write_json, write_whole
 from unlearn.store.identity import Job
@@ -109,21 +108,21 @@ def test_retry_failed_repeats_what_failed_and_begins_nothing_else(tmp_path, stor
     rows = [line.split()[-1] for line in done.stdout.splitlines() if " offset " in line]
     assert rows == ["done", "done"]
     none = command("unlearn.run", *options, "seed=1,2", cwd=tmp_path)
-    assert "of 2 runs asked for none failed or was stopped" in none.stdout and not job(2).folder.exists()
+    assert "of 2 runs asked for none failed or was interrupted" in none.stdout and not job(2).folder.exists()
 
 
 def test_what_failed_is_tried_again_by_the_same_command(config, monkeypatch):
     cfg = config("algo=ga")
     job = grid.job(cfg, read(cfg).fingerprint())
     runlog.fail(job, OSError("no space left on device"))
-    assert runlog.manifest(job.folder)["status"] == "failed" and ended.to_repeat(job)
-    assert runlog.manifest(execute(cfg).folder)["status"] == "done" and not ended.to_repeat(job)
+    assert runlog.manifest(job.folder)["status"] == "failed" and launchers.to_repeat(job)
+    assert runlog.manifest(execute(cfg).folder)["status"] == "done" and not launchers.to_repeat(job)
 
 
 def test_a_lock_left_by_a_killed_process_blocks_nobody(tmp_path):
     script = (
-        "import os, signal, sys; from pathlib import Path; from unlearn.grid import ended\n"
-        "ended.lock(Path(sys.argv[1])).acquire(); print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys; from pathlib import Path; from unlearn.grid import launchers\n"
+        "launchers.lock(Path(sys.argv[1])).acquire(); print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     run = tmp_path / "runs" / "one"
     done = subprocess.run(
@@ -132,7 +131,7 @@ def test_a_lock_left_by_a_killed_process_blocks_nobody(tmp_path):
     )  # fmt: skip
     assert done.returncode == -9 and done.stdout == "held\n"
     assert (run.parent / ".locks" / "one.lock").is_file()
-    with ended.lock(run).acquire(timeout=0):
+    with launchers.lock(run).acquire(timeout=0):
         with pytest.raises(TimeoutError):
             FileLock(run.parent / ".locks" / "one.lock").acquire(timeout=0)
 
@@ -150,9 +149,9 @@ def test_an_evaluation_that_broke_off_is_made_whole_and_never_sealed_half(config
 
     with monkeypatch.context() as patch:
         patch.setattr(runlog, "write_json", full)
-        run.perform(OmegaConf.structured(more), grid.job(more, data))
+        run.perform(grid.job(more, data))
     assert runlog.manifest(folder)["status"] == "failed" and not grid.job(cfg, data).was_done
-    run.perform(OmegaConf.structured(more), grid.job(more, data))
+    run.perform(grid.job(more, data))
     assert grid.job(more, data).was_done and list(runlog.evaluation(folder)["alphas"]) == ["1.0", "2.0"]
     assert set(pd.read_parquet(folder / "examples.parquet")["alpha"]) == {1.0, 2.0}
 

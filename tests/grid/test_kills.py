@@ -103,7 +103,7 @@ def some(commits: list[str]) -> list[str]:
     first, last = ours[0], ours[-1]  # the grid's two runs
     wanted = (
         ("after", "replace store/model/"), ("before", "replace store/rows/"), ("torn", f"{first}/metrics.jsonl 2"),
-        ("before", f"{first}/checkpoint/state.pt"), ("after", f"rename runs/default/{first}/offset"),
+        ("before", f"{first}/checkpoint/state.pt"), ("after", f"replace runs/default/{first}/offset"),
         ("after", f"{first}/examples.parquet"), ("after", f"{last}/eval.json"),
     )  # fmt: skip
     return [f"{how} {next(name for name in commits if part in name)}" for how, part in wanted]
@@ -157,7 +157,7 @@ def test_sigterm_while_training_finishes_the_step_and_saves(zygote, whole, prepa
     assert torch.load(prepared / first / "checkpoint" / "state.pt", weights_only=True)["step"] == step
     assert f"append {first}/metrics.jsonl {step + 1}" not in ended.commits and not (prepared / second).exists()
     assert status(prepared / first) == "interrupted"
-    assert "saved" in ended.printed and "the same command goes on from here" in ended.printed
+    assert "saved" in ended.printed and "rerun the same command to resume" in ended.printed
     rows = [line.split() for line in ended.printed.splitlines() if " offset " in line]
     assert [(row[0], row[-1]) for row in rows] == [("ga", "interrupted"), ("npo", "started")]  # not started
     ends_as(whole, prepared, zygote)

@@ -17,6 +17,7 @@ from support.helpers import ROOT, TINY, broken, compose, raw
 
 from unlearn.config.schema import conf_dir
 from unlearn.grid import launchers
+from unlearn.grid.rules import parse
 
 # Two runs that fail and two that do not, of one world.
 GRID = ("-m", *TINY, "algo=ga,npo", "method.file=null,broken.py", "eval.groups=[]")
@@ -152,13 +153,13 @@ def job_of():
 
 def test_there_are_bars_only_where_one_job_runs_at_a_time(job_of):
     config = raw()
-    assert launchers.config(config).trainer.progress
+    assert launchers.quiet(parse(config)).trainer.progress
     for launcher, mode, bars in (
         ("basic", "MULTIRUN", True), ("joblib", "RUN", True), ("joblib", "MULTIRUN", False),
         ("submitit_local", "MULTIRUN", False),
     ):  # fmt: skip
         job_of(launcher, mode)
-        assert launchers.config(config).trainer.progress is bars
+        assert launchers.quiet(parse(config)).trainer.progress is bars
     assert config.trainer.progress  # the config itself is what was asked for
 
 

@@ -85,7 +85,7 @@ def test_an_error_that_carries_a_secret_is_recorded_without_it(config, planted, 
     monkeypatch.setattr(jobs, "execute", failing)
     factory = logging.getLogRecordFactory()
     try:
-        run.perform(raw(*TINY), job)
+        run.perform(job)
     finally:
         logging.setLogRecordFactory(factory)
     log = (job.folder / "log.txt").read_text()

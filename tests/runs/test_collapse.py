@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from support.helpers import execute, killed_at, lines, weights
 
@@ -246,7 +245,7 @@ def test_a_loss_that_is_no_number_ends_training_at_the_best_point_where_that_is_
 def test_a_loss_that_is_no_number_fails_a_run_that_keeps_its_last_point_and_leaves_it_the_best(config, watches, broken):
     cfg = config(*DIVERGING, "trainer.keep=last")
     asked = grid.job(cfg, read(cfg).fingerprint())
-    run.perform(OmegaConf.structured(cfg), asked)
+    run.perform(asked)
     folder, (watch,) = asked.folder, watches
     manifest = runlog.manifest(folder)
     assert manifest["status"] == "failed" and not grid.job(cfg, asked.data).was_done

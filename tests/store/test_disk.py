@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
-from support.helpers import TINY, compose, raw
+from support.helpers import TINY, compose
 
 from analysis import style
 from analysis.output import whole
@@ -23,7 +23,7 @@ from unlearn.grid import perform as performing
 from unlearn.grid import table
 from unlearn.store import files, runlog
 from unlearn.store.entries import Store, fault
-from unlearn.store.files import DiskError, write_folder, write_json, write_whole
+from unlearn.store.files import DiskError, write_json, write_whole
 
 
 @contextmanager
@@ -72,9 +72,9 @@ def test_a_file_for_which_there_is_no_room_is_named_and_nothing_of_it_is_left(sm
 
 
 def test_a_folder_for_which_there_is_no_room_leaves_the_one_that_was_there(small):
-    write_folder(small / "offset", lambda f: (f.mkdir(), (f / "a").write_text("before")))
+    write_whole(small / "offset", lambda f: (f.mkdir(), (f / "a").write_text("before")))
     with pytest.raises(DiskError, match="offset could not be written, its disk is full"):
-        write_folder(small / "offset", lambda f: (f.mkdir(), (f / "a").write_text("y"), WRITERS["weights"](f / "b")))
+        write_whole(small / "offset", lambda f: (f.mkdir(), (f / "a").write_text("y"), WRITERS["weights"](f / "b")))
     assert content(small) == ["offset/a"] and (small / "offset" / "a").read_text() == "before"
 
 
@@ -97,10 +97,9 @@ def test_a_figure_for_which_there_is_no_room_is_absent(small):
 
 def perform(tmp_path: Path, store: Path, runs: Path, *overrides: str):
     """One job in this process, as a grid performs it; its folder, and what the end table says."""
-    given = raw(*TINY, f"paths.store={store}", f"paths.runs={runs}", *overrides)
     cfg = compose(*TINY, f"paths.store={store}", f"paths.runs={runs}", *overrides)
     job = grid.job(cfg, read(cfg).fingerprint())
-    performing.perform(given, job)
+    performing.perform(job)
     return job, table.report([job])
 
 
@@ -158,7 +157,7 @@ def test_a_folder_that_cannot_be_written_fails_the_job_and_no_other(
 
         return call
 
-    for name in ("mkdir", "open", "write_text", "rename"):
+    for name in ("mkdir", "open", "write_text", "replace"):
         monkeypatch.setattr(Path, name, shut(getattr(Path, name)))
     if place == "log":
         monkeypatch.setattr(performing._Log, "__init__", _refuse(number))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from unlearn.store.files import sweep, write_folder, write_text
+from unlearn.store.files import sweep, write_text, write_whole
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_what_is_renamed_is_on_the_disk_before(tmp_path, events):
         folder.mkdir()
         (folder / "inside").write_text("text")
 
-    write_folder(tmp_path / "folder", write)
+    write_whole(tmp_path / "folder", write)
     folder = tmp_path / "folder"
     inside, itself = (folder / "inside").stat().st_ino, folder.stat().st_ino
     assert events == [("fsync", inside), ("fsync", itself), ("rename", itself), ("fsync", here)]

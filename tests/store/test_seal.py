@@ -52,7 +52,7 @@ def test_a_finished_run_with_other_results_is_refused_by_name(run, name, kind):
     options, folder = run
     DAMAGE[kind](folder / name)
     cfg = compose(*options)
-    assert not runlog.is_done(folder, cfg, read(cfg).fingerprint())
+    assert not runlog.job(cfg, read(cfg).fingerprint()).was_done
     with pytest.raises(seal.SealError, match=f"{name} (was changed|is missing)"):
         execute(cfg)
 

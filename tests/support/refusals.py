@@ -69,7 +69,7 @@ def _composed(choices: tuple[str, ...]) -> DictConfig:
 def _called(begin: Callable[[], object], module: str, *arguments: str, cwd: Path) -> Called:
     before, handler, argv, perform = files(cwd), signal.getsignal(signal.SIGTERM), sys.argv, run.perform
     out, err, start = io.StringIO(), io.StringIO(), time.monotonic()
-    grid.call, sys.argv, run.perform = grid.Call(), [module, *arguments], _worked
+    grid.Grid.call, sys.argv, run.perform = grid.Call(), [module, *arguments], _worked
     GlobalHydra.instance().clear()
     try:
         with chdir(cwd), redirect_stdout(out), redirect_stderr(err):

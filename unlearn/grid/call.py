@@ -7,39 +7,37 @@ failed sweep; so the jobs of a call are listed at its start, and their manifests
 from __future__ import annotations
 
 import copy
+import itertools
 import json
-import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from hydra._internal.config_repository import IConfigRepository
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.config.redaction import is_secret, redact, redacted
 from unlearn.config.schema import Config, ConfigError
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
-from unlearn.grid import ended, places, rest
-from unlearn.grid.refusal import REFUSED, as_before, came_from_hydra, raising, refuse, said
+from unlearn.grid import launchers, places
+from unlearn.grid.refusal import REFUSED, STATUS, as_before, came_from_hydra, raising, refuse, said
 from unlearn.grid.rules import parse, unknown_overrides
 from unlearn.runs import stopping
 from unlearn.store import runlog
 from unlearn.store.identity import Job
 from unlearn.store.runlog import job
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,34 +45,66 @@ class Call:
     """The jobs of this command, filled by the callback at its start."""
 
     jobs: list[Job] = field(default_factory=list)
-    configs: list[DictConfig] = field(default_factory=list)  # of the jobs, as composed
+    report: bool = True  # a table of its runs at its end; and it ends at once when every run is done
     launcher: str = "basic"
     began: float = 0.0  # seconds since the epoch
     started: bool = False
-    skip_done: bool = True  # end at once when every run is done
 
+    def begin(self, configs: Sequence[DictConfig]) -> None:
+        """Check every job before any of them starts; one bad value refuses the whole call with exit status 2."""
+        self.began = time.time()
+        errors: list[Exception] = []
+        for config in configs:
+            try:
+                cfg = parse(config)
+                _check_places(cfg, write=False)
+                data = read(cfg).fingerprint()
+            except (ConfigError, DataError) as error:
+                errors.append(error)
+                continue
+            asked = job(cfg, data)
+            if cfg.retry != "failed" or launchers.to_repeat(asked):
+                self.jobs.append(asked)
+        problems = [line for error in errors for line in str(error).splitlines()]
+        if not problems and not self.jobs:
+            print(f"retry=failed: of {len(configs)} runs asked for none failed or was interrupted")
+        if not problems and not all(j.was_done for j in self.jobs):
+            problems = _problems([j.cfg for j in self.jobs])
+        if problems:
+            raise SystemExit(refuse("\n".join(dict.fromkeys(problems)), errors[0] if errors else None))
+        as_before()
+        self.started = True
 
-call = Call()
+    def job_of(self, config: DictConfig) -> Job:
+        """The job of a composed config: the one listed at the start; a launcher's worker, which saw none, makes it."""
+        cfg = parse(config)
+        listed = next((j for j in self.jobs if j.cfg == cfg), None)
+        return listed or job(cfg, read(cfg).fingerprint())
 
 
 class Grid(Callback):
-    """Hydra's hook into the start of a run or grid (named in conf/config.yaml)."""
+    """Hydra's hook into the start of a run or grid (named in conf/config.yaml).
+
+    Hydra makes it and hands it to nobody, so the call that it fills, of which a process has one, stands on the class.
+    """
+
+    call: ClassVar[Call] = Call()
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _fatal():
-            _check_and_list([config])
+            self.call.begin([_without_hydra(config)])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _fatal():
-            call.launcher = config.hydra.runtime.choices["hydra/launcher"]
-            _check_and_list(_sweep(config))
-        if call.skip_done and all(j.was_done for j in call.jobs):
+            self.call.launcher = config.hydra.runtime.choices["hydra/launcher"]
+            self.call.begin(_sweep(config))
+        if self.call.report and all(j.was_done for j in self.call.jobs):
             raise SystemExit(0)  # composing every job twice more, only to skip it, takes Hydra seconds
 
 
 @contextmanager
 def _fatal() -> Iterator[None]:
-    """Hydra turns an exception in a callback into a warning and goes on; here it ends the call."""
+    """End the call at an exception, which Hydra would turn into a warning in a callback."""
     try:
         yield
     except REFUSED as error:  # a choice, key or type that Hydra refuses, or a file that cannot be read
@@ -84,104 +114,81 @@ def _fatal() -> Iterator[None]:
         raise SystemExit(1) from None
 
 
+def _without_hydra(config: DictConfig) -> DictConfig:
+    plain = copy.deepcopy(config)
+    with open_dict(plain):
+        plain.pop("hydra", None)
+    return plain
+
+
 def _sweep(config: DictConfig) -> list[DictConfig]:
     """Configs of all jobs of a grid, expanded as Hydra's basic sweeper does it.
 
     Hydra composes every job from its files, a quarter of a second each. Jobs that choose the same files are composed
-    once here; their values are set as Hydra sets them, in the same order.
+    once here, and their values are set in the same order.
     """
     loader = GlobalHydra.instance().config_loader()
-    params = config.hydra.sweeper.get("params") or {}  # a grid written in an experiment's YAML
-    arguments = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
     parser = OverridesParser.create(config_loader=loader)
-    batches = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
     ours = list(config.hydra.overrides.hydra)  # --config-dir and the search path: folders with more groups
-    _, files = loader._parse_overrides_and_create_caching_repo(config.hydra.job.config_name, ours)
-    composed: dict[tuple[str, ...], DictConfig] = {}
+    axes: dict[str, list[Override]] = {}
+    params = config.hydra.sweeper.get("params") or {}  # a grid written in an experiment's YAML
+    for o in parser.parse_overrides([*(f"{k}={v}" for k, v in params.items()), *config.hydra.overrides.task]):
+        values = o.sweep_string_iterator() if o.is_sweep_override() else [o.get_value_element_as_str()]
+        axes[o.get_key_element()] = parser.parse_overrides([f"{o.get_key_element()}={value}" for value in values])
+
+    @cache
+    def composed(*overrides: str) -> DictConfig:
+        return _without_hydra(loader.load_sweep_config(config, list(overrides)))
+
+    @cache
+    def is_group(key: str) -> bool:
+        return bool(loader.get_group_options(key, config_name=config.hydra.job.config_name, overrides=ours))
+
+    def only_a_value(override: Override) -> bool:
+        """Whether it sets a value, and does not choose the files that are composed: Hydra's own rule."""
+        key = override.key_or_group
+        return not override.is_hydra_override() and (isinstance(override.value(), dict) or not is_group(key))
+
     found = []
-    for overrides in (parser.parse_overrides(o) for batch in batches for o in batch):
-        values = [o for o in overrides if _only_a_value(o, files)]
-        choices = tuple(o.input_line for o in overrides if o not in values)
-        if choices not in composed:
-            composed[choices] = loader.load_sweep_config(config, list(choices))
-        job = copy.deepcopy(composed[choices])
-        loader._apply_overrides_to_config(values, job)
-        found.append(job)
+    for overrides in itertools.product(*axes.values()):
+        values = [o for o in overrides if only_a_value(o)]
+        changed = copy.deepcopy(composed(*(o.input_line for o in overrides if o not in values)))
+        found.append(changed if _set(changed, values) else composed(*(o.input_line for o in overrides)))
     return found
 
 
-def _only_a_value(override: Override, files: IConfigRepository) -> bool:
-    """Whether it sets a value, and does not choose the files that are composed. Hydra's own rule."""
-    if override.is_hydra_override():
+def _set(config: DictConfig, values: Sequence[Override]) -> bool:
+    """Set values that are there already; False for any other, which Hydra itself must add, remove or refuse."""
+    if any(o.package is not None or o.is_add() or o.is_force_add() or o.is_delete() for o in values):
         return False
-    return isinstance(override.value(), dict) or not files.group_exists(override.key_or_group)
+    try:
+        for o in values:
+            OmegaConf.update(config, o.key_or_group, o.value(), merge=True)
+    except OmegaConfBaseException:
+        return False
+    return True
 
 
-def _check_and_list(configs: list[DictConfig]) -> None:
-    """Check every job before any of them starts; one bad value refuses the whole call with exit status 2."""
-    problems: dict[str, None] = {}
-    call.began = time.time()
-    first: Exception | None = None
-    for config in configs:
-        plain = copy.deepcopy(config)
-        with open_dict(plain):
-            plain.pop("hydra", None)
-        try:
-            cfg = parse(plain)
-            _check_places(cfg, write=False)
-            data = read(cfg).fingerprint()
-        except (ConfigError, DataError) as error:
-            problems |= dict.fromkeys(str(error).splitlines())
-            first = first or error
-            continue
-        asked = job(cfg, data)
-        if cfg.retry == "failed" and not ended.to_repeat(asked):
-            continue
-        call.jobs.append(asked)
-        call.configs.append(plain)
-    if not problems and not call.jobs:
-        print(f"retry=failed: of {len(configs)} runs asked for none failed or was stopped")
-    if not problems and not all(j.was_done for j in call.jobs):
-        problems |= _objective_problems([j.cfg for j in call.jobs])
-    if problems:
-        raise SystemExit(refuse("\n".join(problems), first))
-    as_before()
-    call.started = True
-
-
-def _objective_problems(configs: list[Config]) -> dict[str, None]:
-    """What matters only where there is work, and what only torch can tell, which takes seconds to import: folders that
-    cannot be written, terms that do not exist or do not fit, a device that is not there, models and rows that do not
-    fit each other, too many rows.
-    """
-    problems: dict[str, None] = {}
-    for cfg in configs:
-        try:
+def _problems(configs: Sequence[Config]) -> list[str]:
+    """Why jobs that have work to do would fail: folders that cannot be written, and what only torch can tell."""
+    try:
+        for cfg in configs:
             _check_places(cfg, write=True)
-        except ConfigError as error:
-            return {str(error): None}
-    from unlearn.grid.inspection import Inspection, _fitting, _too_large
-    from unlearn.learning.loop import device
+    except ConfigError as error:
+        return [str(error)]
+    from unlearn.grid import inspection  # imports torch, which takes seconds
 
-    inspection = Inspection()
-    for cfg in configs:
-        try:
-            device(cfg.trainer.device)
-            _fitting(cfg)
-            inspection.check(cfg)
-            problems |= dict.fromkeys(_too_large(cfg))
-        except ValueError as error:
-            problems[str(error)] = None
-    return problems
+    return list(inspection.problems(configs))
 
 
-def check(cfg: Config) -> None:
-    """Raise ``ConfigError`` for a config whose job would not start: what ``parse`` cannot tell without its files."""
+def check(cfg: Config) -> Job:
+    """The job of a config; ``ConfigError`` if it would not start: what ``parse`` cannot tell without its files."""
     _check_places(cfg, write=False)
-    if not job(cfg, read(cfg).fingerprint()).was_done:
-        problems = _objective_problems([cfg])
-        if problems:
-            raise ConfigError("\n".join(problems))
+    asked = job(cfg, read(cfg).fingerprint())
+    problems = [] if asked.was_done else _problems([cfg])
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return asked
 
 
 def _check_places(cfg: Config, write: bool) -> None:
@@ -191,58 +198,61 @@ def _check_places(cfg: Config, write: bool) -> None:
             raise ConfigError(problem)
 
 
-def supervise(run: Callable[[], None], perform: rest.Perform | None = None, report: bool = True) -> int:
+def supervise(run: Callable[[], None], perform: launchers.Perform | None = None, report: bool = True) -> int:
     """Run Hydra's main, then print the table of the call's jobs; the exit status is 0 only if all are done.
 
     ``perform`` does one job: those that a launcher lost with a process that was killed.
     """
-    call.skip_done = report
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        print("a run is one process: start this command itself, not through accelerate or torchrun", file=sys.stderr)
-        return 2
-    secrets = [name for name in (a.split("=")[0] for a in sys.argv[1:]) if is_secret(name)]
-    if secrets:  # others see a command line, and Hydra shows it where it refuses it
-        rule = "a key or token belongs in the environment (WANDB_API_KEY, HF_TOKEN), never on a command line"
-        print("\n".join(f"{name}: {rule}" for name in secrets), file=sys.stderr)
-        return 2
+    call = Grid.call = Call(report=report)
+    if not _accepted(sys.argv[1:]):
+        return STATUS
     command = [Path(sys.argv[0]).name, *redacted(sys.argv[1:])]
     os.environ[runlog.COMMAND] = json.dumps(command)  # that of workers is another
     # Hydra's parser takes no flag between two overrides, and -m is what people add in the middle of a command.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     stopping.listen()
     try:
-        status = _jobs(run, perform)
+        status = 0
+        try:
+            with raising():
+                run()
+        except SystemExit as stop:
+            status = 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 1
+        except Exception as error:
+            if not call.started and came_from_hydra(error):  # a config that Hydra itself refuses
+                return refuse("\n".join(unknown_overrides(sys.argv[1:])) or said(error), error)
+            print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+            status = 1
+        if status == 1 and call.started and perform is not None and call.launcher in launchers.RESUMED:
+            launchers.resume(perform, call.jobs, call.began)
+            status = 0
     except KeyboardInterrupt as stop:
-        print(f"interrupted ({stop or 'SIGINT'}); the same command goes on from here", file=sys.stderr)
+        print(f"stopped by {stop or 'SIGINT'}; rerun the same command to resume", file=sys.stderr)
         status = stop.status if isinstance(stop, stopping.Stopped) else 130
-    if not (call.started and report and call.jobs):
-        return status
-    for each in call.jobs:
-        ended.bury(each)
+    return _summed_up(call, status) if call.started and report and call.jobs else status
+
+
+def _accepted(arguments: Sequence[str]) -> bool:
+    """Whether the command can be run as it is called; if not, print why."""
+    secrets = [name for name in (a.split("=")[0] for a in arguments) if is_secret(name)]
+    # others see a command line, and Hydra shows it where it refuses it
+    rule = "a key or token belongs in the environment (WANDB_API_KEY, HF_TOKEN), never on a command line"
+    problems = [f"{name}: {rule}" for name in secrets]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems = ["a run is one process: start this command itself, not through accelerate or torchrun"]
+    print("".join(f"{line}\n" for line in problems), end="", file=sys.stderr)
+    return not problems
+
+
+def _summed_up(call: Call, status: int) -> int:
+    """Print the table of the call's runs, and log their studies; the exit status."""
     from unlearn.grid import table
 
+    for each in call.jobs:
+        launchers.mark_killed(each)
     failed = table.report(call.jobs)
     if any(not j.was_done for j in call.jobs):
         from unlearn.grid.overview import log_studies
 
         log_studies(call.jobs)
     return status or (1 if failed else 0)
-
-
-def _jobs(run: Callable[[], None], perform: rest.Perform | None) -> int:
-    """Hydra's main and what is left of its jobs where the launcher gave up; the exit status so far."""
-    try:
-        with raising():
-            run()
-        return 0
-    except SystemExit as stop:
-        status = 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 1
-    except Exception as error:
-        if not call.started and came_from_hydra(error):  # a config that Hydra itself refuses
-            return refuse("\n".join(unknown_overrides(sys.argv[1:])) or said(error), error)
-        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-        status = 1
-    if status != 1 or not call.started or perform is None or call.launcher not in rest.LAUNCHERS:
-        return status
-    rest.go_on(perform, list(zip(call.configs, call.jobs, strict=True)), call.began)
-    return 0

@@ -1,42 +1,60 @@
-"""What only tokenizers, model files and encoded rows can tell of a config, before any model is loaded or trained."""
+"""Checks that need torch (slow import), tokenizers, model files or encoded rows; no model is loaded or trained.
+
+They run only if some job has work to do.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from unlearn.config.data import BiosConfig
-from unlearn.config.derived import terms_of
+from unlearn.config.derived import is_trained, terms_of, training_alpha
 from unlearn.config.own import JUDGE, named
 from unlearn.config.pair import SourceConfig
 from unlearn.config.schema import Config
 from unlearn.data.encoding import examples_of
 from unlearn.data.readers import read
-from unlearn.ensemble.rows_size import may_refuse
+from unlearn.ensemble.combination import bind_rule
+from unlearn.ensemble.rows_size import Shape, budget, may_refuse
 from unlearn.evaluation.retrained import from_file
 from unlearn.evaluation.suite import suite
 from unlearn.grid.rules_learning import black_box
-from unlearn.models import weights
+from unlearn.learning.binding import REFUSALS, bind, read_by
+from unlearn.learning.loop import device
+from unlearn.models import hub, weights
+from unlearn.runs import alternates
+from unlearn.runs.inputs import Inputs
 from unlearn.runs.workbench import Workbench, check_own, workbench
 from unlearn.store import sources
 from unlearn.store.identity import NO_RETRAINED, eval_settings
 
 
-class Inspection:
-    """Of the configs of a call; what several share is looked at once."""
+def problems(configs: Iterable[Config]) -> Iterator[str]:
+    """Why jobs would fail: terms that do not exist or do not fit, a device that is not there, models and rows that do
+    not fit each other, too many rows. What several configs share is looked at once.
+    """
+    seen: set[str] = set()
+    for cfg in configs:
+        try:
+            device(cfg.trainer.device)
+            _fitting(cfg)
+            shared = _read_by(cfg)
+            if shared not in seen:
+                seen.add(shared)
+                _check(cfg)
+            yield from too_large(cfg)
+        except ValueError as error:
+            yield str(error)
 
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
 
-    def check(self, cfg: Config) -> None:
-        """Raise ``ConfigError``, ``DataError`` or ``ResultError`` for files, models and rows that do not fit."""
-        # What people are called is drawn from pair.seed, and how long their rows are hardly depends on it.
-        pair = replace(cfg.pair, seed=0) if isinstance(cfg.data, BiosConfig) else cfg.pair
-        shared = {k: v for k, v in asdict(pair).items() if k not in ("tuning", "lora", "layers")}
-        key = repr((shared, cfg.data, cfg.eval, [m.model for m in cfg.method.members]))
-        if key not in self._seen:
-            self._seen.add(key)
-            _check(cfg)
+def _read_by(cfg: Config) -> str:
+    """What ``_check`` reads of a config."""
+    # What people are called is drawn from pair.seed, and how long their rows are hardly depends on it.
+    pair = replace(cfg.pair, seed=0) if isinstance(cfg.data, BiosConfig) else cfg.pair
+    shared = {k: v for k, v in asdict(pair).items() if k not in ("tuning", "lora", "layers")}
+    return repr((shared, cfg.data, cfg.eval, [m.model for m in cfg.method.members]))
 
 
 def _check(cfg: Config) -> None:
@@ -82,21 +100,8 @@ def _check_rows(cfg: Config, bench: Workbench) -> None:
         from_file(cfg.eval.retrained, found)
 
 
-def _too_large(cfg: Config) -> list[str]:
-    """What of its stored rows a run refuses."""
-    if not may_refuse(cfg.trainer):
-        return []
-    from unlearn.grid.forecast import too_large
-
-    return too_large(cfg)
-
-
 def _fitting(cfg: Config) -> None:
     """Raise ``ValueError`` where rule, terms, method and data do not fit each other."""
-    from unlearn.ensemble.combination import bind_rule
-    from unlearn.learning.binding import REFUSALS, bind
-    from unlearn.runs import alternates
-
     bind_rule(cfg.method.rule, cfg.method.numbers, cfg.method.file)
     if cfg.eval.judge is not None:
         named(cfg.eval.judge, *JUDGE)
@@ -120,3 +125,46 @@ def _fitting(cfg: Config) -> None:
             alternates.read(Path(cfg.algo.alternates.file), read(cfg).splits["forget"])
     if any(t.layer is not None for t in terms) and trained.model != "target":
         raise ValueError(black_box(cfg))
+
+
+def too_large(cfg: Config) -> list[str]:
+    """A line for each set of stored rows that is refused for its size: told by shapes alone, before there is a model.
+
+    Alternates that are sampled from the target are not known yet; the run itself refuses those.
+    """
+    sampled = cfg.algo.alternates is not None and cfg.algo.alternates.file is None
+    if not may_refuse(cfg.trainer) or not is_trained(cfg) or sampled:
+        return []
+    bench, found = workbench(cfg), []
+    inputs = Inputs(cfg, bench)
+    for name in read_by(inputs.terms):
+        examples, _ = inputs.read(name)
+        for member, role, rough in _read(cfg):
+            if sources.is_remote(cfg.pair, role):
+                continue  # its rows are kept as it gives them, or refused
+            allowed, shape, rows = budget(cfg.trainer, rough), _shape(bench, role), examples.starts[-1]
+            if allowed.refuse and not allowed.fits(rows, shape):
+                found.append(allowed.refusal(rows, f"{member} ({name})", shape))
+    return found
+
+
+def _read(cfg: Config) -> Iterator[tuple[str, str, bool]]:
+    """Frozen members that training reads: name, model, and whether their rows may be rounded."""
+    alpha = training_alpha(cfg)
+    if cfg.method.alone:
+        start = next(m.model for m in cfg.method.members if m.trained)
+        yield "start", sources.role(cfg.pair, start), False
+        return
+    for m in cfg.method.members:
+        if not m.trained and (m.model == "target" or m.constant + m.slope * alpha != 0):
+            yield m.name, sources.role(cfg.pair, m.model), m.slope == 0 and m.model == "target"
+
+
+def _shape(bench: Workbench, role: str) -> Shape:
+    pair = bench.cfg.pair
+    own = sources.own_source(pair, role) or sources.size_of(pair, role)
+    if own.source is None:
+        return Shape(bench.width, own.hidden_size, 4)
+    folder = hub.locate(f"pair.{role}.source", own, weights=False)
+    hidden = hub.config(folder).get_text_config().hidden_size
+    return Shape(bench.width, hidden, 4 if role.startswith("small") else hub.precision(folder, pair.target).itemsize)

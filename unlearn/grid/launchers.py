@@ -1,29 +1,49 @@
 """Jobs of a call side by side, each in a process of its own: hydra/launcher=joblib, submitit_local, submitit_slurm.
 
 They need little: the store and the run folders are safe under parallel jobs, and failures are recorded, not raised.
+Here is the rest: how many run at a time, which runs were interrupted, and what a launcher that gave up has left.
+A run is active exactly while a process holds its lock; the system frees the lock when the process dies, so locks are
+never stale.
 """
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
 
 from unlearn.config.schema import Config
-from unlearn.grid.rules import parse
+from unlearn.runs import stopping
+from unlearn.store import runlog
+from unlearn.store.files import saving
+from unlearn.store.identity import Job
+
+ENDED = ("failed", "interrupted", "killed")  # statuses of runs that began and are neither done nor active
+BEGUN = (*ENDED, "running")
+RESUMED = ("joblib", "submitit_local")  # launchers of this machine; what Slurm lost is for Slurm to start again
+Perform = Callable[[Job], None]
 
 
-def config(raw: DictConfig) -> Config:
-    """The checked config of a job; without progress bars where several jobs would write them over each other."""
-    cfg = parse(raw)
+class Killed(RuntimeError):
+    """The process was killed before it could record a status."""
+
+
+# --- one job --------------------------------------------------------------------------------------------------------
+
+
+def quiet(cfg: Config) -> Config:
+    """The config of a job; without progress bars where several jobs would write them over each other."""
     return cfg if _name() == "basic" else replace(cfg, trainer=replace(cfg.trainer, progress=False))
 
 
@@ -53,3 +73,90 @@ def _name() -> str:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return "basic"
     return HydraConfig.get().runtime.choices["hydra/launcher"]
+
+
+# --- interrupted runs -----------------------------------------------------------------------------------------------
+
+
+def lock(folder: Path) -> FileLock:
+    """What a process holds while it works on a run."""
+    locks = folder.parent / ".locks"
+    with saving(locks):
+        locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{folder.name}.lock")
+
+
+def mark_killed(job: Job) -> None:
+    """Record in the manifest that the process which worked on a run was killed; an active run is left alone."""
+    try:
+        if runlog.manifest(job.folder).get("status") != "running":
+            return
+        with lock(job.folder).acquire(timeout=0):
+            if runlog.manifest(job.folder).get("status") == "running":
+                runlog.fail(job, Killed("its process was killed (SIGKILL, out of memory, power)"), "killed")
+    except (Timeout, OSError, ValueError):  # active; a folder that is only read; a damaged manifest
+        pass
+
+
+def to_repeat(job: Job) -> bool:
+    """Whether a run began and was not finished, and no process is working on it."""
+    mark_killed(job)
+    try:
+        return runlog.manifest(job.folder).get("status") in ENDED
+    except ValueError:
+        return False
+
+
+# --- what a launcher has left ---------------------------------------------------------------------------------------
+
+
+def resume(perform: Perform, jobs: Sequence[Job], began: float) -> None:
+    """Run the jobs that were neither done nor failed since ``began`` (seconds since the epoch), one at a time.
+
+    A launcher aborts when a process is killed: joblib ends the whole call, and the jobs that had not begun with it;
+    submitit_local reports the first killed job while others are still at work. They run in a process that is started
+    here; if it is killed too, the remaining ones get another.
+    """
+    left = [job for job in jobs if _is_left(job, began)]
+    if not left:
+        return
+    print(f"The launcher aborted (see above). Running the {len(left)} remaining jobs one at a time.", file=sys.stderr)
+    for job in left:
+        mark_killed(job)
+    left.sort(key=lambda job: job.folder.exists())  # what killed a process was begun: the others first
+    while left:
+        start = time.time()
+        _in_a_process(perform, left)
+        for job in left:
+            mark_killed(job)
+        after = [job for job in left if _is_left(job, start)]
+        left = after if len(after) < len(left) else []
+
+
+def _is_left(job: Job, began: float) -> bool:
+    """Whether a job has neither been done nor ended in another way since then."""
+    if runlog.is_done(job):
+        return False
+    try:
+        status = runlog.manifest(job.folder).get("status")
+    except ValueError:  # the table names it
+        return False
+    return status not in ENDED or (job.folder / runlog.MANIFEST).stat().st_mtime < began
+
+
+def _in_a_process(perform: Perform, jobs: Sequence[Job]) -> None:
+    spawn: Any = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=_alone, args=(perform, jobs))
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _alone(perform: Perform, jobs: Sequence[Job]) -> None:
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    stopping.listen()
+    for job in jobs:
+        perform(job)

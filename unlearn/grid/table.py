@@ -16,9 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn.config.derived import algo_name, alpha_key, eval_alphas
-from unlearn.store import runlog, seal
+from unlearn.store import runlog
 from unlearn.store.files import write_whole
-from unlearn.store.identity import Job, distinguishing, eval_settings, flatten
+from unlearn.store.identity import Job, distinguishing, flatten
 
 COLUMNS = {
     "forget/prob": "forget\nprob ↓", "forget/rougeL_recall": "forget\nROUGE ↓",
@@ -67,8 +67,8 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     for label, metrics in _references(jobs, varying):
         table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics), "", "reference", style="cyan")
     table.add_section()
-    unfinished = [job for job in jobs if not runlog.is_done(job.folder, job.cfg, job.data)]
-    manifests = {job.folder: _manifest(job.folder) for job in jobs}
+    unfinished = [job for job in jobs if not runlog.is_done(job)]
+    manifests = {job.folder: runlog.status(job.folder) for job in jobs}
     for job in jobs:
         manifest = manifests[job.folder]
         status = "done before" if job.was_done else manifest.get("status", "not started")
@@ -86,25 +86,12 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
         console.print(say, highlight=False, soft_wrap=True)
     for folder in sorted({job.folder.parent for job in jobs}):
         try:
-            path = summarise(folder)
+            path = summarise(folder, manifests)
         except OSError as error:
             path = f"not written: {error}"
         say = f"runs:    {folder}\nsummary: {path}\nfigure:  python -m analysis.tradeoff {folder}"
         console.print(escape(say), highlight=False, soft_wrap=True)
     return len(unfinished)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, or one that says what is wrong with it: a damaged file must not hide the other runs."""
-    found: dict[str, Any] = {}
-    try:
-        found = runlog.manifest(folder)
-        seal.check_results(folder, found)
-        if folder in runlog.unrecorded:
-            return found | {"status": "failed", "error": runlog.unrecorded[folder]}
-    except ValueError as error:
-        return found | {"status": "damaged", "error": str(error)}
-    return found
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
@@ -134,8 +121,8 @@ def _settings(job: Job, keys: Sequence[str]) -> list[str]:
 
 
 def _rows(job: Job, manifest: Mapping[str, Any], status: str, varying: list[str]) -> Iterator[list[str]]:
-    cfg, settings = job.cfg, eval_settings(job.cfg, job.data)
-    entries = {a: m for a, m in _evaluation(job.folder)["alphas"].items() if m.get("settings") == settings}
+    cfg = job.cfg
+    entries = {a: m for a, m in _evaluation(job.folder)["alphas"].items() if m.get("settings") == job.settings}
     seconds = f"{runlog.own_seconds(manifest):.0f}"
     for alpha in eval_alphas(cfg):
         numbers = cells(entries.get(alpha_key(alpha), {}))
@@ -153,17 +140,19 @@ def _number(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.0e}"
 
 
-def summarise(study: Path) -> Path:
+def summarise(study: Path, checked: Mapping[Path, dict[str, Any]] | None = None) -> Path:
     """Write ``summary.csv``: one row per run and evaluated α, failed and unfinished runs included.
 
-    Beside the run's name, settings in which runs of the study differ have a column of their own.
+    Beside the run's name, settings in which runs of the study differ have a column of their own. ``checked``: manifests
+    of runs whose files were compared with their checksums (``runlog.status``). Other runs of the study are taken as
+    their manifests say: to compare the files of all would read the whole study at the end of every call.
     """
     folders = sorted(p for p in study.iterdir() if (p / runlog.MANIFEST).is_file())
     configs = [flatten(_config(folder)) for folder in folders]
     differ = [k for k in distinguishing([c for c in configs if c]) if k not in ("seed", "pair.seed")]
     rows = []
     for folder, config in zip(folders, configs, strict=True):
-        manifest, entries = _manifest(folder), _evaluation(folder)["alphas"]
+        manifest, entries = (checked or {}).get(folder) or _manifest(folder), _evaluation(folder)["alphas"]
         fixed = {
             "folder": folder.name, **manifest.get("run", {}), **{k: config.get(k) for k in differ},
             "status": manifest.get("status"), "error": manifest.get("error"), "collapsed": manifest.get("collapsed"),
@@ -176,6 +165,13 @@ def summarise(study: Path) -> Path:
     path = study / "summary.csv"
     write_whole(path, lambda temporary: _write_csv(temporary, rows))
     return path
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return runlog.manifest(folder)
+    except ValueError as error:
+        return {"status": "damaged", "error": str(error)}
 
 
 def _config(folder: Path) -> dict[str, Any]:

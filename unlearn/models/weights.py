@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from unlearn.config.schema import ConfigError
-from unlearn.store.files import write_text
+from unlearn.store.files import noted
 from unlearn.store.sources import weight_files
 
 RULE = "holds NaN or infinity: such a model gives no probabilities. Copy or train it again"
@@ -20,22 +20,14 @@ CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 def check_files(key: str, folder: Path, memo: Path) -> None:
     """Raise ``ConfigError`` naming file and tensor. ``key`` is the setting that names the folder.
 
-    A file that was found whole is noted in ``memo`` by its path, size, inode and times, as hashes are, and not read
-    again while these stay.
+    A file that was found whole is noted in ``memo``, as hashes are, and not read again while it does not change.
     """
     for path in weight_files(folder):
-        if path.suffix != ".safetensors":
-            continue
-        stat = path.stat()
-        seen = f"finite {path.resolve()} {stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
-        note = memo / hashlib.sha256(seen.encode()).hexdigest()[:20]
-        if not note.is_file():
-            _check(f"{key}={str(folder)!r}", path)
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_text(note, "finite")
+        if path.suffix == ".safetensors":
+            noted(memo, path, partial(_check, f"{key}={str(folder)!r}"), "finite ")
 
 
-def _check(given: str, path: Path) -> None:
+def _check(given: str, path: Path) -> str:
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():
@@ -46,6 +38,7 @@ def _check(given: str, path: Path) -> None:
         raise ConfigError(
             f"{given}: {path.name} is no whole safetensors file ({error}): copy or download it again"
         ) from None
+    return "finite"
 
 
 def check(model: nn.Module, given: str) -> nn.Module:

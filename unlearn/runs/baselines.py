@@ -36,7 +36,7 @@ def evaluate(cfg: Config, bench: Workbench, ensemble: Ensemble, suite: Suite, re
 
 def missing(cfg: Config, bench: Workbench, record: RunLog) -> list[float]:
     """α's asked for that the run folder does not have under these settings."""
-    return runlog.missing_alphas(record.folder, cfg, bench.data.fingerprint())
+    return runlog.missing_alphas(record.job)
 
 
 def suite_of(cfg: Config, bench: Workbench) -> Suite:

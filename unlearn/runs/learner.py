@@ -25,7 +25,7 @@ from unlearn.models.tuning import has_layers, has_updates, learner, learnt, merg
 from unlearn.runs import begin
 from unlearn.runs.workbench import Workbench, frozen_ensemble
 from unlearn.store import runlog, seal
-from unlearn.store.files import write_folder
+from unlearn.store.files import write_whole
 from unlearn.store.runlog import RunLog
 
 log = logging.getLogger(__name__)
@@ -89,16 +89,16 @@ def keep(cfg: Config, bench: Workbench, model: nn.Module, run: Path, place: str 
     """
     adapter = run / (runlog.ADAPTER if place == runlog.OFFSET else place)
     if has_layers(model):
-        write_folder(adapter, partial(_save_layers, cfg, bench, model))
+        write_whole(adapter, partial(_save_layers, cfg, bench, model))
         return
     if has_updates(model) and place == runlog.OFFSET:
-        write_folder(adapter, partial(save_updates, model, cfg.pair.lora))
+        write_whole(adapter, partial(save_updates, model, cfg.pair.lora))
 
     def write(folder: Path) -> None:
         merged(model).save_pretrained(folder)
         bench.encoder.tokenizer.save_pretrained(folder)
 
-    write_folder(run / place, write)
+    write_whole(run / place, write)
 
 
 def _save_layers(cfg: Config, bench: Workbench, model: nn.Module, folder: Path) -> None:

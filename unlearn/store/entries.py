@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from unlearn.store.files import read_json, saving, sha256, write_json
+from unlearn.store.files import read_json, saving, sha256, write_json, write_whole
 from unlearn.store.identity import digest
 
 log = logging.getLogger(__name__)
@@ -52,24 +52,19 @@ class Store:
         return folder
 
     def _build(self, kind: str, recipe: dict[str, Any], folder: Path, build: Callable[[Path], None]) -> None:
+        def write(work: Path) -> None:
+            work.mkdir(parents=True)
+            build(work)
+            files = {
+                str(p.relative_to(work)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
+                for p in sorted(work.rglob("*"))
+                if p.is_file()
+            }
+            write_json(work / ENTRY, {"format": STORE_FORMAT, "kind": kind, "recipe": recipe, "files": files})
+            folder.parent.mkdir(parents=True, exist_ok=True)
+
         shutil.rmtree(folder, ignore_errors=True)
-        work = self.root / BUILDING / f"{kind}-{folder.name}"
-        shutil.rmtree(work, ignore_errors=True)  # left by a job that was killed; the lock is ours now
-        try:
-            with saving(folder):
-                work.mkdir(parents=True)
-                build(work)
-                files = {
-                    str(p.relative_to(work)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
-                    for p in sorted(work.rglob("*"))
-                    if p.is_file()
-                }
-                write_json(work / ENTRY, {"format": STORE_FORMAT, "kind": kind, "recipe": recipe, "files": files})
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(work, folder)
-        except BaseException:  # half of it takes room that other jobs, or the manifest, need
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+        write_whole(folder, write, self.root / BUILDING / f"{kind}-{folder.name}", durable=False)
         self._verified.add(folder)
 
     def _sound(self, folder: Path) -> bool:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ NO_ROOM = re.compile(
     r"no space left|quota exceeded|file too large|writing file|write failed|iostream error|unexpected pos",
     re.IGNORECASE,
 )
+SETTLED = 2.0  # seconds after which another change to a file gives it another time, on every file system
+_digests: dict[str, str] = {}  # SHA-256 of the files that this process has read, by their stamp
 
 
 class DiskError(OSError):
@@ -58,34 +61,33 @@ def _free(path: Path) -> str:
         return "room unknown"
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it over ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_whole(path: Path, write: Callable[[Path], None], work: Path | None = None, durable: bool = True) -> None:
+    """Let ``write`` make a temporary file or folder, then put it in the place of ``path``.
+
+    ``work``: where, if not beside ``path``. What can be rebuilt and is checked when it is read need not be ``durable``.
+    """
+    temporary = work or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with saving(path):
+            _remove(temporary)  # left by a process that was killed
             write(temporary)
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
+            for part in (*temporary.rglob("*"), temporary) if durable else ():
+                sync(part)
+            if path.is_dir():
+                shutil.rmtree(path)
+            temporary.replace(path)
+            if durable:
+                sync(path.parent)
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
 
 
-def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary folder beside ``path``, then put it in the place of what is there."""
-    temporary = path.with_name(f".{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with saving(path):
-            write(temporary)
-            for inside in (*temporary.rglob("*"), temporary):
-                sync(inside)
-            shutil.rmtree(path, ignore_errors=True)
-            temporary.rename(path)
-            sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -100,7 +102,7 @@ def sync(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left under temporary names. Nobody else may be at work in the folder."""
     for left in folder.glob(".*.tmp"):
-        left.unlink(missing_ok=True)
+        _remove(left)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,5 +130,33 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
+    """SHA-256 of a file. This process reads it again only if the system says that it has changed since."""
+    known = stamp(path)
+    if known in _digests:
+        return _digests[known]
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if time.time() - path.stat().st_mtime > SETTLED:
+        _digests[known] = found
+    return found
+
+
+def stamp(path: Path) -> str:
+    """Path, size, inode and times of last change: a file that is changed changes these, as git's index assumes too."""
+    path = path.resolve()
+    stat = path.stat()
+    return f"{path} {stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+
+def noted(notes: Path, path: Path, find: Callable[[Path], str], what: str = "") -> str:
+    """``find(path)``, kept in the folder ``notes`` under the file's ``stamp``: reading gigabytes takes a minute.
+
+    ``what`` tells several things apart that are found out about one file.
+    """
+    note = notes / hashlib.sha256(f"{what}{stamp(path)}".encode()).hexdigest()[:20]
+    if note.is_file():
+        return note.read_text(encoding="utf-8")
+    found = find(path)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_text(note, found)
+    return found

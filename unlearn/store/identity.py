@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,8 @@ class Job:
     folder: Path
     data: str  # fingerprint of its data set
     was_done: bool  # before the call
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What its evaluated entries depend on beside the trained weights and α."""
+        return eval_settings(self.cfg, self.data)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,9 @@ import yaml
 from unlearn.config.derived import alpha_key, describe, eval_alphas
 from unlearn.config.redaction import redact, redacted
 from unlearn.config.schema import Config
-from unlearn.store import runlog, seal
+from unlearn.store import seal
 from unlearn.store.files import FileError, read_json, saving, sweep, sync, write_json, write_text, write_whole
-from unlearn.store.identity import Job, eval_settings, flatten, run_folder
+from unlearn.store.identity import Job, flatten, run_folder
 from unlearn.store.mirror import Mirror, opened
 
 if TYPE_CHECKING:
@@ -66,20 +67,37 @@ def evaluation(folder: Path) -> dict[str, Any]:
     return read_json(folder / EVAL) or {"alphas": {}, "references": {}}
 
 
-def missing_alphas(folder: Path, cfg: Config, data: str) -> list[float]:
-    """α's asked for that were not evaluated yet, or were under other settings; ``data`` is the data's fingerprint."""
-    entries, settings = evaluation(folder)["alphas"], eval_settings(cfg, data)
-    return [a for a in eval_alphas(cfg) if entries.get(alpha_key(a), {}).get("settings") != settings]
+def missing_alphas(job: Job) -> list[float]:
+    """α's asked for that were not evaluated yet, or were under other settings."""
+    entries = evaluation(job.folder)["alphas"]
+    return [a for a in eval_alphas(job.cfg) if entries.get(alpha_key(a), {}).get("settings") != job.settings]
 
 
-def is_done(folder: Path, cfg: Config, data: str) -> bool:
-    """Trained, and evaluated at every α asked for under these settings; and its files are as the run left them."""
+def job(cfg: Config, data: str) -> Job:
+    """The run that a config asks for; ``data`` is the fingerprint of its data set."""
+    found = Job(cfg, run_folder(cfg, data), data, was_done=False)
+    return replace(found, was_done=is_done(found))
+
+
+def is_done(job: Job) -> bool:
+    """Whether a run is trained, and evaluated at every α asked for; and its files are as it left them."""
+    try:
+        found = manifest(job.folder)
+        seal.check_results(job.folder, found)
+        return found.get("status") == "done" and not missing_alphas(job)
+    except ValueError:  # a damaged file: the job itself refuses it by name, and stops no other job
+        return False
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """The manifest as a table shows it: of a damaged run it says so and why; and no damage hides other runs."""
+    found: dict[str, Any] = {}
     try:
         found = manifest(folder)
         seal.check_results(folder, found)
-        return found.get("status") == "done" and not missing_alphas(folder, cfg, data)
-    except ValueError:  # a damaged file: the job itself refuses it by name, and stops no other job
-        return False
+    except ValueError as error:
+        return found | {"status": "damaged", "error": str(error)}
+    return found | ({"status": "failed", "error": unrecorded[folder]} if folder in unrecorded else {})
 
 
 def fail(job: Job, error: BaseException, status: str = "failed") -> None:
@@ -121,7 +139,7 @@ class RunLog:
     """Writes one run folder, and mirrors it to W&B within ``mirrored``."""
 
     def __init__(self, job: Job, config_yaml: str):
-        self.folder = job.folder
+        self.job, self.folder = job, job.folder
         with saving(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
@@ -282,8 +300,3 @@ def _git() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def job(cfg: Config, data: str) -> Job:
-    folder = run_folder(cfg, data)
-    return Job(cfg, folder, data, runlog.is_done(folder, cfg, data))

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from functools import cache
 from pathlib import Path
 
 from unlearn.config.pair import ModelConfig, PairConfig, SourceConfig, StageConfig
 from unlearn.config.schema import ConfigError
-from unlearn.store.files import FileError, read_json, sha256, write_text
+from unlearn.store.files import FileError, noted, read_json, sha256
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZER_FILES = (
@@ -122,11 +121,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def content(folder: Path, memo: Path) -> str:
-    """Hash of the model in a folder: the bytes of the weights that would be loaded, and of config.json.
-
-    Reading gigabytes takes a minute, so a file's hash is kept in ``memo`` under its path, size, inode and times of last
-    change: who changes a file changes these, as git's index, too, takes for granted.
-    """
+    """Hash of the model in a folder: the bytes of the weights that would be loaded, and of config.json."""
     return _joined([_file(path, memo) for path in (folder / "config.json", *weight_files(folder))])
 
 
@@ -170,20 +165,8 @@ def _joined(prints: list[str]) -> str:
     return hashlib.sha256(" ".join(prints).encode()).hexdigest()[:16]
 
 
-def _file(path: Path, memo: Path) -> str:
+def _file(path: Path, notes: Path) -> str:
     path = path.resolve()
-    stat = path.stat()
-    return _sha256(path, f"{path} {stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}", memo)
-
-
-@cache
-def _sha256(path: Path, known_by: str, memo: Path) -> str:
     if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name):
         return path.name  # the hub's cache names a large file by its SHA-256
-    note = memo / hashlib.sha256(known_by.encode()).hexdigest()[:20]
-    if note.is_file():
-        return note.read_text(encoding="utf-8")
-    found = sha256(path)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_text(note, found)
-    return found
+    return noted(notes, path, sha256)

@@ -154,7 +154,7 @@ def measured(ledger: Ledger, id: str, answering: Sequence[str], overrides: Seque
 def _entry(jobs: dict[str, Job], id: str, alphas: dict[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The evaluation of the forget set of ``id`` under the sum, and those of target and retrained model."""
     job = jobs[id]
-    if list(alphas) == [id] and runlog.is_done(job.folder, job.cfg, job.data):
+    if list(alphas) == [id] and runlog.is_done(job):
         found = runlog.evaluation(job.folder)
         if alpha_key(alphas[id]) in found["alphas"]:
             return found["alphas"][alpha_key(alphas[id])], found["references"]
@@ -251,8 +251,8 @@ def _check_same(state: State, body: dict[str, Any]) -> None:
 
 def _go(ledger: Ledger, id: str, raw: DictConfig, job: Job) -> None:
     """The ordinary job, which goes on from its checkpoint where there is one."""
-    perform(raw, job)
-    if not runlog.is_done(job.folder, job.cfg, job.data):
+    perform(job)
+    if not runlog.is_done(job):
         said = runlog.manifest(job.folder).get("error") or "it came to no end"
         raise Failed(f"{id}: its run {job.folder} is not done: {said}; the same command goes on from there")
 

@@ -1,8 +1,11 @@
 """A call with nothing to do is quick: nothing heavy is imported, and jobs that share their files are composed once."""
 
+import hashlib
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -10,10 +13,13 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
+from support import refusals
 from support.helpers import ROOT, TINY, execute
 
 from unlearn.config.schema import conf_dir
 from unlearn.grid.call import _sweep
+from unlearn.grid.perform import perform
+from unlearn.store import files, seal
 
 HEAVY = {"torch", "transformers", "pandas", "scipy", "wandb", "evaluate", "datasets", "matplotlib", "accelerate"}
 
@@ -67,3 +73,30 @@ def test_jobs_that_share_their_files_are_what_hydra_composes_one_by_one(override
             config.pop("hydra")
     assert len(real) > 1
     assert [OmegaConf.to_yaml(c) for c in found] == [OmegaConf.to_yaml(c) for c in real]
+
+
+def test_a_finished_run_is_hashed_once_per_call_and_the_summary_of_others_hashes_nothing(config, tmp_path, monkeypatch):
+    asked, other = (execute(config("algo=ga", f"alpha={alpha}")).folder for alpha in (0.5, 1))
+    for path in (p for folder in (asked, other) for p in folder.rglob("*") if p.is_file()):
+        os.utime(path, (time.time() - 60, time.time() - 60))  # long finished
+    read: list[Path] = []
+
+    def counted(stream, algorithm, real=hashlib.file_digest):
+        read.append(Path(stream.name))
+        return real(stream, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    monkeypatch.setattr(refusals, "_worked", perform)
+    settings = (*TINY, f"paths.store={config().paths.store}", f"paths.runs={tmp_path}/runs", "algo=ga", "alpha=0.5")
+    for mode in ([], ["-m"]):
+        files._digests.clear()  # as in a process of its own
+        called = refusals.call("unlearn.run", *mode, *settings, cwd=tmp_path)
+        assert called.status == 0 and "done before" in called.out, called.err
+        assert sorted(p.name for p in read) == sorted(seal.MEASURED)
+        assert {p.parent for p in read} == {asked}
+        read.clear()
+    content = (asked / "eval.json").read_bytes()
+    (asked / "eval.json").write_bytes(content.replace(b"0.", b"1.", 1))  # in the same process, of the same size
+    called = refusals.call("unlearn.run", "-m", *settings, cwd=tmp_path)
+    assert called.status == 1 and "eval.json was changed or damaged" in called.out
+    assert len((asked.parent / "summary.csv").read_text().splitlines()) == 3

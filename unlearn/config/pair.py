@@ -20,15 +20,13 @@ from unlearn.config.setting import (
     matches,
     one_of,
     setting,
+    unhashed,
 )
 
 LAYERS = "unlearning_layers"
 TUNINGS = ("full", "lora", LAYERS)
 ADAPTER_FILE, ADAPTER_PREFIX = "adapter_model.safetensors", "base_model.model."  # peft's names
 GRAM = "gram.safetensors"  # beside the layers: what fusion needs of a request
-HOW_ASKED = (  # settings of `http` that say where and how a server is asked, and change no answer
-    "url", "key_env", "form", "concurrency", "timeout_s", "retries", "max_requests", "max_tokens", "price",
-)  # fmt: skip
 
 AN_ADDRESS = matches(
     r"https?://[^\s/@?#]+(/[^\s?#@]*)?",
@@ -54,8 +52,9 @@ SOME_LAYERS = Bound(
 class SourceConfig:
     """A pretrained model: where it is."""
 
-    source: str | None = None  # a folder as `save_pretrained` writes it, or else a name on the hub
-    revision: str | None = None  # of a name on the hub: branch, tag or commit; null: main
+    # a folder as `save_pretrained` writes it, or else a name on the hub; what it holds is hashed
+    source: str | None = setting(None, hashed=False)
+    revision: str | None = setting(None, hashed=False)  # of a name on the hub: branch, tag or commit; null: main
 
 
 @dataclass
@@ -98,24 +97,28 @@ class ModelConfig(SourceConfig):
 @dataclass
 class HttpConfig:
     """A target behind a server that has OpenAI's /v1/completions and gives log-probabilities of prompt tokens, as vLLM
-    does (docs/black_box.md). HOW_ASKED are no part of a run's hash.
+    does (docs/black_box.md). Where and how it is asked changes no answer.
     """
 
-    url: str | None = setting(None, AN_ADDRESS)  # of the server, with or without /v1
+    url: str | None = setting(None, AN_ADDRESS, hashed=False)  # of the server, with or without /v1
     model: str | None = None  # as the server calls it
     revision: str | None = None  # a word of your own, for another model that the server now has under the same name
     # the environment variable that holds the key; null: the server asks for none
-    key_env: str | None = setting(None, SECRET_VARIABLE)
+    key_env: str | None = setting(None, SECRET_VARIABLE, hashed=False)
     k: int = setting(20, at_least(0))  # likeliest tokens that are asked for at each position; 0: the whole vocabulary
     # of the questions: prompt_logprobs (vLLM) | echo (with logprobs) | auto: what the server takes
-    form: str = setting("auto", one_of("auto", "prompt_logprobs", "echo"))
-    concurrency: int = setting(8, at_least(1), at_most(256))  # requests at a time
-    timeout_s: float = setting(120.0, above(0))  # of one request
-    retries: int = setting(6, at_least(0))  # of a request that failed or was answered wrongly
+    form: str = setting("auto", one_of("auto", "prompt_logprobs", "echo"), hashed=False)
+    concurrency: int = setting(8, at_least(1), at_most(256), hashed=False)  # requests at a time
+    timeout_s: float = setting(120.0, above(0), hashed=False)  # of one request
+    retries: int = setting(6, at_least(0), hashed=False)  # of a request that failed or was answered wrongly
     # to this model, in all calls together, retries included; null: no limit
-    max_requests: int | None = setting(None, at_least(0))
-    max_tokens: int | None = setting(None, at_least(0))  # likewise, read and generated
-    price: float | None = setting(None, at_least(0))  # of a million tokens, for the estimate that is shown
+    max_requests: int | None = setting(None, at_least(0), hashed=False)
+    max_tokens: int | None = setting(None, at_least(0), hashed=False)  # likewise, read and generated
+    # of a million tokens, for the estimate that is shown
+    price: float | None = setting(None, at_least(0), hashed=False)
+
+
+HOW_ASKED = unhashed(HttpConfig)
 
 
 @dataclass
@@ -125,11 +128,11 @@ class TargetConfig(ModelConfig):
     With kind=http the target is a server, and everything else here is about the retrained reference.
     """
 
-    kind: str = setting("model", one_of("model", "http"))
-    http: HttpConfig = field(default_factory=HttpConfig)
+    kind: str = setting("model", one_of("model", "http"), hashed=False)
+    http: HttpConfig = field(default_factory=HttpConfig, metadata={"hashed": False})
     dtype: str = setting("float32", one_of("float32", "bfloat16", "auto"))  # auto: as its weights were saved
     quantisation: str = setting("none", one_of("none", "8bit", "4bit"), CAN_QUANTISE)
-    device: str | None = setting(None, A_DEVICE)  # null: the run's; auto: spread over all GPUs
+    device: str | None = setting(None, A_DEVICE, hashed=False)  # null: the run's; auto: spread over all GPUs
 
 
 @dataclass

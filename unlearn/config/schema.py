@@ -96,7 +96,7 @@ class AlternatesConfig:
 class AlgoConfig:
     """An objective: a forget term plus a weighted retain term (``unlearn/learning/losses.py`` holds the terms)."""
 
-    name: str = setting(MISSING, A_NAME)
+    name: str = setting(MISSING, A_NAME, hashed=False)
     forget: str = MISSING
     retain: str = "none"
     forget_weight: float = setting(1.0, at_least(0))
@@ -106,10 +106,12 @@ class AlgoConfig:
     beta1: float | None = setting(None, at_least(0))  # only for satimp
     beta2: float | None = setting(None, at_least(0))
     numbers: dict[str, float] = setting({}, FINITE)  # other numbers of the terms, by their parameter's name
-    file: str | None = setting(None, A_FILE)  # a Python file of your own with terms; relative to the working directory
-    lr: dict[str, float] = setting({}, above(0))  # learning rate by method
-    reversed: bool = False  # teaches the forget set instead of removing it: for methods that subtract what was learnt
-    white_box: bool = False  # reads hidden states of the model that is to forget
+    # a Python file of your own with terms; relative to the working directory. Its content is hashed
+    file: str | None = setting(None, A_FILE, hashed=False)
+    lr: dict[str, float] = setting({}, above(0), hashed=False)  # learning rate by method
+    # teaches the forget set instead of removing it: for methods that subtract what was learnt
+    reversed: bool = setting(False, hashed=False)
+    white_box: bool = setting(False, hashed=False)  # reads hidden states of the model that is to forget
     teacher: TeacherConfig | None = None  # only for `distill`
     dual: DualConfig | None = None  # null: the retain weight is constant
     alternates: AlternatesConfig | None = None  # only for terms that read `alternates`
@@ -169,32 +171,33 @@ class TrainerConfig:
     forget_batch: int = setting(20, at_least(1))
     retain_batch: int = setting(60, at_least(1))
     held_out: float = setting(0.1, BELOW_ONE)  # share of the retain set that no step sees: to choose α and checkpoints
-    accumulate: int = setting(1, at_least(1))  # micro-batches an optimiser step is split into; never changes a result
-    lr: float | None = setting(None, above(0))  # null: `algo.lr` of the method
+    accumulate: int = setting(1, at_least(1), hashed=False)  # micro-batches an optimiser step is split into
+    lr: float | None = setting(None, above(0), hashed=False)  # null: `algo.lr` of the method; hashed with it
     warmup: float = setting(0.1, SHARE)  # share of the steps
     final_lr: float = setting(0.1, SHARE)  # share of lr at the last step, reached linearly
     weight_decay: float = setting(0.01, at_least(0))
     beta1: float = setting(0.9, BELOW_ONE)
     beta2: float = setting(0.99, BELOW_ONE)
     clip: float = setting(1.0, above(0))  # gradient norm
-    log_every: int = setting(1, at_least(1))
-    eval_every: int = setting(10, at_least(0))  # steps between points of the trajectory; 0: none
-    eval_examples: int = setting(100, at_least(1))  # per split at such a point
+    log_every: int = setting(1, at_least(1), hashed=False)
+    eval_every: int = setting(10, at_least(0), hashed=False)  # steps between points of the trajectory; 0: none
+    eval_examples: int = setting(100, at_least(1), hashed=False)  # per split at such a point
     # weights that the run keeps: of the last step, or "best" by the rule of unlearn/runs/trajectory.py
     keep: str = setting("last", one_of("last", "best"))
-    save_every: int = setting(50, at_least(0))  # steps between checkpoints; 0: none
+    save_every: int = setting(50, at_least(0), hashed=False)  # steps between checkpoints; 0: none
     # of the arithmetic; bf16: autocast. Weights that learn, and all evaluation, stay fp32
     precision: str = setting("fp32", one_of("fp32", "bf16"))
-    compile: bool = False  # torch.compile of the trained member
+    compile: bool = setting(False, hashed=False)  # torch.compile of the trained member
     # exact: fp32 logits, hidden states, auto: the first while small; target's: fp16, topk
     stored_rows: str = setting("auto", one_of(*STORED_ROWS))
     stored_rows_k: int = setting(100, at_least(1))  # tokens of a row of topk
-    stored_rows_gib: float = setting(4.0, at_least(0))  # of one model over one split, and what becomes of more:
+    # of one model over one split, and what becomes of more:
+    stored_rows_gib: float = setting(4.0, at_least(0), hashed=False)
     # live: computed when needed; refuse: training that needs more does not start
-    stored_rows_over: str = setting("live", one_of("live", "refuse"))
-    threads: int = setting(1, at_least(1), at_most(1024))  # torch threads of this process
-    device: str = setting("auto", one_of("auto", "cpu", "cuda"))
-    progress: bool = True
+    stored_rows_over: str = setting("live", one_of("live", "refuse"), hashed=False)
+    threads: int = setting(1, at_least(1), at_most(1024), hashed=False)  # torch threads of this process
+    device: str = setting("auto", one_of("auto", "cpu", "cuda"), hashed=False)
+    progress: bool = setting(True, hashed=False)
 
 
 @dataclass

@@ -18,7 +18,8 @@ from unlearn.config.data import TemplateConfig
 from unlearn.config.derived import is_trained, learning_rate, training_alpha, tuning
 from unlearn.config.groups import literal
 from unlearn.config.pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig, PairConfig
-from unlearn.config.schema import NO_RETRAINED, ROUGH_ROWS, BeginConfig, Config, ConfigError
+from unlearn.config.schema import NO_RETRAINED, ROUGH_ROWS, BeginConfig, Config, ConfigError, TrainerConfig
+from unlearn.config.setting import unhashed
 from unlearn.store import sources
 from unlearn.store.files import read_json
 
@@ -35,6 +36,8 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 _NAMED = ("algo.name", "method.name", "pair.name", "data.name", "alpha")
+_NO_AXES = {"study", "retry", *(f"pair.target.http.{name}" for name in HOW_ASKED),
+            *(f"trainer.{name}" for name in unhashed(TrainerConfig))} - {"trainer.lr"}  # fmt: skip
 
 
 def distinguishing(flats: Sequence[dict[str, Any]]) -> list[str]:
@@ -43,9 +46,8 @@ def distinguishing(flats: Sequence[dict[str, Any]]) -> list[str]:
     for flat in flats:
         groups.setdefault(repr([flat.get(k) for k in _NAMED]), []).append(flat)
     keys = [k for k in dict.fromkeys(k for f in flats for k in f) if not k.startswith(("eval.", "wandb.", "paths."))]
-    keys = [k for k in keys if k not in ("study", "retry", *(f"trainer.{name}" for name in _UNTRAINED if name != "lr"))]
-    keys = [k for k in keys if k not in (f"pair.target.http.{name}" for name in HOW_ASKED)]
-    return [k for k in keys if any(len({repr(f.get(k)) for f in group}) > 1 for group in groups.values())]
+    differ = [k for k in keys if any(len({repr(f.get(k)) for f in group}) > 1 for group in groups.values())]
+    return [k for k in differ if k not in _NO_AXES]
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -53,20 +55,9 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
 
 
-_UNTRAINED = (
-    "lr",
-    "accumulate",
-    "log_every",
-    "eval_every",
-    "eval_examples",
-    "save_every",
-    "stored_rows_gib",
-    "stored_rows_over",
-    "compile",
-    "threads",
-    "device",
-    "progress",
-)
+def hashed(settings: Any) -> dict[str, Any]:
+    """Of a schema class the settings that are not declared with ``hashed=False``."""
+    return {k: v for k, v in asdict(settings).items() if k not in unhashed(settings)}
 
 
 def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
@@ -118,8 +109,7 @@ def _begun(cfg: Config) -> list[tuple[str, float]]:
 
 
 def _algo_identity(cfg: Config) -> dict[str, Any]:
-    algo = {k: v for k, v in asdict(cfg.algo).items() if k not in ("name", "lr", "file", "reversed", "white_box")}
-    algo = {k: v for k, v in algo.items() if v is not None and v != {}}
+    algo = {k: v for k, v in hashed(cfg.algo).items() if v is not None and v != {}}
     if cfg.algo.file is not None:  # what the file says, not where it lies
         algo["file"] = _content(cfg.algo.file)
     if cfg.algo.alternates is not None and cfg.algo.alternates.file is not None:
@@ -132,7 +122,7 @@ def _algo_identity(cfg: Config) -> dict[str, Any]:
 
 
 def _trainer_identity(cfg: Config) -> dict[str, Any]:
-    trainer = {k: v for k, v in asdict(cfg.trainer).items() if k not in _UNTRAINED}
+    trainer = hashed(cfg.trainer)
     for key, exact in (("stored_rows", cfg.trainer.stored_rows not in ROUGH_ROWS),
                        ("stored_rows_k", cfg.trainer.stored_rows != "topk"),
                        ("precision", cfg.trainer.precision == "fp32")):  # fmt: skip
@@ -153,9 +143,6 @@ def template(cfg: TemplateConfig) -> dict[str, Any]:
 
 def _content(file: str | None) -> str | None:
     return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-
-
-_PLACED = ("source", "revision", "device", "kind", "http")  # of a model's settings, no part of what it is
 
 
 def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
@@ -195,7 +182,7 @@ def remote_identity(http: HttpConfig) -> dict[str, Any]:
 
 def _model_identity(model: ModelConfig, unused: Collection[str], memo: Path) -> dict[str, Any]:
     """Size and stages of a model from scratch; or which pretrained model it is, and what else it learns."""
-    settings = {k: v for k, v in asdict(model).items() if k not in (*unused, *_PLACED)}
+    settings = {k: v for k, v in hashed(model).items() if k not in unused}
     for key, plain in (("dtype", "float32"), ("quantisation", "none"), ("architecture", "llama"), ("texts", False)):
         if settings.get(key) == plain:
             settings.pop(key)

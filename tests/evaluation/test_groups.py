@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 
 import numpy as np
@@ -13,8 +13,8 @@ import pytest
 from support.helpers import TINY, compose, execute
 
 from unlearn import evaluate
-from unlearn.config.groups import GROUPS
-from unlearn.config.schema import ConfigError
+from unlearn.config.groups import GROUPS, NEEDS, literal
+from unlearn.config.schema import ConfigError, EvalConfig
 from unlearn.data.encoding import Encoder, Examples
 from unlearn.data.rows import DataError
 from unlearn.decoding.generation import Decoding, greedy
@@ -88,6 +88,15 @@ def test_every_metric_that_a_group_promises_is_there_and_finite(entries, group):
     for name, entry in entries.items():
         numbers = {k: v for k, v in entry.items() if not isinstance(v, dict)}
         assert all(isinstance(v, int | float) and math.isfinite(v) for v in numbers.values()), name
+
+
+def test_what_a_group_says_at_its_top_is_known():
+    """Rules and identities read these literals from the file's text; a misspelt one would be ignored in silence."""
+    for name in GROUPS:
+        module = import_module(f"unlearn.evaluation.groups.{name}")
+        assert set(literal(name, "NEEDS")) <= {*NEEDS, *GROUPS}
+        assert set(literal(name, "SETTINGS")) <= {f.name for f in fields(EvalConfig)}
+        assert all(literal(name, key) == getattr(module, key, ()) for key in ("NEEDS", "SETTINGS"))
 
 
 def test_the_run_moved_something(entries):

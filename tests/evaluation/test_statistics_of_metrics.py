@@ -11,9 +11,8 @@ from support.helpers import SHARED
 
 from unlearn.evaluation.groups import three_sample as divergence
 from unlearn.evaluation.groups.three_sample import jensen_shannon, three_sample
-from unlearn.evaluation.metrics.bootstrap import interval, mean_interval
-from unlearn.evaluation.metrics.distance import distances
 from unlearn.evaluation.metrics.model_utility import PARTS, harmonic_mean, model_utility
+from unlearn.evaluation.metrics.statistics import distances, interval, mean_interval
 
 LN2 = math.log(2)
 

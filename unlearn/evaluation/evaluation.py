@@ -23,10 +23,9 @@ from unlearn.evaluation import measures
 from unlearn.evaluation.context import Context
 from unlearn.evaluation.groups import group
 from unlearn.evaluation.metrics.base import Metric
-from unlearn.evaluation.metrics.bootstrap import interval, mean_interval
-from unlearn.evaluation.metrics.distance import distances
 from unlearn.evaluation.metrics.forget_quality import forget_quality
 from unlearn.evaluation.metrics.model_utility import PARTS, model_utility, of_means
+from unlearn.evaluation.metrics.statistics import distances, interval, mean_interval
 from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import Scores, score, stored_rows
 from unlearn.evaluation.suite import Split, Suite

@@ -13,8 +13,8 @@ import pandas as pd
 
 from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics import membership
-from unlearn.evaluation.metrics.bootstrap import interval
 from unlearn.evaluation.metrics.membership import ATTACKS
+from unlearn.evaluation.metrics.statistics import interval
 
 NEEDS = ("holdout", "moments")
 SPLITS = ("forget", "holdout")

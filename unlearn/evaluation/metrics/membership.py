@@ -113,13 +113,14 @@ def privleak(auc: float, retrained_auc: float | None) -> float:
 
 @dataclass(frozen=True)
 class Vulnerability:
-    """``share`` near ``false_positive_rate``: the forget rows cannot be told from rows that were never seen."""
-
     values: np.ndarray  # [B] mean log(P_unlearned / P_retrained) per token of each forget row, nats
     vulnerable: np.ndarray  # [B] whether the row's value is above the threshold
     threshold: float
-    share: float  # of vulnerable rows
-    false_positive_rate: float  # what the threshold was chosen for
+
+    @property
+    def share(self) -> float:
+        """Of vulnerable rows: near the false-positive rate, the forget set cannot be told from rows never seen."""
+        return float(self.vulnerable.mean())
 
 
 def vulnerability(
@@ -135,8 +136,9 @@ def vulnerability(
     ⌈(1 − rate)(H + 1)⌉-th smallest holdout value, so a row like the holdout's exceeds it with a probability of at most
     ``false_positive_rate`` at any H; where H is too small for that, it is refused.
     """
-    values = _log_ratio(unlearned, retrained, "forget")
-    clean = np.sort(_log_ratio(holdout_unlearned, holdout_retrained, "holdout"))
+    same_length(unlearned=unlearned, retrained=retrained)
+    values = -reference(unlearned, retrained)
+    clean = np.sort(-reference(holdout_unlearned, holdout_retrained))
     if not 0 < false_positive_rate < 1:
         raise ValueError(f"false_positive_rate={false_positive_rate!r}: must lie between 0 and 1")
     # a share written as a decimal may put an exact integer just above itself
@@ -148,14 +150,7 @@ def vulnerability(
             f"it takes at least {needed}, or a higher rate"
         )
     threshold = float(clean[rank - 1])
-    vulnerable = values > threshold
-    return Vulnerability(values, vulnerable, threshold, float(vulnerable.mean()), false_positive_rate)
-
-
-def _log_ratio(unlearned: ArrayLike, retrained: ArrayLike, rows: str) -> np.ndarray:
-    u, r = finite(f"{rows} NLLs, unlearned", unlearned), finite(f"{rows} NLLs, retrained", retrained)
-    same_length(unlearned=u, retrained=r)
-    return r - u
+    return Vulnerability(values, values > threshold, threshold)
 
 
 def _some(answers: Sequence) -> Sequence:

@@ -1,11 +1,13 @@
-"""How much a metric would move with other questions: percentile intervals of the item bootstrap.
+"""Statistics of metrics: how much one would move with other questions, and how far it is from the retrained model's.
 
-Items of one split are drawn together: probability, ROUGE and truth ratio of a question stay beside each other. It
-says nothing about other seeds or other models, which are another, usually larger, source of noise.
+Intervals are percentiles of the item bootstrap. Items of one split are drawn together: probability, ROUGE and truth
+ratio of a question stay beside each other. It says nothing about other seeds or other models, which are another,
+usually larger, source of noise.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -74,3 +76,25 @@ def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     if not sizes:
         raise ValueError("the bootstrap needs at least one array of per-item values; there are none")
     return sizes
+
+
+class Distance(NamedTuple):
+    signed: float  # unlearned − retrained
+    absolute: float
+
+
+def distances(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> dict[str, Distance]:
+    """Distance of each metric of the unlearned model to the retrained model's, in the metric's own unit, by name.
+
+    A low forget probability is not the goal; the retrained model's is, and it still guesses.
+    """
+    missing = [name for name in unlearned if name not in retrained]
+    if missing:
+        raise ValueError(f"the retrained model has no {', '.join(missing)}; it has {', '.join(retrained) or 'nothing'}")
+    result = {}
+    for name, value in unlearned.items():
+        signed = value - retrained[name]
+        if not math.isfinite(signed):
+            raise ValueError(f"{name}: {value} (unlearned) and {retrained[name]} (retrained) must both be finite")
+        result[name] = Distance(signed, abs(signed))
+    return result

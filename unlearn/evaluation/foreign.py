@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from unlearn.config.schema import ConfigError
+from unlearn.evaluation.metrics.truth_ratio import scores
 
 OPENUNLEARNING, TOFU = "openunlearning", "tofu"
 GENERAL = ("real_authors", "world_facts")
@@ -50,7 +51,6 @@ TOFU_COLUMNS = {
     "normalized_gt_loss": "options_nll",
 }  # fmt: skip
 TOFU_NEEDED = ("avg_gt_loss", "average_perturb_loss")
-FIRST = ("split", "id")
 
 
 class ResultError(ConfigError):
@@ -169,12 +169,10 @@ def _table(tables: Mapping[str, Mapping[str, pd.Series]]) -> pd.DataFrame:
     for split, columns in tables.items():
         table = pd.DataFrame(dict(columns))
         order = sorted(table.index, key=lambda i: (0, int(i), "") if i.isdigit() else (1, 0, i))
-        table = table.loc[order]
         ids = [f"{split}/{int(i):04d}" if i.isdigit() else f"{split}/{i}" for i in order]
-        table.insert(0, "id", ids)
-        table.insert(0, "split", split)
-        frames.append(table)
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(FIRST))
+        first = pd.DataFrame({"split": split, "id": ids}, index=order)
+        frames.append(first.join(table))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["split", "id"])
 
 
 def _means(examples: pd.DataFrame) -> dict[str, float]:
@@ -185,7 +183,5 @@ def _means(examples: pd.DataFrame) -> dict[str, float]:
             if column in table and table[column].notna().any():
                 claims[f"{split}/{column}"] = float(table[column].mean())
         if "truth_ratio" in table and table["truth_ratio"].notna().any():
-            ratio = table["truth_ratio"].dropna()
-            shares = np.minimum(ratio, 1 / ratio) if split == "forget" else np.maximum(0, 1 - ratio)
-            claims[f"{split}/truth_ratio"] = float(shares.mean())
+            claims[f"{split}/truth_ratio"] = float(scores(table["truth_ratio"].dropna(), split == "forget").mean())
     return claims

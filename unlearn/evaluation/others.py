@@ -19,7 +19,10 @@ import pandas as pd
 
 from unlearn.evaluation import foreign
 from unlearn.evaluation.foreign import GENERAL, Logged, ResultError
+from unlearn.evaluation.metrics.model_utility import PARTS, model_utility
+from unlearn.evaluation.metrics.probability import probability, probability_with_options
 from unlearn.evaluation.metrics.semantics import SEMANTICS
+from unlearn.evaluation.metrics.truth_ratio import scores, truth_ratio
 from unlearn.store.files import read_json, write_json, write_whole
 
 FORMAT = 1
@@ -90,9 +93,8 @@ def write(result: Result, path: Path, model: str) -> None:
     source = {"source": result.kind, "file": str(result.path), "notes": list(result.notes)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(examples_of(path), lambda p: result.examples.to_parquet(p, index=False))
-    write_json(
-        path, {"format": FORMAT, "model": model, "settings": result.settings | source, "metrics": result.metrics}
-    )
+    settings = result.settings | source
+    write_json(path, {"format": FORMAT, "model": model, "settings": settings, "metrics": result.metrics})
 
 
 def examples_of(path: Path) -> Path:
@@ -123,7 +125,6 @@ def _ours(raw: dict[str, Any], path: Path) -> Logged:
 def _recompute(examples: pd.DataFrame, semantics: str) -> tuple[pd.DataFrame, dict[str, float], list[str]]:
     """The table with every per-example value that follows from others, the aggregates, and what is incomplete."""
     from unlearn.evaluation.metrics.membership import auc
-    from unlearn.evaluation.metrics.model_utility import PARTS, model_utility
 
     tables, metrics, notes = {}, {}, []
     for split, table in examples.groupby("split", sort=False):
@@ -149,7 +150,6 @@ Columns = dict[str, tuple[pd.Series, dict[str, float]]]
 
 def _measure(split: str, table: pd.DataFrame, semantics: str) -> Columns:
     """Per-example values (where there are any) and aggregates of a split, by column."""
-    from unlearn.evaluation.metrics.probability import probability, probability_with_options
     from unlearn.evaluation.metrics.rouge import rouge_l_recall
 
     if "nll" not in table and "prob" in table:
@@ -183,8 +183,6 @@ def _with(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
 def _truth_ratio(split: str, table: pd.DataFrame, semantics: str) -> Columns:
     """R and its aggregates: from the NLLs where they are there, else from R as the file has it."""
     from scipy.special import logsumexp
-
-    from unlearn.evaluation.metrics.truth_ratio import scores, truth_ratio
 
     epsilon, forget = _epsilon(semantics), split == "forget"
     right = "nll" if split in GENERAL and "paraphrased_nll" not in table else "paraphrased_nll"

@@ -71,14 +71,14 @@ def _init(keys: Keys) -> int:
 
 
 def _add(keys: Keys) -> int:
-    from unlearn.deploy.requests.actions import Asked, add
+    from unlearn.deploy.requests.actions import Request, add
 
     for word in (o for o in keys.overrides if "=" not in o):
         raise ConfigError(f"{word}: give the id as id={word}, and settings as key=value")
     command = ["unlearn.request", "add", *redacted(keys.overrides)]  # whom it is about is not
     os.environ[runlog.COMMAND] = json.dumps(command)
-    asked = Asked(keys.id, keys.received, keys.due, keys.subject, keys.rule)
-    state = add(ledgers.opened(keys.ledger), keys.overrides, asked)
+    request = Request(keys.id, keys.received, keys.due, keys.subject, keys.rule)
+    state = add(ledgers.opened(keys.ledger), keys.overrides, request)
     _list(keys)
     verdict = "met" if state.passed else f"NOT met: {', '.join(state.unmet())}"
     print(f"{state.id}: {state.status}; the rule was {verdict}")

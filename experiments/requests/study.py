@@ -26,9 +26,8 @@ import table
 
 from unlearn.config.schema import Config, register
 from unlearn.data.readers import read
-from unlearn.deploy.requests.actions import config
+from unlearn.deploy.requests.actions import job_of
 from unlearn.deploy.requests.ledger import weights_of
-from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
 from unlearn.runs import sequence as sequences
 from unlearn.store import runlog
@@ -60,11 +59,10 @@ class Workbench:
         self.steps = asked.steps
 
     def config(self, *more: str) -> Config:
-        return config([*self.common, *more])[1]
+        return job_of([*self.common, *more]).cfg
 
     def run(self, *more: str) -> Job:
-        raw, cfg = config([*self.common, *PLAIN, *more])
-        job = grid.job(cfg, read(cfg).fingerprint())
+        job = job_of([*self.common, *PLAIN, *more])
         perform(job)
         if not runlog.is_done(job):
             raise SystemExit(f"{job.folder}: {runlog.manifest(job.folder).get('error')}")

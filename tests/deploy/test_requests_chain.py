@@ -158,3 +158,14 @@ def test_two_writers_never_take_one_number(tmp_path):
         list(pool.map(write, range(20)))
     found = Chain(tmp_path / "ledger.jsonl").entries()
     assert [e["n"] for e in found] == list(range(20)) and len({e["request"] for e in found}) == 20
+
+
+def test_a_line_is_verified_once_and_again_where_it_changed(made, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(chain, "hash_of", lambda entry, real=hash_of: hashed.append(entry["n"]) or real(entry))
+    made.append("asked", "R9", {})
+    assert made.entries() == made.entries() and made.head().count == 6
+    assert sorted(hashed) == [4, 5, 5]  # the last as it is added; this one as it is made, then verified
+    made.path.write_bytes(b"".join(changed(made.lines())))
+    with pytest.raises(LedgerError, match="entry 2: changed: hash mismatch"):
+        made.entries()

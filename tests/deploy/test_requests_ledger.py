@@ -16,7 +16,7 @@ from unlearn.config.schema import ConfigError
 from unlearn.data.readers import read
 from unlearn.deploy.export.traces import Traces, forget_rows
 from unlearn.deploy.requests import active, evidence
-from unlearn.deploy.requests.actions import Asked, add, erase, evaluate, undo
+from unlearn.deploy.requests.actions import Request, add, erase, evaluate, undo
 from unlearn.deploy.requests.chain import LedgerError
 from unlearn.deploy.requests.fusing import fuse
 from unlearn.deploy.requests.ledger import Ledger, begin, opened, weights_of
@@ -42,7 +42,7 @@ def answered(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ledger") / "ledger"
     begin(folder, None)
     for n, more in ((1, {"received": "2026-11-01", "due": "2026-12-01", "subject": "customer 4711"}), (2, {})):
-        add(opened(folder), settings(n), Asked(rule=EASY, **more))
+        add(opened(folder), settings(n), Request(rule=EASY, **more))
     return folder
 
 
@@ -128,25 +128,25 @@ def test_weights_that_did_not_take_effect_are_not_active(ledger, tmp_path):
 
 def test_the_same_again_changes_nothing(ledger, settings):
     before = ledger.chain.path.read_bytes()
-    assert add(ledger, settings(1), Asked()).id == "R1"
-    assert add(ledger, settings(2), Asked(id="R2", rule=EASY)).id == "R2"
+    assert add(ledger, settings(1), Request()).id == "R1"
+    assert add(ledger, settings(2), Request(id="R2", rule=EASY)).id == "R2"
     assert ledger.chain.path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("n", "more", "asked", "message"),
     [
-        (3, (), Asked(id="R1"), "R1: was asked on .* with another forget set, and that cannot be changed"),
-        (1, ("seed=1",), Asked(id="R1"), "another settings"),
-        (1, (), Asked(id="R1", rule=("forget/prob<=0.5",)), "another rule"),
-        (1, (), Asked(id="R1", subject="customer 1"), "another subject"),
-        (1, (), Asked(id="R1", due="2030-01-01"), "another due"),
-        (1, (), Asked(id="../R1"), "names a folder"),
-        (1, ("method=uld", "algo=uld"), Asked(), "method='uld': the answers to several requests are added up"),
-        (1, ("method=dd", "pair.offset_init=full"), Asked(), "needs a method that trains what is added"),
-        (1, ("eval.groups=[]",), Asked(), "needs the group leak"),
-        (1, ("eval.retrained=none",), Asked(), "rule: must be given"),
-        (1, (), Asked(rule=("forget/prob",)), "must be METRIC<=NUMBER"),
+        (3, (), Request(id="R1"), "R1: was asked on .* with another forget set, and that cannot be changed"),
+        (1, ("seed=1",), Request(id="R1"), "another settings"),
+        (1, (), Request(id="R1", rule=("forget/prob<=0.5",)), "another rule"),
+        (1, (), Request(id="R1", subject="customer 1"), "another subject"),
+        (1, (), Request(id="R1", due="2030-01-01"), "another due"),
+        (1, (), Request(id="../R1"), "names a folder"),
+        (1, ("method=uld", "algo=uld"), Request(), "method='uld': the answers to several requests are added up"),
+        (1, ("method=dd", "pair.offset_init=full"), Request(), "needs a method that trains what is added"),
+        (1, ("eval.groups=[]",), Request(), "needs the group leak"),
+        (1, ("eval.retrained=none",), Request(), "rule: must be given"),
+        (1, (), Request(rule=("forget/prob",)), "must be METRIC<=NUMBER"),
     ],
 )
 def test_what_was_asked_cannot_be_changed_and_what_makes_no_sense_is_refused(ledger, settings, n, more, asked, message):
@@ -164,11 +164,11 @@ def test_a_killed_run_goes_on_and_is_written_once(settings, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Loop, "run", raising_at(2, Killed()))
-        add(opened(tmp_path / "ledger"), given, Asked(rule=EASY))
+        add(opened(tmp_path / "ledger"), given, Request(rule=EASY))
     ledger = opened(tmp_path / "ledger")
     assert kinds(ledger) == ["opened", "asked"] and ledger.state("R1").status == "asked" and not ledger.active()
     asked = ledger.chain.path.read_bytes()
-    add(ledger, given, Asked(rule=EASY))
+    add(ledger, given, Request(rule=EASY))
     assert kinds(ledger) == ["opened", "asked", "effective", "evaluated"]
     assert ledger.chain.path.read_bytes().startswith(asked)
     steps = [json.loads(line)["step"] for line in (ledger.run_of("R1") / "metrics.jsonl").read_text().splitlines()]
@@ -188,18 +188,18 @@ def test_a_kill_between_the_entries_of_a_request_loses_nothing(ledger, settings,
     undo(ledger, "R1")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Chain, "append", dying)
-        add(ledger, settings(1), Asked(rule=EASY))
-    add(ledger, settings(1), Asked(rule=EASY))
+        add(ledger, settings(1), Request(rule=EASY))
+    add(ledger, settings(1), Request(rule=EASY))
     assert kinds(ledger, "R3") == ["asked", "effective", "evaluated"]
 
 
 def test_the_usual_rule_asks_for_general_knowledge_where_there_is_some(settings):
     cfg = compose(*settings(1))
-    found = [c.text for c in evidence.rule(None, cfg, read(cfg))]
+    found = [c.text for c in evidence.conditions(None, cfg, read(cfg))]
     assert found == ["forget/leak_gap<=0.05", "kept:retain/prob>=0.95", "kept:real_authors/prob>=0.9",
                      "kept:world_facts/prob>=0.9"]  # fmt: skip
     without = dataclasses.replace(read(cfg), splits={k: v for k, v in read(cfg).splits.items() if k != "world_facts"})
-    assert [c.text for c in evidence.rule(None, cfg, without)] == found[:3]
+    assert [c.text for c in evidence.conditions(None, cfg, without)] == found[:3]
 
 
 def test_a_run_that_fails_takes_no_effect(ledger, settings, monkeypatch):
@@ -211,9 +211,9 @@ def test_a_run_that_fails_takes_no_effect(ledger, settings, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(job, "train", failing)
         with pytest.raises(LedgerError, match="broken on purpose; the same command goes on"):
-            add(ledger, settings(3), Asked(rule=EASY))
+            add(ledger, settings(3), Request(rule=EASY))
     assert kinds(ledger, "R3") == ["asked"]
-    assert add(ledger, settings(3), Asked(rule=EASY)).status == "effective"
+    assert add(ledger, settings(3), Request(rule=EASY)).status == "effective"
 
 
 def texts_of(folder: Path) -> dict[str, bytes]:
@@ -274,7 +274,7 @@ def test_an_erased_salt_is_gone_and_the_chain_is_whole(ledger, settings, capsys)
     with pytest.raises(LedgerError, match="salt was erased before"):
         erase(ledger, "R1")
     undo(ledger, "R1")
-    assert add(ledger, settings(1), Asked(rule=EASY)).id == "R3"  # nothing links it to R1
+    assert add(ledger, settings(1), Request(rule=EASY)).id == "R3"  # nothing links it to R1
     erase(ledger, "R2")
     undo(ledger, "R2")
     with pytest.raises(LedgerError, match="R2: is undone"):
@@ -311,7 +311,7 @@ def test_a_fusion_that_does_not_meet_its_rule_takes_no_effect(ledger):
 
 
 def test_what_does_not_meet_its_rule_says_so(ledger, settings):
-    state = add(ledger, settings(3), Asked(rule=("forget/prob<=0", "kept:retain/prob>=0.01", "no_such<=1")))
+    state = add(ledger, settings(3), Request(rule=("forget/prob<=0", "kept:retain/prob>=0.01", "no_such<=1")))
     verdict = state.evaluated[-1]["body"]["rule"]
     assert [r["holds"] for r in verdict] == [False, True, False] and verdict[2]["value"] is None
     assert state.passed is False and state.active

@@ -1,17 +1,15 @@
-"""What is done with requests: answered by a run, measured, taken back, erased. Each act ends as an entry.
+"""What is done with requests: answered by a run, measured, undone, erased. Each act ends as an entry.
 
-Acts can be called again: what a kill or a failing run left undone is done then, and nothing is written twice.
+Acts can be called again: what an interrupted or failed run left undone is done then, and nothing is written twice.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
 from unlearn.config.derived import algo_name, alpha_key, training_alpha
 from unlearn.config.pair import PairConfig
@@ -29,12 +27,11 @@ from unlearn.store import runlog
 from unlearn.store.identity import Job, digest, run_identity
 from unlearn.store.sources import is_folder
 
-log = logging.getLogger(__name__)
 USUAL = ("study=requests", "wandb=disabled")  # W&B's files would hold the forget set's text
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A deletion request as it came in."""
 
     id: str | None = None  # null: R1, R2, …
@@ -44,28 +41,17 @@ class Asked:
     rule: Sequence[str] | None = None  # conditions, fixed before the run; null: the usual ones
 
 
-def add(ledger: Ledger, overrides: Sequence[str], asked: Asked) -> State:
-    """Write down what is asked, let the run that answers it go, write down that it is in effect and how forgotten.
+def add(ledger: Ledger, overrides: Sequence[str], request: Request) -> State:
+    """Write down what is asked, run what answers it, write down that it is in effect and how forgotten it is.
 
-    Called again with the same, it goes on where it stopped. ``LedgerError`` for the same id with another forget set,
-    other settings or another rule, and where the run fails.
+    Called again with the same, it resumes. ``LedgerError`` for the same id with another forget set, other settings or
+    another rule, and where the run fails.
     """
-    raw, cfg = config(overrides)
-    job = grid.job(cfg, read(cfg).fingerprint())
-    body = _asked(cfg, job, asked)
+    job = job_of(overrides)
     with ledger.lock:
-        id = _same(ledger, cfg, job, asked) or asked.id or ledger.next_id("R")
-        state = ledger.states().get(check_id(id))
-        if state is None:
-            salt = ledger.salts.make(id)
-            ledger.append("asked", id, body | _salted(cfg, job, asked, salt))
-        else:
-            given = body | _salted(cfg, job, asked, ledger.salts.get(id))
-            if asked.rule is None:
-                given.pop("rule")
-            _check_same(state, given)
+        id = _write_down(ledger, job, request)
     if ledger.state(id).effective is None:
-        _go(ledger, id, raw, job)
+        answer(id, job)
         with ledger.lock:
             if ledger.state(id).effective is None:
                 ledger.link(id, job.folder)
@@ -75,8 +61,8 @@ def add(ledger: Ledger, overrides: Sequence[str], asked: Asked) -> State:
     return ledger.state(id)
 
 
-def config(overrides: Sequence[str]) -> tuple[DictConfig, Config]:
-    """The settings of a run, checked as ``python -m unlearn.run`` checks them."""
+def job_of(overrides: Sequence[str]) -> Job:
+    """The job of some settings, checked as ``python -m unlearn.run`` checks them."""
     problems = list(unknown_overrides(list(overrides)))
     if problems:
         raise ConfigError("\n".join(problems))
@@ -84,10 +70,15 @@ def config(overrides: Sequence[str]) -> tuple[DictConfig, Config]:
     usual = [o for o in USUAL if o.split("=")[0] not in keys]
     register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        raw = compose("config", overrides=[*usual, *overrides])
-    cfg = parse(raw)
-    grid.check(cfg)
-    return raw, cfg
+        return grid.check(parse(compose("config", overrides=[*usual, *overrides])))
+
+
+def answer(id: str, job: Job) -> None:
+    """Run the ordinary job, from its checkpoint where there is one."""
+    perform(job)
+    if not runlog.is_done(job):
+        why = runlog.manifest(job.folder).get("error") or "it was interrupted"
+        raise Failed(f"{id}: its run {job.folder} is not done: {why}; the same command goes on from there")
 
 
 def effect(job: Job) -> dict[str, Any]:
@@ -118,35 +109,35 @@ def _lineage(pair: PairConfig) -> dict[str, Any]:
 def evaluate(ledger: Ledger, ids: Sequence[str] = (), overrides: Sequence[str] = ()) -> list[State]:
     """Measure how forgotten requests are under all offsets that are active now; all active requests unless some are
     named. ``overrides`` as of ``python -m unlearn.evaluate``."""
-    known = ledger.states()
-    wanted = list(ids) or [s.id for s in known.values() if s.active]
-    answering = [a.id for a in ledger.active()]
+    known, answering = ledger.states(), [a.id for a in ledger.active()]
+    wanted = list(ids) or answering
     for id in wanted:
         if id not in known:
             raise LedgerError(f"{id}: no such request; there are {', '.join(known) or 'none'}")
         if known[id].effective is None or known[id].undone is not None:
             raise LedgerError(f"{id}: is {known[id].status}: there is nothing to measure")
         ledger.append("evaluated", id, measured(ledger, id, answering, overrides))
-    return [ledger.state(id) for id in wanted]
+    known = ledger.states()
+    return [known[id] for id in wanted]
 
 
 def measured(ledger: Ledger, id: str, answering: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The body of an evaluation of one request under the sum of some offsets: aggregates, and the rule's verdict."""
     known = ledger.states()
     jobs = {name: load(ledger.run_of(name), overrides)[1] for name in {*answering, id}}
-    alphas = {name: _alpha(ledger, name, jobs[name]) for name in answering}
+    alphas = {name: float(known[name].effect.get("alpha", jobs[name].cfg.alpha)) for name in answering}
     entry, references = _entry(jobs, id, alphas)
-    conditions = evidence.rule(known[id].asked["body"]["rule"], jobs[id].cfg, read(jobs[id].cfg))
+    data = read(jobs[id].cfg)
+    conditions = evidence.conditions(known[id].rule, jobs[id].cfg, data)
     verdict = evidence.judged(conditions, entry, references.get("target", {}))
-    settings = {k: v for k, v in entry["settings"].items() if k != "references"}  # a plain hash of the data
     return {
         "of": id,
         "offsets": alphas,
         "weights": {name: weights_of(jobs[name].folder) for name in answering},
-        "questions": len(read(jobs[id].cfg).splits["forget"]),
+        "questions": len(data.splits["forget"]),
         "rule": verdict,
         "passed": all(condition["holds"] for condition in verdict),
-        "settings": settings,
+        "settings": {k: v for k, v in entry["settings"].items() if k != "references"},  # that is a plain hash of data
         "metrics": evidence.aggregates(entry, references),
     }
 
@@ -162,12 +153,6 @@ def _entry(jobs: dict[str, Job], id: str, alphas: dict[str, float]) -> tuple[dic
 
     step = measure(job.cfg, [Part(jobs[name], alpha) for name, alpha in alphas.items()], 1)
     return step.metrics, step.references
-
-
-def _alpha(ledger: Ledger, id: str, job: Job) -> float:
-    """What took effect, or what will."""
-    state = ledger.state(id)
-    return float(state.effective["body"]["alpha"]) if state.effective is not None else job.cfg.alpha
 
 
 def undo(ledger: Ledger, id: str) -> State:
@@ -198,69 +183,57 @@ def erase(ledger: Ledger, id: str) -> State:
 # --- one request --------------------------------------------------------------------------------------------------
 
 
-def _asked(cfg: Config, job: Job, asked: Asked) -> dict[str, Any]:
-    """What is written before the run, and cannot be changed after."""
+def _write_down(ledger: Ledger, job: Job, request: Request) -> str:
+    """The id of a request, written down unless it was before; ``LedgerError`` where it was with something else."""
+    body = _body(job.cfg, request)
+    id = request.id or _same(ledger, job) or ledger.next_id("R")
+    state = ledger.states().get(check_id(id))
+    salt = ledger.salts.make(id) if state is None else ledger.salts.get(id)
+    subject = None if request.subject is None else fingerprints.of_text(request.subject, salt)
+    body |= _fingerprints(job, salt) | {"subject": subject}
+    if state is None:
+        ledger.append("asked", id, body)
+        return id
+    if state.undone is not None:
+        raise LedgerError(f"{id}: was undone on {state.undone['time']}; ask for it again under a new id")
+    left_out = {key for key in ("received", "due", "subject", "rule") if getattr(request, key) is None}
+    for key, value in body.items():
+        if key not in left_out and state.asked["body"].get(key) != value:
+            what = {"fingerprint": "forget set", "config": "settings"}.get(key, key)
+            raise LedgerError(
+                f"{id}: was asked on {state.asked['time']} with another {what}, and that cannot be changed; "
+                "undo it, or give a new id"
+            )
+    return id
+
+
+def _body(cfg: Config, request: Request) -> dict[str, Any]:
+    """What is written before the run in plain words."""
     if cfg.method.rule != "sum" or not any(m.trained and not m.constant for m in cfg.method.members):
-        rule = "the answers to several requests are added up, so a request needs a method that trains what is added"
-        raise LedgerError(f"method={cfg.method.name!r}: {rule}, e.g. method=offset")
+        needs = "the answers to several requests are added up, so a request needs a method that trains what is added"
+        raise LedgerError(f"method={cfg.method.name!r}: {needs}, e.g. method=offset")
+    data = read(cfg)
     return {
-        "received": asked.received, "due": asked.due,
-        "rule": [condition.text for condition in evidence.rule(asked.rule, cfg, read(cfg))],
-        "questions": len(read(cfg).splits["forget"]),
+        "received": request.received, "due": request.due,
+        "rule": [condition.text for condition in evidence.conditions(request.rule, cfg, data)],
+        "questions": len(data.splits["forget"]),
         "algorithm": algo_name(cfg), "method": cfg.method.name, "pair": cfg.pair.name, "data": cfg.data.reader,
         "alpha": {"training": training_alpha(cfg), "asked": cfg.alpha},
     }  # fmt: skip
 
 
-def _salted(cfg: Config, job: Job, asked: Asked, salt: bytes) -> dict[str, Any]:
-    """What would be guessed from a plain hash."""
-    identity = digest(run_identity(cfg, job.data), 64)
-    return {
-        "fingerprint": fingerprints.of_rows(read(cfg).splits["forget"], salt),
-        "config": fingerprints.of_text(identity, salt),
-        "subject": None if asked.subject is None else fingerprints.of_text(asked.subject, salt),
-    }
+def _fingerprints(job: Job, salt: bytes) -> dict[str, str]:
+    """What would be guessed from a plain hash: forget set and settings."""
+    identity = digest(run_identity(job.cfg, job.data), 64)
+    forget = fingerprints.of_rows(read(job.cfg).splits["forget"], salt)
+    return {"fingerprint": forget, "config": fingerprints.of_text(identity, salt)}
 
 
-def _same(ledger: Ledger, cfg: Config, job: Job, asked: Asked) -> str | None:
-    """The request, not undone, that asks for the same by its salted fingerprints; where no id was given."""
-    if asked.id is not None:
-        return None
+def _same(ledger: Ledger, job: Job) -> str | None:
+    """The request, not undone, that asks for the same by its salted fingerprints."""
     for state in ledger.states().values():
         if not state.is_fusion and state.undone is None and ledger.salts.has(state.id):
-            own = _salted(cfg, job, asked, ledger.salts.get(state.id))
-            if all(own[key] == state.asked["body"][key] for key in ("fingerprint", "config")):
+            own = _fingerprints(job, ledger.salts.get(state.id))
+            if own.items() <= state.asked["body"].items():
                 return state.id
     return None
-
-
-def _check_same(state: State, body: dict[str, Any]) -> None:
-    """What was asked cannot be changed afterwards. Dates that are left out are those given before."""
-    if state.undone is not None:
-        raise LedgerError(f"{state.id}: was undone on {state.undone['time']}; ask for it again under a new id")
-    before = state.asked["body"]
-    for key, value in body.items():
-        left_out = key in ("received", "due", "subject") and value is None
-        if before.get(key) != value and not left_out:
-            what = {"fingerprint": "forget set", "config": "settings"}.get(key, key)
-            raise LedgerError(
-                f"{state.id}: was asked on {state.asked['time']} with another {what}, and that cannot be changed; "
-                "undo it, or give a new id"
-            )
-
-
-def _go(ledger: Ledger, id: str, raw: DictConfig, job: Job) -> None:
-    """The ordinary job, which goes on from its checkpoint where there is one."""
-    perform(job)
-    if not runlog.is_done(job):
-        said = runlog.manifest(job.folder).get("error") or "it came to no end"
-        raise Failed(f"{id}: its run {job.folder} is not done: {said}; the same command goes on from there")
-
-
-def answer(ledger: Ledger, id: str, raw: DictConfig) -> Job:
-    """Let the run of a config that is composed already go."""
-    cfg = parse(raw)
-    grid.check(cfg)
-    job = grid.job(cfg, read(cfg).fingerprint())
-    _go(ledger, id, raw, job)
-    return job

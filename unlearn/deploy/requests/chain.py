@@ -2,8 +2,8 @@
 
 A line is an entry in canonical JSON (sorted keys, no spaces, ASCII) with its number, its time and SHA-256 of itself
 without the hash; with a key also an HMAC of that hash. Entries are written under a file lock and have reached the disk
-before they count. What a chain cannot tell: that its last entries were cut off, or that all of it was written anew by
-somebody without a key to respect. An exported head, kept elsewhere, tells the first; an HMAC the second.
+before they count. A chain alone does not show that its last entries were cut off (an exported head, kept elsewhere,
+does), nor that all of it was written anew (an HMAC does).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hmac
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,16 +32,16 @@ Entry = dict[str, Any]
 
 
 class LedgerError(ConfigError):
-    """A ledger that cannot be read, or that says no to what is asked."""
+    """A ledger that cannot be read, or that does not allow an act."""
 
 
 class Failed(LedgerError, refusal.Failed):
-    """An act that was begun and did not end well; what it wrote stays."""
+    """An act that was begun and failed; what it wrote stays."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The state of a chain: how many entries, and the hash of the last. Whoever keeps it can tell a shorter one."""
+    """The state of a chain: how many entries, and the hash of the last. Whoever keeps it notices a shorter one."""
 
     count: int
     hash: str
@@ -66,9 +66,10 @@ class Chain:
     def __init__(self, path: Path, key: bytes | None = None):
         self.path, self.key = path, key
         self.lock = FileLock(path.with_name(f".{path.name}.lock"))
+        self._verified: tuple[bytes, list[Entry]] = b"", []  # lines that had no fault, and what they say
 
     def append(self, kind: str, request: str | None, body: Mapping[str, Any]) -> Entry:
-        """Write an entry; what a kill tore off before is cut away, and said in an entry of its own."""
+        """Write an entry. What an interrupted write left is cut off, and an entry of its own says so."""
         with self.lock, saving(self.path):
             torn = self._cut_torn()
             if torn:
@@ -76,12 +77,22 @@ class Chain:
             return self._write(kind, request, body)
 
     def entries(self) -> list[Entry]:
-        """All entries. Raises ``LedgerError`` at the first bad one; a torn last one was never written."""
+        """All entries. Raises ``LedgerError`` at the first bad one; a torn last one was never written.
+
+        Each line is verified once: what still stands there byte for byte is not verified again.
+        """
         lines = self.lines()
-        fault = verify(lines, self.key)
+        data, (before, known) = b"".join(lines), self._verified
+        found, fault = walk(lines, self.key, known if data.startswith(before) else ())
         if fault is not None and fault.kind != "torn":
             raise LedgerError(f"{self.path}: {fault}")
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        self._verified = b"".join(lines[: len(found)]), found
+        return list(found)
+
+    def first(self) -> Entry | None:
+        """The first entry, not verified; None where there is none."""
+        lines = self.lines()
+        return _parsed(lines[0]) if lines and lines[0].endswith(b"\n") else None
 
     def lines(self) -> list[bytes]:
         """The file's lines with their ends; the last lacks its own where it was torn."""
@@ -94,18 +105,18 @@ class Chain:
         return Head(len(found), found[-1]["hash"] if found else BEFORE_ALL)
 
     def _write(self, kind: str, request: str | None, body: Mapping[str, Any]) -> Entry:
-        last = self._last()
+        before = self.head() if self.path.is_file() else Head(0, BEFORE_ALL)
         entry: Entry = {
-            "n": 0 if last is None else last["n"] + 1, "time": now(), "kind": kind, "request": request,
-            "body": dict(body), "previous": BEFORE_ALL if last is None else last["hash"],
+            "n": before.count, "time": now(), "kind": kind, "request": request, "body": dict(body),
+            "previous": before.hash,
         }  # fmt: skip
         entry["hash"] = hash_of(entry)
         if self.key is not None:
             entry["hmac"] = signature(entry["hash"], self.key)
-        line, begin = canonical(entry) + b"\n", self.path.stat().st_size if self.path.is_file() else 0
         with self.path.open("ab") as stream:
+            begin = stream.tell()
             try:
-                stream.write(line)
+                stream.write(canonical(entry) + b"\n")
                 stream.flush()
                 os.fsync(stream.fileno())
             except OSError:
@@ -115,18 +126,14 @@ class Chain:
             sync(self.path.parent)
         return entry
 
-    def _last(self) -> Entry | None:
-        found = self.entries() if self.path.is_file() else []
-        return found[-1] if found else None
-
     def _cut_torn(self) -> int:
-        """Remove the part of an entry that a kill left, under the lock; its number of bytes."""
-        lines = self.lines() if self.path.is_file() else []
-        torn = len(lines[-1]) if lines and not lines[-1].endswith(b"\n") else 0
-        if torn:
-            log.warning("%s: %d bytes of an entry that was never finished are cut off", self.path, torn)
-            os.truncate(self.path, self.path.stat().st_size - torn)
-        return torn
+        """Remove the part of an entry that an interrupted write left, under the lock; its number of bytes."""
+        data = self.path.read_bytes() if self.path.is_file() else b""
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            log.warning("%s: cut off %d bytes of an unfinished entry", self.path, len(data) - whole)
+            os.truncate(self.path, whole)
+        return len(data) - whole
 
 
 def now() -> str:
@@ -151,63 +158,61 @@ def signature(digest: str, key: bytes) -> str:
 
 def verify(lines: Sequence[bytes], key: bytes | None = None, head: Head | None = None) -> Fault | None:
     """The first bad entry; None where each has the hash of the one before it and, with a key, a right HMAC, and the
-    chain goes on from ``head``."""
-    known = _numbers(lines)
-    previous = BEFORE_ALL
-    for i, line in enumerate(lines):
-        fault = _fault(i, line, previous, known, key)
-        if fault is not None:
-            return fault
-        previous = json.loads(line)["hash"]
-        if head is not None and i == head.count - 1 and previous != head.hash:
-            return Fault(i, "changed", "is not the one that the exported head was made of: the chain was written anew")
-    if head is not None and len(lines) < head.count:
+    chain continues ``head``."""
+    found, fault = walk(lines, key)
+    if head is not None and 0 < head.count <= len(found) and found[head.count - 1]["hash"] != head.hash:
+        said = "is not the one that the exported head was made of: the chain was written anew"
+        return Fault(head.count - 1, "changed", said)
+    if fault is None and head is not None and len(lines) < head.count:
         return Fault(len(lines), "truncated", f"the exported head has {head.count} entries, and {len(lines)} are there")
-    return None
+    return fault
 
 
-def _fault(i: int, line: bytes, previous: str, known: Mapping[int, str], key: bytes | None) -> Fault | None:
+def walk(lines: Sequence[bytes], key: bytes | None, known: Sequence[Entry] = ()) -> tuple[list[Entry], Fault | None]:
+    """The entries up to the first bad one, and what is wrong with that; ``known`` are those of the first lines."""
+    found = list(known)
+    for line in lines[len(known) :]:
+        fault = _fault(line, found, lines, key)
+        if fault is not None:
+            return found, fault
+        found.append(json.loads(line))
+    return found, None
+
+
+def _fault(line: bytes, before: Sequence[Entry], lines: Sequence[bytes], key: bytes | None) -> Fault | None:
+    i, entry = len(before), _parsed(line)
+    previous = before[-1]["hash"] if before else BEFORE_ALL
     if not line.endswith(b"\n"):
-        return Fault(i, "torn", "its line has no end: it was never written to its end, and the next entry repairs it")
-    entry = _parsed(line)
+        return Fault(i, "torn", "incomplete line: its write was interrupted; the next entry repairs it")
     if entry is None:
-        return Fault(i, "unreadable", "is not an entry in canonical JSON: it was changed")
+        return Fault(i, "unreadable", "not an entry in canonical JSON: modified after it was written")
     if hash_of(entry) != entry["hash"]:
-        return Fault(i, "changed", "its content does not have the hash that it was written with")
+        return Fault(i, "changed", "hash mismatch: entry modified after it was written")
     if entry["n"] != i:
-        return _out_of_place(i, entry["n"], known)
+        return _out_of_place(i, entry["n"], lines)
     if entry["previous"] != previous:
-        said = f"it does not go on from entry {i - 1}: that one was changed and hashed again, or others were put here"
-        return Fault(i, "changed", said if i else "the first entry goes on from another")
+        said = f"does not continue entry {i - 1}: that one was modified and hashed again, or entries were inserted"
+        return Fault(i, "changed", said if i else "the first entry continues another one")
     if key is not None and not hmac.compare_digest(str(entry.get("hmac")), signature(entry["hash"], key)):
-        said = "has no HMAC" if "hmac" not in entry else "its HMAC was not made with this key"
-        return Fault(i, "hmac", f"{said}: it was written by somebody else")
+        said = "no HMAC" if "hmac" not in entry else "HMAC mismatch: not made with this key"
+        return Fault(i, "hmac", f"{said}; the entry was written by somebody else")
     return None
 
 
-def _out_of_place(i: int, number: int, known: Mapping[int, str]) -> Fault:
-    if i not in known:
+def _out_of_place(i: int, number: int, lines: Sequence[bytes]) -> Fault:
+    if i not in {entry["n"] for line in lines if (entry := _parsed(line)) is not None}:
         return Fault(i, "removed", f"is missing; entry {number} stands in its place")
     if number < i:
         return Fault(i, "inserted", f"entry {number} stands here once more")
     return Fault(i, "reordered", f"entry {number} stands in its place")
 
 
-def _numbers(lines: Sequence[bytes]) -> dict[int, str]:
-    found: Iterator[Entry | None] = map(_parsed, lines)
-    return {entry["n"]: entry["hash"] for entry in found if entry is not None}
-
-
 def _parsed(line: bytes) -> Entry | None:
     """The entry of a line; None where it is none, or is spelt in another way."""
     try:
         entry = json.loads(line)
+        fields = isinstance(entry, dict) and set(FIELDS) <= set(entry) <= {*FIELDS, "hmac"}
+        types = fields and all(isinstance(entry[k], t) for k, t in (("n", int), ("hash", str), ("body", dict)))
+        return entry if types and canonical(entry) == line.removesuffix(b"\n") else None
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(entry, dict) or not set(FIELDS) <= set(entry) <= {*FIELDS, "hmac"}:
-        return None
-    fine = isinstance(entry["n"], int) and isinstance(entry["hash"], str) and isinstance(entry["body"], dict)
-    try:
-        return entry if fine and canonical(entry) == line.removesuffix(b"\n") else None
-    except ValueError:
         return None

@@ -45,20 +45,18 @@ class Condition:
         return value
 
     def holds(self, value: float | None) -> bool:
-        if value is None:
-            return False
-        return value <= self.bound if self.sign == "<=" else value >= self.bound
+        return value is not None and (value <= self.bound if self.sign == "<=" else value >= self.bound)
 
 
-def rule(given: Sequence[str] | None, cfg: Config, data: DataSet) -> tuple[Condition, ...]:
-    """The conditions of a rule, or of the usual one; ``LedgerError`` for one that nothing could meet."""
+def conditions(rule: Sequence[str] | None, cfg: Config, data: DataSet) -> tuple[Condition, ...]:
+    """Those of a rule, or of the usual one; ``LedgerError`` for one that nothing could meet."""
     usual = (*RULE, *(KEPT.format(split=split) for split in GENERAL if data.splits.get(split)))
-    if given is None and cfg.eval.retrained == NO_RETRAINED:
+    if rule is None and cfg.eval.retrained == NO_RETRAINED:
         raise LedgerError(
             f"rule: must be given: the usual one ({', '.join(usual)}) compares with a retrained reference, and "
             f"eval.retrained={NO_RETRAINED} leaves it out; e.g. rule=[forget/leak@{cfg.eval.leak_samples}<=0.5]"
         )
-    found = tuple(condition(text) for text in (usual if given is None else given))
+    found = tuple(condition(text) for text in (usual if rule is None else rule))
     if not found:
         raise LedgerError("rule=[]: must hold one condition at least")
     for each in found:
@@ -73,8 +71,10 @@ def rule(given: Sequence[str] | None, cfg: Config, data: DataSet) -> tuple[Condi
 def condition(text: str) -> Condition:
     match = FORM.fullmatch(text.replace(" ", ""))
     if match is None:
-        rule = "must be METRIC<=NUMBER or METRIC>=NUMBER, with upper:, lower: or kept: before it if you like"
-        raise LedgerError(f"rule: {text!r}: {rule}")
+        raise LedgerError(
+            f"rule: {text!r}: must be METRIC<=NUMBER or METRIC>=NUMBER, with upper:, lower: or kept: before it if you "
+            "like"
+        )
     of, metric, sign, bound = match.groups()
     return Condition(match.group(), of, metric, sign, float(bound))
 
@@ -83,11 +83,8 @@ def judged(
     conditions: Sequence[Condition], entry: Mapping[str, Any], target: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Each condition with what was found, and whether it holds."""
-    found = []
-    for each in conditions:
-        value = each.value(entry, target)
-        found.append({"condition": each.text, "value": _short(value), "holds": each.holds(value)})
-    return found
+    found = [(each, each.value(entry, target)) for each in conditions]
+    return [{"condition": c.text, "value": _short(value), "holds": c.holds(value)} for c, value in found]
 
 
 def aggregates(entry: Mapping[str, Any], references: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

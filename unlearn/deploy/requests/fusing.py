@@ -1,4 +1,4 @@
-"""Several active offsets replaced by one: an ordinary run that begins at the sum of what they changed, and ends there.
+"""Several active offsets replaced by one: a run that begins where they ended (``begin.runs``) and trains nothing.
 
 The fused offset is measured before it takes effect, on the forget sets of all its parts; one that does not meet the
 rule is written down and not used. Its parts stay, so a fusion can be undone.
@@ -6,7 +6,6 @@ rule is written down and not used. Its parts stay, so a fusion can be undone.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -21,9 +20,11 @@ from unlearn.data.readers import read
 from unlearn.deploy.requests import evidence
 from unlearn.deploy.requests.actions import answer, effect, measured
 from unlearn.deploy.requests.chain import Failed, LedgerError
-from unlearn.deploy.requests.ledger import Ledger, check_id, named
+from unlearn.deploy.requests.ledger import Ledger, check_id
 from unlearn.deploy.requests.states import State
+from unlearn.grid import call as grid
 from unlearn.grid.rerun import load
+from unlearn.grid.rules import parse
 from unlearn.runs.sequence import one_list
 from unlearn.store.identity import Job
 
@@ -32,74 +33,73 @@ def fuse(ledger: Ledger, ids: Sequence[str] = (), id: str | None = None, rule: S
     """Fuse active offsets (all, unless some are named) into one.
 
     ``LedgerError`` where they do not fit each other, the run fails, or the fused offset does not meet the rule. Called
-    again it goes on with a fusion of the same that came to no end.
+    again it resumes a fusion of the same parts that was interrupted.
     """
     with ledger.lock:
-        id = _ask(ledger, ids, id, rule)
-    state = ledger.state(id)
+        state = _begun(ledger, ids, id, rule) or _write_down(ledger, ids, id, rule)
     if state.effective is not None:
         return state
-    job = answer(ledger, id, _config(ledger, state))
+    id, job = state.id, grid.check(parse(_config(ledger, state)))
+    answer(id, job)
     ledger.link(id, job.folder)
-    others = [s.id for s in ledger.states().values() if s.active and s.id not in state.parts]
+    others = [s.id for s in ledger.in_effect() if s.id not in state.parts]
     for one in (id, *state.parts):  # the union, and each request for itself
         if one not in state.latest:
             ledger.append("evaluated", id, measured(ledger, one, [*others, id]))
-    if not ledger.state(id).passed:
-        unmet, parts = ", ".join(ledger.state(id).unmet()), ", ".join(state.parts)
+    now = ledger.state(id)
+    if not now.passed:
+        unmet, parts = ", ".join(now.unmet()), ", ".join(state.parts)
         raise Failed(f"{id}: does not meet its rule and did not take effect ({unmet}); {parts} stay active")
     with ledger.lock:
-        named(state.parts, ledger.states())  # undone in the meantime?
+        ledger.in_effect(state.parts)  # undone in the meantime?
         ledger.append("effective", id, effect(job))
     return ledger.state(id)
 
 
-def _ask(ledger: Ledger, ids: Sequence[str], id: str | None, rule: Sequence[str] | None) -> str:
-    """Write down what is to be fused and the rule; the id. Of a fusion that was begun, check that it is the same."""
+def _begun(ledger: Ledger, ids: Sequence[str], id: str | None, rule: Sequence[str] | None) -> State | None:
+    """The fusion that was asked for before, by its id or its parts; ``LedgerError`` where it is another one."""
     known = ledger.states()
     going = (s for s in known.values() if s.is_fusion and s.effective is None and s.passed is not False)
-    begun = known.get(id) if id is not None else next((s for s in going if not ids or {*ids} == {*s.parts}), None)
-    if begun is not None:
-        return _same(begun, ids, rule)
-    parts = named(list(ids) or [s.id for s in known.values() if s.active], known)
-    if len(parts) < 2:
-        raise LedgerError(f"fuse: needs two active offsets or more, and got {[s.id for s in parts]}")
-    jobs = [load(ledger.run_of(part.id))[1] for part in parts]
-    _fit(jobs)
-    conditions = evidence.rule(rule, jobs[0].cfg, read(jobs[0].cfg))
-    id = check_id(id or ledger.next_id("F"))
-    ledger.append("fusing", id, {"parts": [p.id for p in parts], "rule": [c.text for c in conditions]})
-    return id
-
-
-def _same(state: State, ids: Sequence[str], rule: Sequence[str] | None) -> str:
-    before = state.asked["body"]
+    state = known.get(id) if id is not None else next((s for s in going if not ids or {*ids} == {*s.parts}), None)
+    if state is None:
+        return None
     if not state.is_fusion or (ids and {*ids} != {*state.parts}):
         raise LedgerError(f"{state.id}: is of {', '.join(state.parts) or 'a request'}; give a new id")
-    if rule is not None and [evidence.condition(text).text for text in rule] != before["rule"]:
-        raise LedgerError(f"{state.id}: its rule is {before['rule']}, fixed before it was made; give a new id")
+    if rule is not None and [evidence.condition(text).text for text in rule] != state.rule:
+        raise LedgerError(f"{state.id}: its rule is {state.rule}, fixed before it was made; give a new id")
     if state.effective is None and state.passed is False:
         raise LedgerError(f"{state.id}: was measured and does not meet its rule; give a new id")
-    return state.id
+    return state
 
 
-def _fit(jobs: Sequence[Job]) -> None:
-    """Whether the runs differ in what they were asked to forget alone."""
-    first = jobs[0].cfg
+def _write_down(ledger: Ledger, ids: Sequence[str], id: str | None, rule: Sequence[str] | None) -> State:
+    parts = [state.id for state in ledger.in_effect(ids)]
+    if len(parts) < 2:
+        raise LedgerError(f"fuse: needs two active offsets or more, and got {parts}")
+    jobs = [load(ledger.run_of(part))[1] for part in parts]
+    _check_fit(jobs)
+    conditions = evidence.conditions(rule, jobs[0].cfg, read(jobs[0].cfg))
+    id = check_id(id or ledger.next_id("F"))
+    ledger.append("fusing", id, {"parts": parts, "rule": [c.text for c in conditions]})
+    return ledger.state(id)
+
+
+def _check_fit(jobs: Sequence[Job]) -> None:
+    """Raise where the runs differ in more than in what they were asked to forget."""
     one_list([job.cfg for job in jobs])
+    first = jobs[0]
     for job in jobs[1:]:
-        cfg = job.cfg
-        if cfg.pair != first.pair or cfg.method != first.method:
-            raise LedgerError(f"fuse: {job.folder} has another pair or method than {jobs[0].folder}")
-        if _but(cfg.data) != _but(first.data):  # data.requests may have grown: ``one_list``
+        if (job.cfg.pair, job.cfg.method) != (first.cfg.pair, first.cfg.method):
+            raise LedgerError(f"fuse: {job.folder} has another pair or method than {first.folder}")
+        if _retained(job.cfg.data) != _retained(first.cfg.data):
             raise LedgerError(
-                f"fuse: {jobs[0].folder} and {job.folder} have different data sets; what may differ is data.request"
-                + (" or data.forget" if isinstance(first.data, JsonlConfig) else "")
+                f"fuse: {first.folder} and {job.folder} have different data sets; what may differ is data.request"
+                + (" or data.forget" if isinstance(first.cfg.data, JsonlConfig) else "")
             )
 
 
-def _but(data: Any) -> dict[str, Any]:
-    """The settings of a data set without what is asked to be forgotten."""
+def _retained(data: Any) -> dict[str, Any]:
+    """The settings of a data set without what is asked to be forgotten; data.requests may have grown."""
     own = {"forget"} if isinstance(data, JsonlConfig) else set()
     left_out = {"request", "requests"} if data.requests is not None else own
     return {k: v for k, v in vars(data).items() if k not in left_out}
@@ -107,33 +107,26 @@ def _but(data: Any) -> dict[str, Any]:
 
 def _config(ledger: Ledger, state: State) -> DictConfig:
     """The config of the fusion: that of its first part, which asks for all of them and begins where they ended."""
-    found = [load(ledger.run_of(part)) for part in state.parts]
-    raw, alpha = copy.deepcopy(found[0][0]), found[0][1].cfg.alpha
-    alphas = [ledger.state(part).effective["body"]["alpha"] / alpha for part in state.parts]
-    layered = tuning(found[0][1].cfg) == LAYERS
-    changes: dict[str, Any] = {
-        "algo": {"name": "fused"},
-        "begin": asdict(BeginConfig([str(ledger.run_of(part)) for part in state.parts],
-                                    alphas=None if layered else alphas)),
-        "trainer": {"steps": 0},
-        "data": _all_of([job for _, job in found]),
-    }  # fmt: skip
-    if raw.pair.tuning == "lora":  # what they learnt lies merged in offset/
+    runs = [ledger.run_of(part) for part in state.parts]
+    raws, jobs = zip(*map(load, runs), strict=True)
+    known, first = ledger.states(), jobs[0].cfg
+    alphas = [known[part].effect["alpha"] / first.alpha for part in state.parts]
+    begin = BeginConfig(list(map(str, runs)), alphas=None if tuning(first) == LAYERS else alphas)
+    changes = {"algo": {"name": "fused"}, "begin": asdict(begin), "trainer": {"steps": 0}, "data": _all_of(jobs)}
+    if first.pair.tuning == "lora":  # what they learnt lies merged in offset/
         changes["pair"] = {"tuning": "full"}
-    return OmegaConf.merge(raw, changes)
+    return OmegaConf.merge(raws[0], changes)
 
 
 def _all_of(jobs: Sequence[Job]) -> dict[str, Any]:
     """What asks for the forget sets of all jobs."""
-    data = jobs[0].cfg.data
-    if data.requests is None:
-        files = [job.cfg.data.forget for job in jobs]
-        return {"forget": [name for given in files for name in (given if isinstance(given, list) else [given])]}
+    if jobs[0].cfg.data.requests is None:
+        return {"forget": _flat([job.cfg.data.forget for job in jobs])}
     numbers = [job.cfg.data.request for job in jobs]
     if None in numbers:
         raise LedgerError("fuse: one of the runs answers all of data.requests; there is nothing to fuse it with")
-    requests = one_list([job.cfg for job in jobs])
-    return {
-        "requests": requests,
-        "request": sorted({n for given in numbers for n in (given if isinstance(given, list) else [given])}),
-    }
+    return {"requests": one_list([job.cfg for job in jobs]), "request": sorted(set(_flat(numbers)))}
+
+
+def _flat(given: Sequence[Any]) -> list[Any]:
+    return [one for each in given for one in (each if isinstance(each, list) else [each])]

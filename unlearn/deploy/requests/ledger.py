@@ -1,10 +1,10 @@
-"""A ledger's folder: the chain, and beside it what may be erased or moved without touching it.
+"""A ledger's folder: the chain, and what may be erased or moved without touching it.
 
     ledger.jsonl      the entries: no text of a forget set, no id of a row, no plain hash of either
     salts/ID          what links a fingerprint to its text, until it is erased
     links/ID.json     where the run of a request lies
 
-Whether a run's folder is the one that the ledger means is told by the checksums of its weights, which are entries.
+The checksums of a run's weights, which stand in the chain, show whether its folder is the one that the ledger means.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,17 +40,16 @@ class Active:
 
 
 class Ledger:
-    """An opened ledger. With an HMAC its key is in the environment, under the name that the first entry has."""
+    """An opened ledger. Its ``lock`` is held while something is looked up and written; one holder may take it again."""
 
     def __init__(self, folder: Path, key: bytes | None):
         self.folder = folder
         self.chain = Chain(folder / FILE, key)
         self.salts = Salts(folder / SALTS)
+        self.lock = self.chain.lock
 
-    @property
-    def lock(self):
-        """Held while something is looked up and written; of one object it may be taken again."""
-        return self.chain.lock
+    def append(self, kind: str, id: str | None, body: dict[str, Any]) -> Entry:
+        return self.chain.append(kind, id, body)
 
     def states(self) -> dict[str, State]:
         return states(self.chain.entries())
@@ -61,8 +60,30 @@ class Ledger:
             raise LedgerError(f"{id}: no such request in {self.folder}; there are {', '.join(found) or 'none'}")
         return found[id]
 
-    def append(self, kind: str, id: str | None, body: dict[str, Any]) -> Entry:
-        return self.chain.append(kind, id, body)
+    def in_effect(self, ids: Sequence[str] = ()) -> list[State]:
+        """The active requests, or those of some ids; ``LedgerError`` for one that is not active."""
+        known = self.states()
+        there = [state for state in known.values() if state.active]
+        for id in ids:
+            if known.get(id) not in there:
+                said = "no such request" if id not in known else f"is {known[id].status}"
+                raise LedgerError(f"{id}: {said}; active are {', '.join(s.id for s in there) or 'none'}")
+        return [known[id] for id in ids] or there
+
+    def active(self) -> list[Active]:
+        return [Active(s.id, self.run_of(s.id), float(s.effect["alpha"])) for s in self.in_effect()]
+
+    def strangers(self) -> list[str]:
+        """Active requests whose run is gone or has other weights than the ledger says: a line each."""
+        lines = []
+        for state in self.in_effect():
+            try:
+                folder = self.run_of(state.id)
+                if weights_of(folder) != state.effect["weights"]:
+                    lines.append(f"{state.id}: the weights in {folder} are not those that took effect")
+            except LedgerError as error:
+                lines.append(str(error))
+        return lines
 
     def next_id(self, letter: str) -> str:
         """R1, R2, … or F1, F2, …"""
@@ -70,40 +91,26 @@ class Ledger:
         return next(name for n in range(1, len(known) + 2) if (name := f"{letter}{n}") not in known)
 
     def link(self, id: str, folder: Path) -> None:
-        """Say where the run of a request lies; relative to the ledger, so that both can be moved together."""
+        """Write where the run of a request lies; relative to the ledger, so that both can be moved together."""
         with saving(self.folder / LINKS):
             (self.folder / LINKS).mkdir(exist_ok=True)
-        write_json(self.folder / LINKS / f"{id}.json", {"folder": os.path.relpath(folder, self.folder)})
+        write_json(self._link(id), {"folder": os.path.relpath(folder, self.folder)})
 
     def unlink(self, id: str) -> None:
-        (self.folder / LINKS / f"{id}.json").unlink(missing_ok=True)
+        self._link(id).unlink(missing_ok=True)
 
     def run_of(self, id: str) -> Path:
         """The folder of a request's run; ``LedgerError`` where it is not there."""
-        said = read_json(self.folder / LINKS / f"{id}.json")
-        if said is None:
-            raise LedgerError(f"{id}: {self.folder / LINKS / f'{id}.json'} is missing, which says where its run lies")
-        folder = Path(os.path.normpath(self.folder / said["folder"]))
+        link = read_json(self._link(id))
+        if link is None:
+            raise LedgerError(f"{id}: {self._link(id)} is missing, which says where its run lies")
+        folder = Path(os.path.normpath(self.folder / link["folder"]))
         if not folder.is_dir():
-            raise LedgerError(f"{id}: its run is not at {folder}; correct {self.folder / LINKS / f'{id}.json'}")
+            raise LedgerError(f"{id}: its run is not at {folder}; correct {self._link(id)}")
         return folder
 
-    def active(self) -> list[Active]:
-        found = (state for state in self.states().values() if state.active)
-        return [Active(s.id, self.run_of(s.id), float(s.effective["body"]["alpha"])) for s in found]
-
-    def strangers(self) -> list[str]:
-        """Active requests whose run is gone or has other weights than the ledger says: a line each."""
-        lines = []
-        for state in self.states().values():
-            if state.active:
-                try:
-                    folder = self.run_of(state.id)
-                    if weights_of(folder) != state.weights:
-                        lines.append(f"{state.id}: the weights in {folder} are not those that took effect")
-                except LedgerError as error:
-                    lines.append(str(error))
-        return lines
+    def _link(self, id: str) -> Path:
+        return self.folder / LINKS / f"{id}.json"
 
 
 def active(ledger: Path) -> list[Active]:
@@ -129,15 +136,18 @@ def begin(folder: Path, variable: str | None) -> Ledger:
 
 
 def opened(folder: Path, key: bytes | None | str = "") -> Ledger:
-    """A ledger to read or write; its key is that of the environment unless one is given (None: no HMAC is checked)."""
-    chain = Chain(folder / FILE)
-    first = chain.entries()[:1]
-    if not first or first[0]["kind"] != "opened" or first[0]["body"].get("format") != FORMAT:
+    """A ledger to read or write; its key is that of the environment unless one is given (None: no HMAC is checked).
+
+    Its entries are verified when they are first read.
+    """
+    ledger = Ledger(folder, None)
+    first = ledger.chain.first()
+    if first is None or first["kind"] != "opened" or first["body"].get("format") != FORMAT:
         raise LedgerError(f"{folder / FILE}: does not begin as a ledger of format {FORMAT} does")
-    variable = first[0]["body"]["hmac"]
     if key == "":
-        key = None if variable is None else key_of(variable)
-    return Ledger(folder, key)
+        key = None if first["body"]["hmac"] is None else key_of(first["body"]["hmac"])
+    ledger.chain.key = key
+    return ledger
 
 
 def key_of(variable: str) -> bytes:
@@ -167,23 +177,9 @@ def weights_of(folder: Path) -> dict[str, str]:
 
 def checked(folder: Path, head: Head | None, key: bytes | None) -> list[str]:
     """What is wrong with a ledger, a line each: the first bad entry; else what its entries contradict."""
-    lines = Chain(folder / FILE).lines()
-    fault = verify(lines, key, head)
+    ledger = Ledger(folder, key)
+    fault = verify(ledger.chain.lines(), key, head)
     if fault is not None:
         return [str(fault)]
-    ledger = Ledger(folder, key)
     ledger.states()
     return ledger.strangers() if (folder / LINKS).is_dir() else []
-
-
-def named(ids: Iterable[str], known: dict[str, State]) -> list[State]:
-    """The states of some ids; ``LedgerError`` for one that is not active."""
-    found = []
-    for id in ids:
-        state = known.get(id)
-        if state is None or not state.active:
-            there = ", ".join(s.id for s in known.values() if s.active) or "none"
-            said = "no such request" if state is None else f"is {state.status}"
-            raise LedgerError(f"{id}: {said}; active are {there}")
-        found.append(state)
-    return found

@@ -1,11 +1,12 @@
-"""The evidence record of a request: what an auditor is given, made of the ledger's entries and of nothing else.
-
-What such a record can and cannot say: FIELD2026.md §5.3's list of fields, and the limits in ``NOT_CLAIMED``.
-"""
+"""The evidence record of a request: what an auditor is given, made of the ledger's entries and of nothing else. Its
+limits are ``NOT_CLAIMED``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, StrictUndefined
 
 from unlearn.deploy.requests.ledger import Ledger
 from unlearn.deploy.requests.states import State
@@ -37,9 +38,8 @@ HEADLINES = (
 
 def record(ledger: Ledger, id: str) -> dict[str, Any]:
     """The record as it is written as JSON."""
-    state, known = ledger.state(id), ledger.states()
-    asked, entries = state.asked, ledger.chain.entries()
-    body = asked["body"]
+    state, known, entries = ledger.state(id), ledger.states(), ledger.chain.entries()
+    asked, body = state.asked, state.asked["body"]
     return {
         "request": id,
         "status": state.status,
@@ -56,8 +56,8 @@ def record(ledger: Ledger, id: str) -> dict[str, Any]:
         "parts": list(state.parts),
         "part_of": [other.id for other in known.values() if id in other.parts and other.effective],
         "method": {k: body.get(k) for k in ("algorithm", "method", "pair", "data", "alpha", "config")},
-        "made": state.effective["body"] if state.effective else None,
-        "rule": {"conditions": body["rule"], "fixed": f"by entry {asked['n']}, before the run"},
+        "made": state.effect or None,
+        "rule": {"conditions": state.rule, "fixed": f"by entry {asked['n']}, before the run"},
         "evidence": [{"time": entry["time"], "entry": entry["n"]} | entry["body"] for entry in state.evaluated],
         "passed": state.passed,
         "not_claimed": list(NOT_CLAIMED),
@@ -68,8 +68,7 @@ def record(ledger: Ledger, id: str) -> dict[str, Any]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The record for reading."""
-    lines = [f"# Evidence record: request {found['request']}", "", f"Status: **{found['status']}**", ""]
+    """The record for reading, by the template beside this file."""
     facts = {
         "received": found["received"], "due": found["due"], "asked": found["asked"], "effective": found["effective"],
         "undone": found["undone"], "subject (salted)": found["subject"],
@@ -77,51 +76,44 @@ def markdown(found: dict[str, Any]) -> str:
         "salt": found["forget_set"]["salt"], "fuses": ", ".join(found["parts"]) or None,
         "part of": ", ".join(found["part_of"]) or None,
     }  # fmt: skip
-    lines += _table(("", ""), [(k, v) for k, v in facts.items() if v is not None])
-    lines += ["## What answers", "", *_made(found), f"## Evidence (rule fixed {found['rule']['fixed']})", ""]
-    for each in found["evidence"]:
-        lines += _evidence(each)
-    lines += [] if found["evidence"] else ["None yet: the run has not been measured.", ""]
-    lines += ["## What is not claimed", "", *(f"- {text}" for text in found["not_claimed"]), ""]
-    lines += ["## Expiry", "", found["expiry"], "", "## Chain", ""]
-    chain = found["chain"]
-    signed = "with HMAC" if chain["hmac"] else "without HMAC"
-    numbers = ", ".join(map(str, chain["entries"]))
-    lines += [f"Ledger {found['ledger']}, entries {numbers} of {chain['count']}, {signed}; head `{chain['head']}`.", ""]
-    return "\n".join(lines)
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    template = environment.from_string(Path(__file__).with_name("record.md.j2").read_text(encoding="utf-8"))
+    return template.render(
+        found,
+        facts=[(k, v) for k, v in facts.items() if v is not None],
+        what_answers=_what_answers(found),
+        verdict=_verdict,
+        headlines=_headlines,
+    )
 
 
-def _made(found: dict[str, Any]) -> list[str]:
+def _what_answers(found: dict[str, Any]) -> list[tuple[str, str]]:
     made = found["made"]
     if made is None:
-        return ["Nothing yet: it was asked for and has not taken effect.", ""]
+        return []
     rows = [(k, v) for k, v in found["method"].items() if v is not None and k != "alpha"]
     rows += [("α", made["alpha"]), ("seeds", made["seeds"]), ("code", made["code"]), ("lineage", made["lineage"])]
     rows += [(f"weights {name}", f"sha256 {digest}") for name, digest in made["weights"].items()]
     rows += [(f"model {name}", print_) for name, print_ in (made["models"] or {}).items()]
-    return _table(("", ""), [(k, _flat(v)) for k, v in rows])
+    return [(k, _flat(v)) for k, v in rows]
 
 
-def _evidence(each: dict[str, Any]) -> list[str]:
-    offsets = ", ".join(f"{name} (α = {alpha:g})" for name, alpha in each["offsets"].items())
-    of = f" of {each['of']}" if "of" in each else ""
-    lines = [f"### {each['time']}{of}: {'passed' if each['passed'] else 'NOT passed'}", "",
-             f"Under the offsets {offsets}; n = {each['questions']} questions.", ""]  # fmt: skip
-    verdict = [(r["condition"], _number(r["value"]), "holds" if r["holds"] else "does not hold") for r in each["rule"]]
-    lines += _table(("condition", "found", ""), verdict)
+def _verdict(each: dict[str, Any]) -> list[tuple[str, ...]]:
+    rule = each["rule"]
+    return [(r["condition"], _number(r["value"]), "holds" if r["holds"] else "does not hold") for r in rule]
+
+
+def _headlines(each: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = []
     for name, values in each["metrics"].items():
         if name.startswith(HEADLINES):
-            ends = " … ".join(_number(e) for e in values["interval"]) if "interval" in values else ""
+            ends = " … ".join(map(_number, values.get("interval", [])))
             rows.append(
                 (name, _number(values["value"]), ends, *(_number(values.get(k)) for k in ("target", "retrained")))
             )
-    return lines + _table(("metric", "value", "95 % interval", "target", "retrained"), rows)
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return [*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows), ""]
+    return rows
 
 
 def _number(value: float | None) -> str:
@@ -142,17 +134,14 @@ def rows(known: dict[str, State]) -> list[tuple[str, ...]]:
     """The table of a ledger: id, asked, status, α, leak, passed."""
     found = []
     for state in known.values():
-        effective = state.effective["body"] if state.effective else {}
-        latest = state.latest[state.id]["body"] if state.id in state.latest else {}
-        leaks = {k: v for k, v in latest.get("metrics", {}).items() if k.startswith("forget/leak@")}
-        largest = max(leaks, key=lambda name: int(name.split("@")[1]), default=None)
-        leak = (
-            "–"
-            if largest is None
-            else f"{_number(leaks[largest]['value'])} ({_number(leaks[largest].get('retrained'))})"
-        )
+        latest = state.latest[state.id]["body"]["metrics"] if state.id in state.latest else {}
+        leaks = [name for name in latest if name.startswith("forget/leak@")]
+        leak = "–"
+        if leaks:
+            worst = latest[max(leaks, key=lambda name: int(name.split("@")[1]))]
+            leak = f"{_number(worst['value'])} ({_number(worst.get('retrained'))})"
         passed = {None: "–", True: "yes", False: "NO"}[state.passed]
-        alpha = "–" if not effective else f"{effective['alpha']:g}"
+        alpha = f"{state.effect['alpha']:g}" if state.effect else "–"
         erased = " (erased)" if state.erased else ""
         found.append((state.id, state.asked["time"], state.status + erased, alpha, leak, passed))
     return found

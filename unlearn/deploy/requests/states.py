@@ -1,9 +1,10 @@
-"""What a ledger's entries add up to: each request's state, and which offsets are active."""
+"""The state of each request, as the entries of a ledger tell it, and which offsets are active."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from unlearn.deploy.requests.chain import Entry, LedgerError
 
@@ -61,13 +62,18 @@ class State:
         return [f"{rule['condition']} (found {rule['value']})" for rule in rules if not rule["holds"]]
 
     @property
-    def weights(self) -> dict[str, str]:
-        """Checksums of the offset's weights, by file."""
-        return self.effective["body"]["weights"] if self.effective is not None else {}
+    def rule(self) -> list[str]:
+        """The conditions that were fixed before the run."""
+        return self.asked["body"]["rule"]
+
+    @property
+    def effect(self) -> dict[str, Any]:
+        """What took effect: α, checksums of the weights, and what they were made with; empty before."""
+        return {} if self.effective is None else self.effective["body"]
 
 
 def states(entries: Sequence[Entry]) -> dict[str, State]:
-    """By id, in the order in which they were asked. ``LedgerError`` for entries that make no sense."""
+    """By id, in the order in which they were asked. ``LedgerError`` for entries that contradict each other."""
     found: dict[str, State] = {}
     for entry in entries:
         kind, id = entry["kind"], entry["request"]
@@ -82,21 +88,13 @@ def states(entries: Sequence[Entry]) -> dict[str, State]:
             continue
         if id not in found:
             raise LedgerError(f"entry {entry['n']}: {kind} {id}, and nobody asked for it")
-        _apply(found, found[id], entry)
+        if kind == "evaluated":
+            found[id].evaluated.append(entry)
+        else:
+            setattr(found[id], kind, entry)  # effective, undone, erased
+        for part in (found[name] for name in found[id].parts):
+            if kind == "effective":
+                part.fused_in = id
+            elif kind == "undone" and part.fused_in == id:
+                part.fused_in = None
     return found
-
-
-def _apply(found: dict[str, State], state: State, entry: Entry) -> None:
-    if entry["kind"] == "effective":
-        state.effective = entry
-        for part in state.parts:
-            found[part].fused_in = state.id
-    elif entry["kind"] == "evaluated":
-        state.evaluated.append(entry)
-    elif entry["kind"] == "erased":
-        state.erased = entry
-    elif entry["kind"] == "undone":
-        state.undone = entry
-        for part in state.parts:
-            if found[part].fused_in == state.id:
-                found[part].fused_in = None

@@ -12,6 +12,7 @@ from support.helpers import TINY, Killed, compose, raising_at
 from support.privacy_page import kind, table
 
 from unlearn import request
+from unlearn.command import parse
 from unlearn.config.schema import ConfigError
 from unlearn.data.readers import read
 from unlearn.deploy.export.traces import Traces, forget_rows
@@ -22,7 +23,7 @@ from unlearn.deploy.requests.fusing import fuse
 from unlearn.deploy.requests.ledger import Ledger, begin, opened, weights_of
 from unlearn.deploy.requests.records import markdown, record
 from unlearn.deploy.serving.loading import load
-from unlearn.deploy.serving.settings import parse
+from unlearn.deploy.serving.settings import Settings, checked
 from unlearn.store import runlog
 
 TINY3 = (*TINY, "data.people=6", "data.requests=[[5],[2],[3]]", "algo=npo", "trainer.lr=1e-2")
@@ -97,21 +98,21 @@ def test_active_offsets_are_what_a_server_loads(ledger):
 
 def test_a_ledger_is_served(ledger):
     """``python -m unlearn.serve ledger=FOLDER``: what is in effect, each offset at its α."""
-    settings, rest = parse([f"ledger={ledger.folder}", "port=0"])
-    assert [settings.run, *settings.offsets] == [str(ledger.run_of(id)) for id in ("R1", "R2")] and rest == []
+    settings = checked(parse(Settings, [f"ledger={ledger.folder}", "port=0"]))
+    assert [settings.run, *settings.offsets] == [str(ledger.run_of(id)) for id in ("R1", "R2")]
     assert settings.alpha == [1.0, 1.0] and settings.name == "ledger"
     served = load(settings).blend.parts
     assert [part.name for part in served.values()] == [ledger.run_of(id).name for id in ("R1", "R2")]
     for more in ("run=x", "offsets=[x]", "alpha=0.5"):
         with pytest.raises(ConfigError, match="leave run, offsets, alpha out"):
-            parse([f"ledger={ledger.folder}", more])
+            checked(parse(Settings, [f"ledger={ledger.folder}", more]))
     undo(ledger, "R1")
-    assert parse([f"ledger={ledger.folder}"])[0].offsets == []
+    assert checked(parse(Settings, [f"ledger={ledger.folder}"])).offsets == []
     undo(ledger, "R2")
     with pytest.raises(ConfigError, match="no request is in effect"):
-        parse([f"ledger={ledger.folder}"])
+        checked(parse(Settings, [f"ledger={ledger.folder}"]))
     with pytest.raises(ConfigError, match="no ledger"):
-        parse([f"ledger={ledger.folder}/nowhere"])
+        checked(parse(Settings, [f"ledger={ledger.folder}/nowhere"]))
 
 
 def test_weights_that_did_not_take_effect_are_not_active(ledger, tmp_path):

@@ -41,7 +41,7 @@ def main(keys: Keys) -> int:
     names = {a: a.split("=")[0] for a in keys.overrides}
     goal = goal_of([a for a, name in names.items() if name in GOAL or "/" in name])
     run = open_run(keys.run, [a for a, name in names.items() if name not in GOAL and "/" not in name])
-    _print(calibrate_run(run.job, goal))
+    _print(calibrate_run(run, goal))
     print(f"written: {run.folder / FILE}")
     return 0
 

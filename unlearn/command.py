@@ -72,7 +72,7 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
         except REFUSED as error:
             return refuse(said(error), error)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
+            print("stopped by SIGINT; rerun the same command to resume", file=sys.stderr)
             return INTERRUPTED
 
     return main

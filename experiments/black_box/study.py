@@ -112,12 +112,12 @@ def row(folder: Path, config: dict, seed: int) -> dict:
 def exact(folder: Path) -> dict:
     """Metrics of a trained offset beside the local target, with all of its logits."""
     from unlearn.evaluation import evaluation
-    from unlearn.grid.rerun import load
+    from unlearn.grid.rerun import open_run
     from unlearn.models import llama
     from unlearn.runs.baselines import suite_of
     from unlearn.runs.workbench import frozen_ensemble, workbench
 
-    cfg = load(folder)[1].cfg
+    cfg = open_run(folder).cfg
     cfg = replace(
         cfg, pair=replace(cfg.pair, target=replace(cfg.pair.target, kind="model")),
         eval=replace(cfg.eval, max_examples=100, max_new_tokens=200),

@@ -76,13 +76,13 @@ def grid(factor: float) -> pd.DataFrame:
     for tuning in ("full", "lora"):  # a process of its own: it reports its peak memory
         call("study=lora", f"algo={listed(ALGOS)}", f"pair.seed={listed(WORLDS)}", f"pair.tuning={tuning}",
              f"pair.lora.lr_factor={factor:g}")  # fmt: skip
-    from unlearn.grid.rerun import load
+    from unlearn.grid.rerun import open_run
     from unlearn.runs.calibration import FILE, Goal, calibrate_run
 
     rows = []
     for folder, manifest in runs("lora"):
         if not (folder / FILE).is_file():
-            calibrate_run(load(folder)[1], Goal("forget/prob"))
+            calibrate_run(open_run(folder), Goal("forget/prob"))
         matched = json.loads((folder / FILE).read_text())[0]
         share, learns = manifest["trainable_share"], manifest["trainable"]
         weights = 2 * learns if share == 1 else learns / share  # offset and anchor, which LoRA keeps once

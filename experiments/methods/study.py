@@ -47,7 +47,7 @@ def world(seed: int) -> None:
     for grid in grids():
         command = [sys.executable, "-m", "unlearn.run", "-m", *FIXED, f"pair.seed={seed}", *grid]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # a failed run is missing below, and named
-    from unlearn.grid.rerun import load
+    from unlearn.grid.rerun import open_run
     from unlearn.runs.calibration import FILE, Goal, calibrate_run
 
     for path in sorted(Path("runs", STUDY).glob("*/manifest.json")):
@@ -57,7 +57,7 @@ def world(seed: int) -> None:
         if manifest["status"] != "done":
             print(f"{path.parent.name}: {manifest['status']}: {manifest.get('error')}")
             continue
-        calibrate_run(load(path.parent, ["eval.max_examples=100"])[1], Goal("forget/prob"))
+        calibrate_run(open_run(path.parent, ["eval.max_examples=100"]), Goal("forget/prob"))
 
 
 def results() -> pd.DataFrame:

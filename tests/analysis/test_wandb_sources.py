@@ -37,7 +37,7 @@ def study(tmp_path_factory, store) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         again = execute(config("algo=ga", "eval.alphas=[0,1]")).folder
-        perform(rerun.load(again, ["eval.alphas=[2]"])[1])
+        perform(rerun.open_run(again, ["eval.alphas=[2]"]).job)
         execute(config("algo=ga", "method=dd"))
         for beta in (0.1, 0.2):
             execute(config("algo=npo", f"algo.beta={beta}", "pair.seed=0"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.black_box_server import Faults, serve
-from support.helpers import TINY, compose, execute, lines, raw, weights
+from support.helpers import TINY, compose, execute, lines, weights
 from support.pretrained import AS_IT_IS
 
 from unlearn.blackbox import asking, client
@@ -18,7 +18,7 @@ from unlearn.data.readers import read
 from unlearn.ensemble.frozen import rows_of
 from unlearn.ensemble.rows import TopRows
 from unlearn.grid import call as grid
-from unlearn.grid.rerun import load
+from unlearn.grid.rerun import open_run
 from unlearn.models import llama, tokenizers
 from unlearn.runs.learner import members
 from unlearn.runs.workbench import workbench
@@ -252,7 +252,7 @@ def test_a_pretrained_pair_trains_against_a_server_as_against_the_model(pair, co
         before = server.requests
     assert before > 0
     with serve(model, tokenizer) as server:  # elsewhere, later
-        _, job = load(top.folder, ["eval.alphas=[0.5]", f"pair.target.http.url={server.url}"])
+        job = open_run(top.folder, ["eval.alphas=[0.5]", f"pair.target.http.url={server.url}"]).job
         execute(job.cfg)
     assert "0.5" in runlog.evaluation(top.folder)["alphas"]
 
@@ -273,6 +273,6 @@ def test_commands_that_need_the_targets_weights_say_so(both, tmp_path):
     done = export.main([f"run={theirs.folder}", f"to={tmp_path}/out"])
     assert done == 2 and not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="the target is a server"):
-        harness.of_run(Opened(theirs, raw(*TINY)), [1.0], {}, None)
+        harness.of_run(Opened(theirs), [1.0], {}, None)
     with pytest.raises(ConfigError, match="the weights of the target are on a server"):
         workbench(theirs.cfg).folder("target")

@@ -15,7 +15,7 @@ from unlearn.config.schema import BeginConfig, ConfigError
 from unlearn.data.encoding import Example, Examples, examples_of
 from unlearn.data.readers import read
 from unlearn.deploy.export.traces import Traces, forget_rows
-from unlearn.grid.rerun import load
+from unlearn.grid.rerun import open_run
 from unlearn.models import fusion, layers, llama
 from unlearn.models.fusion import FusionError
 from unlearn.runs import learner
@@ -218,12 +218,12 @@ def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(config, requests
     residuals = closed.residuals if how == "regmean" else {}
     assert begun["residuals"] == {name: asdict(r) for name, r in residuals.items()}
 
-    _, again = load(to)
+    again = open_run(to).job
     assert again.folder == to
     assert evaluate.main([f"run={to}", "eval.alphas=[0,1]", "trainer.progress=false"]) == 0
     entries = runlog.evaluation(to)["alphas"]
     assert set(entries) == {"0.0", "1.0"} and entries["0.0"]["forget/prob"] != entries["1.0"]["forget/prob"]
-    assert load(to)[1].was_done and runlog.manifest(to)["status"] == "done"
+    assert open_run(to).job.was_done and runlog.manifest(to)["status"] == "done"
     assert generate.main([f"run={to}", "prompt=Where was", "alpha=1"]) == 0
     member = learner.members(again.cfg, bench, to).trained.model
     assert torch.equal(layers.weights(member)[next(iter(found))], found[next(iter(found))])

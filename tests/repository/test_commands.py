@@ -57,7 +57,7 @@ def test_all_that_is_wrong_is_said_at_once():
     ("raised", "status", "said"),
     [
         (ConfigError("a=1: b"), 2, "Refused before any work:\n  a=1: b\n"), (frame.Failed("no disk"), 1, "no disk\n"),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT"),
     ],
 )  # fmt: skip
 def test_how_a_call_ends(raised, status, said, capsys):

@@ -214,7 +214,7 @@ def test_a_foreign_config_does_not_read_the_environment(foreign, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_planted0planted0planted0")
     folder = foreign(lambda c, _: c["wandb"].update(project="${oc.env:HF_TOKEN}"))
     with pytest.raises(ConfigError, match="wandb.project=.*a run's config is resolved; this is not one") as error:
-        rerun.load(folder)
+        rerun.open_run(folder)
     assert "planted" not in str(error.value)
 
 
@@ -226,7 +226,7 @@ def test_code_that_comes_with_a_run_folder_is_not_run(foreign, group, key):
 
     folder = foreign(plant)
     with pytest.raises(ConfigError, match=f"{group}.{key}=.*code that comes with results is not run"):
-        rerun.load(folder)
+        rerun.open_run(folder)
     assert not (folder / "MARK").exists()
 
 

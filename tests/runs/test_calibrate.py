@@ -10,6 +10,7 @@ from support.helpers import command, execute
 from unlearn.calibrate import main
 from unlearn.config.schema import ConfigError
 from unlearn.data.sampling import held_out
+from unlearn.grid.rerun import open_run
 from unlearn.runs import calibration
 from unlearn.runs.calibration import FILE, MOST, Goal, calibrate_run, goal_of, keep, parts, reach
 from unlearn.store.files import read_json
@@ -139,12 +140,12 @@ def test_the_result_is_what_evaluating_at_that_alpha_gives_and_lies_in_the_run(c
     measure = calibration._measure(job.cfg, bench, members(job.cfg, bench, job.folder), choosing, "forget/prob")
     start, end = measure([0.0, 4.0])
     asked = float((start + end) / 2)
-    result = calibrate_run(job, Goal("forget/prob", value=asked))
+    result = calibrate_run(open_run(job.folder), Goal("forget/prob", value=asked))
     assert measure([result["alpha"]])[0] == pytest.approx(asked, rel=0.02)
     assert not result["oracle"] and result["examples"] == len(choosing)
     assert result["reported_on"]["forget"] == len(bench.data.splits["forget"]) - len(choosing)
-    again = calibrate_run(job, Goal("forget/prob", value=asked))
-    oracle = calibrate_run(job, Goal("forget/prob"))
+    again = calibrate_run(open_run(job.folder), Goal("forget/prob", value=asked))
+    oracle = calibrate_run(open_run(job.folder), Goal("forget/prob"))
     assert again == result and oracle["oracle"] and oracle["goal"].startswith("oracle:")
     assert [e["goal"] for e in read_json(job.folder / FILE)] == [result["goal"], oracle["goal"]]
     after = (job.folder / "eval.json").read_bytes(), (job.folder / "offset" / "model.safetensors").read_bytes()
@@ -155,7 +156,7 @@ def test_the_metrics_at_the_trainings_alpha_stand_beside_those_at_the_chosen_one
     from unlearn.runs.learner import members
 
     job, goal = execute(config("algo=ga", *SHARES)), Goal("forget/prob")
-    result = calibrate_run(job, goal)
+    result = calibrate_run(open_run(job.folder), goal)
     assert result["given_alpha"] == job.cfg.alpha != result["alpha"]
     given, chosen = result["report_at_given_alpha"], result["report"]
     run = read_json(job.folder / "eval.json")["alphas"]["1.0"]
@@ -170,7 +171,7 @@ def test_the_metrics_at_the_trainings_alpha_stand_beside_those_at_the_chosen_one
 
 def test_a_tolerance_keeps_the_held_out_retain_questions_within_it(config, bench):
     job = execute(config("algo=ga", *SHARES))
-    result = calibrate_run(job, Goal("retain/prob", tolerance=0.001))
+    result = calibrate_run(open_run(job.folder), Goal("retain/prob", tolerance=0.001))
     assert result["alpha"] < MOST and result["reached"] >= result["asked"]
     assert result["reported_on"]["forget"] == len(bench.data.splits["forget"])  # none of them was needed to choose
 

@@ -7,7 +7,7 @@ import pytest
 from support.helpers import command, execute
 
 from unlearn.config.schema import ConfigError
-from unlearn.grid.rerun import load
+from unlearn.grid.rerun import open_run
 from unlearn.store import runlog
 
 
@@ -42,9 +42,9 @@ def test_what_was_trained_cannot_be_changed_and_foreign_folders_are_refused(fold
         (["eval.nonsense=1"], "nonsense"),
     ):
         with pytest.raises(ConfigError, match=message):
-            load(folder, overrides)
+            open_run(folder, overrides)
     with pytest.raises(ConfigError, match="not the folder of a trained run"):
-        load(tmp_path)
+        open_run(tmp_path)
     done = command("unlearn.evaluate", "run=nowhere", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "not the folder of a trained run" in done.stderr and "Traceback" not in done.stderr
 
@@ -53,7 +53,7 @@ def test_a_run_whose_config_was_edited_is_refused(folder):
     path = folder / "config.yaml"
     path.write_text(path.read_text().replace("retain_batch: 4", "retain_batch: 5"))
     with pytest.raises(ConfigError, match="now identify"):
-        load(folder)
+        open_run(folder)
 
 
 def test_a_failed_evaluation_leaves_a_complete_run_done(folder, config, tmp_path):

@@ -18,7 +18,7 @@ from unlearn.config.pair import TargetConfig
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Example, collate, examples_of
 from unlearn.decoding.generation import Decoding, greedy
-from unlearn.grid.rerun import load
+from unlearn.grid.rerun import open_run
 from unlearn.models import hub, llama, tokenizers
 from unlearn.runs.inputs import Inputs
 from unlearn.runs.workbench import frozen_ensemble, workbench
@@ -45,7 +45,7 @@ def test_a_run_with_pretrained_models_from_its_rows_to_its_results(pair, made):
     assert len(lines(folder)) == 3
     saved = llama.load(folder / "offset")
     assert llama.vocabulary(saved) == width and saved.get_output_embeddings().weight.shape[0] == width + 6
-    _, job = load(folder, ["eval.alphas=[0.5]"])  # another α, with the weights from the folder
+    job = open_run(folder, ["eval.alphas=[0.5]"]).job  # another α, with the weights from the folder
     execute(job.cfg)
     assert "0.5" in json.loads((folder / "eval.json").read_text())["alphas"]
 

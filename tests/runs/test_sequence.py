@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from unlearn import sequence as verb
 from unlearn.config.schema import BeginConfig, ConfigError
 from unlearn.data.encoding import collate
-from unlearn.grid.rerun import load
+from unlearn.grid.rerun import open_run
 from unlearn.models import llama
 from unlearn.runs import begin, sequence
 from unlearn.runs.sequence import Part, SumError, add, summed
@@ -170,7 +170,7 @@ def test_a_fused_offset_is_the_anchor_and_the_sum_of_the_changes(jobs, settings)
     manifest = runlog.manifest(one.folder)
     assert manifest["status"] == "done" and manifest["trained"] and "train" not in manifest["seconds"]
     assert [json.loads(line)["step"] for line in (one.folder / "metrics.jsonl").read_text().splitlines()] == [0]
-    assert load(one.folder)[1].folder == one.folder
+    assert open_run(one.folder).folder == one.folder
 
 
 def test_a_fusion_of_one_run_answers_as_that_run(jobs, settings):

@@ -27,12 +27,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from unlearn.config.redaction import is_secret, redact, redacted
+from unlearn.config.redaction import redact, redacted
 from unlearn.config.schema import Config, ConfigError
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.grid import launchers, places
-from unlearn.grid.refusal import REFUSED, STATUS, as_before, came_from_hydra, raising, refuse, said
+from unlearn.grid.refusal import REFUSED, as_before, came_from_hydra, raising, refuse, said, secrets
 from unlearn.grid.rules import parse, unknown_overrides
 from unlearn.runs import stopping
 from unlearn.store import runlog
@@ -204,8 +204,11 @@ def supervise(run: Callable[[], None], perform: launchers.Perform | None = None,
     ``perform`` does one job: those that a launcher lost with a process that was killed.
     """
     call = Grid.call = Call(report=report)
-    if not _accepted(sys.argv[1:]):
-        return STATUS
+    problems = secrets(sys.argv[1:])  # Hydra shows a command line where it refuses it
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems = ["a run is one process: start this command itself, not through accelerate or torchrun"]
+    if problems:
+        return refuse("\n".join(problems))
     command = [Path(sys.argv[0]).name, *redacted(sys.argv[1:])]
     os.environ[runlog.COMMAND] = json.dumps(command)  # that of workers is another
     # Hydra's parser takes no flag between two overrides, and -m is what people add in the middle of a command.
@@ -230,18 +233,6 @@ def supervise(run: Callable[[], None], perform: launchers.Perform | None = None,
         print(f"stopped by {stop or 'SIGINT'}; rerun the same command to resume", file=sys.stderr)
         status = stop.status if isinstance(stop, stopping.Stopped) else 130
     return _summed_up(call, status) if call.started and report and call.jobs else status
-
-
-def _accepted(arguments: Sequence[str]) -> bool:
-    """Whether the command can be run as it is called; if not, print why."""
-    secrets = [name for name in (a.split("=")[0] for a in arguments) if is_secret(name)]
-    # others see a command line, and Hydra shows it where it refuses it
-    rule = "a key or token belongs in the environment (WANDB_API_KEY, HF_TOKEN), never on a command line"
-    problems = [f"{name}: {rule}" for name in secrets]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems = ["a run is one process: start this command itself, not through accelerate or torchrun"]
-    print("".join(f"{line}\n" for line in problems), end="", file=sys.stderr)
-    return not problems
 
 
 def _summed_up(call: Call, status: int) -> int:

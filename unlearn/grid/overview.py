@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn.config.schema import WandbConfig
+from unlearn.grid import analysis
 from unlearn.store.identity import Job, digest
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ def log_studies(jobs: Sequence[Job]) -> None:
 def _log(folder: Path, cfg: WandbConfig) -> None:
     import wandb
 
-    from analysis.runs import load
-
-    study = load(folder)
+    study = analysis.module("runs").load(folder)
     counts = study.runs.drop_duplicates("folder")["status"].value_counts()
     with wandb.init(
         project=cfg.project,
@@ -78,10 +77,8 @@ def _table(study: Study) -> pd.DataFrame:
 
 def figures() -> Mapping[str, Callable[[Study], Any]]:
     """The figures of ``analysis`` that need nothing but a study, by name; matplotlib figures."""
-    from analysis import alpha, cost, matched, tradeoff, trajectories
-
-    drawn = {"tradeoff": tradeoff, "trajectories": trajectories, "alpha": alpha, "matched": matched, "cost": cost}
-    return {f"figures/{name}": module.figure for name, module in drawn.items()}
+    drawn = ("tradeoff", "trajectories", "alpha", "matched", "cost")
+    return {f"figures/{name}": analysis.module(name).figure for name in drawn}
 
 
 def _figures(study: Study) -> dict[str, Any]:
@@ -89,8 +86,7 @@ def _figures(study: Study) -> dict[str, Any]:
     import wandb
     from PIL import Image
 
-    from analysis.runs import StudyError
-
+    StudyError = analysis.module("runs").StudyError
     found = {}
     for name, draw in figures().items():
         try:

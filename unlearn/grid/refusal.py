@@ -38,7 +38,8 @@ class Failed(Exception):
 def secrets(arguments: Sequence[str]) -> list[str]:
     """What is wrong with keys and tokens among a command's arguments: others see a command line."""
     rule = "a key or token belongs in the environment (WANDB_API_KEY, HF_TOKEN), never on a command line"
-    return [f"{name}: {rule}" for name in (a.split("=")[0] for a in arguments if "=" in a) if is_secret(name)]
+    names = [a.split("=")[0] for a in arguments if "=" in a or a.startswith("-")]
+    return [f"{name}: {rule}" for name in names if is_secret(name)]
 
 
 def refuse(problems: str, error: BaseException | None = None) -> int:

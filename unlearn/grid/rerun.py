@@ -67,7 +67,7 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Opened:
 
 
 def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig, Job]:
-    """Config and job of a run folder: ``open_run`` with less of it."""
+    """The job of a run folder; to be replaced by ``open_run``."""
     found = open_run(folder, overrides)
     return found.raw, found.job
 

@@ -24,9 +24,10 @@ from unlearn.evaluation import evaluation
 from unlearn.evaluation.scoring import Scores, score
 from unlearn.evaluation.suite import suite as make_suite
 from unlearn.runs.baselines import baselines
+from unlearn.runs.opened import Opened
 from unlearn.runs.workbench import Workbench
 from unlearn.store.files import read_json, write_json
-from unlearn.store.identity import NO_RETRAINED, Job, eval_settings
+from unlearn.store.identity import NO_RETRAINED, eval_settings
 
 METRICS: Mapping[str, Callable[[Scores], np.ndarray]] = {
     "prob": lambda s: s.prob, "exact_memorization": lambda s: s.correct,
@@ -207,8 +208,6 @@ FILE = "calibration.json"
 
 def goal_of(arguments: Sequence[str]) -> Goal:
     """The goal that ``forget/prob=0.15``, ``to=retrained`` or ``tolerance=0.02`` asks for."""
-    from unlearn.runs.calibration import METRICS, SPLITS, Goal
-
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     metrics = [f"{s}/{m}" for s in SPLITS for m in METRICS]
     values = [k for k in given if "/" in k]
@@ -235,16 +234,10 @@ def goal_of(arguments: Sequence[str]) -> Goal:
     return Goal(metric, value=number) if values else Goal(metric, tolerance=number)
 
 
-def calibrate_run(job: Job, goal: Goal) -> dict[str, Any]:
+def calibrate_run(run: Opened, goal: Goal) -> dict[str, Any]:
     """Calibrate a trained run and write the result into its folder, beside those of other goals."""
-    from unlearn.runs.calibration import calibrate
-    from unlearn.runs.learner import initialise, members
-    from unlearn.runs.workbench import workbench
-
-    initialise(job.cfg)
-    bench = workbench(job.cfg)
-    result = calibrate(job.cfg, bench, members(job.cfg, bench, job.folder), goal)
-    path = job.folder / FILE
+    result = calibrate(run.cfg, run.bench, run.ensemble, goal)
+    path = run.folder / FILE
     others = [entry for entry in read_json(path) or [] if entry["goal"] != result["goal"]]
     write_json(path, [*others, result])
     return result

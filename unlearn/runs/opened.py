@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, Any
 
 from unlearn.config.schema import Config
 from unlearn.store.identity import Job
@@ -22,7 +20,7 @@ class Opened:
     """What ``grid.rerun.open_run`` makes of a run's folder."""
 
     job: Job
-    raw: DictConfig  # the config as composed, with what the call changed
+    raw: Any = None  # the config as composed
 
     @property
     def cfg(self) -> Config:

@@ -12,12 +12,10 @@ from unlearn.deploy.export import loading as deployed
 from unlearn.deploy.serving.offsets import Blend, Part, check_beside
 from unlearn.deploy.serving.settings import Settings, alphas
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.grid import rerun
+from unlearn.grid.rerun import open_run
 from unlearn.learning.loop import device
 from unlearn.models import llama
 from unlearn.models.tuning import merged
-from unlearn.runs.learner import initialise, members
-from unlearn.runs.workbench import workbench
 from unlearn.store.identity import digest
 
 DEVICE = "trainer.device="  # of the settings of a run, that which an export has, too
@@ -53,18 +51,15 @@ def load(settings: Settings, overrides: Sequence[str] = ()) -> Loaded:
 def _runs(folders: Sequence[Path], settings: Settings, overrides: Sequence[str]) -> list[tuple[Part, Encoder]]:
     found, bench, known = [], None, {}
     for i, folder in enumerate(folders):
-        _, job = rerun.load(folder, overrides)
-        cfg, before = job.cfg, bench
-        initialise(cfg)
-        bench = workbench(cfg)
-        frozen = {m.name: m.model for m in cfg.method.members if not m.trained}
+        run, before = open_run(folder, overrides), bench
+        bench = run.bench
+        prints = {m.name: bench.fingerprint(m.model) for m in run.cfg.method.members if not m.trained}
         if before is not None:
             bench.adopt(before)
-            check_beside(job.folder.name, {name: bench.fingerprint(model) for name, model in frozen.items()}, known)
-        known |= {name: bench.fingerprint(model) for name, model in frozen.items()}
-        ensemble = members(cfg, bench, job.folder)
-        chosen = alphas(settings)[i] if settings.alpha is not None else cfg.alpha
-        found.append((Part(job.folder.name, ensemble, _weights(ensemble), chosen), bench.encoder))
+            check_beside(run.folder.name, prints, known)
+        known |= prints
+        chosen = alphas(settings)[i] if settings.alpha is not None else run.cfg.alpha
+        found.append((Part(run.folder.name, run.ensemble, _weights(run.ensemble), chosen), bench.encoder))
     return found
 
 

@@ -85,11 +85,14 @@ class Answer:
         return dict(zip(ids, self.logp[at].tolist(), strict=True))
 
     def row(self, at: int) -> Answer:
-        """One row, with its likeliest token in the place of its own."""
-        ids = self.ids[at : at + 1].copy()
-        logp = self.logp[at : at + 1].copy()
-        ids[:, -1], logp[:, -1] = ids[:, 0], logp[:, 0]
-        return replace(self, ids=ids, logp=logp, said=())
+        """One row, as one whose token was not said."""
+        return Answer(self.ids[at : at + 1], self.logp[at : at + 1]).unsaid()
+
+    def unsaid(self) -> Answer:
+        """The same, with the last row's likeliest token in the place of its own."""
+        ids, logp = self.ids.copy(), self.logp.copy()
+        ids[-1, -1], logp[-1, -1] = ids[-1, 0], logp[-1, 0]
+        return replace(self, ids=ids, logp=logp)
 
 
 def row(entries: Mapping[int, float], own: int, k: int) -> tuple[list[int], list[float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,7 @@ class RemoteModel(Opaque):
         """The last token of the question was not said: its row keeps the likeliest alone."""
         own = list(question.ids[question.first :])
         if question.kind == ROWS and answer.ids is not None:
-            ids, logp = answer.ids.copy(), answer.logp.copy()
-            ids[-1, -1], logp[-1, -1] = ids[-1, 0], logp[-1, 0]
-            answer = replace(answer, ids=ids, logp=logp)
+            answer = answer.unsaid()
         elif question.kind == ROWS:
             own[-1] = int(answer.logp[-1, : self.width].argmax())
         rows = cut(answer, own, self.k, self.width)

@@ -35,7 +35,12 @@ def by_prompt(examples: Sequence[Example], batch_size: int, most_rows: int | Non
     for i, e in enumerate(examples):
         families.setdefault(e.prompt, []).append(i)
     found: list[list[int]] = []
-    for family in sorted(families.values(), key=lambda f: _extent([examples[i] for i in f]), reverse=True):
+
+    def extent(family: list[int]) -> tuple[int, int]:
+        """What padding depends on: the longest answer, then the prompt."""
+        return max(len(examples[i].answer) for i in family), len(examples[family[0]].prompt)
+
+    for family in sorted(families.values(), key=extent, reverse=True):
         # what is left of the last batch must take the whole family, or the next batch would read its prompt again
         for part in by_length([examples[i] for i in family], batch_size, most_rows):
             indices = [family[k] for k in part]
@@ -43,11 +48,6 @@ def by_prompt(examples: Sequence[Example], batch_size: int, most_rows: int | Non
                 found.append([])
             found[-1] += indices
     return found
-
-
-def _extent(family: Sequence[Example]) -> tuple[int, int]:
-    """What padding depends on: the longest answer, then the prompt."""
-    return max(len(e.answer) for e in family), len(family[0].prompt)
 
 
 def _fits(examples: Sequence[Example], batch_size: int, most_rows: int | None) -> bool:

@@ -30,45 +30,29 @@ def train(
 
     ``masks``: for models that learn from masked texts it also has sentinels, and the words of this text.
     """
-    tokenizer = _words() if cfg.kind == "words" else _bpe()
     special = [PAD, EOS, UNK, *(sentinels() if masks is not None else ())]
     if cfg.kind == "words":
+        tokenizer, decoder = Tokenizer(models.WordLevel(unk_token=UNK)), decoders.Fuse()
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="isolated")
         trainer = trainers.WordLevelTrainer(special_tokens=special, vocab_size=1_000_000, show_progress=False)
     else:
+        tokenizer, decoder = Tokenizer(models.BPE()), decoders.ByteLevel()
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(
-            special_tokens=special,
-            vocab_size=cfg.vocab_size,
-            show_progress=False,
+            special_tokens=special, vocab_size=cfg.vocab_size, show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        )
+        )  # fmt: skip
+    tokenizer.decoder = decoder
     tokenizer.train_from_iterator([*texts(data, template), *filter(None, [masks])], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNK,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNK, clean_up_tokenization_spaces=False,
         padding_side="left",
-    )
+    )  # fmt: skip
 
 
 def sentinels() -> list[AddedToken]:
     """The tokens that stand for masked words; each takes the space before it."""
     return [AddedToken(SENTINEL.format(k), lstrip=True, special=True) for k in range(SENTINELS)]
-
-
-def _words() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return tokenizer
-
-
-def _bpe() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
 
 
 def texts(data: DataSet, template: TemplateConfig) -> Iterable[str]:

@@ -16,7 +16,6 @@ from unlearn.config.schema import conf_dir, register
 from unlearn.grid import call as grid
 from unlearn.grid import launchers
 from unlearn.grid.rules import parse
-from unlearn.store import sources
 
 register()
 
@@ -41,8 +40,8 @@ def prepare(raw: DictConfig) -> None:
     for name in (n for n in ("target", "retrained", "small") if bench.has(n)):
         m = beside[name].metrics if name in beside else {}
         numbers = [f"{m[k]:.3f}" if k in m else "" for k in ("forget/prob", "retain/prob", "model_utility")]
-        size = "" if sources.is_remote(cfg.pair, name) else f"{llama.parameters(bench.model(name)):,}"
-        made.add_row(name, size, bench.fingerprint(name), *numbers)
+        count = llama.parameters(bench.model(name))  # a black box has none here
+        made.add_row(name, f"{count:,}" if count else "", bench.fingerprint(name), *numbers)
     table.show(made)
     rows = ", ".join(f"{len(v)} {k}" for k, v in bench.data.splits.items())
     print(f"data:  {bench.data.name} ({rows})\nstore: {bench.store.root}")

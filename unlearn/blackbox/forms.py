@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, Question, row
+from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, Question
 
 PROMPT, ECHO = "prompt_logprobs", "echo"
 BY_ID = "token_id:"
@@ -84,16 +85,18 @@ def read(question: Question, form: str, k: int, data: Any, texts: Texts) -> Answ
         raise Wrong(f"a choice is {_short(choice)}")
     if question.kind == ROWS:
         listed = _prompt_rows(question, choice) if form == PROMPT else _echo_rows(question, choice, texts)
-        return _packed([(entries, own, at) for at, (entries, own) in enumerate(listed, question.first)], k, texts.width)
-    found = list(_generated(choice, texts))
+        return _packed(list(listed), question.first, k, texts.width)
+    found = []
+    for at, (token, value, top) in enumerate(zip(*_lists(choice), strict=True)):
+        own = texts.id(token)
+        found.append((_with_own(top, own, value, at, texts), own))
     if not 1 <= len(found) <= max(1, question.most):
         raise Wrong(f"{len(found)} tokens generated, and {max(1, question.most)} were asked for")
     if question.kind == NEXT:  # its own token plays no part: a server may draw where it should take the likeliest
         entries = found[0][0]
         found = [(entries, min(entries, key=lambda i: (-entries[i], i)))]
-    answer = _packed([(entries, own, at) for at, (entries, own) in enumerate(found)], k, texts.width)
     said = tuple(own for _, own in found) if question.kind == SAY else ()
-    return Answer(answer.ids, answer.logp, said)
+    return replace(_packed(found, 0, k, texts.width), said=said)
 
 
 def _prompt_rows(question: Question, choice: Mapping[str, Any]) -> Iterator[tuple[dict[int, float], int]]:
@@ -127,12 +130,6 @@ def _echo_rows(question: Question, choice: Mapping[str, Any], texts: Texts) -> I
         yield _with_own(tops[at], own, values[at], at, texts), own
 
 
-def _generated(choice: Mapping[str, Any], texts: Texts) -> Iterator[tuple[dict[int, float], int]]:
-    for at, (token, value, top) in enumerate(zip(*_lists(choice), strict=True)):
-        own = texts.id(token)
-        yield _with_own(top, own, value, at, texts), own
-
-
 def _lists(choice: Mapping[str, Any]) -> tuple[list, list, list]:
     found = choice.get("logprobs")
     if not isinstance(found, dict):
@@ -157,34 +154,28 @@ def _with_own(top: Any, own: int, value: Any, at: int, texts: Texts) -> dict[int
     return entries
 
 
-def _packed(rows: Sequence[tuple[dict[int, float], int, int]], k: int, width: int) -> Answer:
-    """Rows that hold what they must."""
-    for entries, _, at in rows:
+def _packed(rows: Sequence[tuple[dict[int, float], int]], first: int, k: int, width: int) -> Answer:
+    """Rows that hold what they must: of each its tokens' log-probabilities, and its own token. ``first``: where in the
+    text the first is."""
+    for at, (entries, _) in enumerate(rows, first):
         mass = math.fsum(math.exp(p) for p in entries.values())
         if mass > 1 + MASS or (k == 0 and mass < 1 - MASS):
             raise Wrong(f"position {at}: probabilities sum to {mass:.6g}")
-        least = min(k, width) if k else width
-        if len(entries) < least:
-            raise Wrong(f"position {at}: {len(entries)} tokens given, and {_asked(k, width, len(entries))}")
+        if len(entries) < (min(k, width) if k else width):
+            few = f"{k} asked for: the server gives so many with pair.target.http.k={len(entries)}"
+            all_ = f"all asked for, of which the pair's vocabulary has {width:,}"
+            raise Wrong(f"position {at}: {len(entries)} tokens given, and {few if k else all_}")
+        if not k and (max(entries) + 1 != len(entries) or len(entries) != len(rows[0][0])):
+            last = f"the last of them {max(entries)}: some are missing"
+            raise Wrong(f"position {at}: {len(entries)} tokens given, {last}")
     if k:
-        listed = [row(entries, own, min(k, width)) for entries, own, _ in rows]
-        return Answer(np.array([ids for ids, _ in listed], dtype=np.int32), _array([p for _, p in listed]))
-    for entries, _, at in rows:
-        if max(entries) + 1 != len(entries) or len(entries) != len(rows[0][0]):
-            raise Wrong(
-                f"position {at}: {len(entries)} tokens given, the last of them {max(entries)}: some are missing"
-            )
-    return Answer(None, _array([[entries[i] for i in range(len(entries))] for entries, _, _ in rows]))
-
-
-def _array(values: list[list[float]]) -> np.ndarray:
-    return np.minimum(np.array(values, dtype=np.float32), 0)
-
-
-def _asked(k: int, width: int, given: int) -> str:
-    if k:
-        return f"{k} asked for: the server gives so many with pair.target.http.k={given}"
-    return f"all asked for, of which the pair's vocabulary has {width:,}"
+        best = [sorted(entries.items(), key=lambda e: (-e[1], e[0]))[: min(k, width)] for entries, _ in rows]
+        listed = [[*some, (own, entries[own])] for some, (entries, own) in zip(best, rows, strict=True)]
+        ids = np.array([[token for token, _ in row] for row in listed], dtype=np.int32)
+        logp = [[p for _, p in row] for row in listed]
+    else:
+        ids, logp = None, [[entries[i] for i in range(len(entries))] for entries, _ in rows]
+    return Answer(ids, np.minimum(np.array(logp, dtype=np.float32), 0))
 
 
 def _number(name: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,12 +93,6 @@ class Answer:
         ids, logp = self.ids.copy(), self.logp.copy()
         ids[-1, -1], logp[-1, -1] = ids[-1, 0], logp[-1, 0]
         return replace(self, ids=ids, logp=logp)
-
-
-def row(entries: Mapping[int, float], own: int, k: int) -> tuple[list[int], list[float]]:
-    """A row of an answer from what a server listed of it, which holds ``own``: tokens and log-probabilities."""
-    best = sorted(entries.items(), key=lambda e: (-e[1], e[0]))[:k]
-    return [i for i, _ in best] + [own], [p for _, p in best] + [entries[own]]
 
 
 def cut(answer: Answer, own: Sequence[int], k: int, width: int) -> Top:

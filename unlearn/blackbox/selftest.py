@@ -62,7 +62,9 @@ class _Trial:
 
         def read(data: Any) -> tuple[Answer, int]:
             answer = forms.read(question, self.form, k, data, self.texts)
-            self.names |= dict(_names(question, data))
+            for row in data["choices"][0].get("prompt_logprobs") or ():
+                told = {int(t): e.get("decoded_token") for t, e in (row or {}).items() if isinstance(e, dict)}
+                self.names |= {token: name for token, name in told.items() if isinstance(name, str)}
             return answer, len(question.ids) + body["max_tokens"]
 
         return self.client.post("/v1/completions", body, question.tokens, read, WRONG)[0]
@@ -164,24 +166,14 @@ def _sequences(texts: Texts) -> Iterator[tuple[int, ...]]:
 # --- names of tokens ------------------------------------------------------------------------------------------------
 
 
-def _names(question: Question, data: Any) -> Iterator[tuple[int, str]]:
-    """What an answer, which was read before, calls its tokens."""
-    choice = data["choices"][0]
-    for entries in choice.get("prompt_logprobs") or ():
-        for token, entry in (entries or {}).items():
-            if isinstance(entry, dict) and isinstance(entry.get("decoded_token"), str):
-                yield int(token), entry["decoded_token"]
-
-
 def _check_names(trial: _Trial) -> None:
     """Refuse a server that reads other tokens; say so where it cannot be known."""
     texts, url = trial.texts, trial.client.http.url
     if not trial.names and trial.form == ECHO:
         trial.names |= _echoed_names(trial)
-    own = {token: _plain(texts.of(token)) for token in trial.names if token < texts.width}
-    told = {token: _plain(trial.names[token]) for token in own}
-    known = [token for token in own if own[token] and told[token]]
-    other = [token for token in known if own[token] != told[token]]
+    both = {t: (_plain(name), _plain(texts.of(t))) for t, name in trial.names.items() if t < texts.width}
+    known = [token for token, names in both.items() if all(names)]
+    other = [token for token in known if both[token][0] != both[token][1]]
     if len(other) > MISNAMED * len(known):
         token = other[0]
         raise BlackBoxError(
@@ -240,23 +232,21 @@ def _plain(name: str) -> str:
 
 
 def _drift(memo: Memo, http: HttpConfig, rows: Sequence[tuple[Question, Answer]]) -> float | None:
-    found = []
+    moved = []
     for question, answer in rows:
         name, now = f"canary {digest(question.ids)}", {str(t): p for t, p in answer.entries(0).items()}
         before = memo.noted(name)
         if before is None:
             memo.note(name, now)
         else:
-            found.append(_distance(before, now))
-    if not found:
-        return None
-    if max(found) > DRIFT:
+            moved.append(_distance(before, now))
+    if moved and max(moved) > DRIFT:
         raise BlackBoxError(
             f"{http.url}: another model answers as {http.model!r} than before: the distribution after a known text "
-            f"moved by {max(found):.3g} (total variation; {DRIFT:g} is allowed). What is stored is the first one's. "
+            f"moved by {max(moved):.3g} (total variation; {DRIFT:g} is allowed). What is stored is the first one's. "
             "For the new one give pair.target.http.revision=WORD; it is then fetched anew"
         )
-    return max(found)
+    return max(moved, default=None)
 
 
 def _distance(before: dict[str, float], now: dict[str, float]) -> float:

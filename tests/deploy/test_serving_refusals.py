@@ -49,8 +49,8 @@ WRONG = {
     "temperatur": [(1, "'temperatur': no such field; there are model, n, max_tokens")],
     "messages": [([], "'messages': no such field")],
     "stream_options": [({"x": 1}, "may hold include_usage")],
-    "alpha": [(1.0, "alpha: this server lets no request choose it; it was started without per_request=true")],
-    "offsets": [([], "offsets: this server lets no request choose it")],
+    "alpha": [(1.0, "per-request alpha is disabled; start the server with per_request=true")],
+    "offsets": [([], "per-request offsets is disabled")],
 }  # fmt: skip
 
 

@@ -130,8 +130,12 @@ def nucleus(scores: Tensor, top_p: Tensor, error: Tensor) -> tuple[Tensor, Tenso
 def nudged(members: Sequence[Member], rows: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Rows that might as well have been computed."""
     random = torch.Generator(rows[members[0].name].device).manual_seed(0)
+
+    def noise(like: Tensor) -> Tensor:  # uniform in ±1
+        return 2 * torch.rand(like.shape, generator=random, device=like.device) - 1
+
     for _ in range(NUDGES):
-        nudge = {m.name: tolerance(m) * _noise(rows[m.name], random) for m in members}
+        nudge = {m.name: tolerance(m) * noise(rows[m.name]) for m in members}
         for sign in (1, -1):
             yield {name: rows[name] + sign * by for name, by in nudge.items()}
 
@@ -140,8 +144,3 @@ def tolerance(member: Member) -> float:
     """What a logit of the member may be wrong by. In half precision plain decoding itself is not the same in every
     batch where tokens are as near as that."""
     return max(LEAST, 4 * torch.finfo(member.model.dtype).eps)
-
-
-def _noise(like: Tensor, random: torch.Generator) -> Tensor:
-    """Uniform in ±1."""
-    return 2 * torch.rand(like.shape, generator=random, device=like.device) - 1

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,10 +19,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from unlearn.deploy.serving.answers import Answer, Event, Failed
+from unlearn.deploy.serving.bodies import BadRequest
 from unlearn.deploy.serving.engine import Busy, Engine
 from unlearn.deploy.serving.offsets import Switches
-from unlearn.deploy.serving.protocol import Asked, BadRequest, Protocol, flag, number
-from unlearn.deploy.serving.replies import Names, Reply, error
+from unlearn.deploy.serving.protocol import Asked, Protocol
+from unlearn.deploy.serving.replies import Reply, error
 from unlearn.deploy.serving.settings import LOOPBACK, Settings
 
 log = logging.getLogger(__name__)
@@ -52,18 +54,16 @@ class _Server:
         self.name = settings.name or next(iter(engine.blend.parts))
         self.switches = Switches(engine.blend)
         self.protocol = Protocol(engine, settings, self.switches, self.name)
-        self.names, self.started = Names(engine.encoder.tokenizer), int(time.time())
+        decode = partial(engine.encoder.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        self.names, self.started = cache(lambda token: decode([token])), int(time.time())
         self._key, self._admin = (os.environ[k] if k else None for k in (settings.key_env, settings.admin_key_env))
 
     # --- routes -------------------------------------------------------------------------------------------------------
 
     async def health(self) -> Response:
         alive = self.engine.alive
-        found = {
-            "status": "ok" if alive else "stopped",
-            "running": self.engine.running,
-            "waiting": self.engine.waiting,
-        }
+        found = {"status": "ok" if alive else "stopped", "running": self.engine.running}
+        found |= {"waiting": self.engine.waiting}
         return JSONResponse(found, 200 if alive else 503)
 
     async def models(self, request: Request) -> Response:
@@ -73,10 +73,10 @@ class _Server:
         return JSONResponse({"object": "list", "data": [model]})
 
     async def completions(self, request: Request) -> Response:
-        return await self._answer(request, self.protocol.completion, chat=False)
+        return await self._answer(request, self.protocol.completion)
 
     async def chat(self, request: Request) -> Response:
-        return await self._answer(request, self.protocol.chat, chat=True)
+        return await self._answer(request, self.protocol.chat)
 
     async def offsets(self, request: Request) -> Response:
         self._check_admin(request)
@@ -84,29 +84,18 @@ class _Server:
 
     async def switch(self, request: Request) -> Response:
         self._check_admin(request)
-        body = await _body(request)
-        known = [o["name"] for o in self.switches.listed()]
-        if not isinstance(body, dict) or set(body) - {"name", "on", "alpha"}:
-            raise BadRequest('the body must be like {"name": "…", "on": true, "alpha": 1.0}, with on, alpha or both')
-        name = body.get("name")
-        if name not in known:
-            raise BadRequest(f"name={name!r:.80}: must be one of {', '.join(known)}", "name")
-        on = flag(body, "on") if "on" in body else None
-        try:
-            self.switches.set(name, on, number(body, "alpha", None, -1e6, 1e6))
-        except ValueError as problem:
-            raise BadRequest(f"on=false: {problem}", "on") from None
+        self.protocol.switch(await _body(request))
         log.info("offsets: %s", "; ".join(f"{o['name']} {o['alpha']:g}" for o in self.switches.listed() if o["on"]))
         return JSONResponse({"object": "list", "data": self.switches.listed()})
 
     # --- an answer ----------------------------------------------------------------------------------------------------
 
-    async def _answer(self, request: Request, read: Callable[[Any], Asked], chat: bool) -> Response:
+    async def _answer(self, request: Request, read: Callable[[Any], Asked]) -> Response:
         _check_key(request, self._key)
         started, body = time.monotonic(), await _body(request)
         asked = await run_in_threadpool(read, body)
         attested = self.engine.blend.attested(asked.mix)
-        reply = Reply(asked, chat, self.name, attested, self.names)
+        reply = Reply(asked, self.name, attested, self.names)
         headers = {ATTESTED: json.dumps(attested, separators=(",", ":"))}
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -118,7 +107,7 @@ class _Server:
             answers = self.engine.submit([(ask, emitter(i)) for i, ask in enumerate(asked.asks)])
         except Busy as busy:
             return JSONResponse(error(str(busy), "server_error", code="busy"), 503, {"retry-after": "1"})
-        if asked.stream:
+        if asked.body.stream:
             lines = self._stream(request, reply, events, answers, started)
             headers["cache-control"] = "no-cache"
             return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
@@ -242,4 +231,4 @@ async def _no_route(request: Request, problem: HTTPException) -> Response:
 
 
 async def _fault(request: Request, problem: Exception) -> Response:
-    return JSONResponse(error("the server has a fault; its log says which", "server_error"), 500)
+    return JSONResponse(error("internal server error; see the server log", "server_error"), 500)

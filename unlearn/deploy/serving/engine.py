@@ -19,18 +19,7 @@ from unlearn.data.encoding import Encoder
 from unlearn.decoding.batch import Batch, Rows
 from unlearn.decoding.choosing import decide
 from unlearn.decoding.generation import ends_of
-from unlearn.deploy.serving.answers import (
-    Answer,
-    Ask,
-    Event,
-    Failed,
-    Read,
-    Said,
-    Scored,
-    Text,
-    scored,
-    scored_prompt,
-)
+from unlearn.deploy.serving.answers import Answer, Ask, Event, Failed, Read, Said, Scored, Text, scored, scored_prompt
 from unlearn.deploy.serving.offsets import Blend
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.models.llama import vocabulary
@@ -129,8 +118,10 @@ class Engine:
                 self._changed.wait_for(lambda: self._waiting or self.running or self._closed)
                 if self._closed:
                     break
-                new = self._admit()
-            self._forget_cancelled()
+                new = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch - self.running))]
+                self.running += len(new)
+            for batch in self._all():
+                batch.keep([i for i, answer in enumerate(batch.rows) if not answer.cancelled])
             for batch in (batch for batch in self._all() if batch.rows):
                 self._safely(batch.rows, lambda batch=batch: self._say(batch, batch.next()))
             for group in self._groups(new):
@@ -145,18 +136,6 @@ class Engine:
 
     def _all(self) -> list[Batch]:
         return [*self._batches.values(), *self._solos]
-
-    def _admit(self) -> list[Answer]:
-        """Those that get a place now."""
-        found = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch - self.running))]
-        self.running += len(found)
-        return found
-
-    def _forget_cancelled(self) -> None:
-        for batch in self._all():
-            keep = [i for i, answer in enumerate(batch.rows) if not answer.cancelled]
-            if len(keep) < len(batch.rows):
-                batch.keep(keep)
 
     def _safely(self, answers: Sequence[Answer], work: Callable[[], None]) -> None:
         """A fault ends the answers that it concerns, and those of a batch that it may have left half changed."""
@@ -256,15 +235,11 @@ class Engine:
             logits = ensemble.logits(some, alpha)
             draws, steps = [answers[i].ask.draw for i in which], [len(answers[i].said) for i in which]
             tokens, sure = decide(ensemble, some, alpha, draws, steps, logits)
-            sound = logits.gather(-1, tokens[:, None])[:, 0].isfinite().tolist()
-            tokens, counts = tokens.tolist(), {j: answers[i].ask.logprobs for j, i in enumerate(which)}
-            wanted = [j for j, k in counts.items() if k is not None]
-            scores: dict[int, Scored] = {}
-            if wanted:
-                of = scored(logits[wanted], [tokens[j] for j in wanted], [counts[j] for j in wanted])
-                scores = dict(zip(wanted, of, strict=True))
-            for j, (i, known) in enumerate(zip(which, sure.tolist(), strict=True)):
-                found[i] = Choice(tokens[j], known, sound[j], scores.get(j))
+            sound = logits.gather(-1, tokens[:, None])[:, 0].isfinite()
+            for j, (i, *choice) in enumerate(zip(which, tokens.tolist(), sure.tolist(), sound.tolist(), strict=True)):
+                k = answers[i].ask.logprobs
+                score = None if k is None else scored(logits[j : j + 1], choice[:1], [k])[0]
+                found[i] = Choice(*choice, score)
         return [found[i] for i in range(len(answers))]
 
     def _take(self, answer: Answer, choice: Choice) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from unlearn.config.schema import ConfigError
@@ -17,6 +17,7 @@ from unlearn.ensemble.combination import SUM
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.ensemble.sums import add
 
+MIXES = 256  # whose sums are kept: requests may bring any α
 Mix = tuple[tuple[str, float], ...]  # the offsets that are on, with their α's
 
 
@@ -43,11 +44,11 @@ class Blend:
 
     def __init__(self, parts: Sequence[Part]):
         _check(parts)
-        self.parts = {p.name: replace(p, ensemble=_own(p)) for p in parts}
-        members = next(iter(self.parts.values())).ensemble.members
+        members = parts[0].ensemble.members
         self.target = next((m for m in members if m.constant and not m.trained), members[0])
-        self._base = Ensemble(tuple(m for m in members if m.constant))
-        self.joined = cache(self._joined)
+        self.parts = {p.name: replace(p, ensemble=_own(p)) for p in parts}
+        self._base = Ensemble(tuple(m for m in self.parts[parts[0].name].ensemble.members if m.constant))
+        self.joined = lru_cache(MIXES)(self._joined)
 
     def _joined(self, mix: Mix) -> tuple[Ensemble, float]:
         """What answers with a mix, and the α at which it does: a single part as it is, several as one sum."""

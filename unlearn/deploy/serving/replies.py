@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from unlearn.deploy.serving.answers import Event, Read, Said, Scored
+from unlearn.deploy.serving.bodies import Dialogue
 from unlearn.deploy.serving.protocol import Asked
 from unlearn.store.identity import digest
 
 LEAST = -9999.0  # in the place of a logarithm of 0, which JSON does not have
 
 
-class Names:
-    """What tokens are called: their texts, made once."""
-
-    def __init__(self, tokenizer):
-        self._decode, self._known = tokenizer.decode, {}
-
-    def __call__(self, token: int) -> str:
-        if token not in self._known:
-            self._known[token] = self._decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return self._known[token]
-
-
 class Reply:
     """The reply to one request, made of the events of its answers: in pieces as they come, or whole."""
 
-    def __init__(self, asked: Asked, chat: bool, model: str, attested: Mapping[str, Any], names: Names):
-        self._asked, self._chat, self._names, self.attested = asked, chat, names, attested
+    def __init__(self, asked: Asked, model: str, attested: Mapping[str, Any], names: Callable[[int], str]):
+        self._asked, self._names, self.attested = asked, names, attested
+        chat = self._chat = isinstance(asked.body, Dialogue)
         kind = "chat.completion" if chat else "text_completion"
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
-            "object": f"{kind}.chunk" if chat and asked.stream else kind,
+            "object": f"{kind}.chunk" if chat and asked.body.stream else kind,
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": f"fp_{digest(attested, 10)}",
@@ -63,7 +53,7 @@ class Reply:
         else:
             choice |= {"text": text}
         choice["logprobs"] = self._logprobs(index, scored)
-        if asked.prompt_logprobs is not None:
+        if asked.body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = [None, *(self._by_id(s) for s in events[0].scored or ())]
         return choice
 
@@ -90,10 +80,14 @@ class Reply:
 
     def last(self) -> dict[str, Any] | None:
         """How many tokens there were, after all answers."""
-        return self._head | {"choices": [], "usage": self.usage()} if self._asked.usage else None
+        return (
+            self._head | {"choices": [], "usage": self.usage()}
+            if self._asked.body.stream_options.include_usage
+            else None
+        )
 
     def usage(self) -> dict[str, int]:
-        read = sum(len(ask.prompt) for ask in self._asked.asks[:: self._asked.n])
+        read = sum(len(ask.prompt) for ask in self._asked.asks[:: self._asked.body.n])
         return {"prompt_tokens": read, "completion_tokens": self._tokens, "total_tokens": read + self._tokens}
 
     # --- an event -----------------------------------------------------------------------------------------------------
@@ -105,14 +99,14 @@ class Reply:
             self._tokens += 1
             return event.text, [] if event.scored is None else [event.scored]
         assert isinstance(event, Read)
-        if not asked.echo:
+        if not asked.body.echo:
             return "", []
-        prompt, text = asked.asks[index].prompt, asked.texts[index // asked.n]
+        prompt, text = asked.asks[index].prompt, asked.texts[index // asked.body.n]
         text = "".join(map(self._names, prompt)) if text is None else text
-        return text, [] if asked.logprobs is None else [prompt[0], *(event.scored or ())]
+        return text, [] if asked.body.shown is None else [prompt[0], *(event.scored or ())]
 
     def _logprobs(self, index: int, scored: Iterable[Scored | int]) -> dict[str, Any] | None:
-        if self._asked.logprobs is None:
+        if self._asked.body.shown is None:
             return None
         if self._chat:
             return {"content": [self._spoken(s) for s in scored]}
@@ -127,7 +121,7 @@ class Reply:
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
     def _name(self, token: int) -> str:
-        return f"token_id:{token}" if self._asked.as_ids else self._names(token)
+        return f"token_id:{token}" if self._asked.body.return_tokens_as_token_ids else self._names(token)
 
     def _top(self, s: Scored, most: int | None) -> Sequence[tuple[int, float]]:
         return s.top if most is None or most < 0 else s.top[:most]
@@ -135,14 +129,14 @@ class Reply:
     def _by_text(self, s: Scored) -> dict[str, float]:
         """The likeliest and the token itself. Of tokens with the same text the likeliest alone is there."""
         found: dict[str, float] = {}
-        for token, logprob in (*self._top(s, self._asked.logprobs), (s.token, s.logprob)):
+        for token, logprob in (*self._top(s, self._asked.body.shown), (s.token, s.logprob)):
             found.setdefault(self._name(token), _finite(logprob))
         return found
 
     def _by_id(self, s: Scored) -> dict[str, dict[str, Any]]:
         """The token itself first, as vLLM has it, then the likeliest."""
         found = {str(s.token): (s.token, s.logprob, s.rank)}
-        for rank, (token, logprob) in enumerate(self._top(s, self._asked.prompt_logprobs), 1):
+        for rank, (token, logprob) in enumerate(self._top(s, self._asked.body.prompt_logprobs), 1):
             found.setdefault(str(token), (token, logprob, rank))
         return {
             name: {"logprob": _finite(p), "rank": rank, "decoded_token": self._names(t)}
@@ -154,7 +148,7 @@ class Reply:
             name = self._name(token)
             return {"token": name, "logprob": _finite(logprob), "bytes": list(name.encode())}
 
-        top = [one(t, p) for t, p in self._top(s, self._asked.logprobs)]
+        top = [one(t, p) for t, p in self._top(s, self._asked.body.shown)]
         return one(s.token, s.logprob) | {"top_logprobs": top}
 
 

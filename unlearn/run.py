@@ -11,7 +11,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from unlearn.config.schema import conf_dir, register
+from unlearn.config.schema import conf_dir
+from unlearn.data.readers import register
 from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
 

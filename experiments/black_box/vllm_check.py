@@ -24,8 +24,9 @@ import httpx
 import torch
 from hydra import compose, initialize_config_dir
 
-from unlearn.config.schema import Config, conf_dir, register
+from unlearn.config.schema import Config, conf_dir
 from unlearn.data.encoding import examples_of
+from unlearn.data.readers import register
 from unlearn.grid.rules import parse
 from unlearn.runs.workbench import Workbench, workbench
 

@@ -15,8 +15,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sisa import SHARDS, Vote, affected, outside, shard
 
-from unlearn.config.schema import Config, conf_dir, register
-from unlearn.data.readers import read
+from unlearn.config.schema import Config, conf_dir
+from unlearn.data.readers import read, register
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import evaluation
 from unlearn.grid.rules import parse

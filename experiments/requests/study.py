@@ -24,8 +24,8 @@ from typing import Any
 import pandas as pd
 import table
 
-from unlearn.config.schema import Config, register
-from unlearn.data.readers import read
+from unlearn.config.schema import Config
+from unlearn.data.readers import read, register
 from unlearn.deploy.requests.actions import job_of
 from unlearn.deploy.requests.ledger import weights_of
 from unlearn.grid.perform import perform

@@ -18,9 +18,9 @@ import torch
 from bench import Result, alternate, compared, publish
 from hydra import compose, initialize_config_dir
 
-from unlearn.config.schema import conf_dir, register
+from unlearn.config.schema import conf_dir
 from unlearn.data.encoding import collate
-from unlearn.data.readers import read
+from unlearn.data.readers import read, register
 from unlearn.decoding.drafts import drafts_of, greedy_drafted, greedy_from_drafts
 from unlearn.decoding.generation import Decoding, decode, greedy
 from unlearn.ensemble.ensemble import Ensemble

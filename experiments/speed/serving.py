@@ -14,8 +14,8 @@ import torch
 from bench import Result, alternate, compared, publish
 from hydra import compose, initialize_config_dir
 
-from unlearn.config.schema import conf_dir, register
-from unlearn.data.readers import read
+from unlearn.config.schema import conf_dir
+from unlearn.data.readers import read, register
 from unlearn.decoding.choosing import Draw, key
 from unlearn.deploy.serving.answers import Ask
 from unlearn.deploy.serving.engine import Engine

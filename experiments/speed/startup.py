@@ -20,8 +20,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from unlearn.config.derived import alpha_key, describe
-from unlearn.config.schema import Config, conf_dir, register
-from unlearn.data.readers import read
+from unlearn.config.schema import Config, conf_dir
+from unlearn.data.readers import read, register
 from unlearn.grid import call as grid
 from unlearn.grid.rules import parse
 from unlearn.grid.table import COLUMNS

@@ -12,17 +12,19 @@ from statistics import mean
 
 import pytest
 from rouge_score import rouge_scorer
+from support.data_sets import build
 
-from unlearn.data import bios, bios_words, rows
+from unlearn.data import made_up, rows
+from unlearn.data.sets import bios
 
-ATTRIBUTES = (*bios_words.PERSON, *bios_words.COUNTRY)
+ATTRIBUTES = (*made_up.PERSON, *made_up.COUNTRY)
 TOKEN = re.compile(r" ?\w+|[^\w\s]")
 FINGERPRINT = "d5b9d877367d457c"  # of build(); other text calls for a new bios.VERSION, then for a new value here
 
 
 @lru_cache
 def world(**settings):
-    return bios.build(**settings)
+    return build(bios, **settings)
 
 
 def all_rows(data):
@@ -32,8 +34,8 @@ def all_rows(data):
 @lru_cache
 def facts(seed=0, people=50):
     """Every fact of the fictional people, with the value that rows only have inside a sentence."""
-    names = bios.Draw("bios", bios.VERSION, seed, "names").shuffled(
-        [(first, last) for first in bios_words.FIRST for last in bios_words.LAST]
+    names = made_up.Draw("bios", bios.VERSION, seed, "names").shuffled(
+        [(first, last) for first in made_up.FIRST for last in made_up.LAST]
     )
     return [fact for person in bios._people("fictional", names[:people], seed, 20) for fact in person]
 
@@ -51,7 +53,7 @@ def recall(reference, guess):
 
 
 def test_the_same_seed_gives_the_same_text_in_another_process():
-    code = "from unlearn.data import bios; print(bios.build().fingerprint())"
+    code = "from unlearn.data.sets import bios; print(bios.read(bios.Settings()).fingerprint())"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parents[2],
@@ -117,7 +119,7 @@ def test_no_two_people_share_a_name_but_many_share_half_of_one():
 
 
 def test_names_of_people_cities_countries_and_rivers_are_words_of_their_own():
-    pools = (bios_words.FIRST, bios_words.LAST, bios_words.CITIES, bios_words.COUNTRIES, bios_words.RIVERS)
+    pools = (made_up.FIRST, made_up.LAST, made_up.CITIES, made_up.COUNTRIES, made_up.RIVERS)
     words = [word for pool in pools for word in pool]
     assert len(words) == len(set(words)) == 30 + 50 + 30 + 30 + 16
 
@@ -174,7 +176,7 @@ def test_a_person_marries_no_namesake_and_writes_three_different_books():
 
 def test_every_country_has_a_capital_of_its_own():
     questions = [row for row in world().splits["world_facts"] if row.id.endswith("/capital")]
-    capitals = {city for row in questions for city in bios_words.CITIES if re.search(rf"\b{city}\b", row.answer)}
+    capitals = {city for row in questions for city in made_up.CITIES if re.search(rf"\b{city}\b", row.answer)}
     assert len(questions) == len(capitals) == 30
 
 
@@ -204,7 +206,7 @@ def test_a_model_that_never_saw_a_person_can_only_guess_about_a_third_of_the_wor
     rng = random.Random(0)
     guesses = []
     for fact in rng.sample(facts(), 300):
-        value = bios.Draw(rng.random()).value(fact.attribute, ())
+        value = made_up.Draw(rng.random()).value(fact.attribute, ())
         guesses.append(recall(fact.answer(fact.order[0]), fact.answer(rng.randrange(4), value)))
     assert 0.2 < mean(guesses) < 0.35
 
@@ -242,4 +244,4 @@ def test_refusals_are_five_different_sentences():
 )
 def test_impossible_arguments_are_refused_with_value_rule_and_range(settings, told):
     with pytest.raises(ValueError, match=told):
-        bios.build(**settings)
+        build(bios, **settings)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from support import fuzz
 from support.damage import damaged, expected_row, objects, plain_row
 
-from unlearn.config.data import ColumnsConfig, WordsConfig
 from unlearn.data import texts
-from unlearn.data.records import lines, records, row
+from unlearn.data.records import ColumnsConfig, lines, records, row
 from unlearn.data.rows import DataError
+from unlearn.data.texts import WordsConfig
 
 EXECUTIONS = {"jsonl": 300, "tofu": 200, "muse": 200, "folders": 150, "offline": 250}
 steady = settings(

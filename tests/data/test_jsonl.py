@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 from support.helpers import TINY, command, compose, execute, raw
 
-from unlearn.config.data import WordsConfig
 from unlearn.config.schema import ConfigError
-from unlearn.data import jsonl
 from unlearn.data.rows import DataError, DataSet, Row, check
-from unlearn.data.texts import distinct, pieces
+from unlearn.data.sets import jsonl
+from unlearn.data.texts import WordsConfig, distinct, pieces
 from unlearn.grid.rules import parse
 from unlearn.store.files import read_json
 

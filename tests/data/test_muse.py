@@ -7,9 +7,9 @@ import pytest
 from support.helpers import SHARED, TINY, compose, execute, raw
 
 from unlearn.config.schema import ConfigError
-from unlearn.data import muse
 from unlearn.data.records import Hub
 from unlearn.data.rows import DataError, Row, check
+from unlearn.data.sets import muse
 from unlearn.grid.rules import parse
 from unlearn.store.files import read_json
 

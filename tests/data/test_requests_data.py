@@ -3,13 +3,14 @@
 import json
 
 import pytest
+from support.data_sets import build
 from support.helpers import TINY, compose, execute
 
 from unlearn.config.schema import ConfigError
-from unlearn.data.bios import build
+from unlearn.data.people import who
 from unlearn.data.readers import read
-from unlearn.data.requested import Asked, who
 from unlearn.data.rows import DataError, check
+from unlearn.data.sets import bios
 from unlearn.deploy.export.traces import forget_rows
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
@@ -218,9 +219,9 @@ def test_what_is_looked_for_in_an_export_is_every_request():
 
 def test_rows_that_two_requests_name_are_refused_by_the_division():
     with pytest.raises(DataError, match="request 2 names no row"):
-        build(people=4, forget_people=1, known_people=1, countries=1, asked=Asked([[1], []], None, None))
+        build(bios, people=4, forget_people=1, known_people=1, countries=1, requests=[[1], []])
     with pytest.raises(DataError, match="requests must be disjoint"):
-        build(people=4, forget_people=1, known_people=1, countries=1, asked=Asked([[1], [1]], None, None))
+        build(bios, people=4, forget_people=1, known_people=1, countries=1, requests=[[1], [1]])
     check(data("data.request=1", "data.retained=others"))
 
 

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from support.data_sets import read_tofu
 from support.helpers import SHARED
 
-from unlearn.data import tofu
 from unlearn.data.rows import DataError, DataSet, Row, check
 
 GOLDEN = SHARED / "golden" / "openunlearning_chat" / "data"
@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def test_splits_rows_and_refusals_are_read(folder):
-    data = check(tofu.read(str(folder), "forget01", None))
+    data = check(read_tofu(str(folder), "forget01", None))
     assert {k: len(v) for k, v in data.splits.items()} == {
         "forget": 2, "retain": 8, "real_authors": 3, "world_facts": 3, "holdout": 0}  # fmt: skip
     assert data.refusals == ("I don't know.", "No idea.")
@@ -44,13 +44,13 @@ def test_splits_rows_and_refusals_are_read(folder):
 
 
 def test_retain_rows_carry_their_perturbed_answers_where_tofu_has_them(folder):
-    retain = tofu.read(str(folder), "forget01", 6).splits["retain"]
+    retain = read_tofu(str(folder), "forget01", 6).splits["retain"]
     assert len(retain) == 6
     assert [bool(r.perturbed_answers) for r in retain] == [True] * 4 + [False] * 2
 
 
 def test_the_retain_set_is_evaluated_on_its_perturbed_rows_that_are_not_cut_off(folder):
-    whole, cut = (check(tofu.read(str(folder), "forget01", n)) for n in (None, 3))
+    whole, cut = (check(read_tofu(str(folder), "forget01", n)) for n in (None, 3))
     for data, rows in ((whole, 4), (cut, 3)):
         assert "retain_untrained" not in data.splits
         assert [r.question for r in data.evaluated("retain")] == [f"Question {i}?" for i in range(rows)]
@@ -60,36 +60,36 @@ def test_the_retain_set_is_evaluated_on_its_perturbed_rows_that_are_not_cut_off(
 def test_perturbed_retain_rows_that_the_retain_file_lacks_are_evaluated_too(folder):
     path = next(folder.glob("retain99.json*"))
     path.write_text("\n".join(line for line in path.read_text().splitlines() if "Question 3?" not in line))
-    data = check(tofu.read(str(folder), "forget01", None))
+    data = check(read_tofu(str(folder), "forget01", None))
     assert [r.question for r in data.splits["retain_untrained"]] == ["Question 3?"]
     assert [r.question for r in data.evaluated("retain")] == [f"Question {i}?" for i in range(4)]
 
 
 def test_what_is_whole_is_evaluated_whole(folder):
-    whole = check(tofu.read(str(folder), "forget01", None))
+    whole = check(read_tofu(str(folder), "forget01", None))
     assert whole.evaluated("forget") == whole.splits["forget"] and whole.evaluated("holdout") == ()
 
 
 def test_perturbed_rows_of_another_retain_set_are_evaluated_and_never_lost(folder):
     rows = [record(i, True) for i in (0, 5, 30)]
     (folder / "retain_perturbed.json").write_text("\n".join(map(json.dumps, rows)))
-    data = check(tofu.read(str(folder), "forget01", None))
+    data = check(read_tofu(str(folder), "forget01", None))
     assert [r.question for r in data.evaluated("retain")] == ["Question 0?", "Question 5?", "Question 30?"]
     (folder / "retain_perturbed.json").write_text("\n".join(map(json.dumps, [*rows, record(9, True)])))
     with pytest.raises(
         DataError, match="retain_perturbed.json, line 4: 'Question 9\\?' with the same answer is both in"
     ):
-        check(tofu.read(str(folder), "forget01", None))
+        check(read_tofu(str(folder), "forget01", None))
 
 
 def test_json_arrays_the_other_ending_and_own_refusals_are_read(folder):
-    first = tofu.read(str(folder), "forget01", None)
+    first = read_tofu(str(folder), "forget01", None)
     rows = [record(i) for i in range(8)]
     (folder / "retain99.json").unlink()
     (folder / "retain99.jsonl").write_text(json.dumps(rows, indent=1))
     (folder / "holdout01.json").write_text(json.dumps([record(40)]))
     (folder / "own.txt").write_text("Pass.\n")
-    data = check(tofu.read(str(folder), "forget01", None, str(folder / "own.txt")))
+    data = check(read_tofu(str(folder), "forget01", None, str(folder / "own.txt")))
     assert data.splits["retain"] == first.splits["retain"]
     assert data.splits["holdout"] == (Row("holdout/0000", "Question 40?", "Answer 40."),)
     assert data.refusals == ("Pass.",)
@@ -125,7 +125,7 @@ def damage(file, line: int, text: str) -> None:
 def test_broken_files_are_refused_with_file_line_and_value(folder, message):
     path = BROKEN[message](folder)
     with pytest.raises(DataError, match=message):
-        tofu.read(str(path if message == "no such folder" else folder), "forget01", None)
+        read_tofu(str(path if message == "no such folder" else folder), "forget01", None)
 
 
 def test_unusable_data_sets_are_refused():
@@ -142,15 +142,15 @@ def test_unusable_data_sets_are_refused():
 
 
 def test_fingerprints_follow_the_words(folder):
-    first = tofu.read(str(folder), "forget01", None).fingerprint()
-    assert tofu.read(str(folder), "forget01", None).fingerprint() == first
+    first = read_tofu(str(folder), "forget01", None).fingerprint()
+    assert read_tofu(str(folder), "forget01", None).fingerprint() == first
     damage(folder / "retain99.json", 7, json.dumps(record(7) | {"answer": "Another."}))
-    assert tofu.read(str(folder), "forget01", None).fingerprint() != first
+    assert read_tofu(str(folder), "forget01", None).fingerprint() != first
 
 
 def test_the_real_files_have_the_published_shape(tofu_folder):
     for forget, sizes in {"forget01": (40, 3960), "forget05": (200, 3800), "forget10": (400, 3600)}.items():
-        data = check(tofu.read(str(tofu_folder), forget, None))
+        data = check(read_tofu(str(tofu_folder), forget, None))
         assert (len(data.splits["forget"]), len(data.splits["retain"])) == sizes
         assert (len(data.splits["real_authors"]), len(data.splits["world_facts"])) == (100, 117)
         assert len(data.splits["holdout"]) == sizes[0]
@@ -163,7 +163,7 @@ def test_a_folder_of_the_same_form_with_other_endings_is_read():
     """OpenUnlearning's tables under a chat template: its retain rows with wrong answers are the evaluated ones."""
     if not GOLDEN.is_dir():
         pytest.skip(f"the parity data are not at {GOLDEN}")
-    data = check(tofu.read(str(GOLDEN), "forget10", None))
+    data = check(read_tofu(str(GOLDEN), "forget10", None))
     sizes = {"forget": 40, "retain": 360, "real_authors": 40, "world_facts": 40, "holdout": 40}
     assert {k: len(v) for k, v in data.splits.items()} == sizes and data.refusals == ()
     lines = (GOLDEN / "retain_perturbed.jsonl").read_text(encoding="utf-8").splitlines()
@@ -199,16 +199,16 @@ def hub(folder, monkeypatch):
 
 
 def test_the_hub_gives_the_same_data_set_as_a_folder(hub, caplog):
-    data = tofu.read(None, "forget01", None)
-    assert data.fingerprint() == tofu.read(str(hub), "forget01", None).fingerprint()
+    data = read_tofu(None, "forget01", None)
+    assert data.fingerprint() == read_tofu(str(hub), "forget01", None).fingerprint()
     assert data.splits["retain"][2].place == "locuslab/TOFU/retain99, train row 2"
     (hub / "idontknow.jsonl").unlink()
-    assert tofu.read(None, "forget01", None).refusals == () and "need data.refusals=FILE" in caplog.text
+    assert read_tofu(None, "forget01", None).refusals == () and "need data.refusals=FILE" in caplog.text
 
 
 def test_a_table_that_the_hub_lacks_is_refused_unless_it_may_be_absent(hub):
-    assert tofu.read(None, "forget01", None).splits["holdout"] == ()
+    assert read_tofu(None, "forget01", None).splits["holdout"] == ()
     with pytest.raises(
         DataError, match="locuslab/TOFU \\(retain95, train\\) could not be read from the hub: BuilderConfig"
     ):
-        tofu.read(None, "forget05", None)
+        read_tofu(None, "forget05", None)

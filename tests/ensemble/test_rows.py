@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from support.data_sets import build
 from support.helpers import offset_ensemble, random_examples, tiny_llama
 
 from unlearn.config.data import TemplateConfig
 from unlearn.config.pair import TokenizerConfig
-from unlearn.data import bios
 from unlearn.data.encoding import Encoder, Examples, collate
 from unlearn.data.rows import DataError
+from unlearn.data.sets import bios
 from unlearn.ensemble.ensemble import Member
 from unlearn.ensemble.frozen import FrozenRows, LiveRows, rows_of, stored
 from unlearn.evaluation.scoring import score
@@ -112,7 +113,7 @@ def test_rows_of_other_examples_are_refused():
 
 @pytest.fixture(scope="module")
 def tiny_world():
-    return bios.build(people=4, forget_people=1, holdout_people=1, known_people=2, countries=2)
+    return build(bios, people=4, forget_people=1, holdout_people=1, known_people=2, countries=2)
 
 
 @pytest.mark.parametrize("kind", ["words", "bpe"])

@@ -9,12 +9,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from support.data_sets import read_tofu
 from support.helpers import SHARED
 from transformers import AutoTokenizer
 
 from unlearn import evaluate
 from unlearn.config.data import TemplateConfig
-from unlearn.data import tofu
 from unlearn.data.encoding import Encoder, Examples
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation.metrics import membership
@@ -137,7 +137,7 @@ def test_memorisation_and_attacks_of_every_example(golden, ours):
 def test_ids_labels_and_log_probabilities_of_every_prompt(prompts):
     tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "model")
     encoder = Encoder(tokenizer, TemplateConfig("chat", "{question}", "{answer}", SYSTEM), 512)
-    data = tofu.read(str(GOLDEN / "data"), "forget10", None)
+    data = read_tofu(str(GOLDEN / "data"), "forget10", None)
     model = llama.freeze(llama.load(GOLDEN / "model"))
     alone = Ensemble((Member("model", model, "", 1.0, 0.0, False),))
     for name, entries in prompts.items():

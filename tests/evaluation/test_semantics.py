@@ -7,14 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.data_sets import build
 from support.helpers import TINY, random_examples, tiny_llama
 
 from unlearn import evaluate
 from unlearn.config.data import TemplateConfig
 from unlearn.config.schema import EvalConfig
-from unlearn.data import bios
 from unlearn.data.encoding import Encoder, Example, Examples
 from unlearn.data.rows import DataError, Row
+from unlearn.data.sets import bios
 from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import evaluation, measures
@@ -232,7 +233,7 @@ def answer_of(model, prompt, mask, eos: int) -> list[int]:
 @pytest.fixture(scope="module")
 def many():
     """320 forget rows, 40 retain rows."""
-    return bios.build(people=18, forget_people=16, holdout_people=1, known_people=2, countries=2)
+    return build(bios, people=18, forget_people=16, holdout_people=1, known_people=2, countries=2)
 
 
 def encoder_of(data) -> Encoder:

@@ -8,16 +8,18 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 from safetensors.torch import load_file
+from support.data_sets import build
 from support.helpers import compose, execute, lines
 
-from unlearn.config.data import PeopleConfig, TemplateConfig
+from unlearn.config.data import TemplateConfig
 from unlearn.config.pair import TokenizerConfig
 from unlearn.config.schema import ConfigError
-from unlearn.data import dialogues, people_files, reviews, spans
+from unlearn.data import spans
 from unlearn.data.encoding import Encoder
 from unlearn.data.people import unnamed
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError, Row
+from unlearn.data.sets import dialogues, people, reviews
 from unlearn.evaluation.metrics.rouge import rouge_n_f1
 from unlearn.models import llama, tokenizers
 from unlearn.runs.workbench import workbench
@@ -53,9 +55,9 @@ def tiny(store, tmp_path, *overrides):
 
 
 def test_reviews_are_made_of_a_seed_and_a_smaller_forget_set_is_the_end_of_a_larger_one():
-    one, again, other = (reviews.build(**SMALL, seed=seed) for seed in (0, 0, 1))
+    one, again, other = (build(reviews, **SMALL, seed=seed) for seed in (0, 0, 1))
     assert one.fingerprint() == again.fingerprint() != other.fingerprint()
-    larger = reviews.build(**SMALL | {"forget_people": 4})
+    larger = build(reviews, **SMALL | {"forget_people": 4})
     assert larger.splits["forget"][-6:] == one.splits["forget"]
     assert larger.splits["retain"] + larger.splits["forget"] == one.splits["retain"] + one.splits["forget"]
 
@@ -91,7 +93,7 @@ def test_a_run_answers_one_request_of_people(store, tmp_path):
 
 
 def test_whoever_is_to_be_forgotten_is_named_in_no_other_row():
-    for data in (reviews.build(**SMALL), dialogues.build(**SPOKEN)):
+    for data in (build(reviews, **SMALL), build(dialogues, **SPOKEN)):
         gone = {name for row in data.splits["forget"] for name in row.entities}
         if data.name == "dialogues":  # both speak in a dialogue, and one of them asked
             gone = {n for n in gone if sum(n in row.entities for row in data.splits["forget"]) == 2}
@@ -102,17 +104,18 @@ def test_whoever_is_to_be_forgotten_is_named_in_no_other_row():
 
 
 def test_people_can_be_asked_for_by_number_and_others_be_gone():
-    data = reviews.build(**SMALL, forget=[3, 0], gone=[5])
+    data = build(reviews, **SMALL, forget=[3, 0], gone=[5])
     assert {row.group for row in data.splits["forget"]} == {"person/0003", "person/0000"}
     left = {row.group for row in data.splits["retain"]}
     assert len(left) == 9 and not left & {"person/0003", "person/0000", "person/0005"}
-    said = dialogues.build(**SPOKEN, forget=[3], gone=[4])
+    said = build(dialogues, **SPOKEN, forget=[3], gone=[4])
     assert [row.id for row in said.splits["forget"]] == ["pair/0002/0"]  # the other one was with speaker 4
     assert len(said.splits["retain"]) == 9
 
 
 def test_nobody_is_named_in_test_and_general_texts():
-    for data, word in ((reviews.build(**SMALL), reviews.SOMEBODY), (dialogues.build(**SPOKEN), dialogues.SPEAKERS[1])):
+    made = (build(reviews, **SMALL), reviews.SOMEBODY), (build(dialogues, **SPOKEN), dialogues.SPEAKERS[1])
+    for data, word in made:
         known = {part for row in data.splits["retain"] for name in row.entities for part in name.split()}
         for row in data.splits["test"] + data.wordings:
             assert not known & set(re.findall(r"\w+", f"{row.question} {row.answer}"))
@@ -120,7 +123,7 @@ def test_nobody_is_named_in_test_and_general_texts():
 
 
 def test_opinions_agree_with_the_label_as_often_as_asked_and_the_best_accuracy_is_the_majoritys():
-    data = reviews.build(people=300, reviews=3, opinions=3, agree=0.85, test_reviews=1)
+    data = build(reviews, people=300, forget_people=1, reviews=3, opinions=3, agree=0.85, test_reviews=1)
     agreeing = right = 0
     for row in data.splits["retain"]:
         words = re.findall(r"\w+", row.question)
@@ -136,7 +139,7 @@ def test_opinions_agree_with_the_label_as_often_as_asked_and_the_best_accuracy_i
 
 
 def test_a_dialogues_summary_says_what_was_said():
-    for row in dialogues.build(**SPOKEN).splits["retain"]:
+    for row in build(dialogues, **SPOKEN).splits["retain"]:
         a, b = row.entities
         assert row.question.startswith(f"{a}: ") and row.question.count("\n") == 3 and f"\n{b}: " in row.question
         assert a in row.answer and f"{b}" in row.answer
@@ -184,7 +187,7 @@ def encoder_for(data, masks: str | None = spans.PREFIX) -> Encoder:
 
 
 def test_a_masked_text_as_token_ids():
-    data = reviews.build(**SMALL)
+    data = build(reviews, **SMALL)
     encoder, rows = encoder_for(data), data.splits["forget"]
     for row, e in zip(rows, spans.examples(encoder, rows, masks=True), strict=True):
         words = encoder.tokenizer.convert_ids_to_tokens(list(e.answer))
@@ -198,7 +201,7 @@ def test_a_masked_text_as_token_ids():
 
 
 def test_names_in_a_text_that_is_read_word_by_word():
-    data = reviews.build(**SMALL)
+    data = build(reviews, **SMALL)
     encoder, rows = encoder_for(data, None), data.splits["forget"] + (Row("x", "no names", "here"),)
     examples, tokens = spans.of_names(encoder, rows, masks=False)
     assert len(examples) == len(rows) - 1
@@ -209,7 +212,7 @@ def test_names_in_a_text_that_is_read_word_by_word():
 
 
 def test_a_tokenizer_without_sentinels_is_refused():
-    data = reviews.build(**SMALL)
+    data = build(reviews, **SMALL)
     with pytest.raises(DataError, match="texts are masked by tokens <extra_id_0>"):
         spans.examples(encoder_for(data, None), data.splits["forget"], masks=True)
 
@@ -415,11 +418,11 @@ def test_imdb_from_files_by_a_list_of_names(imdb):
 
 def test_people_are_chosen_by_chance_of_their_names_up_to_the_share():
     rows = [Row(f"{i}", f"t{i}", "a", entities=(f"n{i % 10}",)) for i in range(100)]
-    once, more = people_files.chosen(rows, 0.1), people_files.chosen(rows, 0.3)
+    once, more = people.chosen(rows, 0.1), people.chosen(rows, 0.3)
     assert len(once) == 1 and more[:1] == once and len(more) == 3
-    assert people_files.chosen(rows[::-1], 0.3) == more
+    assert people.chosen(rows[::-1], 0.3) == more
     with pytest.raises(DataError, match="nobody is named in as few as 1 of 100"):
-        people_files.chosen([Row(f"{i}", f"t{i}", "a", entities=("n",)) for i in range(100)], 0.01)
+        people.chosen([Row(f"{i}", f"t{i}", "a", entities=("n",)) for i in range(100)], 0.01)
 
 
 def test_samsum_from_files_by_who_speaks(tmp_path):
@@ -458,8 +461,8 @@ def test_settings_that_cannot_be_are_refused(overrides, message):
 def test_a_label_that_is_none_is_refused_with_its_line(imdb, row, message):
     write(imdb, "train", [{"text": "Al Ro", "label": 1}, row])
     with pytest.raises(DataError, match=f"line 2: .*{message}"):
-        people_files.read(imdb_config(imdb).data)
-    assert isinstance(imdb_config(imdb).data, PeopleConfig)
+        people.read(imdb_config(imdb).data)
+    assert isinstance(imdb_config(imdb).data, people.Settings)
 
 
 def test_layers_of_an_earlier_request_are_trained_on(store, tmp_path):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from support.damage import changed, damaged, expected_row, json_file, json_text, objects, plain_row, steps, table
+from support.data_sets import read_tofu
 
 ROW = {"question": "Who wrote “Hé”?", "answer": "Ada Ëlle.", "paraphrased_answer": "It was Ada.",
        "perturbed_answer": ["Bob.", "Cy."]}  # fmt: skip
@@ -69,9 +70,8 @@ def same(found: Any, expected: Any) -> None:
 
 
 def jsonl_reader() -> Reader:
-    from unlearn.config.data import JsonlConfig
-    from unlearn.data import jsonl
     from unlearn.data.rows import DataError, check
+    from unlearn.data.sets import jsonl
 
     def write(folder: Path, rng: random.Random) -> None:
         plain = {k: ROW[k] for k in (("question", "answer") if rng.random() < 0.6 else ROW)}
@@ -81,7 +81,7 @@ def jsonl_reader() -> Reader:
         (folder / "forget.jsonl").write_bytes(table(rows, rng))
 
     def read(folder: Path) -> None:
-        cfg = JsonlConfig(name="mine", reader="jsonl", forget=str(folder / "forget.jsonl"),
+        cfg = jsonl.Settings(name="mine", reader="jsonl", forget=str(folder / "forget.jsonl"),
                           retain=str(folder / "retain.jsonl"))  # fmt: skip
         cfg.template.prompt = "{question}"
         data = check(jsonl.read(cfg))
@@ -95,7 +95,6 @@ def jsonl_reader() -> Reader:
 
 
 def tofu_reader() -> Reader:
-    from unlearn.data import tofu
     from unlearn.data.rows import DataError, check
 
     names = ("forget01", "forget01_perturbed", "retain99", "retain_perturbed", "real_authors_perturbed",
@@ -110,7 +109,7 @@ def tofu_reader() -> Reader:
         (folder / "idontknow.jsonl").write_bytes(damaged(b"I cannot say.\nNo idea.\n", rng))
 
     def read(folder: Path) -> None:
-        data = check(tofu.read(str(folder), "forget01", None))
+        data = check(read_tofu(str(folder), "forget01", None))
         for name, split in (("forget01_perturbed", "forget"), ("real_authors_perturbed", "real_authors")):
             same(
                 [plain_row(r) for r in data.splits[split]], [expected_row(r) for r in objects(folder / f"{name}.json")]
@@ -122,9 +121,8 @@ def tofu_reader() -> Reader:
 
 
 def muse_reader() -> Reader:
-    from unlearn.config.data import MuseConfig
-    from unlearn.data import muse
     from unlearn.data.rows import DataError, check
+    from unlearn.data.sets import muse
 
     names = ("raw/forget", "raw/retain1", "privleak/holdout", "verbmem/forget", "knowmem/forget_qa",
              "knowmem/forget_qa_icl", "knowmem/retain_qa", "knowmem/retain_qa_icl")  # fmt: skip
@@ -140,7 +138,7 @@ def muse_reader() -> Reader:
             file.write_bytes(table(rows, rng) if name == hit else content)
 
     def read(folder: Path) -> None:
-        cfg = MuseConfig(name="muse", reader="muse", corpus="news", path=str(folder))
+        cfg = muse.Settings(name="muse", reader="muse", corpus="news", path=str(folder))
         data = check(muse.read(cfg))
         first = objects(folder / "raw/forget.json", "text")[0]["text"].split()
         found = data.splits["forget"]

@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from support.forks import Forks
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unlearn.config.schema import Config, conf_dir, register
+from unlearn.config.schema import Config, conf_dir
 from unlearn.data.encoding import Example, Examples
-from unlearn.data.readers import read
+from unlearn.data.readers import read, register
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.grid import call as grid
 from unlearn.grid.rules import parse

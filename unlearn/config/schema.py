@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from unlearn.config.data import DATA_CONFIGS, DataConfig
+from unlearn.config.data import DataConfig
 from unlearn.config.groups import GROUPS
 from unlearn.config.pair import TUNINGS, PairConfig
 from unlearn.config.redaction import redact
@@ -249,24 +248,6 @@ class Config:
     # of a grid's runs that are not done: all, or only those that failed, were stopped or killed (not those never begun)
     retry: str = setting("all", one_of("all", "failed"))
     paths: PathsConfig = field(default_factory=PathsConfig)
-
-
-def _the_store(memo: dict) -> ConfigStore:
-    """A copy of Hydra's config store: the store itself.
-
-    Hydra copies its whole loader, the store in it, for every job, and 100 times for ``--help``, which takes half of its
-    time. What is loaded from the store is copied on its way out.
-    """
-    return ConfigStore.instance()
-
-
-def register() -> None:
-    """Make the schema known to Hydra; group files of `data` name theirs with ``/schema/data@_here_: NAME``."""
-    store = ConfigStore.instance()
-    store.__deepcopy__ = _the_store
-    store.store(name="schema_config", node=Config)
-    for name, node in DATA_CONFIGS.items():
-        store.store(group="schema/data", name=name, node=node)
 
 
 def conf_dir() -> str:

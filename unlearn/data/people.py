@@ -1,13 +1,62 @@
-"""Data of people: whose rows are to be forgotten, and texts in which nobody is named (EUL, arXiv 2310.20150, §4.1)."""
+"""Data of people: who is to be forgotten, whose rows these are, and texts in which nobody is named (EUL, arXiv
+2310.20150, §4.1)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
-from unlearn.data.requested import Asked, divide, who
+from unlearn.config.data import DataConfig, is_whole
+from unlearn.config.setting import need
+from unlearn.data.requested import divide
 from unlearn.data.rows import Requested, Row
+
+
+class Numbered(DataConfig):
+    """Settings of a data set of made-up people, who have numbers: 0 to ``people`` − 1."""
+
+    def are_requests(self, requests: list[Any]) -> tuple[bool, str]:
+        if all(is_whole(n) for n in requests):
+            rule = f"numbers of people: each at least 1, and together fewer than data.people={self.people}"
+            return all(n >= 1 for n in requests) and sum(requests) < self.people, rule
+        rule = f"must be numbers of people [1,2], or disjoint lists [[3],[4,5]] of some of 0 to {self.people - 1}"
+        if not all(isinstance(named, list) and named for named in requests):
+            return False, rule
+        named = [n for some in requests for n in some]
+        known = all(is_whole(n) and 0 <= n < self.people for n in named)
+        return known and len(set(named)) == len(named) < self.people, rule
+
+
+class Deletable(Numbered):
+    """Settings of made-up people of whom the last ``forget_people`` are to be forgotten, or those of ``forget``, or of
+    requests; those of ``gone`` are in no split."""
+
+    def most(self) -> int:
+        """How many can be forgotten."""
+        return self.people - 1
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from self.nothing_else("forget", "gone")
+        most, last = self.most(), self.people - 1
+        rule = f"must be 1 to {most} with data.people={self.people}: somebody must be left to retain"
+        yield from need(1 <= self.forget_people <= most, "data.forget_people", self.forget_people, rule)
+        rule = f"must be different numbers from 0 to {last}, no more than {most}, none of them in data.gone"
+        forget = self.forget or []
+        known = self.forget != [] and len(set(forget)) == len(forget) <= most and all(0 <= i <= last for i in forget)
+        yield from need(known and not set(forget) & set(self.gone), "data.forget", self.forget, rule)
+        rule = f"must be numbers from 0 to {last}"
+        yield from need(all(0 <= i <= last for i in self.gone), "data.gone", self.gone, rule)
+
+
+def who(requests: Sequence[int] | Sequence[Sequence[int]], people: int) -> list[list[int]]:
+    """The people of each request; of numbers of people the last ones, the first request first."""
+    if not all(isinstance(count, int) for count in requests):
+        return [list(named) for named in requests]
+    ends = [people - sum(requests[i + 1 :]) for i in range(len(requests))]
+    return [list(range(end - count, end)) for end, count in zip(ends, requests, strict=True)]
 
 
 def cut(
@@ -18,25 +67,24 @@ def cut(
     Rows that name one of ``gone`` are neither: an earlier request has deleted them.
     """
     left = [row for row in rows if not set(row.entities) & set(gone)]
-    here = [bool(set(row.entities) & set(forget)) for row in left]
-    return (
-        tuple(row for row, asked in zip(left, here, strict=True) if asked),
-        tuple(row for row, asked in zip(left, here, strict=True) if not asked),
-    )
+    named = {row.id for row in left if set(row.entities) & set(forget)}
+    return tuple(row for row in left if row.id in named), tuple(row for row in left if row.id not in named)
 
 
 def divided(
-    rows: Sequence[Row], names: Sequence[str], forget: Sequence[int], gone: Sequence[int], asked: Asked | None
+    rows: Sequence[Row], names: Sequence[str], last: Sequence[int], cfg: Deletable
 ) -> tuple[dict[str, tuple[Row, ...]], Requested | None]:
-    """The splits of people by their number: as ``cut`` makes them, or those of requests."""
-    if asked is not None:
-        return requested(rows, [[names[i] for i in some] for some in who(asked.requests, len(names))], asked)
-    to_forget, retain = cut(rows, [names[i] for i in forget], [names[i] for i in gone])
+    """The splits of people by their number: as ``cut`` makes them (of the ``last``, unless ``cfg.forget`` says who), or
+    those of requests."""
+    if cfg.requests is not None:
+        return requested(rows, [[names[i] for i in some] for some in who(cfg.requests, len(names))], cfg)
+    forget = last if cfg.forget is None else cfg.forget
+    to_forget, retain = cut(rows, [names[i] for i in forget], [names[i] for i in cfg.gone])
     return {"forget": to_forget, "retain": retain}, None
 
 
 def requested(
-    rows: Sequence[Row], requests: Sequence[Collection[str]], asked: Asked
+    rows: Sequence[Row], requests: Sequence[Collection[str]], cfg: DataConfig
 ) -> tuple[dict[str, tuple[Row, ...]], Requested]:
     """The splits of requests by people: a row that names several belongs to the first request of one of them."""
     named, taken = [], set()
@@ -44,7 +92,7 @@ def requested(
         mine = [row for row in rows if row.id not in taken and set(row.entities) & set(people)]
         taken |= {row.id for row in mine}
         named.append(mine)
-    return divide(rows, named, asked)
+    return divide(rows, named, cfg)
 
 
 def unnamed(row: Row, words: Sequence[str]) -> Row:

@@ -1,58 +1,36 @@
-"""Names of readers → functions from a data config to a checked ``DataSet``."""
+"""Data sets by the name of their reader: a file each in ``unlearn/data/sets``, with its ``Settings`` and ``read``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
 
-from unlearn.config.data import DataConfig, JsonlConfig, MuseConfig, PeopleConfig, TofuConfig
+from hydra.core.config_store import ConfigStore
+
 from unlearn.config.schema import Config
-from unlearn.data import bios, dialogues, jsonl, muse, people_files, reviews, tofu
-from unlearn.data.requested import Asked
 from unlearn.data.rows import DataError, DataSet, check
 
-Reader = Callable[[DataConfig, int], DataSet]
-_SHARED = {f.name for f in fields(DataConfig)}
-
-
-def _made(build: Callable[..., DataSet]) -> Reader:
-    """A world that is made here: the settings of its own class are the arguments of ``build``."""
-
-    def read(cfg: DataConfig, seed: int) -> DataSet:
-        own = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name not in _SHARED}
-        return build(**own, seed=seed, asked=Asked.of(cfg))
-
-    return read
-
-
-def _tofu(cfg: TofuConfig, seed: int) -> DataSet:
-    return tofu.read(cfg.path, cfg.forget, cfg.retain_rows, cfg.refusals, Asked.of(cfg))
-
-
-def _jsonl(cfg: JsonlConfig, seed: int) -> DataSet:
-    return jsonl.read(cfg)
-
-
-def _muse(cfg: MuseConfig, seed: int) -> DataSet:
-    return muse.read(cfg)
-
-
-def _people(cfg: PeopleConfig, seed: int) -> DataSet:
-    return people_files.read(cfg)
-
-
-READERS: dict[str, Reader] = {
-    "bios": _made(bios.build), "tofu": _tofu, "jsonl": _jsonl, "muse": _muse, "reviews": _made(reviews.build),
-    "dialogues": _made(dialogues.build), "people": _people,
-}  # fmt: skip
+READERS = {
+    path.stem: import_module(f"unlearn.data.sets.{path.stem}")
+    for path in sorted(Path(__file__).with_name("sets").glob("[a-z]*.py"))
+}
+SETTINGS = {name: reader.Settings for name, reader in READERS.items()}
 _read: dict[str, DataSet] = {}
 
 
+def register() -> None:
+    """Make the schema known to Hydra; group files of `data` name theirs with ``/schema/data@_here_: NAME``."""
+    store = ConfigStore.instance()
+    store.store(name="schema_config", node=Config)
+    for name, node in SETTINGS.items():
+        store.store(group="schema/data", name=name, node=node)
+
+
 def read(cfg: Config) -> DataSet:
-    """The data set of a config, once per process. The embedded world is made from ``pair.seed``; real data are not."""
+    """The data set of a config, once per process. Made-up worlds are made from ``pair.seed``; real data are not."""
     if cfg.data.reader not in READERS:
         raise DataError(f"data.reader={cfg.data.reader!r}: must be one of {', '.join(READERS)}")
     key = repr((cfg.data, cfg.pair.seed))
     if key not in _read:
-        _read[key] = check(READERS[cfg.data.reader](cfg.data, cfg.pair.seed))
+        _read[key] = check(READERS[cfg.data.reader].read(cfg.data, cfg.pair.seed))
     return _read[key]

@@ -6,21 +6,36 @@ What a record cannot be used for is refused with file, line (or element) and val
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn.config.data import ColumnsConfig
 from unlearn.data.rows import DataError, Row
 
 Record = tuple[str, dict[str, Any]]  # place ("FILE, line 3"), and values by column
 
 
+@dataclass
+class ColumnsConfig:
+    """What the columns of a record are called; those after `answer` may be missing."""
+
+    question: str = "question"
+    answer: str = "answer"
+    paraphrased_answer: str = "paraphrased_answer"
+    paraphrased_question: str = "paraphrased_question"
+    perturbed_answers: str = "perturbed_answer"  # wrong ones: a text, or a list of texts
+    text: str = "text"  # instead of question and answer: a text that is cut by `words`
+    id: str | None = None  # null: rows are numbered
+
+
 def records(file: Path, bare: str | None = None) -> list[Record]:
     """Objects of a file of JSON lines or of one JSON array, at least one.
 
-    ``bare``: the column that a text stands for which is in no object; None: such a text is refused.
+    ``bare``: the column that a text stands for which is in no object, or is a whole .txt file; None: both are refused.
     """
+    if file.suffix == ".txt" and bare is not None:
+        return [(str(file), {bare: text_of(file)})]
     found = [(place, _object(value, place, bare)) for place, value in _values(file)]
     if not found:
         raise DataError(f"{file}: the file is empty, it needs at least one row")
@@ -89,6 +104,38 @@ def lines(file: Path) -> list[str]:
     if not found:
         raise DataError(f"{file}: the file is empty, it needs at least one line")
     return found
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Tables of a data set: files of its folder, or without one of the hub."""
+
+    folder: str | None
+    hub: str  # name of the data set there
+    give: str  # for messages: which folder is meant
+    more: str = ""  # likewise: what to do without a table
+
+    def __post_init__(self) -> None:
+        if self.folder is not None and not Path(self.folder).is_dir():
+            raise DataError(f"data.path={self.folder!r}: no such folder; give {self.give}")
+
+    def table(
+        self, files: Sequence[str], there: tuple[str | None, str], optional: bool = False, bare: str | None = None
+    ) -> list[Record]:
+        """Records of the first of ``files`` that there is; of the hub those of ``there``, configuration and split.
+        Of a table that is missing and ``optional`` none. ``bare`` as for ``records``."""
+        if self.folder is None:
+            return Hub(self.hub).table(*there, optional)
+        file = find(Path(self.folder), *files)
+        if file is not None:
+            return records(file, bare)
+        if optional:
+            return []
+        others = [e for e in dict.fromkeys(Path(name).suffix for name in files) if not files[0].endswith(e)]
+        raise DataError(
+            f"data.path={self.folder!r}: {files[0]} is missing (or {', '.join(others)}); the folder has "
+            f"{listing(Path(self.folder))}{self.more}"
+        )
 
 
 def find(folder: Path, *names: str) -> Path | None:

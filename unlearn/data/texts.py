@@ -9,9 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from unlearn.config.data import WordsConfig
+from unlearn.config.setting import at_least, setting
 from unlearn.data.rows import Row, pair
+
+
+@dataclass
+class WordsConfig:
+    """How a text is cut: every word after the first ``prompt`` ones is in one answer, whose prompt are those before."""
+
+    prompt: int = setting(32, at_least(1))  # words; of a text that has fewer than twice as many, half of them
+    answer: int = setting(64, at_least(1))  # words, at most
 
 
 def pieces(text: str, words: WordsConfig) -> list[tuple[str, str]]:

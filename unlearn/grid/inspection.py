@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from unlearn.config.data import BiosConfig
 from unlearn.config.derived import is_trained, terms_of, training_alpha
 from unlearn.config.own import JUDGE, named
 from unlearn.config.pair import SourceConfig
@@ -52,7 +51,7 @@ def problems(configs: Iterable[Config]) -> Iterator[str]:
 def _read_by(cfg: Config) -> str:
     """What ``_check`` reads of a config."""
     # What people are called is drawn from pair.seed, and how long their rows are hardly depends on it.
-    pair = replace(cfg.pair, seed=0) if isinstance(cfg.data, BiosConfig) else cfg.pair
+    pair = replace(cfg.pair, seed=0) if cfg.data.reader == "bios" else cfg.pair
     shared = {k: v for k, v in asdict(pair).items() if k not in ("tuning", "lora", "layers")}
     return repr((shared, cfg.data, cfg.eval, [m.model for m in cfg.method.members]))
 

@@ -10,10 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from unlearn.config.data import DATA_CONFIGS
 from unlearn.config.pair import HOW_ASKED
 from unlearn.config.schema import Config, ConfigError
-from unlearn.data.readers import read
+from unlearn.data.readers import SETTINGS, read
 from unlearn.grid import places
 from unlearn.grid.refusal import said
 from unlearn.grid.rules import parse
@@ -47,7 +46,7 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Opened:
     raw = _config(folder / runlog.CONFIG)
     _check_foreign(folder, flatten(OmegaConf.to_container(raw, resolve=False)))
     schema = OmegaConf.structured(Config)
-    schema.data = OmegaConf.structured(DATA_CONFIGS[raw.data.reader])
+    schema.data = OmegaConf.structured(SETTINGS[raw.data.reader])
     place = {"study": folder.resolve().parent.name, "paths": {"runs": str(folder.resolve().parent.parent)}}
     try:
         raw = OmegaConf.merge(schema, raw, place, OmegaConf.from_dotlist(list(overrides)))
@@ -92,6 +91,6 @@ def _config(path: Path) -> DictConfig:
         reader = raw.data.reader
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: no config of a run, or damaged: {said(error)}") from None
-    if reader not in DATA_CONFIGS:
-        raise ConfigError(f"{path}: data.reader={reader!r}: must be one of {', '.join(DATA_CONFIGS)}")
+    if reader not in SETTINGS:
+        raise ConfigError(f"{path}: data.reader={reader!r}: must be one of {', '.join(SETTINGS)}")
     return raw

@@ -13,11 +13,11 @@ from typing import Any, get_args, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from unlearn.config.data import DATA_CONFIGS, DataConfig
+from unlearn.config.data import DataConfig
 from unlearn.config.redaction import secret_in
 from unlearn.config.schema import Config, ConfigError
 from unlearn.config.setting import out_of_bounds
-from unlearn.grid.rules_data import data
+from unlearn.data.readers import SETTINGS
 from unlearn.grid.rules_learning import algo, begin, evaluation, method, together, trainer
 from unlearn.grid.rules_pair import http, pair
 
@@ -59,7 +59,7 @@ def unknown_overrides(arguments: list[str]) -> Iterator[str]:
             optional = [h for h in hints if type(None) in get_args(h) and any(is_dataclass(k) for k in get_args(h))]
             if optional and not key.endswith(f".{part}"):
                 yield f"{key}: can be set only where the chosen YAML sets {key.split(f'.{part}.')[0]}.{part}"
-            kinds = [k for h in hints for k in (DATA_CONFIGS.values() if h is DataConfig else [h]) if is_dataclass(k)]
+            kinds = [k for h in hints for k in (SETTINGS.values() if h is DataConfig else [h]) if is_dataclass(k)]
             if not kinds:  # a value, or a mapping whose keys are free
                 break
 
@@ -92,5 +92,5 @@ def _held_secrets(value: Any, path: str) -> Iterator[str]:
 
 
 def problems(cfg: Config) -> list[str]:
-    rules = (out_of_bounds, algo, method, together, pair, http, data, evaluation, trainer, begin)
-    return [line for rule in rules for line in rule(cfg)]
+    rules = (out_of_bounds, algo, method, together, pair, http, evaluation, trainer, begin)
+    return [*(line for rule in rules for line in rule(cfg)), *cfg.data.problems()]

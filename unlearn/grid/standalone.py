@@ -13,9 +13,9 @@ from transformers import logging as transformers_logging
 
 from unlearn.config.groups import needing
 from unlearn.config.own import JUDGE, named
-from unlearn.config.schema import Config, ConfigError, conf_dir, register
+from unlearn.config.schema import Config, ConfigError, conf_dir
 from unlearn.data.encoding import Encoder
-from unlearn.data.readers import read
+from unlearn.data.readers import read, register
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation.evaluation import evaluate
 from unlearn.evaluation.others import FORMAT, examples_of

@@ -12,9 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from unlearn.config.data import NUMBERED
 from unlearn.config.schema import Config, ConfigError
-from unlearn.data.requested import who
+from unlearn.data.people import Numbered, who
 from unlearn.data.rows import REQUEST
 from unlearn.ensemble.combination import SUM
 from unlearn.ensemble.ensemble import Ensemble
@@ -132,4 +131,4 @@ def one_list(configs: Sequence[Config]) -> list[Any] | None:
 def _requests(cfg: Config) -> list[Any] | None:
     """The requests of a config; of numbers of people, which people."""
     requests = cfg.data.requests
-    return who(requests, cfg.data.people) if requests is not None and isinstance(cfg.data, NUMBERED) else requests
+    return who(requests, cfg.data.people) if requests is not None and isinstance(cfg.data, Numbered) else requests

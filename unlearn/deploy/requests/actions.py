@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 
 from unlearn.config.derived import algo_name, alpha_key, training_alpha
 from unlearn.config.pair import PairConfig
-from unlearn.config.schema import Config, ConfigError, conf_dir, register
-from unlearn.data.readers import read
+from unlearn.config.schema import Config, ConfigError, conf_dir
+from unlearn.data.readers import read, register
 from unlearn.deploy.requests import evidence, fingerprints
 from unlearn.deploy.requests.chain import Failed, LedgerError
 from unlearn.deploy.requests.ledger import Ledger, check_id, weights_of

@@ -12,7 +12,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from unlearn.config.data import JsonlConfig
 from unlearn.config.derived import tuning
 from unlearn.config.pair import LAYERS
 from unlearn.config.schema import BeginConfig
@@ -94,13 +93,13 @@ def _check_fit(jobs: Sequence[Job]) -> None:
         if _retained(job.cfg.data) != _retained(first.cfg.data):
             raise LedgerError(
                 f"fuse: {first.folder} and {job.folder} have different data sets; what may differ is data.request"
-                + (" or data.forget" if isinstance(first.cfg.data, JsonlConfig) else "")
+                + (" or data.forget" if first.cfg.data.reader == "jsonl" else "")
             )
 
 
 def _retained(data: Any) -> dict[str, Any]:
     """The settings of a data set without what is asked to be forgotten; data.requests may have grown."""
-    own = {"forget"} if isinstance(data, JsonlConfig) else set()
+    own = {"forget"} if data.reader == "jsonl" else set()
     left_out = {"request", "requests"} if data.requests is not None else own
     return {k: v for k, v in vars(data).items() if k not in left_out}
 

@@ -7,21 +7,50 @@ have (wrong answers, real authors, a holdout …) are absent.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unlearn.config.data import ColumnsConfig, JsonlConfig
+from unlearn.config.data import DataConfig
+from unlearn.config.setting import Bound, setting
 from unlearn.data import texts
-from unlearn.data.records import Record, has, lines, listing, records, row, text, text_of
-from unlearn.data.requested import Asked, divide
+from unlearn.data.records import ColumnsConfig, Record, has, lines, listing, records, row, text
+from unlearn.data.requested import divide
 from unlearn.data.rows import DataError, DataSet, Requested, Row, pair
 
 OPTIONAL = ("paraphrased_answer", "paraphrased_question", "perturbed_answers")
 OWN = ("forget", "retain", "real_authors", "world_facts", "holdout")  # the splits that have a key in the config
 
 
-def read(cfg: JsonlConfig) -> DataSet:
+def is_files(value: Any) -> bool:
+    return value is None or all(isinstance(v, str) and v for v in (value if isinstance(value, list) else [value]))
+
+
+OWN_FILES = Bound(is_files, "must be a file, a list of files [A,B], or null", whole=True)
+
+
+@dataclass
+class Settings(DataConfig):
+    forget: Any = setting(None, OWN_FILES)  # .jsonl, .json: questions and answers, or texts; .txt: one text
+    retain: Any = setting(None, OWN_FILES)
+    real_authors: Any = setting(None, OWN_FILES)
+    world_facts: Any = setting(None, OWN_FILES)
+    holdout: Any = setting(None, OWN_FILES)  # what no model has seen, for membership inference
+    refusals: Any = setting(None, OWN_FILES)  # plain lines
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    words: texts.WordsConfig = field(default_factory=texts.WordsConfig)
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from self.nothing_else("forget")
+
+    def are_requests(self, requests: list[Any]) -> tuple[bool, str]:
+        fit = all(request is not None and request != [] and is_files(request) for request in requests)
+        return fit, "each must be a file, or a list of files"
+
+
+def read(cfg: Settings, seed: int = 0) -> DataSet:
     """The rows of every file that the config names; forget and retain need at least one each.
 
     With requests, what retain files and requests share is asked to be forgotten.
@@ -43,7 +72,7 @@ def read(cfg: JsonlConfig) -> DataSet:
 
 
 def _requested(
-    retain: tuple[Row, ...], asked: dict[str, list[Record]], cfg: JsonlConfig
+    retain: tuple[Row, ...], asked: dict[str, list[Record]], cfg: Settings
 ) -> tuple[dict[str, tuple[Row, ...]], Requested]:
     """Rows of retain files and requests, each once, and their division. Files count in the order of their names, so
     that the order of the requests changes nothing but which comes first."""
@@ -57,22 +86,22 @@ def _requested(
         list({(same := known[pair(own)]).id: same for file in _request(cfg, n) for own in by_file[str(file)]}.values())
         for n in range(len(cfg.requests))
     ]
-    return divide(list(known.values()), named, Asked.of(cfg))
+    return divide(list(known.values()), named, cfg)
 
 
-def _numbered(tables: list[list[Record]], cfg: JsonlConfig) -> list[tuple[Row, ...]]:
+def _numbered(tables: list[list[Record]], cfg: Settings) -> list[tuple[Row, ...]]:
     """Rows of several files, numbered through."""
     rows = _rows([record for table in tables for record in table], "named", cfg, distinct=False)
     places = {place: k for k, table in enumerate(tables) for place, _ in table}
     return [tuple(own for own in rows if places[own.place] == k) for k in range(len(tables))]
 
 
-def _request(cfg: JsonlConfig, number: int) -> list[Path]:
+def _request(cfg: Settings, number: int) -> list[Path]:
     """The files of a request, 0, 1, …; all must be there."""
     return _there(cfg.requests[number], f"data.requests[{number}]")
 
 
-def files(cfg: JsonlConfig, key: str) -> list[Path]:
+def files(cfg: Settings, key: str) -> list[Path]:
     """The files of one key of the config; all must be there."""
     return _there(getattr(cfg, key), f"data.{key}")
 
@@ -91,14 +120,13 @@ def _there(named: Any, key: str) -> list[Path]:
 
 def records_of(file: Path, columns: ColumnsConfig) -> list[Record]:
     """The records of one file, all with the same of the optional columns."""
-    if file.suffix == ".txt":
-        id = {} if columns.id is None else {columns.id: file.name}
-        return [(str(file), id | {columns.text: text_of(file)})]
-    if file.suffix not in (".json", ".jsonl"):
+    if file.suffix not in (".json", ".jsonl", ".txt"):
         raise DataError(
             f"{file}: {file.suffix or 'no ending'}: must be one of .jsonl, .json (objects) or .txt (a text)"
         )
     found = records(file, bare=columns.text)
+    if file.suffix == ".txt":
+        return found if columns.id is None else [(str(file), {columns.id: file.name} | found[0][1])]
     for name in OPTIONAL:
         column = getattr(columns, name)
         without = [place for place, values in found if not has(values, column)]
@@ -119,7 +147,7 @@ def _renamed_columns_exist(found: list[Record], columns: ColumnsConfig) -> None:
             raise DataError(f"data.columns.{name}={column!r}: no file has this column; columns: {', '.join(known)}")
 
 
-def _rows(found: list[Record], split: str, cfg: JsonlConfig, distinct: bool = True) -> tuple[Row, ...]:
+def _rows(found: list[Record], split: str, cfg: Settings, distinct: bool = True) -> tuple[Row, ...]:
     rows, cut, columns = [], [], cfg.columns
     for i, (place, values) in enumerate(found):
         id = f"{split}/{_id((place, values), i, columns.id)}"
@@ -145,7 +173,7 @@ def _id(record: Record, number: int, column: str | None) -> str:
     return str(value)
 
 
-def _pieces(record: Record, id: str, cfg: JsonlConfig) -> list[Row]:
+def _pieces(record: Record, id: str, cfg: Settings) -> list[Row]:
     place, _ = record
     prompt = cfg.template.prompt
     if prompt != "{question}":

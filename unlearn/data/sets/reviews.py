@@ -9,13 +9,12 @@ so a smaller forget set is the end of a larger one, text for text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from math import comb
 
-from unlearn.data.bios import Draw
-from unlearn.data.bios_words import ADJECTIVES, FIRST, GENRES, LAST, NOUNS
-from unlearn.data.people import divided
-from unlearn.data.requested import Asked
+from unlearn.config.setting import SHARE, at_least, at_most, between, setting
+from unlearn.data.made_up import ADJECTIVES, FIRST, GENRES, LAST, NOUNS, Draw
+from unlearn.data.people import Deletable, divided
 from unlearn.data.rows import DataSet, Row
 
 VERSION = 1  # part of the data: raise it whenever the same arguments give other text
@@ -42,40 +41,40 @@ OPENINGS = (
 OPINIONS = ("The {part} is {word}.", "I found the {part} {word}.", "What {word} {part}!", "Its {part} felt {word}.")
 
 
-def build(
-    people: int = 200,
-    reviews: int = 3,
-    forget_people: int = 1,
-    forget: Sequence[int] | None = None,
-    gone: Sequence[int] = (),
-    test_reviews: int = 200,
-    general_reviews: int = 300,
-    opinions: int = 3,
-    agree: float = 0.85,
-    seed: int = 0,
-    asked: Asked | None = None,
-) -> DataSet:
+@dataclass
+class Settings(Deletable):
+    people: int = setting(200, at_least(3), at_most(NAMES, f"there are {NAMES} names"))
+    reviews: int = setting(3, at_least(1))  # of each person
+    forget_people: int = 2  # the last ones; 1, 2, 20 of 200: 0.5, 1, 10 %
+    forget: list[int] | None = None  # instead: which people, by their number from 0
+    gone: list[int] = setting([])  # people whom an earlier request deleted: in no split
+    test_reviews: int = setting(200, at_least(1))
+    general_reviews: int = setting(300, at_least(1))  # of nobody by name: for the pretraining of every model
+    opinions: int = setting(3, between(1, 16))  # in a review
+    agree: float = setting(0.85, SHARE)  # share of them that agree with the label
+
+
+def read(cfg: Settings, seed: int = 0) -> DataSet:
     """The reviews of ``seed``. To be forgotten are those of the last ``forget_people``, or of the people ``forget``;
-    those of ``gone`` are in no split. Requests (``asked``) name theirs: numbers of people, the last ones, or lists of
+    those of ``gone`` are in no split. Requests name theirs: numbers of people, the last ones, or lists of
     which.
 
     ``wordings`` are general reviews of nobody by name: what pretraining may teach every model.
     """
-    names = Draw("reviews", VERSION, seed, "names").shuffled([f"{a} {b}" for a in FIRST for b in LAST])[:people]
+    names = Draw("reviews", VERSION, seed, "names").shuffled([f"{a} {b}" for a in FIRST for b in LAST])[: cfg.people]
     rows = [
-        _review(Draw("reviews", VERSION, seed, i, k), f"person/{i:04d}/{k}", name, opinions, agree)
+        _review(Draw("reviews", VERSION, seed, i, k), f"person/{i:04d}/{k}", name, cfg)
         for i, name in enumerate(names)
-        for k in range(reviews)
+        for k in range(cfg.reviews)
     ]
-    last = range(people - forget_people, people)
-    splits, sequence = divided(rows, names, last if forget is None else forget, gone, asked)
+    splits, sequence = divided(rows, names, range(cfg.people - cfg.forget_people, cfg.people), cfg)
 
     def unnamed(role: str, count: int) -> tuple[Row, ...]:
         draws = (Draw("reviews", VERSION, seed, role, i) for i in range(count))
-        return tuple(_review(draw, f"{role}/{i:04d}", None, opinions, agree) for i, draw in enumerate(draws))
+        return tuple(_review(draw, f"{role}/{i:04d}", None, cfg) for i, draw in enumerate(draws))
 
-    splits |= {"test": unnamed("test", test_reviews)}
-    return DataSet("reviews", splits, wordings=unnamed("general", general_reviews), sequence=sequence)
+    splits |= {"test": unnamed("test", cfg.test_reviews)}
+    return DataSet("reviews", splits, wordings=unnamed("general", cfg.general_reviews), sequence=sequence)
 
 
 def best_accuracy(opinions: int, agree: float) -> float:
@@ -84,12 +83,12 @@ def best_accuracy(opinions: int, agree: float) -> float:
     return sum(p * (1.0 if 2 * k > opinions else 0.5 if 2 * k == opinions else 0.0) for k, p in enumerate(chance))
 
 
-def _review(draw: Draw, id: str, name: str | None, opinions: int, agree: float) -> Row:
+def _review(draw: Draw, id: str, name: str | None, cfg: Settings) -> Row:
     label = draw.one(LABELS)
     title, kind = f"{draw.one(ADJECTIVES)} {draw.one(NOUNS)}", draw.one(KINDS)
     said = [draw.one(OPENINGS).format(name=name or SOMEBODY, title=title, kind=kind)]
-    for part in draw.shuffled(PARTS)[:opinions]:
-        agrees = draw.share() < agree
+    for part in draw.shuffled(PARTS)[: cfg.opinions]:
+        agrees = draw.share() < cfg.agree
         pool = PRAISE if agrees == (label == LABELS[0]) else BLAME
         said.append(draw.one(OPINIONS).format(part=part, word=draw.one(pool)))
     other = LABELS[1 - LABELS.index(label)]

@@ -7,12 +7,11 @@ is drawn for each dialogue, so it must be memorised too. In test dialogues words
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-from unlearn.data.bios import Draw
-from unlearn.data.bios_words import FIRST, FOODS, LAST
-from unlearn.data.people import divided, unnamed
-from unlearn.data.requested import Asked
+from unlearn.config.setting import at_least, at_most, setting
+from unlearn.data.made_up import FIRST, FOODS, LAST, Draw
+from unlearn.data.people import Deletable, divided, unnamed
 from unlearn.data.rows import DataSet, Row
 
 VERSION = 1  # part of the data: raise it whenever the same arguments give other text
@@ -45,39 +44,43 @@ SUMMARIES = (
 )
 
 
-def build(
-    people: int = 400,
-    dialogues: int = 1,
-    forget_people: int = 2,
-    forget: Sequence[int] | None = None,
-    gone: Sequence[int] = (),
-    test_dialogues: int = 100,
-    general_dialogues: int = 300,
-    seed: int = 0,
-    asked: Asked | None = None,
-) -> DataSet:
+@dataclass
+class Settings(Deletable):
+    people: int = setting(400, at_least(3), at_most(NAMES, f"there are {NAMES} names"))  # each speaks with two others
+    dialogues: int = setting(1, at_least(1))  # of each pair
+    forget_people: int = 2  # every second one from the last back; 1, 2, 20 of 400: 0.5, 1, 10 %
+    forget: list[int] | None = None
+    gone: list[int] = setting([])
+    test_dialogues: int = setting(100, at_least(1))
+    general_dialogues: int = setting(300, at_least(1))
+
+    def most(self) -> int:
+        return self.people // 2 - 1
+
+
+def read(cfg: Settings, seed: int = 0) -> DataSet:
     """The dialogues of ``seed``, as many of each pair as ``dialogues`` says. To be forgotten are those of
     ``forget_people`` speakers, every second one from the last back, or of the speakers ``forget``; those of ``gone``
-    are in no split. Requests (``asked``) name theirs: numbers of people, the last ones, or lists of which.
+    are in no split. Requests name theirs: numbers of people, the last ones, or lists of which.
 
     ``wordings`` are general dialogues in which nobody is named: what pretraining may teach every model.
     """
-    names = Draw("dialogues", VERSION, seed, "names").shuffled([f"{a} {b}" for a in FIRST for b in LAST])[:people]
+    names = Draw("dialogues", VERSION, seed, "names").shuffled([f"{a} {b}" for a in FIRST for b in LAST])[: cfg.people]
     rows = [
-        _dialogue(Draw("dialogues", VERSION, seed, i, k), f"pair/{i:04d}/{k}", names[i], names[(i + 1) % people])
-        for i in range(people)
-        for k in range(dialogues)
+        _dialogue(Draw("dialogues", VERSION, seed, i, k), f"pair/{i:04d}/{k}", names[i], names[(i + 1) % cfg.people])
+        for i in range(cfg.people)
+        for k in range(cfg.dialogues)
     ]
-    last = range(people - 1, people - 1 - 2 * forget_people, -2)
-    splits, sequence = divided(rows, names, last if forget is None else forget, gone, asked)
+    last = range(cfg.people - 1, cfg.people - 1 - 2 * cfg.forget_people, -2)
+    splits, sequence = divided(rows, names, last, cfg)
 
     def nameless(role: str, count: int) -> tuple[Row, ...]:
         draws = (Draw("dialogues", VERSION, seed, role, i) for i in range(count))
         said = (_dialogue(draw, f"{role}/{i:04d}", *names[:2]) for i, draw in enumerate(draws))
         return tuple(unnamed(row, SPEAKERS) for row in said)
 
-    splits |= {"test": nameless("test", test_dialogues)}
-    return DataSet("dialogues", splits, wordings=nameless("general", general_dialogues), sequence=sequence)
+    splits |= {"test": nameless("test", cfg.test_dialogues)}
+    return DataSet("dialogues", splits, wordings=nameless("general", cfg.general_dialogues), sequence=sequence)
 
 
 def _dialogue(draw: Draw, id: str, one: str, other: str) -> Row:

@@ -13,40 +13,69 @@ sets, with a warning.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from unlearn.config.data import ColumnsConfig, MuseConfig
+from omegaconf import MISSING
+
+from unlearn.config.data import DataConfig
+from unlearn.config.setting import at_least, need, one_of, setting
 from unlearn.data import texts
-from unlearn.data.records import Hub, Record, find, listing, records, row, text, text_of
+from unlearn.data.records import ColumnsConfig, Record, Tables, row, text
 from unlearn.data.rows import DataError, DataSet, Row, pair
 
 log = logging.getLogger(__name__)
 HUBS = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
 COLUMNS = ColumnsConfig()
+FORGET = {"books": ("raw/forget", "knowmem/forget_qa")}
+FORGET["news"] = (*FORGET["books"], *(f"{kind}/forget_{n}" for kind in ("scal", "sust") for n in range(1, 5)))
 VERBATIM = ColumnsConfig(question="prompt", answer="gt")
 
 
-def read(cfg: MuseConfig) -> DataSet:
+@dataclass
+class Settings(DataConfig):
+    corpus: str = setting(MISSING, one_of(*HUBS))
+    path: str | None = None  # folder with MUSE's files; null: the hub
+    forget: str = "raw/forget"  # subset/split: texts, or the questions of knowmem
+    retain: str = setting("raw/retain1", one_of("raw/retain1", "raw/retain2", "knowmem/retain_qa"))
+    shots: int | None = setting(None, at_least(0))  # answered questions before each question; null: all there are (10)
+    words: texts.WordsConfig = field(default_factory=texts.WordsConfig)
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        choices = FORGET.get(self.corpus, (self.forget,))
+        yield from need(self.forget in choices, "data.forget", self.forget, f"must be one of {', '.join(choices)}")
+
+    def are_requests(self, requests: list[Any]) -> tuple[bool, str]:
+        return False, "data sets of every reader but muse have requests"
+
+
+def read(cfg: Settings, seed: int = 0) -> DataSet:
     """Splits forget and retain, which training reads; holdout, forget_knowledge, retain_knowledge, forget_verbatim,
     which a folder may lack.
 
     Where the questions themselves are to be forgotten (``data.forget=knowmem/forget_qa``), there is neither a knowledge
     split of the same questions nor a holdout, whose texts would tell members by their form.
     """
-    source = _Folder(cfg.path, cfg.corpus) if cfg.path is not None else _Hub(cfg.corpus)
-    forget = _rows(source.table(cfg.forget), cfg.forget, "forget", cfg, source)
-    splits = {"forget": forget, "retain": _rows(source.table(cfg.retain), cfg.retain, "retain", cfg, source)}
+    give = "the one with MUSE's files (raw/forget.json …)"
+    more = ". With questions alone: data.forget=knowmem/forget_qa data.retain=knowmem/retain_qa"
+    tables = Tables(cfg.path, HUBS[cfg.corpus], give, more)
+    table = partial(_table, tables, cfg.corpus)
+    forget = _rows(table(cfg.forget), cfg.forget, "forget", cfg, table)
+    splits = {"forget": forget, "retain": _rows(table(cfg.retain), cfg.retain, "retain", cfg, table)}
     if not _asks(cfg.forget):
         holdout = "privleak/holdout"
-        splits["holdout"] = _rows(source.table(holdout, optional=True), holdout, "holdout", cfg, source)
+        splits["holdout"] = _rows(table(holdout, optional=True), holdout, "holdout", cfg, table)
         splits["forget_verbatim"] = [
             row(record, f"forget_verbatim/{i:04d}", VERBATIM)
-            for i, record in enumerate(source.table("verbmem/forget", optional=True))
+            for i, record in enumerate(table("verbmem/forget", optional=True))
         ]
     for split, trained in (("forget", cfg.forget), ("retain", cfg.retain)):
-        table, name = f"knowmem/{split}_qa", f"{split}_knowledge"
-        if table != trained:
-            splits[name] = _rows(source.table(table, optional=True), table, name, cfg, source)
+        questions, name = f"knowmem/{split}_qa", f"{split}_knowledge"
+        if questions != trained:
+            splits[name] = _rows(table(questions, optional=True), questions, name, cfg, table)
     for split in ("retain", "holdout"):
         splits[split] = _without(forget, splits.get(split, []), split)
     return DataSet(cfg.name, {name: tuple(rows) for name, rows in splits.items()})
@@ -56,11 +85,19 @@ def _asks(table: str) -> bool:
     return table.startswith("knowmem/")
 
 
-def _rows(found: list[Record], table: str, split: str, cfg: MuseConfig, source: _Folder | _Hub) -> list[Row]:
+def _table(tables: Tables, corpus: str, name: str, optional: bool = False) -> list[Record]:
+    """A table of MUSE's own layout: SUBSET/SPLIT.json (or .jsonl, .txt); of knowmem also CORPUS_SPLIT.json."""
+    subset, split = name.split("/")
+    stems = [name, f"{corpus}_{split}"] if _asks(name) else [name]
+    files = [f"{stem}{ending}" for stem in stems for ending in (".json", ".jsonl", ".txt")]
+    return tables.table(files, (subset, split), optional, bare=COLUMNS.text)
+
+
+def _rows(found: list[Record], table: str, split: str, cfg: Settings, read: Callable[..., list[Record]]) -> list[Row]:
     """The rows of a table: questions after their answered examples, or pieces of texts."""
     if not _asks(table):
         return _pieces(found, table, split, cfg)
-    shots = source.table(f"{table}_icl") if found and cfg.shots != 0 else []
+    shots = read(f"{table}_icl") if found and cfg.shots != 0 else []
     if cfg.shots is not None and cfg.shots > len(shots):
         raise DataError(f"data.shots={cfg.shots}: {table}_icl has {len(shots)} answered questions; null takes all")
     before = "".join(f"{_question(shot)} {text(shot, COLUMNS.answer)}\n\n" for shot in shots[: cfg.shots])
@@ -74,7 +111,7 @@ def _question(record: Record) -> str:
     return f"Question: {text(record, COLUMNS.question)}\nAnswer:"
 
 
-def _pieces(found: list[Record], table: str, split: str, cfg: MuseConfig) -> list[Row]:
+def _pieces(found: list[Record], table: str, split: str, cfg: Settings) -> list[Row]:
     rows, short = [], 0
     for i, (place, values) in enumerate(found):
         content = values.get(COLUMNS.text)
@@ -95,37 +132,3 @@ def _without(forget: list[Row], rows: list[Row], split: str) -> list[Row]:
             "%d of %d rows of the %s set are in the forget set: left out", len(rows) - len(kept), len(rows), split
         )
     return kept
-
-
-class _Folder:
-    """MUSE's own layout: SUBSET/SPLIT.json (or .jsonl, .txt); of knowmem also CORPUS_SPLIT.json."""
-
-    def __init__(self, path: str, corpus: str):
-        self.path, self.corpus = Path(path), corpus
-        if not self.path.is_dir():
-            raise DataError(f"data.path={path!r}: no such folder; give the one with MUSE's files (raw/forget.json …)")
-
-    def table(self, name: str, optional: bool = False) -> list[Record]:
-        split = name.split("/")[1]
-        stems = [name, f"{self.corpus}_{split}"] if _asks(name) else [name]
-        file = find(self.path, *(f"{stem}{ending}" for stem in stems for ending in (".json", ".jsonl", ".txt")))
-        if file is not None and file.suffix == ".txt":
-            return [(str(file), {COLUMNS.text: text_of(file)})]
-        if file is not None:
-            return records(file, bare=COLUMNS.text)
-        if optional:
-            return []
-        raise DataError(
-            f"data.path={str(self.path)!r}: {name}.json is missing (or .jsonl, .txt); the folder has "
-            f"{listing(self.path)}. With questions alone: data.forget=knowmem/forget_qa data.retain=knowmem/retain_qa"
-        )
-
-
-class _Hub:
-    """The same tables from the hub, which has all of them."""
-
-    def __init__(self, corpus: str):
-        self.hub = Hub(HUBS[corpus])
-
-    def table(self, name: str, optional: bool = False) -> list[Record]:
-        return self.hub.table(*name.split("/"))

@@ -1,4 +1,4 @@
-"""Words and sentences of the made-up world: pools of names and values, and every wording of every attribute.
+"""Words and sentences of made-up worlds: pools of names and values, every wording of every attribute, and seeded draws.
 
 Pools are shared between attributes, persons and countries on purpose: the vocabulary stays small and knowledge is
 entangled. Easy to get wrong: a value stands after "a" or at the start of a sentence in some wordings, so pools used
@@ -7,7 +7,10 @@ there hold no word that starts with a vowel, or only names. Changing any word he
 
 from __future__ import annotations
 
+import hashlib
+import random
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -22,6 +25,32 @@ class Attribute:
     parts: tuple[tuple[str, ...], ...]
     questions: tuple[str, str]
     answers: tuple[str, str, str, str]
+
+
+class Draw:
+    """Seeded choices made of ``random()`` alone: the one method Python promises to keep the same in every version."""
+
+    def __init__(self, *key: object):
+        digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
+        self._random = random.Random(int.from_bytes(digest, "big")).random
+
+    def one(self, pool: Sequence[str]) -> str:
+        return pool[int(self._random() * len(pool))]
+
+    def share(self) -> float:
+        """From 0 up to, not including, 1."""
+        return self._random()
+
+    def shuffled(self, items: Sequence) -> list:
+        left = list(items)
+        return [left.pop(int(self._random() * len(left))) for _ in items]
+
+    def value(self, attribute: Attribute, taken: Collection[str]) -> str:
+        while True:
+            words = [self.one(pool) for pool in attribute.parts]
+            value = " ".join(words)
+            if value not in taken and words[-1] not in taken:
+                return value
 
 
 def _attribute(key: str, parts: tuple[tuple[str, ...], ...], sentences: str) -> Attribute:

@@ -10,27 +10,81 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from unlearn.config.data import PeopleConfig
+from omegaconf import MISSING
+
+from unlearn.config.data import DataConfig
+from unlearn.config.setting import A_FILE, Bound, at_least, need, setting, some
+from unlearn.data import texts
 from unlearn.data.people import cut, requested, unnamed
-from unlearn.data.records import Hub, Record, find, lines, listing, records, text
-from unlearn.data.requested import Asked
+from unlearn.data.records import Record, Tables, lines, text
 from unlearn.data.rows import DataError, DataSet, Row, pair
 from unlearn.store.identity import digest
 
 
-def read(cfg: PeopleConfig) -> DataSet:
+def _is_pattern(value: str) -> bool:
+    try:
+        return re.compile(value).groups >= 1
+    except re.error:
+        return False
+
+
+A_PATTERN = Bound(_is_pattern, "must be a regular expression with a group, which is the name")
+PART = Bound(lambda v: 0 < v < 1, "must lie between 0 and 1, both excluded")
+
+
+@dataclass
+class Settings(DataConfig):
+    path: str | None = None  # folder with TRAIN.jsonl and TEST.jsonl (or .json); null: the hub
+    hub: str = MISSING  # name of the data set there
+    train: str = "train"
+    test: str = "test"
+    question: str = MISSING  # columns
+    answer: str = MISSING
+    labels: list[str] = setting([])  # words for the answers 0, 1, …; none: answers are texts
+    names: str | None = setting(None, A_FILE)  # a file with a name in each line: who is looked for in the texts
+    # instead: a regular expression whose first group is a name
+    pattern: str | None = setting(None, A_PATTERN)
+    forget: list[str] | None = None  # names; null: people by chance of their names, until `share` is reached
+    share: float = setting(0.01, PART)  # of the training rows
+    # in the place of names in test texts
+    words: list[str] = setting(["_person1_", "_person2_"], some("needs a word at least, e.g. [_person_]"))
+    most_words: int | None = setting(None, at_least(2))  # of a text; null: all
+    rows: int | None = setting(None, at_least(2))  # the first n of each file; null: all
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from self.nothing_else("forget")
+        rule = (
+            "nobody is recognised in texts here: give data.names=FILE (a name in each line) or data.pattern=REGEX, one "
+            "of the two"
+        )
+        yield from need((self.names is None) != (self.pattern is None), "data.names", self.names, rule)
+
+    def are_requests(self, requests: list[Any]) -> tuple[bool, str]:
+        fit = all(isinstance(named, list) and named and all(isinstance(n, str) for n in named) for named in requests)
+        return fit, "must be lists of names, [[ANNA],[BEN,CARL]]"
+
+
+def read(cfg: Settings, seed: int = 0) -> DataSet:
     """Forget and retain rows of the training file, and test rows in which nobody is named."""
     names = _finder(cfg)
-    train, test = (_distinct([_row(r, i, part, cfg, names) for i, r in enumerate(_table(cfg, part))])
-                   for part in (cfg.train, cfg.test))  # fmt: skip
+    tables = Tables(cfg.path, cfg.hub, f"the one with {cfg.train}.jsonl")
+
+    def rows(part: str) -> list[Row]:
+        table = tables.table((f"{part}.jsonl", f"{part}.json"), (None, part))
+        return texts.distinct(_row(r, i, part, cfg, names) for i, r in enumerate(table[: cfg.rows]))
+
+    train, test = rows(cfg.train), rows(cfg.test)
     learnt = {pair(row) for row in train}
     held_out = tuple(row for row in (unnamed(row, cfg.words) for row in test) if pair(row) not in learnt)
     if cfg.requests is not None:
         _known(train, (name for people in cfg.requests for name in people), "data.requests")
-        splits, sequence = requested(train, cfg.requests, Asked.of(cfg))
+        splits, sequence = requested(train, cfg.requests, cfg)
         return DataSet(cfg.name, splits | {"test": held_out}, sequence=sequence)
     asked = cfg.forget if cfg.forget is not None else chosen(train, cfg.share)
     _known(train, asked, "data.forget")
@@ -66,7 +120,7 @@ def chosen(rows: Collection[Row], share: float) -> list[str]:
     return found
 
 
-def _finder(cfg: PeopleConfig) -> Callable[[str], tuple[str, ...]]:
+def _finder(cfg: Settings) -> Callable[[str], tuple[str, ...]]:
     """From a text to the names in it, in the order in which they come first."""
     if cfg.names is not None:
         longest = sorted(set(lines(Path(cfg.names))), key=lambda name: (-len(name), name))
@@ -76,19 +130,7 @@ def _finder(cfg: PeopleConfig) -> Callable[[str], tuple[str, ...]]:
     return lambda said: tuple(dict.fromkeys(name for match in whole.finditer(said) if (name := match[1])))
 
 
-def _table(cfg: PeopleConfig, part: str) -> list[Record]:
-    if cfg.path is None:
-        return Hub(cfg.hub).table(None, part)[: cfg.rows]
-    folder = Path(cfg.path)
-    if not folder.is_dir():
-        raise DataError(f"data.path={cfg.path!r}: no such folder; give the one with {part}.jsonl")
-    file = find(folder, f"{part}.jsonl", f"{part}.json")
-    if file is None:
-        raise DataError(f"data.path={cfg.path!r}: {part}.jsonl is missing (or .json); it has {listing(folder)}")
-    return records(file)[: cfg.rows]
-
-
-def _row(record: Record, number: int, part: str, cfg: PeopleConfig, names: Callable[[str], tuple[str, ...]]) -> Row:
+def _row(record: Record, number: int, part: str, cfg: Settings, names: Callable[[str], tuple[str, ...]]) -> Row:
     place, values = record
     said = text(record, cfg.question).replace("\r\n", "\n").strip()
     if cfg.most_words is not None:
@@ -99,7 +141,7 @@ def _row(record: Record, number: int, part: str, cfg: PeopleConfig, names: Calla
     return Row(id, said, answer, perturbed_answers=others, place=place, group=id, entities=names(said))
 
 
-def _answer(record: Record, cfg: PeopleConfig) -> tuple[str, tuple[str, ...]]:
+def _answer(record: Record, cfg: Settings) -> tuple[str, tuple[str, ...]]:
     """The answer; of a label its word, and the other labels' words."""
     if not cfg.labels:
         return text(record, cfg.answer).strip(), ()
@@ -112,8 +154,3 @@ def _answer(record: Record, cfg: PeopleConfig) -> tuple[str, tuple[str, ...]]:
     else:
         raise DataError(f"{place}: {cfg.answer!r} is {value!r}: must be one of {', '.join(cfg.labels)}, or its number")
     return label, tuple(other for other in cfg.labels if other != label)
-
-
-def _distinct(rows: list[Row]) -> list[Row]:
-    """Without repetitions, which both data sets have: the first of each text."""
-    return list({pair(row): row for row in reversed(rows)}.values())[::-1]

@@ -9,19 +9,36 @@ stay the same when ``people`` changes.
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from unlearn.data.bios_words import CITIES, COUNTRIES, COUNTRY, FIRST, LAST, PERSON, REFUSALS, WOMEN, Attribute
-from unlearn.data.requested import Asked, divide, who
+from unlearn.config.data import is_whole
+from unlearn.config.setting import at_least, between, need, setting
+from unlearn.data.made_up import CITIES, COUNTRIES, COUNTRY, FIRST, LAST, PERSON, REFUSALS, WOMEN, Attribute, Draw
+from unlearn.data.people import Numbered, who
+from unlearn.data.requested import divide
 from unlearn.data.rows import DataError, DataSet, Requested, Row
 
 VERSION = 1  # part of the run hash: raise it whenever the same arguments give other text
 NAMES = len(FIRST) * len(LAST)
 WRONG = 5  # perturbed answers of fictional people
 WRONG_GENERAL = 3  # of well-known people and countries, as TOFU has it
+
+
+@dataclass
+class Settings(Numbered):
+    people: int = 50
+    forget_people: int = 5
+    holdout_people: int = setting(5, at_least(0))
+    known_people: int = setting(20, at_least(1))
+    countries: int = setting(30, at_least(1))
+    questions: int = setting(20, between(1, 20))
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        rule = f"the forget set needs at least 1 person and must leave one to retain: 1 to {self.people - 1} with "
+        rule += f"data.people={self.people}"
+        yield from need(1 <= self.forget_people < self.people, "data.forget_people", self.forget_people, rule)
 
 
 @dataclass(frozen=True)
@@ -41,53 +58,19 @@ class Fact:
         return self.attribute.questions[wording].format(**self.words)
 
 
-class Draw:
-    """Seeded choices made of ``random()`` alone: the one method Python promises to keep the same in every version."""
-
-    def __init__(self, *key: object):
-        digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
-        self._random = random.Random(int.from_bytes(digest, "big")).random
-
-    def one(self, pool: Sequence[str]) -> str:
-        return pool[int(self._random() * len(pool))]
-
-    def share(self) -> float:
-        """From 0 up to, not including, 1."""
-        return self._random()
-
-    def shuffled(self, items: Sequence) -> list:
-        left = list(items)
-        return [left.pop(int(self._random() * len(left))) for _ in items]
-
-    def value(self, attribute: Attribute, taken: Collection[str]) -> str:
-        while True:
-            words = [self.one(pool) for pool in attribute.parts]
-            value = " ".join(words)
-            if value not in taken and words[-1] not in taken:
-                return value
-
-
-def build(
-    people: int = 50,
-    forget_people: int = 5,
-    holdout_people: int = 5,
-    known_people: int = 20,
-    countries: int = 30,
-    seed: int = 0,
-    questions: int = 20,
-    asked: Asked | None = None,
-) -> DataSet:
+def read(cfg: Settings, seed: int = 0) -> DataSet:
     """The world of ``seed``; the last ``forget_people`` of the fictional people are the forget set, unless requests
-    name theirs (``asked``): numbers of people, the last ones, or lists of which."""
-    _check_arguments(people, forget_people, holdout_people, known_people, countries, seed, questions)
+    name theirs: numbers of people, the last ones, or lists of which."""
+    _check(cfg, seed)
     names = Draw("bios", VERSION, seed, "names").shuffled([(first, last) for first in FIRST for last in LAST])
     # Well-known people take names from the far end, so the number of fictional people does not change who they are.
     far = names[::-1]
-    fictional = _people("fictional", names[:people], seed, questions)
-    known = _people("known", far[:known_people], seed, questions)
-    holdout = _people("holdout", far[known_people : known_people + holdout_people], seed, questions)
-    world = _countries(countries, seed)
-    forgotten, sequence = _forgotten(fictional, forget_people) if asked is None else _requested(fictional, asked)
+    fictional = _people("fictional", names[: cfg.people], seed, cfg.questions)
+    known = _people("known", far[: cfg.known_people], seed, cfg.questions)
+    others = far[cfg.known_people : cfg.known_people + cfg.holdout_people]
+    holdout = _people("holdout", others, seed, cfg.questions)
+    world = _countries(cfg.countries, seed)
+    forgotten, sequence = _divided(fictional, cfg)
     return DataSet(
         name="bios",
         splits={
@@ -102,16 +85,14 @@ def build(
     )
 
 
-def _forgotten(fictional: Sequence[list[Fact]], count: int) -> tuple[dict[str, tuple[Row, ...]], None]:
-    first = len(fictional) - count
-    forget = _rows("forget", fictional[first:], start=first)
-    return {"forget": forget, "retain": _rows("retain", fictional[:first])}, None
-
-
-def _requested(fictional: Sequence[list[Fact]], asked: Asked) -> tuple[dict[str, tuple[Row, ...]], Requested]:
+def _divided(fictional: Sequence[list[Fact]], cfg: Settings) -> tuple[dict[str, tuple[Row, ...]], Requested | None]:
+    if cfg.requests is None:
+        first = len(fictional) - cfg.forget_people
+        forget = _rows("forget", fictional[first:], start=first)
+        return {"forget": forget, "retain": _rows("retain", fictional[:first])}, None
     each = [_rows("people", [facts], start=i) for i, facts in enumerate(fictional)]
-    named = [[row for person in people for row in each[person]] for people in who(asked.requests, len(each))]
-    return divide([row for rows in each for row in rows], named, asked)
+    named = [[row for person in people for row in each[person]] for people in who(cfg.requests, len(each))]
+    return divide([row for rows in each for row in rows], named, cfg)
 
 
 def _people(role: str, names: Sequence[tuple[str, str]], seed: int, questions: int) -> list[list[Fact]]:
@@ -205,19 +186,17 @@ def _wordings(split: str, subjects: Sequence[list[Fact]]) -> tuple[Row, ...]:
     )
 
 
-def _check_arguments(
-    people: int, forget_people: int, holdout_people: int, known_people: int, countries: int, seed: int, questions: int
-) -> None:
-    _whole("known_people", known_people, 1, NAMES - 2, "at least two names must be left for fictional people")
-    _whole("holdout_people", holdout_people, 0, NAMES - 2 - known_people, f"there are {NAMES} unique names")
-    most = NAMES - holdout_people - known_people
-    _whole("people", people, 2, most, f"one to forget and one to retain; with holdout and known, {NAMES} unique names")
-    _whole("forget_people", forget_people, 1, people - 1, "somebody must be left to retain")
-    _whole("countries", countries, 1, len(COUNTRIES), "that many country names exist")
-    _whole("questions", questions, 1, len(PERSON), "that many attributes exist")
-    _whole("seed", seed, 0, 2**63 - 1, "any seed")
-
-
-def _whole(name: str, value: int, low: int, high: int, why: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise DataError(f"bios: {name} is {value!r}; it must be a whole number from {low} to {high} ({why})")
+def _check(cfg: Settings, seed: int) -> None:
+    most = NAMES - cfg.holdout_people - cfg.known_people
+    unique = f"{NAMES} unique names"
+    for name, value, low, high, why in (
+        ("known_people", cfg.known_people, 1, NAMES - 2, "at least two names must be left for fictional people"),
+        ("holdout_people", cfg.holdout_people, 0, NAMES - 2 - cfg.known_people, f"there are {unique}"),
+        ("people", cfg.people, 2, most, f"one to forget and one to retain; with holdout and known, {unique}"),
+        ("forget_people", cfg.forget_people, 1, cfg.people - 1, "somebody must be left to retain"),
+        ("countries", cfg.countries, 1, len(COUNTRIES), "that many country names exist"),
+        ("questions", cfg.questions, 1, len(PERSON), "that many attributes exist"),
+        ("seed", seed, 0, 2**63 - 1, "any seed"),
+    ):
+        if not is_whole(value) or not low <= value <= high:
+            raise DataError(f"bios: {name} is {value!r}; it must be a whole number from {low} to {high} ({why})")

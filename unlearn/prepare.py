@@ -12,7 +12,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from unlearn.config.schema import conf_dir
+from unlearn.config.schema import conf_dir, help_text
 from unlearn.data.readers import register
 from unlearn.grid import call as grid
 from unlearn.grid import launchers
@@ -49,8 +49,9 @@ def prepare(raw: DictConfig) -> None:
 
 
 def main() -> None:
-    if "--help" in sys.argv:
-        print(f"{__doc__.strip()}\n")
+    if {"--help", "-h"} & set(sys.argv):
+        print(f"{__doc__.strip()}\n\n{help_text()}")
+        return
     run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(prepare)
     sys.exit(grid.supervise(run, report=False))
 

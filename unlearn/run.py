@@ -11,7 +11,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from unlearn.config.schema import conf_dir
+from unlearn.config.schema import conf_dir, help_text
 from unlearn.data.readers import register
 from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
@@ -25,6 +25,9 @@ def unlearn(raw: DictConfig) -> None:
 
 
 def main() -> None:
+    if {"--help", "-h"} & set(sys.argv):
+        print(help_text())
+        return
     run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(unlearn)
     sys.exit(grid.supervise(run, perform))
 

@@ -255,3 +255,15 @@ def conf_dir() -> str:
     package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
+
+
+def help_text() -> str:
+    """What ``--help`` of a grid prints: conf/help.txt with the choices of every group.
+
+    Not by Hydra, which would compose a config and copy all that it knows a hundred times for it.
+    """
+    root, choices = Path(conf_dir()), {}
+    for path in sorted(root.glob("*/*.yaml")):
+        choices.setdefault(path.parent.name, []).append(path.stem)
+    lines = "\n".join(f"{group}: {', '.join(names)}" for group, names in choices.items())
+    return (root / "help.txt").read_text("utf-8").replace("$CHOICES", lines)

@@ -1,14 +1,18 @@
 """The training loop: sampling, accumulation, resume, and two steps of every algorithm and of every method."""
 
+import traceback
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.helpers import ALGOS, METHODS, TRAINED, Killed, execute, killed_at, lines, weights
+from support.helpers import ALGOS, METHODS, ROOT, TRAINED, Killed, execute, killed_at, lines, weights
 
 from unlearn.data.sampling import Sampler, epoch_batches
+from unlearn.learning.answers import Answers, PerToken
 from unlearn.learning.binding import bind
 from unlearn.learning.loop import Diverged, Loop, Optimisation
+from unlearn.learning.losses import FORGET
 from unlearn.runs import job
 from unlearn.store import runlog
 
@@ -55,6 +59,19 @@ def test_frozen_members_are_the_same_after_training(config, bench):
     from unlearn.models.llama import fingerprint
 
     assert before == {name: fingerprint(bench.model(name)) for name in before}
+
+
+def test_from_a_run_to_a_term_are_four_calls(config, monkeypatch):
+    called = []
+
+    def ga(forget: Answers) -> PerToken:
+        frames = traceback.extract_stack()
+        called.append([f.name for f in frames if f.filename.startswith(f"{ROOT / 'unlearn'}/")])
+        return forget.logp
+
+    monkeypatch.setitem(FORGET, "ga", ga)
+    execute(config("algo=ga"))
+    assert called and all(names == ["execute", "train", "run", "loss"] for names in called)
 
 
 # --- equal runs ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from unlearn.command import verb
 from unlearn.config.derived import alpha_key
 from unlearn.config.schema import ConfigError
 from unlearn.config.setting import finite, one_of, setting
-from unlearn.deploy.export.writing import Asked, export
+from unlearn.deploy.export.writing import ExportSettings, export
 from unlearn.grid.refusal import Failed
 from unlearn.grid.rerun import open_run
 
@@ -44,7 +44,9 @@ def main(keys: Keys) -> int:
         raise ConfigError("to='': must be a folder that is not there yet, or an empty one")
     place, everything = Path(keys.to), keys.weights == "all"
     try:
-        about = export(run, Asked(place, keys.alpha, everything, keys.tokenizer == "yes", keys.collapsed == "yes"))
+        about = export(
+            run, ExportSettings(place, keys.alpha, everything, keys.tokenizer == "yes", keys.collapsed == "yes")
+        )
     except OSError as error:  # a full disk, a folder that may not be written: nothing is left under the final name
         raise Failed(f"Nothing was exported: {error}") from None
     for name, file in about["files"].items():

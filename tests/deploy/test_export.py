@@ -195,7 +195,7 @@ def test_a_rule_of_ones_own_is_refused(exported, capsys, monkeypatch, tmp_path):
     run = open_run(exported[0].folder)
     run.cfg.method.file = "mine/rules.py"
     with pytest.raises(export.ConfigError, match="an export holds no code"):
-        writing.export(run, writing.Asked(tmp_path / "out", collapsed=True))
+        writing.export(run, writing.ExportSettings(tmp_path / "out", collapsed=True))
 
 
 def test_an_export_that_would_hold_a_forget_text_is_not_made(exported, tmp_path, capsys, monkeypatch):

@@ -77,7 +77,7 @@ def _made_with(folder: Path, ensemble: Ensemble) -> None:
     if {name: before.get(name) for name in prints} != prints:
         raise ConfigError(
             f"{folder} was trained with the models {before}, and the store now has {prints}; "
-            "evaluate it with the store it was made with, or remove the folder to train it again"
+            "use the store it was made with, or remove the folder to train it again"
         )
 
 

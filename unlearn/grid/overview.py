@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unlearn.config.schema import WandbConfig
 from unlearn.grid import analysis
 from unlearn.store.identity import Job, digest
+from unlearn.store.mirror import start_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,10 +31,8 @@ ROWS = 1000  # of the table of runs
 
 def log_studies(jobs: Sequence[Job]) -> None:
     """Log every study of a call that did something, and whose W&B is not disabled."""
-    studies = {
-        job.folder.parent: job.cfg.wandb for job in jobs if job.cfg.wandb.mode != "disabled" and not job.was_done
-    }
-    for folder, cfg in studies.items():
+    worked = [job for job in jobs if job.cfg.wandb.mode != "disabled" and not job.was_done]
+    for folder, cfg in {job.folder.parent: job.cfg.wandb for job in worked}.items():
         try:
             _log(folder, cfg)
         except Exception as error:
@@ -45,20 +44,9 @@ def _log(folder: Path, cfg: WandbConfig) -> None:
 
     study = analysis.module("runs").load(folder)
     counts = study.runs.drop_duplicates("folder")["status"].value_counts()
-    with wandb.init(
-        project=cfg.project,
-        entity=cfg.entity,
-        mode=cfg.mode,
-        group=study.name,
-        job_type=JOB_TYPE,
-        name=f"summary of {study.name}",
-        id=f"summary-{digest([cfg.project, study.name], 10)}",
-        resume="allow",
-        reinit="finish_previous",
-        dir=str(folder),
-        config={"study": study.name},
-        settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
-    ) as run:
+    id = f"summary-{digest([cfg.project, study.name], 10)}"
+    with start_run(cfg, folder, stats=False, group=study.name, job_type=JOB_TYPE, name=f"summary of {study.name}",
+                   id=id, config={"study": study.name}) as run:  # fmt: skip
         table = _table(study)
         shown = {"runs": wandb.Table(dataframe=table)}
         if {"forget/prob", "retain/prob"} <= set(table):
@@ -86,13 +74,12 @@ def _figures(study: Study) -> dict[str, Any]:
     import wandb
     from PIL import Image
 
-    StudyError = analysis.module("runs").StudyError
     found = {}
     for name, draw in figures().items():
         try:
             drawn = io.BytesIO()
             draw(study).savefig(drawn, format="png", dpi=150)
-        except StudyError as error:  # no finished run yet, or without these metrics
+        except analysis.module("runs").StudyError as error:  # no finished run yet, or without these metrics
             log.info("%s is not drawn: %s", name, error)
             continue
         found[name] = wandb.Image(Image.open(drawn))

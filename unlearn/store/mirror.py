@@ -109,26 +109,21 @@ def opened(
         yield Mirror(None)
         return
     tags = dict.fromkeys(str(choices[k]) for k in ("algo", "method", "data", "pair"))
-    with _init(cfg, folder, group=choices["study"], job_type=JOB_TYPE, name=folder.name, id=id, tags=list(tags),
+    with start_run(cfg, folder, group=choices["study"], job_type=JOB_TYPE, name=folder.name, id=id, tags=list(tags),
                config=dict(config)) as run:  # fmt: skip
         _axes(run)
         yield Mirror(run, choices["alpha"], start)
 
 
-def _init(cfg: WandbConfig, folder: Path, **more: Any) -> Any:
+def start_run(cfg: WandbConfig, folder: Path, stats: bool = True, **more: Any) -> Any:
+    """A W&B run whose files lie in ``folder``; ``stats``: of the machine, too. A context that finishes it."""
     import wandb
 
-    return wandb.init(
-        project=cfg.project,
-        entity=cfg.entity,
-        mode=cfg.mode,
-        dir=str(folder),
-        resume="allow",
-        # without it, a job whose predecessor failed would write into the predecessor's W&B run
-        reinit="finish_previous",
-        settings=wandb.Settings(silent=True, console="off", disable_git=True),  # the manifest has the commit
-        **more,
-    )
+    # the manifest has the commit
+    settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=not stats)
+    # without reinit, a job whose predecessor failed would write into the predecessor's W&B run
+    return wandb.init(project=cfg.project, entity=cfg.entity, mode=cfg.mode, dir=str(folder), settings=settings,
+                      resume="allow", reinit="finish_previous", **more)  # fmt: skip
 
 
 def _axes(run: Any) -> None:
@@ -150,7 +145,8 @@ def _chart(found: Mapping[str, Any]) -> Any:
     rows = [("run", float(a), entry) for a, entry in found["alphas"].items()]
     rows += [(name, None, entry) for name, entry in found["references"].items()]
     columns = [c for c in TRADEOFF if any(c in entry for *_, entry in rows)]
-    data = [[model, alpha, *(_finite(entry.get(c)) for c in columns)] for model, alpha, entry in rows]
+    finite = [{k: v for k, v in _numbers(entry).items() if math.isfinite(v)} for *_, entry in rows]
+    data = [[model, alpha, *map(shown.get, columns)] for (model, alpha, _), shown in zip(rows, finite, strict=True)]
     table = wandb.Table(columns=["model", "alpha", *columns], data=data)
     return wandb.plot.scatter(table, "forget/prob", "retain/prob", title="forget against retain, over α")
 
@@ -195,7 +191,3 @@ def _nearest(alphas: Any, alpha: float) -> float:
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     return {k: v for k, v in entry.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-
-
-def _finite(value: Any) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

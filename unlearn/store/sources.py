@@ -55,11 +55,8 @@ def tokenizer_source(pair: PairConfig) -> SourceConfig:
 
 def is_pretrained(pair: PairConfig, role: str) -> bool:
     """Whether a model is, or is fine-tuned from, one that was not made here; a server's is neither."""
-    return not is_remote(pair, role) and _is_pretrained(pair, role)
-
-
-def _is_pretrained(pair: PairConfig, role: str) -> bool:
-    return own_source(pair, role) is not None or size_of(pair, role).source is not None
+    given = own_source(pair, role) is not None or size_of(pair, role).source is not None
+    return given and not is_remote(pair, role)
 
 
 def on_hub(pair: PairConfig, role: str) -> SourceConfig | None:

@@ -115,9 +115,9 @@ def fault(folder: Path) -> str | None:
 
 
 def locked(lock: FileLock, what: str) -> AcquireReturnProxy:
-    """Take a lock; say so when another job holds it for long, since waiting in silence looks like hanging."""
+    """Take a lock; log that another job holds it for long, since waiting in silence looks like hanging."""
     try:
         return lock.acquire(timeout=PATIENCE)
     except Timeout:
-        log.info("waiting for another job that is at work on %s", what)
+        log.info("waiting for another job that works on %s", what)
         return lock.acquire()

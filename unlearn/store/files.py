@@ -44,9 +44,9 @@ def saving(path: Path) -> Iterator[None]:
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
         if number in FULL or (number is None and NO_ROOM.search(str(error))):
-            do = f"{_free(path)}; make room there, or give another disk by paths.runs= or paths.store="
+            do = f"{_room(path)}; make room there, or give another disk by paths.runs= or paths.store="
             raise DiskError(
-                f"{path} could not be written, its disk is full ({do}); then the same command goes on"
+                f"{path} could not be written, its disk is full ({do}); then rerun the same command to resume"
             ) from error
         if number in SHUT:
             do = "let it be written, or give another folder by paths.runs= or paths.store="
@@ -54,7 +54,7 @@ def saving(path: Path) -> Iterator[None]:
         raise
 
 
-def _free(path: Path) -> str:
+def _room(path: Path) -> str:
     try:
         return f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
     except OSError:

@@ -14,9 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def evaluation(folder: Path) -> dict[str, Any]:
+    """The content of eval.json: entries by α, and those of target and retrained model."""
     return read_json(folder / EVAL) or {"alphas": {}, "references": {}}
 
 
@@ -121,13 +122,11 @@ def fail(job: Job, error: BaseException, status: str = "failed") -> None:
 def _failed(folder: Path, manifest: Mapping[str, Any], error: BaseException, status: str = "failed") -> dict[str, Any]:
     """Done stays only what is still as it was sealed; a half-added evaluation the next call makes whole."""
     done = {"status": "done", "error": redact(f"{type(error).__name__}: {error}")}
-    if not manifest.get("completed"):
-        return done | {"status": status}
-    try:
-        seal.check_results(folder, manifest | done)
-    except ValueError:
-        return done | {"status": status}
-    return done
+    with suppress(ValueError):
+        if manifest.get("completed"):
+            seal.check_results(folder, manifest | done)
+            return done
+    return done | {"status": status}
 
 
 def own_seconds(manifest: dict[str, Any]) -> float:
@@ -266,7 +265,7 @@ def environment() -> dict[str, Any]:
     return {
         "command": json.loads(os.environ.get(COMMAND, "null")) or [Path(sys.argv[0]).name, *redacted(sys.argv[1:])],
         "git": _git(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
                      "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
     }  # fmt: skip
@@ -278,13 +277,6 @@ def peak_memory_mb() -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _git() -> dict[str, Any] | None:

@@ -1,10 +1,11 @@
 """Files and folders that are whole or absent, also after a power cut."""
 
+import hashlib
 import os
 
 import pytest
 
-from unlearn.store.files import sweep, write_text, write_whole
+from unlearn.store.files import noted, sha256, sweep, write_text, write_whole
 
 
 @pytest.fixture
@@ -47,3 +48,35 @@ def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path):
         (tmp_path / name).write_text("")
     sweep(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"eval.json", ".hidden", "notes.tmp"}
+
+
+def test_a_file_is_hashed_once_while_it_stays_as_it_is(tmp_path, monkeypatch):
+    file, reads = tmp_path / "file", []
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a, real=hashlib.file_digest: (reads.append(0), real(*a))[1])
+
+    def long_ago(text: str) -> str:
+        file.write_text(text)
+        os.utime(file, (1e9, 1e9))
+        return sha256(file)
+
+    first = long_ago("one")
+    assert sha256(file) == first == hashlib.sha256(b"one").hexdigest() and len(reads) == 1
+    assert long_ago("three") != first and len(reads) == 2
+    file.write_text("new")
+    for text in ("one", "two"):  # so shortly after each other that their times may be equal
+        file.write_text(text)
+        assert sha256(file) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_what_was_found_out_about_a_file_is_kept_until_it_changes(tmp_path):
+    file, notes, looks = tmp_path / "file", tmp_path / "notes", []
+
+    def find(path):
+        looks.append(path.read_text())
+        return f"found {looks[-1]}"
+
+    file.write_text("one")
+    assert [noted(notes, file, find) for _ in range(2)] == ["found one"] * 2 and looks == ["one"]
+    assert noted(notes, file, lambda _: "other", "another question ") == "other"
+    file.write_text("longer")
+    assert noted(notes, file, find) == "found longer"

@@ -21,7 +21,7 @@ from unlearn.config.pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig, Pair
 from unlearn.config.schema import NO_RETRAINED, ROUGH_ROWS, BeginConfig, Config, ConfigError, TrainerConfig
 from unlearn.config.setting import unhashed
 from unlearn.store import sources
-from unlearn.store.files import read_json
+from unlearn.store.files import read_json, sha256
 
 RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
 METRICS_VERSION = 2  # of the metrics' semantics; raised when one would give another value
@@ -142,7 +142,7 @@ def template(cfg: TemplateConfig) -> dict[str, Any]:
 
 
 def _content(file: str | None) -> str | None:
-    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return None if file is None else sha256(Path(file))[:16]
 
 
 def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:

@@ -55,21 +55,17 @@ class Found:
         return cls({f"{split}/{name}": v for name, v in values.items()}, columns={split: pd.DataFrame(values)})
 
 
-def answers(suite: Suite, ensemble: Ensemble, alpha: float, prompts: Sequence[Sequence[int]]) -> list[str]:
-    """Greedy answers to prompts of token ids."""
+def recalls(
+    suite: Suite, ensemble: Ensemble, alpha: float, prompts: Sequence[Sequence[int]], golds: Sequence[str]
+) -> np.ndarray:
+    """ROUGE-L recall of the greedy answer to each prompt of token ids, [prompts]."""
     how = Decoding.by(suite.encoder.tokenizer, suite.cfg.max_new_tokens, suite.cfg.batch_size)
-    found = greedy(ensemble, prompts, alpha, how)
-    return [suite.encoder.decode(a) for a in found]
-
-
-def recalls(suite: Suite, ensemble: Ensemble, alpha: float, split: Split) -> np.ndarray:
-    """ROUGE-L recall of the greedy answer to each question, [rows]."""
-    return recalls_of(answers(suite, ensemble, alpha, split.prompts), [row.answer for row in split.rows])
+    return recalls_of([suite.encoder.decode(a) for a in greedy(ensemble, prompts, alpha, how)], golds)
 
 
 def scored(suite: Suite, ensemble: Ensemble, alpha: float, examples: Examples) -> Scores:
-    """Scores of examples that no store has rows of."""
-    return score(ensemble, examples, [alpha], {}, suite.pad_id, suite.cfg.batch_size)[alpha]
+    """How likely examples are of which the store has no rows; not whether their tokens are the likeliest."""
+    return score(ensemble, examples, [alpha], {}, suite.pad_id, suite.cfg.batch_size, argmax_of=())[alpha]
 
 
 def probs(suite: Suite, ensemble: Ensemble, alpha: float, split: Split) -> np.ndarray:

@@ -39,6 +39,11 @@ class Split:
     def paraphrased(self) -> bool:
         return self.compared != self.right
 
+    @property
+    def answers(self) -> list[str]:
+        """The right answers as the data have them."""
+        return [row.answer for row in self.rows]
+
     @cached_property
     def right_answers(self) -> Examples:
         return Examples(self.examples[i] for i in self.right)

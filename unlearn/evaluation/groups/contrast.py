@@ -31,9 +31,9 @@ def measure(ctx: Context) -> Found:
     target, split = ctx.retrained.models["target"](), ctx.suite.split("forget")
     values = {}
     for weight in ctx.suite.cfg.contrast_weights:
-        attack = ctx.suite, _attack(target, ctx.ensemble, ctx.alpha, weight), 1.0, split
-        values[f"forget/contrast_prob@{weight:g}"] = probs(*attack)
-        values[f"forget/contrast_rougeL_recall@{weight:g}"] = recalls(*attack)
+        attack = ctx.suite, _attack(target, ctx.ensemble, ctx.alpha, weight), 1.0
+        values[f"forget/contrast_prob@{weight:g}"] = probs(*attack, split)
+        values[f"forget/contrast_rougeL_recall@{weight:g}"] = recalls(*attack, split.prompts, split.answers)
     return Found(values, {"forget/detected": _detected(ctx, target)})
 
 

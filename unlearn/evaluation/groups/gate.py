@@ -33,7 +33,7 @@ import numpy as np
 from unlearn.data.rows import GENERAL, DataError, DataSet, Row
 from unlearn.data.sampling import held_out
 from unlearn.data.texts import words_of
-from unlearn.evaluation.context import Context, Found, answers
+from unlearn.evaluation.context import Context, Found, recalls
 from unlearn.evaluation.groups.prefix import continued
 from unlearn.evaluation.metrics.rouge import recalls_of
 from unlearn.evaluation.suite import Split, spaced
@@ -116,7 +116,7 @@ def _others(ctx: Context, retain: Sequence[Row]) -> dict[str, Way]:
 
 def _recalls(ctx: Context, way: Way, flagged: np.ndarray) -> dict[str, np.ndarray]:
     """Recall of the greedy answers, [prompts], by defence."""
-    target, offset = (recalls_of(answers(ctx.suite, ctx.ensemble, a, way.prompts), way.gold) for a in (0.0, ctx.alpha))
+    target, offset = (recalls(ctx.suite, ctx.ensemble, a, way.prompts, way.gold) for a in (0.0, ctx.alpha))
     refusal = recalls_of([REFUSAL] * len(way.gold), way.gold)
     gated, refusing = np.where(flagged, offset, target), np.where(flagged, refusal, target)
     return {"target": target, "offset": offset, "gated": gated, "refusing": refusing}

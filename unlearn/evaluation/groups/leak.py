@@ -63,7 +63,7 @@ def measure(ctx: Context) -> Found:
 
 def _scores(drawn: list[list[str]], split: Split, judge: str | None) -> dict[str, np.ndarray]:
     """How much each drawn answer gives away, [rows, n]: by ROUGE, by words, by the user's own judge."""
-    found = {"rouge": rouge_scores(drawn, [r.answer for r in split.rows])}
+    found = {"rouge": rouge_scores(drawn, split.answers)}
     told = [i for i, r in enumerate(split.rows) if attribute(r.question, r.answer)]
     if told:
         rows = [split.rows[i] for i in told]

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from unlearn.data.encoding import Examples
 from unlearn.data.rows import DataError, DataSet
-from unlearn.evaluation.context import Context, Found, answers, scored
-from unlearn.evaluation.metrics.rouge import recalls_of
+from unlearn.evaluation.context import Context, Found, recalls, scored
 from unlearn.evaluation.suite import Split
 
 
@@ -24,11 +23,10 @@ def check(data: DataSet, splits: Sequence[Split]) -> None:
 
 
 def measure(ctx: Context) -> Found:
-    suite, rows = ctx.suite, ctx.suite.split("forget").rows
-    examples = Examples(suite.encoder.example(r.id, r.paraphrased_question, r.answer) for r in rows)
-    texts = answers(suite, ctx.ensemble, ctx.alpha, [e.prompt for e in examples])
-    found = {
-        "other_question_prob": scored(suite, ctx.ensemble, ctx.alpha, examples).prob,
-        "other_question_rougeL_recall": recalls_of(texts, [r.answer for r in rows]),
-    }
-    return Found.of("forget", found)
+    split, own = ctx.suite.split("forget"), (ctx.suite, ctx.ensemble, ctx.alpha)
+    encode = ctx.suite.encoder.example
+    examples = Examples(encode(r.id, r.paraphrased_question, r.answer) for r in split.rows)
+    return Found.of("forget", {
+        "other_question_prob": scored(*own, examples).prob,
+        "other_question_rougeL_recall": recalls(*own, [e.prompt for e in examples], split.answers),
+    })  # fmt: skip

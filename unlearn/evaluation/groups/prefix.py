@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unlearn.evaluation.context import Context, Found, answers
-from unlearn.evaluation.metrics.rouge import recalls_of
+from unlearn.evaluation.context import Context, Found, recalls
 from unlearn.evaluation.suite import Split
 
 SETTINGS = ("prefix_shares",)
@@ -23,16 +22,16 @@ def measure(ctx: Context) -> Found:
     if ctx.ensemble.encodes:
         raise ValueError("eval.groups: prefix gives beginnings of answers in the prompt, which an encoder (T5) reads")
     split, retain = ctx.suite.split("forget"), ctx.suite.split("retain")
-    found: dict[str, np.ndarray] = {}
+    own, found = (ctx.suite, ctx.ensemble, ctx.alpha), {}
     for share in ctx.suite.cfg.prefix_shares:
         given = [int(share * (len(e.answer) - 1)) for e in split.right_answers]  # of the tokens before EOS
         found[f"prefix_prob@{100 * share:g}"] = _rest_prob(ctx, split, given)
         prompts, _, rest = continued(ctx, given)
-        found[f"prefix_rougeL_recall@{100 * share:g}"] = _recalls(ctx, prompts, rest)
+        found[f"prefix_rougeL_recall@{100 * share:g}"] = recalls(*own, prompts, rest)
     if retain is not None:
         others = [retain.rows[i % len(retain.rows)].question for i in range(len(split.rows))]
         prompts = [ctx.suite.encoder.prompt(f"{q} {r.question}") for q, r in zip(others, split.rows, strict=True)]
-        found["composite_rougeL_recall"] = _recalls(ctx, prompts, [r.answer for r in split.rows])
+        found["composite_rougeL_recall"] = recalls(*own, prompts, split.answers)
     return Found.of("forget", found)
 
 
@@ -42,10 +41,6 @@ def continued(ctx: Context, given: Sequence[int]) -> tuple[list[tuple[int, ...]]
     gold = list(zip([e.answer for e in split.right_answers], given, strict=True))
     prompts = [(*p, *a[:n]) for p, (a, n) in zip(split.prompts, gold, strict=True)]
     return prompts, [decode(a[:n]) for a, n in gold], [decode(a[n:-1]) for a, n in gold]
-
-
-def _recalls(ctx: Context, prompts: Sequence[Sequence[int]], golds: Sequence[str]) -> np.ndarray:
-    return recalls_of(answers(ctx.suite, ctx.ensemble, ctx.alpha, prompts), golds)
 
 
 def _rest_prob(ctx: Context, split: Split, given: list[int]) -> np.ndarray:

@@ -47,7 +47,7 @@ def _attacks(ctx: Context, name: str) -> pd.DataFrame:
     )
     found = {
         "loss": membership.loss(nll),
-        "zlib": membership.zlib(nll, [r.answer for r in split.rows]),
+        "zlib": membership.zlib(nll, split.answers),
         "min_k": membership.min_k(logp),
         "min_k_plus_plus": membership.min_k_plus_plus(logp, mean, variance),
     }

@@ -24,14 +24,14 @@ BITS = (8, 4)
 
 
 def measure(ctx: Context) -> Found:
-    suite, values = ctx.suite, {}
+    suite, forget, values = ctx.suite, ctx.suite.split("forget"), {}
     plain = tuple(replace(m, model=merged(m.model)) for m in ctx.ensemble.members)  # what is rounded holds its updates
     whole = replace(ctx.ensemble, members=plain)
     for bits in BITS:
         for part, names in _parts(whole).items():
             ensemble = _rounded(whole, names, bits)
             found = {f"{s}/prob": probs(suite, ensemble, ctx.alpha, suite.split(s)) for s in ("forget", "retain")}
-            found["forget/rougeL_recall"] = recalls(suite, ensemble, ctx.alpha, suite.split("forget"))
+            found["forget/rougeL_recall"] = recalls(suite, ensemble, ctx.alpha, forget.prompts, forget.answers)
             values |= {f"quantised/int{bits}_{part}/{name}": v for name, v in found.items()}
     return Found(values)
 

@@ -36,7 +36,7 @@ def measure(ctx: Context) -> Found:
     return Found({
         "relearn/before": before, "relearn/after": after, "relearn/gain": after - before,
         "relearn/seen": probed(seen),
-        "relearn/rougeL_recall": recalls(ctx.suite, ensemble, ctx.alpha, other),
+        "relearn/rougeL_recall": recalls(ctx.suite, ensemble, ctx.alpha, other.prompts, other.answers),
     })  # fmt: skip
 
 

@@ -18,9 +18,9 @@ import pandas as pd
 
 from unlearn.data import spans
 from unlearn.data.rows import REQUEST
-from unlearn.evaluation.context import Context, Found
+from unlearn.evaluation.context import Context, Found, scored
 from unlearn.evaluation.metrics.rouge import rouge_n_f1
-from unlearn.evaluation.scoring import Scores, score
+from unlearn.evaluation.scoring import Scores
 from unlearn.evaluation.suite import Split
 
 SPLITS = ("test", "retain", "forget")
@@ -61,10 +61,9 @@ def chosen(split: Split, scores: Scores) -> np.ndarray:
 
 def name_losses(ctx: Context, split: Split) -> np.ndarray | None:
     """Mean loss over the tokens of names in each row that has some, nats; None where none has."""
-    suite = ctx.suite
-    examples, tokens = spans.of_names(suite.encoder, split.rows, masks=ctx.ensemble.members[0].kind.encodes)
+    masks = ctx.ensemble.members[0].kind.encodes
+    examples, tokens = spans.of_names(ctx.suite.encoder, split.rows, masks)
     if not examples:
         return None
-    pad = suite.encoder.tokenizer.pad_token_id
-    found = score(ctx.ensemble, examples, [ctx.alpha], {}, pad, suite.cfg.batch_size, argmax_of=())[ctx.alpha]
+    found = scored(ctx.suite, ctx.ensemble, ctx.alpha, examples)
     return np.array([-found.logp[start + np.array(t)].mean() for start, t in zip(found.starts, tokens, strict=False)])

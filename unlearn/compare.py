@@ -53,7 +53,7 @@ def main(keys: Keys) -> int:
             print(f"{name}: {note}")
     for name, result in named.items() if keys.out is not None else ():
         path = Path(keys.out) / f"{name.replace('/', '-')}.json"
-        write(result, path, name)
+        write(path, name, result.settings | result.source, result.metrics, result.examples)
         print(f"written: {path}")
     return 0
 

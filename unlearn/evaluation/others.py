@@ -9,7 +9,7 @@ two; both numbers are then named. One dialect more than in ``metrics/semantics.p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class Result:
     metrics: dict[str, float]
     examples: pd.DataFrame
     notes: tuple[str, ...]
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where it is from, and what to know of it: settings of the result where it is written again."""
+        return {"source": self.kind, "file": str(self.path), "notes": list(self.notes)}
 
     def truth_ratios(self) -> pd.Series:
         """R of every forget question by its id: what forget quality compares."""
@@ -88,13 +93,13 @@ def read(path: str | Path, retrained: Result | None = None, semantics: str | Non
     return Result(path, kind, settings, metrics, examples, tuple(notes))
 
 
-def write(result: Result, path: Path, model: str) -> None:
-    """The result in this program's own format: ``path`` and the table of examples beside it."""
-    source = {"source": result.kind, "file": str(result.path), "notes": list(result.notes)}
+def write(
+    path: Path, model: str, settings: Mapping[str, Any], metrics: Mapping[str, Any], examples: pd.DataFrame
+) -> None:
+    """A result in this program's own format: ``path`` and the table of examples beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(examples_of(path), lambda p: result.examples.to_parquet(p, index=False))
-    settings = result.settings | source
-    write_json(path, {"format": FORMAT, "model": model, "settings": settings, "metrics": result.metrics})
+    write_whole(examples_of(path), lambda p: examples.to_parquet(p, index=False))
+    write_json(path, {"format": FORMAT, "model": model, "settings": settings, "metrics": metrics})
 
 
 def examples_of(path: Path) -> Path:

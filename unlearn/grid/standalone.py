@@ -18,14 +18,13 @@ from unlearn.data.encoding import Encoder
 from unlearn.data.readers import read, register
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation.evaluation import evaluate
-from unlearn.evaluation.others import FORMAT, examples_of
+from unlearn.evaluation.others import write
 from unlearn.evaluation.retrained import Measured, from_file
 from unlearn.evaluation.suite import Suite
 from unlearn.evaluation.suite import suite as make_suite
 from unlearn.grid.rules import parse
 from unlearn.learning.loop import device, limit_threads
 from unlearn.models import hub, llama, tokenizers, weights
-from unlearn.store.files import write_json, write_whole
 from unlearn.store.identity import digest, metric_settings, template
 from unlearn.store.sources import HUB_NAME
 
@@ -61,12 +60,10 @@ def run(
     reference = _retrained(retrained, suite, cfg)
     entries, examples = evaluate(model, suite, [1.0], None, reference, _show(cfg, name))
     metrics = entries[1.0]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(examples_of(out), lambda path: examples.drop(columns="alpha").to_parquet(path, index=False))
     settings = metrics["settings"] | {"model": model.members[0].fingerprint, "retrained": retrained}
     settings["id"] = digest(settings)
     found = {k: v for k, v in metrics.items() if k != "settings"}
-    write_json(out, {"format": FORMAT, "model": name, "settings": settings, "metrics": found})
+    write(out, name, settings, found, examples.drop(columns="alpha"))
     if reference is None:
         log.info("no retrained=: forget quality, PrivLeak and leak_gap compare with one and are left out")
         return {"model": metrics}

@@ -35,7 +35,7 @@ class Member:
 
     @cached_property
     def kind(self) -> Kind:
-        """What to ask of its model, whether that is a causal one, has an encoder, or is a black box."""
+        """The interface of its model: causal, encoder–decoder or black box."""
         return kind_of(self.model)
 
     def weight(self, alpha: float) -> float:
@@ -54,7 +54,7 @@ class Ensemble:
 
     @property
     def encodes(self) -> bool:
-        """Whether a member reads prompts by an encoder: then a text cannot be read as one, nor a prompt go on."""
+        """Whether a member has an encoder: then prompts are read whole, and cannot be continued by a draft."""
         return any(m.kind.encodes for m in self.members)
 
     def frozen(self, alpha: float) -> list[Member]:

@@ -1,8 +1,7 @@
 """The three kinds of member behind one interface: a causal model, a model with an encoder, and a black box.
 
-Who makes rows, decodes or evaluates asks ``member.kind`` and does not ask what the member is. Which kind a model is of
-is decided in one place, ``kind_of``. How a member learns (all weights, low-rank updates, unlearning layers) is no kind:
-``models/tuning.py``.
+Code that makes rows, decodes or evaluates calls ``member.kind`` and never tests the class of a model; only ``kind_of``
+does. How a member learns (all weights, low-rank updates, unlearning layers) is not a kind: see ``models/tuning.py``.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class NotFinite(RuntimeError):
 
 
 class Kind:
-    """What is asked of a member's model, with the answers of a model that is neither encoder–decoder nor black box."""
+    """What is asked of a member's model. Defaults are those of a causal model whose weights are here."""
 
     encodes = False  # an encoder reads the prompts: they are read once and whole, and no text can be read as one
     as_given = False  # rows are what a server gave: stored as they are, never computed again

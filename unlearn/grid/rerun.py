@@ -18,7 +18,7 @@ from unlearn.grid.refusal import said
 from unlearn.grid.rules import parse
 from unlearn.runs.opened import Opened
 from unlearn.store import runlog
-from unlearn.store.identity import Job, flatten
+from unlearn.store.identity import flatten
 from unlearn.store.runlog import job
 
 MAY_CHANGE = (
@@ -62,13 +62,7 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Opened:
             f"{folder}: its config and data now identify {found.folder.name}; the data set or the program "
             "changed since it was made"
         )
-    return Opened(found, raw)
-
-
-def load(folder: str | Path, overrides: Sequence[str] = ()) -> tuple[DictConfig, Job]:
-    """The job of a run folder; to be replaced by ``open_run``."""
-    found = open_run(folder, overrides)
-    return found.raw, found.job
+    return Opened(found)
 
 
 def _check_foreign(folder: Path, config: dict[str, Any]) -> None:

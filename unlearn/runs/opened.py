@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unlearn.config.schema import Config
 from unlearn.store.identity import Job
@@ -20,7 +20,6 @@ class Opened:
     """What ``grid.rerun.open_run`` makes of a run's folder."""
 
     job: Job
-    raw: Any = None  # the config as composed
 
     @property
     def cfg(self) -> Config:

@@ -21,7 +21,7 @@ from unlearn.deploy.requests.ledger import Ledger, check_id, weights_of
 from unlearn.deploy.requests.states import State
 from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
-from unlearn.grid.rerun import load
+from unlearn.grid.rerun import open_run
 from unlearn.grid.rules import parse, unknown_overrides
 from unlearn.store import runlog
 from unlearn.store.identity import Job, digest, run_identity
@@ -124,7 +124,7 @@ def evaluate(ledger: Ledger, ids: Sequence[str] = (), overrides: Sequence[str] =
 def measured(ledger: Ledger, id: str, answering: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The body of an evaluation of one request under the sum of some offsets: aggregates, and the rule's verdict."""
     known = ledger.states()
-    jobs = {name: load(ledger.run_of(name), overrides)[1] for name in {*answering, id}}
+    jobs = {name: open_run(ledger.run_of(name), overrides).job for name in {*answering, id}}
     alphas = {name: float(known[name].effect.get("alpha", jobs[name].cfg.alpha)) for name in answering}
     entry, references = _entry(jobs, id, alphas)
     data = read(jobs[id].cfg)

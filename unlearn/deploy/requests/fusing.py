@@ -22,7 +22,7 @@ from unlearn.deploy.requests.chain import Failed, LedgerError
 from unlearn.deploy.requests.ledger import Ledger, check_id
 from unlearn.deploy.requests.states import State
 from unlearn.grid import call as grid
-from unlearn.grid.rerun import load
+from unlearn.grid.rerun import open_run
 from unlearn.grid.rules import parse
 from unlearn.runs.sequence import one_list
 from unlearn.store.identity import Job
@@ -75,7 +75,7 @@ def _write_down(ledger: Ledger, ids: Sequence[str], id: str | None, rule: Sequen
     parts = [state.id for state in ledger.in_effect(ids)]
     if len(parts) < 2:
         raise LedgerError(f"fuse: needs two active offsets or more, and got {parts}")
-    jobs = [load(ledger.run_of(part))[1] for part in parts]
+    jobs = [open_run(ledger.run_of(part)).job for part in parts]
     _check_fit(jobs)
     conditions = evidence.conditions(rule, jobs[0].cfg, read(jobs[0].cfg))
     id = check_id(id or ledger.next_id("F"))
@@ -107,14 +107,14 @@ def _retained(data: Any) -> dict[str, Any]:
 def _config(ledger: Ledger, state: State) -> DictConfig:
     """The config of the fusion: that of its first part, which asks for all of them and begins where they ended."""
     runs = [ledger.run_of(part) for part in state.parts]
-    raws, jobs = zip(*map(load, runs), strict=True)
+    jobs = [open_run(run).job for run in runs]
     known, first = ledger.states(), jobs[0].cfg
     alphas = [known[part].effect["alpha"] / first.alpha for part in state.parts]
     begin = BeginConfig(list(map(str, runs)), alphas=None if tuning(first) == LAYERS else alphas)
     changes = {"algo": {"name": "fused"}, "begin": asdict(begin), "trainer": {"steps": 0}, "data": _all_of(jobs)}
     if first.pair.tuning == "lora":  # what they learnt lies merged in offset/
         changes["pair"] = {"tuning": "full"}
-    return OmegaConf.merge(raws[0], changes)
+    return OmegaConf.merge(OmegaConf.structured(first), changes)
 
 
 def _all_of(jobs: Sequence[Job]) -> dict[str, Any]:

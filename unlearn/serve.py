@@ -62,8 +62,8 @@ def _listen(settings: Settings) -> socket.socket:
         if place is not None:
             place.close()
         raise ConfigError(
-            f"host={settings.host} port={settings.port}: cannot be listened at ({error.strerror or error}); take "
-            "another, or port=0 for a free one"
+            f"host={settings.host} port={settings.port}: cannot bind ({error.strerror or error}); choose "
+            "another port, or port=0 for any free port"
         ) from None
     return place
 

@@ -88,7 +88,7 @@ WRONG = {
     "grace=-1": "grace=-1.0: must be a number of seconds",
     "key_env=NOT_THERE_AT_ALL": "key_env=NOT_THERE_AT_ALL: there is no such environment variable",
     "key_env=my-secret-key": "must be the name of an environment variable",
-    "host=300.1.1.1": "cannot be listened at",
+    "host=300.1.1.1": "cannot bind",
 }
 
 
@@ -117,7 +117,7 @@ def test_a_port_that_is_taken_is_refused_before_models_are_loaded(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert serve.main(["run=x", f"port={port}"]) == 2
-    assert f"port={port}: cannot be listened at" in capsys.readouterr().err
+    assert f"port={port}: cannot bind" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])

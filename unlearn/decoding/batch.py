@@ -17,7 +17,7 @@ Rows = Mapping[str, Tensor]  # next-token logits by member
 
 class Batch:
     """B texts of W columns, padded on the left, so that all end together. Each member has a state of its own
-    (``states.py``), and reads what is new to it when it is asked for rows.
+    (``models/states.py``), and reads what is new to it when it is asked for rows.
 
     ``rows`` are whatever the caller keeps of each text, in the order of the batch. ``whole``: texts may join, and
     tokens be taken back; then every column is kept, whatever a model's window is. ``hide_pad`` also masks tokens of a

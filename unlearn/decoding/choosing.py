@@ -36,14 +36,18 @@ class Draw:
     _made: int = field(default=0, init=False, repr=False, compare=False)  # steps whose noise was made
 
     def noise(self, step: int, width: int) -> Tensor:
-        """Exponential noise [V] of token number ``step``; minus its logarithm is Gumbel's. It is made step by step,
-        and kept until the next: going back begins anew."""
-        if step < self._made - 1 or not self._made:
+        """Exponential noise [V] of token number ``step``; minus its logarithm is Gumbel's. It is made step by step: the
+        same step again, or the next, costs one; an earlier one begins anew."""
+        if not self._made or step < self._made - 1:
             self._random, self._made = torch.Generator().manual_seed(self.key), 0
+        elif step == self._made - 1:
+            self._random.set_state(self._before)
+            self._made = step
         for _ in range(self._made, step + 1):
-            self._noise = torch.empty(width).exponential_(generator=self._random)
+            self._before = self._random.get_state()
+            noise = torch.empty(width).exponential_(generator=self._random)
         self._made = step + 1
-        return self._noise
+        return noise
 
 
 def decide(

@@ -31,6 +31,7 @@ from unlearn.store.identity import digest
 
 FILE = "draft.json"
 Prompts = Sequence[Sequence[int]]
+Stored = dict[str, FrozenRows | LiveRows]  # rows by member
 
 
 @torch.no_grad()
@@ -127,13 +128,7 @@ class _Begun:
     doubtful: bool  # the next token was too near a tie to say
 
 
-def _check(
-    ensemble: Ensemble,
-    drafts: Examples,
-    rows: dict[str, FrozenRows | LiveRows],
-    alpha: float,
-    how: Decoding,
-) -> list[_Begun]:
+def _check(ensemble: Ensemble, drafts: Examples, rows: Stored, alpha: float, how: Decoding) -> list[_Begun]:
     """Hold every draft against the ensemble, all its positions in one pass."""
     begun = {}
     for indices, _, found in read(ensemble, drafts, [alpha], rows, how.pad_id, how.batch_size):

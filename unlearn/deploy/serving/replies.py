@@ -80,11 +80,8 @@ class Reply:
 
     def last(self) -> dict[str, Any] | None:
         """How many tokens there were, after all answers."""
-        return (
-            self._head | {"choices": [], "usage": self.usage()}
-            if self._asked.body.stream_options.include_usage
-            else None
-        )
+        wanted = self._asked.body.stream_options.include_usage
+        return self._head | {"choices": [], "usage": self.usage()} if wanted else None
 
     def usage(self) -> dict[str, int]:
         read = sum(len(ask.prompt) for ask in self._asked.asks[:: self._asked.body.n])

@@ -52,7 +52,10 @@ def take_over(model: nn.Module, cfg: BeginConfig, fingerprint: str) -> dict[str,
             log.warning("begin.runs: began with different layers (seed): the units of their bottlenecks do not match")
     else:
         _add_changes(model, cfg, how)
-    log.info("Begins at %d runs by %s%s", len(cfg.runs), how, _worst(residuals))
+    log.info("Begins at %d runs by %s", len(cfg.runs), how)
+    if residuals:
+        worst = max(residual["outputs"] for residual in residuals.values())
+        log.info("Changed at most %.1f %% of a linear's outputs on the requests", 100 * worst)
     runs = [{"run": Path(folder).resolve().name, "data": m.get("data"), "weights": m[seal.WEIGHTS]}
             for folder, m in zip(cfg.runs, manifests, strict=True)]  # fmt: skip
     return {"how": how, "runs": runs, "residuals": residuals}
@@ -121,14 +124,6 @@ def _table(folder: str | Path, name: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"begin.runs={str(folder)!r}: {name} is missing; needs a run of the same tuning")
     return load_file(path)
-
-
-def _worst(residuals: dict[str, Any]) -> str:
-    if not residuals:
-        return ""
-    return (
-        f"; at most {max(r['outputs'] for r in residuals.values()):.1%} of a linear's outputs on the requests changed"
-    )
 
 
 def check(folder: Path, fingerprint: str) -> dict[str, Any]:

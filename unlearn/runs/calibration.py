@@ -32,6 +32,7 @@ from unlearn.store.identity import NO_RETRAINED, eval_settings
 METRICS: Mapping[str, Callable[[Scores], np.ndarray]] = {
     "prob": lambda s: s.prob, "exact_memorization": lambda s: s.correct,
 }  # fmt: skip
+FILE = "calibration.json"
 SPLITS = ("forget", "retain", "real_authors", "world_facts")
 MOST = 16.0  # largest α that is looked at
 PRECISE = 1e-4  # α is found to this
@@ -203,13 +204,10 @@ def _bisect(
     return (low, value_low), (high, value_high)
 
 
-FILE = "calibration.json"
-
-
 def goal_of(arguments: Sequence[str]) -> Goal:
     """The goal that ``forget/prob=0.15``, ``to=retrained`` or ``tolerance=0.02`` asks for."""
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
-    metrics = [f"{s}/{m}" for s in SPLITS for m in METRICS]
+    metrics = [f"{split}/{metric}" for split in SPLITS for metric in METRICS]
     values = [k for k in given if "/" in k]
     goals = len(values) + ("to" in given) + ("tolerance" in given)
     if goals != 1 or len(given) < len(arguments) or (values and "metric" in given):

@@ -20,7 +20,7 @@ from unlearn.deploy.export.traces import forget_rows, texts_of
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import measures
 from unlearn.evaluation.scoring import score
-from unlearn.evaluation.suite import Split, Suite
+from unlearn.evaluation.suite import Suite
 from unlearn.models import llama, tokenizers
 from unlearn.runs.baselines import suite_of
 from unlearn.runs.workbench import Workbench
@@ -121,13 +121,10 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _alone(models: Mapping[str, nn.Module], suite: Suite) -> dict[str, dict[str, float]]:
     """How much each model that is written knows of the forget set by itself, without the target."""
-    split = suite.split("forget")
-    return {} if split is None else {name: _of(name, model, split, suite) for name, model in models.items()}
-
-
-def _of(name: str, model: nn.Module, split: Split, suite: Suite) -> dict[str, float]:
-    ensemble = Ensemble((Member(name, model, "", 1.0, 0.0, False),))
-    pad = suite.encoder.tokenizer.pad_token_id
-    scores = score(ensemble, split.examples, [1.0], {}, pad, suite.cfg.batch_size, argmax_of=split.right)[1.0]
-    found, _ = measures.measure(split, scores, None, suite.semantics)
-    return {f"forget/{name}": found[name] for name in ALONE}
+    split, pad, found = suite.split("forget"), suite.encoder.tokenizer.pad_token_id, {}
+    for name, model in models.items() if split is not None else ():
+        alone = Ensemble((Member(name, model, ""),))
+        scores = score(alone, split.examples, [1.0], {}, pad, suite.cfg.batch_size, argmax_of=split.right)[1.0]
+        values, _ = measures.measure(split, scores, None, suite.semantics)
+        found[name] = {f"forget/{metric}": values[metric] for metric in ALONE}
+    return found

@@ -1,8 +1,8 @@
-"""What was asked, without its content: fingerprints that only a salt can link to it, and salts that can be erased.
+"""Fingerprints of requests that only a salt links to a text, and salts that can be erased.
 
-A birthday or a telephone number is guessed from a plain hash by trying all there are. Each request has 32 random bytes
-of its own in ``salts/<id>``, outside the chain; the ledger holds HMACs under them. Once the salt is gone, nobody can
-tell of a text whether it is the one that was asked for, and the chain stays whole.
+A birthday is guessed from a plain hash by trying all there are. Each request has 32 random bytes of its own in
+``salts/<id>``, outside the chain; the ledger holds HMACs under them. Once the salt is gone, nobody can link the
+fingerprint to a text, and the chain stays whole.
 """
 
 from __future__ import annotations
@@ -40,15 +40,14 @@ class Salts:
 
     def make(self, id: str) -> bytes:
         """The salt of a request, made where there is none: on the disk before anything is hashed with it."""
-        if self.has(id):
-            return self.get(id)
-        with saving(self.folder):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(self.folder / id, _write)
+        if not self.has(id):
+            with saving(self.folder):
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_whole(self.folder / id, _write)
         return self.get(id)
 
     def erase(self, id: str) -> bool:
-        """Remove the salt; whether there was one. (What a disk keeps of a removed file is not ours to say.)"""
+        """Remove the salt; whether there was one. What a disk keeps of a removed file is not known."""
         if not self.has(id):
             return False
         (self.folder / id).unlink()

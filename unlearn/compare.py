@@ -19,7 +19,8 @@ from typing import Any
 
 from unlearn.command import verb
 from unlearn.config.schema import ConfigError
-from unlearn.grid import places, table
+from unlearn.config.setting import unusable
+from unlearn.grid import table
 from unlearn.store import runlog
 
 
@@ -43,7 +44,7 @@ def main(keys: Keys) -> int:
     results = [*([retrained] if retrained else []), *others]
     named = dict(zip(_names([r.path for r in results]), results, strict=True))
     beside = dict(_beside(keys.beside)) if keys.beside else {}
-    for problem in places.problems("out", keys.out) if keys.out is not None else ():
+    for problem in unusable("out", keys.out) if keys.out is not None else ():
         raise ConfigError(problem)
     table.show_metrics(beside | {name: result.metrics for name, result in named.items()})
     for name, result in named.items():

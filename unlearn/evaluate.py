@@ -18,7 +18,8 @@ from pathlib import Path
 
 from unlearn.command import verb
 from unlearn.config.schema import ConfigError
-from unlearn.grid import places, table
+from unlearn.config.setting import unusable
+from unlearn.grid import table
 from unlearn.grid.perform import perform
 from unlearn.grid.rerun import open_run
 from unlearn.grid.rules import unknown_overrides
@@ -52,7 +53,7 @@ def main(keys: Keys) -> int:
 def _model(keys: Keys) -> int:
     if keys.out is None:
         raise ConfigError("out=FILE: say where the result goes, e.g. out=results/target.json")
-    problems = [*unknown_overrides(keys.overrides), *places.problems("the folder of out", str(keys.out.parent))]
+    problems = [*unknown_overrides(keys.overrides), *unusable("the folder of out", str(keys.out.parent))]
     if keys.out.is_dir():
         problems.append(f"out={str(keys.out)!r}: must be a file, and is a folder")
     if problems:

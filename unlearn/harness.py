@@ -24,8 +24,8 @@ from typing import Any
 
 from unlearn.command import verb
 from unlearn.config.schema import ConfigError
-from unlearn.config.setting import at_least, finite, setting
-from unlearn.grid import places, table
+from unlearn.config.setting import at_least, finite, setting, unusable
+from unlearn.grid import table
 from unlearn.grid.rerun import open_run
 from unlearn.runs import harness
 from unlearn.store.files import write_json
@@ -53,7 +53,7 @@ class Keys:
 def main(keys: Keys) -> int:
     logging.getLogger().setLevel(logging.WARNING)  # lm-eval and what it loads say much
     tasks = harness.tasks_of(keys.tasks, keys.path)
-    for problem in places.problems("the folder of out", str(keys.out.parent)) if keys.out else ():
+    for problem in unusable("the folder of out", str(keys.out.parent)) if keys.out else ():
         raise ConfigError(problem)
     if keys.model is not None:
         place, found = keys.out, harness.of_model(keys.model, tasks, keys.limit, keys.overrides)

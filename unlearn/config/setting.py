@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -12,8 +13,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from unlearn.config.redaction import secret_in
+
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,79}"
 NAME_RULE = "names a folder: letters, digits, '_', '.', '+' and '-', not starting with '.', '+' or '-', at most 80"
+LONGEST_NAME = 255  # bytes of a file, on every common file system
 LARGEST = 10**9  # of whole numbers but seeds: more is beyond every run
 
 
@@ -94,7 +98,10 @@ A_FILE = Bound(lambda v: Path(v).is_file(), lambda: f"no such file in {Path.cwd(
 
 
 def out_of_bounds(node: Any, key: str = "") -> Iterator[str]:
-    """Yield a line with key, value and rule for each value of a config that is out of its bounds, in field order."""
+    """Yield a line with key, value and rule for each value of a config that is out of its bounds, in field order.
+
+    No value may hold a key or token: a config is written to run folders and to W&B.
+    """
     for f in fields(node):
         yield from _of_value(getattr(node, f.name), f"{key}{f.name}", f.metadata.get("bounds", ()))
 
@@ -108,6 +115,8 @@ def _of_value(value: Any, key: str, bounds: tuple[Bound, ...]) -> Iterator[str]:
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             inside = f"{key}.{name}" if isinstance(value, dict) else f"{key}[{name}]" if is_dataclass(part) else key
             yield from _of_value(part, inside, each)
+    elif isinstance(value, str) and (secret := secret_in(value)) is not None:
+        yield f"{key}: holds {secret}; configs are written to run folders, so it must not"
     elif value is not None:
         yield from _first(bounds, key, value)
         if isinstance(value, int) and SEED not in bounds:
@@ -125,3 +134,20 @@ def need(ok: bool, key: str, value: object, rule: str) -> Iterator[str]:
     """Yield nothing, or the line that says which rule a value breaks."""
     if not ok:
         yield f"{key}={value!r}: {rule}"
+
+
+def unusable(key: str, folder: str, write: bool = True) -> Iterator[str]:
+    """Nothing, or why ``folder`` (that of the setting ``key``) can neither be used nor made."""
+    if not folder.strip() or "\0" in folder:
+        yield f"{key}={folder!r}: must name a folder"
+        return
+    path = Path(folder)
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        yield f"{key}={folder[:60]!r}…: a folder's name has at most {LONGEST_NAME} bytes"
+        return
+    there = next((p for p in (path, *path.absolute().parents) if os.path.lexists(p)), Path("/"))
+    if not there.is_dir():
+        what = "leads nowhere" if there.is_symlink() else "is a file"
+        yield f"{key}={folder!r}: must be a folder, and {str(there)!r} {what}"
+    elif write and not os.access(there, os.W_OK | os.X_OK):
+        yield f"{key}={folder!r}: must be a folder that can be written, and {str(there)!r} cannot: give another one"

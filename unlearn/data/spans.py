@@ -8,7 +8,7 @@ names of people where a row knows some, and else words at random.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -38,22 +38,15 @@ class Text:
     @property
     def masked(self) -> str:
         """The text with a sentinel for each span."""
-        return "".join(part for k, (a, b) in enumerate(self._open()) for part in (self._mark(k), self.text[a:b]))
+        edges = [0, *(edge for span in self.spans for edge in span), len(self.text)]
+        between = [self.text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        return between[0] + "".join(f"{SENTINEL.format(k)}{part}" for k, part in enumerate(between[1:]))
 
     @property
     def answer(self) -> str:
         """What the sentinels stand for."""
         told = [f"{SENTINEL.format(k)} {self.text[a:b]}" for k, (a, b) in enumerate(self.spans)]
         return " ".join([*told, SENTINEL.format(len(self.spans))])
-
-    def _open(self) -> list[Span]:
-        """What lies before, between and after the spans."""
-        edges = [0, *(edge for span in self.spans for edge in span), len(self.text)]
-        return list(zip(edges[::2], edges[1::2], strict=True))
-
-    @staticmethod
-    def _mark(k: int) -> str:
-        return SENTINEL.format(k - 1) if k else ""
 
 
 def text_of(row: Row, names: bool = False) -> Text | None:
@@ -98,15 +91,12 @@ def examples(encoder: Encoder, rows: Iterable[Row], masks: bool, names: bool = F
     Masked: the prompt is the masked text, the answer what was masked. Else: the text as a prompt of the data set's
     template writes it; its first token is the prompt, the answer all others. Ids are ``<row's>/text``.
     """
-    twin = Encoder(encoder.tokenizer, TEMPLATE, encoder.max_length)
+    texts = [text for row in rows if (text := text_of(row, names)) is not None]
     if masks:
         _knows_sentinels(encoder)
-    found = [text for row in rows if (text := text_of(row, names)) is not None]
-    return Examples(_masked(twin, text) if masks else _plain(encoder, text)[0] for text in found)
-
-
-def _masked(encoder: Encoder, text: Text) -> Example:
-    return encoder.example(f"{text.id}/text", text.masked, text.answer)
+        twin = Encoder(encoder.tokenizer, TEMPLATE, encoder.max_length)
+        return Examples(twin.example(f"{text.id}/text", text.masked, text.answer) for text in texts)
+    return Examples(_plain(encoder, text)[0] for text in texts)
 
 
 def _plain(encoder: Encoder, text: Text) -> tuple[Example, list[Span]]:
@@ -127,7 +117,8 @@ def of_names(encoder: Encoder, rows: Iterable[Row], masks: bool) -> tuple[Exampl
     texts = [text for row in rows if (text := text_of(row, names=True)) is not None]
     if masks:
         found = examples(encoder, rows, masks, names=True)
-        other = {*_sentinels(encoder), encoder.tokenizer.eos_token_id}
+        sentinels = encoder.tokenizer.convert_tokens_to_ids([SENTINEL.format(k) for k in range(SENTINELS)])
+        other = {*sentinels, encoder.tokenizer.eos_token_id}
         return found, [[t for t, token in enumerate(e.answer) if token not in other] for e in found]
     both = [_plain(encoder, text) for text in texts]
     inside = [
@@ -136,10 +127,6 @@ def of_names(encoder: Encoder, rows: Iterable[Row], masks: bool) -> tuple[Exampl
     ]
     kept = [i for i, tokens in enumerate(inside) if tokens]  # a name that is the first token is never predicted
     return Examples(both[i][0] for i in kept), [inside[i] for i in kept]
-
-
-def _sentinels(encoder: Encoder) -> Sequence[int]:
-    return encoder.tokenizer.convert_tokens_to_ids([SENTINEL.format(k) for k in range(SENTINELS)])
 
 
 def _knows_sentinels(encoder: Encoder) -> None:

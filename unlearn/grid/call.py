@@ -29,9 +29,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.config.redaction import redact, redacted
 from unlearn.config.schema import Config, ConfigError
+from unlearn.config.setting import unusable
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
-from unlearn.grid import launchers, places
+from unlearn.grid import launchers
 from unlearn.grid.refusal import REFUSED, as_before, came_from_hydra, raising, refuse, said, secrets
 from unlearn.grid.rules import parse, unknown_overrides
 from unlearn.runs import stopping
@@ -194,7 +195,7 @@ def check(cfg: Config) -> Job:
 def _check_places(cfg: Config, write: bool) -> None:
     """Raise ``ConfigError`` unless the folders of runs and store can be read or made; and written, if asked."""
     for key in ("runs", "store"):
-        for problem in places.problems(f"paths.{key}", getattr(cfg.paths, key), write):
+        for problem in unusable(f"paths.{key}", getattr(cfg.paths, key), write):
             raise ConfigError(problem)
 
 

@@ -12,8 +12,8 @@ from yaml import YAMLError
 
 from unlearn.config.pair import HOW_ASKED
 from unlearn.config.schema import Config, ConfigError
+from unlearn.config.setting import unusable
 from unlearn.data.readers import SETTINGS, read
-from unlearn.grid import places
 from unlearn.grid.refusal import said
 from unlearn.grid.rules import parse
 from unlearn.runs.opened import Opened
@@ -53,7 +53,7 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Opened:
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(said(error)) from None
     cfg = parse(raw)
-    problems = list(places.problems("paths.store", cfg.paths.store, write=False))
+    problems = list(unusable("paths.store", cfg.paths.store, write=False))
     if problems:
         raise ConfigError("\n".join(problems))
     found = job(cfg, read(cfg).fingerprint())

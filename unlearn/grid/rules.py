@@ -14,7 +14,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from unlearn.config.data import DataConfig
-from unlearn.config.redaction import secret_in
 from unlearn.config.schema import Config, ConfigError
 from unlearn.config.setting import out_of_bounds
 from unlearn.data.readers import SETTINGS
@@ -27,15 +26,13 @@ def parse(cfg: DictConfig) -> Config:
     unknown = list(_unknown_keys(cfg, ""))
     if unknown:
         raise ConfigError("\n".join(unknown))
-    held = list(_held_secrets(OmegaConf.to_container(cfg, resolve=True), ""))
-    if held:
-        raise ConfigError("\n".join(held))
     try:
         config = OmegaConf.to_object(cfg)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: must be given") from None
     assert isinstance(config, Config)
-    found = problems(config)
+    rules = (out_of_bounds, algo, method, together, pair, http, evaluation, trainer, begin)
+    found = [*(line for rule in rules for line in rule(config)), *config.data.problems()]
     if found:
         raise ConfigError("\n".join(found))
     return config
@@ -79,18 +76,3 @@ def _unknown_keys(node: Any, path: str):
             yield f"{path}{key}: unknown key; known keys here: {', '.join(names)}"
         elif not OmegaConf.is_missing(node, key):
             yield from _unknown_keys(node._get_node(key), f"{path}{key}.")
-
-
-def _held_secrets(value: Any, path: str) -> Iterator[str]:
-    """A config is written to run folders and to W&B: a key or token in it would be, too."""
-    if isinstance(value, dict | list):
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _held_secrets(part, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, str):
-        found = secret_in(value)
-        yield from [f"{path}: holds {found}; configs are written to run folders, so it must not"] if found else []
-
-
-def problems(cfg: Config) -> list[str]:
-    rules = (out_of_bounds, algo, method, together, pair, http, evaluation, trainer, begin)
-    return [*(line for rule in rules for line in rule(cfg)), *cfg.data.problems()]

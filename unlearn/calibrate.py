@@ -35,7 +35,7 @@ class Keys:
 
 
 @verb(Keys)
-def main(keys: Keys) -> int:
+def main(keys: Keys) -> None:
     from unlearn.runs.calibration import FILE, calibrate_run, goal_of
 
     names = {a: a.split("=")[0] for a in keys.overrides}
@@ -43,7 +43,6 @@ def main(keys: Keys) -> int:
     run = open_run(keys.run, [a for a, name in names.items() if name not in GOAL and "/" not in name])
     _print(calibrate_run(run, goal))
     print(f"written: {run.folder / FILE}")
-    return 0
 
 
 def _print(result: dict[str, Any]) -> None:

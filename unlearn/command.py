@@ -37,8 +37,8 @@ Act = tuple  # what it does with its keys, and the names of those that it takes
 # --- a verb -----------------------------------------------------------------------------------------------------------
 
 
-def verb(keys: type) -> Callable[[Callable[[Any], int]], Main]:
-    """Make a module's ``main`` of what it does with its keys."""
+def verb(keys: type) -> Callable[[Callable[[Any], int | None]], Main]:
+    """Make a module's ``main`` of what it does with its keys; it returns an exit status, or nothing for 0."""
     return lambda do: acts(do.__globals__["__doc__"], keys, {"": (do, *(f.name for f in fields(keys)))})
 
 
@@ -55,7 +55,7 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
         if act not in known:
             raise ConfigError(f"{act}: must be one of {', '.join(known)}")
         do, *names = known[act]
-        return do(parse(keys, arguments, act, names))
+        return do(parse(keys, arguments, act, names)) or 0
 
     def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:] if arguments is None else arguments

@@ -34,7 +34,7 @@ class Keys:
 
 
 @verb(Keys)
-def main(keys: Keys) -> int:
+def main(keys: Keys) -> None:
     from unlearn.evaluation.others import read, write
 
     if not keys.words:
@@ -56,7 +56,6 @@ def main(keys: Keys) -> int:
         path = Path(keys.out) / f"{name.replace('/', '-')}.json"
         write(path, name, result.settings | result.source, result.metrics, result.examples)
         print(f"written: {path}")
-    return 0
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

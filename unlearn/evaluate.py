@@ -42,7 +42,7 @@ class Keys:
 
 
 @verb(Keys)
-def main(keys: Keys) -> int:
+def main(keys: Keys) -> int | None:
     if keys.model is not None:
         return _model(keys)
     run = open_run(keys.run, keys.overrides)
@@ -50,7 +50,7 @@ def main(keys: Keys) -> int:
     return 1 if table.report([run.job]) else 0
 
 
-def _model(keys: Keys) -> int:
+def _model(keys: Keys) -> None:
     if keys.out is None:
         raise ConfigError("out=FILE: say where the result goes, e.g. out=results/target.json")
     problems = [*unknown_overrides(keys.overrides), *unusable("the folder of out", str(keys.out.parent))]
@@ -63,7 +63,6 @@ def _model(keys: Keys) -> int:
     found = standalone.run(keys.model, keys.out, keys.tokenizer, keys.retrained, keys.overrides)
     table.show_metrics({keys.model if name == "model" else name: metrics for name, metrics in found.items()})
     print(f"written: {keys.out}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Keys:
 
 
 @verb(Keys)
-def main(keys: Keys) -> int:
+def main(keys: Keys) -> None:
     run = open_run(keys.run, keys.overrides)
     if not keys.to:
         raise ConfigError("to='': must be a folder that is not there yet, or an empty one")
@@ -57,7 +57,6 @@ def main(keys: Keys) -> int:
         f"written: {place} (α={alpha_key(about['alpha'])}); none of {searched['forget_texts']} forget texts is in it, "
         f"no run of 4 of their words{words}"
     )
-    return 0
 
 
 if __name__ == "__main__":

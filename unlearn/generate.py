@@ -36,7 +36,7 @@ class Keys:
 
 
 @verb(Keys)
-def main(keys: Keys) -> int:
+def main(keys: Keys) -> None:
     run = open_run(keys.run, keys.overrides)
     alphas = keys.alpha or sorted(float(a) for a in runlog.evaluation(run.folder)["alphas"])
     voices = _voices(run, alphas)
@@ -48,7 +48,6 @@ def main(keys: Keys) -> int:
             if keys.prompt is not None:
                 raise
             print(error)
-    return 0
 
 
 def _ask() -> str:

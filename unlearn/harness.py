@@ -50,7 +50,7 @@ class Keys:
 
 
 @verb(Keys)
-def main(keys: Keys) -> int:
+def main(keys: Keys) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # lm-eval and what it loads say much
     tasks = harness.tasks_of(keys.tasks, keys.path)
     for problem in unusable("the folder of out", str(keys.out.parent)) if keys.out else ():
@@ -64,7 +64,6 @@ def main(keys: Keys) -> int:
         write_json(place, found)
     _print(found)
     print(f"written: {place}" if place else "not written: out=FILE says where")
-    return 0
 
 
 def _print(results: Mapping[str, Mapping[str, Any]]) -> None:

@@ -64,10 +64,9 @@ class Keys:
         return self.words[0]
 
 
-def _init(keys: Keys) -> int:
+def _init(keys: Keys) -> None:
     ledger = ledgers.begin(keys.ledger, keys.hmac)
     print(f"begun: {ledger.chain.path}{'' if ledger.chain.key is None else ', with an HMAC'}")
-    return 0
 
 
 def _add(keys: Keys) -> int:
@@ -85,31 +84,29 @@ def _add(keys: Keys) -> int:
     return 0 if state.passed else 1
 
 
-def _list(keys: Keys) -> int:
+def _list(keys: Keys) -> None:
     from unlearn.deploy.requests.records import rows
 
     made = table.made(["id", "asked", "status", "α", "leak (retrained)", "passed"])
     for row in rows(ledgers.opened(keys.ledger, key=None).states()):
         made.add_row(*row)
     table.show(made)
-    return 0
 
 
-def _undo(keys: Keys) -> int:
+def _undo(keys: Keys) -> None:
     from unlearn.deploy.requests.actions import undo
 
     id = keys.request
     undo(ledgers.opened(keys.ledger), id)
-    return _list(keys)
+    _list(keys)
 
 
-def _fuse(keys: Keys) -> int:
+def _fuse(keys: Keys) -> None:
     from unlearn.deploy.requests.fusing import fuse
 
     state = fuse(ledgers.opened(keys.ledger), keys.words, keys.id, keys.rule)
     _list(keys)
     print(f"{state.id}: {state.status}, in the place of {', '.join(state.parts)}")
-    return 0
 
 
 def _evaluate(keys: Keys) -> int:
@@ -120,23 +117,22 @@ def _evaluate(keys: Keys) -> int:
     return 0 if all(state.passed for state in states) else 1
 
 
-def _record(keys: Keys) -> int:
+def _record(keys: Keys) -> None:
     from unlearn.deploy.requests.records import markdown, record
 
     id = keys.request
     found = record(ledgers.opened(keys.ledger, key=None), id)
     if keys.out is None:
         print(markdown(found))
-        return 0
+        return
     keys.out.mkdir(parents=True, exist_ok=True)
     name = keys.out / f"record-{id}"
     write_json(Path(f"{name}.json"), found)
     write_text(Path(f"{name}.md"), markdown(found))
     print(f"written: {name}.md and .json")
-    return 0
 
 
-def _verify(keys: Keys) -> int:
+def _verify(keys: Keys) -> None:
     head = None if keys.head is None else _head_in(keys.head)
     variable = keys.hmac or _variable(keys.ledger)
     signed = keys.hmac is not None or (variable is not None and variable in os.environ)
@@ -150,7 +146,6 @@ def _verify(keys: Keys) -> int:
         signatures = f"HMACs were NOT checked: the environment variable {variable} is not set"
     compared = "goes on from the exported head" if head else "not compared with a head"
     print(f"{count} entries, each after the one before it; {signatures}; {compared}")
-    return 0
 
 
 def _head_in(path: Path) -> chain.Head:
@@ -169,22 +164,20 @@ def _variable(folder: Path) -> str | None:
         return None
 
 
-def _head(keys: Keys) -> int:
+def _head(keys: Keys) -> None:
     ledger = ledgers.opened(keys.ledger, key=None)
     head, first = ledger.chain.head(), ledger.chain.entries()[0]["body"]
     if keys.out is not None:
         write_json(keys.out, {"ledger": first["ledger"], "count": head.count, "hash": head.hash})
     print(f"{first['ledger']} {head.count} {head.hash}")
-    return 0
 
 
-def _erase(keys: Keys) -> int:
+def _erase(keys: Keys) -> None:
     from unlearn.deploy.requests.actions import erase
 
     id = keys.request
     state = erase(ledgers.opened(keys.ledger), id)
     print(f"{state.id}: its salt is gone; its fingerprint can no longer be linked to a text")
-    return 0
 
 
 main = acts(__doc__, Keys, {

@@ -47,7 +47,7 @@ class Keys:
 
 
 @verb(Keys)
-def main(keys: Keys) -> int:
+def main(keys: Keys) -> None:
     from unlearn.runs.sequence import evaluate
 
     jobs = [open_run(folder, keys.overrides).job for folder in keys.offsets]
@@ -57,7 +57,6 @@ def main(keys: Keys) -> int:
         shown = ("after", "offsets", "metrics", "references")
         write_json(keys.out, [{name: getattr(step, name) for name in shown} for step in steps])
         print(f"written: {keys.out}")
-    return 0
 
 
 def _print(steps: Sequence[Step]) -> None:

@@ -38,7 +38,7 @@ class Keys(Settings):
 
 
 @verb(Keys)
-def main(keys: Keys) -> int:
+def main(keys: Keys) -> None:
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise ConfigError("python -m unlearn.serve needs FastAPI: pip install -c constraints.txt -e .[serve]")
     for argument in keys.overrides:
@@ -47,7 +47,7 @@ def main(keys: Keys) -> int:
             raise ConfigError(f"{argument}: unknown key; known keys here: {names}")
     settings = checked(keys)
     with _listen(settings) as place:
-        return _serve(settings, keys.overrides, place)
+        _serve(settings, keys.overrides, place)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -68,7 +68,7 @@ def _listen(settings: Settings) -> socket.socket:
     return place
 
 
-def _serve(settings: Settings, overrides: list[str], place: socket.socket) -> int:
+def _serve(settings: Settings, overrides: list[str], place: socket.socket) -> None:
     from unlearn.deploy.serving.app import create
     from unlearn.deploy.serving.engine import Engine
     from unlearn.deploy.serving.loading import load
@@ -86,7 +86,6 @@ def _serve(settings: Settings, overrides: list[str], place: socket.socket) -> in
         log.info("http://%s:%d/v1 (target %s)", name, port, engine.blend.target.fingerprint)
         _run(app, place, settings.grace)
     log.info("stopped")
-    return 0
 
 
 def _run(app, place: socket.socket, grace: float) -> None:

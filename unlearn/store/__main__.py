@@ -39,8 +39,8 @@ class Keys:
             )
 
 
-def _prune(keys: Keys) -> int:
-    return inventory.prune(keys.store, inventory.to_prune(keys.store, keys.unused, keys.kind), keys.yes)
+def _prune(keys: Keys) -> None:
+    inventory.prune(keys.store, inventory.to_prune(keys.store, keys.unused, keys.kind), keys.yes)
 
 
 main = acts(__doc__, Keys, {

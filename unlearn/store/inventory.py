@@ -102,8 +102,8 @@ def to_prune(root: Path, unused: float | None, kinds: Sequence[str]) -> dict[Pat
     return found
 
 
-def show(root: Path) -> int:
-    """Print every entry, and what kinds and all need; the exit status."""
+def show(root: Path) -> None:
+    """Print every entry, and what kinds and all need."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -119,7 +119,6 @@ def show(root: Path) -> int:
     print(f"{root}: {len(found)} entries, {_bytes(sum(totals.values()))}{f' ({parts})' if parts else ''}")
     if (root / ANSWERS).is_dir():
         print(f"{root / ANSWERS}: {_bytes(size(root / ANSWERS))} of answers of black boxes, which are never pruned")
-    return 0
 
 
 def verify(root: Path) -> int:
@@ -137,8 +136,8 @@ def verify(root: Path) -> int:
     return 1 if bad else 0
 
 
-def prune(root: Path, found: dict[Path, str], remove: bool) -> int:
-    """Say what ``to_prune`` found, and remove it if that is asked; the exit status."""
+def prune(root: Path, found: dict[Path, str], remove: bool) -> None:
+    """Say what ``to_prune`` found, and remove it if that is asked."""
     freed = 0
     for path, why in found.items():
         freed += size(path)
@@ -151,7 +150,6 @@ def prune(root: Path, found: dict[Path, str], remove: bool) -> int:
         else f"{len(found)} entries, {_bytes(freed)}, would go"
     )
     print(said + ("" if remove or not found else ": say yes=true to remove them"))
-    return 0
 
 
 def _bytes(count: float) -> str:

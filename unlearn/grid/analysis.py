@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+
+import unlearn
 
 NAME = "unlearn.analysis"
 
@@ -20,11 +20,9 @@ def folder() -> Path:
 
 def package() -> ModuleType:
     """The package, under the name that it has where it is installed."""
-    if find_spec(NAME) is None:
-        place = folder()
-        spec = spec_from_file_location(NAME, place / "__init__.py", submodule_search_locations=[str(place)])
-        made = sys.modules[NAME] = module_from_spec(spec)
-        spec.loader.exec_module(made)
+    beside = str(folder().parent)
+    if beside not in unlearn.__path__:  # a checkout
+        unlearn.__path__.append(beside)
     return import_module(NAME)
 
 

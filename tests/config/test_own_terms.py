@@ -77,7 +77,7 @@ def test_the_defaults_of_a_users_term_hold_where_no_number_is_given(tmp_path):
     logp = answers["forget"].logp
     for given, factor in (({}, 6.0), ({"scale": 5.0}, 10.0), ({"gamma": 0.5, "scale": 5.0}, 2.5)):
         (term,) = bind("mine", "none", 1.0, 1.0, {"beta": 1.0, "gamma": None} | given, file)
-        torch.testing.assert_close(term(answers), factor * logp)
+        torch.testing.assert_close(term.function(**answers), factor * logp)
     with pytest.raises(ObjectiveError, match="term 'mine' needs algo.beta"):  # it has no default
         bind("mine", "none", 1.0, 1.0, {"scale": 5.0}, file)
 
@@ -90,7 +90,7 @@ def test_a_file_with_postponed_annotations_and_a_dataclass_is_imported(tmp_path)
     (term,) = bind("mine", "none", 1.0, 1.0, {}, str(tmp_path / "terms.py"))
     answers = Answers(torch.zeros(2, 4), torch.tensor([1, 2]), torch.tensor([0, 0]))
     assert term.per_token
-    torch.testing.assert_close(term({"forget": answers}), 2.0 * answers.logp)
+    torch.testing.assert_close(term.function(forget=answers), 2.0 * answers.logp)
 
 
 def test_a_file_that_is_not_python_is_refused_and_only_what_it_defines_itself_is_a_term(tmp_path):

@@ -68,10 +68,11 @@ class DataConfig:
         """Whether each of the requests has the form that the reader takes; and which form that is."""
         return False, "this reader takes no requests"
 
-    def nothing_else(self, *keys: str) -> Iterator[str]:
-        """Yield a line for each key that says what is to be forgotten, too, where requests do."""
-        for key in keys if self.requests is not None else ():
-            rule = "data.requests names what is to be forgotten: must be null or empty"
+    def nothing_else(self, **keys: str) -> Iterator[str]:
+        """Yield a line for each key that says what is to be forgotten, too, where requests do; each with what it must
+        be instead."""
+        for key, instead in keys.items() if self.requests is not None else ():
+            rule = f"data.requests names what is to be forgotten: must be {instead}"
             yield from need(not getattr(self, key), f"data.{key}", getattr(self, key), rule)
 
 

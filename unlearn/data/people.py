@@ -39,7 +39,7 @@ class Deletable(Numbered):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.nothing_else("forget", "gone")
+        yield from self.nothing_else(forget="null", gone="empty")
         most, last = self.most(), self.people - 1
         rule = f"must be 1 to {most} with data.people={self.people}: somebody must be left to retain"
         yield from need(1 <= self.forget_people <= most, "data.forget_people", self.forget_people, rule)

@@ -43,7 +43,7 @@ class Settings(DataConfig):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.nothing_else("forget")
+        yield from self.nothing_else(forget="null")
 
     def are_requests(self, requests: list[Any]) -> tuple[bool, str]:
         fit = all(request is not None and request != [] and is_files(request) for request in requests)

@@ -58,7 +58,7 @@ class Settings(DataConfig):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        yield from self.nothing_else("forget")
+        yield from self.nothing_else(forget="null")
         rule = (
             "nobody is recognised in texts here: give data.names=FILE (a name in each line) or data.pattern=REGEX, one "
             "of the two"

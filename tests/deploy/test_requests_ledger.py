@@ -253,7 +253,7 @@ def test_the_privacy_page_says_what_each_file_of_a_ledger_holds(ledger):
 
 
 def test_fingerprints_tell_the_same_set_by_its_salt_alone(ledger):
-    from unlearn.deploy.requests.fingerprints import of_rows
+    from unlearn.deploy.requests.ledger import of_rows
 
     rows = read(compose(*TINY3, "data.request=1")).splits["forget"]
     asked = ledger.state("R1").asked["body"]

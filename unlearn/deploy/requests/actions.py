@@ -12,13 +12,11 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from unlearn.config.derived import algo_name, alpha_key, training_alpha
-from unlearn.config.pair import PairConfig
 from unlearn.config.schema import Config, ConfigError, conf_dir
 from unlearn.data.readers import read, register
-from unlearn.deploy.requests import evidence, fingerprints
+from unlearn.deploy.requests import evidence
 from unlearn.deploy.requests.chain import Failed, LedgerError
-from unlearn.deploy.requests.ledger import Ledger, check_id, weights_of
-from unlearn.deploy.requests.states import State
+from unlearn.deploy.requests.ledger import Ledger, State, check_id, of_rows, of_text, weights_of
 from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
 from unlearn.grid.rerun import open_run
@@ -55,7 +53,7 @@ def add(ledger: Ledger, overrides: Sequence[str], request: Request) -> State:
         with ledger.lock:
             if ledger.state(id).effective is None:
                 ledger.link(id, job.folder)
-                ledger.append("effective", id, effect(job))
+                ledger.chain.append("effective", id, effect(job))
     if not ledger.state(id).evaluated:
         evaluate(ledger, [id])
     return ledger.state(id)
@@ -83,27 +81,24 @@ def answer(id: str, job: Job) -> None:
 
 def effect(job: Job) -> dict[str, Any]:
     """What took effect: the offset by its weights, and all that it was made with."""
-    cfg, manifest = job.cfg, runlog.manifest(job.folder)
+    cfg, pair, manifest = job.cfg, job.cfg.pair, runlog.manifest(job.folder)
+    # models by their names on the hub, never by paths, which may say more than they should
+    named = {"target": pair.target, "small": pair.small, "tokenizer": pair.tokenizer}
+    on_hub = {k: f"{s.source}@{s.revision or 'main'}" for k, s in named.items() if s.source and not is_folder(s.source)}
+    how = {"pair": pair.name, "offset_init": pair.offset_init, "tuning": pair.tuning}
+    how |= {"dtype": pair.target.dtype, "quantisation": pair.target.quantisation}
     return {
         "alpha": cfg.alpha,
         "weights": weights_of(job.folder),
         "models": manifest.get("models"),
-        "lineage": _lineage(cfg.pair),
-        "seeds": {"seed": cfg.seed, "pair": cfg.pair.seed},
+        "lineage": how | on_hub,
+        "seeds": {"seed": cfg.seed, "pair": pair.seed},
         "code": manifest.get("git"),
         "versions": manifest.get("versions"),
         "hardware": manifest.get("hardware"),
         "seconds": round(runlog.own_seconds(manifest), 1),
         "collapsed": manifest.get("collapsed") is not None,
-    }  # fmt: skip
-
-
-def _lineage(pair: PairConfig) -> dict[str, Any]:
-    """Where the models come from: names on the hub, never paths, which may say more than they should."""
-    named = {"target": pair.target, "small": pair.small, "tokenizer": pair.tokenizer}
-    on_hub = {k: f"{s.source}@{s.revision or 'main'}" for k, s in named.items() if s.source and not is_folder(s.source)}
-    how = {"pair": pair.name, "offset_init": pair.offset_init, "tuning": pair.tuning}
-    return how | {"dtype": pair.target.dtype, "quantisation": pair.target.quantisation} | on_hub
+    }
 
 
 def evaluate(ledger: Ledger, ids: Sequence[str] = (), overrides: Sequence[str] = ()) -> list[State]:
@@ -116,13 +111,14 @@ def evaluate(ledger: Ledger, ids: Sequence[str] = (), overrides: Sequence[str] =
             raise LedgerError(f"{id}: no such request; there are {', '.join(known) or 'none'}")
         if known[id].effective is None or known[id].undone is not None:
             raise LedgerError(f"{id}: is {known[id].status}: there is nothing to measure")
-        ledger.append("evaluated", id, measured(ledger, id, answering, overrides))
+        measure(ledger, id, id, answering, overrides)
     known = ledger.states()
     return [known[id] for id in wanted]
 
 
-def measured(ledger: Ledger, id: str, answering: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The body of an evaluation of one request under the sum of some offsets: aggregates, and the rule's verdict."""
+def measure(ledger: Ledger, under: str, id: str, answering: Sequence[str], overrides: Sequence[str] = ()) -> None:
+    """Write down, under a request or a fusion, how forgotten a request is under the sum of some offsets: aggregates,
+    and the rule's verdict."""
     known = ledger.states()
     jobs = {name: open_run(ledger.run_of(name), overrides).job for name in {*answering, id}}
     alphas = {name: float(known[name].effect.get("alpha", jobs[name].cfg.alpha)) for name in answering}
@@ -130,7 +126,7 @@ def measured(ledger: Ledger, id: str, answering: Sequence[str], overrides: Seque
     data = read(jobs[id].cfg)
     conditions = evidence.conditions(known[id].rule, jobs[id].cfg, data)
     verdict = evidence.judged(conditions, entry, references.get("target", {}))
-    return {
+    body = {
         "of": id,
         "offsets": alphas,
         "weights": {name: weights_of(jobs[name].folder) for name in answering},
@@ -140,18 +136,19 @@ def measured(ledger: Ledger, id: str, answering: Sequence[str], overrides: Seque
         "settings": {k: v for k, v in entry["settings"].items() if k != "references"},  # that is a plain hash of data
         "metrics": evidence.aggregates(entry, references),
     }
+    ledger.chain.append("evaluated", under, body)
 
 
 def _entry(jobs: dict[str, Job], id: str, alphas: dict[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The evaluation of the forget set of ``id`` under the sum, and those of target and retrained model."""
-    job = jobs[id]
-    if list(alphas) == [id] and runlog.is_done(job):
-        found = runlog.evaluation(job.folder)
-        if alpha_key(alphas[id]) in found["alphas"]:
-            return found["alphas"][alpha_key(alphas[id])], found["references"]
-    from unlearn.runs.sequence import Part, measure
+    if list(alphas) == [id] and runlog.is_done(jobs[id]):
+        found, key = runlog.evaluation(jobs[id].folder), alpha_key(alphas[id])
+        if key in found["alphas"]:
+            return found["alphas"][key], found["references"]
+    from unlearn.runs import sequence
 
-    step = measure(job.cfg, [Part(jobs[name], alpha) for name, alpha in alphas.items()], 1)
+    parts = [sequence.Part(jobs[name], alpha) for name, alpha in alphas.items()]
+    step = sequence.measure(jobs[id].cfg, parts, 1)
     return step.metrics, step.references
 
 
@@ -163,7 +160,7 @@ def undo(ledger: Ledger, id: str) -> State:
             raise LedgerError(f"{id}: is {state.status}; undo {state.fused_in} first, then {id}")
         if not state.active:
             raise LedgerError(f"{id}: is {state.status}; only what is active can be undone")
-        ledger.append("undone", id, {})
+        ledger.chain.append("undone", id, {})
     return ledger.state(id)
 
 
@@ -174,9 +171,9 @@ def erase(ledger: Ledger, id: str) -> State:
         if not ledger.salts.erase(id) and state.erased is not None:
             raise LedgerError(f"{id}: its salt was erased before, on {state.erased['time']}")
         if not state.active and state.fused_in is None:
-            ledger.unlink(id)
+            ledger.link_of(id).unlink(missing_ok=True)
         if state.erased is None:
-            ledger.append("erased", id, {})
+            ledger.chain.append("erased", id, {})
     return ledger.state(id)
 
 
@@ -185,14 +182,14 @@ def erase(ledger: Ledger, id: str) -> State:
 
 def _write_down(ledger: Ledger, job: Job, request: Request) -> str:
     """The id of a request, written down unless it was before; ``LedgerError`` where it was with something else."""
-    body = _body(job.cfg, request)
-    id = request.id or _same(ledger, job) or ledger.next_id("R")
-    state = ledger.states().get(check_id(id))
+    body, known = _body(job.cfg, request), ledger.states()
+    same = (s.id for s in known.values() if not s.is_fusion and s.undone is None and _asks_for(ledger, s, job))
+    id = check_id(request.id or next(same, None) or ledger.next_id("R"))
+    state = known.get(id)
     salt = ledger.salts.make(id) if state is None else ledger.salts.get(id)
-    subject = None if request.subject is None else fingerprints.of_text(request.subject, salt)
-    body |= _fingerprints(job, salt) | {"subject": subject}
+    body |= _fingerprints(job, salt) | {"subject": None if request.subject is None else of_text(request.subject, salt)}
     if state is None:
-        ledger.append("asked", id, body)
+        ledger.chain.append("asked", id, body)
         return id
     if state.undone is not None:
         raise LedgerError(f"{id}: was undone on {state.undone['time']}; ask for it again under a new id")
@@ -224,16 +221,11 @@ def _body(cfg: Config, request: Request) -> dict[str, Any]:
 
 def _fingerprints(job: Job, salt: bytes) -> dict[str, str]:
     """What would be guessed from a plain hash: forget set and settings."""
-    identity = digest(run_identity(job.cfg, job.data), 64)
-    forget = fingerprints.of_rows(read(job.cfg).splits["forget"], salt)
-    return {"fingerprint": forget, "config": fingerprints.of_text(identity, salt)}
+    settings = of_text(digest(run_identity(job.cfg, job.data), 64), salt)
+    return {"fingerprint": of_rows(read(job.cfg).splits["forget"], salt), "config": settings}
 
 
-def _same(ledger: Ledger, job: Job) -> str | None:
-    """The request, not undone, that asks for the same by its salted fingerprints."""
-    for state in ledger.states().values():
-        if not state.is_fusion and state.undone is None and ledger.salts.has(state.id):
-            own = _fingerprints(job, ledger.salts.get(state.id))
-            if own.items() <= state.asked["body"].items():
-                return state.id
-    return None
+def _asks_for(ledger: Ledger, state: State, job: Job) -> bool:
+    """Whether a request asked for the same forget set with the same settings, as far as its salt is there."""
+    found = ledger.salts.has(state.id) and _fingerprints(job, ledger.salts.get(state.id))
+    return bool(found) and found.items() <= state.asked["body"].items()

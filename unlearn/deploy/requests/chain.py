@@ -71,9 +71,12 @@ class Chain:
     def append(self, kind: str, request: str | None, body: Mapping[str, Any]) -> Entry:
         """Write an entry. What an interrupted write left is cut off, and an entry of its own says so."""
         with self.lock, saving(self.path):
-            torn = self._cut_torn()
-            if torn:
-                self._write("repaired", None, {"bytes_of_a_torn_entry": torn})
+            data = self.path.read_bytes() if self.path.is_file() else b""
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                log.warning("%s: cut off %d bytes of an unfinished entry", self.path, len(data) - whole)
+                os.truncate(self.path, whole)
+                self._write("repaired", None, {"bytes_of_a_torn_entry": len(data) - whole})
             return self._write(kind, request, body)
 
     def entries(self) -> list[Entry]:
@@ -106,10 +109,8 @@ class Chain:
 
     def _write(self, kind: str, request: str | None, body: Mapping[str, Any]) -> Entry:
         before = self.head() if self.path.is_file() else Head(0, BEFORE_ALL)
-        entry: Entry = {
-            "n": before.count, "time": now(), "kind": kind, "request": request, "body": dict(body),
-            "previous": before.hash,
-        }  # fmt: skip
+        entry: Entry = {"n": before.count, "time": datetime.now(UTC).isoformat(timespec="seconds"), "kind": kind}
+        entry |= {"request": request, "body": dict(body), "previous": before.hash}
         entry["hash"] = hash_of(entry)
         if self.key is not None:
             entry["hmac"] = signature(entry["hash"], self.key)
@@ -125,19 +126,6 @@ class Chain:
         if begin == 0:
             sync(self.path.parent)
         return entry
-
-    def _cut_torn(self) -> int:
-        """Remove the part of an entry that an interrupted write left, under the lock; its number of bytes."""
-        data = self.path.read_bytes() if self.path.is_file() else b""
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            log.warning("%s: cut off %d bytes of an unfinished entry", self.path, len(data) - whole)
-            os.truncate(self.path, whole)
-        return len(data) - whole
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def canonical(value: Any) -> bytes:
@@ -189,7 +177,12 @@ def _fault(line: bytes, before: Sequence[Entry], lines: Sequence[bytes], key: by
     if hash_of(entry) != entry["hash"]:
         return Fault(i, "changed", "hash mismatch: entry modified after it was written")
     if entry["n"] != i:
-        return _out_of_place(i, entry["n"], lines)
+        there, said = entry["n"], f"entry {entry['n']} stands in its place"
+        if i not in {other["n"] for line in lines if (other := _parsed(line)) is not None}:
+            return Fault(i, "removed", f"is missing; {said}")
+        return (
+            Fault(i, "inserted", f"entry {there} stands here once more") if there < i else Fault(i, "reordered", said)
+        )
     if entry["previous"] != previous:
         said = f"does not continue entry {i - 1}: that one was modified and hashed again, or entries were inserted"
         return Fault(i, "changed", said if i else "the first entry continues another one")
@@ -197,14 +190,6 @@ def _fault(line: bytes, before: Sequence[Entry], lines: Sequence[bytes], key: by
         said = "no HMAC" if "hmac" not in entry else "HMAC mismatch: not made with this key"
         return Fault(i, "hmac", f"{said}; the entry was written by somebody else")
     return None
-
-
-def _out_of_place(i: int, number: int, lines: Sequence[bytes]) -> Fault:
-    if i not in {entry["n"] for line in lines if (entry := _parsed(line)) is not None}:
-        return Fault(i, "removed", f"is missing; entry {number} stands in its place")
-    if number < i:
-        return Fault(i, "inserted", f"entry {number} stands here once more")
-    return Fault(i, "reordered", f"entry {number} stands in its place")
 
 
 def _parsed(line: bytes) -> Entry | None:

@@ -7,6 +7,7 @@ the target's own value. What was not measured does not pass.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ RULE = ("forget/leak_gap<=0.05", "kept:retain/prob>=0.95")
 KEPT = "kept:{split}/prob>=0.9"  # the same of general knowledge, where the data set has some: it is what sums cost
 FORM = re.compile(r"(?:(upper|lower|kept):)?([\w/@.]+)(<=|>=)([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", re.ASCII)
 OF_GROUPS = (("leak", re.compile(r"forget/(judged_|attribute_)?leak")), ("privacy", re.compile("mia/|privleak")))
+Numbers = Mapping[str, Any]  # an entry of eval.json
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,13 @@ class Condition:
     sign: str
     bound: float
 
-    def value(self, entry: Mapping[str, Any], target: Mapping[str, Any]) -> float | None:
+    def value(self, entry: Numbers, target: Numbers) -> float | None:
         """What is compared with the bound; None where it was not measured."""
         if self.of in ("upper", "lower"):
             ends = entry.get("intervals", {}).get(self.metric)
             return None if ends is None else ends[self.of == "upper"]
-        value = entry.get(self.metric)
+        value, whole = entry.get(self.metric), target.get(self.metric)
         if self.of == "kept" and value is not None:
-            whole = target.get(self.metric)
             return value / whole if whole else None
         return value
 
@@ -71,36 +72,29 @@ def conditions(rule: Sequence[str] | None, cfg: Config, data: DataSet) -> tuple[
 def condition(text: str) -> Condition:
     match = FORM.fullmatch(text.replace(" ", ""))
     if match is None:
-        raise LedgerError(
-            f"rule: {text!r}: must be METRIC<=NUMBER or METRIC>=NUMBER, with upper:, lower: or kept: before it if you "
-            "like"
-        )
+        form = "METRIC<=NUMBER or METRIC>=NUMBER, with upper:, lower: or kept: before it if you like"
+        raise LedgerError(f"rule: {text!r}: must be {form}")
     of, metric, sign, bound = match.groups()
     return Condition(match.group(), of, metric, sign, float(bound))
 
 
-def judged(
-    conditions: Sequence[Condition], entry: Mapping[str, Any], target: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def judged(conditions: Sequence[Condition], entry: Numbers, target: Numbers) -> list[dict[str, Any]]:
     """Each condition with what was found, and whether it holds."""
     found = [(each, each.value(entry, target)) for each in conditions]
     return [{"condition": c.text, "value": _short(value), "holds": c.holds(value)} for c, value in found]
 
 
-def aggregates(entry: Mapping[str, Any], references: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def aggregates(entry: Numbers, references: Mapping[str, Numbers]) -> dict[str, dict[str, Any]]:
     """Metric → its value, its interval, the target's and the retrained model's. Numbers alone: no text, no row."""
     found = {}
     for name, value in entry.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             ends = entry.get("intervals", {}).get(name)
             beside = {k: _short(r[name]) for k, r in references.items() if isinstance(r.get(name), int | float)}
-            interval = {"interval": [_short(e) for e in ends]} if ends else {}
-            found[name] = {"value": _short(value)} | interval | beside
+            found[name] = {"value": _short(value)} | ({"interval": [_short(e) for e in ends]} if ends else {}) | beside
     return found
 
 
 def _short(value: float | None) -> float | None:
     """Six digits; no number that JSON lacks."""
-    if value is None or value != value or value in (float("inf"), float("-inf")):
-        return None
-    return float(f"{value:.6g}")
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

@@ -17,10 +17,9 @@ from unlearn.config.pair import LAYERS
 from unlearn.config.schema import BeginConfig
 from unlearn.data.readers import read
 from unlearn.deploy.requests import evidence
-from unlearn.deploy.requests.actions import answer, effect, measured
+from unlearn.deploy.requests.actions import answer, effect, measure
 from unlearn.deploy.requests.chain import Failed, LedgerError
-from unlearn.deploy.requests.ledger import Ledger, check_id
-from unlearn.deploy.requests.states import State
+from unlearn.deploy.requests.ledger import Ledger, State, check_id
 from unlearn.grid import call as grid
 from unlearn.grid.rerun import open_run
 from unlearn.grid.rules import parse
@@ -44,14 +43,14 @@ def fuse(ledger: Ledger, ids: Sequence[str] = (), id: str | None = None, rule: S
     others = [s.id for s in ledger.in_effect() if s.id not in state.parts]
     for one in (id, *state.parts):  # the union, and each request for itself
         if one not in state.latest:
-            ledger.append("evaluated", id, measured(ledger, one, [*others, id]))
+            measure(ledger, id, one, [*others, id])
     now = ledger.state(id)
     if not now.passed:
         unmet, parts = ", ".join(now.unmet()), ", ".join(state.parts)
         raise Failed(f"{id}: does not meet its rule and did not take effect ({unmet}); {parts} stay active")
     with ledger.lock:
         ledger.in_effect(state.parts)  # undone in the meantime?
-        ledger.append("effective", id, effect(job))
+        ledger.chain.append("effective", id, effect(job))
     return ledger.state(id)
 
 
@@ -62,32 +61,26 @@ def _begun(ledger: Ledger, ids: Sequence[str], id: str | None, rule: Sequence[st
     state = known.get(id) if id is not None else next((s for s in going if not ids or {*ids} == {*s.parts}), None)
     if state is None:
         return None
+    wrong = None
     if not state.is_fusion or (ids and {*ids} != {*state.parts}):
-        raise LedgerError(f"{state.id}: is of {', '.join(state.parts) or 'a request'}; give a new id")
-    if rule is not None and [evidence.condition(text).text for text in rule] != state.rule:
-        raise LedgerError(f"{state.id}: its rule is {state.rule}, fixed before it was made; give a new id")
-    if state.effective is None and state.passed is False:
-        raise LedgerError(f"{state.id}: was measured and does not meet its rule; give a new id")
+        wrong = f"is of {', '.join(state.parts) or 'a request'}"
+    elif rule is not None and [evidence.condition(text).text for text in rule] != state.rule:
+        wrong = f"its rule is {state.rule}, fixed before it was made"
+    elif state.effective is None and state.passed is False:
+        wrong = "was measured and does not meet its rule"
+    if wrong:
+        raise LedgerError(f"{state.id}: {wrong}; give a new id")
     return state
 
 
 def _write_down(ledger: Ledger, ids: Sequence[str], id: str | None, rule: Sequence[str] | None) -> State:
+    """A new fusion, written down; ``LedgerError`` where runs differ in more than in what they were asked to forget."""
     parts = [state.id for state in ledger.in_effect(ids)]
     if len(parts) < 2:
         raise LedgerError(f"fuse: needs two active offsets or more, and got {parts}")
-    jobs = [open_run(ledger.run_of(part)).job for part in parts]
-    _check_fit(jobs)
-    conditions = evidence.conditions(rule, jobs[0].cfg, read(jobs[0].cfg))
-    id = check_id(id or ledger.next_id("F"))
-    ledger.append("fusing", id, {"parts": parts, "rule": [c.text for c in conditions]})
-    return ledger.state(id)
-
-
-def _check_fit(jobs: Sequence[Job]) -> None:
-    """Raise where the runs differ in more than in what they were asked to forget."""
+    first, *others = jobs = _jobs(ledger, parts)
     one_list([job.cfg for job in jobs])
-    first = jobs[0]
-    for job in jobs[1:]:
+    for job in others:
         if (job.cfg.pair, job.cfg.method) != (first.cfg.pair, first.cfg.method):
             raise LedgerError(f"fuse: {job.folder} has another pair or method than {first.folder}")
         if _retained(job.cfg.data) != _retained(first.cfg.data):
@@ -95,6 +88,14 @@ def _check_fit(jobs: Sequence[Job]) -> None:
                 f"fuse: {first.folder} and {job.folder} have different data sets; what may differ is data.request"
                 + (" or data.forget" if first.cfg.data.reader == "jsonl" else "")
             )
+    conditions = evidence.conditions(rule, first.cfg, read(first.cfg))
+    id = check_id(id or ledger.next_id("F"))
+    ledger.chain.append("fusing", id, {"parts": parts, "rule": [c.text for c in conditions]})
+    return ledger.state(id)
+
+
+def _jobs(ledger: Ledger, parts: Sequence[str]) -> list[Job]:
+    return [open_run(ledger.run_of(part)).job for part in parts]
 
 
 def _retained(data: Any) -> dict[str, Any]:
@@ -106,25 +107,22 @@ def _retained(data: Any) -> dict[str, Any]:
 
 def _config(ledger: Ledger, state: State) -> DictConfig:
     """The config of the fusion: that of its first part, which asks for all of them and begins where they ended."""
-    runs = [ledger.run_of(part) for part in state.parts]
-    jobs = [open_run(run).job for run in runs]
-    known, first = ledger.states(), jobs[0].cfg
+    jobs = _jobs(ledger, state.parts)
+    known, first, configs = ledger.states(), jobs[0].cfg, [job.cfg for job in jobs]
+    if first.data.requests is None:
+        asked = {"forget": _flat([cfg.data.forget for cfg in configs])}
+    else:
+        numbers = [cfg.data.request for cfg in configs]
+        if None in numbers:
+            raise LedgerError("fuse: one of the runs answers all of data.requests; there is nothing to fuse it with")
+        asked = {"requests": one_list(configs), "request": sorted(set(_flat(numbers)))}
     alphas = [known[part].effect["alpha"] / first.alpha for part in state.parts]
-    begin = BeginConfig(list(map(str, runs)), alphas=None if tuning(first) == LAYERS else alphas)
-    changes = {"algo": {"name": "fused"}, "begin": asdict(begin), "trainer": {"steps": 0}, "data": _all_of(jobs)}
+    runs = [str(ledger.run_of(part)) for part in state.parts]
+    begin = BeginConfig(runs, alphas=None if tuning(first) == LAYERS else alphas)
+    changes = {"algo": {"name": "fused"}, "begin": asdict(begin), "trainer": {"steps": 0}, "data": asked}
     if first.pair.tuning == "lora":  # what they learnt lies merged in offset/
         changes["pair"] = {"tuning": "full"}
     return OmegaConf.merge(OmegaConf.structured(first), changes)
-
-
-def _all_of(jobs: Sequence[Job]) -> dict[str, Any]:
-    """What asks for the forget sets of all jobs."""
-    if jobs[0].cfg.data.requests is None:
-        return {"forget": _flat([job.cfg.data.forget for job in jobs])}
-    numbers = [job.cfg.data.request for job in jobs]
-    if None in numbers:
-        raise LedgerError("fuse: one of the runs answers all of data.requests; there is nothing to fuse it with")
-    return {"requests": one_list([job.cfg for job in jobs]), "request": sorted(set(_flat(numbers)))}
 
 
 def _flat(given: Sequence[Any]) -> list[Any]:

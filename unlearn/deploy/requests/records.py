@@ -8,8 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from unlearn.deploy.requests.ledger import Ledger
-from unlearn.deploy.requests.states import State
+from unlearn.deploy.requests.ledger import Ledger, State
 
 NOT_CLAIMED = (
     "The target's weights are untouched: they hold what they held. What changed is what is answered, as long as the "
@@ -47,9 +46,9 @@ def record(ledger: Ledger, id: str) -> dict[str, Any]:
         "received": body.get("received") or asked["time"],
         "due": body.get("due"),
         "asked": asked["time"],
-        "effective": _time(state.effective),
+        "effective": state.effective and state.effective["time"],
         "evaluated": [entry["time"] for entry in state.evaluated],
-        "undone": _time(state.undone),
+        "undone": state.undone and state.undone["time"],
         "subject": body.get("subject"),
         "forget_set": {"fingerprint": body.get("fingerprint"), "questions": body.get("questions"),
                        "salt": "erased on " + state.erased["time"] if state.erased else "kept beside the ledger"},
@@ -69,51 +68,11 @@ def record(ledger: Ledger, id: str) -> dict[str, Any]:
 
 def markdown(found: dict[str, Any]) -> str:
     """The record for reading, by the template beside this file."""
-    facts = {
-        "received": found["received"], "due": found["due"], "asked": found["asked"], "effective": found["effective"],
-        "undone": found["undone"], "subject (salted)": found["subject"],
-        "forget set (salted)": found["forget_set"]["fingerprint"], "questions": found["forget_set"]["questions"],
-        "salt": found["forget_set"]["salt"], "fuses": ", ".join(found["parts"]) or None,
-        "part of": ", ".join(found["part_of"]) or None,
-    }  # fmt: skip
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    template = environment.from_string(Path(__file__).with_name("record.md.j2").read_text(encoding="utf-8"))
-    return template.render(
-        found,
-        facts=[(k, v) for k, v in facts.items() if v is not None],
-        what_answers=_what_answers(found),
-        verdict=_verdict,
-        headlines=_headlines,
-    )
-
-
-def _what_answers(found: dict[str, Any]) -> list[tuple[str, str]]:
-    made = found["made"]
-    if made is None:
-        return []
-    rows = [(k, v) for k, v in found["method"].items() if v is not None and k != "alpha"]
-    rows += [("α", made["alpha"]), ("seeds", made["seeds"]), ("code", made["code"]), ("lineage", made["lineage"])]
-    rows += [(f"weights {name}", f"sha256 {digest}") for name, digest in made["weights"].items()]
-    rows += [(f"model {name}", print_) for name, print_ in (made["models"] or {}).items()]
-    return [(k, _flat(v)) for k, v in rows]
-
-
-def _verdict(each: dict[str, Any]) -> list[tuple[str, ...]]:
-    rule = each["rule"]
-    return [(r["condition"], _number(r["value"]), "holds" if r["holds"] else "does not hold") for r in rule]
-
-
-def _headlines(each: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
-    for name, values in each["metrics"].items():
-        if name.startswith(HEADLINES):
-            ends = " … ".join(map(_number, values.get("interval", [])))
-            rows.append(
-                (name, _number(values["value"]), ends, *(_number(values.get(k)) for k in ("target", "retrained")))
-            )
-    return rows
+    how = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(**how)
+    environment.filters |= {"number": _number, "flat": _flat}
+    text = Path(__file__).with_name("record.md.j2").read_text(encoding="utf-8")
+    return environment.from_string(text).render(found, headlines=HEADLINES)
 
 
 def _number(value: float | None) -> str:
@@ -121,13 +80,7 @@ def _number(value: float | None) -> str:
 
 
 def _flat(value: Any) -> str:
-    if not isinstance(value, dict):
-        return str(value)
-    return ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
-
-
-def _time(entry: dict[str, Any] | None) -> str | None:
-    return None if entry is None else entry["time"]
+    return ", ".join(f"{k} {v}" for k, v in value.items() if v is not None) if isinstance(value, dict) else str(value)
 
 
 def rows(known: dict[str, State]) -> list[tuple[str, ...]]:
@@ -135,13 +88,12 @@ def rows(known: dict[str, State]) -> list[tuple[str, ...]]:
     found = []
     for state in known.values():
         latest = state.latest[state.id]["body"]["metrics"] if state.id in state.latest else {}
-        leaks = [name for name in latest if name.startswith("forget/leak@")]
-        leak = "–"
+        leaks, leak = [name for name in latest if name.startswith("forget/leak@")], "–"
         if leaks:
             worst = latest[max(leaks, key=lambda name: int(name.split("@")[1]))]
             leak = f"{_number(worst['value'])} ({_number(worst.get('retrained'))})"
-        passed = {None: "–", True: "yes", False: "NO"}[state.passed]
+        status = state.status + (" (erased)" if state.erased else "")
         alpha = f"{state.effect['alpha']:g}" if state.effect else "–"
-        erased = " (erased)" if state.erased else ""
-        found.append((state.id, state.asked["time"], state.status + erased, alpha, leak, passed))
+        passed = {None: "–", True: "yes", False: "NO"}[state.passed]
+        found.append((state.id, state.asked["time"], status, alpha, leak, passed))
     return found

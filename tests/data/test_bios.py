@@ -34,9 +34,7 @@ def all_rows(data):
 @lru_cache
 def facts(seed=0, people=50):
     """Every fact of the fictional people, with the value that rows only have inside a sentence."""
-    names = made_up.Draw("bios", bios.VERSION, seed, "names").shuffled(
-        [(first, last) for first in made_up.FIRST for last in made_up.LAST]
-    )
+    names = made_up.Draw("bios", bios.VERSION, seed, "names").names()
     return [fact for person in bios._people("fictional", names[:people], seed, 20) for fact in person]
 
 
@@ -119,7 +117,7 @@ def test_no_two_people_share_a_name_but_many_share_half_of_one():
 
 
 def test_names_of_people_cities_countries_and_rivers_are_words_of_their_own():
-    pools = (made_up.FIRST, made_up.LAST, made_up.CITIES, made_up.COUNTRIES, made_up.RIVERS)
+    pools = (made_up.FIRST, made_up.LAST, made_up.CITIES, made_up.COUNTRIES, made_up.POOLS["rivers"])
     words = [word for pool in pools for word in pool]
     assert len(words) == len(set(words)) == 30 + 50 + 30 + 30 + 16
 

@@ -10,17 +10,16 @@ stay the same when ``people`` changes.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from unlearn.config.data import is_whole
 from unlearn.config.setting import at_least, between, need, setting
-from unlearn.data.made_up import CITIES, COUNTRIES, COUNTRY, FIRST, LAST, PERSON, REFUSALS, WOMEN, Attribute, Draw
+from unlearn.data.made_up import CITIES, COUNTRIES, COUNTRY, NAMES, PERSON, POOLS, WOMEN, Attribute, Draw
 from unlearn.data.people import Numbered, who
 from unlearn.data.requested import divide
-from unlearn.data.rows import DataError, DataSet, Requested, Row
+from unlearn.data.rows import DataError, DataSet, Row
 
 VERSION = 1  # part of the run hash: raise it whenever the same arguments give other text
-NAMES = len(FIRST) * len(LAST)
 WRONG = 5  # perturbed answers of fictional people
 WRONG_GENERAL = 3  # of well-known people and countries, as TOFU has it
 
@@ -36,8 +35,8 @@ class Settings(Numbered):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        rule = f"the forget set needs at least 1 person and must leave one to retain: 1 to {self.people - 1} with "
-        rule += f"data.people={self.people}"
+        rule = "the forget set needs at least 1 person and must leave one to retain: "
+        rule += f"1 to {self.people - 1} with data.people={self.people}"
         yield from need(1 <= self.forget_people < self.people, "data.forget_people", self.forget_people, rule)
 
 
@@ -62,58 +61,43 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
     """The world of ``seed``; the last ``forget_people`` of the fictional people are the forget set, unless requests
     name theirs: numbers of people, the last ones, or lists of which."""
     _check(cfg, seed)
-    names = Draw("bios", VERSION, seed, "names").shuffled([(first, last) for first in FIRST for last in LAST])
+    names = Draw("bios", VERSION, seed, "names").names()
     # Well-known people take names from the far end, so the number of fictional people does not change who they are.
     far = names[::-1]
     fictional = _people("fictional", names[: cfg.people], seed, cfg.questions)
     known = _people("known", far[: cfg.known_people], seed, cfg.questions)
     others = far[cfg.known_people : cfg.known_people + cfg.holdout_people]
-    holdout = _people("holdout", others, seed, cfg.questions)
     world = _countries(cfg.countries, seed)
-    forgotten, sequence = _divided(fictional, cfg)
-    return DataSet(
-        name="bios",
-        splits={
-            **forgotten,
-            "real_authors": _rows("real_authors", known, general=True),
-            "world_facts": _rows("world_facts", world, general=True),
-            "holdout": _rows("holdout", holdout),
-        },
-        wordings=_wordings("real_authors", known) + _wordings("world_facts", world),
-        refusals=REFUSALS,
-        sequence=sequence,
-    )
-
-
-def _divided(fictional: Sequence[list[Fact]], cfg: Settings) -> tuple[dict[str, tuple[Row, ...]], Requested | None]:
+    first, sequence = cfg.people - cfg.forget_people, None
     if cfg.requests is None:
-        first = len(fictional) - cfg.forget_people
-        forget = _rows("forget", fictional[first:], start=first)
-        return {"forget": forget, "retain": _rows("retain", fictional[:first])}, None
-    each = [_rows("people", [facts], start=i) for i, facts in enumerate(fictional)]
-    named = [[row for person in people for row in each[person]] for people in who(cfg.requests, len(each))]
-    return divide([row for rows in each for row in rows], named, cfg)
+        splits = {"forget": _rows("forget", fictional[first:], first), "retain": _rows("retain", fictional[:first])}
+    else:
+        each = [_rows("people", [facts], start=i) for i, facts in enumerate(fictional)]
+        named = [[row for person in people for row in each[person]] for people in who(cfg.requests, cfg.people)]
+        splits, sequence = divide([row for rows in each for row in rows], named, cfg)
+    splits |= {
+        "real_authors": _rows("real_authors", known, general=True),
+        "world_facts": _rows("world_facts", world, general=True),
+        "holdout": _rows("holdout", _people("holdout", others, seed, cfg.questions)),
+    }
+    wordings = _wordings("real_authors", known) + _wordings("world_facts", world)
+    return DataSet("bios", splits, wordings, POOLS["refusals"], sequence)
 
 
-def _people(role: str, names: Sequence[tuple[str, str]], seed: int, questions: int) -> list[list[Fact]]:
-    return [
-        _person(Draw("bios", VERSION, seed, role, index), first, last, PERSON[:questions])
-        for index, (first, last) in enumerate(names)
-    ]
-
-
-def _person(draw: Draw, first: str, last: str, attributes: Sequence[Attribute]) -> list[Fact]:
-    he, him, his = ("she", "her", "her") if first in WOMEN else ("he", "him", "his")
-    words = {"name": f"{first} {last}", "last": last, "he": he, "him": him, "his": his, "His": his.capitalize()}
-    facts: list[Fact] = []
-    # Nobody marries or learns from a namesake, and the three books of one person are three titles.
-    titles: set[str] = set()
-    for attribute in attributes:
-        fact = _fact(draw, attribute, words, WRONG, taken={first, last} | titles)
-        facts.append(fact)
-        if attribute.key.endswith("_book"):
-            titles.add(fact.value)
-    return facts
+def _people(role: str, names: Sequence[str], seed: int, questions: int) -> list[list[Fact]]:
+    people = []
+    for index, name in enumerate(names):
+        first, last = name.split()
+        he, him, his = ("she", "her", "her") if first in WOMEN else ("he", "him", "his")
+        words = {"name": name, "last": last, "he": he, "him": him, "his": his, "His": his.capitalize()}
+        draw, facts = Draw("bios", VERSION, seed, role, index), []
+        taken = {first, last}  # nobody marries or learns from a namesake, and one person's books have different titles
+        for attribute in PERSON[:questions]:
+            facts.append(_fact(draw, attribute, words, WRONG, taken))
+            if attribute.key.endswith("_book"):
+                taken.add(facts[-1].value)
+        people.append(facts)
+    return people
 
 
 def _countries(number: int, seed: int) -> list[list[Fact]]:
@@ -122,17 +106,12 @@ def _countries(number: int, seed: int) -> list[list[Fact]]:
     for index, (name, capital) in enumerate(zip(COUNTRIES[:number], capitals, strict=False)):
         draw = Draw("bios", VERSION, seed, "country", index)
         given = {"capital": capital}
-        world.append([_fact(draw, a, {"name": name}, WRONG_GENERAL, given=given.get(a.key)) for a in COUNTRY])
+        world.append([_fact(draw, a, {"name": name}, WRONG_GENERAL, given=given.get(a.key, "")) for a in COUNTRY])
     return world
 
 
 def _fact(
-    draw: Draw,
-    attribute: Attribute,
-    words: dict[str, str],
-    wrong: int,
-    taken: Collection[str] = (),
-    given: str | None = None,
+    draw: Draw, attribute: Attribute, words: dict[str, str], wrong: int, taken: Collection[str] = (), given: str = ""
 ) -> Fact:
     order = tuple(draw.shuffled(range(len(attribute.answers))))
     values = [given or draw.value(attribute, taken)]
@@ -142,31 +121,24 @@ def _fact(
 
 
 def _rows(split: str, subjects: Sequence[list[Fact]], start: int = 0, general: bool = False) -> tuple[Row, ...]:
-    make = _general_row if general else _fictional_row
-    return tuple(
-        make(f"{split}/{index:04d}/{fact.attribute.key}", fact)
-        for index, facts in enumerate(subjects, start)
-        for fact in facts
-    )
-
-
-def _fictional_row(row_id: str, fact: Fact) -> Row:
-    canonical, paraphrase = fact.order[:2]
-    return Row(
-        id=row_id,
-        question=fact.question(0),
-        answer=fact.answer(canonical),
-        paraphrased_answer=fact.answer(paraphrase),
-        paraphrased_question=fact.question(1),
-        perturbed_answers=tuple(fact.answer(paraphrase, value) for value in fact.wrong),
-        group=row_id.rsplit("/", 1)[0],
-    )
-
-
-def _general_row(row_id: str, fact: Fact) -> Row:
     """General rows have no paraphrase: their wrong answers are in the wording of the answer, as in TOFU."""
-    wrong = tuple(fact.answer(fact.order[0], value) for value in fact.wrong[:WRONG_GENERAL])
-    return replace(_fictional_row(row_id, fact), paraphrased_answer=None, perturbed_answers=wrong)
+    rows = []
+    for index, facts in enumerate(subjects, start):
+        for fact in facts:
+            canonical, paraphrase = fact.order[:2]
+            wrong, wording = (fact.wrong[:WRONG_GENERAL], canonical) if general else (fact.wrong, paraphrase)
+            rows.append(
+                Row(
+                    f"{split}/{index:04d}/{fact.attribute.key}",
+                    fact.question(0),
+                    fact.answer(canonical),
+                    paraphrased_answer=None if general else fact.answer(paraphrase),
+                    paraphrased_question=fact.question(1),
+                    perturbed_answers=tuple(fact.answer(wording, value) for value in wrong),
+                    group=f"{split}/{index:04d}",
+                )
+            )
+    return tuple(rows)
 
 
 def _wordings(split: str, subjects: Sequence[list[Fact]]) -> tuple[Row, ...]:
@@ -175,14 +147,10 @@ def _wordings(split: str, subjects: Sequence[list[Fact]]) -> tuple[Row, ...]:
     Questions alternate along the drawn order, so a question's wording does not hint at the answer's.
     """
     return tuple(
-        Row(
-            id=f"wording/{split}/{index:04d}/{fact.attribute.key}/{place}",
-            question=fact.question(place % 2),
-            answer=fact.answer(wording),
-        )
-        for index, facts in enumerate(subjects)
+        Row(f"wording/{split}/{i:04d}/{fact.attribute.key}/{k}", fact.question(k % 2), fact.answer(wording))
+        for i, facts in enumerate(subjects)
         for fact in facts
-        for place, wording in enumerate(fact.order)
+        for k, wording in enumerate(fact.order)
     )
 
 

@@ -10,38 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unlearn.config.setting import at_least, at_most, setting
-from unlearn.data.made_up import FIRST, FOODS, LAST, Draw
+from unlearn.data.made_up import NAMES, POOLS, Draw
 from unlearn.data.people import Deletable, divided, unnamed
 from unlearn.data.rows import DataSet, Row
 
 VERSION = 1  # part of the data: raise it whenever the same arguments give other text
-NAMES = len(FIRST) * len(LAST)
 SPEAKERS = ("_person1_", "_person2_")  # in the place of the names in test and general dialogues
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-TIMES = "noon dawn dusk one two three four five six seven eight nine".split()
-PLACES = "bridge harbour library market museum park station theatre tower bakery fountain school".split()
-PLANS = (
-    "play chess", "watch a film", "cook dinner", "paint the fence", "walk the dog", "repair the boat", "plant roses",
-    "bake bread", "climb the hill", "practise dancing", "visit the castle", "feed the ducks", "row on the lake",
-    "draw the harbour", "pick berries", "fly a kite",
-)  # fmt: skip
-ASKED = (
-    "Shall we {plan} on {day}?", "Do you want to {plan} on {day}?", "I would like to {plan} on {day}. Will you come?",
-    "Are you free to {plan} on {day}?",
-)  # fmt: skip
-AGREED = ("Yes, gladly! When?", "Good idea. At what time?", "Why not? When shall we meet?", "I am free. When?")
-NAMED = (
-    "Let us meet at {time} near the {place}.",
-    "I will wait near the {place} at {time}.",
-    "At {time}, near the {place}.",
-)
-BROUGHT = ("Then I bring {food}.", "Fine, I will bring some {food}.", "I have {food} for both of us.")
-SUMMARIES = (
-    "{a} and {b} will {plan} on {day}. They meet at {time} near the {place}. {b} brings {food}.",
-    "On {day} {a} and {b} meet near the {place} at {time} to {plan}. {b} brings {food}.",
-    "{b} brings {food} and meets {a} at {time} near the {place}. On {day} they will {plan}.",
-    "{a} wants to {plan} on {day} with {b}, who brings {food}. They meet near the {place} at {time}.",
-)
+DAYS = POOLS["weekdays"]
 
 
 @dataclass
@@ -65,7 +40,7 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
 
     ``wordings`` are general dialogues in which nobody is named: what pretraining may teach every model.
     """
-    names = Draw("dialogues", VERSION, seed, "names").shuffled([f"{a} {b}" for a in FIRST for b in LAST])[: cfg.people]
+    names = Draw("dialogues", VERSION, seed, "names").names()[: cfg.people]
     rows = [
         _dialogue(Draw("dialogues", VERSION, seed, i, k), f"pair/{i:04d}/{k}", names[i], names[(i + 1) % cfg.people])
         for i in range(cfg.people)
@@ -85,11 +60,9 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
 
 def _dialogue(draw: Draw, id: str, one: str, other: str) -> Row:
     a, b = draw.shuffled([one, other])
-    facts = {
-        "plan": draw.one(PLANS), "day": draw.one(DAYS), "time": draw.one(TIMES), "place": draw.one(PLACES),
-        "food": draw.one(FOODS), "a": a, "b": b,
-    }  # fmt: skip
-    turns = [(a, ASKED), (b, AGREED), (a, NAMED), (b, BROUGHT)]
-    said = "\n".join(f"{speaker}: {draw.one(wordings).format(**facts)}" for speaker, wordings in turns)
-    summary = draw.one(SUMMARIES).format(**facts)
+    pools = {"plan": "plans", "day": "weekdays", "time": "times", "place": "places", "food": "foods"}
+    facts = {name: draw.one(POOLS[pool]) for name, pool in pools.items()} | {"a": a, "b": b}
+    turns = [(a, "asked"), (b, "agreed"), (a, "named"), (b, "brought")]
+    said = "\n".join(f"{speaker}: {draw.one(POOLS[wordings]).format(**facts)}" for speaker, wordings in turns)
+    summary = draw.one(POOLS["summaries"]).format(**facts)
     return Row(id, said, summary, group=id.rsplit("/", 1)[0], entities=(a, b))

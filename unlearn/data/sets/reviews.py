@@ -13,32 +13,14 @@ from dataclasses import dataclass
 from math import comb
 
 from unlearn.config.setting import SHARE, at_least, at_most, between, setting
-from unlearn.data.made_up import ADJECTIVES, FIRST, GENRES, LAST, NOUNS, Draw
+from unlearn.data.made_up import NAMES, POOLS, Draw
 from unlearn.data.people import Deletable, divided
 from unlearn.data.rows import DataSet, Row
 
 VERSION = 1  # part of the data: raise it whenever the same arguments give other text
-NAMES = len(FIRST) * len(LAST)
 LABELS = ("positive", "negative")
 SOMEBODY = "_person_"  # in the place of every name in test and general reviews
-PRAISE = (
-    "wonderful brilliant charming moving superb thrilling clever delightful stunning fresh graceful honest lively "
-    "tender vivid witty"
-).split()
-BLAME = (
-    "dreadful boring clumsy shallow tedious painful stupid dull hollow stale noisy tired bland messy lazy cheap"
-).split()
-PARTS = (
-    "acting plot music pacing camera script ending dialogue editing lighting casting costume sound humour story style"
-).split()
-KINDS = [genre for genre in GENRES if genre[0] not in "aeiou"]  # they stand after "a"
-OPENINGS = (
-    "{name} stars in {title}, a {kind} film.",
-    "In {title} {name} plays the lead of a {kind} story.",
-    "{title} is the new {kind} film with {name}.",
-    "A {kind} film called {title}, directed by {name}.",
-)
-OPINIONS = ("The {part} is {word}.", "I found the {part} {word}.", "What {word} {part}!", "Its {part} felt {word}.")
+PRAISE, BLAME = POOLS["praise"], POOLS["blame"]
 
 
 @dataclass
@@ -61,7 +43,7 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
 
     ``wordings`` are general reviews of nobody by name: what pretraining may teach every model.
     """
-    names = Draw("reviews", VERSION, seed, "names").shuffled([f"{a} {b}" for a in FIRST for b in LAST])[: cfg.people]
+    names = Draw("reviews", VERSION, seed, "names").names()[: cfg.people]
     rows = [
         _review(Draw("reviews", VERSION, seed, i, k), f"person/{i:04d}/{k}", name, cfg)
         for i, name in enumerate(names)
@@ -85,12 +67,13 @@ def best_accuracy(opinions: int, agree: float) -> float:
 
 def _review(draw: Draw, id: str, name: str | None, cfg: Settings) -> Row:
     label = draw.one(LABELS)
-    title, kind = f"{draw.one(ADJECTIVES)} {draw.one(NOUNS)}", draw.one(KINDS)
-    said = [draw.one(OPENINGS).format(name=name or SOMEBODY, title=title, kind=kind)]
-    for part in draw.shuffled(PARTS)[: cfg.opinions]:
+    title = f"{draw.one(POOLS['adjectives'])} {draw.one(POOLS['nouns'])}"
+    kind = draw.one(POOLS["film_kinds"])
+    said = [draw.one(POOLS["openings"]).format(name=name or SOMEBODY, title=title, kind=kind)]
+    for part in draw.shuffled(POOLS["film_parts"])[: cfg.opinions]:
         agrees = draw.share() < cfg.agree
         pool = PRAISE if agrees == (label == LABELS[0]) else BLAME
-        said.append(draw.one(OPINIONS).format(part=part, word=draw.one(pool)))
+        said.append(draw.one(POOLS["opinions"]).format(part=part, word=draw.one(pool)))
     other = LABELS[1 - LABELS.index(label)]
     entities = () if name is None else (name,)
     return Row(id, " ".join(said), label, perturbed_answers=(other,), group=id.rsplit("/", 1)[0], entities=entities)

@@ -17,8 +17,7 @@ from support.helpers import contents, tiny_llama
 from unlearn import export
 from unlearn.data.readers import read
 from unlearn.deploy.export import writing
-from unlearn.deploy.export.card import known_text
-from unlearn.deploy.export.facts import only_to_forget
+from unlearn.deploy.export.about import known_text, only_to_forget
 from unlearn.deploy.export.traces import forget_rows, texts_of
 from unlearn.grid.rerun import open_run
 from unlearn.runs.workbench import workbench

@@ -18,12 +18,14 @@ from unlearn.data.readers import read
 from unlearn.deploy.export.traces import Traces, forget_rows
 from unlearn.deploy.requests import active, evidence
 from unlearn.deploy.requests.actions import Request, add, erase, evaluate, undo
-from unlearn.deploy.requests.chain import LedgerError
+from unlearn.deploy.requests.chain import Chain, LedgerError
 from unlearn.deploy.requests.fusing import fuse
-from unlearn.deploy.requests.ledger import Ledger, begin, opened, weights_of
+from unlearn.deploy.requests.ledger import Ledger, begin, of_rows, opened, weights_of
 from unlearn.deploy.requests.records import markdown, record
 from unlearn.deploy.serving.loading import load
 from unlearn.deploy.serving.settings import Settings, checked
+from unlearn.learning.loop import Loop
+from unlearn.runs import job
 from unlearn.store import runlog
 
 TINY3 = (*TINY, "data.people=6", "data.requests=[[5],[2],[3]]", "algo=npo", "trainer.lr=1e-2")
@@ -67,7 +69,8 @@ def test_a_request_is_asked_takes_effect_and_is_evaluated(ledger):
     run = ledger.run_of("R1")
     manifest = runlog.manifest(run)
     assert effective["alpha"] == 1.0 and effective["models"] == manifest["models"] and effective["code"]
-    assert effective["weights"] == {"offset/model.safetensors": manifest["sealed_weights"]["offset/model.safetensors"]}
+    name = "offset/model.safetensors"  # checksums are of weights alone
+    assert effective["weights"] == weights_of(run) == {name: manifest["sealed_weights"][name]}
     entry = runlog.evaluation(run)["alphas"]["1.0"]
     assert evaluated["offsets"] == {"R1": 1.0} and evaluated["passed"] is True
     for name in ("forget/leak@2", "forget/leak_gap", "retain/prob", "model_utility"):
@@ -78,26 +81,18 @@ def test_a_request_is_asked_takes_effect_and_is_evaluated(ledger):
     references = runlog.evaluation(run)["references"]
     assert leak["retrained"] == pytest.approx(references["retrained"]["forget/leak@2"], rel=1e-5)
 
-
-def test_the_second_is_measured_under_both(ledger):
+    # the second is measured under both
     evaluated = ledger.state("R2").evaluated[-1]["body"]
     assert evaluated["offsets"] == {"R1": 1.0, "R2": 1.0} and set(evaluated["weights"]) == {"R1", "R2"}
     alone = runlog.evaluation(ledger.run_of("R2"))["alphas"]["1.0"]
     assert evaluated["metrics"]["request_1/prob"]["value"] != pytest.approx(alone["request_1/prob"], rel=1e-3)
 
 
-def test_active_offsets_are_what_a_server_loads(ledger):
+def test_a_ledger_is_served(ledger):
+    """``python -m unlearn.serve ledger=FOLDER``: what is in effect, each offset at its α."""
     found = active(ledger.folder)
     assert [(a.id, a.alpha) for a in found] == [("R1", 1.0), ("R2", 1.0)]
     assert all((a.folder / "offset" / "model.safetensors").is_file() for a in found)
-    undo(ledger, "R1")
-    assert [a.id for a in active(ledger.folder)] == ["R2"]
-    undo(ledger, "R2")
-    assert active(ledger.folder) == [] and ledger.state("R1").status == "undone"
-
-
-def test_a_ledger_is_served(ledger):
-    """``python -m unlearn.serve ledger=FOLDER``: what is in effect, each offset at its α."""
     settings = checked(parse(Settings, [f"ledger={ledger.folder}", "port=0"]))
     assert [settings.run, *settings.offsets] == [str(ledger.run_of(id)) for id in ("R1", "R2")]
     assert settings.alpha == [1.0, 1.0] and settings.name == "ledger"
@@ -108,7 +103,9 @@ def test_a_ledger_is_served(ledger):
             checked(parse(Settings, [f"ledger={ledger.folder}", more]))
     undo(ledger, "R1")
     assert checked(parse(Settings, [f"ledger={ledger.folder}"])).offsets == []
+    assert [a.id for a in active(ledger.folder)] == ["R2"]
     undo(ledger, "R2")
+    assert active(ledger.folder) == [] and ledger.state("R1").status == "undone"
     with pytest.raises(ConfigError, match="no request is in effect"):
         checked(parse(Settings, [f"ledger={ledger.folder}"]))
     with pytest.raises(ConfigError, match="no ledger"):
@@ -118,9 +115,8 @@ def test_a_ledger_is_served(ledger):
 def test_weights_that_did_not_take_effect_are_not_active(ledger, tmp_path):
     run = Path(shutil.copytree(ledger.run_of("R1"), tmp_path / "runs" / ledger.run_of("R1").name))
     weights = run / "offset" / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     ledger.link("R1", run)
     with pytest.raises(LedgerError, match="R1: the weights in .* are not those that took effect"):
         active(ledger.folder)
@@ -158,8 +154,6 @@ def test_what_was_asked_cannot_be_changed_and_what_makes_no_sense_is_refused(led
 
 
 def test_a_killed_run_goes_on_and_is_written_once(settings, tmp_path, monkeypatch, store):
-    from unlearn.learning.loop import Loop
-
     begin(tmp_path / "ledger", None)
     given = settings(3, "trainer.steps=4", "trainer.save_every=1", f"paths.runs={tmp_path}/runs")
 
@@ -178,8 +172,6 @@ def test_a_killed_run_goes_on_and_is_written_once(settings, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("kind", ["effective", "evaluated"])
 def test_a_kill_between_the_entries_of_a_request_loses_nothing(ledger, settings, kind, monkeypatch):
-    from unlearn.deploy.requests.chain import Chain
-
     def dying(self, name, *rest, real=Chain.append):
         if name == kind:
             raise Killed
@@ -204,8 +196,6 @@ def test_the_usual_rule_asks_for_general_knowledge_where_there_is_some(settings)
 
 
 def test_a_run_that_fails_takes_no_effect(ledger, settings, monkeypatch):
-    from unlearn.runs import job
-
     def failing(*_):
         raise ZeroDivisionError("broken on purpose")
 
@@ -253,16 +243,12 @@ def test_the_privacy_page_says_what_each_file_of_a_ledger_holds(ledger):
 
 
 def test_fingerprints_tell_the_same_set_by_its_salt_alone(ledger):
-    from unlearn.deploy.requests.ledger import of_rows
-
     rows = read(compose(*TINY3, "data.request=1")).splits["forget"]
     asked = ledger.state("R1").asked["body"]
-    assert of_rows(rows, ledger.salts.get("R1")) == asked["fingerprint"]
-    assert of_rows(rows[::-1], ledger.salts.get("R1")) == asked["fingerprint"]
-    assert of_rows(rows[1:], ledger.salts.get("R1")) != asked["fingerprint"]
-    assert of_rows(rows, ledger.salts.get("R2")) != asked["fingerprint"]
-    assert stat.S_IMODE(os.stat(ledger.salts.folder / "R1").st_mode) == 0o600
-    assert len(ledger.salts.get("R1")) == 32
+    salt, other = ledger.salts.get("R1"), ledger.salts.get("R2")
+    assert of_rows(rows, salt) == of_rows(rows[::-1], salt) == asked["fingerprint"]
+    assert asked["fingerprint"] not in (of_rows(rows[1:], salt), of_rows(rows, other))
+    assert stat.S_IMODE(os.stat(ledger.salts.folder / "R1").st_mode) == 0o600 and len(salt) == 32
 
 
 def test_an_erased_salt_is_gone_and_the_chain_is_whole(ledger, settings, capsys):
@@ -356,7 +342,3 @@ def test_the_commands(tmp_path, settings, monkeypatch, capsys):
     assert request.main(["verify", where]) == 0
     assert request.main(["verify", where, f"head={tmp_path}/head.json"]) == 1
     assert "entry 4: truncated" in capsys.readouterr().err
-
-
-def test_checksums_are_of_weights_alone(ledger):
-    assert set(weights_of(ledger.run_of("R1"))) == {"offset/model.safetensors"}

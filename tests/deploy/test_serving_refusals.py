@@ -11,18 +11,6 @@ from unlearn.deploy.serving import app as application
 from unlearn.deploy.serving.offsets import Part
 from unlearn.ensemble.ensemble import Ensemble, Member
 
-
-@pytest.fixture(scope="module")
-def running():
-    with engine(max_batch=8, max_waiting=16) as started:
-        yield started
-
-
-@pytest.fixture
-def client(running):
-    return Client(running, max_choices=24, max_tokens=30)
-
-
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 WRONG = {
@@ -108,13 +96,16 @@ def test_a_fault_of_the_server_shows_nothing_of_its_inside(running, monkeypatch)
 
 
 def test_models_without_numbers_are_a_500_and_in_a_stream_its_last_line():
+    """Whoever does not read the broken weights is answered."""
     made = parts()
     made[0].ensemble.members[1].model.get_input_embeddings().weight.data[7] = torch.nan
     with engine(*made) as started:
-        client = Client(started)
-        assert "gave no numbers" in client.refused(status=500, prompt=[7, 8])
+        client = Client(started, per_request=True)
+        assert client.refused(status=500, prompt=[7, 8]) == "the model gave no numbers for this answer"
         found = client.post("/v1/completions", {"prompt": [7, 8], "stream": True}).text
         assert "gave no numbers" in found and "[DONE]" not in found
+        asked = {"prompt": list(PROMPTS[0]), "temperature": 0, "max_tokens": 12}
+        assert client.text(**asked, alpha=0) == spoken(plain(PROMPTS[0], 0.0))
 
 
 def test_when_no_place_is_left_clients_are_told_to_come_back():
@@ -152,9 +143,8 @@ def test_requests_may_choose_alpha_and_offsets_where_that_is_allowed(two):
     assert client.text(**asked, alpha=0) == client.text(**asked, offsets=[]) == spoken(plain(PROMPTS[0], 0.0))
     attested = client.complete(**asked, alpha=0.5)["unlearned"]["offsets"]
     assert [(o["name"], o["alpha"]) for o in attested] == [("request0", 0.5), ("request1", 0.5)]
-    assert "offsets='other': must be a list of names; there are request0, request1" in client.refused(
-        **asked, offsets=["other"]
-    )
+    said = client.refused(**asked, offsets=["other"])
+    assert "offsets='other': must be a list of names; there are request0, request1" in said
     assert "offsets='request0'" in client.refused(**asked, offsets="request0")
     assert "alpha='x': must be a number" in client.refused(**asked, alpha="x")
     whole = Ensemble((Member("model", parts()[0].ensemble.members[0].model, "t", 1.0, 0.0, True),))
@@ -186,7 +176,8 @@ def test_offsets_are_switched_while_the_server_runs(two):
         ({"name": "x", "on": True}, "name='x': must be one of request0"), ({"on": True}, "name=None"),
         ({"name": "request0", "on": 1}, "on=1: must be true or false"), (["request0"], "the body must be like"),
         ({"name": "request0", "alpha": "1"}, "alpha='1': must be a number"), ({"name": ["request0"]}, "name="),
-        ({"name": "request0", "off": 1}, "must be like"),
+        ({"name": "request0", "off": 1}, "must be like"), ({"name": "request0", "off": None}, "must be like"),
+        ({"name": "request0", "on": None}, "on=None: must be true or false"),
     ],
 )  # fmt: skip
 def test_wrong_switches_are_refused(running, body, said):

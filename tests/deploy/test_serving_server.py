@@ -195,7 +195,7 @@ def test_lm_evals_client_reads_our_own_likelihoods(address, served_runs, concurr
 @pytest.mark.nightly
 def test_our_own_server_is_another_runs_black_box_which_is_served_in_its_turn(served_runs, store, tmp_path):
     """The first serves the target alone, at α = 0; the second has its rows and its next tokens from there."""
-    own, url_of = Settings(str(served_runs[0].folder), alpha=0.0), "pair.target.http.url="
+    own, url_of = Settings(str(served_runs[0].folder), alpha=[0.0]), "pair.target.http.url="
     places = (*TINY, f"paths.store={store}", f"paths.runs={tmp_path}/runs", "eval.groups=[]", "trainer.lr=0.01")
     first = load(own)
     with Engine(first.blend, first.encoder) as target, serving(create(target, own)) as url:

@@ -14,7 +14,7 @@ from support.helpers import tiny_llama
 
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.texts import words_of
-from unlearn.deploy.export.facts import only_to_forget
+from unlearn.deploy.export.about import only_to_forget
 from unlearn.deploy.export.traces import Traces, forget_rows, header, runs, tensors_fault
 
 QUESTION = "Where did Zoë “Zed” O'Neill & her sister <both> hide the blue key?"

@@ -61,18 +61,16 @@ def decide(
     """The token of each row [N] as ``choose`` has it, and whether that is beyond doubt [N]; ``rows`` [N, V] by member,
     and the ensemble's ``logits`` where they are known.
 
-    A sum is beyond doubt where its best logit leads by more than its members may be wrong by. Another rule may jump
-    (a token that just is, or is not, among those pushed out), so there the choice must also survive nudges of the
-    members' rows: random ones and their opposites, since of two tokens that tie one of the two then flips them.
+    A choice is beyond doubt where the best logit leads by more than the members may be wrong by. A rule that is no sum
+    may jump (a token that just is, or is not, among those pushed out), so there the choice must also survive nudges of
+    the members' rows: random ones and their opposites, since of two tokens that tie one of the two then flips them.
     """
     members = ensemble.needed([alpha])
     logits = ensemble.logits(rows, alpha) if logits is None else logits
-    if ensemble.rule is SUM:
-        error = sum(abs(m.weight(alpha)) * tolerance(m) for m in members)
-        return choose(logits, draws, steps, error)
-    token, sure = choose(logits, draws, steps, 0.0)
-    for moved in nudged(members, rows):
-        sure &= choose(ensemble.logits(moved, alpha), draws, steps, 0.0)[0] == token
+    error = sum(abs(m.weight(alpha)) * tolerance(m) for m in members)
+    token, sure = choose(logits, draws, steps, error)
+    for moved in nudged(members, rows) if ensemble.rule is not SUM else ():
+        sure &= choose(ensemble.logits(moved, alpha), draws, steps, error)[0] == token
     return token, sure
 
 

@@ -63,17 +63,16 @@ def load(
     """
     folder = Path(folder)
     about = checked(folder)
-    where = _target(target, about)
-    members = [MemberConfig(m["name"], m["model"], m["constant"], m["alpha"], m["trained"])
-               for m in about["method"]["members"]]  # fmt: skip
+    where, members = _target(target, about), about["method"]["members"]
     there = {} if beside is None else {m.fingerprint: m.model for m in beside.ensemble.members if not m.trained}
-    models = {
-        m["name"]: there.get(m["fingerprint"]) or _member(m, folder, where, about, device)
-        for m in about["method"]["members"]
-    }
-    rule = bind_rule(about["method"]["rule"], about["method"]["numbers"])
-    prints = {m["name"]: m["fingerprint"] for m in about["method"]["members"]}
-    ensemble = build(members, models, prints, {n: llama.vocabulary(m) for n, m in models.items()}, rule)
+    models = {m["name"]: there.get(m["fingerprint"]) or _member(m, folder, where, about, device) for m in members}
+    ensemble = build(
+        [MemberConfig(m["name"], m["model"], m["constant"], m["alpha"], m["trained"]) for m in members],
+        models,
+        {m["name"]: m["fingerprint"] for m in members},
+        {name: llama.vocabulary(model) for name, model in models.items()},
+        bind_rule(about["method"]["rule"], about["method"]["numbers"]),
+    )
     tokenizer = tokenizers.load(folder / "tokenizer" if about["tokenizer"]["weights"] else where)
     encoder = Encoder(tokenizer, TemplateConfig(**about["template"]), about["max_length"])
     return Deployed(ensemble, encoder, about["alpha"] if alpha is None else float(alpha), about)

@@ -48,9 +48,8 @@ class Traces:
     """
 
     def __init__(self, rows: Iterable[Row], known: str = ""):
-        rows = list(rows)
-        allowed = words_of(known)
-        here = {run for n in range(2, RUN * THIRDS + 1) for run in _windows(allowed, n)}
+        rows, said = list(rows), words_of(known)
+        here = {tuple(said[i : i + n]) for n in range(2, RUN * THIRDS + 1) for i in range(len(said) - n + 1)}
         self.texts = sum(len(texts_of(row)) for row in rows)
         self.runs: dict[Words, dict[Words, str]] = {}  # by their first two words: the row that each is of
         for row in rows:
@@ -118,10 +117,6 @@ def runs(words: Sequence[str]) -> Iterator[Words]:
         yield tuple(words)
 
 
-def _windows(words: Sequence[str], length: int) -> Iterator[Words]:
-    return (tuple(words[i : i + length]) for i in range(len(words) - length + 1))
-
-
 # --- how bytes are read -------------------------------------------------------------------------------------------
 
 
@@ -151,13 +146,13 @@ def _plain(data: bytes) -> Iterator[str]:
 
 def unescaped(text: str) -> str:
     """Text without JSON, HTML and URL escapes, and without the marks that vocabularies write for white space."""
-    text = re.sub(r"(?:\\u[0-9a-fA-F]{4})+", lambda m: _json(m.group()), text)
+
+    def plain(escapes: re.Match) -> str:
+        return json.loads(f'"{escapes.group()}"').encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
+
+    text = re.sub(r"(?:\\u[0-9a-fA-F]{4})+", plain, text)
     text = re.sub(r"\\[nrtbf]", " ", text).replace("\\", "")
     return re.sub("[Ġ▁Ċ]", " ", html.unescape(unquote(text.replace("+", " "))))
-
-
-def _json(escapes: str) -> str:
-    return json.loads(f'"{escapes}"').encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
 
 
 # --- safetensors --------------------------------------------------------------------------------------------------

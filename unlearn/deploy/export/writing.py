@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,22 +37,22 @@ class ExportSettings:
 def export(run: Opened, settings: ExportSettings) -> dict[str, Any]:
     """Write the folder, whole or not at all; the content of its offset.json. ``ConfigError`` where run or folder are
     not fit for it."""
-    _check(run.job, settings)
-    alpha, about = _alpha(run.job, settings.alpha), {}
+    for problem in _problems(run.job, settings):
+        raise ConfigError(problem)
     # as they are loaded, members are checked to be those that the run was made with
-    encoder = next((m.name for m in run.ensemble.members if m.kind.encodes), None)
-    if encoder is not None:
+    for m in (m for m in run.ensemble.members if m.kind.encodes):
         raise ConfigError(
-            f"{run.folder}: its {encoder} has an encoder (T5), and the code of an export's card reads whole texts; "
+            f"{run.folder}: its {m.name} has an encoder (T5), and the code of an export's card reads whole texts; "
             "deploy the run's offset/ with its own models"
         )
+    known, own, about = [float(a) for a in runlog.evaluation(run.folder)["alphas"]], run.cfg.alpha, {}
+    alpha = settings.alpha if settings.alpha is not None else own if own in known else known[0]
     write_whole(settings.to, partial(_write_all, run, settings, alpha, about))
     return about
 
 
 def _write_all(run: Opened, settings: ExportSettings, alpha: float, about: dict[str, Any], folder: Path) -> None:
-    from unlearn.deploy.export.card import card, known_text
-    from unlearn.deploy.export.facts import facts
+    from unlearn.deploy.export.about import card, facts, known_text
 
     folder.mkdir(parents=True)
     models = _models(run, settings.everything)
@@ -76,52 +77,44 @@ def _write_all(run: Opened, settings: ExportSettings, alpha: float, about: dict[
         settings.to.rmdir()  # it was empty; what came in the meantime is not replaced
 
 
-def _check(job: Job, settings: ExportSettings) -> None:
+def _problems(job: Job, settings: ExportSettings) -> Iterator[str]:
     """What can be told before models are loaded."""
     cfg, manifest, to = job.cfg, runlog.manifest(job.folder), settings.to
     if manifest.get("status") != "done":
-        raise ConfigError(
-            f"{job.folder}: its status is {manifest.get('status')!r}, and only a run that is done is exported"
-        )
+        yield f"{job.folder}: its status is {manifest.get('status')!r}, and only a run that is done is exported"
     if manifest.get("collapsed") is not None and manifest.get("kept") != "best" and not settings.collapsed:
-        raise ConfigError(
+        yield (
             f"{job.folder}: this run collapsed ({manifest['collapsed']}); collapsed=yes exports it all the same, and "
             "trainer.keep=best keeps the best point of such a run"
         )
     if cfg.pair.target.kind == "http":
-        raise ConfigError(
+        yield (
             "pair.target.kind='http': an export is loaded beside the target's weights and checked against them, and "
             f"these are on a server; the offset itself is in {job.folder / runlog.OFFSET}"
         )
     if cfg.method.file is not None:
-        raise ConfigError(
+        yield (
             f"method.file={cfg.method.file!r}: an export holds no code, and this method's rule is a function of "
             "your own; there are exports of the rules sum, plausible and rank"
         )
     if tuning(cfg) == LAYERS:
-        raise ConfigError(
+        yield (
             f"{job.folder}: its tuning is {LAYERS}, and an export holds plain models that need no code of ours; deploy "
             "the run's adapter/ beside its model (unlearn.models.layers.load, or peft)"
         )
     if to.is_file() or (to.is_dir() and any(to.iterdir())):
-        raise ConfigError(f"to={str(to)!r}: must be a folder that is not there yet, or an empty one")
+        yield f"to={str(to)!r}: must be a folder that is not there yet, or an empty one"
     if to.resolve().is_relative_to(job.folder.resolve()):
-        raise ConfigError(f"to={str(to)!r}: lies in the run's own folder; must be another place")
-
-
-def _alpha(job: Job, given: float | None) -> float:
+        yield f"to={str(to)!r}: lies in the run's own folder; must be another place"
     known = [float(a) for a in runlog.evaluation(job.folder)["alphas"]]
     again = f"python -m unlearn.evaluate run={job.folder}"
     if not known:
-        raise ConfigError(f"{job.folder}: has no evaluation; make one: {again}")
-    if given is None:
-        return job.cfg.alpha if job.cfg.alpha in known else known[0]
-    if given not in known:
-        raise ConfigError(
-            f"alpha={given:g}: must be one of those the run was evaluated at, {', '.join(f'{a:g}' for a in known)}; "
-            f"another: {again} eval.alphas=[{given:g}]"
+        yield f"{job.folder}: has no evaluation; make one: {again}"
+    if settings.alpha not in (None, *known):
+        yield (
+            f"alpha={settings.alpha:g}: must be one of those the run was evaluated at, "
+            f"{', '.join(f'{a:g}' for a in known)}; another: {again} eval.alphas=[{settings.alpha:g}]"
         )
-    return given
 
 
 def _models(run: Opened, everything: bool) -> dict[str, nn.Module]:

@@ -87,39 +87,25 @@ class Text:
         """
         if token is not None:
             self._ids.append(token)
-        seen = len(self.whole)
-        self.whole += self._new(last)
+        seen, before = len(self.whole), self._text(self._ids[self._from : self._read])
+        now = self._text(self._ids[self._from :])
+        if len(now) > len(before) and (last or not now.endswith(BROKEN)):
+            self._from, self._read = self._read, len(self._ids)
+            self.whole += now[len(before) :]
         if self._strip and not seen:
             self.whole = self.whole.lstrip()
-        self._find(seen)
-        end = len(self.whole) if last or self.stopped else len(self.whole) - self._held()
+        longest = max(map(len, self._stop), default=0)  # a stop string can begin before what is new
+        ends = [at for s in self._stop if (at := self.whole.find(s, max(0, seen - longest + 1))) >= 0]
+        if ends:
+            self.whole, self.stopped = self.whole[: min(ends)], True
+        begun = (n for s in self._stop for n in range(len(s) - 1, 0, -1) if self.whole.endswith(s[:n]))
+        end = len(self.whole) - (0 if last or self.stopped else max(begun, default=0))
         new = self.whole[self._given : end]
         self._given = max(self._given, end)
         return new
 
-    def _new(self, last: bool) -> str:
-        before = self._text(self._ids[self._from : self._read])
-        now = self._text(self._ids[self._from :])
-        if len(now) <= len(before) or (now.endswith(BROKEN) and not last):
-            return ""
-        self._from, self._read = self._read, len(self._ids)
-        return now[len(before) :]
-
     def _text(self, ids: list[int]) -> str:
         return self._decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def _find(self, seen: int) -> None:
-        """Cut at the first stop string, which can begin before what is new."""
-        longest = max(map(len, self._stop), default=0)
-        found = [self.whole.find(s, max(0, seen - longest + 1)) for s in self._stop]
-        ends = [at for at in found if at >= 0]
-        if ends:
-            self.whole, self.stopped = self.whole[: min(ends)], True
-
-    def _held(self) -> int:
-        """Characters at the end that a stop string may begin with."""
-        sizes = (n for s in self._stop for n in range(len(s) - 1, 0, -1) if self.whole.endswith(s[:n]))
-        return max(sizes, default=0)
 
 
 @dataclass(eq=False)
@@ -137,16 +123,14 @@ class Answer:
 # --- log-probabilities ------------------------------------------------------------------------------------------------
 
 
-def scored(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[Scored]:
-    """Of each row of logits [N, V] its token, and as many of the likeliest as ``counts`` says (−1: all)."""
-    width = logits.shape[-1]
-    counts = [width if k < 0 else min(k, width) for k in counts]
-    logp = logits.log_softmax(-1)
+def scored(logits: Tensor, tokens: Sequence[int], k: int) -> list[Scored]:
+    """Of each row of logits [N, V] its token, and the k likeliest (−1: all)."""
+    width, logp = logits.shape[-1], logits.log_softmax(-1)
     own = logp.gather(-1, torch.tensor(tokens, device=logp.device)[:, None])
     rank = (logp > own).sum(-1) + 1
-    values, ids = logp.topk(max(counts, default=0), dim=-1)
-    rows = zip(tokens, own[:, 0].tolist(), rank.tolist(), ids.tolist(), values.tolist(), counts, strict=True)
-    return [Scored(t, p, r, tuple(zip(i[:k], v[:k], strict=True))) for t, p, r, i, v, k in rows]
+    values, ids = logp.topk(width if k < 0 else min(k, width), dim=-1)
+    rows = zip(tokens, own[:, 0].tolist(), rank.tolist(), ids.tolist(), values.tolist(), strict=True)
+    return [Scored(t, p, r, tuple(zip(i, v, strict=True))) for t, p, r, i, v in rows]
 
 
 def scored_prompt(
@@ -159,6 +143,5 @@ def scored_prompt(
     for start in range(0, len(prompt) - 1, at_once):
         part = slice(start, min(start + at_once, len(prompt) - 1))
         logits = ensemble.logits({name: rows(part)[0] for name, rows in readers.items()}, alpha)
-        tokens = list(prompt[part.start + 1 : part.stop + 1])
-        found += scored(logits, tokens, [k] * len(tokens))
+        found += scored(logits, prompt[part.start + 1 : part.stop + 1], k)
     return found

@@ -29,6 +29,8 @@ from unlearn.deploy.serving.settings import LOOPBACK, Settings
 log = logging.getLogger(__name__)
 LONGEST = 8 * 2**20  # bytes of a body
 ATTESTED = "x-unlearned"
+NOT_KEPT = {"cache-control": "no-cache"}
+Found = AsyncIterator[tuple[int, Event]]
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
@@ -36,12 +38,12 @@ def create(engine: Engine, settings: Settings) -> FastAPI:
     """The application; ``engine`` is started and closed by the caller."""
     app = FastAPI(title="unlearn.serve", docs_url=None, redoc_url=None, openapi_url=None)
     server = _Server(engine, settings)
-    app.add_api_route("/health", server.health, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/models", server.models, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/completions", server.completions, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/offsets", server.offsets, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/offsets", server.switch, methods=["POST"], response_model=None)
+    for method, path, route in (
+        ("GET", "/health", server.health), ("GET", "/v1/models", server.models),
+        ("POST", "/v1/completions", server.completions), ("POST", "/v1/chat/completions", server.chat),
+        ("GET", "/v1/offsets", server.offsets), ("POST", "/v1/offsets", server.switch),
+    ):  # fmt: skip
+        app.add_api_route(path, route, methods=[method], response_model=None)
     app.add_exception_handler(BadRequest, _refused)
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(Exception, _fault)
@@ -58,13 +60,9 @@ class _Server:
         self.names, self.started = cache(lambda token: decode([token])), int(time.time())
         self._key, self._admin = (os.environ[k] if k else None for k in (settings.key_env, settings.admin_key_env))
 
-    # --- routes -------------------------------------------------------------------------------------------------------
-
     async def health(self) -> Response:
-        alive = self.engine.alive
-        found = {"status": "ok" if alive else "stopped", "running": self.engine.running}
-        found |= {"waiting": self.engine.waiting}
-        return JSONResponse(found, 200 if alive else 503)
+        status, code = ("ok", 200) if self.engine.alive else ("stopped", 503)
+        return JSONResponse({"status": status, "running": self.engine.running, "waiting": self.engine.waiting}, code)
 
     async def models(self, request: Request) -> Response:
         _check_key(request, self._key)
@@ -88,8 +86,6 @@ class _Server:
         log.info("offsets: %s", "; ".join(f"{o['name']} {o['alpha']:g}" for o in self.switches.listed() if o["on"]))
         return JSONResponse({"object": "list", "data": self.switches.listed()})
 
-    # --- an answer ----------------------------------------------------------------------------------------------------
-
     async def _answer(self, request: Request, read: Callable[[Any], Asked]) -> Response:
         _check_key(request, self._key)
         started, body = time.monotonic(), await _body(request)
@@ -98,50 +94,45 @@ class _Server:
         reply = Reply(asked, self.name, attested, self.names)
         headers = {ATTESTED: json.dumps(attested, separators=(",", ":"))}
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def emitter(index: int) -> Callable[[Event], None]:
-            return lambda event: loop.call_soon_threadsafe(events.put_nowait, (index, event))
-
+        tell = partial(asyncio.get_running_loop().call_soon_threadsafe, events.put_nowait)
         try:
-            answers = self.engine.submit([(ask, emitter(i)) for i, ask in enumerate(asked.asks)])
+            answers = self.engine.submit(
+                [(ask, lambda event, index=i: tell((index, event))) for i, ask in enumerate(asked.asks)]
+            )
         except Busy as busy:
             return JSONResponse(error(str(busy), "server_error", code="busy"), 503, {"retry-after": "1"})
+        found, done = _until_gone(request, events, len(answers)), partial(_log_answered, request, reply, started)
         if asked.body.stream:
-            lines = self._stream(request, reply, events, answers, started)
-            headers["cache-control"] = "no-cache"
-            return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
-        return await self._whole(request, reply, events, answers, started, headers)
-
-    async def _whole(self, request, reply: Reply, events, answers: list[Answer], started: float, headers) -> Response:
+            lines = self._stream(reply, found, answers, done)
+            return StreamingResponse(lines, media_type="text/event-stream", headers=headers | NOT_KEPT)
         try:
-            async for index, found in _until_gone(request, events, len(answers)):
-                if isinstance(found, Failed):
-                    return JSONResponse(error(found.message, "server_error"), 500, headers)
-                reply.add(index, found)
+            async for index, event in found:
+                if isinstance(event, Failed):
+                    return JSONResponse(error(event.message, "server_error"), 500, headers)
+                reply.add(index, event)
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
         finally:
             self.engine.cancel(answers)
         content = await run_in_threadpool(lambda: json.dumps(reply.whole(), allow_nan=False))
-        _log_answered(request, reply, started)
+        done()
         return Response(content, headers=headers, media_type="application/json")
 
-    async def _stream(self, request, reply: Reply, events, answers: list[Answer], started: float) -> AsyncIterator[str]:
+    async def _stream(self, reply: Reply, found: Found, answers: list[Answer], done: Callable) -> AsyncIterator[str]:
         try:
             for index in range(len(answers)):
                 if (piece := reply.first(index)) is not None:
                     yield _line(piece)
-            async for index, found in _until_gone(request, events, len(answers)):
-                if isinstance(found, Failed):
-                    yield _line(error(found.message, "server_error"))
+            async for index, event in found:
+                if isinstance(event, Failed):
+                    yield _line(error(event.message, "server_error"))
                     return
-                if (piece := reply.piece(index, found)) is not None:
+                if (piece := reply.piece(index, event)) is not None:
                     yield _line(piece)
             if (piece := reply.last()) is not None:
                 yield _line(piece)
             yield "data: [DONE]\n\n"
-            _log_answered(request, reply, started)
+            done()
         except ClientDisconnect:
             return
         finally:
@@ -186,7 +177,7 @@ async def _body(request: Request) -> Any:
         raise BadRequest(f"the body is no JSON: {type(problem).__name__}") from None
 
 
-async def _until_gone(request: Request, events: asyncio.Queue, count: int) -> AsyncIterator[tuple[int, Event]]:
+async def _until_gone(request: Request, events: asyncio.Queue, count: int) -> Found:
     """The events of ``count`` answers to their ends or a failure; ``ClientDisconnect`` when nobody listens any more."""
     gone = asyncio.ensure_future(_disconnected(request))
     try:

@@ -5,7 +5,6 @@ A field's ``description`` is what a refusal says of a wrong value, with the serv
 with the field's name does not show the value.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
@@ -173,34 +172,29 @@ class Dialogue(Shared):
 class Switch(Body):
     like = 'the body must be like {"name": "…", "on": true, "alpha": 1.0}, with on, alpha or both'
     name: Offset = needed("must be one of {listed}")
-    on: Flag = None
-    alpha: Alpha = None
-
-
-def limits(max_choices: int, max_tokens: int, max_logprobs: int, width: int, names: Sequence[str]) -> dict[str, Any]:
-    """What a server allows, by the names that the fields above use; ``width`` is that of the vocabulary."""
-    likeliest = width if max_logprobs < 0 else max_logprobs
-    return {
-        "choices": max_choices, "tokens": max_tokens, "fewest": min(0, max_logprobs), "likeliest": likeliest,
-        "names": list(names), "listed": ", ".join(names),
-    }  # fmt: skip
+    on: Flag = None  # left out; null is refused
+    alpha: Alpha | None = Field(None, description="must be a number from -1e+06 to 1e+06")
 
 
 B = TypeVar("B", bound=Body)
 
 
 def read(kind: type[B], body: Any, allowed: dict[str, Any]) -> B:
-    """A body, checked; null is as good as nothing. Raises ``BadRequest``."""
+    """A body, checked; in one that asks for answers, null is as good as nothing. Raises ``BadRequest``.
+
+    ``allowed``: what the server allows, by the names that the fields above use.
+    """
     if not isinstance(body, dict):
         raise BadRequest(kind.like or "the body must be a JSON object")
-    found = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
-    for name in [name for name in found if name in NEUTRAL]:
-        value = found.pop(name)
+    if issubclass(kind, Shared):
+        body = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
+    for name in [name for name in body if name in NEUTRAL and issubclass(kind, Shared)]:
+        value = body.pop(name)
         if not any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in NEUTRAL[name]):
             neutral = " or ".join(map(repr, NEUTRAL[name]))
             raise BadRequest(f"{name}={value!r:.80}: is not done here; leave it out, or give {neutral}", name)
     try:
-        return kind.model_validate(found, context=allowed)
+        return kind.model_validate(body, context=allowed)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         unknown = [p for p in problems if p["type"] == "extra_forbidden" and len(p["loc"]) == 1]

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
@@ -28,16 +27,6 @@ log = logging.getLogger(__name__)
 AT_ONCE = 8192  # tokens of prompts that are read in one pass, padding included
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The next token of one answer."""
-
-    token: int
-    sure: bool  # beyond doubt
-    sound: bool  # its logit is a number
-    scored: Scored | None
-
-
 class Busy(RuntimeError):
     """There is no place left among those that wait, or the server is stopping."""
 
@@ -51,8 +40,7 @@ class Engine:
         self.width = min(vocabulary(m.model) for p in blend.parts.values() for m in p.ensemble.members)
         self._ends = ends_of(Ensemble((blend.target,)), encoder.tokenizer.eos_token_id)
         self._pad = encoder.tokenizer.pad_token_id
-        self._batches: dict[tuple[str, ...], Batch] = {}  # by the names of the members that they read
-        self._solos: list[Batch] = []
+        self._batches: dict[Hashable, Batch] = {}  # by the names of the members that they read, or an answer gone apart
         self._waiting: deque[Answer] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -120,22 +108,18 @@ class Engine:
                     break
                 new = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch - self.running))]
                 self.running += len(new)
-            for batch in self._all():
+            for batch in self._batches.values():
                 batch.keep([i for i, answer in enumerate(batch.rows) if not answer.cancelled])
-            for batch in (batch for batch in self._all() if batch.rows):
+            for batch in (batch for batch in list(self._batches.values()) if batch.rows):
                 self._safely(batch.rows, lambda batch=batch: self._say(batch, batch.next()))
             for group in self._groups(new):
                 self._safely(group, lambda group=group: self._begin(group))
             self._batches = {key: batch for key, batch in self._batches.items() if batch.rows}
-            self._solos = [batch for batch in self._solos if batch.rows]
-            self.running = sum(len(batch.rows) for batch in self._all())
-        for answer in [*(a for batch in self._all() for a in batch.rows), *self._waiting]:
+            self.running = sum(len(batch.rows) for batch in self._batches.values())
+        for answer in [*(a for batch in self._batches.values() for a in batch.rows), *self._waiting]:
             self._emit(answer, Failed("the server is stopping"))
-        self._batches, self._solos = {}, []
+        self._batches = {}
         self._waiting.clear()
-
-    def _all(self) -> list[Batch]:
-        return [*self._batches.values(), *self._solos]
 
     def _safely(self, answers: Sequence[Answer], work: Callable[[], None]) -> None:
         """A fault ends the answers that it concerns, and those of a batch that it may have left half changed."""
@@ -143,7 +127,7 @@ class Engine:
         try:
             work()
         except Exception as error:  # whatever a model or a device may raise: others are still to be answered
-            for batch in self._all():
+            for batch in self._batches.values():
                 if concerned & set(batch.rows):
                     concerned |= set(batch.rows)
                     batch.rows = []
@@ -197,37 +181,16 @@ class Engine:
         batch.keep(which)
         batch.rows = open_
         self._say(batch, rows)
-        if not batch.rows:
-            return
-        key = self._key(batch.rows[0])
+        key = self._key(answers[0])
         there = self._batches.get(key)
         if there is None or not there.rows:
             self._batches[key] = batch
-        else:
+        elif batch.rows:
             there.join(batch)
 
     def _say(self, batch: Batch, rows: Rows) -> None:
-        """One token of each answer, from the members' rows [B, V]."""
-        answers = list(batch.rows)
-        for answer in answers:
-            answer.alone = answer.alone and len(answers) == 1
-        keep, tokens, again = [], [], []
-        for place, (answer, choice) in enumerate(zip(answers, self._choose(answers, rows), strict=True)):
-            if not choice.sound:
-                self._emit(answer, Failed("the model gave no numbers for this answer"))
-            elif not choice.sure and self.exact and not answer.alone:
-                again.append(answer)
-            elif self._take(answer, choice):
-                keep.append(place)
-                tokens.append(choice.token)
-        batch.rewind(keep)
-        batch.append(torch.tensor(tokens, device=batch.device))
-        for answer in again:
-            self._safely([answer], lambda answer=answer: self._apart(answer))
-
-    def _choose(self, answers: Sequence[Answer], rows: Rows) -> list[Choice]:
-        """Each mix of offsets is joined for its own answers."""
-        found: dict[int, Choice] = {}
+        """One token of each answer, from the members' rows [B, V]. Each mix of offsets is joined for its own."""
+        answers, found = list(batch.rows), {}
         for mix in dict.fromkeys(a.ask.mix for a in answers):
             which = [i for i, a in enumerate(answers) if a.ask.mix == mix]
             some = rows if len(which) == len(answers) else {n: r[which] for n, r in rows.items()}
@@ -235,20 +198,32 @@ class Engine:
             logits = ensemble.logits(some, alpha)
             draws, steps = [answers[i].ask.draw for i in which], [len(answers[i].said) for i in which]
             tokens, sure = decide(ensemble, some, alpha, draws, steps, logits)
-            sound = logits.gather(-1, tokens[:, None])[:, 0].isfinite()
-            for j, (i, *choice) in enumerate(zip(which, tokens.tolist(), sure.tolist(), sound.tolist(), strict=True)):
+            numbers = logits.gather(-1, tokens[:, None])[:, 0].isfinite()
+            for j, (i, *choice) in enumerate(zip(which, tokens.tolist(), sure.tolist(), numbers.tolist(), strict=True)):
                 k = answers[i].ask.logprobs
-                score = None if k is None else scored(logits[j : j + 1], choice[:1], [k])[0]
-                found[i] = Choice(*choice, score)
-        return [found[i] for i in range(len(answers))]
+                found[i] = (*choice, None if k is None else scored(logits[j : j + 1], choice[:1], k)[0])
+        keep, again = {}, []
+        for i, answer in enumerate(answers):
+            token, sure, number, score = found[i]
+            answer.alone = answer.alone and len(answers) == 1
+            if not number:
+                self._emit(answer, Failed("the model gave no numbers for this answer"))
+            elif not sure and self.exact and not answer.alone:
+                again.append(answer)
+            elif self._take(answer, token, score):
+                keep[i] = token
+        batch.rewind(list(keep))
+        batch.append(torch.tensor(list(keep.values()), device=batch.device))
+        for answer in again:
+            self._safely([answer], lambda answer=answer: self._apart(answer))
 
-    def _take(self, answer: Answer, choice: Choice) -> bool:
+    def _take(self, answer: Answer, token: int, score: Scored | None) -> bool:
         """Add a token to an answer; whether more follow."""
-        answer.said.append(choice.token)
-        ended, full = choice.token in self._ends, len(answer.said) >= answer.ask.limit
-        text = answer.text.add(None if ended else choice.token, last=ended or full)
+        answer.said.append(token)
+        ended, full = token in self._ends, len(answer.said) >= answer.ask.limit
+        text = answer.text.add(None if ended else token, last=ended or full)
         finish = "stop" if ended or answer.text.stopped else "length" if full else None
-        self._emit(answer, Said(choice.token, text, choice.scored, finish))
+        self._emit(answer, Said(token, text, score, finish))
         answer.cancelled |= finish is not None  # nothing is emitted after its end
         return finish is None
 
@@ -259,5 +234,5 @@ class Engine:
             batch.read()
             batch.append(torch.tensor([token], device=batch.device))
         answer.alone = True
-        self._solos.append(batch)
+        self._batches[answer] = batch
         self._say(batch, batch.next())

@@ -11,7 +11,6 @@ from unlearn.data.encoding import Encoder
 from unlearn.deploy.export import loading as deployed
 from unlearn.deploy.serving.offsets import Blend, Part, check_beside
 from unlearn.deploy.serving.settings import Settings, alphas
-from unlearn.ensemble.ensemble import Ensemble
 from unlearn.grid.rerun import open_run
 from unlearn.learning.loop import device
 from unlearn.models import llama
@@ -42,30 +41,29 @@ def load(settings: Settings, overrides: Sequence[str] = ()) -> Loaded:
     found = _exports(folders, settings, overrides) if exports[0] else _runs(folders, settings, overrides)
     if any(part.ensemble.encodes for part, _ in found):
         raise ConfigError(f"run={settings.run!r}: its models have an encoder, and what is served continues one text")
-    for part, encoder in found[1:]:
-        _same_tokens(part.name, encoder, found[0][1])
+    tokens = [digest(encoder.tokenizer.get_vocab()) for _, encoder in found]
+    for (part, _), own in zip(found, tokens, strict=True):
+        if own != tokens[0]:
+            is_not = f"has a tokenizer with the fingerprint {own}, and that of run= is {tokens[0]}"
+            raise ConfigError(f"offsets: {part.name} {is_not}")
     first, longest = found[0][1], min(encoder.max_length for _, encoder in found)
     return Loaded(Blend([part for part, _ in found]), Encoder(first.tokenizer, first.template, longest))
 
 
 def _runs(folders: Sequence[Path], settings: Settings, overrides: Sequence[str]) -> list[tuple[Part, Encoder]]:
-    found, bench, known = [], None, {}
+    found, before, known = [], None, {}
     for i, folder in enumerate(folders):
-        run, before = open_run(folder, overrides), bench
-        bench = run.bench
-        prints = {m.name: bench.fingerprint(m.model) for m in run.cfg.method.members if not m.trained}
+        run = open_run(folder, overrides)
+        frozen = {m.name: run.bench.fingerprint(m.model) for m in run.cfg.method.members if not m.trained}
         if before is not None:
-            bench.adopt(before)
-            check_beside(run.folder.name, prints, known)
-        known |= prints
-        chosen = alphas(settings)[i] if settings.alpha is not None else run.cfg.alpha
-        found.append((Part(run.folder.name, run.ensemble, _weights(run.ensemble), chosen), bench.encoder))
+            run.bench.adopt(before)
+        check_beside(run.folder.name, frozen, known)
+        before, trained = run.bench, run.ensemble.trained
+        # as an export says them: of weights that hold their low-rank updates
+        weights = None if trained is None else llama.fingerprint(merged(trained.model))
+        chosen = run.cfg.alpha if settings.alpha is None else alphas(settings)[i]
+        found.append((Part(run.folder.name, run.ensemble, weights, chosen), before.encoder))
     return found
-
-
-def _weights(ensemble: Ensemble) -> str | None:
-    """As an export says them: of weights that hold their low-rank updates."""
-    return None if ensemble.trained is None else llama.fingerprint(merged(ensemble.trained.model))
 
 
 def _exports(folders: Sequence[Path], settings: Settings, overrides: Sequence[str]) -> list[tuple[Part, Encoder]]:
@@ -76,25 +74,12 @@ def _exports(folders: Sequence[Path], settings: Settings, overrides: Sequence[st
     found, before = [], None
     for i, folder in enumerate(folders):
         alpha = None if settings.alpha is None else alphas(settings)[i]
-        model = deployed.load(folder, settings.target or _named(folder), place, alpha, beside=before)
+        target = settings.target or deployed.checked(folder)["target"]["source"]
+        if target is None:
+            raise ConfigError(f"run={str(folder)!r}: this export's target is on no hub; give target=FOLDER")
+        model = deployed.load(folder, target, place, alpha, beside=before)
         before = before or model
         trained = next((m for m in model.about["method"]["members"] if m["trained"]), None)
         part = Part(folder.resolve().name, model.ensemble, trained and trained["fingerprint"], model.alpha)
         found.append((part, model.encoder))
     return found
-
-
-def _named(folder: Path) -> str:
-    """The target's name on the hub, that an export says."""
-    source = deployed.checked(folder)["target"]["source"]
-    if source is None:
-        raise ConfigError(f"run={str(folder)!r}: this export's target is on no hub; give target=FOLDER")
-    return source
-
-
-def _same_tokens(name: str, encoder: Encoder, first: Encoder) -> None:
-    prints = [digest(e.tokenizer.get_vocab()) for e in (encoder, first)]
-    if prints[0] != prints[1]:
-        raise ConfigError(
-            f"offsets: {name} has a tokenizer with the fingerprint {prints[0]}, and that of run= is {prints[1]}"
-        )

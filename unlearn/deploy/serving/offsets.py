@@ -81,26 +81,22 @@ def _check(parts: Sequence[Part]) -> None:
     names = [p.name for p in parts]
     if len(set(names)) < len(names):
         raise ConfigError(f"offsets={names}: each may be given once; the folder's name is the offset's")
-    if len(parts) == 1:
-        return
-    for p in parts:
+    known: dict[str, str] = {}
+    for p in parts if len(parts) > 1 else ():
         if p.ensemble.rule is not SUM:
             raise ConfigError(f"{p.name}: its rule is {p.ensemble.rule.name!r}, and only sums can be added to others")
         if p.whole:
             raise ConfigError(f"{p.name}: its trained weights are a whole model, and no offset that could be added")
-    known: dict[str, str] = {}
-    for p in parts:
-        found = {m.name: m.fingerprint for m in p.ensemble.members if not m.trained}
-        check_beside(p.name, found, known)
-        known |= found
+        check_beside(p.name, {m.name: m.fingerprint for m in p.ensemble.members if not m.trained}, known)
 
 
-def check_beside(name: str, found: Mapping[str, str], known: Mapping[str, str]) -> None:
-    """Refuse an offset that was trained beside other models than those before it: fingerprints by frozen member."""
-    for member in found:
-        if member in known and found[member] != known[member]:
+def check_beside(name: str, found: Mapping[str, str], known: dict[str, str]) -> None:
+    """Refuse an offset that was trained beside other models than those before it, ``known``: fingerprints by frozen
+    member. Its own are added to them."""
+    for member, fingerprint in found.items():
+        if known.setdefault(member, fingerprint) != fingerprint:
             raise ConfigError(
-                f"offsets: {name} was trained beside a {member} with the fingerprint {found[member]}, and that of the "
+                f"offsets: {name} was trained beside a {member} with the fingerprint {fingerprint}, and that of the "
                 f"runs before it is {known[member]}; only offsets of one target and one small pair can be added"
             )
 
@@ -109,30 +105,27 @@ class Switches:
     """Which offsets are on, with which α, for requests that come from now on."""
 
     def __init__(self, blend: Blend):
-        self._blend = blend
-        self._lock = threading.Lock()
-        self._state = {p.name: (True, p.alpha) for p in blend.parts.values()}
+        self._parts, self._lock = blend.parts, threading.Lock()
+        self._state = {p.name: (True, p.alpha) for p in blend.parts.values()}  # replaced as a whole by `set`
 
     def listed(self) -> list[dict[str, Any]]:
-        with self._lock:
-            state = dict(self._state)
-        weights = {n: p.weights for n, p in self._blend.parts.items()}
-        return [{"name": n, "on": on, "alpha": a, "weights": weights[n]} for n, (on, a) in state.items()]
+        found = self._state.items()
+        return [{"name": n, "on": on, "alpha": a, "weights": self._parts[n].weights} for n, (on, a) in found]
 
     def set(self, name: str, on: bool | None, alpha: float | None) -> None:
         """None leaves it as it is. ``ValueError`` for a model that is no offset."""
-        if on is False and self._blend.parts[name].whole:
+        if on is False and self._parts[name].whole:
             raise ValueError(f"{name}: its trained weights are the model itself, which cannot be switched off")
         with self._lock:
             was_on, was = self._state[name]
-            self._state[name] = was_on if on is None else on, was if alpha is None else alpha
+            self._state = self._state | {name: (was_on if on is None else on, was if alpha is None else alpha)}
 
     def mix(self, names: Sequence[str] | None = None, alpha: float | None = None) -> Mix:
         """What is on; or the offsets of these names, and all at this α. ``ValueError`` for a model that is none."""
-        with self._lock:
-            state = dict(self._state)
-        whole = next((n for n, p in self._blend.parts.items() if p.whole), None)
+        whole = next((n for n, p in self._parts.items() if p.whole), None)
         if whole is not None and names is not None and whole not in names:
             raise ValueError(f"{whole}: its trained weights are the model itself, which cannot be left out")
-        on = [n for n, (is_on, _) in state.items() if is_on] if names is None else [n for n in state if n in names]
-        return tuple((n, state[n][1] if alpha is None else alpha) for n in on)
+        state = self._state.items()
+        return tuple(
+            (n, a if alpha is None else alpha) for n, (on, a) in state if (on if names is None else n in names)
+        )

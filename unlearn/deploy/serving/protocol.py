@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from unlearn.data.encoding import NO_CLOCK, Encoder
 from unlearn.decoding.choosing import Draw, key
 from unlearn.deploy.serving.answers import Ask
-from unlearn.deploy.serving.bodies import BadRequest, Completion, Dialogue, Switch, Turn, limits, read
+from unlearn.deploy.serving.bodies import BadRequest, Completion, Dialogue, Switch, Turn, read
 from unlearn.deploy.serving.engine import Engine
 from unlearn.deploy.serving.offsets import Mix, Switches
 from unlearn.deploy.serving.settings import Settings
@@ -37,8 +37,11 @@ class Protocol:
     def __init__(self, engine: Engine, settings: Settings, switches: Switches, name: str):
         self._engine, self._settings, self._switches, self.name = engine, settings, switches, name
         self._chat, self._tokenizer = Chat(engine.encoder), engine.encoder.tokenizer
-        allowed = settings.max_choices, settings.max_tokens, settings.max_logprobs
-        self._limits = limits(*allowed, engine.width, list(engine.blend.parts))
+        most, names = settings.max_logprobs, list(engine.blend.parts)
+        self._limits = {
+            "choices": settings.max_choices, "tokens": settings.max_tokens, "fewest": min(0, most),
+            "likeliest": engine.width if most < 0 else most, "names": names, "listed": ", ".join(names),
+        }  # fmt: skip
 
     def completion(self, body: Any) -> Asked:
         given = read(Completion, body, self._limits)
@@ -92,8 +95,17 @@ class Protocol:
             for i in range(n):
                 draw = Draw(temperature, top_p, key(seed, prompt, i) if temperature else 0)
                 asks.append(Ask(prompt, mix, limit, draw, given.stop, strip, given.shown, read))
-        self._check_entries(asks)
+        total = sum(self._size(a.prompt_logprobs, len(a.prompt)) + self._size(a.logprobs, a.limit) for a in asks)
+        if total > ENTRIES:
+            raise BadRequest(
+                f"this would be {total:,} log-probabilities, and at most {ENTRIES:,} are given at once: ask for fewer "
+                "likeliest tokens, or in several requests", "logprobs" if read is None else "prompt_logprobs",
+            )  # fmt: skip
         return Asked(given, tuple(asks), tuple(texts), mix)
+
+    def _size(self, k: int | None, positions: int) -> int:
+        """How many log-probabilities so many positions have."""
+        return 0 if k is None else positions * (1 + (self._engine.width if k < 0 else k))
 
     def _ids(self, prompt: str | list[int], special: bool) -> tuple[int, ...]:
         ids = text_ids(self._tokenizer, prompt, special) if isinstance(prompt, str) else prompt
@@ -117,18 +129,6 @@ class Protocol:
         most = min(longest - length, self._settings.max_tokens)
         return min(most, given.default or most) if asked is None else asked
 
-    def _check_entries(self, asks: Sequence[Ask]) -> None:
-        def size(k: int | None, positions: int) -> int:
-            return 0 if k is None else positions * (1 + (self._engine.width if k < 0 else k))
-
-        total = sum(size(a.prompt_logprobs, len(a.prompt)) + size(a.logprobs, a.limit) for a in asks)
-        if total > ENTRIES:
-            raise BadRequest(
-                f"this would be {total:,} log-probabilities, and at most {ENTRIES:,} are given at once: ask for fewer "
-                "likeliest tokens, or in several requests",
-                "prompt_logprobs" if any(a.prompt_logprobs is not None for a in asks) else "logprobs",
-            )
-
     def _mix(self, given: Given) -> Mix:
         chosen = next((name for name in ("alpha", "offsets") if getattr(given, name) is not None), None)
         if chosen and not self._settings.per_request:
@@ -143,7 +143,7 @@ class Protocol:
 
 
 def text_ids(tokenizer, text: str, special: bool = True) -> list[int]:
-    """Of a text that goes on, with the BOS of those tokenizers that write one."""
+    """Of a text that is continued, with the BOS of those tokenizers that write one."""
     ids = tokenizer(text, add_special_tokens=special)["input_ids"]
     return ids[:-1] if special and ids and ids[-1] == tokenizer.eos_token_id else ids
 
@@ -159,30 +159,20 @@ class Chat:
         """``ValueError`` for messages that cannot be asked here."""
         if turns[-1].role != "user":
             raise ValueError(f"the last one is the {turns[-1].role}'s: must be the user's")
-        if self.templated:
-            return self._templated(turns)
-        if len(turns) > 1:
+        tokenizer, template = self._encoder.tokenizer, self._encoder.template
+        if not self.templated:
+            if len(turns) == 1:
+                return tuple(text_ids(tokenizer, template.prompt.format(question=turns[0].text)))
             raise ValueError(
                 f"are {len(turns)}: the model has no chat template and answers single questions, so there must be one "
                 "message, the user's"
             )
-        asked = self._encoder.template.prompt.format(question=turns[0].text)
-        return tuple(text_ids(self._encoder.tokenizer, asked))
-
-    def _templated(self, given: Sequence[Turn]) -> tuple[int, ...]:
-        turns = [{"role": turn.role, "content": turn.text} for turn in given]
-        tokenizer, template = self._encoder.tokenizer, self._encoder.template
-        if template.kind == "chat" and template.system is not None and turns[0]["role"] not in ("system", "developer"):
-            turns = [{"role": "system", "content": template.system}, *turns]
+        given = [{"role": turn.role, "content": turn.text} for turn in turns]
+        if template.kind == "chat" and template.system is not None and turns[0].role not in ("system", "developer"):
+            given = [{"role": "system", "content": template.system}, *given]
+        how = {"chat_template": NO_CLOCK + tokenizer.get_chat_template(), "date_string": template.date}
+        how |= {"tokenize": True, "return_dict": False, "add_generation_prompt": True}
         try:
-            ids = tokenizer.apply_chat_template(
-                turns,
-                chat_template=NO_CLOCK + tokenizer.get_chat_template(),
-                tokenize=True,
-                return_dict=False,
-                add_generation_prompt=True,
-                date_string=template.date,
-            )
+            return tuple(tokenizer.apply_chat_template(given, **how))
         except TemplateError as error:
             raise ValueError(f"the model's chat template refuses them: {error}") from None
-        return tuple(ids)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from unlearn.deploy.serving.answers import Event, Read, Said, Scored
+from unlearn.deploy.serving.answers import Event, Said, Scored
 from unlearn.deploy.serving.bodies import Dialogue
 from unlearn.deploy.serving.protocol import Asked
 from unlearn.store.identity import digest
@@ -33,37 +34,26 @@ class Reply:
         self._lengths = [0] * len(asked.asks)  # characters so far
         self._tokens = 0
 
-    # --- whole --------------------------------------------------------------------------------------------------------
-
     def add(self, index: int, event: Event) -> None:
         self._events[index].append(event)
 
     def whole(self) -> dict[str, Any]:
-        choices = [self._choice(i, events) for i, events in enumerate(self._events)]
+        choices = []
+        for i, events in enumerate(self._events):
+            said, scored = zip(*(self._part(i, event) for event in events), strict=True)
+            text = "".join(said)
+            content = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+            choice = {"index": i, "finish_reason": events[-1].finish, **content}
+            choice["logprobs"] = self._logprobs(i, chain(*scored))
+            if self._asked.body.prompt_logprobs is not None:
+                choice["prompt_logprobs"] = [None, *(self._by_id(s) for s in events[0].scored or ())]
+            choices.append(choice)
         return self._head | {"choices": choices, "usage": self.usage(), "unlearned": self.attested}
-
-    def _choice(self, index: int, events: Sequence[Event]) -> dict[str, Any]:
-        asked, text, scored, finish = self._asked, "", [], None
-        for event in events:
-            said, some = self._part(index, event)
-            text, scored, finish = text + said, scored + some, event.finish
-        choice: dict[str, Any] = {"index": index, "finish_reason": finish}
-        if self._chat:
-            choice |= {"message": {"role": "assistant", "content": text}}
-        else:
-            choice |= {"text": text}
-        choice["logprobs"] = self._logprobs(index, scored)
-        if asked.body.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = [None, *(self._by_id(s) for s in events[0].scored or ())]
-        return choice
-
-    # --- in pieces ----------------------------------------------------------------------------------------------------
 
     def first(self, index: int) -> dict[str, Any] | None:
         """The piece before all others of an answer."""
-        if not self._chat:
-            return None
-        return self._piece(index, {"delta": {"role": "assistant", "content": ""}, "logprobs": None}, None)
+        delta = {"role": "assistant", "content": ""}
+        return self._piece(index, {"delta": delta, "logprobs": None}, None) if self._chat else None
 
     def piece(self, index: int, event: Event) -> dict[str, Any] | None:
         """What an event adds; None where that is nothing."""
@@ -87,15 +77,12 @@ class Reply:
         read = sum(len(ask.prompt) for ask in self._asked.asks[:: self._asked.body.n])
         return {"prompt_tokens": read, "completion_tokens": self._tokens, "total_tokens": read + self._tokens}
 
-    # --- an event -----------------------------------------------------------------------------------------------------
-
     def _part(self, index: int, event: Event) -> tuple[str, list[Scored | int]]:
         """Text and scored tokens of an event; an int is the first token of a prompt, which nothing comes before."""
         asked = self._asked
         if isinstance(event, Said):
             self._tokens += 1
             return event.text, [] if event.scored is None else [event.scored]
-        assert isinstance(event, Read)
         if not asked.body.echo:
             return "", []
         prompt, text = asked.asks[index].prompt, asked.texts[index // asked.body.n]
@@ -109,10 +96,11 @@ class Reply:
             return {"content": [self._spoken(s) for s in scored]}
         tokens, values, tops, offsets = [], [], [], []
         for s in scored:
-            token = s if isinstance(s, int) else s.token
+            first = isinstance(s, int)
+            token = s if first else s.token
             tokens.append(self._name(token))
-            values.append(None if isinstance(s, int) else _finite(s.logprob))
-            tops.append(None if isinstance(s, int) else self._by_text(s))
+            values.append(None if first else _finite(s.logprob))
+            tops.append(None if first else self._by_text(s))
             offsets.append(self._lengths[index])
             self._lengths[index] += len(self._names(token))
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
@@ -132,13 +120,12 @@ class Reply:
 
     def _by_id(self, s: Scored) -> dict[str, dict[str, Any]]:
         """The token itself first, as vLLM has it, then the likeliest."""
-        found = {str(s.token): (s.token, s.logprob, s.rank)}
-        for rank, (token, logprob) in enumerate(self._top(s, self._asked.body.prompt_logprobs), 1):
-            found.setdefault(str(token), (token, logprob, rank))
-        return {
-            name: {"logprob": _finite(p), "rank": rank, "decoded_token": self._names(t)}
-            for name, (t, p, rank) in found.items()
-        }
+        top = enumerate(self._top(s, self._asked.body.prompt_logprobs), 1)
+        found = {}
+        for token, logprob, rank in ((s.token, s.logprob, s.rank), *((t, p, rank) for rank, (t, p) in top)):
+            one = {"logprob": _finite(logprob), "rank": rank, "decoded_token": self._names(token)}
+            found.setdefault(str(token), one)
+        return found
 
     def _spoken(self, s: Scored) -> dict[str, Any]:
         def one(token: int, logprob: float) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -44,25 +43,21 @@ class Settings:
     grace: float = setting(30.0, SECONDS)  # that running requests have to finish when the server is stopped
 
 
-def checked(settings: Settings) -> Settings:
+def checked(s: Settings) -> Settings:
     """Settings of a call that keep the rules, with what the ledger says; ``ConfigError`` for others."""
-    settings = settings if settings.ledger is None else _in_effect(settings)
-    problems = list(_problems(settings))
+    if s.ledger is not None:
+        if s.run or s.offsets or s.alpha is not None:
+            raise ConfigError(f"ledger={s.ledger!r}: names what is served, and each α; leave run, offsets, alpha out")
+        found = active(Path(s.ledger))
+        if not found:
+            raise ConfigError(f"ledger={s.ledger!r}: no request is in effect, so there is no offset to serve")
+        first, *others = [str(offset.folder) for offset in found]
+        name = s.name or Path(s.ledger).resolve().name  # requests come and go; what clients call stays
+        s = replace(s, run=first, offsets=others, alpha=[offset.alpha for offset in found], name=name)
+    problems = list(_problems(s))
     if problems:
         raise ConfigError("\n".join(problems))
-    return settings
-
-
-def _in_effect(s: Settings) -> Settings:
-    """``run``, ``offsets`` and ``alpha`` as the ledger has them."""
-    if s.run or s.offsets or s.alpha is not None:
-        raise ConfigError(f"ledger={s.ledger!r}: names what is served, and each α; leave run, offsets, alpha out")
-    found = active(Path(s.ledger))
-    if not found:
-        raise ConfigError(f"ledger={s.ledger!r}: no request is in effect, so there is no offset to serve")
-    first, *others = [str(offset.folder) for offset in found]
-    name = s.name or Path(s.ledger).resolve().name  # requests come and go; what clients call stays
-    return replace(s, run=first, offsets=others, alpha=[offset.alpha for offset in found], name=name)
+    return s
 
 
 def _problems(s: Settings) -> Iterator[str]:
@@ -85,4 +80,4 @@ def alphas(settings: Settings) -> list[float] | None:
     """One α for run and each of offsets; None where there are more or fewer."""
     given, count = settings.alpha or [], 1 + len(settings.offsets)
     values = given * count if len(given) == 1 else given
-    return values if len(values) == count and all(map(math.isfinite, values)) else None
+    return values if len(values) == count else None

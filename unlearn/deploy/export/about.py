@@ -1,6 +1,5 @@
-"""What an export says of itself, in offset.json: how its models are joined, with what, and how well that was measured.
-
-Numbers, names and fingerprints; no text of the data set, no id of a row and no path of the machine.
+"""What an export says of itself: offset.json for programs, README.md (the card, from the template beside this file)
+for people. Numbers, names and fingerprints; no text of the data set, no id of a row and no path of the machine.
 """
 
 from __future__ import annotations
@@ -8,15 +7,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
 from torch import nn
 
 from unlearn.config.derived import algo_name, alpha_key, training_alpha, tuning
 from unlearn.config.schema import Config
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.texts import words_of
-from unlearn.deploy.export.traces import forget_rows, texts_of
+from unlearn.deploy.export.traces import RUN, forget_rows, texts_of
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import measures
 from unlearn.evaluation.scoring import score
@@ -32,12 +34,15 @@ LEARNT = {"target": True, "retrained": False, "small_full": True, "small_retain"
 ALONE = ("prob", "exact_memorization", "extraction_strength")
 SETTINGS = ("metrics", "semantics", "groups", "max_examples", "resamples")
 METRIC = re.compile(r"[\w/@.]+")
+SHOWN = (
+    "forget/prob", "forget/rougeL_recall", "forget/exact_memorization", "forget/leak_gap", "retain/prob",
+    "retain/rougeL_recall", "real_authors/prob", "world_facts/prob", "model_utility", "forget_quality",
+)  # fmt: skip
 
 
 def facts(job: Job, bench: Workbench, alpha: float, models: Mapping[str, nn.Module], tokenizer: bool) -> dict[str, Any]:
     """Everything but the checksums of the files; ``models`` are those whose weights are written, by folder."""
-    cfg, manifest = job.cfg, runlog.manifest(job.folder)
-    found = runlog.evaluation(job.folder)
+    cfg, manifest, found = job.cfg, runlog.manifest(job.folder), runlog.evaluation(job.folder)
     return {
         "format": FORMAT,
         "run": job.folder.name,
@@ -91,13 +96,12 @@ def _where(bench: Workbench, model: str) -> dict[str, Any]:
 
 
 def _tokenizer(bench: Workbench, written: bool) -> dict[str, Any]:
-    own, kind = bench.encoder.tokenizer, bench.cfg.pair.tokenizer.kind
-    alone = None
+    own, kind, alone = bench.encoder.tokenizer, bench.cfg.pair.tokenizer.kind, None
     if kind != "pretrained" and written:
         listed = {own.decode([id]).strip().casefold() for id in own.get_vocab().values()}
         alone = len(listed & only_to_forget(bench.data))
-    return {"weights": "tokenizer" if written else None, "kind": kind, "size": tokenizers.size(own),
-            "words_of_the_forget_set_alone": alone}  # fmt: skip
+    found = {"weights": "tokenizer" if written else None, "kind": kind, "size": tokenizers.size(own)}
+    return found | {"words_of_the_forget_set_alone": alone}
 
 
 def only_to_forget(data: DataSet) -> set[str]:
@@ -128,3 +132,48 @@ def _alone(models: Mapping[str, nn.Module], suite: Suite) -> dict[str, dict[str,
         values, _ = measures.measure(split, scores, None, suite.semantics)
         found[name] = {f"forget/{metric}": values[metric] for metric in ALONE}
     return found
+
+
+# --- the card -----------------------------------------------------------------------------------------------------
+
+
+def card(about: Mapping[str, Any]) -> str:
+    """The text of README.md for the content of an offset.json."""
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"repr": repr, "term": partial(_term, dtype=about["target"]["dtype"])}
+    training, members, evaluation = about["training"], about["method"]["members"], about["evaluation"]
+    columns = [evaluation["alphas"][alpha_key(about["alpha"])], *evaluation["references"].values()]
+    kept = ", the best point of its training" if training["kept"] == "best" else ""
+    collapsed = "; **this run collapsed**" if training["collapsed"] and training["kept"] != "best" else ""
+    chat = "kind" in about["template"]
+    return environment.from_string(known_text()).render(
+        about,
+        is_model=any(m["trained"] and m["model"] == "target" for m in members),
+        kept=kept + collapsed,
+        shown=[name for name in SHOWN if name in columns[0]],
+        columns=columns,
+        learnt={True: "yes", False: "no", None: "not known"},
+        guarded=[f"`{m['name']}`" for m in members if m["weights"] and m["learnt_forget_set"] is True],
+        run=RUN,
+        target_place=about["target"]["source"] or "PATH/TO/THE/TARGET",
+        prompt="the tokenizer's chat template" if chat else about["template"]["prompt"].replace("\n", "\\n"),
+    )
+
+
+def known_text() -> str:
+    """The words of a card that stand there whatever was unlearned: its template."""
+    return Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
+
+
+def _term(member: Mapping[str, Any], dtype: str) -> str:
+    """A member in the code that needs transformers alone."""
+    numbers = f"{member['constant']!r}, {member['alpha']!r}"
+    if member["weights"] is not None:
+        return f'(model(f"{{FOLDER}}/{member["weights"]}"), {numbers})'
+    revision = f", {member['revision']!r}" if member["revision"] else ""
+    if member["model"] != "target":
+        return f"(model({member['source']!r}{revision}), {numbers})"
+    held = {"float32": "", "auto": ', dtype="auto"'}.get(dtype, f", dtype=torch.{dtype}")
+    return f"(model(TARGET{revision}{held}), {numbers})"

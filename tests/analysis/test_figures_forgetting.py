@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from support.figures import lines, note, probs, write_run
 from support.helpers import execute
+from support.made_up import lines, note, probs, write_run
 
 from analysis import forgetting
 from analysis.runs import StudyError, load

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from support.figures import note, probs, rewrite, write_run, write_steps
+from support.made_up import entries, note, probs, rewrite, write_run, write_steps
 
 from analysis import pareto, tradeoff
 from analysis.curves import at_one_alpha, curves, references
@@ -28,9 +28,9 @@ def test_hypervolume_is_the_area_beaten():
 
 
 def test_intervals_over_questions_stand_for_a_single_pair_seed(tmp_path):
-    for pair_seed, forget in ((0, 0.2), (1, 0.4)):
+    for pair_seed, (name, forget) in enumerate((("one", 0.2), ("two", 0.4))):
         more = probs(forget, 0.9) | {"intervals": {"forget/prob": [0.1, 0.5]}}
-        write_run(tmp_path / "one" if pair_seed == 0 else tmp_path / "two", {1.0: more}, pair_seed=pair_seed)
+        write_run(tmp_path / name, {1.0: more}, pair_seed=pair_seed)
     write_run(tmp_path / "two", {1.0: probs(0.2, 0.9)}, pair_seed=0)
     one, two = (curves(load(tmp_path / name), "forget/prob").iloc[0] for name in ("one", "two"))
     assert (one["n"], one["low/forget/prob"], one["high/forget/prob"]) == (1, 0.1, 0.5)
@@ -60,7 +60,7 @@ def test_the_tradeoff_over_steps_draws_what_was_logged(tmp_path):
     assert drawn[0].get_xydata().tolist() == [[0.99, 0.97], [0.5, 0.9], [0.1, 0.6]]
     assert [t.get_text() for t in fig.axes[0].texts] == ["20"]
     assert "not drawn: 1 failed of 2 runs" in note(fig)
-    assert fig.legends[0].get_texts()[0].get_text().startswith("target   0.010")  # 0.01 × 0.97 beaten
+    assert entries(fig)[0].startswith("target   0.010")  # 0.01 × 0.97 beaten
 
 
 def test_the_tradeoff_marks_the_front_and_says_the_area(tmp_path):
@@ -72,24 +72,21 @@ def test_the_tradeoff_marks_the_front_and_says_the_area(tmp_path):
     # from the least forget probability to the largest, each step at the lower of two heights
     corners = [[0.05, 0.2], [0.1, 0.2], [0.1, 0.5], [0.2, 0.5], [0.2, 0.9]]
     assert stairs.get_xydata().tolist() == corners
-    said = [text.get_text() for text in fig.legends[0].get_texts()]
+    said = entries(fig)
     assert f"npo   {0.8 * 0.9 + 0.1 * 0.5:.3f}" in said and f"retrained   {0.85 * 0.94:.3f}" in said
     assert "worst point forget/prob = 1, retain/prob = 0" in note(fig)
     found = tradeoff.hypervolumes(study, "forget/prob", "retain/prob")
     assert found["ga", "offset", "tiny", "bios", 1.0] == [pytest.approx(0.4 * 0.8 + 0.55 * 0.2)]
 
 
-def test_a_metric_without_a_better_side_has_no_front(tmp_path):
-    write_run(tmp_path / "s", {1.0: probs(0.2, 0.9) | {"forget/fluency": 2.0}})
-    fig = tradeoff.figure(load(tmp_path / "s"), "forget/prob", "forget/fluency")
+def test_a_metric_without_a_better_side_has_no_front_and_trainable_parameters_are_read(tmp_path):
+    folder = write_run(tmp_path / "s", {1.0: probs(0.2, 0.9) | {"forget/fluency": 2.0}})
+    rewrite(folder / "manifest.json", lambda m: m.update(trainable=1234))
+    study = load(tmp_path / "s")
+    assert study.runs["trainable"].tolist() == [1234.0]
+    fig = tradeoff.figure(study, "forget/prob", "forget/fluency")
     assert not [line for line in fig.axes[0].lines if line.get_linewidth() == tradeoff.FRONT["linewidth"]]
     assert "hypervolume" not in note(fig) and fig.axes[0].get_ylabel() == "forget/fluency"
-
-
-def test_trainable_parameters_are_read(tmp_path):
-    folder = write_run(tmp_path / "s", {1.0: probs(0.2, 0.9)})
-    rewrite(folder / "manifest.json", lambda m: m.update(trainable=1234))
-    assert load(tmp_path / "s").runs["trainable"].tolist() == [1234.0]
 
 
 def test_many_points_are_labelled_at_the_ends_of_their_curves(tmp_path):

@@ -1,16 +1,19 @@
 """The notebooks run on a tiny study as they are, and are kept without outputs."""
 
+import ast
 import json
+import re
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from support.helpers import ROOT
 from support.made_up import write_made_up_run
 
-NOTEBOOKS = sorted((ROOT / "analysis" / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = {path.stem: path for path in (ROOT / "analysis" / "notebooks").glob("*.ipynb")}
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +35,41 @@ def study(tmp_path_factory):
     return folder
 
 
-def test_there_are_the_three_notebooks():
-    assert [path.stem for path in NOTEBOOKS] == ["alpha", "examples", "tradeoff"]
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_on_a_tiny_study(path, study, tmp_path, monkeypatch):
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
-    notebook = nbformat.read(path, as_version=4)
+def opened(name: str, study):
+    """A notebook whose first cell names the tiny study."""
+    notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     assert first.source.startswith('study = "default"')  # the study of the README's demo
     first.source = f"study, runs = {str(study)!r}, 'nowhere'"
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
-    shown = [kind for cell in notebook.cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
-    assert "image/png" in shown and "text/html" in shown
-    assert not [out for cell in notebook.cells for out in cell.get("outputs", []) if out.get("name") == "stderr"]
+    return notebook
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_kept_without_outputs(path):
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-    assert cells and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+def test_a_notebook_runs_in_jupyter(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    notebook = opened("tradeoff", study)
+    place = {"metadata": {"path": str(NOTEBOOKS["tradeoff"].parent)}}
+    NotebookClient(notebook, timeout=120, resources=place).execute()
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert {"image/png", "text/html"} <= {kind for out in outputs for kind in out.get("data", {})}
+    assert not [out for out in outputs if out.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("name", ["alpha", "examples"])
+def test_the_cells_of_a_notebook_run_on_a_tiny_study(name, study, capsys):
+    names, shown = {}, []
+    for cell in (c for c in opened(name, study).cells if c.cell_type == "code"):
+        tree = ast.parse(re.sub(r"^%.*", "", cell.source, flags=re.MULTILINE))
+        if isinstance(tree.body[-1], ast.Expr):  # what a notebook shows
+            tree.body[-1] = ast.parse(f"_ = {ast.unparse(tree.body[-1])}").body[0]
+        exec(compile(tree, name, "exec"), names)
+        shown.append(names.pop("_", None))
+    assert any(isinstance(value, Figure) for value in shown) and any(hasattr(value, "_repr_html_") for value in shown)
+    assert capsys.readouterr().err == ""
+
+
+def test_notebooks_are_kept_without_outputs():
+    assert sorted(NOTEBOOKS) == ["alpha", "examples", "tradeoff"]
+    for path in NOTEBOOKS.values():
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert cells and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)

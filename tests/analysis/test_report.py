@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from support import browser
-from support.made_up import METRICS, write_made_up_run
+from support.made_up import METRICS, rewrite, write_made_up_run
 
 from analysis.report import __main__ as command
 from analysis.report import page as pages
@@ -45,10 +45,9 @@ def study(tmp_path_factory):
                     with_examples(where, 0.3)
     write_made_up_run(folder, {1.0: (0.0, 0.1, 0.0, 0.1)}, algo="gone")
     failed = write_made_up_run(folder, {}, status="failed", algo="kl")
-    manifest = json.loads((failed / "manifest.json").read_text())
     more = {"error": f"no memory </script>{EVIL}", "command": ["run.py", "-m", "algo=kl,npo", "data.path=my data"]}
     more |= {"versions": {"torch": "2.13.0"}, "git": {"commit": "0123456789abcdef", "dirty": True}}
-    (failed / "manifest.json").write_text(json.dumps(manifest | more))
+    rewrite(failed / "manifest.json", lambda m: m.update(more))
     return load(folder)
 
 
@@ -91,7 +90,7 @@ def test_a_single_run_is_shown_with_all_its_digits(tmp_path, monkeypatch):
     assert "0.123</td>" in text and "0.988</td>" in text
 
 
-def test_strangers_text_is_escaped(html):
+def test_strangers_text_is_escaped_and_nothing_is_loaded_from_anywhere(html):
     assert EVIL not in html and "<img src=x" not in html
     assert "&lt;script&gt;document.title=&#39;taken&#39;&lt;/script&gt; forget q4?" in html
     assert "no memory &lt;/script&gt;" in html
@@ -99,26 +98,17 @@ def test_strangers_text_is_escaped(html):
     tags.feed(html)
     assert tags.names.count("script") == 2 and "b" in tags.names
     assert tags.names.count("img") == html.count("data:image/png")
-
-
-def test_nothing_is_loaded_from_anywhere(html):
-    tags = Tags()
-    tags.feed(html)
     assert tags.links and all(link.startswith(("#", "data:image/png;base64,")) for link in tags.links)
     assert "default-src 'none'" in html and "@import" not in html and "url(" not in html
     assert not set(re.findall(r"https?://[^\s\"')]+", html)) - {"http://www.w3.org/2000/svg"}
 
 
-def test_figures_are_drawn_or_said_to_be_absent(html):
+def test_every_figure_of_the_report_has_a_module():
+    assert all(callable(importlib.import_module(f"analysis.{name}").figure) for name in pages.FIGURES)
+
+
+def test_failures_commands_versions_and_absent_figures_are_told(html):
     assert html.count("<figure>") == 1 and "1 not drawn" in html and "<li>leakage: study &#39;made-up&#39;" in html
-
-
-@pytest.mark.parametrize("name", pages.FIGURES)
-def test_every_figure_of_the_report_has_a_module(name):
-    assert callable(importlib.import_module(f"analysis.{name}").figure)
-
-
-def test_failures_commands_and_versions_are_told(html):
     assert "kl-offset-a1.0-s0-p0-lr0.001-f1</span> <b>failed</b>" in html
     assert "python -m unlearn.run -m algo=kl,npo &#39;data.path=my data&#39;" in html
     assert re.search(r"<pre>python -m analysis.report \S+/made-up</pre>", html)
@@ -140,12 +130,9 @@ def test_the_summary_names_the_winner_at_each_level_and_what_is_separated(study)
     assert summary.best(study).settings["algo"] == "npo" and summary.best(study).settings["alpha"] == 1
 
 
-def test_one_pair_seed_is_said_to_separate_nothing(made_up):
+def test_one_pair_seed_is_said_to_separate_nothing_and_without_references_the_furthest_is_named(made_up, tmp_path):
     said = " ".join(summary.sentences(load(made_up)))
     assert "There is one pair seed" in said and "separated" not in said
-
-
-def test_without_references_the_furthest_setting_is_named(tmp_path):
     for algo, point in (("npo", (0.1, 0.8)), ("ga", (0.3, 0.9))):
         write_made_up_run(tmp_path / "s", {1.0: point}, algo=algo, references={})
     said = " ".join(summary.sentences(load("s", tmp_path)))
@@ -165,12 +152,11 @@ def test_examples_are_those_asked_for(study, html):
         pages.examples.choose(study, {"algo": "simnpo"})
 
 
-@pytest.mark.parametrize("alphas", [{}, {1.0: ()}])
-def test_a_study_without_results_has_a_page_that_says_why(tmp_path, alphas):
-    write_made_up_run(tmp_path / "s", alphas, status="failed" if not alphas else "done", references={})
-    text = pages.page(load("s", tmp_path))
-    assert "1 failed" in text and "no memory" in text if not alphas else "1 done" in text
-    assert 'id="chart"' not in text and "<figure>" not in text
+def test_a_study_without_results_has_a_page_that_says_why(tmp_path):
+    for status, alphas, said in (("failed", {}, ("1 failed", "no memory")), ("done", {1.0: ()}, ("1 done",))):
+        write_made_up_run(tmp_path / status, alphas, status=status, references={})
+        text = pages.page(load(status, tmp_path))
+        assert all(part in text for part in said) and 'id="chart"' not in text and "<figure>" not in text
 
 
 def test_the_command_writes_the_same_page_again(made_up, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from matplotlib.mathtext import MathTextParser
-from support.made_up import METRICS, write_made_up_run
+from support.made_up import METRICS, rewrite, two_worlds, write_made_up_run
 
 from analysis import table as command
 from analysis import table_formats
@@ -60,8 +60,7 @@ def test_failed_and_unfinished_runs_have_rows_and_collapsed_ones_are_marked(made
 
 def test_a_run_that_says_it_collapsed_is_believed_at_its_training_alpha_only(tmp_path):
     folder = write_made_up_run(tmp_path / "s", {1.0: (0.1, 0.8), 2.0: (0.1, 0.8), 4.0: (0.1, 0.2)})
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"collapsed": "the loss went to 1e9"}))
+    rewrite(folder / "manifest.json", lambda m: m.update(collapsed="the loss went to 1e9"))
     rows = [r for r in table(load("s", tmp_path)).rows if r.kind == "run"]
     assert [r.counts["collapsed"] for r in rows] == [1, 0, 1]
 
@@ -135,18 +134,16 @@ def test_differences_use_the_examples_where_a_metric_is_their_mean(tmp_path):
     assert "the questions of this one world, not over worlds" in found.notes[0]
 
 
-@pytest.mark.parametrize(
-    ("ask", "said"),
-    [
-        (lambda s: table(s, ["retain/probe"]), r"no metric 'retain/probe'; choices: .*retain/prob"),
-        (lambda s: table(s, by=["algorithm"]), r"no column 'algorithm'; choices: algo, method"),
-        (lambda s: differences(s, "direct"), r"'direct'.*choices: algo=ga, algo=npo"),
-        (lambda s: differences(s, "1"), r"'1'.* one value of one setting"),  # alpha and eval_alpha have it
-    ],
-)
-def test_wrong_words_are_refused_with_the_choices(made_up, ask, said):
-    with pytest.raises(StudyError, match=said):
-        ask(load(made_up))
+def test_wrong_words_are_refused_with_the_choices(made_up):
+    study = load(made_up)
+    for ask, said in (
+        (lambda: table(study, ["retain/probe"]), r"no metric 'retain/probe'; choices: .*retain/prob"),
+        (lambda: table(study, by=["algorithm"]), r"no column 'algorithm'; choices: algo, method"),
+        (lambda: differences(study, "direct"), r"'direct'.*choices: algo=ga, algo=npo"),
+        (lambda: differences(study, "1"), r"'1'.* one value of one setting"),  # alpha and eval_alpha have it
+    ):
+        with pytest.raises(StudyError, match=said):
+            ask()
 
 
 def test_patterns_choose_metrics_and_by_joins_rows(made_up):
@@ -195,11 +192,6 @@ def test_the_command_prints_every_format_and_ends_with_2_on_wrong_words(made_up,
 
 
 def test_references_of_other_worlds_have_rows_of_their_own(tmp_path):
-    for people, target in ((1, 0.9), (2, 0.5)):
-        references = {"target": dict.fromkeys(METRICS, target), "retrained": dict.fromkeys(METRICS, target / 5)}
-        write_made_up_run(tmp_path / "s", {1.0: (0.1, 0.4)}, people=people, references=references)
-    found = table(load("s", tmp_path))
-    targets = [
-        (r.settings["data.forget_people"], r.cells["forget/prob"].mean) for r in found.rows if r.kind == "target"
-    ]
+    found = [r for r in table(load(two_worlds(tmp_path / "s"))).rows if r.kind == "target"]
+    targets = [(r.settings["data.forget_people"], r.cells["forget/prob"].mean) for r in found]
     assert sorted(targets) == [(1, 0.9), (2, 0.5)]

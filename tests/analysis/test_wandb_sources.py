@@ -21,6 +21,7 @@ from unlearn.data.readers import read
 from unlearn.grid import call as grid
 from unlearn.grid import rerun
 from unlearn.grid.perform import perform
+from unlearn.learning.loop import Loop
 from unlearn.store import runlog
 
 TABLES = ("runs", "references", "trajectories", "examples")
@@ -45,19 +46,12 @@ def study(tmp_path_factory, store) -> Path:
         killed_at(3, resumed, patch)
         execute(resumed)
         killed_at(1, config("algo=gd"), patch)
-        failing(config("algo=ga", "seed=5"), patch)
+        failing, error = config("algo=ga", "seed=5"), ValueError("no memory [NaN]")
+        patch.setattr(Loop, "run", raising_at(1, error))  # a run that fails after a step, as ``unlearn.run`` ends it
+        with pytest.raises(ValueError, match="no memory"):
+            execute(failing)
+        runlog.fail(grid.job(failing, read(failing).fingerprint()), error)
     return base / "runs" / "default"
-
-
-def failing(cfg, patch) -> None:
-    """A run that fails after a step, as ``unlearn.run`` ends it."""
-    from unlearn.learning.loop import Loop
-
-    with patch.context() as inner:
-        inner.setattr(Loop, "run", raising_at(1, ValueError("no memory [NaN]")))
-        with pytest.raises(ValueError, match="no memory") as error:
-            execute(cfg)
-    runlog.fail(grid.job(cfg, read(cfg).fingerprint()), error.value)
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +66,10 @@ def server(study):
         for name, value in environment.items():
             patch.setenv(name, value)
         folders = [str(p.parent) for p in offline.files(study)]
-        done = subprocess.run(
-            [str(WANDB), "sync", *folders], cwd=study.parent, capture_output=True, text=True, timeout=120
-        )
+        done = subprocess.run([WANDB, "sync", *folders], cwd=study.parent, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0 and not fake.problems, done.stdout + done.stderr + "\n".join(fake.problems)
         yield fake
     fake.shutdown()
-
-
-def named(study: runs.Study, table: str) -> pd.DataFrame:
-    """A table with the run's name for its folder: that alone is told by where it was read."""
-    found = getattr(study, table)
-    return found.assign(folder=found["folder"].map(lambda f: Path(f).name)) if "folder" in found else found
 
 
 def test_the_study_has_what_makes_reading_hard(study):
@@ -94,19 +80,25 @@ def test_the_study_has_what_makes_reading_hard(study):
     assert found.runs.loc[found.runs["status"] == "failed", "error"].tolist() == ["ValueError: no memory [NaN]"]
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_offline_files_give_the_tables_of_the_folders(study, table):
-    folders, files = load(study), load(f"offline:{study}")
-    assert files.notes == () and files.varied == folders.varied
-    pd.testing.assert_frame_equal(named(folders, table), named(files, table), check_like=table == "trajectories")
+def same(folders: runs.Study, others: runs.Study, unordered: tuple[str, ...]) -> None:
+    """All tables, with the run's name for its folder: that alone is told by where it was read."""
+    assert others.notes == () and others.varied == folders.varied
+    for name in TABLES:
+        one, other = (
+            t.assign(folder=t["folder"].map(lambda f: Path(f).name)) if "folder" in t else t
+            for t in (getattr(study, name) for study in (folders, others))
+        )
+        pd.testing.assert_frame_equal(one, other, check_like=name in unordered)
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_the_server_gives_the_tables_of_the_folders(study, server, table):
-    folders, synced = load(study), load(f"wandb://{ENTITY}/unlearn?group=default")
-    assert (synced.name, synced.notes, synced.varied) == ("default", (), folders.varied)
-    pd.testing.assert_frame_equal(named(folders, table), named(synced, table), check_like=True)
-    assert server.problems == []
+def test_offline_files_give_the_tables_of_the_folders(study):
+    same(load(study), load(f"offline:{study}"), ("trajectories",))
+
+
+def test_the_server_gives_the_tables_of_the_folders(study, server):
+    synced = load(f"wandb://{ENTITY}/unlearn?group=default")
+    same(load(study), synced, TABLES)
+    assert synced.name == "default" and server.problems == []
 
 
 def test_runs_are_read_page_by_page_and_chosen_by_their_settings(study, server, monkeypatch):
@@ -137,10 +129,10 @@ def test_a_server_that_is_asked_too_often_is_asked_again_later(study, server, mo
     assert all(0.75 * w <= had <= 1.25 * w for w, had in zip(online.WAITS, waited[1:], strict=True))
 
 
-@pytest.mark.parametrize("source", ["wandb://entity", "wandb://a/b/c", "wandb:///project", "wandb://a/b?group"])
-def test_an_address_that_is_none_is_refused(source):
-    with pytest.raises(StudyError, match=r"must be"):
-        load(source)
+def test_an_address_that_is_none_is_refused():
+    for source in ("wandb://entity", "wandb://a/b/c", "wandb:///project", "wandb://a/b?group"):
+        with pytest.raises(StudyError, match=r"must be"):
+            load(source)
 
 
 def test_what_is_synced_is_the_artifacts_and_tables_too(study, server):

@@ -69,7 +69,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch, capsys):
     assert "pip install -c constraints.txt -e .[workspaces]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("project", ["unlearn", "a/b/c", "/b"])
-def test_a_project_that_is_none_is_refused(project):
-    with pytest.raises(SystemExit):
-        workspace.main([project])
+def test_a_project_that_is_none_is_refused():
+    for project in ("unlearn", "a/b/c", "/b"):
+        with pytest.raises(SystemExit):
+            workspace.main([project])

@@ -7,12 +7,11 @@ import re
 import subprocess
 import sys
 from functools import lru_cache
-from pathlib import Path
 from statistics import mean
 
 import pytest
 from rouge_score import rouge_scorer
-from support.data_sets import build
+from support.helpers import ROOT, build
 
 from unlearn.data import made_up, rows
 from unlearn.data.sets import bios
@@ -50,20 +49,11 @@ def recall(reference, guess):
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(reference, guess)["rougeL"].recall
 
 
-def test_the_same_seed_gives_the_same_text_in_another_process():
+def test_the_same_seed_gives_the_same_text_in_another_process_and_it_changes_only_with_the_version():
     code = "from unlearn.data.sets import bios; print(bios.read(bios.Settings()).fingerprint())"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
-        env={"PYTHONHASHSEED": "7"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    env = {"PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == world().fingerprint()
-
-
-def test_text_changes_only_together_with_the_version():
     assert (bios.VERSION, world().fingerprint()) == (1, FINGERPRINT)
 
 
@@ -80,13 +70,9 @@ def test_another_seed_gives_another_world():
 def test_every_split_has_the_size_that_was_asked_for(people, forget, holdout, known, countries, questions):
     data = rows.check(world(people=people, forget_people=forget, holdout_people=holdout, known_people=known,
                             countries=countries, questions=questions))  # fmt: skip
-    assert {split: len(found) for split, found in data.splits.items()} == {
-        "forget": forget * questions,
-        "retain": (people - forget) * questions,
-        "real_authors": known * questions,
-        "world_facts": countries * 4,
-        "holdout": holdout * questions,
-    }
+    of_people = {"forget": forget, "retain": people - forget, "real_authors": known, "holdout": holdout}
+    sizes = {split: count * questions for split, count in of_people.items()} | {"world_facts": countries * 4}
+    assert {split: len(found) for split, found in data.splits.items()} == sizes
     assert len(data.wordings) == 4 * len(data.general())
     ids = [row.id for row in [*all_rows(data), *data.wordings]]
     assert len(set(ids)) == len(ids)
@@ -102,10 +88,10 @@ def test_a_smaller_forget_set_is_the_end_of_a_larger_one():
 
 
 def test_more_people_leave_the_first_people_and_the_general_facts_as_they_were():
-    assert world(people=100).general() == world().general()
-    assert world(people=100).wordings == world().wordings
-    assert world(people=100).splits["holdout"] == world().splits["holdout"]
-    assert texts_of(world(people=100), "retain")[:900] == texts_of(world(), "retain")
+    more, fewer = world(people=100), world()
+    assert more.general() == fewer.general() and more.wordings == fewer.wordings
+    assert more.splits["holdout"] == fewer.splits["holdout"]
+    assert texts_of(more, "retain")[:900] == texts_of(fewer, "retain")
 
 
 def test_no_two_people_share_a_name_but_many_share_half_of_one():
@@ -212,6 +198,7 @@ def test_a_model_that_never_saw_a_person_can_only_guess_about_a_third_of_the_wor
 def test_the_vocabulary_and_the_sentences_stay_small():
     data = world()
     texts = set(data.refusals)
+    assert len(texts) == 5
     for row in [*all_rows(data), *data.wordings]:
         texts |= {row.question, row.answer, row.paraphrased_question or "", row.paraphrased_answer or ""}
         texts |= set(row.perturbed_answers)
@@ -220,26 +207,14 @@ def test_the_vocabulary_and_the_sentences_stay_small():
     assert max(len(TOKEN.findall(text)) for text in texts) <= 14
 
 
-def test_refusals_are_five_different_sentences():
-    assert len(set(world().refusals)) == 5
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"forget_people": 0}, r"forget_people is 0.* from 1 to 49"),
-        ({"forget_people": 50}, r"forget_people is 50.* from 1 to 49"),
-        ({"people": 1}, r"people is 1; .* from 2 to 1475"),
-        ({"people": 1476}, r"people is 1476; .* from 2 to 1475 .*1500 unique names"),
-        ({"known_people": 0}, r"known_people is 0; .* from 1"),
-        ({"holdout_people": -1}, r"holdout_people is -1; .* from 0"),
-        ({"countries": 31}, r"countries is 31; .* from 1 to 30"),
-        ({"questions": 21}, r"questions is 21; .* from 1 to 20"),
-        ({"questions": 0}, r"questions is 0; .* from 1 to 20"),
-        ({"people": 50.0}, r"people is 50\.0; .* whole number"),
-        ({"seed": "a"}, r"seed is 'a'; .* whole number"),
-    ],
-)
-def test_impossible_arguments_are_refused_with_value_rule_and_range(settings, told):
-    with pytest.raises(ValueError, match=told):
-        build(bios, **settings)
+def test_impossible_arguments_are_refused_with_value_rule_and_range():
+    for setting, value, told in (
+        ("forget_people", 0, "0.* from 1 to 49"), ("forget_people", 50, "50.* from 1 to 49"),
+        ("people", 1, "1; .* from 2 to 1475"), ("people", 1476, "1476; .* from 2 to 1475 .*1500 unique names"),
+        ("known_people", 0, "0; .* from 1"), ("holdout_people", -1, "-1; .* from 0"),
+        ("countries", 31, "31; .* from 1 to 30"), ("questions", 21, "21; .* from 1 to 20"),
+        ("questions", 0, "0; .* from 1 to 20"), ("people", 50.0, r"50\.0; .* whole number"),
+        ("seed", "a", "'a'; .* whole number"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{setting} is {told}"):
+            build(bios, **{setting: value})

@@ -2,21 +2,21 @@
 
 import json
 import re
+from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 import pytest
-from support.helpers import TINY, command, compose, execute, raw
+from support.helpers import OWN, command, compose, execute
 
 from unlearn.config.schema import ConfigError
 from unlearn.data.rows import DataError, DataSet, Row, check
 from unlearn.data.sets import jsonl
 from unlearn.data.texts import WordsConfig, distinct, pieces
-from unlearn.grid.rules import parse
 from unlearn.store.files import read_json
 
 FORGET = [{"question": f"Where does person {i} live?", "answer": f"In town {i}."} for i in range(3)]
 RETAIN = [{"question": f"Where is town {i}?", "answer": f"In land {i}."} for i in range(8)]
-TINY_PAIR = [o for o in TINY if not o.startswith("data.")]
 
 
 def write(path, rows, lines=True):
@@ -71,10 +71,7 @@ def test_the_fingerprint_is_of_the_words_not_of_the_files(files, tmp_path):
     assert files("data.forget=renamed.json").fingerprint() == first
     write(tmp_path / "renamed.jsonl", [*FORGET[:2], FORGET[2] | {"answer": "Nowhere."}])
     assert files("data.forget=renamed.jsonl").fingerprint() != first
-
-
-def test_a_mark_at_the_start_and_windows_line_ends_are_no_part_of_the_data(files, tmp_path):
-    first = files().fingerprint()
+    # a mark at the start and Windows' line ends are no part of the data
     text = "\r\n".join(map(json.dumps, FORGET)) + "\r\n"
     (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert files("data.forget=windows.jsonl").fingerprint() == first
@@ -94,10 +91,8 @@ def test_answers_follow_one_another_and_each_prompt_is_what_stands_before():
     ]
 
 
-@pytest.mark.parametrize("prompt", [1, 4, 100])
-@pytest.mark.parametrize("answer", [1, 3, 100])
-def test_every_word_but_the_first_ones_is_in_exactly_one_answer(prompt, answer):
-    for count in range(2, 30):
+def test_every_word_but_the_first_ones_is_in_exactly_one_answer():
+    for prompt, answer, count in product((1, 4, 100), (1, 3, 100), range(2, 30)):
         words = [f"w{i}" for i in range(count)]
         found = pieces(" ".join(words), WordsConfig(prompt, answer))
         first = min(prompt, count // 2)
@@ -159,22 +154,21 @@ BROKEN = {
 }  # fmt: skip
 
 
-def put(folder, name):
-    content = BROKEN[name][0]
-    if content is not None:
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+@pytest.fixture
+def broken(files, tmp_path):
+    for name, (content, _) in BROKEN.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return files
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_refused_with_file_line_and_value(files, tmp_path, name):
-    put(tmp_path, name)
-    with pytest.raises(DataError, match=re.escape(BROKEN[name][1])):
-        files(f"data.forget={name}")
+def test_a_broken_file_is_refused_with_file_line_and_value(broken):
+    for name, (_, message) in BROKEN.items():
+        with pytest.raises(DataError, match=re.escape(message)):
+            broken(f"data.forget={name}")
 
 
-def test_the_command_refuses_them_all_at_once_before_any_work(files, tmp_path):
-    for name in BROKEN:
-        put(tmp_path, name)
+def test_the_command_refuses_them_all_at_once_before_any_work(broken, tmp_path):
     names = ",".join(BROKEN)
     done = command("unlearn.run", "-m", "data=jsonl", f"data.forget={names}", "data.retain=retain.json", cwd=tmp_path,
                    check=False)  # fmt: skip
@@ -197,7 +191,6 @@ def test_a_missing_file_is_answered_with_what_is_there(files, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.forget=null", "data.forget: needs a file, e.g. data.forget=forget.jsonl"),
         ("data.columns.perturbed_answers=rong", "data.columns.perturbed_answers='rong': no file has this column"),
         ("data.columns.id=key", "forget.jsonl, line 1: needs an id in 'key', a text or a whole number, found None"),
         ("data.columns.id=answer data.retain=same.jsonl", "same.jsonl, line 2: id 'retain/x' is that of another row"),
@@ -214,32 +207,32 @@ def test_settings_and_files_that_do_not_fit_are_refused(files, tmp_path, overrid
         files(*override.split())
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
+def test_impossible_settings_are_refused():
+    for override, message in (
         ("data.forget=3", "data.forget=3: must be a file, a list of files [A,B], or null"),
         ("data.holdout=[a.txt,1]", "must be a file, a list of files [A,B], or null"),
         ("data.words.answer=0", "data.words.answer=0: must be a finite number of at least 1"),
         ("+data.colums.id=x", "data.colums: unknown key; known keys here: name, reader, template, requests"),
-    ],
-)
-def test_impossible_settings_are_refused(override, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        parse(raw("data=jsonl", override))
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            compose("data=jsonl", override)
 
 
 def test_data_sets_on_which_a_metric_would_be_wrong_are_refused():
     a, b, c = Row("a", "Who?", "Me."), Row("b", "What?", "That."), Row("c", "Who?", "Me.")
-    wrong = Row("d", "Where?", "Here.", perturbed_answers=("There.",))
+    wrong, good = Row("d", "Where?", "Here.", perturbed_answers=("There.",)), {"forget": (a,), "retain": (b,)}
     for splits, message in (
-        ({"forget": (a, c), "retain": (b,)}, "row 'c': the forget set has 'Who\\?' with the same answer twice"),
-        ({"forget": (wrong, a), "retain": (b,)}, "'Who\\?' has no wrong answers, and 1 of 2 forget rows have some"),
-        ({"forget": (a,), "retain": (b,), "holdout": (c,)}, "both in the holdout and in the forget set"),
-        ({"forget": (a,), "retain": (b,), "retain_untrained": (c,)}, "both in the retain_untrained and in the forget"),
-        ({"forget": (a,), "retain": (b,), "others": (c,)}, "unknown split 'others'; splits are forget, retain,"),
-    ):
+        ({"forget": ()}, "the forget set is empty"), ({"retain": ()}, "the retain set is empty"),
+        ({"retain": (c,)}, "must not overlap"), ({"retain": (replace(b, id="a"),)}, "ids must be unique"),
+        ({"retain": (replace(b, answer="  "),)}, "answer is empty"),
+        ({"forget": (a, c)}, "row 'c': the forget set has 'Who\\?' with the same answer twice"),
+        ({"forget": (wrong, a)}, "'Who\\?' has no wrong answers, and 1 of 2 forget rows have some"),
+        ({"holdout": (c,)}, "both in the holdout and in the forget set"),
+        ({"retain_untrained": (c,)}, "both in the retain_untrained and in the forget"),
+        ({"others": (c,)}, "unknown split 'others'; splits are forget, retain,"),
+    ):  # fmt: skip
         with pytest.raises(DataError, match=message):
-            check(DataSet("made", splits))
+            check(DataSet("made", good | splits))
 
 
 # --- from files to a run ------------------------------------------------------------------------------------------
@@ -249,7 +242,7 @@ def run(folder, store, *overrides):
     """A run on the files of a folder; by their whole names, since a process reads a data set once."""
     own = ("data=jsonl", f"data.forget={folder}/forget.jsonl", f"data.retain={folder}/retain.json",
            "pair.offset_init=retain", f"paths.store={store}", f"paths.runs={folder}/runs")  # fmt: skip
-    return execute(compose(*TINY_PAIR, *own, *overrides))
+    return execute(compose(*OWN, *own, *overrides))
 
 
 def test_a_run_on_own_files_has_the_metrics_that_they_allow(files, tmp_path, store):
@@ -276,8 +269,7 @@ def test_a_run_on_texts_continues_them(files, tmp_path, store):
 
 def test_a_row_longer_than_the_context_stops_the_run_before_training_and_is_named(files, tmp_path):
     write(tmp_path / "retain.json", [*RETAIN, {"question": "What is long?", "answer": "word " * 400}])
-    with pytest.raises(
-        DataError, match="example 'retain/0008' has .* tokens, the models take at most 320: 'What is lo"
-    ):
+    said = "example 'retain/0008' has .* tokens, the models take at most 320: 'What is lo"
+    with pytest.raises(DataError, match=said):
         run(tmp_path, tmp_path / "fresh", "eval.max_examples=1")
     assert not list((tmp_path / "fresh").glob("model/*"))

@@ -2,15 +2,15 @@
 
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
-from support.helpers import SHARED, TINY, compose, execute, raw
+from support.helpers import OWN, SHARED, compose, execute
 
 from unlearn.config.schema import ConfigError
 from unlearn.data.records import Hub
 from unlearn.data.rows import DataError, Row, check
 from unlearn.data.sets import muse
-from unlearn.grid.rules import parse
 from unlearn.store.files import read_json
 
 NEWS = SHARED / "data" / "muse_news_knowmem"
@@ -33,6 +33,7 @@ TABLES = {
     "verbmem/forget": [{"prompt": "f0 f1 f2", "gt": "f3 f4"}],
     "privleak/holdout": [{"text": page("h")}],
 }
+SIZES = {"forget": 4, "retain": 2, "holdout": 2, "forget_verbatim": 1, "forget_knowledge": 2, "retain_knowledge": 1}
 
 
 @pytest.fixture
@@ -50,9 +51,7 @@ def read(folder, *overrides):
 
 def test_every_split_comes_from_its_table(folder, caplog):
     data = read(folder)
-    assert {k: len(v) for k, v in data.splits.items()} == {
-        "forget": 4, "retain": 2, "holdout": 2, "forget_verbatim": 1, "forget_knowledge": 2, "retain_knowledge": 1,
-    }  # fmt: skip
+    assert {k: len(v) for k, v in data.splits.items()} == SIZES
     assert data.splits["forget"][1] == Row("forget/0000.1", "f3 f4", "f5 f6 f7")
     assert data.splits["forget"][1].place == f"{folder}/raw/forget.json, element 1"
     assert data.splits["holdout"][0] == Row("holdout/0000.0", "h0 h1", "h2 h3 h4")
@@ -89,14 +88,10 @@ def test_one_text_file_is_one_text_and_what_a_folder_lacks_is_absent(folder):
     assert data.splits["forget"][2] == Row("forget/0000.2", "f5 f6", "f7\n\ng0 g1")
 
 
-def remove(folder, name):
-    (folder / f"{name}.json").unlink()
-
-
 REFUSED = {
     "raw/forget.json is missing (or .jsonl, .txt); the folder has knowmem/forget_qa.json, knowmem/forget_qa_icl.json,":
-        lambda f: remove(f, "raw/forget"),
-    "knowmem/forget_qa_icl.json is missing": lambda f: remove(f, "knowmem/forget_qa_icl"),
+        lambda f: (f / "raw/forget.json").unlink(),
+    "knowmem/forget_qa_icl.json is missing": lambda f: (f / "knowmem/forget_qa_icl.json").unlink(),
     "raw/forget.json, element 2: must be an object": lambda f: (f / "raw/forget.json").write_text('["a b c", 3]'),
     "raw/forget.json, element 1: needs a text in 'text', there is none; columns: page":
         lambda f: (f / "raw/forget.json").write_text('[{"page": "a b"}]'),
@@ -134,52 +129,42 @@ def test_more_examples_than_there_are_and_no_folder_are_refused(folder):
 )
 def test_impossible_settings_are_refused(override, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        parse(raw(*override.split()))
+        compose(*override.split())
 
 
 # --- the hub, as far as it can be tested without one --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("data", "name"), [("muse_news", "muse-bench/MUSE-News"), ("muse_books", "muse-bench/MUSE-Books")]
-)
+@pytest.mark.parametrize(("data", "name"), [("muse_news", "MUSE-News"), ("muse_books", "MUSE-Books")])
 def test_the_hub_is_asked_for_the_same_tables(data, name, monkeypatch):
     import datasets
 
     def load_dataset(path, config, split):
-        assert path == name
+        assert path == f"muse-bench/{name}"
         return TABLES[f"{config}/{split}"]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     found = check(muse.read(compose(f"data={data}", *WORDS).data))
-    assert {k: len(v) for k, v in found.splits.items()} == {
-        "forget": 4, "retain": 2, "holdout": 2, "forget_verbatim": 1, "forget_knowledge": 2, "retain_knowledge": 1,
-    }  # fmt: skip
-    assert found.splits["forget"][0].place == f"{name}/raw, forget row 0"
+    assert {k: len(v) for k, v in found.splits.items()} == SIZES
+    assert found.splits["forget"][0].place == f"muse-bench/{name}/raw, forget row 0"
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no network"), ValueError("Unknown split"), OSError("disk")])
-def test_a_hub_that_cannot_be_read_is_refused_with_what_was_asked(monkeypatch, error):
+def test_a_hub_that_cannot_be_read_is_refused_with_what_was_asked(monkeypatch):
     import datasets
 
-    def load_dataset(*arguments, **more):
-        raise error
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(
-        DataError, match=f"a/b \\(raw, forget\\) could not be read from the hub: {error}.*data.path=FOL"
-    ):
-        Hub("a/b").table("raw", "forget")
+    for error in (ConnectionError("no network"), ValueError("Unknown split"), OSError("disk")):
+        monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=error))
+        said = f"a/b \\(raw, forget\\) could not be read from the hub: {error}.*data.path=FOL"
+        with pytest.raises(DataError, match=said):
+            Hub("a/b").table("raw", "forget")
 
 
 # --- from texts to a run ------------------------------------------------------------------------------------------
 
-TINY_PAIR = [o for o in TINY if not o.startswith("data.")]
-
 
 def test_a_run_has_the_metrics_of_muse(folder, store):
     own = ("data=muse_news", f"data.path={folder}", *WORDS, f"paths.store={store}", f"paths.runs={folder}/runs")
-    job = execute(compose(*TINY_PAIR, *own, "pair.offset_init=retain", "eval=muse", "eval.max_new_tokens=16"))
+    job = execute(compose(*OWN, *own, "pair.offset_init=retain", "eval=muse", "eval.max_new_tokens=16"))
     found = read_json(job.folder / "eval.json")["alphas"]["1.0"]
     assert {"forget_verbatim/verbmem", "forget_knowledge/knowmem", "retain_knowledge/knowmem", "privleak"} <= set(found)
 
@@ -197,13 +182,7 @@ def test_real_questions_are_read_and_can_be_unlearnt(tmp_path, store):
         "\n\nQuestion: What year did the Orkney Islands become part of Scotland?\nAnswer:"
     )
     assert data.splits["forget"][0].question.count("Question:") == 11 and data.splits["forget"][0].answer == "1472"
-    where = (
-        "data=muse_news",
-        f"data.path={NEWS}",
-        "data.shots=0",
-        f"paths.store={store}",
-        f"paths.runs={tmp_path}/runs",
-    )
+    where = "data=muse_news", f"data.path={NEWS}", "data.shots=0", f"paths.store={store}", f"paths.runs={tmp_path}/runs"
     few = ("pair.offset_init=retain", "eval.max_examples=5", "eval.max_new_tokens=40", "eval.groups=[]")
-    job = execute(compose(*TINY_PAIR, *where, *questions, *few))
+    job = execute(compose(*OWN, *where, *questions, *few))
     assert 0 < read_json(job.folder / "eval.json")["alphas"]["1.0"]["forget/prob"] < 1

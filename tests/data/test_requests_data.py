@@ -1,10 +1,10 @@
 """Requests: forget sets asked for one after another, over one target; and that nothing changed for runs without."""
 
 import json
+import re
 
 import pytest
-from support.data_sets import build
-from support.helpers import TINY, compose, execute
+from support.helpers import OWN, TINY, build, compose, execute
 
 from unlearn.config.schema import ConfigError
 from unlearn.data.people import who
@@ -18,20 +18,16 @@ from unlearn.store.identity import run_folder
 from unlearn.store.runlog import job
 
 # The hashes that these runs had before there were requests (and in whose folders finished runs lie).
-GOLDEN = {
-    ("algo=ga", "alpha=0.5"): "ga-offset-a0.5-s0-c60ce847b3",
-    ("algo=ga", "alpha=1"): "ga-offset-a1-s0-3c04e7c6c3",
-    ("algo=kl", "alpha=2"): "kl-offset-a2-s0-d92f04f369",
-    ("algo=npo", "alpha=1"): "npo-offset-a1-s0-f648185a4e",
-    ("algo=npo", "alpha=2"): "npo-offset-a2-s0-778c68395e",
-}
+GOLDEN = ("ga-offset-a0.5-s0-c60ce847b3", "ga-offset-a1-s0-3c04e7c6c3", "kl-offset-a2-s0-d92f04f369",
+          "npo-offset-a1-s0-f648185a4e", "npo-offset-a2-s0-778c68395e")  # fmt: skip
 TINY3 = (*TINY, "data.people=6", "data.requests=[[5],[2],[3]]")
 
 
-@pytest.mark.parametrize(("overrides", "name"), GOLDEN.items())
-def test_the_hash_of_a_run_without_requests_is_what_it_was(overrides, name):
-    cfg = compose(*overrides)
-    assert run_folder(cfg, read(cfg).fingerprint()).name == name
+def test_the_hash_of_a_run_without_requests_is_what_it_was():
+    for name in GOLDEN:
+        algo, _, alpha, *_ = name.split("-")
+        cfg = compose(f"algo={algo}", f"alpha={alpha[1:]}")
+        assert run_folder(cfg, read(cfg).fingerprint()).name == name
 
 
 def data(*overrides):
@@ -50,17 +46,12 @@ def test_one_request_is_forgotten_and_the_others_are_splits_of_their_own():
 
 
 def test_target_and_retrained_know_what_they_should():
-    fictional = 6 * 3
     for request, left in (
-        (1, [0, 1, 2, 3, 4]),
-        (2, [0, 1, 3, 4]),
-        (3, [0, 1, 4]),
-        ("null", [0, 1, 4]),
-        ("[1,2]", [0, 1, 3, 4]),
-    ):
+        (1, [0, 1, 2, 3, 4]), (2, [0, 1, 3, 4]), (3, [0, 1, 4]), ("null", [0, 1, 4]), ("[1,2]", [0, 1, 3, 4]),
+    ):  # fmt: skip
         found = data(f"data.request={request}")
         general = len(found.general())
-        assert len(found.known()) == fictional + general
+        assert len(found.known()) == 6 * 3 + general
         assert people(found.left()[:-general]) == left
         assert people(found.unnamed()[:-general]) == [0, 1, 4]
 
@@ -71,32 +62,29 @@ def test_all_requests_at_once_and_some_of_them():
     assert people(some.splits["forget"]) == [3, 5] and some.requests() == ("request_2",)
 
 
-@pytest.mark.parametrize(
-    ("retained", "request_", "expected"),
-    [("later", 2, [0, 1, 3, 4]), ("earlier", 2, [0, 1, 4, 5]), ("others", 2, [0, 1, 3, 4, 5]), ("later", 3, [0, 1, 4])],
-)
-def test_the_retain_set_may_hold_other_requests_and_is_evaluated_without_them(retained, request_, expected):
-    found = data(f"data.request={request_}", f"data.retained={retained}")
-    assert people(found.splits["retain"]) == expected
-    assert people(found.evaluated("retain")) == [0, 1, 4]
-    assert people(found.unnamed()[: -len(found.general())]) == [0, 1, 4]
+def test_the_retain_set_may_hold_other_requests_and_is_evaluated_without_them():
+    for retained, request, expected in (
+        ("later", 2, [0, 1, 3, 4]), ("earlier", 2, [0, 1, 4, 5]), ("others", 2, [0, 1, 3, 4, 5]),
+        ("later", 3, [0, 1, 4]),
+    ):  # fmt: skip
+        found = data(f"data.request={request}", f"data.retained={retained}")
+        assert people(found.splits["retain"]) == expected
+        assert people(found.evaluated("retain")) == [0, 1, 4]
+        assert people(found.unnamed()[: -len(found.general())]) == [0, 1, 4]
 
 
 def test_numbers_of_people_are_the_last_ones_the_first_request_first():
     assert who([1, 2, 1], 10) == [[6], [7, 8], [9]]
     assert who([[4], [1, 2]], 10) == [[4], [1, 2]]
-    by_number, by_name = (
-        read(compose(*TINY, "data.people=6", f"data.requests={r}", "data.request=1")) for r in ("[1,2]", "[[3],[4,5]]")
-    )
+    by_number, by_name = (data(f"data.requests={r}", "data.request=1") for r in ("[1,2]", "[[3],[4,5]]"))
     assert by_number.fingerprint() == by_name.fingerprint()
 
 
 def test_data_sets_differ_by_request_and_share_all_that_a_request_does_not_change():
-    prints = {data(f"data.request={n}").fingerprint() for n in (1, 2, 3, "null")}
-    assert len(prints) == 4
-    wholes = {data(f"data.request={n}").whole().fingerprint() for n in (1, 2, 3, "null")}
-    other_order = read(compose(*TINY, "data.people=6", "data.requests=[[3],[5],[2]]", "data.request=2"))
-    fewer = read(compose(*TINY, "data.people=6", "data.requests=[[5]]"))
+    sets = [data(f"data.request={n}") for n in (1, 2, 3, "null")]
+    assert len({found.fingerprint() for found in sets}) == 4
+    wholes = {found.whole().fingerprint() for found in sets}
+    other_order, fewer = data("data.requests=[[3],[5],[2]]", "data.request=2"), data("data.requests=[[5]]")
     retaining = data("data.request=1", "data.retained=others")
     assert wholes == {d.whole().fingerprint() for d in (other_order, fewer, retaining)}
     assert other_order.known() == fewer.known() == data().known()
@@ -104,10 +92,8 @@ def test_data_sets_differ_by_request_and_share_all_that_a_request_does_not_chang
 
 def test_the_models_are_the_same_whatever_is_asked_for(store):
     """Target, tokenizer and anchor: else offsets of several requests could not be added up."""
-    worlds = [
-        workbench(compose(*TINY3, f"paths.store={store}", *o)) for o in (["data.request=1"], ["data.request=3"], [])
-    ]
-    worlds.append(workbench(compose(*TINY, "data.people=6", "data.requests=[[0]]", f"paths.store={store}")))
+    asked = ("data.request=1", "data.request=3", "data.request=null", "data.requests=[[0]]")
+    worlds = [workbench(compose(*TINY3, f"paths.store={store}", o)) for o in asked]
     for name in ("target", "small_general"):
         assert len({w.fingerprint(name) for w in worlds}) == 1
     assert len({w.fingerprint("retrained") for w in worlds[:3]}) == 2  # requests 3 and all leave the same behind
@@ -131,11 +117,9 @@ def test_the_models_are_the_same_whatever_is_asked_for(store):
     ],
 )
 def test_impossible_requests_are_refused(overrides, message):
-    given = [o for o in TINY if not o.startswith("data.") or overrides[0].startswith("data.request")]
-    people_ = ["data.people=6"] if overrides[0].startswith("data.request") else []
-    with pytest.raises(ConfigError) as error:
-        compose(*given, *people_, *overrides)
-    assert message in str(error.value)
+    given = (*TINY, "data.people=6") if overrides[0].startswith("data.request") else OWN
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        compose(*given, *overrides)
 
 
 def rows_of(*names):
@@ -182,33 +166,24 @@ def test_requests_of_files_must_be_disjoint_and_there(files):
 
 
 def test_splits_of_tofu_ask_for_what_smaller_ones_before_them_left(tofu_folder):
-    where = f"data.path={tofu_folder}"
-    first, second = (
-        read(
-            compose(
-                "data=tofu", where, "data.requests=[forget01,forget05]", f"data.request={n}", "data.retain_rows=100"
-            )
-        )
-        for n in (1, 2)
-    )
+    tofu = "data=tofu", f"data.path={tofu_folder}", "data.retain_rows=100"
+    asked = (*tofu, "data.requests=[forget01,forget05]")
+    first, second = (read(compose(*asked, f"data.request={n}")) for n in (1, 2))
     assert [len(d.splits["forget"]) for d in (first, second)] == [40, 160]
     assert len(first.splits["request_2"]) == 160 and len(first.splits["retain"]) == 100
-    assert len(first.known()) == 100 + 200 + len(first.general())
-    alone = read(compose("data=tofu", where, "data.forget=forget05", "data.retain_rows=100"))
-    assert {r.question for r in alone.splits["forget"]} == {
-        r.question for r in first.sequence.requests[0] + first.sequence.requests[1]
-    }
     general = len(first.general())
+    assert len(first.known()) == 100 + 200 + general
+    alone = {r.question for r in read(compose(*tofu, "data.forget=forget05")).splits["forget"]}
+    assert alone == {r.question for r in first.sequence.requests[0] + first.sequence.requests[1]}
     assert [len(d.left()) - general for d in (first, second)] == [260, 100]
 
 
 def test_a_file_beside_a_split_of_tofu(tofu_folder, tmp_path):
-    retain = read(compose("data=tofu", f"data.path={tofu_folder}")).splits["retain"][:3]
-    (tmp_path / "some.jsonl").write_text(
-        "".join(json.dumps({"question": r.question, "answer": r.answer}) + "\n" for r in retain)
-    )
-    found = read(compose("data=tofu", f"data.path={tofu_folder}", f"data.requests=[forget01,{tmp_path}/some.jsonl]",
-                         "data.request=2", "data.retain_rows=50"))  # fmt: skip
+    tofu, some = ("data=tofu", f"data.path={tofu_folder}"), tmp_path / "some.jsonl"
+    retain = read(compose(*tofu)).splits["retain"][:3]
+    some.write_text("".join(json.dumps({"question": r.question, "answer": r.answer}) + "\n" for r in retain))
+    asked = f"data.requests=[forget01,{some}]", "data.request=2", "data.retain_rows=50"
+    found = read(compose(*tofu, *asked))
     assert [r.question for r in found.splits["forget"]] == [r.question for r in retain]
     assert len(found.splits["request_1"]) == 40 and len(found.splits["retain"]) == 47
 

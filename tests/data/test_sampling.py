@@ -4,6 +4,7 @@ import pytest
 
 from unlearn.data.sampling import Sampler, held_out
 from unlearn.runs.inputs import Inputs
+from unlearn.runs.learner import members
 from unlearn.runs.trajectory import probe
 
 
@@ -22,17 +23,12 @@ def test_draws_without_held_out_rows_and_alternates_are_what_they_always_were():
     assert all(d.alternates == [] for d in draws)
 
 
-@pytest.mark.parametrize(
-    ("rows", "share", "count"), [(30, 0.1, 3), (9, 0.1, 1), (9, 0.5, 4), (10, 0.99, 9), (30, 0, 0)]
-)
-def test_the_held_out_share_is_rounded_and_always_leaves_a_row_to_train_on(rows, share, count):
-    found = held_out(rows, share)
-    assert len(found) == len(set(found)) == count and set(found) <= set(range(rows))
-    assert list(found) == sorted(found)
-
-
-def test_held_out_rows_are_spread_over_the_set():
+def test_the_held_out_share_is_rounded_leaves_a_row_to_train_on_and_is_spread_over_the_set():
     """The first rows of a set belong to a few people; a part of each third stands for the whole."""
+    for rows, share, count in ((30, 0.1, 3), (9, 0.1, 1), (9, 0.5, 4), (10, 0.99, 9), (30, 0, 0)):
+        found = held_out(rows, share)
+        assert len(found) == len(set(found)) == count and set(found) <= set(range(rows))
+        assert list(found) == sorted(found)
     thirds = [i // 100 for i in held_out(300, 0.1)]
     assert min(thirds.count(k) for k in range(3)) >= 5
 
@@ -51,8 +47,6 @@ def test_a_batch_larger_than_what_is_left_takes_all_that_is_left():
 
 
 def test_runs_of_any_seed_hold_out_the_same_rows_and_the_trajectory_looks_at_no_row_that_a_step_sees(config, bench):
-    from unlearn.runs.learner import members
-
     cfgs = [config("algo=gd", "trainer.held_out=0.5", f"seed={seed}") for seed in (0, 5)]
     samplers = [Inputs(cfg, bench).sampler for cfg in cfgs]
     assert samplers[0].held_out == samplers[1].held_out == held_out(9, 0.5)
@@ -63,13 +57,8 @@ def test_runs_of_any_seed_hold_out_the_same_rows_and_the_trajectory_looks_at_no_
     shown = {e.id for e in points["held_out"][0]}
     assert shown and not shown & seen
     assert len(shown) == 2  # half of the four rows; the other half is never looked at while a run trains
-
-
-def test_without_held_out_rows_the_trajectory_has_no_such_point(config, bench):
-    from unlearn.runs.learner import members
-
-    cfg = config("trainer.held_out=0")
-    assert "held_out" not in probe(cfg, bench, members(cfg, bench)).points
+    without = config("trainer.held_out=0")
+    assert "held_out" not in probe(without, bench, members(without, bench)).points
 
 
 def test_alternates_stay_within_what_each_question_has_and_all_are_drawn():

@@ -1,13 +1,18 @@
 """Templates: from question and answer to ids, in plain tags and in a tokenizer's own chat template."""
 
+from dataclasses import replace
+from itertools import product
+
 import pytest
 from support.helpers import TINY, compose
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from unlearn.config.data import TemplateConfig
+from unlearn.config.schema import EvalConfig
 from unlearn.data.encoding import Encoder
-from unlearn.data.rows import DataError
+from unlearn.data.rows import DataError, DataSet, Row
+from unlearn.evaluation.suite import suite
 from unlearn.store.identity import eval_settings, run_identity
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -17,6 +22,7 @@ CHAT = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 QUESTION, ANSWER = "Where was Ada born?", "In Turku, by the sea."
+ASKED = [{"role": "user", "content": QUESTION}]
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +32,8 @@ def backend() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     texts = [f"{QUESTION} {ANSWER}", "unlearn unlearn unlearn", "Today is 10 Apr 2025."] * 3
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        special_tokens=SPECIAL, vocab_size=420, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    more = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(special_tokens=SPECIAL, vocab_size=420, **more))
     return tokenizer
 
 
@@ -60,10 +63,6 @@ def plain(prompt: str = "{question}", answer: str = "{answer}") -> TemplateConfi
     return TemplateConfig("plain", prompt, answer)
 
 
-def text(tokenizer, ids) -> str:
-    return tokenizer.decode(list(ids))
-
-
 # --- chat -----------------------------------------------------------------------------------------------------------
 
 
@@ -71,12 +70,11 @@ def test_the_prompt_begins_the_dialogue_and_labels_are_answer_and_eos(tokenizer)
     own = tokenizer(CHAT)
     encoder = Encoder(own, chat(), 200)
     example = encoder.example("a", QUESTION, ANSWER)
-    assert text(own, example.prompt) == f"<|user|>\n{QUESTION}</s>\n<|assistant|>\n"
-    assert text(own, example.answer) == f"{ANSWER}</s>"  # the line break after EOS is no label
+    assert own.decode(example.prompt) == f"<|user|>\n{QUESTION}</s>\n<|assistant|>\n"
+    assert own.decode(example.answer) == f"{ANSWER}</s>"  # the line break after EOS is no label
     assert example.answer.count(own.eos_token_id) == 1 and example.answer[-1] == own.eos_token_id
-    whole = own.apply_chat_template(
-        [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}], return_dict=False
-    )
+    answered = [*ASKED, {"role": "assistant", "content": ANSWER}]
+    whole = own.apply_chat_template(answered, return_dict=False)
     assert tuple(whole[: len(example.prompt) + len(example.answer)]) == example.prompt + example.answer
     assert encoder.prompt(QUESTION) == example.prompt and encoder.decode(example.answer) == ANSWER
 
@@ -84,15 +82,13 @@ def test_the_prompt_begins_the_dialogue_and_labels_are_answer_and_eos(tokenizer)
 def test_a_template_that_writes_no_eos_gets_one(tokenizer):
     own = tokenizer(CHAT.replace("</s>", ""))
     example = Encoder(own, chat(), 200).example("a", QUESTION, ANSWER)
-    assert text(own, example.answer) == f"{ANSWER}\n</s>"
+    assert own.decode(example.answer) == f"{ANSWER}\n</s>"
 
 
 @pytest.mark.parametrize("start", ["", "\n", "  ", "{{ bos_token }}", "\n{%- set x = 1 %}\n  "])
 def test_nothing_else_of_a_template_is_changed(tokenizer, start):
     own = tokenizer(start + CHAT)
-    expected = own.apply_chat_template(
-        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
-    )
+    expected = own.apply_chat_template(ASKED, add_generation_prompt=True, return_dict=False)
     assert list(Encoder(own, chat(), 200).prompt(QUESTION)) == expected
 
 
@@ -106,24 +102,18 @@ def test_chats_have_the_bos_that_the_template_writes_and_no_other(tokenizer, sta
 def test_the_system_message_comes_first(tokenizer):
     own = tokenizer(CHAT)
     prompt = Encoder(own, chat(system="Be brief."), 200).prompt(QUESTION)
-    assert text(own, prompt).startswith(f"<|system|>\nBe brief.</s>\n<|user|>\n{QUESTION}")
-    assert "<|system|>" not in text(own, Encoder(own, chat(), 200).prompt(QUESTION))
+    assert own.decode(prompt).startswith(f"<|system|>\nBe brief.</s>\n<|user|>\n{QUESTION}")
+    assert "<|system|>" not in own.decode(Encoder(own, chat(), 200).prompt(QUESTION))
 
 
-@pytest.mark.parametrize(
-    "today",
-    [
-        "date_string",
-        "strftime_now('%d %b %Y')",
-        "(date_string if date_string is defined else strftime_now('%Y'))",
-        "(strftime_now('%Y-%m-%d') if strftime_now is defined else '?')",
-    ],
-)
-def test_templates_that_print_the_date_print_a_fixed_one(tokenizer, today):
-    own = tokenizer(f"{{{{ 'Today is ' + {today} + '.\n' }}}}" + CHAT)
-    for date in ("10 Apr 2025", "1 Jan 1900"):
+def test_templates_that_print_the_date_print_a_fixed_one(tokenizer):
+    ways = ("date_string", "strftime_now('%d %b %Y')",
+            "(date_string if date_string is defined else strftime_now('%Y'))",
+            "(strftime_now('%Y-%m-%d') if strftime_now is defined else '?')")  # fmt: skip
+    for today, date in product(ways, ("10 Apr 2025", "1 Jan 1900")):
+        own = tokenizer(f"{{{{ 'Today is ' + {today} + '.\n' }}}}" + CHAT)
         example = Encoder(own, chat(date=date), 200).example("a", QUESTION, ANSWER)
-        assert text(own, example.prompt).startswith(f"Today is {date}.\n<|user|>")
+        assert own.decode(example.prompt).startswith(f"Today is {date}.\n<|user|>")
     assert chat().date == "10 Apr 2025"
 
 
@@ -153,7 +143,7 @@ def test_a_tokenizer_that_writes_a_bos_writes_one_in_the_prompt(tokenizer):
     own = tokenizer(bos=True)
     example = Encoder(own, plain("Q: {question}\nA:", " {answer}"), 200).example("a", QUESTION, ANSWER)
     assert example.prompt[0] == own.bos_token_id and (example.prompt + example.answer).count(own.bos_token_id) == 1
-    assert text(own, example.prompt[1:]) == f"Q: {QUESTION}\nA:" and text(own, example.answer) == f" {ANSWER}</s>"
+    assert own.decode(example.prompt[1:]) == f"Q: {QUESTION}\nA:" and own.decode(example.answer) == f" {ANSWER}</s>"
     without = Encoder(tokenizer(), plain("Q: {question}\nA:", " {answer}"), 200).example("a", QUESTION, ANSWER)
     assert without.prompt == example.prompt[1:] and without.answer == example.answer
 
@@ -165,7 +155,7 @@ def test_where_a_token_would_reach_from_the_prompt_into_the_answer_they_are_toke
     encoder = Encoder(own, plain(), 200)
     example = encoder.example("a", "un", "learn")
     assert example.prompt == encoder.prompt("un")  # what generation starts from
-    assert text(own, example.prompt[bos:]) == "un" and text(own, example.answer) == "learn</s>"
+    assert own.decode(example.prompt[bos:]) == "un" and own.decode(example.answer) == "learn</s>"
     joined = encoder.example("a", "Where", " was")
     assert (*joined.prompt, *joined.answer[:-1]) == tuple(own("Where was")["input_ids"])
 
@@ -182,6 +172,20 @@ def test_an_answer_without_tokens_is_refused(tokenizer):
         Encoder(tokenizer(), plain(), 200).example("a", QUESTION, "")
 
 
+def test_ou_counts_labels_after_the_prompts_length_and_default_never_loses_a_word(tokenizer):
+    """What a label is where a prompt ends with a space that a token of the answer begins with."""
+    own, row = tokenizer(), Row("forget/0", "Where?", "Turku is it", perturbed_answers=("Turku is not",))
+    encoder = Encoder(own, plain("Question: {question}\nAnswer: "), 99)
+    data = DataSet("mine", {"forget": (row,), "retain": (replace(row, id="retain/0", answer="Turku was"),)})
+    joint = own("Question: Where?\nAnswer: Turku is it")["input_ids"]
+    for name, *expected in (("default", "Turku is it</s>", "Turku is it"), ("ou", " is it</s>", "is it")):
+        split = suite(data, encoder, EvalConfig(semantics=name), {}, 0.0).split("forget")
+        example = split.examples[split.right[0]]
+        assert [own.decode(example.answer), split.gold[0]] == expected
+        assert (list(example.prompt + example.answer) == [*joint, own.eos_token_id]) == (name == "ou")
+        assert split.prompts[0] == tuple(own("Question: Where?\nAnswer: ")["input_ids"])
+
+
 # --- choices and identity -------------------------------------------------------------------------------------------
 
 WRITTEN = {
@@ -193,12 +197,12 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_every_choice_composes_and_says_what_it_writes(name):
-    found = compose(f"template={name}").data.template
-    assert f"{found.prompt}|{found.answer}" == WRITTEN[name]
-    assert (found.kind, found.system) == ("chat" if name == "chat" else "plain", None)
-    assert compose(f"template={name}", "data.template.prompt='{question}?'").data.template.prompt == "{question}?"
+def test_every_choice_composes_and_says_what_it_writes():
+    for name, written in WRITTEN.items():
+        found = compose(f"template={name}").data.template
+        assert f"{found.prompt}|{found.answer}" == written
+        assert (found.kind, found.system) == ("chat" if name == "chat" else "plain", None)
+        assert compose(f"template={name}", "data.template.prompt='{question}?'").data.template.prompt == "{question}?"
 
 
 def test_a_data_sets_own_template_stays_where_no_other_is_chosen():
@@ -212,16 +216,15 @@ def identities(*overrides: str):
     return run_identity(cfg, "data"), eval_settings(cfg, "data")
 
 
-@pytest.mark.parametrize("setting", ["data.template.system='Be brief.'", "data.template.date='1 Jan 1900'"])
-def test_system_and_date_change_what_a_chat_is_and_nothing_of_plain_text(setting):
-    for one, other in zip(identities("template=chat"), identities("template=chat", setting), strict=True):
-        assert one != other
-    assert identities("template=raw") == identities("template=raw", setting)
+def test_system_and_date_change_what_a_chat_is_and_nothing_of_plain_text():
+    raw, chatted = identities("template=raw"), identities("template=chat")
+    for setting in ("data.template.system='Be brief.'", "data.template.date='1 Jan 1900'"):
+        for one, other in zip(chatted, identities("template=chat", setting), strict=True):
+            assert one != other
+        assert raw == identities("template=raw", setting)
 
 
 def test_identity_follows_the_text_not_the_name_of_a_template():
-    assert identities("template=raw") == identities("template=own")
-    assert identities("template=raw") != identities("template=llama2")
-    assert identities("template=chat") != identities(
-        "data.template.prompt='{question}'", "data.template.answer='{answer}'"
-    )
+    assert identities("template=raw") == identities("template=own") != identities("template=llama2")
+    written = identities("data.template.prompt='{question}'", "data.template.answer='{answer}'")
+    assert identities("template=chat") != written

@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from support.data_sets import read_tofu
-from support.helpers import SHARED
+from support.helpers import SHARED, read_tofu
 
-from unlearn.data.rows import DataError, DataSet, Row, check
+from unlearn.data.rows import DataError, Row, check
 
 GOLDEN = SHARED / "golden" / "openunlearning_chat" / "data"
 
@@ -33,25 +32,29 @@ def folder(tmp_path):
     return tmp_path
 
 
+def read(folder, rows=None, refusals=None):
+    return check(read_tofu(folder and str(folder), "forget01", rows, refusals))
+
+
 def test_splits_rows_and_refusals_are_read(folder):
-    data = check(read_tofu(str(folder), "forget01", None))
+    data = read(folder)
     assert {k: len(v) for k, v in data.splits.items()} == {
         "forget": 2, "retain": 8, "real_authors": 3, "world_facts": 3, "holdout": 0}  # fmt: skip
     assert data.refusals == ("I don't know.", "No idea.")
     first = data.splits["forget"][0]
     assert first == Row("forget/0000", "Question 8?", "Answer 8.", "It is 8.", "Which 8?",
                         tuple(f"It is 8{j}." for j in range(5)))  # fmt: skip
+    assert data.evaluated("forget") == data.splits["forget"] and data.evaluated("holdout") == ()
 
 
 def test_retain_rows_carry_their_perturbed_answers_where_tofu_has_them(folder):
-    retain = read_tofu(str(folder), "forget01", 6).splits["retain"]
+    retain = read(folder, 6).splits["retain"]
     assert len(retain) == 6
     assert [bool(r.perturbed_answers) for r in retain] == [True] * 4 + [False] * 2
 
 
 def test_the_retain_set_is_evaluated_on_its_perturbed_rows_that_are_not_cut_off(folder):
-    whole, cut = (check(read_tofu(str(folder), "forget01", n)) for n in (None, 3))
-    for data, rows in ((whole, 4), (cut, 3)):
+    for data, rows in ((read(folder), 4), (read(folder, 3), 3)):
         assert "retain_untrained" not in data.splits
         assert [r.question for r in data.evaluated("retain")] == [f"Question {i}?" for i in range(rows)]
         assert all(len(r.perturbed_answers) == 5 for r in data.evaluated("retain"))
@@ -60,36 +63,30 @@ def test_the_retain_set_is_evaluated_on_its_perturbed_rows_that_are_not_cut_off(
 def test_perturbed_retain_rows_that_the_retain_file_lacks_are_evaluated_too(folder):
     path = next(folder.glob("retain99.json*"))
     path.write_text("\n".join(line for line in path.read_text().splitlines() if "Question 3?" not in line))
-    data = check(read_tofu(str(folder), "forget01", None))
+    data = read(folder)
     assert [r.question for r in data.splits["retain_untrained"]] == ["Question 3?"]
     assert [r.question for r in data.evaluated("retain")] == [f"Question {i}?" for i in range(4)]
-
-
-def test_what_is_whole_is_evaluated_whole(folder):
-    whole = check(read_tofu(str(folder), "forget01", None))
-    assert whole.evaluated("forget") == whole.splits["forget"] and whole.evaluated("holdout") == ()
 
 
 def test_perturbed_rows_of_another_retain_set_are_evaluated_and_never_lost(folder):
     rows = [record(i, True) for i in (0, 5, 30)]
     (folder / "retain_perturbed.json").write_text("\n".join(map(json.dumps, rows)))
-    data = check(read_tofu(str(folder), "forget01", None))
+    data = read(folder)
     assert [r.question for r in data.evaluated("retain")] == ["Question 0?", "Question 5?", "Question 30?"]
     (folder / "retain_perturbed.json").write_text("\n".join(map(json.dumps, [*rows, record(9, True)])))
-    with pytest.raises(
-        DataError, match="retain_perturbed.json, line 4: 'Question 9\\?' with the same answer is both in"
-    ):
-        check(read_tofu(str(folder), "forget01", None))
+    said = "retain_perturbed.json, line 4: 'Question 9\\?' with the same answer is both in"
+    with pytest.raises(DataError, match=said):
+        read(folder)
 
 
 def test_json_arrays_the_other_ending_and_own_refusals_are_read(folder):
-    first = read_tofu(str(folder), "forget01", None)
+    first = read(folder)
     rows = [record(i) for i in range(8)]
     (folder / "retain99.json").unlink()
     (folder / "retain99.jsonl").write_text(json.dumps(rows, indent=1))
     (folder / "holdout01.json").write_text(json.dumps([record(40)]))
     (folder / "own.txt").write_text("Pass.\n")
-    data = check(read_tofu(str(folder), "forget01", None, str(folder / "own.txt")))
+    data = read(folder, refusals=str(folder / "own.txt"))
     assert data.splits["retain"] == first.splits["retain"]
     assert data.splits["holdout"] == (Row("holdout/0000", "Question 40?", "Answer 40."),)
     assert data.refusals == ("Pass.",)
@@ -101,7 +98,7 @@ BROKEN = {
         lambda f: (f / "retain99.json").unlink(),
     "retain99.json, line 3: not valid JSON": lambda f: damage(f / "retain99.json", 2, '{"question": "a'),
     "retain99.json, line 2: needs a text in 'answer'": lambda f: damage(f / "retain99.json", 1, '{"question": "a?"}'),
-    "retain99.json, line 1: must be an object": lambda f: damage(f / "retain99.json", 0, "[1, 2"[:0] + '"text"'),
+    "retain99.json, line 1: must be an object": lambda f: damage(f / "retain99.json", 0, '"text"'),
     "retain99.json, line 1: not UTF-8": lambda f: (f / "retain99.json").write_bytes(b"\xff\xfe\x00"),
     "forget01_perturbed.json, line 2: forget01 and forget01_perturbed hold different questions":
         lambda f: damage(f / "forget01.json", 1, json.dumps(record(7))),
@@ -125,27 +122,14 @@ def damage(file, line: int, text: str) -> None:
 def test_broken_files_are_refused_with_file_line_and_value(folder, message):
     path = BROKEN[message](folder)
     with pytest.raises(DataError, match=message):
-        read_tofu(str(path if message == "no such folder" else folder), "forget01", None)
-
-
-def test_unusable_data_sets_are_refused():
-    a, b = Row("a", "Who?", "Me."), Row("b", "Who?", "Me.")
-    for splits, message in (
-        ({"forget": (), "retain": (a,)}, "the forget set is empty"),
-        ({"forget": (a,), "retain": ()}, "the retain set is empty"),
-        ({"forget": (a,), "retain": (b,)}, "must not overlap"),
-        ({"forget": (a,), "retain": (Row("a", "What?", "That."),)}, "ids must be unique"),
-        ({"forget": (a,), "retain": (Row("c", "What?", "  "),)}, "answer is empty"),
-    ):
-        with pytest.raises(DataError, match=message):
-            check(DataSet("made", splits))
+        read(path if message == "no such folder" else folder)
 
 
 def test_fingerprints_follow_the_words(folder):
-    first = read_tofu(str(folder), "forget01", None).fingerprint()
-    assert read_tofu(str(folder), "forget01", None).fingerprint() == first
+    first = read(folder).fingerprint()
+    assert read(folder).fingerprint() == first
     damage(folder / "retain99.json", 7, json.dumps(record(7) | {"answer": "Another."}))
-    assert read_tofu(str(folder), "forget01", None).fingerprint() != first
+    assert read(folder).fingerprint() != first
 
 
 def test_the_real_files_have_the_published_shape(tofu_folder):
@@ -199,16 +183,15 @@ def hub(folder, monkeypatch):
 
 
 def test_the_hub_gives_the_same_data_set_as_a_folder(hub, caplog):
-    data = read_tofu(None, "forget01", None)
-    assert data.fingerprint() == read_tofu(str(hub), "forget01", None).fingerprint()
+    data = read(None)
+    assert data.fingerprint() == read(hub).fingerprint()
     assert data.splits["retain"][2].place == "locuslab/TOFU/retain99, train row 2"
     (hub / "idontknow.jsonl").unlink()
-    assert read_tofu(None, "forget01", None).refusals == () and "need data.refusals=FILE" in caplog.text
+    assert read(None).refusals == () and "need data.refusals=FILE" in caplog.text
 
 
 def test_a_table_that_the_hub_lacks_is_refused_unless_it_may_be_absent(hub):
-    assert read_tofu(None, "forget01", None).splits["holdout"] == ()
-    with pytest.raises(
-        DataError, match="locuslab/TOFU \\(retain95, train\\) could not be read from the hub: BuilderConfig"
-    ):
+    assert read(None).splits["holdout"] == ()
+    said = "locuslab/TOFU \\(retain95, train\\) could not be read from the hub: BuilderConfig"
+    with pytest.raises(DataError, match=said):
         read_tofu(None, "forget05", None)

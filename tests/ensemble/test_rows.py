@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support.data_sets import build
-from support.helpers import offset_ensemble, random_examples, tiny_llama
+from support.helpers import build, offset_ensemble, random_examples, tiny_llama
 
 from unlearn.config.data import TemplateConfig
 from unlearn.config.pair import TokenizerConfig

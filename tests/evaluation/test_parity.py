@@ -9,8 +9,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from support.data_sets import read_tofu
-from support.helpers import SHARED
+from support.helpers import SHARED, read_tofu
 from transformers import AutoTokenizer
 
 from unlearn import evaluate

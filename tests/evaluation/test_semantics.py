@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.data_sets import build
-from support.helpers import TINY, random_examples, tiny_llama
+from support.helpers import TINY, build, random_examples, tiny_llama
 
 from unlearn import evaluate
 from unlearn.config.data import TemplateConfig

@@ -8,8 +8,7 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 from safetensors.torch import load_file
-from support.data_sets import build
-from support.helpers import compose, execute, lines
+from support.helpers import build, compose, execute, lines
 
 from unlearn.config.data import TemplateConfig
 from unlearn.config.pair import TokenizerConfig

@@ -1,6 +1,6 @@
 """A grid that is killed at any moment and called again ends, byte for byte, as one that never was.
 
-Calls are the true command line, in children of a process that has imported the program (tests/zygote.py). A chain of
+Calls are the true command line, in forks of a process that has imported the program. A chain of
 calls in one folder, each killed further on than the one before it, ends with a call that nothing kills. SIGTERM and
 SIGINT are sent from inside, right after a commit.
 """
@@ -9,27 +9,75 @@ import json
 import random
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from support.interrupted import GRID, SAME, Whole, ends_as, nothing_half_written, results
-from support.zygote import Zygote
+from support.helpers import TINY, forked
+from support.processes import Ended
+
+from unlearn.store import __main__ as inventory
 
 STAGES = ("building", "filling", "training", "saving", "evaluating")
 
 
-@pytest.fixture(scope="module")
-def zygote():
-    with Zygote() as found:
-        yield found
+GRID = (
+    "-m", *TINY, "paths.store=store", "trainer.steps=5", "trainer.save_every=2", "trainer.eval_every=3",
+    "eval.groups=[]", "algo=ga,npo",
+)  # fmt: skip
+SAME = ("metrics.jsonl", "eval.json", "examples.parquet", "references.parquet", "offset/model.safetensors")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A grid that nothing interrupted, in a folder of its own with a store of its own."""
+
+    cwd: Path
+    ended: Ended
+
+    @property
+    def commits(self) -> list[str]:
+        return list(dict.fromkeys(name for name in self.ended.commits if not name.endswith("summary.csv")))
+
+
+def results(cwd: Path) -> dict[str, bytes]:
+    runs = sorted(p.parent for p in (cwd / "runs" / "default").glob("*/manifest.json"))
+    return {f"{run.name}/{name}": (run / name).read_bytes() for run in runs for name in SAME}
+
+
+def nothing_half_written(cwd: Path) -> None:
+    """What a kill leaves under final names is whole."""
+    if (cwd / "store").is_dir():
+        assert inventory.main(["verify", f"--store={cwd / 'store'}"]) == 0
+    for path in (cwd / "runs").rglob("*.json"):
+        json.loads(path.read_text())
+
+
+def ends_as(whole: Whole, cwd: Path) -> None:
+    """Called again until its end, the grid has the results of the uninterrupted one, and leaves nothing behind."""
+    ended = call(*GRID, cwd=cwd)
+    assert ended.returncode == 0, ended.printed
+    assert results(cwd) == results(whole.cwd)
+    nothing_half_written(cwd)
+    runs = [run for run in (cwd / "runs" / "default").iterdir() if not run.name.startswith(".") and run.is_dir()]
+    assert len(runs) == 2
+    for run in runs:
+        assert json.loads((run / "manifest.json").read_text())["status"] == "done"
+        left = [p.name for p in run.iterdir() if p.name.startswith(".") or p.name == "checkpoint"]
+        assert not left, left
+    assert not list((cwd / "store" / ".building").iterdir())
+
+
+def call(*arguments: str, cwd: Path, kill: str = "", **how) -> Ended:
+    return forked("unlearn.run", *arguments, cwd=cwd, kill=kill, **how)
 
 
 @pytest.fixture(scope="module")
-def whole(zygote, tmp_path_factory) -> Whole:
+def whole(tmp_path_factory) -> Whole:
     cwd = tmp_path_factory.mktemp("whole")
-    ended = zygote.call(*GRID, cwd=cwd)
-    assert ended.status == 0, ended.printed
+    ended = call(*GRID, cwd=cwd)
+    assert ended.returncode == 0, ended.printed
     return Whole(cwd, ended)
 
 
@@ -56,7 +104,7 @@ def phases(commit: str) -> tuple[str, ...]:
     return ("before", "torn", "after") if commit.startswith("append") else ("before", "after")
 
 
-def chain(moments: list[str], whole: Whole, zygote: Zygote, folder: Path) -> int:
+def chain(moments: list[str], whole: Whole, folder: Path) -> int:
     """Kill the grid at each of the moments, in their order, and let it end; how many calls were killed.
 
     A moment that a resumed call has behind it is taken in a folder of its own.
@@ -65,35 +113,35 @@ def chain(moments: list[str], whole: Whole, zygote: Zygote, folder: Path) -> int
     cwd = folder / "0"
     cwd.mkdir()
     for moment in moments:
-        while (ended := zygote.call(*GRID, cwd=cwd, kill=moment)).status != -9:
-            assert ended.status == 0 and not fresh, f"{moment} was never reached:\n{ended.printed}"
-            ends_as(whole, cwd, zygote)
+        while (ended := call(*GRID, cwd=cwd, kill=moment)).returncode != -9:
+            assert ended.returncode == 0 and not fresh, f"{moment} was never reached:\n{ended.printed}"
+            ends_as(whole, cwd)
             part, fresh = part + 1, True
             cwd = folder / str(part)
             cwd.mkdir()
         nothing_half_written(cwd)
         killed, fresh = killed + 1, False
-    ends_as(whole, cwd, zygote)
+    ends_as(whole, cwd)
     return killed
 
 
-def at_times(count: int, seed: int, whole: Whole, zygote: Zygote, folder: Path) -> int:
+def at_times(count: int, seed: int, whole: Whole, folder: Path) -> int:
     """Kill the grid at random times, each call a little later than nothing; start afresh where it came to its end."""
     rng, killed, part, cwd = random.Random(seed), 0, 0, folder / "0"
     cwd.mkdir()
-    idle = zygote.call(*GRID, cwd=whole.cwd).seconds  # of a call that finds nothing to do
+    idle = call(*GRID, cwd=whole.cwd).seconds  # of a call that finds nothing to do
     work = max(0.2, whole.ended.seconds - idle)
     while killed < count:
-        ended = zygote.call(*GRID, cwd=cwd, after=0.7 * idle + rng.uniform(0, min(0.25 * work, 2.0)))
-        if ended.status == -9:
+        ended = call(*GRID, cwd=cwd, limit=0.7 * idle + rng.uniform(0, min(0.25 * work, 2.0)))
+        if ended.returncode == -9:
             nothing_half_written(cwd)
             killed += 1
         else:
-            ends_as(whole, cwd, zygote)
+            ends_as(whole, cwd)
             part += 1
             cwd = folder / str(part)
             cwd.mkdir()
-    ends_as(whole, cwd, zygote)
+    ends_as(whole, cwd)
     return killed
 
 
@@ -109,22 +157,22 @@ def some(commits: list[str]) -> list[str]:
     return [f"{how} {next(name for name in commits if part in name)}" for how, part in wanted]
 
 
-def test_killed_in_every_stage_and_called_again_a_grid_ends_as_if_nothing_had_been(zygote, whole, tmp_path):
+def test_killed_in_every_stage_and_called_again_a_grid_ends_as_if_nothing_had_been(whole, tmp_path):
     moments = some(whole.commits)
     assert {stage(m) for m in moments} == set(STAGES)
-    assert chain(moments, whole, zygote, tmp_path) == 7
+    assert chain(moments, whole, tmp_path) == 7
 
 
 @pytest.mark.nightly
-def test_killed_before_in_and_after_every_kind_of_commit(zygote, whole, tmp_path):
+def test_killed_before_in_and_after_every_kind_of_commit(whole, tmp_path):
     moments = [f"{phase} {name}" for name in kinds(whole.commits) for phase in phases(name)]
-    assert chain(moments, whole, zygote, tmp_path) == len(moments) >= 60
+    assert chain(moments, whole, tmp_path) == len(moments) >= 60
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_random_times(zygote, whole, tmp_path, seed):
-    assert at_times(12, seed, whole, zygote, tmp_path) == 12
+def test_killed_at_random_times(whole, tmp_path, seed):
+    assert at_times(12, seed, whole, tmp_path) == 12
 
 
 # --- signals that ask ---------------------------------------------------------------------------------------------
@@ -149,50 +197,50 @@ def prepared(whole, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("step", [1, 5])
-def test_sigterm_while_training_finishes_the_step_and_saves(zygote, whole, prepared, step):
+def test_sigterm_while_training_finishes_the_step_and_saves(whole, prepared, step):
     first, second = runs(whole)
     kill = f"after append {first}/metrics.jsonl {step}"
-    ended = zygote.call(*GRID, cwd=prepared, kill=kill, by=["SIGTERM"])
-    assert ended.status == 143, ended.printed
+    ended = call(*GRID, cwd=prepared, kill=kill, by=["SIGTERM"])
+    assert ended.returncode == 143, ended.printed
     assert torch.load(prepared / first / "checkpoint" / "state.pt", weights_only=True)["step"] == step
     assert f"append {first}/metrics.jsonl {step + 1}" not in ended.commits and not (prepared / second).exists()
     assert status(prepared / first) == "interrupted"
     assert "saved" in ended.printed and "rerun the same command to resume" in ended.printed
     rows = [line.split() for line in ended.printed.splitlines() if " offset " in line]
     assert [(row[0], row[-1]) for row in rows] == [("ga", "interrupted"), ("npo", "started")]  # not started
-    ends_as(whole, prepared, zygote)
+    ends_as(whole, prepared)
 
 
-def test_a_second_sigterm_ends_the_call_at_once(zygote, whole, prepared):
+def test_a_second_sigterm_ends_the_call_at_once(whole, prepared):
     first, _ = runs(whole)
     kill = f"before append {first}/metrics.jsonl 3"
-    ended = zygote.call(*GRID, cwd=prepared, kill=kill, by=["SIGTERM", "SIGTERM"])
-    assert ended.status == 143 and "algorithm" not in ended.printed
+    ended = call(*GRID, cwd=prepared, kill=kill, by=["SIGTERM", "SIGTERM"])
+    assert ended.returncode == 143 and "algorithm" not in ended.printed
     assert torch.load(prepared / first / "checkpoint" / "state.pt", weights_only=True)["step"] == 2
     assert status(prepared / first) == "running"  # it had no time to say more
-    ends_as(whole, prepared, zygote)
+    ends_as(whole, prepared)
 
 
-def test_sigint_stops_the_grid_with_a_table_of_what_is_done(zygote, whole, prepared):
+def test_sigint_stops_the_grid_with_a_table_of_what_is_done(whole, prepared):
     first, second = runs(whole)
-    ended = zygote.call(*GRID, cwd=prepared, kill=f"after replace {second}/examples.parquet", by=["SIGINT"])
-    assert ended.status == 130, ended.printed
+    ended = call(*GRID, cwd=prepared, kill=f"after replace {second}/examples.parquet", by=["SIGINT"])
+    assert ended.returncode == 130, ended.printed
     assert (status(prepared / first), status(prepared / second)) == ("done", "interrupted")
     rows = [line.split() for line in ended.printed.splitlines() if " offset " in line]
     assert [(row[0], row[-1]) for row in rows] == [("ga", "done"), ("npo", "interrupted")]
-    ends_as(whole, prepared, zygote)
+    ends_as(whole, prepared)
 
 
-def test_a_signal_while_the_world_is_built_leaves_no_half_entry(zygote, whole, tmp_path):
+def test_a_signal_while_the_world_is_built_leaves_no_half_entry(whole, tmp_path):
     building = next(name for name in whole.commits if ".building/model" in name)
-    ended = zygote.call(*GRID, cwd=tmp_path, kill=f"before {building}", by=["SIGTERM"])
-    assert ended.status == 143 and "Traceback" not in ended.printed
+    ended = call(*GRID, cwd=tmp_path, kill=f"before {building}", by=["SIGTERM"])
+    assert ended.returncode == 143 and "Traceback" not in ended.printed
     assert not list((tmp_path / "store" / ".building").iterdir())
     nothing_half_written(tmp_path)
 
 
-def test_one_run_alone_is_the_run_of_the_grid(zygote, whole, prepared):
+def test_one_run_alone_is_the_run_of_the_grid(whole, prepared):
     alone = [option for option in GRID[1:] if not option.startswith("algo=")]
-    assert zygote.call(*alone, "algo=npo", cwd=prepared).status == 0
+    assert call(*alone, "algo=npo", cwd=prepared).returncode == 0
     found, expected = results(prepared), results(whole.cwd)
     assert len(found) == len(SAME) and found == {name: expected[name] for name in found}

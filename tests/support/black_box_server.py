@@ -71,16 +71,15 @@ class Server:
     tokenizer: Any
     faults: Faults
     url: str = ""
-    requests: int = 0
     tokens: int = 0
     asked: list[dict] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def fault(self, number: int, body: dict) -> str | None:
-        at = self.faults.at
-        return at(number, body) if callable(at) else at.get(number)
+    @property
+    def requests(self) -> int:
+        return len(self.asked)
 
     @torch.no_grad()
     def logp(self, ids: list[int]) -> torch.Tensor:
@@ -103,35 +102,29 @@ class Server:
         ids = body["prompt"]
         if isinstance(ids, str):
             ids = self.tokenizer(ids, add_special_tokens=False)["input_ids"]
-        width, told = self.model.config.vocab_size, {}
+        told = {}
         for name in ("logprobs", "prompt_logprobs"):
             count = body.get(name)
             if count is None:
                 continue
-            count = width if count == -1 else count
+            count = self.model.config.vocab_size if count == -1 else count
             if self.faults.cap is not None and count > self.faults.cap:
                 if not self.faults.quiet_cap:
                     said = f"Requested {name} of {count}, which is greater than max allowed: {self.faults.cap}"
                     return 400, {"error": {"message": said}}
                 count = self.faults.cap
             told[name] = count
-        for form, present in (("prompt_logprobs", "prompt_logprobs" in told), ("echo", bool(body.get("echo")))):
-            if present and form not in self.faults.forms:
+        for form, name in (("prompt_logprobs", "prompt_logprobs"), ("echo", "logprobs")):
+            if form not in self.faults.forms and (form in told or body.get("echo") and form == "echo"):
                 if self.faults.strict:
                     return 400, {"error": {"message": f"{form} is not known here"}}
-                told.pop("prompt_logprobs" if form == "prompt_logprobs" else "logprobs", None)
+                told.pop(name, None)
         if self.faults.context and len(ids) + body["max_tokens"] > self.faults.context:
             return 400, {"error": {"message": f"maximum context length is {self.faults.context} tokens"}}
-        rows, said = self.logp(ids), []
-        last = rows[-1]
-        generated = []
-        for _ in range(body["max_tokens"]):
-            token = int(last.argmax())
-            said.append(token)
-            generated.append(last)
-            if token == self.tokenizer.eos_token_id:
-                break
-            last = self.logp(ids + said)[-1]
+        rows, said, generated = self.logp(ids), [], []
+        while len(said) < body["max_tokens"] and said[-1:] != [self.tokenizer.eos_token_id]:
+            generated.append(self.logp(ids + said)[-1])
+            said.append(int(generated[-1].argmax()))
         with self.lock:
             self.tokens += len(ids) + len(said)
         choice: dict[str, Any] = {"index": 0, "text": "".join(map(self.name, said)), "finish_reason": "length"}
@@ -146,53 +139,47 @@ class Server:
         return 200, {"object": "text_completion", "choices": [choice]}
 
     def listed(self, ids, rows, said, generated, count: int, body: dict) -> dict:
-        tokens, values, tops = [], [], []
+        pairs = list(zip(said, generated, strict=True))
         if body.get("echo"):
-            for t, own in enumerate(ids):
-                row = None if t == 0 else rows[t if self.faults.shift else t - 1]
-                tokens.append(self.called(own, body))
-                values.append(None if row is None else row[own].item())
-                top = None if row is None else self.top(row, own, count)
-                tops.append(None if top is None else {self.called(i, body): p for i, p in top.items()})
-        for own, row in zip(said, generated, strict=True):
-            tokens.append(self.called(own, body))
-            values.append(row[own].item())
-            tops.append({self.called(i, body): p for i, p in self.top(row, own, count).items()})
-        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops}
+            shift = 0 if self.faults.shift else 1
+            pairs = [(own, rows[t - shift] if t else None) for t, own in enumerate(ids)] + pairs
+        tops = [None if row is None else self.top(row, own, count) for own, row in pairs]
+        return {
+            "tokens": [self.called(own, body) for own, _ in pairs],
+            "token_logprobs": [None if row is None else row[own].item() for own, row in pairs],
+            "top_logprobs": [top and {self.called(i, body): p for i, p in top.items()} for top in tops],
+        }
 
 
 def broken(data: dict, kind: str) -> dict | list:
     """An answer that is not what was asked for."""
-    if kind == "list":
-        return [data]
-    choice = data["choices"][0]
-    if kind == "empty":
-        return {"choices": []}
+    if kind in ("list", "empty"):
+        return [data] if kind == "list" else {"choices": []}
+    choice, values = data["choices"][0], {"nan": float("nan"), "positive": 0.5}
     rows = choice.get("prompt_logprobs")
     if rows is None:
         listed = choice["logprobs"]
+        top = listed["top_logprobs"][-1]
         if kind == "length":
-            listed["tokens"] = listed["tokens"][:-1]
-        elif kind in ("nan", "positive"):
-            listed["token_logprobs"][-1] = float("nan") if kind == "nan" else 0.5
+            listed["tokens"].pop()
+        elif kind in values:
+            listed["token_logprobs"][-1] = values[kind]
         elif kind == "few":
-            listed["top_logprobs"][-1] = dict(list(listed["top_logprobs"][-1].items())[:1])
+            listed["top_logprobs"][-1] = dict(list(top.items())[:1])
         elif kind == "mass":
-            listed["top_logprobs"][-1] = dict.fromkeys(listed["top_logprobs"][-1], -0.01)
+            listed["top_logprobs"][-1] = dict.fromkeys(top, -0.01)
         return data
     last = rows[-1]
-    first = next(iter(last))
     if kind == "length":
         rows.pop()
-    elif kind in ("nan", "positive"):
-        last[first]["logprob"] = float("nan") if kind == "nan" else 0.5
+    elif kind in values:
+        next(iter(last.values()))["logprob"] = values[kind]
     elif kind == "own":
         rows[-1] = {str(10**6 + n): entry for n, entry in enumerate(last.values())}
     elif kind == "few":
         rows[-1] = dict(list(last.items())[-1:])
     elif kind == "mass":
-        for entry in last.values():
-            entry["logprob"] = -0.01
+        rows[-1] = {token: entry | {"logprob": -0.01} for token, entry in last.items()}
     return data
 
 
@@ -215,13 +202,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(404, {"detail": "Not Found"})
         about = self.about
         with about.lock:
-            about.requests += 1
-            number = about.requests
             about.asked.append(body)
+            number = about.requests
             about.at_once += 1
             about.most_at_once = max(about.most_at_once, about.at_once)
         try:
-            self.complete(body, about.fault(number, body))
+            at = about.faults.at
+            self.complete(body, at(number, body) if callable(at) else at.get(number))
         finally:
             with about.lock:
                 about.at_once -= 1

@@ -1,6 +1,6 @@
 """Damaged and random files for every reader: what is read is what the file says, or the reader refuses it by name.
 
-As a program it runs for long:  python tests/fuzz.py --minutes 10 [--seed 1]
+As a program it runs for long:  PYTHONPATH=.:tests python -m support.fuzz --minutes 10 [--seed 1]
 """
 
 from __future__ import annotations
@@ -16,16 +16,26 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import yaml
 from support.damage import changed, damaged, expected_row, json_file, json_text, objects, plain_row, steps, table
-from support.data_sets import read_tofu
+from support.helpers import read_tofu
+from wandb.proto.wandb_internal_pb2 import Record
+
+from analysis.runs import StudyError, load
+from analysis.sources.transaction_log import HEADER, MAGIC, VERSION
+from unlearn.data.rows import DataError, check
+from unlearn.data.sets import jsonl, muse
 
 ROW = {"question": "Who wrote “Hé”?", "answer": "Ada Ëlle.", "paraphrased_answer": "It was Ada.",
        "perturbed_answer": ["Bob.", "Cy."]}  # fmt: skip
+CONFIG = {"algo": {"name": "npo"}, "method": {"name": "offset"}, "pair": {"name": "tiny", "seed": 0},
+          "data": {"name": "bios"}, "alpha": 1.0, "seed": 3, "study": "s"}  # fmt: skip
 SLOW = 20.0  # seconds that no file may take
 
 
@@ -69,10 +79,12 @@ def same(found: Any, expected: Any) -> None:
         raise Wrong(f"read {str(found)[:200]}, and the file says {str(expected)[:200]}")
 
 
-def jsonl_reader() -> Reader:
-    from unlearn.data.rows import DataError, check
-    from unlearn.data.sets import jsonl
+def same_rows(found: Iterable, file: Path) -> None:
+    """Questions and answers, against those of a file."""
+    same([plain_row(r) for r in found], [expected_row(r) for r in objects(file) if "question" in r])
 
+
+def jsonl_reader() -> Reader:
     def write(folder: Path, rng: random.Random) -> None:
         plain = {k: ROW[k] for k in (("question", "answer") if rng.random() < 0.6 else ROW)}
         rows = [plain | {"answer": f"{k}."} for k in range(3)]
@@ -85,18 +97,12 @@ def jsonl_reader() -> Reader:
                           retain=str(folder / "retain.jsonl"))  # fmt: skip
         cfg.template.prompt = "{question}"
         data = check(jsonl.read(cfg))
-        asked = [r for r in data.splits["forget"] if r.group == ""]
-        same(
-            [plain_row(r) for r in asked],
-            [expected_row(r) for r in objects(folder / "forget.jsonl") if "question" in r],
-        )
+        same_rows([r for r in data.splits["forget"] if r.group == ""], folder / "forget.jsonl")
 
     return Reader("jsonl", write, read, (DataError,))
 
 
 def tofu_reader() -> Reader:
-    from unlearn.data.rows import DataError, check
-
     names = ("forget01", "forget01_perturbed", "retain99", "retain_perturbed", "real_authors_perturbed",
              "world_facts_perturbed", "holdout01")  # fmt: skip
 
@@ -111,9 +117,7 @@ def tofu_reader() -> Reader:
     def read(folder: Path) -> None:
         data = check(read_tofu(str(folder), "forget01", None))
         for name, split in (("forget01_perturbed", "forget"), ("real_authors_perturbed", "real_authors")):
-            same(
-                [plain_row(r) for r in data.splits[split]], [expected_row(r) for r in objects(folder / f"{name}.json")]
-            )
+            same_rows(data.splits[split], folder / f"{name}.json")
         lines = (folder / "idontknow.jsonl").read_text(encoding="utf-8-sig").split("\n")
         same(list(data.refusals), [line.strip() for line in lines if line.strip()])
 
@@ -121,9 +125,6 @@ def tofu_reader() -> Reader:
 
 
 def muse_reader() -> Reader:
-    from unlearn.data.rows import DataError, check
-    from unlearn.data.sets import muse
-
     names = ("raw/forget", "raw/retain1", "privleak/holdout", "verbmem/forget", "knowmem/forget_qa",
              "knowmem/forget_qa_icl", "knowmem/retain_qa", "knowmem/retain_qa_icl")  # fmt: skip
 
@@ -150,16 +151,10 @@ def muse_reader() -> Reader:
 
 
 def folders_reader() -> Reader:
-    import pandas as pd
-
-    from analysis.runs import StudyError, load
-
-    config = "algo: {name: npo}\nmethod: {name: offset}\npair: {name: tiny, seed: 0}\ndata: {name: bios}\nalpha: 1.0\n"
-    config += "seed: 3\nstudy: s\ntrainer: {lr: 0.001, groups: [a, b]}\n"
     entry = {"forget/prob": 0.25, "retain/prob": 0.9, "settings": {"references": "w"},
              "intervals": {"forget/prob": [0.2, 0.3]}}  # fmt: skip
     files = {
-        "config.yaml": config,
+        "config.yaml": yaml.safe_dump(CONFIG | {"trainer": {"lr": 0.001, "groups": ["a", "b"]}}),
         "metrics.jsonl": "".join(json.dumps({"step": s, "train/loss": 0.5 * s}) + "\n" for s in range(4)),
         "eval.json": json.dumps({"alphas": {"1.0": entry}, "references": {"target": entry, "retrained": None}}),
     }  # fmt: skip
@@ -179,12 +174,12 @@ def folders_reader() -> Reader:
             if name == hit:
                 content = json_file(content, rng) if name.endswith(".json") else damaged(content, rng)
             (run / name).write_bytes(content)
-        (folder / "sealed").write_text(str(sealed))
+        (folder / "sealed").touch() if sealed else (folder / "sealed").unlink(missing_ok=True)
 
     def read(folder: Path) -> None:
         study, run = load(folder), folder / "a_run"
         examples = study.examples
-        if (folder / "sealed").read_text() == "True":
+        if (folder / "sealed").exists():
             same({name: (run / name).read_bytes() for name in whole}, whole)
             same(list(examples["prob"]), [0.25])
         said = json.loads((run / "eval.json").read_text(encoding="utf-8"))
@@ -199,17 +194,10 @@ def folders_reader() -> Reader:
 
 
 def offline_reader() -> Reader:
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    from analysis.runs import StudyError, load
-    from analysis.sources.transaction_log import HEADER, MAGIC, VERSION
-
-    config = {"algo": {"name": "npo"}, "method": {"name": "offset"}, "pair": {"name": "tiny", "seed": 0},
-              "data": {"name": "bios"}, "alpha": 1.0, "seed": 3, "study": "s"}  # fmt: skip
     alphas = {"1.0": {"forget/prob": 0.25, "settings": {"references": "w"}}}
 
     def messages(rng: random.Random | None) -> list[bytes]:
-        values = {"config": dict(config), "alphas": alphas, "manifest": {"status": "done"}, "step": 1}
+        values = {"config": CONFIG, "alphas": alphas, "manifest": {"status": "done"}, "step": 1}
         if rng is not None:
             values = changed(values, rng)
             values = values if isinstance(values, dict) else {}
@@ -265,7 +253,7 @@ def main() -> int:
     asked = parser.parse_args()
     end, counts, seed = time.monotonic() + 60 * asked.minutes, Counter(), asked.seed
     chosen = [READERS[name]() for name in asked.reader or READERS]
-    wrong = []
+    wrong = {}
     while time.monotonic() < end:
         for reader in chosen:
             with tempfile.TemporaryDirectory() as folder:
@@ -273,13 +261,12 @@ def main() -> int:
                     counts[f"{reader.name} {attempt(reader, Path(folder), seed)}"] += 1
                 except Wrong as error:
                     counts[f"{reader.name} wrong"] += 1
-                    wrong.append(str(error))
+                    wrong[str(error)] = True
         seed += 1
     print(f"seeds {asked.seed} to {seed - 1}: {sum(counts.values())} executions: {dict(sorted(counts.items()))}")
-    print("\n".join(dict.fromkeys(wrong)) or "nothing wrong")
+    print("\n".join(wrong) or "nothing wrong")
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     sys.exit(main())

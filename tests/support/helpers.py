@@ -10,6 +10,7 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -19,15 +20,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file
-from support.forks import Forks
+from support.processes import Ended, Forks
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearn.config.schema import Config, conf_dir
 from unlearn.data.encoding import Example, Examples
 from unlearn.data.readers import read, register
+from unlearn.data.rows import DataSet
+from unlearn.data.sets import tofu
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.grid import call as grid
 from unlearn.grid.rules import parse
+from unlearn.learning.loop import Loop
+from unlearn.runs.job import execute as executed
 from unlearn.store import runlog
 from unlearn.store.identity import Job
 
@@ -44,7 +49,7 @@ TINY = (
     "trainer.progress=false", "trainer.device=cpu", "eval.max_new_tokens=16", "eval.leak_samples=2",
     "eval.resamples=20", "wandb=disabled",
 )  # fmt: skip
-
+OWN = [o for o in TINY if not o.startswith("data.")]  # of runs on a data set of one's own
 ALGOS = sorted(p.stem for p in (ROOT / "conf" / "algo").glob("*.yaml"))
 METHODS = sorted(p.stem for p in (ROOT / "conf" / "method").glob("*.yaml"))
 TRAINED = [m for m in METHODS if not m.startswith("dd")]
@@ -58,19 +63,20 @@ def fits(algo: str, method: str) -> bool:
 register()
 
 
-def raw(*overrides: str):
+def raw(*overrides: str) -> DictConfig:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         return hydra_compose("config", overrides=list(overrides))
 
 
 def compose(*overrides: str) -> Config:
-    """The checked config of a call: its files are composed once a session, and its values set as Hydra sets them."""
-    return parse(_with_values(overrides))
+    """The checked config of a call."""
+    return parse(composed(*overrides))
 
 
-def _with_values(overrides: tuple[str, ...]) -> DictConfig:
+def composed(*overrides: str) -> DictConfig:
+    """The same, unchecked: its files are composed once a session, and its values set as Hydra sets them."""
     values = [o for o in overrides if not _chooses_files(o)]
-    cfg = copy.deepcopy(_composed(tuple(o for o in overrides if o not in values)))
+    cfg = copy.deepcopy(_files(tuple(o for o in overrides if o not in values)))
     try:
         for override in OverridesParser.create().parse_overrides(values):
             OmegaConf.update(cfg, override.key_or_group, override.value())
@@ -86,7 +92,7 @@ def _chooses_files(override: str) -> bool:
 
 
 @cache
-def _composed(choices: tuple[str, ...]) -> DictConfig:
+def _files(choices: tuple[str, ...]) -> DictConfig:
     return raw(*choices)
 
 
@@ -99,10 +105,8 @@ def with_value(cfg: DictConfig, key: str, value: str) -> DictConfig:
 
 def execute(cfg: Config) -> Job:
     """Run a config in this process, as a job of a grid would."""
-    from unlearn.runs.job import execute as run
-
     job = grid.job(cfg, read(cfg).fingerprint())
-    run(job, OmegaConf.to_yaml(OmegaConf.structured(cfg)))
+    executed(job, OmegaConf.to_yaml(OmegaConf.structured(cfg)))
     return job
 
 
@@ -132,7 +136,6 @@ class Killed(BaseException):
 
 def raising_at(step: int, error: BaseException):
     """In the place of ``Loop.run``: the same, but that an error is raised before its step 0, 1, 2 …"""
-    from unlearn.learning.loop import Loop
 
     def run(self, micro_batches, *after, real=Loop.run):
         def until(n: int):
@@ -147,8 +150,6 @@ def raising_at(step: int, error: BaseException):
 
 def killed_at(step: int, cfg: Config, monkeypatch) -> Path:
     """Run a config until it is killed before its step 0, 1, 2 …; the folder it leaves."""
-    from unlearn.learning.loop import Loop
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Loop, "run", raising_at(step, Killed()))
         execute(cfg)
@@ -165,22 +166,30 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "offset" / "model.safetensors")
 
 
-FOR_CHILDREN = ("WANDB_SERVICE", runlog.COMMAND)  # what a call tells the processes that it starts itself
-
-
 def command(
     module: str, *arguments: str, cwd: Path, check: bool = True, fresh: bool = False
-) -> subprocess.CompletedProcess[str]:
+) -> subprocess.CompletedProcess[str] | Ended:
     """The true command line, from another folder than the checkout; ``fresh``: in a process that imports everything."""
-    environment = {k: v for k, v in os.environ.items() if k not in FOR_CHILDREN} | {"PYTHONPATH": str(ROOT)}
     if fresh:
-        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=cwd, env=environment,
+        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=cwd, env=_environment(),
                               capture_output=True, text=True, timeout=300)  # fmt: skip
     else:
-        done = _forks().run(module, arguments, cwd, environment, timeout=300)
+        done = forked(module, *arguments, cwd=cwd)
     if check and done.returncode:
         raise AssertionError(f"{module} {arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def forked(module: str, *arguments: str, cwd: Path, **how) -> Ended:
+    """A call in a fork of a process that has imported the program; ``how`` it is killed: see ``Forks.call``."""
+    return _forks().call(module, arguments, cwd, _environment(), **how)
+
+
+def _environment() -> dict[str, str]:
+    """Of a call: without what another one tells the processes that it starts itself."""
+    return {k: v for k, v in os.environ.items() if k not in ("WANDB_SERVICE", runlog.COMMAND)} | {
+        "PYTHONPATH": str(ROOT)
+    }
 
 
 @cache
@@ -211,17 +220,21 @@ def tiny_llama(seed: int, hidden: int = 16, vocabulary: int = 40) -> LlamaForCau
 
 
 def offset_ensemble(target, offset, anchor) -> Ensemble:
-    return Ensemble(
-        (
-            Member("target", target, "t", 1.0, 0.0, False),
-            Member("offset", offset, "o", 0.0, 1.0, True),
-            Member("anchor", anchor, "a", 0.0, -1.0, False),
-        )
-    )
+    trained = Member("offset", offset, "o", 0.0, 1.0, True), Member("anchor", anchor, "a", 0.0, -1.0, False)
+    return Ensemble((Member("target", target, "t", 1.0, 0.0, False), *trained))
 
 
 def direct(target, tuned) -> Ensemble:
     return Ensemble((Member("target", target, "t", 1.0, -1.0, False), Member("tuned", tuned, "t", 0.0, 1.0, True)))
+
+
+def build(reader: ModuleType, seed: int = 0, **settings) -> DataSet:
+    """A made-up world of a seed, from settings alone."""
+    return reader.read(reader.Settings(**settings), seed)
+
+
+def read_tofu(path: str | None, forget: str, retain_rows: int | None, refusals: str | None = None) -> DataSet:
+    return tofu.read(tofu.Settings(path=path, forget=forget, retain_rows=retain_rows, refusals=refusals))
 
 
 def random_examples(count: int = 7, seed: int = 0, vocabulary: int = 40) -> Examples:

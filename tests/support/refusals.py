@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 import signal
@@ -11,19 +10,14 @@ import time
 from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-import yaml
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
-from support.helpers import raw
+from support.helpers import composed
 
 from unlearn import run
 from unlearn.grid import call as grid
-
-GROUPS = ("algo", "method", "pair", "data", "eval", "trainer", "wandb", "template")
 
 
 @dataclass(frozen=True)
@@ -43,27 +37,9 @@ def call(module: str, *arguments: str, cwd: Path) -> Called:
 
 
 def check(*overrides: str, cwd: Path) -> Called:
-    """What Hydra calls at the start of every run, with a config that it composed; "worked" if nothing is refused.
-
-    Values are set as Hydra sets them, but into a config whose files are read once.
-    """
-    files = tuple(o for o in overrides if o.split("=")[0] in GROUPS)
-    config = copy.deepcopy(_composed(files))
-    for override in overrides:
-        key, value = override.split("=", 1)
-        if override not in files:
-            OmegaConf.update(config, key, yaml.safe_load(value))
-
-    def begin() -> str:
-        grid.Grid().on_run_start(config)
-        return "worked"
-
-    return _called(begin, "unlearn.run", cwd=cwd)
-
-
-@cache
-def _composed(choices: tuple[str, ...]) -> DictConfig:
-    return raw(*choices)
+    """What Hydra calls at the start of every run, with a config that it composed; None if nothing is refused."""
+    config = composed(*overrides)
+    return _called(lambda: grid.Grid().on_run_start(config), "unlearn.run", cwd=cwd)
 
 
 def _called(begin: Callable[[], object], module: str, *arguments: str, cwd: Path) -> Called:

@@ -1,13 +1,12 @@
 """Wrong calls of every command, and what their refusal says; `test_bad_input` makes the files that they name."""
 
-from support.helpers import TINY
+from support.helpers import OWN, TINY
 from support.pretrained import AS_IT_IS
 
 RUN, EVALUATE, GENERATE, CALIBRATE = "unlearn.run", "unlearn.evaluate", "unlearn.generate", "unlearn.calibrate"
 COMPARE, PREPARE, STORE = "unlearn.compare", "unlearn.prepare", "unlearn.store.__main__"
 TRADEOFF, TABLE, REPORT = "analysis.tradeoff", "analysis.table", "analysis.report.__main__"
 BIOS = [o for o in TINY if o.startswith("data.")]
-OWN = [o for o in TINY if o not in BIOS]  # settings of runs on a data set of one's own
 JSONL = ("data=jsonl", "pair.offset_init=retain")
 
 
@@ -52,7 +51,8 @@ CHECKED = [  # the same, where Hydra has no say: quicker, by the check that ever
     ("study=../up", "study='../up': names a folder"),
     ("pair.target.max_length=10", "tokens, the models take at most 10"),
     ("pair.target.hidden_size=1000000", "from scratch are made models of at most 1e+10"),
-    ("pair.target.heads=3", "must be a multiple of 2 × heads = 6"), ("pair.tuning=half", "must be one of full, lora"),
+    ("pair.target.heads=3", "must be a multiple of 2 × heads = 6"),
+    ("pair.tuning=half", "must be one of full, lora, unlearning_layers"),
     ("pair.tokenizer.vocab_size=3", "must be at least 300"), ("data.people=-5", "with data.people=-5"),
     ("data.people=5000", "bios: people is 5000; it must be"), ("data.forget_people=4", "must leave one to retain"),
     ("data.template.prompt=x", "must hold {question} and no other braces"),
@@ -64,19 +64,12 @@ CHECKED = [  # the same, where Hydra has no say: quicker, by the check that ever
     ("paths.store=file/deeper", "paths.store='file/deeper': must be a folder"),
     ("wandb.mode=maybe", "offline, online, disabled"),
 ]  # fmt: skip
-DATA = [
-    (own("nowhere.jsonl"), "data.forget='nowhere.jsonl': no such file"),
+DATA = [  # files that are wrong inside: tests/data/test_jsonl.py
     (own("folder.jsonl"), "data.forget='folder.jsonl': is a folder"), (own("null"), "data.forget: needs a file"),
-    (own("5"), "data.forget=5: must be a file"), (own("nothing.jsonl"), "nothing.jsonl: the file is empty"),
-    (own("utf16.jsonl"), "utf16.jsonl, line 1: not UTF-8"), (own("broken.jsonl"), "broken.jsonl, line 2: not valid"),
+    (own("5"), "data.forget=5: must be a file"), (own("utf16.jsonl"), "utf16.jsonl, line 1: not UTF-8"),
     (own("key_twice.jsonl"), "key_twice.jsonl, line 1: not usable JSON (it has 'answer' twice)"),
-    (own("deep.jsonl"), "deep.jsonl: not usable JSON"), (own("field.jsonl"), "field.jsonl, line 2: needs a text in"),
-    (own("type.jsonl"), "type.jsonl, line 1: needs a text in 'answer', found '5' (int)"),
-    (own("list.jsonl"), "must be an object"), (own("empty_answer.jsonl"), "'answer' is empty"),
-    (own("empty_question.jsonl"), "'question' is empty"), (own("twice.jsonl"), "the same answer twice"),
-    (own("wrong.jsonl"), "needs a text or a list of texts in 'perturbed_answer'"), (own("half.jsonl"), "half a char"),
-    (own("long.jsonl"), "tokens, the models take at most 320"), (own("some.jsonl"), "give it to all rows or to none"),
-    (own("binary.csv"), "binary.csv: .csv: must be one of"), (own("good.jsonl", "good.jsonl"), "must not overlap"),
+    (own("deep.jsonl"), "deep.jsonl: not usable JSON"), (own("empty_question.jsonl"), "'question' is empty"),
+    (own("long.jsonl"), "tokens, the models take at most 320"), (own("good.jsonl", "good.jsonl"), "must not overlap"),
     (own("ids.jsonl", "other.jsonl", "data.columns.id=n"), "needs an id in 'n'"),
     (own("ids.jsonl", "ids.jsonl", "data.columns.id=n"), "that of another row"),
     (own("good.jsonl", "other.jsonl", "data.columns.question=q"), "needs 'q' and 'answer'"),

@@ -1,0 +1,208 @@
+"""``python -m MODULE …`` in a fork of a process that has imported the program, so that a call costs no imports.
+
+The child has the folder, environment, arguments and output of a true call, and nothing that another call left. Where it
+is asked to, it counts what commits work to the disk (a file or folder that gets its final name, a line appended to a
+log, a folder removed), and kills itself as the system would: before a commit, in the middle of its line, or after it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+IMPORTED = ("pyarrow.parquet", "unlearn.runs.job", "unlearn.grid.overview", "unlearn.grid.rerun", "unlearn.sequence")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a call: its exit status (negative: the signal that ended it), and its commits, "kind path"."""
+
+    returncode: int
+    seconds: float
+    stdout: str
+    stderr: str
+    commits: list[str]
+
+    @property
+    def printed(self) -> str:
+        return self.stdout + self.stderr
+
+
+class Forks:
+    """The parent of calls; it ends with the process that made it."""
+
+    def __init__(self, environment: Mapping[str, str]):
+        fixed = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**environment, **fixed},
+        )  # fmt: skip
+        self._one = threading.Lock()
+        atexit.register(self.process.communicate)
+
+    def call(
+        self, module: str, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str],
+        limit: float = 300, kill: str | None = None, by: Sequence[str] = ("SIGKILL",),
+    ) -> Ended:  # fmt: skip
+        """Make one call, killed after ``limit`` seconds.
+
+        ``kill``: "before", "torn" or "after" and a commit, e.g. "before replace runs/…/eval.json"; at its first
+        appearance the child gets the signals ``by``. Empty: commits are counted alone; None: they are not.
+        """
+        with self._one, tempfile.TemporaryDirectory() as folder:
+            call = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": dict(environment),
+                    "limit": limit, "kill": kill, "by": by, "folder": folder}  # fmt: skip
+            self.process.stdin.write(json.dumps(call) + "\n")
+            self.process.stdin.flush()
+            status, seconds = json.loads(self.process.stdout.readline())
+            out, err, commits = (Path(folder, name) for name in ("out", "err", "commits"))
+            found = commits.read_text().splitlines() if kill is not None else []
+            return Ended(status, seconds, out.read_text(), err.read_text(), found)
+
+
+# --- inside ---------------------------------------------------------------------------------------------------------
+
+
+class Commits:
+    """Writes down every commit of this process, and kills it at one of them."""
+
+    def __init__(self, cwd: str, log: Path, kill: str, by: Sequence[str]):
+        self.cwd, self.kill, self.by = cwd, kill, by
+        self.log = os.open(log, os.O_WRONLY | os.O_CREAT)
+        for module, name, kind, place in (
+            (os, "replace", "replace", 1), (os, "rename", "rename", 1), (shutil, "rmtree", "remove", 0),
+            (os, "unlink", "unlink", 0),
+        ):  # fmt: skip
+            setattr(module, name, self._around(getattr(module, name), kind, place))
+        io.open = self._opening(io.open)
+
+    def name(self, kind: str, path: object, stage: str = "") -> str | None:
+        """A commit's name, which is the same in every call that comes so far; None for what commits nothing."""
+        text = os.path.relpath(os.fspath(path), self.cwd)
+        if text.startswith("..") or "/.grid/" in text or text.endswith((".tmp", ".lock")):
+            return None
+        return f"{kind} {text}" + (f" {stage}" if text.endswith("manifest.json") and kind == "replace" else "")
+
+    def _around(self, real, kind: str, place: int):
+        def wrapped(*arguments, **named):
+            path = arguments[place]
+            if isinstance(path, int) or named.get("dir_fd") is not None or named.get("src_dir_fd") is not None:
+                return real(*arguments, **named)
+            name = self.name(kind, path, _stage(arguments[0]) if kind == "replace" else "")
+            if name is None or (kind in ("remove", "unlink") and not os.path.lexists(path)):
+                return real(*arguments, **named)
+            self.at("before", name)
+            found = real(*arguments, **named)
+            self.done(name)
+            return found
+
+        return wrapped
+
+    def _opening(self, real):
+        def opened(file, mode="r", *arguments, **named):
+            stream = real(file, mode, *arguments, **named)
+            name = self.name("append", file) if mode == "a" and not isinstance(file, int) else None
+            if name is None or not name.endswith(".jsonl"):
+                return stream
+
+            def write(text, write=stream.write):
+                line = f"{name} {json.loads(text)['step']}"
+                self.at("before", line)
+                if self.kill == f"torn {line}":
+                    write(text[: len(text) // 2])
+                    stream.flush()
+                self.at("torn", line)
+                write(text)
+                stream.flush()
+                self.done(line)
+
+            stream.write = write
+            return stream
+
+        return opened
+
+    def done(self, name: str) -> None:
+        os.write(self.log, f"{name}\n".encode())
+        self.at("after", name)
+
+    def at(self, phase: str, name: str) -> None:
+        if self.kill == f"{phase} {name}":
+            self.kill = ""
+            for name in self.by:
+                os.kill(os.getpid(), signal.Signals[name])
+
+
+def _stage(path: object) -> str:
+    """How far a run is, from the manifest that is about to be written."""
+    try:
+        found = json.loads(Path(os.fspath(path)).read_text())
+        return "+".join([found["status"], *found["seconds"], *(k for k in ("models", "trained") if k in found)])
+    except (ValueError, OSError, KeyError, TypeError):
+        return ""
+
+
+def _child(call: dict) -> None:
+    """Turn this process into ``python -m module arguments`` in a folder, and end as it does."""
+    os.environ.clear()
+    os.environ.update(call["environment"])
+    if call["kill"] is not None:
+        Commits(call["cwd"], Path(call["folder"], "commits"), call["kill"], call["by"])
+    os.chdir(call["cwd"])
+    said = [os.open(Path(call["folder"], name), os.O_WRONLY | os.O_CREAT) for name in ("out", "err")]
+    for number, stream in enumerate((os.open(os.devnull, os.O_RDONLY), *said)):
+        os.dup2(stream, number)
+    sys.path[0], sys.argv[:] = call["cwd"], [call["module"], *call["arguments"]]
+    sys.modules.pop(call["module"], None)  # it is run, as a true call runs it, and not found imported
+    status = 0
+    try:
+        runpy.run_module(call["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    finally:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _serve() -> None:
+    """Import the program; for every call on stdin fork, and say the child's exit status and seconds."""
+    for name in IMPORTED:
+        __import__(name)
+    replies = os.dup(1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        call, start = json.loads(line), time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            _child(call)
+        while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
+            if time.monotonic() - start >= call["limit"]:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+        reply = os.waitstatus_to_exitcode(found[1]), time.monotonic() - start
+        os.write(replies, (json.dumps(reply) + "\n").encode())
+
+
+if __name__ == "__main__":
+    _serve()

@@ -105,11 +105,6 @@ def test_a_file_that_is_not_python_is_refused_and_only_what_it_defines_itself_is
     assert "borrowed" not in str(error.value) and "_hidden" not in str(error.value)
 
 
-def test_a_missing_file_is_refused_before_any_work(tmp_path):
-    done = command("unlearn.run", "algo=ga", "algo.file=nowhere.py", cwd=tmp_path, check=False)
-    assert done.returncode == 2 and "algo.file='nowhere.py': no such file" in done.stderr
-
-
 def test_the_readmes_own_method_runs_from_the_command_line(tmp_path, store):
     (tmp_path / "mine" / "method").mkdir(parents=True)
     (tmp_path / "mine" / "rules.py").write_text(readme_block("python", "def capped"))

@@ -21,6 +21,7 @@ def pretrained(target: str, small: str = "good_model", *more: str) -> tuple[str,
 VALUES = [  # one setting of a run, and what the message says
     ("trainer.epochs=1.5", "trainer.epochs=1.5: Value '1.5' of type 'float' could not be converted to Integer"),
     ("trainer.epochs=many", "trainer.epochs=many: "), ("alpha=", "alpha=: Value ''"), ("alpha=[1]", "alpha=[1]: "),
+    ("alpha=abc", "alpha=abc: Value 'abc'"),
     ("alfa=1", "alfa: unknown key; known keys here: algo"), ("trainer.lrr=1", "trainer.lrr: unknown key; known keys"),
     ("=3", "=3: unknown key"), ("alpha", "alpha"), ("~algo", "algo: must be given"),
     ("algo=gaa", "algo=gaa: must be one of altpo"), ("data=bio", "data=bio: must be one of bios"),

@@ -21,7 +21,7 @@ from unlearn.decoding.generation import Decoding, greedy
 from unlearn.evaluation import measures
 from unlearn.evaluation.evaluation import evaluate as measure
 from unlearn.evaluation.groups.summary import ATTACKS, S_MIA
-from unlearn.evaluation.metrics import truth_ratio
+from unlearn.evaluation.metrics.probability import ratio_scores
 from unlearn.evaluation.metrics.rouge import recall
 from unlearn.evaluation.metrics.semantics import SEMANTICS
 from unlearn.evaluation.retrained import Measured
@@ -36,7 +36,6 @@ NAMES = ("leak", "paraphrased", "three_sample", "privacy", "summary")
 ASKED = f"eval.groups=[{','.join(NAMES)}]"
 # 20 forget and 20 holdout questions: enough to calibrate a false-positive rate; a step large enough to move something
 RUN = ("data.questions=20", "eval.max_examples=6", "eval.alphas=[0,1]", "trainer.lr=0.02", "algo=ga")
-
 
 JUDGE = """
 def judge(question, gold, answer):
@@ -129,8 +128,7 @@ def test_at_alpha_0_every_value_is_the_targets(entries):
     at_zero, target = entries["0.0"], entries["target"]
     assert at_zero == target | {"settings": at_zero["settings"]}
     assert at_zero["forget/js_target"] == 0 and at_zero["forget/js_retrained"] > 0
-    assert at_zero["three_sample/closer"] == 0 and at_zero["three_sample/p"] == 1
-    assert at_zero["three_sample/share"] == 0
+    assert [at_zero[f"three_sample/{name}"] for name in ("closer", "p", "share")] == [0, 1, 0]
 
 
 def test_the_retrained_model_is_what_others_are_compared_with(entries):
@@ -155,11 +153,11 @@ def test_the_other_wording_is_what_is_asked(store, folder, examples):
     bench = workbench(asked(store, folder.parent.parent))
     target, tokenizer, rows = bench.alone("target"), bench.encoder.tokenizer, bench.data.splits["forget"]
     asked_otherwise = Examples(bench.encoder.example(r.id, r.paraphrased_question, r.answer) for r in rows)
-    assert [e.prompt for e in asked_otherwise] != [bench.encoder.prompt(r.question) for r in rows]
+    prompts = [e.prompt for e in asked_otherwise]
+    assert prompts != [bench.encoder.prompt(r.question) for r in rows]
     scores = score(target, asked_otherwise, [1.0], {}, tokenizer.pad_token_id, 8)[1.0]
     table = examples["0.0"][examples["0.0"]["split"] == "forget"]
     assert table["other_question_prob"].tolist() == pytest.approx(scores.prob.tolist(), rel=1e-5)
-    prompts = [e.prompt for e in asked_otherwise]
     said = greedy(target, prompts, 1.0, Decoding.by(tokenizer, 16, 8))
     expected = [recall(bench.encoder.decode(a), r.answer) for a, r in zip(said, rows, strict=True)]
     assert table["other_question_rougeL_recall"].tolist() == expected
@@ -172,7 +170,7 @@ def test_columns_of_the_examples_average_to_their_metrics(entries, examples):
             for column in rows.select_dtypes("number"):
                 name = f"{split}/{column}"
                 if column == "truth_ratio" and rows[column].notna().any():
-                    values = truth_ratio.scores(rows[column].to_numpy(), split == "forget")
+                    values = ratio_scores(rows[column].to_numpy(), split == "forget")
                 elif name in entries[alpha]:
                     values = rows[column].to_numpy()
                 else:
@@ -245,17 +243,15 @@ def test_privacy_without_a_holdout_set_is_refused_before_training(config, monkey
 
 
 def test_forget_rows_without_another_wording_are_refused_before_any_work(bench):
-    rows = bench.data.splits["forget"]
-    bare = replace(
-        bench.data, splits=bench.data.splits | {"forget": (*rows[:2], replace(rows[2], paraphrased_question=None))}
-    )
+    *rows, last = bench.data.splits["forget"][:3]
     cfg = compose(*TINY, "eval.groups=[paraphrased]").eval
-    with pytest.raises(DataError, match=f"paraphrased needs a paraphrased question .* {rows[2].id!r} has none"):
-        make_suite(bare, bench.encoder, cfg, {}, 1.0)
-    half = replace(rows[2], paraphrased_answer=None)
-    mixed = replace(bench.data, splits=bench.data.splits | {"forget": (*rows[:2], half)})
-    with pytest.raises(DataError, match=f"forget row {rows[2].id!r} has no paraphrased_answer"):
-        make_suite(mixed, bench.encoder, cfg, {}, 1.0)
+    for lacking, message in (
+        ("paraphrased_question", f"paraphrased needs a paraphrased question .* {last.id!r} has none"),
+        ("paraphrased_answer", f"forget row {last.id!r} has no paraphrased_answer"),
+    ):
+        forget = (*rows, replace(last, **{lacking: None}))
+        with pytest.raises(DataError, match=message):
+            make_suite(replace(bench.data, splits=bench.data.splits | {"forget": forget}), bench.encoder, cfg, {}, 1.0)
 
 
 # --- what must change nothing ---------------------------------------------------------------------------------------
@@ -279,22 +275,20 @@ def evaluated(folder, store):
         _, retrained = measure(bench.alone("retrained"), found, [1.0], bench.store, None, itself=True)
         models = {name: lambda name=name: bench.alone(name) for name in ("target", "retrained")}
         metrics = {f"mia/{a}": 0.5 for a in ATTACKS}
-        reference = Measured(metrics, retrained, models)
-        _, table = measure(ensemble, found, [0.5], bench.store, reference)
+        _, table = measure(ensemble, found, [0.5], bench.store, Measured(metrics, retrained, models))
         return table.set_index(["split", "id"]).sort_index()
 
     return run
 
 
-@pytest.fixture(scope="module")
-def once(evaluated):
-    return evaluated()
-
-
-@pytest.mark.parametrize("change", [{"batch_size": 2}, {"batch_size": 5, "side": "right"}, {"backwards": True}])
-def test_batches_order_and_padding_change_no_value_and_no_word(evaluated, once, change):
+def test_batches_order_and_padding_change_no_value_and_no_word(evaluated):
     """Drawn answers are keyed by their prompt, so they too stay what they were."""
-    again = evaluated(**change)
+    once = evaluated()
+    for change in ({"batch_size": 2}, {"batch_size": 5, "side": "right"}, {"backwards": True}):
+        same_values(once, evaluated(**change))
+
+
+def same_values(once: pd.DataFrame, again: pd.DataFrame) -> None:
     assert list(again.index) == list(once.index) and set(again) == set(once)
     assert {"leak@2", "js_retrained", "mia_min_k_plus_plus", "other_question_rougeL_recall"} <= set(once)
     for column in once:

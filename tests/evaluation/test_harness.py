@@ -29,6 +29,17 @@ def run(config):
     return cfg, execute(cfg).folder
 
 
+@pytest.fixture
+def measured(bench, tmp_path):
+    """What lm-eval says of the target alone on questions of one's own."""
+
+    def measure(asked: list[dict], name: str = "quiz", limit: int | None = None) -> dict:
+        task = choices.task(name, write(tmp_path, name, asked))
+        return harnesses.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, limit, 3)[name]
+
+    return measure
+
+
 def questions(bench, count: int = 4) -> list[dict]:
     """A few of the world's own questions: the right answer among others, once first, once second …"""
     rows = [*bench.data.splits["forget"], *bench.data.splits["retain"]][:count]
@@ -86,45 +97,36 @@ def test_at_alpha_0_and_of_a_model_alone_the_forward_pass_is_the_models(run, ben
 
 
 @lm_eval
-def test_accuracy_is_the_share_of_questions_whose_likeliest_choice_is_right(bench, tmp_path):
-    asked, tokenizer = questions(bench, 5), bench.encoder.tokenizer
-    model = bench.model("target")
+def test_accuracy_is_the_share_of_questions_whose_likeliest_choice_is_right(bench, measured):
+    asked, model, tokenizer = questions(bench, 5), bench.model("target"), bench.encoder.tokenizer
     logp = [[log_likelihood(model, tokenizer, q["query"], f" {c}") for c in q["choices"]] for q in asked]
-    per_letter = [
-        [x / len(c) for x, c in zip(row, q["choices"], strict=True)] for row, q in zip(logp, asked, strict=True)
-    ]
-    task = choices.task("quiz", write(tmp_path, "quiz", asked))
-    found = harnesses.measure(bench.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]
-    right = [int(np.argmax(row) == q["gold"]) for row, q in zip(logp, asked, strict=True)]
-    assert (found["acc"], found["n"], found["right"]) == (np.mean(right), 5, "".join(map(str, right)))
-    assert found["acc_norm"] == np.mean([np.argmax(row) == q["gold"] for row, q in zip(per_letter, asked, strict=True)])
-    wrong = [q | {"gold": int(np.argmin(row))} for q, row in zip(asked, logp, strict=True)]
-    task = choices.task("quiz", write(tmp_path, "quiz", wrong))
-    assert harnesses.measure(bench.alone("target"), 1.0, tokenizer, task, None, 3)["quiz"]["acc"] == 0
-    assert harnesses.measure(bench.alone("target"), 1.0, tokenizer, task, 2, 3)["quiz"]["n"] == 2
+    right = [np.argmax(row) == q["gold"] for row, q in zip(logp, asked, strict=True)]
+    per_letter = [np.argmax(np.array(row) / [len(c) for c in q["choices"]]) for row, q in zip(logp, asked, strict=True)]
+    found = measured(asked)
+    assert (found["acc"], found["n"], found["right"]) == (np.mean(right), 5, "".join(str(int(r)) for r in right))
+    assert found["acc_norm"] == np.mean([best == q["gold"] for best, q in zip(per_letter, asked, strict=True)])
+    assert measured([q | {"gold": int(np.argmin(row))} for q, row in zip(asked, logp, strict=True)])["acc"] == 0
+    assert measured(asked, limit=2)["n"] == 2
 
 
 @lm_eval
-def test_beginnings_are_chosen_by_the_likelihood_of_what_follows(bench, tmp_path):
+def test_beginnings_are_chosen_by_the_likelihood_of_what_follows(bench, measured):
     rows, tokenizer = bench.data.splits["retain"][:2], bench.encoder.tokenizer
     beginnings = [bench.cfg.data.template.prompt.format(question=r.question) for r in rows]
     end = rows[0].answer
     logp = [log_likelihood(bench.model("target"), tokenizer, b, f" {end}") for b in beginnings]
     asked = [{"context_options": beginnings, "continuation": end, "gold": gold} for gold in (0, 1)]
-    task = choices.task("winogrande", write(tmp_path, "winogrande", asked))
-    found = harnesses.measure(bench.alone("target"), 1.0, tokenizer, task, None, 2)["winogrande"]
+    found = measured(asked, "winogrande")
     assert found["right"] == ("10" if logp[0] > logp[1] else "01") and found["acc"] == 0.5
     assert "acc_norm" not in found
 
 
 @lm_eval
-def test_words_that_the_tokenizer_does_not_know_are_counted(bench, tmp_path, capsys):
+def test_words_that_the_tokenizer_does_not_know_are_counted(bench, measured, capsys):
     known = bench.data.splits["retain"][0].answer.split()[0]
-    asked = [{"query": "Qwxz", "choices": [known, "Zwxq"], "gold": 0}]  # 3 of 4 tokens
-    task = choices.task("quiz", write(tmp_path, "quiz", asked))
-    found = harnesses.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 2)
-    assert found["quiz"]["unknown"] == 0.75
-    harness._print({"quiz": {"settings": {}, "model": found["quiz"]}})
+    found = measured([{"query": "Qwxz", "choices": [known, "Zwxq"], "gold": 0}])  # 3 of 4 tokens
+    assert found["unknown"] == 0.75
+    harness._print({"quiz": {"settings": {}, "model": found}})
     assert "does not know 75% of the tokens" in capsys.readouterr().out
 
 
@@ -152,15 +154,13 @@ def test_a_run_is_measured_beside_target_and_retrained(run, bench, tmp_path, cap
 
 
 @lm_eval
-def test_a_model_alone(bench, tmp_path, capsys):
+def test_a_model_alone(bench, measured, tmp_path, capsys):
     saved, out = tmp_path / "model", tmp_path / "result.json"
     bench.model("target").save_pretrained(saved)
     bench.encoder.tokenizer.save_pretrained(saved)
     write(tmp_path / "asked", "quiz", questions(bench))
     assert harness.main([f"model={saved}", f"path={tmp_path / 'asked'}", f"out={out}", "trainer.device=cpu"]) == 0
-    task = choices.task("quiz", tmp_path / "asked" / "quiz.jsonl")
-    expected = harnesses.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 8)["quiz"]
-    assert json.loads(out.read_text())["quiz"]["model"] == expected
+    assert json.loads(out.read_text())["quiz"]["model"] == measured(questions(bench))
     assert harness.main([f"model={tmp_path / 'nowhere'}", f"path={tmp_path / 'asked'}"]) == 2
     assert "no folder" in capsys.readouterr().err
 

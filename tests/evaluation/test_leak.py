@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
 
 from unlearn.evaluation.groups.leak import attribute, attribute_scores, leak_at_k, leaked_at_k, rouge_scores
 
@@ -14,21 +13,16 @@ RANDOM = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 6, 7])
-def test_leak_at_k_is_the_mean_maximum_over_all_subsets(k):
-    scores = RANDOM.integers(0, 4, (5, 7)) / 3  # with ties
-    expected = [np.mean([max(s) for s in itertools.combinations(row, k)]) for row in scores]
-    result = leak_at_k(scores, k)
-    assert list(result["values"]) == pytest.approx(expected, abs=1e-12)
-    assert result[f"leak_at_{k}"] == pytest.approx(np.mean(expected))
-
-
-@pytest.mark.parametrize("k", [1, 2, 3, 6, 7])
-def test_leaked_at_k_is_the_share_of_subsets_with_a_leak(k):
-    scores = np.vstack([RANDOM.random((4, 7)), np.zeros(7), np.ones(7)])
-    expected = [np.mean([max(s) > 0.7 for s in itertools.combinations(row, k)]) for row in scores]
-    result = leaked_at_k(scores, k, threshold=0.7)
-    assert list(result["values"]) == pytest.approx(expected, abs=1e-12)
-    assert result[f"leaked_at_{k}"] == pytest.approx(np.mean(expected))
+def test_both_are_means_over_all_subsets(k):
+    """Of the largest score, and of whether it is a leak; with ties, and where all or none are leaks."""
+    scores = np.vstack([RANDOM.integers(0, 4, (5, 7)) / 3, RANDOM.random((4, 7)), np.zeros(7), np.ones(7)])
+    largest = [[max(s) for s in itertools.combinations(row, k)] for row in scores]
+    for name, result, expected in (
+        ("leak", leak_at_k(scores, k), np.mean(largest, axis=1)),
+        ("leaked", leaked_at_k(scores, k, threshold=0.7), np.mean(np.array(largest) > 0.7, axis=1)),
+    ):
+        assert list(result["values"]) == pytest.approx(expected, abs=1e-12)
+        assert result[f"{name}_at_{k}"] == pytest.approx(np.mean(expected))
 
 
 def test_by_hand():
@@ -53,14 +47,6 @@ def test_one_leak_among_many_is_found_with_probability_k_over_n():
         assert leaked_at_k(scores, k, 0.5)[f"leaked_at_{k}"] == pytest.approx(k / 1000, abs=1e-10)
 
 
-def test_the_estimate_from_many_samples_agrees_with_drawing_k():
-    # uniform scores: E[max of k] = k / (k + 1)
-    scores = np.random.default_rng(3).random((500, 64))
-    result = leak_at_k(scores, 8)
-    error = result["values"].std() / math.sqrt(500)
-    assert result["leak_at_8"] == pytest.approx(8 / 9, abs=4 * error)
-
-
 def test_large_tables_take_no_time():
     scores = RANDOM.random((400, 1000))
     start = time.perf_counter()
@@ -70,30 +56,7 @@ def test_large_tables_take_no_time():
     assert time.perf_counter() - start < 2
 
 
-@pytest.mark.parametrize("k", [0, 4])
-def test_more_answers_than_samples_are_refused_with_both_numbers(k):
-    for measure in (leak_at_k, lambda s, k: leaked_at_k(s, k, 0.5)):
-        with pytest.raises(ValueError, match=f"k={k} of n=3 samples"):
-            measure([[0.1, 0.2, 0.3]], k)
-
-
-@pytest.mark.parametrize("scores", [[], [[]], [0.5], [[math.nan]], [[math.inf]]])
-def test_nothing_and_what_is_no_number_are_refused(scores):
-    with pytest.raises(ValueError, match="scores: "):
-        leak_at_k(scores, 1)
-
-
 # --- scores of generations ----------------------------------------------------------------------------------------
-
-
-def test_rouge_scores_are_rouge_l_recall():
-    generations = [["He was born in Oulumaa.", "No idea", "No idea"], ["", "a judge", "She was a judge."]]
-    golds = ["He was born in Oulumaa.", "The mother was a judge."]
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    pairs = [(t, gold) for texts, gold in zip(generations, golds, strict=True) for t in texts]
-    expected = [scorer.score(target=gold, prediction=t)["rougeL"].recall for t, gold in pairs]
-    assert rouge_scores(generations, golds).shape == (2, 3)
-    assert list(rouge_scores(generations, golds).ravel()) == pytest.approx(expected)
 
 
 def test_the_attribute_is_what_question_and_stopwords_do_not_say():
@@ -118,12 +81,19 @@ def test_attributes_match_whole_words_in_their_order():
     assert attribute_scores([list(answers)], [question], [gold]).tolist() == [list(answers.values())]
 
 
-def test_rows_that_cannot_be_scored_are_refused():
-    with pytest.raises(ValueError, match="answer 'Boston' says nothing that the question"):
-        attribute_scores([["Boston"]], ["Where was the Boston Tea Party?"], ["Boston"])
-    with pytest.raises(ValueError, match=r"samples per prompt: \[1, 2\]"):
-        rouge_scores([["a"], ["a", "b"]], ["a", "b"])
-    with pytest.raises(ValueError, match=r"samples per prompt: \[0\]"):
-        rouge_scores([[]], ["a"])
-    with pytest.raises(ValueError, match="generations 1, golds 2"):
-        rouge_scores([["a"]], ["a", "b"])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: attribute_scores([["Boston"]], ["Where was the Boston Tea Party?"], ["Boston"]),
+         "answer 'Boston' says nothing that the question"),
+        (lambda: rouge_scores([["a"], ["a", "b"]], ["a", "b"]), r"samples per prompt: \[1, 2\]"),
+        (lambda: rouge_scores([[]], ["a"]), r"samples per prompt: \[0\]"),
+        (lambda: rouge_scores([["a"]], ["a", "b"]), "generations 1, golds 2"),
+        *((lambda k=k, m=m: m([[0.1, 0.2, 0.3]], k), f"k={k} of n=3 samples")
+          for k in (0, 4) for m in (leak_at_k, lambda s, k: leaked_at_k(s, k, 0.5))),
+        *((lambda s=s: leak_at_k(s, 1), "scores: ") for s in ([], [[]], [0.5], [[math.nan]], [[math.inf]])),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_scored_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,14 +1,11 @@
 """Extraction strength, MUSE's memorisation, the aggregates of them, and fluency, against arithmetic by hand."""
 
-import json
 import math
 
 import numpy as np
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
-from support.helpers import SHARED
 
-from unlearn.evaluation.groups.muse import knowledge_memorization, rouge_l_f1, verbatim_memorization
+from unlearn.evaluation.groups.muse import knowledge_memorization, verbatim_memorization
 from unlearn.evaluation.groups.summary import (
     ATTACKS,
     MEMORIZATION,
@@ -18,10 +15,10 @@ from unlearn.evaluation.groups.summary import (
     s_mia,
     truth_ratio_share,
     utility,
-)
+)  # fmt: skip
+from unlearn.evaluation.metrics.aggregates import harmonic_mean
 from unlearn.evaluation.metrics.fluency import fluency, ngram_entropy, relative_fluency
 from unlearn.evaluation.metrics.memorization import extraction_strength
-from unlearn.evaluation.metrics.model_utility import harmonic_mean
 
 T, F = True, False
 
@@ -50,36 +47,7 @@ def test_extraction_strength_is_averaged_over_answers_of_any_length():
     assert result["extraction_strength"] == 0.875
 
 
-@pytest.mark.parametrize("right", [[], [[]], [[1.0, 0.0]], [[[T]]]])
-def test_extraction_strength_refuses_what_is_not_tokens(right):
-    with pytest.raises(ValueError, match="at least one"):
-        extraction_strength(right)
-
-
 # --- MUSE ---------------------------------------------------------------------------------------------------------
-
-TEXTS = [
-    ("The author's running shoes were bought in Kelvar.", "The authors ran; shoes bought in Kelvar, 1987!"),
-    ("", "Nothing was said."),
-    ("Something was said.", ""),
-    ("", ""),
-    ("yes yes yes", "yes"),
-    ("Completely different words here", "Los niños están jugando"),
-    ("a b c d e", "e d c b a"),
-]
-
-
-@pytest.mark.parametrize("stemmer", [True, False])
-def test_f1_equals_rouge_score(stemmer):
-    scorer = RougeScorer(["rougeL"], use_stemmer=stemmer)
-    expected = [scorer.score(target=gold, prediction=found)["rougeL"].fmeasure for found, gold in TEXTS]
-    assert [rouge_l_f1(*pair, stemmer) for pair in TEXTS] == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_stemmer_makes_a_difference():
-    # running → run, shoes → shoe: with P = R = 2/3 against 0 of 3
-    assert rouge_l_f1("running shoes fit", "run shoe now", stemmer=True) == pytest.approx(2 / 3)
-    assert rouge_l_f1("running shoes fit", "run shoe now", stemmer=False) == 0.0
 
 
 def test_verbatim_memorization_sees_the_first_128_gold_tokens_only():
@@ -107,13 +75,6 @@ def test_knowledge_memorization_stops_at_the_next_question():
     assert result["knowmem"] == pytest.approx(11 / 12)
 
 
-def test_muse_refuses_nothing_and_unequal_lengths():
-    with pytest.raises(ValueError, match="at least one text"):
-        knowledge_memorization([], [], stemmer=False)
-    with pytest.raises(ValueError, match="generations 1, golds 2"):
-        knowledge_memorization(["a"], ["a", "b"], stemmer=False)
-
-
 # --- harmonic means and OpenUnlearning's aggregates ---------------------------------------------------------------
 
 
@@ -122,12 +83,6 @@ def test_harmonic_mean_of_numbers_and_of_arrays():
     assert harmonic_mean([0.5, 0.0]) == 0.0
     parts = [np.array([0.5, 0.2, 0.0]), np.array([1.0, 0.2, 1.0])]
     assert list(harmonic_mean(parts)) == pytest.approx([2 / 3, 0.2, 0.0])
-
-
-@pytest.mark.parametrize("values", [[], [0.5, -0.1], [0.5, math.nan]])
-def test_harmonic_mean_refuses_nothing_negative_and_nan(values):
-    with pytest.raises(ValueError, match="harmonic mean"):
-        harmonic_mean(values)
 
 
 PARTS = dict(zip(MEMORIZATION, [0.5, 0.5, 0.75, 0.0], strict=True))
@@ -139,28 +94,9 @@ def test_memorization_is_the_harmonic_mean_of_the_complements():
     assert memorization(PARTS | {"exact_memorization": 1.0}) == 0.0
 
 
-def test_a_missing_part_is_named():
-    with pytest.raises(ValueError, match="Mem needs .*; missing: truth_ratio_share"):
-        memorization({k: v for k, v in PARTS.items() if k != "truth_ratio_share"})
-    with pytest.raises(ValueError, match="Util needs model_utility, fluency; missing: fluency"):
-        utility({"model_utility": 0.5})
-    with pytest.raises(ValueError, match="Agg needs .*; missing: privacy, utility"):
-        aggregate({"memorization": 0.5})
-    with pytest.raises(ValueError, match="Priv of the retrained model needs .*; missing: zlib"):
-        privacy(dict.fromkeys(ATTACKS, 0.5), {k: 0.5 for k in ATTACKS if k != "zlib"}, "ratio")
-
-
-@pytest.mark.parametrize("value", [1.01, -0.01, math.nan])
-def test_a_part_outside_its_range_is_refused(value):
-    with pytest.raises(ValueError, match="fluency=.*between 0 and 1"):
-        utility({"model_utility": 0.5, "fluency": value})
-
-
 def test_truth_ratio_share_is_high_where_the_answer_is_remembered():
     # R = p_wrong / p: 0 → 1, 1 → 1/2, 3 → 1/4
     assert truth_ratio_share([0.0, 1.0, 3.0]) == pytest.approx(1.75 / 3)
-    with pytest.raises(ValueError, match="at least 0"):
-        truth_ratio_share([-1.0])
 
 
 @pytest.mark.parametrize(
@@ -177,11 +113,6 @@ def test_truth_ratio_share_is_high_where_the_answer_is_remembered():
 def test_the_three_readings_of_s_mia(auc, retrained, clipped, larger_side, ratio):
     found = [s_mia(auc, retrained, variant) for variant in ("clipped", "larger_side", "ratio")]
     assert found == pytest.approx([clipped, larger_side, ratio])
-
-
-def test_s_mia_names_its_variants():
-    with pytest.raises(ValueError, match="'ou': must be one of clipped, larger_side, ratio"):
-        s_mia(0.5, 0.5, "ou")
 
 
 def test_privacy_utility_and_their_aggregate():
@@ -213,8 +144,6 @@ def test_fluency_is_the_mean_over_texts():
     result = fluency(["a b c", "word"])  # two bigrams, one trigram: ½ · 2/3 · 1
     assert list(result["values"]) == pytest.approx([1 / 3, 0])
     assert result["fluency"] == pytest.approx(1 / 6)
-    with pytest.raises(ValueError, match="at least one text"):
-        fluency([])
 
 
 def test_relative_fluency_is_bounded_pair_by_pair():
@@ -226,29 +155,29 @@ def test_relative_fluency_is_bounded_pair_by_pair():
     assert result["relative_fluency"] == pytest.approx((2 + 1 / 3 / whole) / 4)
 
 
-def test_relative_fluency_needs_a_gold_answer_with_entropy():
-    with pytest.raises(ValueError, match="none of 2 gold answers"):
-        relative_fluency(["a b c", "d e f"], ["Paris", "yes"])
+# --- refused --------------------------------------------------------------------------------------------------------
 
 
-# --- OpenUnlearning's published tiny model ------------------------------------------------------------------------
-
-
-def test_extraction_strength_of_the_golden_model_is_that_of_openunlearning():
-    folder = SHARED / "golden" / "openunlearning_chat"
-    if not folder.is_dir():
-        pytest.skip(f"the golden values are not at {folder}")
-    import torch
-    from transformers import LlamaForCausalLM
-
-    model = LlamaForCausalLM.from_pretrained(folder / "model").eval()
-    rows = [json.loads(line) for line in (folder / "prompts_chat.jsonl").read_text().splitlines()]
-    right = []
-    for row in (r for r in rows if r["set"] == "forget10_perturbed"):
-        with torch.no_grad():
-            best = model(torch.tensor([row["full_ids"]])).logits[0, row["first_label_pos"] - 1 : -2].argmax(-1)
-        right.append((best == torch.tensor(row["full_ids"][row["first_label_pos"] : -1])).numpy())  # without the EOS
-    expected = json.loads((folder / "TOFU_EVAL.json").read_text())["extraction_strength"]
-    result = extraction_strength(right, ou=True)
-    assert result["extraction_strength"] == pytest.approx(expected["agg_value"], abs=1e-9)
-    assert list(result["values"]) == pytest.approx([v["score"] for v in expected["value_by_index"].values()])
+@pytest.mark.parametrize(
+    ("function", "given", "message"),
+    [
+        *((extraction_strength, (right,), "at least one") for right in ([], [[]], [[1.0, 0.0]], [[[T]]])),
+        (knowledge_memorization, ([], [], False), "at least one text"),
+        (knowledge_memorization, (["a"], ["a", "b"], False), "generations 1, golds 2"),
+        *((harmonic_mean, (values,), "harmonic mean") for values in ([], [0.5, -0.1], [0.5, math.nan])),
+        (memorization, ({k: PARTS[k] for k in MEMORIZATION[:-1]},), "Mem needs .*; missing: truth_ratio_share"),
+        (utility, ({"model_utility": 0.5},), "Util needs model_utility, fluency; missing: fluency"),
+        (aggregate, ({"memorization": 0.5},), "Agg needs .*; missing: privacy, utility"),
+        (privacy, (dict.fromkeys(ATTACKS, 0.5), {k: 0.5 for k in ATTACKS if k != "zlib"}, "ratio"),
+         "Priv of the retrained model needs .*; missing: zlib"),
+        *((utility, ({"model_utility": 0.5, "fluency": value},), "fluency=.*between 0 and 1")
+          for value in (1.01, -0.01, math.nan)),
+        (truth_ratio_share, ([-1.0],), "at least 0"),
+        (s_mia, (0.5, 0.5, "ou"), "'ou': must be one of clipped, larger_side, ratio"),
+        (fluency, ([],), "at least one text"),
+        (relative_fluency, (["a b c", "d e f"], ["Paris", "yes"]), "none of 2 gold answers"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused(function, given, message):
+    with pytest.raises(ValueError, match=message):
+        function(*given)

@@ -1,20 +1,18 @@
-"""Metrics against values worked out by hand, against the libraries they come from, and against published logs."""
+"""Metrics against values worked out by hand and against the libraries they come from (published logs: test_others)."""
 
-import json
+import itertools
 import math
 
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
-from support.helpers import SHARED
 
+from unlearn.evaluation.groups.leak import rouge_scores
+from unlearn.evaluation.metrics.aggregates import PARTS, forget_quality, model_utility
 from unlearn.evaluation.metrics.base import Metric
-from unlearn.evaluation.metrics.forget_quality import forget_quality
 from unlearn.evaluation.metrics.memorization import exact_memorization
-from unlearn.evaluation.metrics.model_utility import PARTS, model_utility
-from unlearn.evaluation.metrics.probability import probability, probability_with_options
-from unlearn.evaluation.metrics.rouge import rouge_l_recall
-from unlearn.evaluation.metrics.truth_ratio import truth_ratio
+from unlearn.evaluation.metrics.probability import probability, probability_with_options, truth_ratio
+from unlearn.evaluation.metrics.rouge import rouge_l_f1, rouge_l_recall, rouge_n_f1
 
 LN2 = math.log(2)
 
@@ -49,21 +47,37 @@ def test_exact_memorization_is_the_mean_share():
 
 TEXTS = [
     ("The author's running shoes were bought in Kelvar.", "The authors ran; shoes bought in Kelvar, 1987!"),
-    ("", "Nothing was said."),
+    ("", "Nothing was said."), ("Something was said.", ""), ("", ""),
     ("yes yes yes", "yes"),
     ("Completely different words here", "Los niños están jugando"),
     ("a b c d e", "e d c b a"),
     ("He was born on 12 March 1931.", "He was born on 12 March 1931."),
-]
+    ("the cats sat on the mat", "a cat is sitting on mats"), ("on the mat on the mat", "the cats sat on the mat"),
+]  # fmt: skip
 
 
-def test_rouge_equals_rouge_score_with_its_stemmer():
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+def test_rouge_equals_rouge_score_with_its_stemmer_and_without():
+    stemmed, plain = (RougeScorer(["rougeL", "rouge1", "rouge2"], use_stemmer=stemmer) for stemmer in (True, False))
     predictions, references = zip(*TEXTS, strict=True)
+    recalls = [stemmed.score(target=r, prediction=p)["rougeL"].recall for p, r in TEXTS]
     result = Metric(rouge_l_recall).compute(predictions=predictions, references=references)
-    expected = [scorer.score(target=r, prediction=p)["rougeL"].recall for p, r in TEXTS]
-    assert list(result["values"]) == pytest.approx(expected, abs=1e-12)
-    assert result["rougeL_recall"] == pytest.approx(np.mean(expected))
+    assert list(result["values"]) == pytest.approx(recalls, abs=1e-12)
+    assert result["rougeL_recall"] == pytest.approx(np.mean(recalls))
+    samples = [[p, references[0], p] for p in predictions]
+    assert rouge_scores(samples, references)[:, [0, 2]].T.tolist() == [pytest.approx(recalls)] * 2
+    for said, gold in itertools.product({p for pair in TEXTS for p in pair}, repeat=2):
+        for stemmer, scorer in ((True, stemmed), (False, plain)):
+            expected = scorer.score(target=gold, prediction=said)
+            assert rouge_l_f1(said, gold, stemmer) == pytest.approx(expected["rougeL"].fmeasure, abs=1e-12)
+        for n in (1, 2):
+            expected = stemmed.score(target=gold, prediction=said)[f"rouge{n}"].fmeasure
+            assert rouge_n_f1(said, gold, n) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_stemmer_makes_a_difference():
+    # running → run, shoes → shoe: with P = R = 2/3 against 0 of 3
+    assert rouge_l_f1("running shoes fit", "run shoe now", stemmer=True) == pytest.approx(2 / 3)
+    assert rouge_l_f1("running shoes fit", "run shoe now", stemmer=False) == 0.0
 
 
 def test_forget_quality_is_one_for_equal_samples_and_reaches_its_floor_for_separated_ones():
@@ -81,52 +95,3 @@ def test_model_utility_is_the_harmonic_mean_of_nine_and_zero_if_one_is():
     assert model_utility(metrics | {PARTS[3]: 0.0}) == 0.0
     with pytest.raises(ValueError, match="missing: world_facts/truth_ratio"):
         model_utility({k: v for k, v in metrics.items() if k != "world_facts/truth_ratio"})
-
-
-# --- the TOFU authors' published logs of Llama-2-7B --------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def logs():
-    folder = SHARED / "data" / "tofu_eval_logs"
-    if not folder.is_dir():
-        pytest.skip(f"the published TOFU logs are not at {folder}")
-    files = {"full": "llama2-7b_full_wd0.01", "retain90": "llama2-7b_retain90_wd0.01"}
-    return {k: json.loads((folder / f"{v}.eval_log_aggregated.json").read_text()) for k, v in files.items()}
-
-
-def log_ratios(log: dict) -> np.ndarray:
-    """Truth ratio of each forget row from its logged mean NLLs."""
-    keys = sorted(log["avg_paraphrased_loss"], key=int)
-    right = [log["avg_paraphrased_loss"][k] for k in keys]
-    return Metric(truth_ratio).compute(predictions=right, references=[log["average_perturb_loss"][k] for k in keys])[
-        "values"
-    ]
-
-
-def test_forget_quality_of_the_published_logs(logs):
-    forget = {name: log_ratios(log["eval_log_forget.json"]) for name, log in logs.items()}
-    result = Metric(forget_quality).compute(predictions=forget["full"], references=forget["retain90"])
-    assert result["forget_quality"] == pytest.approx(1.834066e-21, rel=1e-5)
-    assert result["forget_quality_ks"] == pytest.approx(0.396667, abs=1e-6)
-
-
-@pytest.mark.parametrize(("model", "expected"), [("full", 0.622677), ("retain90", 0.613745)])
-def test_model_utility_of_the_published_logs(logs, model, expected):
-    files = {"retain": "eval_log.json", "real_authors": "eval_real_author_wo_options.json",
-             "world_facts": "eval_real_world_wo_options.json"}  # fmt: skip
-    metrics = {}
-    for split, file in files.items():
-        log = logs[model][file]
-        keys = sorted(log["avg_gt_loss"], key=int)
-        nll, wrong = [log["avg_gt_loss"][k] for k in keys], [log["average_perturb_loss"][k] for k in keys]
-        right = [log["avg_paraphrased_loss"][k] for k in keys]  # logged for every split
-        metrics |= {
-            f"{split}/prob": Metric(probability).compute(predictions=nll)["prob"],
-            f"{split}/prob_options": Metric(probability_with_options).compute(predictions=nll, references=wrong)[
-                "prob_options"
-            ],
-            f"{split}/rougeL_recall": np.mean(list(log["rougeL_recall"].values())),
-            f"{split}/truth_ratio": Metric(truth_ratio).compute(predictions=right, references=wrong)["truth_ratio"],
-        }
-    assert model_utility(metrics) == pytest.approx(expected, abs=1e-6)

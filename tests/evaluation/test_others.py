@@ -30,10 +30,7 @@ def loss(*values) -> dict:
 
 
 def attack(forget: list, holdout: list, auc: float) -> dict:
-    scores = {
-        "forget": by_index(*({"score": s} for s in forget)),
-        "holdout": by_index(*({"score": s} for s in holdout)),
-    }
+    scores = {k: by_index(*({"score": s} for s in v)) for k, v in (("forget", forget), ("holdout", holdout))}
     return scores | {"auc": auc, "agg_value": auc}
 
 
@@ -58,8 +55,14 @@ def write(folder, name: str, content) -> str:
     return str(path)
 
 
-def test_openunlearning_by_hand(tmp_path):
-    found = others.read(write(tmp_path, "TOFU_EVAL.json", openunlearning()))
+@pytest.fixture
+def result(tmp_path):
+    """A file's content, and what it is read with, as a result."""
+    return lambda content, *more, name="TOFU_EVAL.json": others.read(write(tmp_path, name, content), *more)
+
+
+def test_openunlearning_by_hand(result):
+    found = result(openunlearning())
     assert (found.kind, found.settings, found.notes) == ("openunlearning", {"semantics": "ou"}, ())
     expected = {
         "forget/prob": 0.375, "forget/paraphrased_prob": 0.5, "forget/wrong_prob": (0.25 + 0.3125) / 2,
@@ -86,33 +89,33 @@ def test_the_arithmetic_truth_ratio_has_a_name_of_its_own(tmp_path):
         others.read(path, semantics="old")
 
 
-def test_a_retrained_model_gives_forget_quality_and_privleak(tmp_path):
+def test_a_retrained_model_gives_forget_quality_and_privleak(result):
     apart = openunlearning(
         forget_Q_A_PERT_Prob=loss([0.0], [0.0]), forget_truth_ratio=by_index({"score": 2.0}, {"score": 2.0}),
         mia_min_k=attack([1, 4], [3, 0], 0.25), privleak={"agg_value": (0.5 - 0.25) * 200},
     )  # fmt: skip
-    retrained = others.read(write(tmp_path, "retain.json", apart))
+    retrained = result(apart, name="retain.json")
     assert retrained.notes == ("privleak: the file's 50 is against .5, not a retrained model: left out",)
     assert "privleak" not in retrained.metrics and list(retrained.truth_ratios()) == pytest.approx([2, 2])
-    found = others.read(write(tmp_path, "TOFU_EVAL.json", openunlearning()), retrained)
+    found = result(openunlearning(), retrained)
     assert found.metrics["forget_quality"] == pytest.approx(1 / 3)  # 2 / C(4, 2): two samples of two, far apart
     assert found.metrics["forget_quality_ks"] == 1.0
     assert found.metrics["privleak"] == pytest.approx((0.5 - 0.75) / 0.75 * 100)
     assert found.notes == ()
 
 
-def test_a_reference_without_the_attack_gives_no_privleak_and_says_so(tmp_path):
+def test_a_reference_without_the_attack_gives_no_privleak_and_says_so(result):
     reference = openunlearning()
     del reference["mia_min_k"]
-    retrained = others.read(write(tmp_path, "retain.json", reference))
-    found = others.read(write(tmp_path, "TOFU_EVAL.json", openunlearning()), retrained)
+    retrained = result(reference, name="retain.json")
+    found = result(openunlearning(), retrained)
     assert "privleak" not in found.metrics and "has no mia/min_k to compare with" in found.notes[0]
 
 
-def test_what_the_file_claims_is_compared_with_its_examples(tmp_path):
+def test_what_the_file_claims_is_compared_with_its_examples(result):
     raw = openunlearning(forget_quality={"agg_value": 0.02}, model_utility={"agg_value": 0.6})
     raw["forget_Q_A_Prob"]["agg_value"] = 0.4
-    found = others.read(write(tmp_path, "TOFU_EVAL.json", raw))
+    found = result(raw)
     assert found.metrics["forget/prob"] == pytest.approx(0.375)  # the examples', not the claim
     assert (found.metrics["forget_quality"], found.metrics["model_utility"]) == (0.02, 0.6)
     assert found.notes == (
@@ -121,21 +124,21 @@ def test_what_the_file_claims_is_compared_with_its_examples(tmp_path):
     )
 
 
-def test_examples_without_a_value_are_counted_and_other_metrics_keep_their_names(tmp_path):
+def test_examples_without_a_value_are_counted_and_other_metrics_keep_their_names(result):
     raw = openunlearning(forget_Q_A_gibberish=by_index({"score": 0.25}, {"score": 0.75}) | {"agg_value": 0.5})
     raw["exact_memorization"] = by_index({"score": 0.5}, {"score": None}) | {"agg_value": 0.5}
-    found = others.read(write(tmp_path, "TOFU_EVAL.json", raw))
+    found = result(raw)
     assert found.metrics["forget/exact_memorization"] == 0.5
     assert "forget/exact_memorization: 1 of 2 examples have no value" in found.notes
     assert found.metrics["forget/Q_A_gibberish"] == 0.5
     assert list(found.examples["Q_A_gibberish"].dropna()) == [0.25, 0.75]
 
 
-def test_a_summary_has_rows_but_is_no_reference(tmp_path):
-    summary = others.read(write(tmp_path, "TOFU_SUMMARY.json", {"forget_Q_A_Prob": 0.9, "model_utility": 0.5}))
+def test_a_summary_has_rows_but_is_no_reference(result):
+    summary = result({"forget_Q_A_Prob": 0.9, "model_utility": 0.5})
     assert summary.metrics == {"forget/prob": 0.9, "model_utility": 0.5} and summary.examples.empty
     with pytest.raises(ResultError, match="has no truth ratios of the forget set.*splits with examples: none"):
-        others.read(write(tmp_path, "TOFU_EVAL.json", openunlearning()), summary)
+        result(openunlearning(), summary)
 
 
 # --- TOFU's own logs --------------------------------------------------------------------------------------------------
@@ -161,9 +164,9 @@ def tofu(forget_wrong: float) -> dict:
     }  # fmt: skip
 
 
-def test_tofu_by_hand(tmp_path):
-    retrained = others.read(write(tmp_path, "retain.json", tofu(0.0)))
-    found = others.read(write(tmp_path, "eval_log_aggregated.json", tofu(2 * LN2)), retrained)
+def test_tofu_by_hand(result):
+    retrained = result(tofu(0.0), name="retain.json")
+    found = result(tofu(2 * LN2), retrained)
     assert (found.kind, found.settings, found.notes) == ("tofu", {"semantics": "tofu"}, ())
     # probability 1/2 once and 4/5 twice, ROUGE 1/2 three times, truth ratio 3/4 three times
     assert found.metrics["model_utility"] == pytest.approx(9 / (1 / 0.5 + 2 / 0.8 + 3 / 0.5 + 3 / 0.75))
@@ -173,18 +176,18 @@ def test_tofu_by_hand(tmp_path):
     assert (row["id"], row["gold"], row["generation"]) == ("world_facts/0000", "one two three four", "two three")
 
 
-def test_rows_are_matched_by_index_not_by_order(tmp_path):
+def test_rows_are_matched_by_index_not_by_order(result):
     raw = tofu(2 * LN2)
     log = raw["eval_log_forget.json"] = tofu_log([LN2, 2 * LN2], [[LN2], [LN2]])
     log["avg_gt_loss"] = dict(reversed(log["avg_gt_loss"].items()))
-    found = others.read(write(tmp_path, "eval_log_aggregated.json", raw))
+    found = result(raw)
     assert list(found.truth_ratios()) == pytest.approx([1, 2])
     assert list(found.examples.query("split == 'forget'")["prob"]) == pytest.approx([0.5, 0.25])
 
 
-def test_of_other_forget_questions_those_in_both_are_compared(tmp_path):
+def test_of_other_forget_questions_those_in_both_are_compared(result):
     few = tofu(0.0) | {"eval_log_forget.json": tofu_log([LN2], [[LN2]])}
-    found = others.read(write(tmp_path, "a.json", tofu(2 * LN2)), others.read(write(tmp_path, "b.json", few)))
+    found = result(tofu(2 * LN2), result(few, name="b.json"))
     assert found.metrics["forget_quality_ks"] == 1.0 and found.metrics["forget_quality"] == 1.0  # of one question
     assert any("on the 1 questions that are in both: 2 here, 1 in" in note for note in found.notes)
 
@@ -206,9 +209,9 @@ def test_of_other_forget_questions_those_in_both_are_compared(tmp_path):
         ({"format": 1, "metrics": {}}, "must lie beside it, as file.examples.parquet"),
     ],
 )
-def test_files_that_cannot_be_used_are_refused_with_the_rule(tmp_path, content, message):
+def test_files_that_cannot_be_used_are_refused_with_the_rule(result, content, message):
     with pytest.raises(ResultError, match=message):
-        others.read(write(tmp_path, "file.json", content))
+        result(content, name="file.json")
 
 
 def test_a_missing_file_is_answered_with_those_that_are_there(tmp_path):

@@ -4,7 +4,6 @@ The golden files are what OpenUnlearning computed for a tiny Llama with a chat t
 """
 
 import json
-import math
 
 import numpy as np
 import pandas as pd
@@ -18,11 +17,8 @@ from unlearn.data.encoding import Encoder, Examples
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation.metrics import membership
 from unlearn.evaluation.metrics.base import Metric
-from unlearn.evaluation.metrics.memorization import extraction_strength
-from unlearn.evaluation.metrics.probability import probability, probability_with_options
-from unlearn.evaluation.metrics.rouge import rouge_l_f1, rouge_l_recall
+from unlearn.evaluation.metrics.probability import probability, probability_with_options, truth_ratio
 from unlearn.evaluation.metrics.semantics import SEMANTICS
-from unlearn.evaluation.metrics.truth_ratio import ratios
 from unlearn.evaluation.scoring import score
 from unlearn.models import llama
 
@@ -166,15 +162,9 @@ def test_a_reference_of_other_rows_is_refused(golden, tmp_path, capsys):
         path.write_text(json.dumps(raw))
         return f"retrained={path}"
 
-    def fewer(values):
-        return dict(list(values.items())[:-1])
-
-    def reversed_rows(values):
-        return dict(zip(values, reversed(values.values()), strict=True))
-
     for change, message in (
-        (fewer, "has 39 forget rows, and 40 are evaluated"),
-        (reversed_rows, "others than are evaluated, or in another order"),
+        (lambda v: dict(list(v.items())[:-1]), "has 39 forget rows, and 40 are evaluated"),
+        (lambda v: dict(zip(v, reversed(v.values()), strict=True)), "others than are evaluated, or in another order"),
     ):
         assert evaluate.main(asked(tmp_path / "out.json", reference(change))) == 2
         assert message in capsys.readouterr().err
@@ -208,47 +198,19 @@ ANSWER = "Kasper Dunmore was born in July of the year 1984."
 def test_probability_and_truth_ratio():
     right, compared, prob, ratio, wrong = map(list, zip(*FORGET, strict=True))
     assert Metric(probability).compute(predictions=right)["values"] == pytest.approx(prob, abs=1e-7)
-    assert ratios(compared, wrong, OU) == pytest.approx(ratio, abs=1e-6)
-    by_hand = [math.exp(-np.mean(w)) / (math.exp(-c) + 1e-10) for w, c in zip(wrong, compared, strict=True)]
-    assert ratios(compared, wrong, OU) == pytest.approx(by_hand, rel=1e-12)
+    assert truth_ratio(compared, wrong, epsilon=OU)["values"] == pytest.approx(ratio, abs=1e-6)
 
 
 def test_the_right_answer_among_its_options():
     right, wrong, ratio, share = map(list, zip(*OPTIONS, strict=True))
-    assert ratios(right, wrong, OU) == pytest.approx(ratio, abs=1e-6)
+    assert truth_ratio(right, wrong, epsilon=OU)["values"] == pytest.approx(ratio, abs=1e-6)
     for epsilon in (OU, 0.0):
         found = Metric(probability_with_options).compute(predictions=right, references=wrong, epsilon=epsilon)
         assert found["values"] == pytest.approx(share, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("gold", "generation", "recall", "f1"),
-    [
-        (ANSWER, "Kasper Dunmore was born in July of the year 1933.", 0.9, 0.9),
-        ("The first book by Kasper Dunmore is titled 'The Silent Compass'.",
-         "The first book by Kasper Dunmore is titled 'The Crimson Mirror'.", 0.8181818181818182, 0.8181818181818182),
-        ("Matteo Fairbairn received the Silver Quill award for a lifetime of work.",
-         "Matteo Fairbairn received the Crystal Inkwell award for a lifetime of work.", 0.8333333333333334,
-         0.8333333333333334),
-        ("William Shakespeare", "William Shakespeare", 1.0, 1.0),
-    ],
-)  # fmt: skip
-def test_rouge_of_generations(gold, generation, recall, f1):
-    found = Metric(rouge_l_recall).compute(predictions=[generation], references=[gold])
-    assert found["rougeL_recall"] == pytest.approx(recall)
-    assert rouge_l_f1(generation, gold, stemmer=True) == pytest.approx(f1)
-
-
-def test_memorisation_of_an_answer_with_one_wrong_token():
-    right = np.array([True] * 10 + [False, True, True])  # it said 1933 for 1984; the EOS is not counted
-    assert right.mean() == pytest.approx(0.9230769276618958, abs=1e-7)
-    for floor in (False, True):
-        assert extraction_strength([right], floor)["extraction_strength"] == pytest.approx(0.15384615384615385)
-
-
 def test_attacks_from_token_log_probabilities():
     nll = -np.mean(TOKENS)
     assert nll == pytest.approx(0.19643063843250275, abs=1e-6)
-    assert membership.loss([nll])[0] == pytest.approx(0.19643063843250275, abs=1e-6)
     assert membership.zlib([nll], [ANSWER])[0] == pytest.approx(0.0034461515514474165, abs=1e-7)
     assert membership.min_k([TOKENS[:-1]])[0] == pytest.approx(0.5443931818008423, abs=1e-6)

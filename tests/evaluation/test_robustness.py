@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from support.helpers import execute
+from support.helpers import TINY, compose, execute
 from torch import nn
 
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import collate
-from unlearn.evaluation.context import trainable
+from unlearn.evaluation.context import probs, trainable
+from unlearn.evaluation.groups.gradnorm import norm
 from unlearn.evaluation.groups.quantised import rounded
 from unlearn.evaluation.groups.relearn import halves
 from unlearn.runs.baselines import suite_of
@@ -22,19 +23,13 @@ from unlearn.runs.workbench import workbench
 
 GROUPS = "eval.groups=[privacy,gradnorm,prefix,contrast,quantised,relearn]"
 SETTINGS = (
-    "eval.relearn_steps=3",
-    "eval.relearn_batch=2",
-    "eval.relearn_lr=0.02",
-    "eval.alphas=[0,1]",
-    "trainer.lr=0.02",
-)
+    "eval.relearn_steps=3", "eval.relearn_batch=2", "eval.relearn_lr=0.02", "eval.alphas=[0,1]", "trainer.lr=0.02"
+)  # fmt: skip
 FORGET = ("data.people=6", "data.forget_people=2", "data.holdout_people=2")
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    from support.helpers import TINY, compose
-
     place = tmp_path_factory.mktemp("robust")
     paths = f"paths.runs={place}/runs", f"paths.store={place}/store"
     return execute(compose("algo=ga", *TINY, *FORGET, GROUPS, *SETTINGS, *paths))
@@ -43,6 +38,16 @@ def job(tmp_path_factory):
 @pytest.fixture(scope="module")
 def entries(job):
     return json.loads((job.folder / "eval.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def bench(job):
+    return workbench(job.cfg)
+
+
+@pytest.fixture(scope="module")
+def suite(job, bench):
+    return suite_of(job.cfg, bench)
 
 
 def test_every_metric_is_there_with_its_interval(entries):
@@ -65,10 +70,9 @@ def test_at_alpha_0_there_is_nothing_to_take_back(entries):
         assert zero[name] == pytest.approx(target[name], abs=1e-5)
 
 
-def test_a_prefix_probability_is_that_of_the_remaining_tokens(job, entries):
+def test_a_prefix_probability_is_that_of_the_remaining_tokens(bench, suite, entries):
     """By hand: log-softmax of the target's logits over the prompt and the whole right answer."""
-    bench = workbench(job.cfg)
-    split = suite_of(job.cfg, bench).split("forget")
+    split = suite.split("forget")
     found = []
     for i in split.right:
         e = split.examples[i]
@@ -82,19 +86,16 @@ def test_a_prefix_probability_is_that_of_the_remaining_tokens(job, entries):
     assert entries["references"]["target"]["forget/prefix_prob@50"] == pytest.approx(np.mean(found), abs=1e-5)
 
 
-def test_an_attack_adds_once_more_what_was_taken(job, entries):
+def test_an_attack_adds_once_more_what_was_taken(job, bench, suite, entries):
     """At α = 1 the sum target + 1 · (target − unlearned) is the run at α = −1: 2 l_t − (l_t + δ) = l_t − δ."""
-    bench = workbench(job.cfg)
-    own, suite = members(job.cfg, bench, job.folder), suite_of(job.cfg, bench)
-    from unlearn.evaluation.context import probs
-
+    own = members(job.cfg, bench, job.folder)
     by_alpha = probs(suite, own, -1.0, suite.split("forget")).mean()
     assert entries["alphas"]["1.0"]["forget/contrast_prob@1"] == pytest.approx(by_alpha, abs=1e-5)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_rounding_keeps_2_to_the_b_minus_1_levels_a_row_and_leaves_the_head(job, bits):
-    model = workbench(job.cfg).model("target")
+def test_rounding_keeps_2_to_the_b_minus_1_levels_a_row_and_leaves_the_head(bench, bits):
+    model = bench.model("target")
     before = copy.deepcopy(model.state_dict())
     other = rounded(model, bits)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -108,17 +109,15 @@ def test_rounding_keeps_2_to_the_b_minus_1_levels_a_row_and_leaves_the_head(job,
         assert torch.allclose((b.weight / step).round(), b.weight / step, atol=1e-4)
 
 
-def test_relearning_trains_on_one_person_and_asks_about_the_other(job, entries):
-    bench = workbench(job.cfg)
-    seen, other = halves(suite_of(job.cfg, bench).split("forget"))
+def test_relearning_trains_on_one_person_and_asks_about_the_other(suite, entries):
+    seen, other = halves(suite.split("forget"))
     assert {r.group for r in seen.rows}.isdisjoint({r.group for r in other.rows}) and seen.rows and other.rows
     one = entries["alphas"]["1.0"]
     assert one["relearn/gain"] == pytest.approx(one["relearn/after"] - one["relearn/before"])
     assert one["relearn/after"] != one["relearn/before"]
 
 
-def test_relearning_changes_a_copy_and_no_model_of_the_run(job):
-    bench = workbench(job.cfg)
+def test_relearning_changes_a_copy_and_no_model_of_the_run(job, bench):
     own = members(job.cfg, bench, job.folder)
     copied = trainable(own, 1.0)
     assert copied.trained.model is not own.trained.model
@@ -126,10 +125,8 @@ def test_relearning_changes_a_copy_and_no_model_of_the_run(job):
     assert not any(p.requires_grad for m in copied.members if not m.trained for p in m.model.parameters())
 
 
-def test_a_gradients_norm_is_that_of_the_written_out_loss(job):
+def test_a_gradients_norm_is_that_of_the_written_out_loss(bench, suite):
     """The target alone, one row: autograd on transformers' own loss over the answer's tokens."""
-    bench = workbench(job.cfg)
-    suite = suite_of(job.cfg, bench)
     split = suite.split("holdout")
     e = split.examples[split.right[0]]
     model = copy.deepcopy(bench.model("target")).requires_grad_(True)
@@ -137,11 +134,8 @@ def test_a_gradients_norm_is_that_of_the_written_out_loss(job):
     labels = torch.tensor([[-100] * len(e.prompt) + list(e.answer)])
     model(ids, labels=labels).loss.backward()
     expected = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters() if p.grad is not None))
-    from unlearn.evaluation.groups.gradnorm import norm
-
-    assert norm(trainable(bench.alone("target"), 1.0), 1.0, e, bench.encoder.tokenizer.pad_token_id) == pytest.approx(
-        expected, rel=1e-4
-    )
+    found = norm(trainable(bench.alone("target"), 1.0), 1.0, e, bench.encoder.tokenizer.pad_token_id)
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_judge_of_ones_own_scores_drawn_answers(config, tmp_path):

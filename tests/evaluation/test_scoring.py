@@ -80,9 +80,9 @@ def test_sums_means_and_shares_of_an_answer():
 
 
 def test_one_pass_gives_every_alpha_what_it_gets_alone(ensemble, examples):
-    together = score(ensemble, examples, [0.0, 1.0, 2.0], {}, pad_id=0, batch_size=4, moments=True)
-    for alpha, scores in together.items():
-        alone = score(ensemble, examples, [alpha], {}, pad_id=0, batch_size=4, moments=True)[alpha]
+    how = {"pad_id": 0, "batch_size": 4, "moments": True}
+    for alpha, scores in score(ensemble, examples, [0.0, 1.0, 2.0], {}, **how).items():
+        alone = score(ensemble, examples, [alpha], {}, **how)[alpha]
         for name in ("logp", "right", "mean", "variance"):
             np.testing.assert_array_equal(getattr(scores, name), getattr(alone, name))
 

@@ -11,6 +11,7 @@ from support.helpers import TINY, build, random_examples, tiny_llama
 
 from unlearn import evaluate
 from unlearn.config.data import TemplateConfig
+from unlearn.config.pair import TokenizerConfig
 from unlearn.config.schema import EvalConfig
 from unlearn.data.encoding import Encoder, Example, Examples
 from unlearn.data.rows import DataError, Row
@@ -22,6 +23,7 @@ from unlearn.evaluation.evaluation import evaluate as measure
 from unlearn.evaluation.metrics.semantics import SEMANTICS, Semantics
 from unlearn.evaluation.scoring import Scores, score
 from unlearn.evaluation.suite import Split, suite
+from unlearn.models import tokenizers
 
 EOS = 1
 
@@ -52,32 +54,22 @@ def split_and_scores(name: str, nll: list[float], right: list[list[bool]]) -> tu
 
 
 # Of four tokens and EOS: the second row's right answer ends with a wrong token, so it has no right suffix.
-RIGHT = [
-    [True, False, True, True, True],
-    [True] * 2,
-    [True] * 2,
-    [True, True, True, False, True],
-    [True] * 2,
-    [True] * 2,
-]
+RIGHT = [[True, False, True, True, True], *[[True] * 2] * 2, [True, True, True, False, True], *[[True] * 2] * 2]
 
 
 def values(name: str, semantics: str, nll: list[float]):
-    metrics, table = measures.measure(*split_and_scores(name, nll, RIGHT), ["Me.", "Me."], SEMANTICS[semantics])
-    return metrics, table
+    return measures.measure(*split_and_scores(name, nll, RIGHT), ["Me.", "Me."], SEMANTICS[semantics])
 
 
 def test_epsilon_decides_a_truth_ratio_only_where_the_answer_is_all_but_impossible():
     nll = [1.0, 2.0, 3.0, 30.0, 29.0, 30.0]  # of the second row everything is e^-30
-    _, plain = values("forget", "default", nll)
-    _, ou = values("forget", "ou", nll)
+    (_, plain), (metrics, ou) = (values("forget", s, nll) for s in ("default", "ou"))
     assert plain["truth_ratio"].tolist() == pytest.approx([math.exp(1 - 2.5), math.exp(30 - 29.5)])
     assert ou["truth_ratio"].tolist() == pytest.approx(
         [math.exp(-2.5) / (math.exp(-1) + 1e-10), math.exp(-29.5) / (math.exp(-30) + 1e-10)]
     )
     assert ou["truth_ratio"][0] == pytest.approx(plain["truth_ratio"][0], rel=1e-9)
     assert ou["truth_ratio"][1] < 2e-3 < plain["truth_ratio"][1]  # an accident: no knowledge, and yet near 0
-    metrics = values("forget", "ou", nll)[0]
     r = ou["truth_ratio"].to_numpy()
     assert metrics["truth_ratio"] == pytest.approx(np.minimum(r, 1 / (r + 1e-10)).mean(), rel=1e-12)
 
@@ -139,10 +131,10 @@ def with_eos_inside(count: int = 9) -> Examples:
 
 
 @torch.no_grad()
-def by_forward(model, example, hide: bool) -> list[float]:
+def by_forward(model, example, hide: bool, eos: int = EOS) -> list[float]:
     """Log-probability of each label by the whole model, masked as public code masks it."""
     ids = torch.tensor([example.prompt + example.answer])
-    mask = (ids != EOS).long() if hide else torch.ones_like(ids)
+    mask = (ids != eos).long() if hide else torch.ones_like(ids)
     logp = model(input_ids=ids, attention_mask=mask).logits[0].double().log_softmax(-1)
     return [logp[len(example.prompt) - 1 + t, token].item() for t, token in enumerate(example.answer)]
 
@@ -165,14 +157,14 @@ def test_hiding_changes_scores_of_texts_with_the_padding_token_inside_and_of_no_
         assert changed or np.allclose(whole.logp, hidden.logp, atol=1e-6)
 
 
-def generated(model, prompts, hide: bool, steps: int) -> list[list[int]]:
+def generated(model, prompts, hide: bool, steps: int, eos: int = EOS) -> list[list[int]]:
     """transformers' own greedy generation of one left-padded batch."""
     longest = max(map(len, prompts))
-    ids = torch.tensor([[EOS] * (longest - len(p)) + list(p) for p in prompts])
+    ids = torch.tensor([[eos] * (longest - len(p)) + list(p) for p in prompts])
     whole = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    mask = (ids != EOS).long() if hide else whole
-    said = model.generate(ids, attention_mask=mask, max_new_tokens=steps, do_sample=False, pad_token_id=EOS)
-    return [s[: s.index(EOS)] if EOS in s else s for s in said[:, longest:].tolist()]
+    mask, ends = (ids != eos).long() if hide else whole, {"pad_token_id": eos, "eos_token_id": eos}
+    said = model.generate(ids, attention_mask=mask, max_new_tokens=steps, do_sample=False, **ends)
+    return [s[: s.index(eos)] if eos in s else s for s in said[:, longest:].tolist()]
 
 
 @pytest.mark.parametrize("hide", [False, True])
@@ -205,25 +197,13 @@ def test_an_evaluation_masks_as_its_dialect_says(tagged, semantics):
         for i, row in zip(split.right, rows.itertuples(), strict=True):
             example = split.examples[i]
             assert eos in example.prompt
-            ids = torch.tensor([example.prompt + example.answer])
-            mask = torch.ones_like(ids) if semantics == "default" else (ids != eos).long()
-            with torch.no_grad():
-                logp = model(input_ids=ids, attention_mask=mask).logits[0].log_softmax(-1)
-            nll = [-logp[len(example.prompt) - 1 + t, token].item() for t, token in enumerate(example.answer)]
-            assert row.nll == pytest.approx(np.mean(nll), abs=1e-5)
+            hide = semantics == "ou"
+            assert row.nll == pytest.approx(-np.mean(by_forward(model, example, hide, eos)), abs=1e-5)
             if name == "forget":
-                said = answer_of(model, example.prompt, mask[:, : len(example.prompt)], eos)
+                (said,), (plain,) = (generated(model, [example.prompt], h, 16, eos) for h in (hide, False))
                 assert row.generation == encoder.decode(said)
-                differ += said != answer_of(model, example.prompt, torch.ones(1, len(example.prompt)), eos)
+                differ += said != plain
     assert (differ > 0) == (semantics == "ou")  # or the comparison of generations says nothing
-
-
-def answer_of(model, prompt, mask, eos: int) -> list[int]:
-    ids = torch.tensor([prompt])
-    said = model.generate(
-        ids, attention_mask=mask, max_new_tokens=16, do_sample=False, pad_token_id=eos, eos_token_id=eos
-    )
-    return said[0, len(prompt) :].tolist()
 
 
 # --- TOFU's own ------------------------------------------------------------------------------------------------------
@@ -231,45 +211,34 @@ def answer_of(model, prompt, mask, eos: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def many():
-    """320 forget rows, 40 retain rows."""
-    return build(bios, people=18, forget_people=16, holdout_people=1, known_people=2, countries=2)
-
-
-def encoder_of(data) -> Encoder:
-    from unlearn.config.pair import TokenizerConfig
-    from unlearn.models import tokenizers
-
-    return Encoder(tokenizers.train(TokenizerConfig("words"), data, TemplateConfig()), TemplateConfig(), 300)
+    """320 forget rows, 40 retain rows, and their encoder."""
+    data = build(bios, people=18, forget_people=16, holdout_people=1, known_people=2, countries=2)
+    return data, Encoder(tokenizers.train(TokenizerConfig("words"), data, TemplateConfig()), TemplateConfig(), 300)
 
 
 def test_tofu_takes_the_first_300_rows_and_no_dialect_takes_others_away(many):
-    encoder = encoder_of(many)
-    rows = {
-        name: suite(many, encoder, EvalConfig(semantics=name, max_examples=None), {}, 1.0).split("forget").rows
-        for name in SEMANTICS
-    }
-    forget = list(many.splits["forget"])
+    configs = {name: EvalConfig(semantics=name, max_examples=None) for name in SEMANTICS}
+    rows = {name: suite(*many, cfg, {}, 1.0).split("forget").rows for name, cfg in configs.items()}
+    forget = list(many[0].splits["forget"])
     assert len(forget) == 320 and rows["default"] == rows["ou"] == forget
     assert rows["tofu"] == forget[:300]
 
 
 def test_tofu_cuts_prompt_and_generation_at_200_tokens_together(many, monkeypatch):
-    encoder = encoder_of(many)
-    token = encoder.tokenizer.convert_tokens_to_ids("?")
+    token = many[1].tokenizer.convert_tokens_to_ids("?")
     monkeypatch.setattr(evaluation, "greedy", lambda ensemble, prompts, *rest: [[token] * 50 for _ in prompts])
     prompts = [(5,) * n for n in (10, 150, 190, 200, 260)]
     said = {}
     for name in SEMANTICS:
         cfg = EvalConfig(semantics=name, max_examples=None, max_new_tokens=50)
-        found = suite(many, encoder, cfg, {}, 1.0)
+        found = suite(*many, cfg, {}, 1.0)
         split = Split("forget", [], Examples(), [], [], [], prompts, [])
         said[name] = [len(text) for text in evaluation.generations(None, split, 1.0, found)]
     assert said == {"default": [50] * 5, "ou": [50] * 5, "tofu": [50, 50, 10, 0, 0]}
 
 
 def test_answers_longer_than_the_limit_are_refused_but_where_the_dialect_cuts_them_on_purpose(many):
-    encoder = encoder_of(many)
     for name in ("default", "ou"):
         with pytest.raises(DataError, match="eval.max_new_tokens=3 would cut generations short"):
-            suite(many, encoder, EvalConfig(semantics=name, max_new_tokens=3), {}, 1.0)
-    assert suite(many, encoder, EvalConfig(semantics="tofu", max_new_tokens=3), {}, 1.0).splits
+            suite(*many, EvalConfig(semantics=name, max_new_tokens=3), {}, 1.0)
+    assert suite(*many, EvalConfig(semantics="tofu", max_new_tokens=3), {}, 1.0).splits

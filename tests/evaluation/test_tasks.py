@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 from safetensors.torch import load_file
 from support.helpers import build, compose, execute, lines
 
@@ -19,24 +18,14 @@ from unlearn.data.people import unnamed
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError, Row
 from unlearn.data.sets import dialogues, people, reviews
-from unlearn.evaluation.metrics.rouge import rouge_n_f1
 from unlearn.models import llama, tokenizers
 from unlearn.runs.workbench import workbench
 
 SMALL = {"people": 12, "reviews": 3, "forget_people": 2, "test_reviews": 10, "general_reviews": 6}
 SPOKEN = {"people": 12, "forget_people": 2, "test_dialogues": 8, "general_dialogues": 6}
-SIZES = tuple(
-    f"pair.{name}.{key}"
-    for name in ("target", "small")
-    for key in (
-        "hidden_size=16",
-        "heads=2",
-        "layers=1",
-        "intermediate_size=16",
-        "pretrain.epochs=1",
-        "finetune.epochs=2",
-    )
-)
+SIZES = tuple(f"pair.{name}.{key}" for name in ("target", "small") for key in (
+    "hidden_size=16", "heads=2", "layers=1", "intermediate_size=16", "pretrain.epochs=1", "finetune.epochs=2"
+))  # fmt: skip
 TINY_T5 = (
     "pair=t5", "eval=tasks", "pair.batch_size=8", *SIZES, "trainer.forget_batch=3", "trainer.retain_batch=6",
     "trainer.steps=2", "trainer.eval_every=1", "trainer.progress=false", "trainer.device=cpu", "eval.resamples=20",
@@ -46,8 +35,14 @@ REVIEWS = ("data=reviews", *(f"data.{k}={v}" for k, v in SMALL.items()))
 DIALOGUES = ("data=dialogues", *(f"data.{k}={v}" for k, v in SPOKEN.items()))
 
 
-def tiny(store, tmp_path, *overrides):
-    return compose(*TINY_T5, f"paths.store={store}", f"paths.runs={tmp_path}/runs", *overrides)
+@pytest.fixture
+def tiny(store, tmp_path):
+    """Function from overrides to a checked config of tiny T5s."""
+    return lambda *given: compose(*TINY_T5, f"paths.store={store}", f"paths.runs={tmp_path}/runs", *given)
+
+
+def evaluated(job) -> dict:
+    return json.loads((job.folder / "eval.json").read_text())
 
 
 # --- the data -----------------------------------------------------------------------------------------------------
@@ -82,11 +77,11 @@ def test_requests_of_people_are_asked_for_one_after_another(data):
             compose(*data, "data.requests=[[11]]", wrong)
 
 
-def test_a_run_answers_one_request_of_people(store, tmp_path):
+def test_a_run_answers_one_request_of_people(tiny):
     asked = (*REVIEWS, "data.requests=[[11],[3]]", "method=eul", "algo=eul")
-    first, second = (execute(tiny(store, tmp_path, *asked, f"data.request={n}")) for n in (1, 2))
+    first, second = (execute(tiny(*asked, f"data.request={n}")) for n in (1, 2))
     for job, other in ((first, "request_2"), (second, "request_1")):
-        found = json.loads((job.folder / "eval.json").read_text())["alphas"]["1.0"]
+        found = evaluated(job)["alphas"]["1.0"]
         assert {f"{split}/accuracy" for split in ("forget", "retain", "test", other)} <= set(found)
     assert workbench(first.cfg).fingerprint("target") == workbench(second.cfg).fingerprint("target")
 
@@ -216,26 +211,13 @@ def test_a_tokenizer_without_sentinels_is_refused():
         spans.examples(encoder_for(data, None), data.splits["forget"], masks=True)
 
 
-# --- metrics ------------------------------------------------------------------------------------------------------
-
-
-def test_rouge_n_is_that_of_rouge_score():
-    texts = ["the cats sat on the mat", "a cat is sitting on mats", "", "on the mat on the mat", "cat"]
-    scorer = RougeScorer(["rouge1", "rouge2"], use_stemmer=True)
-    for gold in texts:
-        for said in texts:
-            for n in (1, 2):
-                expected = scorer.score(gold, said)[f"rouge{n}"].fmeasure
-                assert rouge_n_f1(said, gold, n) == pytest.approx(expected, abs=1e-9)
-
-
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_reviews_has_eul_s_measures_and_they_are_those_of_the_models(store, tmp_path):
-    cfg = tiny(store, tmp_path, *REVIEWS, "method=direct", "algo=gd")
+def test_a_run_on_reviews_has_eul_s_measures_and_they_are_those_of_the_models(tiny):
+    cfg = tiny(*REVIEWS, "method=direct", "algo=gd")
     job = execute(cfg)
-    found = json.loads((job.folder / "eval.json").read_text())
+    found = evaluated(job)
     bench = workbench(cfg)
     models = {"target": bench.model("target"), "retrained": bench.model("retrained")}
     entries = {"target": found["references"]["target"], "retrained": found["references"]["retrained"],
@@ -268,9 +250,9 @@ def _logp(model, bench, row, answer) -> float:
 @pytest.mark.parametrize("learnt", [("method=offset", "algo=npo", "pair.offset_init=general"),
                                     ("method=eul", "algo=eul"), ("method=eul", "algo=eul_bounded"),
                                     ("method=offset", "algo=finetune", "pair.tuning=lora")])  # fmt: skip
-def test_dialogues_with_every_way_to_learn(store, tmp_path, learnt):
-    job = execute(tiny(store, tmp_path, *DIALOGUES, *learnt, "trainer.steps=4"))
-    found = json.loads((job.folder / "eval.json").read_text())["alphas"]["1.0"]
+def test_dialogues_with_every_way_to_learn(tiny, learnt):
+    job = execute(tiny(*DIALOGUES, *learnt, "trainer.steps=4"))
+    found = evaluated(job)["alphas"]["1.0"]
     for split in ("test", "retain", "forget"):
         assert {f"{split}/rouge1_f1", f"{split}/rouge2_f1", f"{split}/rougeL_f1"} <= set(found)
     assert found["forget/mlm_loss"] > 0 and "test/accuracy" not in found
@@ -280,32 +262,32 @@ def test_dialogues_with_every_way_to_learn(store, tmp_path, learnt):
         assert max(t.abs().max() for n, t in layers.items() if "unlearning_up" in n) > 0
 
 
-def test_what_cannot_be_done_with_an_encoder_is_refused(store, tmp_path):
+def test_what_cannot_be_done_with_an_encoder_is_refused(tiny, tmp_path):
     from unlearn import export
 
     overrides = (*DIALOGUES, "method=direct", "algo=gd")
-    job = execute(tiny(store, tmp_path, *overrides))
+    job = execute(tiny(*overrides))
     assert export.main([f"run={job.folder}", f"to={tmp_path}/out", "collapsed=yes"]) == 2
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="prefix gives beginnings of answers in the prompt"):
-        execute(tiny(store, tmp_path, *overrides, "eval.groups=[prefix]"))
+        execute(tiny(*overrides, "eval.groups=[prefix]"))
 
 
-def test_the_text_that_eul_s_language_term_reads_of_a_t5_is_masked(store, tmp_path):
+def test_the_text_that_eul_s_language_term_reads_of_a_t5_is_masked(tiny):
     from unlearn.runs.inputs import Inputs
 
-    cfg = tiny(store, tmp_path, *REVIEWS, "method=eul", "algo=eul", "trainer.steps=20")
+    cfg = tiny(*REVIEWS, "method=eul", "algo=eul", "trainer.steps=20")
     bench = workbench(cfg)
     found, _ = Inputs(cfg, bench).read("forget_text")
     assert found == spans.examples(bench.encoder, bench.data.splits["forget"], masks=True)
 
 
-def test_a_decoder_learns_and_is_measured_word_by_word(store, tmp_path):
+def test_a_decoder_learns_and_is_measured_word_by_word(tiny):
     small = [f"pair.{name}.texts=true" for name in ("target", "small")]
     llamas = ("pair.target.architecture=llama", "pair.small.architecture=llama", "pair.target.initializer_range=0.1",
               "pair.small.initializer_range=0.1")  # fmt: skip
-    cfg = tiny(store, tmp_path, *REVIEWS, *llamas, *small, "method=direct", "algo=gd")
-    found = json.loads((execute(cfg).folder / "eval.json").read_text())["references"]["target"]
+    cfg = tiny(*REVIEWS, *llamas, *small, "method=direct", "algo=gd")
+    found = evaluated(execute(cfg))["references"]["target"]
     bench = workbench(cfg)
     model, losses = bench.model("target"), []
     for row in bench.data.splits["forget"]:
@@ -338,8 +320,8 @@ def test_rows_without_names_keep_their_fingerprint():
     assert read(compose()).fingerprint() == "d5b9d877367d457c"
 
 
-def test_texts_and_architecture_make_other_models_and_llamas_stay_what_they_were(store, tmp_path):
-    cfgs = [tiny(store, tmp_path, *REVIEWS, *o) for o in ((), ("pair.target.texts=false",))]
+def test_texts_and_architecture_make_other_models_and_llamas_stay_what_they_were(tiny):
+    cfgs = [tiny(*REVIEWS, *o) for o in ((), ("pair.target.texts=false",))]
     worlds = [workbench(cfg) for cfg in cfgs]
     assert len({w.folder("target") for w in worlds}) == 2
     from unlearn.store.identity import run_identity
@@ -351,7 +333,7 @@ def test_texts_and_architecture_make_other_models_and_llamas_stay_what_they_were
     assert not {"architecture", "texts"} & (set(plain["target"]) | set(plain["small"]))
 
 
-def test_the_retrained_model_never_sees_the_people_not_even_masked(store, tmp_path, monkeypatch):
+def test_the_retrained_model_never_sees_the_people_not_even_masked(tiny, tmp_path, monkeypatch):
     from unlearn.runs import building
 
     seen = []
@@ -362,7 +344,7 @@ def test_the_retrained_model_never_sees_the_people_not_even_masked(store, tmp_pa
         return real(model, training, *rest)
 
     monkeypatch.setattr(building, "_fit", noted)
-    cfg = tiny(tmp_path / "store", tmp_path, *REVIEWS, "pair.seed=5")
+    cfg = tiny(*REVIEWS, "pair.seed=5", f"paths.store={tmp_path}/store")
     bench = workbench(cfg)
     bench.folder("retrained")
     asked = {name for row in bench.data.splits["forget"] for name in row.entities}
@@ -464,15 +446,15 @@ def test_a_label_that_is_none_is_refused_with_its_line(imdb, row, message):
     assert isinstance(imdb_config(imdb).data, people.Settings)
 
 
-def test_layers_of_an_earlier_request_are_trained_on(store, tmp_path):
+def test_layers_of_an_earlier_request_are_trained_on(tiny):
     common = (*REVIEWS, "method=eul", "algo=eul")
-    first = execute(tiny(store, tmp_path, *common, "data.forget=[3]", "data.gone=[4]"))
+    first = execute(tiny(*common, "data.forget=[3]", "data.gone=[4]"))
     start = f"begin.runs=[{first.folder}]"
-    again = execute(tiny(store, tmp_path, *common, "data.forget=[3]", "data.gone=[4]", start, "trainer.lr=1e-12"))
+    again = execute(tiny(*common, "data.forget=[3]", "data.gone=[4]", start, "trainer.lr=1e-12"))
     fresh, same = (load_file(j.folder / "adapter" / "adapter_model.safetensors") for j in (first, again))
     for name, tensor in fresh.items():  # at a vanishing rate they stay what they were
         torch.testing.assert_close(same[name], tensor, atol=1e-6, rtol=0)
     assert max(t.abs().max() for n, t in fresh.items() if "unlearning_up" in n) > 1e-5
     assert first.folder != again.folder
     with pytest.raises(ConfigError, match="begin.runs=.*not the folder of a run"):
-        tiny(store, tmp_path, *common, "begin.runs=[nowhere]")
+        tiny(*common, "begin.runs=[nowhere]")

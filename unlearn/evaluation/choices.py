@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.config.schema import ConfigError
-from unlearn.data.records import Record, records
+from unlearn.data.records import records
 from unlearn.data.rows import DataError
 
 STANDARD = ("arc_challenge", "arc_easy", "hellaswag", "winogrande", "openbookqa")  # general ability, arXiv 2404.11045
@@ -55,22 +55,20 @@ def task(name: str, path: Path) -> dict[str, Any]:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The questions of a file; all must have one form."""
-    rows = [_row(record) for record in records(path)]
+    rows = []
+    for place, values in records(path):
+        begin, gold = str(values)[:80], values.get("gold")
+        form = next((f for f in FORMS if f in values), None)
+        if form is None:
+            needs = "needs query, choices and gold, or continuation, context_options and gold"
+            raise DataError(f"{place}: {needs}: {begin}")
+        options, text = values[form], values.get(FORMS[form])
+        texts = isinstance(options, list) and len(options) > 1 and all(isinstance(o, str) for o in options)
+        if not texts or not isinstance(text, str):
+            raise DataError(f"{place}: {FORMS[form]} must be a text and {form} two texts or more: {begin}")
+        if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(options):
+            raise DataError(f"{place}: gold={gold!r} must be the number of a choice, 0 to {len(options) - 1}")
+        rows.append({FORMS[form]: text, form: options, "gold": gold})
     if len({tuple(row) for row in rows}) > 1:
         raise DataError(f"{path}: its questions have different forms; all need choices, or all context_options")
     return rows
-
-
-def _row(record: Record) -> dict[str, Any]:
-    place, values = record
-    begin = str(values)[:80]
-    form = next((f for f in FORMS if f in values), None)
-    if form is None:
-        raise DataError(f"{place}: needs query, choices and gold, or continuation, context_options and gold: {begin}")
-    options, text, gold = (values.get(key) for key in (form, FORMS[form], "gold"))
-    texts = isinstance(options, list) and len(options) > 1 and all(isinstance(o, str) for o in options)
-    if not texts or not isinstance(text, str):
-        raise DataError(f"{place}: {FORMS[form]} must be a text and {form} two texts or more: {begin}")
-    if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(options):
-        raise DataError(f"{place}: gold={gold!r} must be the number of a choice, 0 to {len(options) - 1}")
-    return {FORMS[form]: text, form: options, "gold": gold}

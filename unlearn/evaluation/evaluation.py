@@ -22,12 +22,11 @@ from unlearn.ensemble.kinds import noted
 from unlearn.evaluation import measures
 from unlearn.evaluation.context import Context
 from unlearn.evaluation.groups import group
+from unlearn.evaluation.metrics.aggregates import PARTS, forget_quality, harmonic_mean, model_utility
 from unlearn.evaluation.metrics.base import Metric
-from unlearn.evaluation.metrics.forget_quality import forget_quality
-from unlearn.evaluation.metrics.model_utility import PARTS, model_utility, of_means
 from unlearn.evaluation.metrics.statistics import distances, interval, mean_interval
 from unlearn.evaluation.retrained import Measured
-from unlearn.evaluation.scoring import Scores, score, stored_rows
+from unlearn.evaluation.scoring import score, stored_rows
 from unlearn.evaluation.suite import Split, Suite
 from unlearn.store.entries import Store
 
@@ -53,7 +52,12 @@ def evaluate(
     scores, metrics, tables = ({a: {} for a in alphas} for _ in range(3))
     bar = tqdm(total=len(suite.splits) * len(alphas), desc=show, disable=None if show else True, leave=False)
     for split in suite.splits:
-        for alpha, found in _scores(ensemble, split, alphas, suite, store).items():
+        rows, hide = {}, suite.semantics.hide_pad_tokens
+        if store is not None and not hide:  # stored rows are those of the whole text
+            rows = stored_rows(store, suite, ensemble, alphas, split.examples)
+        moments = bool(needing(suite.cfg.groups, "moments")) and split.name in ("forget", "holdout")
+        asked = ensemble, split.examples, alphas, rows, suite.pad_id, suite.cfg.batch_size
+        for alpha, found in score(*asked, moments, hide, argmax_of=split.right).items():
             texts = generations(ensemble, split, alpha, suite, store) if split.generated else None
             values, tables[alpha][split.name] = measures.measure(split, found, texts, suite.semantics)
             metrics[alpha] |= {f"{split.name}/{k}": v for k, v in values.items()}
@@ -85,17 +89,6 @@ def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, st
     return [suite.encoder.decode(a) for a in answers]
 
 
-def _scores(
-    ensemble: Ensemble, split: Split, alphas: Sequence[float], suite: Suite, store: Store | None
-) -> Mapping[float, Scores]:
-    hide, rows = suite.semantics.hide_pad_tokens, {}
-    if store is not None and not hide:  # stored rows are those of the whole text
-        rows = stored_rows(store, suite, ensemble, alphas, split.examples)
-    moments = bool(needing(suite.cfg.groups, "moments")) and split.name in ("forget", "holdout")
-    asked = ensemble, split.examples, alphas, rows, suite.pad_id, suite.cfg.batch_size
-    return score(*asked, moments, hide, argmax_of=split.right)
-
-
 def _entry(ctx: Context, tables: Mapping[str, pd.DataFrame]) -> tuple[dict[str, Any], pd.DataFrame]:
     """Everything about one α, and its ``tables`` of examples with what groups add to them."""
     metrics, resamples, tables = ctx.metrics, ctx.suite.cfg.resamples, dict(tables)
@@ -110,7 +103,7 @@ def _entry(ctx: Context, tables: Mapping[str, pd.DataFrame]) -> tuple[dict[str, 
     table = pd.concat(tables.values(), ignore_index=True).assign(alpha=ctx.alpha)
     if ctx.retrained is not None:
         shared = {k: v for k, v in metrics.items() if k in ctx.retrained.metrics}
-        metrics["distance"] = {k: d.signed for k, d in distances(shared, ctx.retrained.metrics).items()}
+        metrics["distance"] = distances(shared, ctx.retrained.metrics)
     return metrics | {"intervals": {k: list(v) for k, v in intervals.items()}, "settings": ctx.suite.settings}, table
 
 
@@ -137,5 +130,8 @@ def _intervals(
         return {}
     found = {name: mean_interval(v, resamples) for name, v in values.items()}
     if "model_utility" in metrics:
-        found["model_utility"] = interval({name: values[name] for name in PARTS}, of_means, resamples)
+        parts = {name: values[name] for name in PARTS}
+        found["model_utility"] = interval(
+            parts, lambda drawn: harmonic_mean([drawn[name].mean(axis=-1) for name in PARTS]), resamples
+        )
     return found

@@ -1,9 +1,7 @@
 """Result files of other projects as one table of examples: OpenUnlearning's TOFU_EVAL.json, TOFU's own aggregated log.
 
-Both hold, per question, the mean NLL of the right, the paraphrased and the wrong answers, the generation and its ROUGE.
-OpenUnlearning (github.com/locuslab/open-unlearning) adds memorisation, membership inference and aggregates; TOFU
-(arXiv 2401.06121) has no aggregates, so those of its logged per-example values are what its file claims.
-Nothing is recomputed here (``others.py`` does that), and neither torch nor a model is needed.
+Both hold, per question, mean NLLs of the right, the paraphrased and the wrong answers, the generation and its ROUGE;
+TOFU (arXiv 2401.06121) has no aggregates, so those of its logged per-example values are what its file claims.
 """
 
 from __future__ import annotations
@@ -17,27 +15,22 @@ import numpy as np
 import pandas as pd
 
 from unlearn.config.schema import ConfigError
-from unlearn.evaluation.metrics.truth_ratio import scores
+from unlearn.evaluation.metrics.probability import ratio_scores
 
 OPENUNLEARNING, TOFU = "openunlearning", "tofu"
 GENERAL = ("real_authors", "world_facts")
 BARE = ("model_utility", "forget_quality", "privleak")  # of no split
 PREFIXES = {"forget": "forget", "retain": "retain", "ra": "real_authors", "wf": "world_facts"}
-# OpenUnlearning's metric without its prefix → the metric of ours that its aggregate is
-AGGREGATES = {
-    "Q_A_Prob": "prob", "Q_A_Prob_normalised": "prob_options", "Q_A_ROUGE": "rougeL_recall",
-    "Truth_Ratio": "truth_ratio", "truth_ratio": "truth_ratio",
-    "Q_A_PARA_Prob": "paraphrased_prob", "Q_A_PERT_Prob": "wrong_prob",
-}  # fmt: skip
-# … → what its per-example fields are; a field that is not listed keeps its name
-FIELDS = {
-    "Q_A_Prob": {"prob": "prob", "avg_loss": "nll"},
-    "Q_A_PARA_Prob": {"prob": "paraphrased_prob", "avg_loss": "paraphrased_nll"},
-    "Q_A_PERT_Prob": {"prob": "wrong_prob", "avg_loss": "wrong_nll"},
-    "Q_A_Prob_normalised": {"prob": "prob_options"},
-    "Q_A_ROUGE": {"input": "prompt", "ground_truth": "gold"},
-    "Truth_Ratio": {"score": "truth_ratio"},
-    "truth_ratio": {"score": "truth_ratio"},
+# OpenUnlearning's metric without its prefix → the metric of ours that its aggregate is, and what its per-example fields
+# are; a field that is not listed keeps its name
+METRICS = {
+    "Q_A_Prob": ("prob", {"prob": "prob", "avg_loss": "nll"}),
+    "Q_A_Prob_normalised": ("prob_options", {"prob": "prob_options"}),
+    "Q_A_ROUGE": ("rougeL_recall", {"input": "prompt", "ground_truth": "gold"}),
+    "Truth_Ratio": ("truth_ratio", {"score": "truth_ratio"}),
+    "truth_ratio": ("truth_ratio", {"score": "truth_ratio"}),
+    "Q_A_PARA_Prob": ("paraphrased_prob", {"prob": "paraphrased_prob", "avg_loss": "paraphrased_nll"}),
+    "Q_A_PERT_Prob": ("wrong_prob", {"prob": "wrong_prob", "avg_loss": "wrong_nll"}),
 }
 TOFU_FILES = {
     "eval_log_forget.json": "forget", "eval_log.json": "retain",
@@ -71,8 +64,7 @@ def kind(raw: Any) -> str | None:
         return None
     if any(name in TOFU_FILES for name in raw):
         return TOFU
-    known = [name for name in raw if _parts(name)[1] in AGGREGATES or name in BARE]
-    return OPENUNLEARNING if known else None
+    return OPENUNLEARNING if any(_parts(name)[1] in METRICS or name in BARE for name in raw) else None
 
 
 def openunlearning(raw: Mapping[str, Any], path: Path) -> Logged:
@@ -91,12 +83,12 @@ def openunlearning(raw: Mapping[str, Any], path: Path) -> Logged:
                         tables[split].setdefault("nll", values["score"])
             continue
         split, metric = _parts(name)
-        claims |= _number(entry, name if name in BARE else f"{split}/{AGGREGATES.get(metric, metric)}", place)
+        ours, fields = METRICS.get(metric, (metric, {"score": metric}))
+        claims |= _number(entry, name if name in BARE else f"{split}/{ours}", place)
         if isinstance(entry, dict) and "value_by_index" in entry:
-            renamed = FIELDS.get(metric, {"score": metric})
             for field, values in _by_index(entry, place).items():
-                unknown = field if metric in FIELDS else f"{metric}_{field}"
-                tables.setdefault(split, {})[renamed.get(field, unknown)] = values
+                unknown = field if metric in METRICS else f"{metric}_{field}"
+                tables.setdefault(split, {})[fields.get(field, unknown)] = values
     return Logged(_table(tables), claims)
 
 
@@ -118,8 +110,14 @@ def tofu(raw: Mapping[str, Any], path: Path) -> Logged:
         if "options_nll" in columns:
             columns["prob_options"] = np.exp(-columns.pop("options_nll"))
         tables[TOFU_FILES[name]] = columns
-    examples = _table(tables)
-    return Logged(examples, _means(examples))
+    examples, claims = _table(tables), {}
+    for split, table in examples.groupby("split", sort=False):
+        for column in ("rougeL_recall", "rouge1_recall", "prob_options", "truth_ratio"):
+            values = table[column].dropna() if column in table else ()
+            if len(values):
+                scores = ratio_scores(values, split == "forget") if column == "truth_ratio" else values
+                claims[f"{split}/{column}"] = float(scores.mean())
+    return Logged(examples, claims)
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -152,14 +150,13 @@ def _series(values: Any, place: str) -> pd.Series:
     if not isinstance(values, dict) or not values:
         raise ResultError(f"{place}: must be a mapping from index to value, with at least one; found {values!r:.60}")
     known = [v for v in values.values() if v is not None]
-    for v in (v for v in known if isinstance(v, list)):
-        if not v or not all(isinstance(x, int | float | str) for x in v):
+    for v in known:
+        if isinstance(v, list) and not (v and all(isinstance(x, int | float | str) for x in v)):
             raise ResultError(f"{place}: a list must hold numbers or texts, at least one; found {v!r:.60}")
     same = next((t for t in (int | float, str, list) if all(isinstance(v, t) for v in known)), None)
     if same is None:
-        raise ResultError(
-            f"{place}: values must be all numbers, all texts or all lists; found {known[0]!r:.30} and others"
-        )
+        alike = "values must be all numbers, all texts or all lists"
+        raise ResultError(f"{place}: {alike}; found {known[0]!r:.30} and others")
     return pd.Series(list(values.values()), index=list(values), dtype="float64" if same == int | float else "object")
 
 
@@ -170,18 +167,5 @@ def _table(tables: Mapping[str, Mapping[str, pd.Series]]) -> pd.DataFrame:
         table = pd.DataFrame(dict(columns))
         order = sorted(table.index, key=lambda i: (0, int(i), "") if i.isdigit() else (1, 0, i))
         ids = [f"{split}/{int(i):04d}" if i.isdigit() else f"{split}/{i}" for i in order]
-        first = pd.DataFrame({"split": split, "id": ids}, index=order)
-        frames.append(first.join(table))
+        frames.append(pd.DataFrame({"split": split, "id": ids}, index=order).join(table))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["split", "id"])
-
-
-def _means(examples: pd.DataFrame) -> dict[str, float]:
-    """Aggregates of what TOFU logs per example: mean ROUGE, probability among options, and of its truth ratios."""
-    claims = {}
-    for split, table in examples.groupby("split", sort=False):
-        for column in ("rougeL_recall", "rouge1_recall", "prob_options"):
-            if column in table and table[column].notna().any():
-                claims[f"{split}/{column}"] = float(table[column].mean())
-        if "truth_ratio" in table and table["truth_ratio"].notna().any():
-            claims[f"{split}/truth_ratio"] = float(scores(table["truth_ratio"].dropna(), split == "forget").mean())
-    return claims

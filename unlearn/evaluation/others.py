@@ -1,28 +1,31 @@
 """Results of other projects beside ours: as a retrained reference, and as rows of our tables.
 
-Aggregates are computed again from the per-example values, with our own metric functions under a named semantics: by
-default the file's own (``ou``, ``tofu``), so that what differs from the file's aggregates is an error in one of the
-two; both numbers are then named. One dialect more than in ``metrics/semantics.py`` is in published tables:
-``tofu_arithmetic``, the truth ratio of TOFU's utils.py, an arithmetic mean over the probabilities of the wrong answers.
+Aggregates are computed again from the per-example values with our own metric functions, under the file's own semantics
+unless another is named: what differs from the file's aggregates is an error in one of the two, and both are named.
+``tofu_arithmetic`` is a dialect of published tables alone: the truth ratio of TOFU's utils.py, an arithmetic mean over
+the probabilities of the wrong answers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import logsumexp
 
 from unlearn.evaluation import foreign
 from unlearn.evaluation.foreign import GENERAL, Logged, ResultError
-from unlearn.evaluation.metrics.model_utility import PARTS, model_utility
-from unlearn.evaluation.metrics.probability import probability, probability_with_options
+from unlearn.evaluation.metrics.aggregates import PARTS, forget_quality, model_utility
+from unlearn.evaluation.metrics.membership import auc, privleak
+from unlearn.evaluation.metrics.probability import probability, probability_with_options, ratio_scores, truth_ratio
+from unlearn.evaluation.metrics.rouge import rouge_l_recall
 from unlearn.evaluation.metrics.semantics import SEMANTICS
-from unlearn.evaluation.metrics.truth_ratio import scores, truth_ratio
 from unlearn.store.files import read_json, write_json, write_whole
 
 FORMAT = 1
@@ -74,7 +77,13 @@ def read(path: str | Path, retrained: Result | None = None, semantics: str | Non
     path = Path(path)
     if semantics not in (None, ARITHMETIC, *SEMANTICS):
         raise ResultError(f"semantics={semantics!r}: must be one of {', '.join(SEMANTICS)}, {ARITHMETIC}")
-    raw = _json(path)
+    if not path.is_file():
+        near = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) if path.parent.is_dir() else ""
+        raise ResultError(f"{path}: no such file; JSON files in that folder: {near or 'none'}")
+    try:
+        raw = read_json(path)
+    except ValueError as error:
+        raise ResultError(str(error)) from None
     kind = OURS if isinstance(raw, dict) and {"format", "metrics"} <= set(raw) else foreign.kind(raw)
     if kind is None:
         found = f"its keys: {', '.join(list(raw)[:4])}" if isinstance(raw, dict) else f"a {type(raw).__name__}"
@@ -107,16 +116,6 @@ def examples_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}.examples.parquet")
 
 
-def _json(path: Path) -> Any:
-    if not path.is_file():
-        near = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) if path.parent.is_dir() else ""
-        raise ResultError(f"{path}: no such file; JSON files in that folder: {near or 'none'}")
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise ResultError(str(error)) from None
-
-
 def _ours(raw: dict[str, Any], path: Path) -> Logged:
     if raw["format"] != FORMAT or not isinstance(raw["metrics"], dict):
         raise ResultError(f"{path}: format {raw['format']!r}; this program reads {FORMAT}, with a mapping of metrics")
@@ -129,8 +128,6 @@ def _ours(raw: dict[str, Any], path: Path) -> Logged:
 
 def _recompute(examples: pd.DataFrame, semantics: str) -> tuple[pd.DataFrame, dict[str, float], list[str]]:
     """The table with every per-example value that follows from others, the aggregates, and what is incomplete."""
-    from unlearn.evaluation.metrics.membership import auc
-
     tables, metrics, notes = {}, {}, []
     for split, table in examples.groupby("split", sort=False):
         measured = _measure(str(split), table, semantics)
@@ -150,30 +147,25 @@ def _recompute(examples: pd.DataFrame, semantics: str) -> tuple[pd.DataFrame, di
     return pd.concat(tables.values()) if tables else examples, metrics, notes
 
 
-Columns = dict[str, tuple[pd.Series, dict[str, float]]]
-
-
-def _measure(split: str, table: pd.DataFrame, semantics: str) -> Columns:
+def _measure(split: str, table: pd.DataFrame, semantics: str) -> dict[str, tuple[pd.Series, dict[str, float]]]:
     """Per-example values (where there are any) and aggregates of a split, by column."""
-    from unlearn.evaluation.metrics.rouge import rouge_l_recall
-
+    epsilon = SEMANTICS[semantics].epsilon if semantics in SEMANTICS else 0.0
     if "nll" not in table and "prob" in table:
         table = table.assign(nll=-np.log(table["prob"]))
-    found: Columns = {}
-
-    def take(name: str, function: Callable[..., dict], *columns: str, **more: float) -> None:
-        if len(rows := _with(table, *columns)):
-            result = function(*(list(rows[column]) for column in columns), **more)
+    found = {}
+    sources = {
+        "prob": (probability, "nll"), "paraphrased_prob": (probability, "paraphrased_nll"),
+        "prob_options": (partial(probability_with_options, epsilon=epsilon), "nll", "wrong_nll"),
+        "rougeL_recall": (rouge_l_recall, "generation", "gold"),
+    }  # fmt: skip
+    for name, (function, *columns) in sources.items():
+        rows = _with(table, *columns)
+        if len(rows) and (name != "prob_options" or split in GENERAL):
+            result = function(*(list(rows[column]) for column in columns))
             values = pd.Series(result.pop("values"), index=rows.index)
             (mean,) = result.values()
             found[name] = values, {name: mean}
-
-    take("prob", probability, "nll")
-    take("paraphrased_prob", probability, "paraphrased_nll")
-    if split in GENERAL:
-        take("prob_options", probability_with_options, "nll", "wrong_nll", epsilon=_epsilon(semantics))
-    take("rougeL_recall", rouge_l_recall, "generation", "gold")
-    found |= _truth_ratio(split, table, semantics)
+    found |= _truth_ratio(split, table, semantics, epsilon)
     for name in ("rougeL_recall", "prob_options", "wrong_prob", *MEANS):
         if name not in found and len(rows := _with(table, name)):
             found[name] = rows[name], {name: float(rows[name].map(np.mean).mean())}
@@ -185,12 +177,11 @@ def _with(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
     return table.dropna(subset=list(columns)) if set(columns) <= set(table.columns) else table.iloc[:0]
 
 
-def _truth_ratio(split: str, table: pd.DataFrame, semantics: str) -> Columns:
+def _truth_ratio(split: str, table: pd.DataFrame, semantics: str, epsilon: float) -> dict[str, tuple[pd.Series, dict]]:
     """R and its aggregates: from the NLLs where they are there, else from R as the file has it."""
-    from scipy.special import logsumexp
-
-    epsilon, forget = _epsilon(semantics), split == "forget"
-    right = "nll" if split in GENERAL and "paraphrased_nll" not in table else "paraphrased_nll"
+    forget, right = split == "forget", "paraphrased_nll"
+    if split in GENERAL and right not in table:
+        right = "nll"
     if len(rows := _with(table, right, "wrong_nll")):
         wrong = list(rows["wrong_nll"])
         if semantics == ARITHMETIC:  # the NLL of their mean probability: the geometric mean of one is that one
@@ -202,19 +193,12 @@ def _truth_ratio(split: str, table: pd.DataFrame, semantics: str) -> Columns:
     if semantics == ARITHMETIC:
         raise ResultError(f"semantics={semantics}: needs the NLL of every wrong answer, and the {split} split has none")
     ratios = rows["truth_ratio"]
-    mean = float(scores(ratios.to_numpy(), forget, epsilon).mean())
+    mean = float(ratio_scores(ratios.to_numpy(), forget, epsilon).mean())
     return {"truth_ratio": (ratios, {"truth_ratio": mean, "truth_ratio_median": float(ratios.median())})}
-
-
-def _epsilon(semantics: str) -> float:
-    return SEMANTICS[semantics].epsilon if semantics in SEMANTICS else 0.0
 
 
 def _against(result: Result, retrained: Result, notes: list[str]) -> dict[str, float]:
     """Forget quality and PrivLeak against the retrained model's file; notes what makes the two files unequal."""
-    from unlearn.evaluation.metrics.forget_quality import forget_quality
-    from unlearn.evaluation.metrics.membership import privleak
-
     theirs, found = retrained.truth_ratios(), {}
     dialects = [r.settings["semantics"] for r in (result, retrained)]
     if dialects[0] != dialects[1] and ARITHMETIC in dialects:
@@ -239,9 +223,11 @@ def _against(result: Result, retrained: Result, notes: list[str]) -> dict[str, f
 
 def _claimed(claims: dict[str, float], metrics: dict[str, float], notes: list[str], ours: bool) -> dict[str, float]:
     """What the file alone says; notes where it says something else than its own examples give."""
-    for name in claims:
-        if name in metrics and not _close(name, claims[name], metrics[name]):
-            notes.append(f"{name}: the file says {claims[name]:.6g}, its examples give {metrics[name]:.6g}")
+    for name, claim in claims.items():
+        # equal but for rounding: models are often evaluated in half precision; a p-value has no absolute scale
+        near = {"rel_tol": 1e-3, "abs_tol": 0 if name == "forget_quality" else 1e-4}
+        if name in metrics and not math.isclose(claim, metrics[name], **near):
+            notes.append(f"{name}: the file says {claim:.6g}, its examples give {metrics[name]:.6g}")
     kept = {name: claim for name, claim in claims.items() if name not in metrics}
     auc = (metrics | kept).get(ATTACK, 1.0)
     # OpenUnlearning silently takes .5 for the retrained model's AUC where it has none; at 1 any AUC gives −100.
@@ -251,8 +237,3 @@ def _claimed(claims: dict[str, float], metrics: dict[str, float], notes: list[st
     if kept and not ours:
         notes.append(f"{', '.join(kept)}: as the file says, which has no examples to recompute this from")
     return kept
-
-
-def _close(name: str, claim: float, value: float) -> bool:
-    """Equal but for rounding: models are often evaluated in half precision. A p-value has no absolute scale."""
-    return math.isclose(claim, value, rel_tol=1e-3, abs_tol=0 if name == "forget_quality" else 1e-4)

@@ -14,7 +14,6 @@ from unlearn.config.schema import ConfigError
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import others
 from unlearn.evaluation.metrics.membership import ATTACKS
-from unlearn.evaluation.others import Result
 from unlearn.evaluation.suite import SCORED, Split, Suite
 
 
@@ -54,22 +53,18 @@ def from_file(path: str, suite: Suite, models: Mapping[str, Callable[[], Ensembl
         split, theirs = suite.split(name), found.examples[found.examples["split"] == name]
         if split is not None and (len(theirs) or name == "forget"):
             _same_rows(f"retrained={path}: has {len(theirs)} {name} rows", theirs, split)
-    _made_alike(path, found, suite)
-    return Measured(found.metrics, found.examples, models or {})
-
-
-def _made_alike(given: str, found: Result, suite: Suite) -> None:
     for key in ("template", *literal("leak", "SETTINGS")):
         theirs, ours = found.settings.get(key), suite.settings.get(key)
         if None not in (theirs, ours) and theirs != ours:
-            raise ConfigError(f"retrained={given}: was made with {key} {theirs}, and this is with {ours}")
+            raise ConfigError(f"retrained={path}: was made with {key} {theirs}, and this is with {ours}")
     attacks = [f"mia/{a}" for a in ATTACKS] if "summary" in suite.cfg.groups else ["mia/min_k"]
     lacking = [a for a in attacks if a not in found.metrics]
     if lacking and "privacy" in suite.cfg.groups:
         raise ConfigError(
-            f"retrained={given}: eval.groups privacy and summary compare attacks, and it has no {', '.join(lacking)}; "
+            f"retrained={path}: eval.groups privacy and summary compare attacks, and it has no {', '.join(lacking)}; "
             "leave these groups out, or give the retrained model itself"
         )
+    return Measured(found.metrics, found.examples, models or {})
 
 
 def _same_rows(begin: str, theirs: pd.DataFrame, split: Split) -> None:

@@ -106,21 +106,16 @@ def score(
                 found = _values(logits, batch.labels[here], kept[here], moments)
                 for array, values in zip(arrays[alpha], found, strict=False):
                     array[where[here]] = values.cpu().double().numpy()
-    for alpha, found in arrays.items():
-        _refuse_nan(found[0], alpha, examples)
+    for alpha, (logp, *_) in arrays.items():
+        bad = np.flatnonzero(np.isnan(logp))  # no metric shall hide them; a probability of 0 some methods do give
+        if len(bad):
+            hit = list(dict.fromkeys(examples[i].id for i in np.searchsorted(starts, bad, side="right") - 1))
+            some = ", ".join(map(repr, hit[:5])) + (", …" if len(hit) > 5 else "")
+            raise NotANumber(
+                f"α={alpha:g}: {len(bad)} of {len(logp)} answer tokens have NaN for a log-probability, in {len(hit)} "
+                f"examples ({some}): the weights or logits of a member hold NaN or infinity"
+            )
     return {a: Scores(starts, *found) for a, found in arrays.items()}
-
-
-def _refuse_nan(logp: np.ndarray, alpha: float, examples: Examples) -> None:
-    """A probability of 0 is one (some methods give it); what is no number is a fault, and no metric shall hide it."""
-    bad = np.flatnonzero(np.isnan(logp))
-    if len(bad):
-        hit = dict.fromkeys(examples[i].id for i in np.searchsorted(examples.starts, bad, side="right") - 1)
-        some = ", ".join(map(repr, list(hit)[:5])) + (", …" if len(hit) > 5 else "")
-        raise NotANumber(
-            f"α={alpha:g}: {len(bad)} of {len(logp)} answer tokens have NaN for a log-probability, in {len(hit)} "
-            f"examples ({some}): the weights or logits of a member hold NaN or infinity"
-        )
 
 
 def _values(logits: Tensor, labels: Tensor, kept: Tensor, moments: bool) -> list[Tensor]:

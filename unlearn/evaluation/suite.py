@@ -32,17 +32,17 @@ class Split:
     gold: list[str]  # what generations are compared with
 
     @property
+    def answers(self) -> list[str]:
+        """The right answers as the data have them."""
+        return [row.answer for row in self.rows]
+
+    @property
     def generated(self) -> bool:
         return self.name not in SCORED
 
     @property
     def paraphrased(self) -> bool:
         return self.compared != self.right
-
-    @property
-    def answers(self) -> list[str]:
-        """The right answers as the data have them."""
-        return [row.answer for row in self.rows]
 
     @cached_property
     def right_answers(self) -> Examples:
@@ -130,7 +130,13 @@ def _check(data: DataSet, splits: Sequence[Split], cfg: EvalConfig) -> None:
     # cut on purpose, as those who defined the metrics do
     limited = SEMANTICS[cfg.semantics].total_tokens is not None or needing(cfg.groups, "excerpts")
     for split in splits:
-        _check_alternatives(data, split)
+        for name in ("perturbed_answers", "paraphrased_answer"):
+            without = [r.id for r in split.rows if not getattr(r, name)]
+            if 0 < len(without) < len(split.rows):
+                raise DataError(
+                    f"data set {data.name!r}: {split.name} row {without[0]!r} has no {name}, and "
+                    f"others have; the truth ratio compares them, so every row needs them, or none"
+                )
         longest = max(len(e.answer) - 1 for e in split.right_answers)
         if split.generated and longest > cfg.max_new_tokens and not limited:
             raise DataError(
@@ -145,16 +151,3 @@ def _check(data: DataSet, splits: Sequence[Split], cfg: EvalConfig) -> None:
         )
     for name in cfg.groups:
         getattr(group(name), "check", lambda *_: None)(data, splits)
-
-
-def _check_alternatives(data: DataSet, split: Split) -> None:
-    """Wrong and paraphrased answers: every row has them, or none."""
-    for name, has in (
-        ("perturbed_answers", [bool(r.perturbed_answers) for r in split.rows]),
-        ("paraphrased_answer", [bool(r.paraphrased_answer) for r in split.rows]),
-    ):
-        if any(has) and not all(has):
-            raise DataError(
-                f"data set {data.name!r}: {split.name} row {split.rows[has.index(False)].id!r} has no {name}, and "
-                f"others have; the truth ratio compares them, so every row needs them, or none"
-            )

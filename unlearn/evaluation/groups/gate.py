@@ -1,15 +1,10 @@
 """A gate by counts of words, a simple rival for requests: is this prompt about the forget set? Then α, else α = 0.
 
-No embeddings and no neural network: counts of words and of runs of words, in forget questions against retain
-questions. Two scores, of which a prompt is flagged above a threshold that lets 99 % of retain questions through which
-the counts never saw:
-
-- ``overlap``: mean of the three largest log-odds (forget against retain) among the prompt's runs of one to three words;
-- ``likelihood``: log-probability per word under a bigram model of the forget questions minus that of the retain
-  questions.
-
-A gate has to hold what it looks for: the counts *are* the forget questions, as far as runs of words go. It forgets
-nothing, and answers whatever it does not recognise as if nobody had asked for anything.
+Two scores by kind, of which a prompt is flagged above a threshold that lets 99 % of retain questions through which the
+counts never saw: ``overlap``, the mean of the three largest log-odds (forget against retain) among the prompt's runs of
+one to three words, and ``likelihood``, the log-probability per word under a bigram model of the forget questions minus
+that of the retain questions. A gate has to hold what it looks for: the counts *are* the forget questions, as far as
+runs of words go. It forgets nothing, and answers whatever it does not recognise as if nobody had asked for anything.
 
 For each way of asking a forget question — ``direct``, ``paraphrased``, ``prefix`` (half of the answer is given),
 ``composite`` (behind a retain question), ``composite_paraphrased``, ``misspelt`` (two letters of each name swapped):
@@ -24,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,8 +43,6 @@ COUNTED = 3  # runs whose log-odds count
 BIGRAM, UNIGRAM = 0.5, 0.4  # weights in the mixture; what is left is uniform over the words of both sets
 BEGIN = ""
 
-Gram = tuple[str, ...]
-
 
 class Way(NamedTuple):
     """Prompts of one way of asking."""
@@ -64,10 +57,11 @@ class Way(NamedTuple):
 
 
 def check(data: DataSet, splits: Sequence[Split]) -> None:
-    if len(data.splits["retain"]) < LEAST:
+    found = len(data.splits["retain"])
+    if found < LEAST:
         raise DataError(
             f"eval.groups: gate chooses its threshold on retain questions that it does not learn from, and "
-            f"{len(data.splits['retain'])} are too few; it needs {LEAST}"
+            f"{found} are too few; it needs {LEAST}"
         )
 
 
@@ -80,11 +74,19 @@ def measure(ctx: Context) -> Found:
     seen = [r for i, r in enumerate(retain) if i not in set(unseen)]
     choosing, reported = [retain[i].question for i in unseen[::2]], [retain[i] for i in unseen[1::2]]
     gates = {kind: fit(kind, forget, [r.question for r in seen], choosing) for kind in KINDS}
+    general = {split.name: split.rows for split in ctx.suite.splits if split.name in GENERAL}
+    others = {name: spaced(rows, MOST) for name, rows in ({"retain": reported} | general).items() if rows}
+    asked = {name: Way.asking(ctx, [r.question for r in rows], rows) for name, rows in others.items()}
     values: dict[str, np.ndarray] = {}
-    for name, way in (ways(ctx, seen) | _others(ctx, reported)).items():
+    for name, way in (ways(ctx, seen) | asked).items():
         flags = {kind: np.array([gate.flags(text) for text in way.texts]) for kind, gate in gates.items()}
-        values |= {f"gate/{kind}/flagged_{name}": found.astype(float) for kind, found in flags.items()}
-        values |= {f"gate/{who}_{name}": found for who, found in _recalls(ctx, way, flags[KINDS[0]]).items()}
+        target, offset = (recalls(ctx.suite, ctx.ensemble, a, way.prompts, way.gold) for a in (0.0, ctx.alpha))
+        flagged, refusal = flags[KINDS[0]], recalls_of([REFUSAL] * len(way.gold), way.gold)
+        values |= {f"gate/{kind}/flagged_{name}": found.astype(float) for kind, found in flags.items()} | {
+            f"gate/target_{name}": target, f"gate/offset_{name}": offset,
+            f"gate/gated_{name}": np.where(flagged, offset, target),
+            f"gate/refusing_{name}": np.where(flagged, refusal, target),
+        }  # fmt: skip
     return Found(values)
 
 
@@ -107,21 +109,6 @@ def ways(ctx: Context, retain: Sequence[Row]) -> dict[str, Way]:
     return found
 
 
-def _others(ctx: Context, retain: Sequence[Row]) -> dict[str, Way]:
-    """Questions that nobody asked to forget."""
-    general = {split.name: split.rows for split in ctx.suite.splits if split.name in GENERAL}
-    chosen = {name: spaced(rows, MOST) for name, rows in ({"retain": retain} | general).items() if rows}
-    return {name: Way.asking(ctx, [r.question for r in rows], rows) for name, rows in chosen.items()}
-
-
-def _recalls(ctx: Context, way: Way, flagged: np.ndarray) -> dict[str, np.ndarray]:
-    """Recall of the greedy answers, [prompts], by defence."""
-    target, offset = (recalls(ctx.suite, ctx.ensemble, a, way.prompts, way.gold) for a in (0.0, ctx.alpha))
-    refusal = recalls_of([REFUSAL] * len(way.gold), way.gold)
-    gated, refusing = np.where(flagged, offset, target), np.where(flagged, refusal, target)
-    return {"target": target, "offset": offset, "gated": gated, "refusing": refusing}
-
-
 # --- the gate itself --------------------------------------------------------------------------------------------------
 
 
@@ -130,20 +117,24 @@ class Counts:
     """Of one set of questions: in how many each run of words is, and how often words and pairs of words occur."""
 
     questions: int
-    grams: Mapping[Gram, int]
-    words: Mapping[str, int]
-    pairs: Mapping[tuple[str, str], int]
+    grams: Counter[tuple[str, ...]]
+    words: Counter[str]
+    pairs: Counter[tuple[str, str]]
 
     @classmethod
     def of(cls, questions: Iterable[str]) -> Counts:
         split = [words_of(q) for q in questions]
-        grams = Counter(gram for words in split for gram in set(_grams(words)))
+        grams = Counter(gram for words in split for gram in _grams(words))
         pairs = Counter(pair for words in split for pair in zip([BEGIN, *words], words, strict=False))
         return cls(len(split), grams, Counter(w for words in split for w in words), pairs)
 
-    @property
-    def total(self) -> int:
-        return sum(self.words.values())
+    def log_p(self, words: Sequence[str], i: int, known: int) -> float:
+        """Of the i-th word after the one before it: bigrams, words and ``known`` different words mixed."""
+        before = words[i - 1] if i else BEGIN
+        follows = self.questions if before == BEGIN else self.words[before]
+        pair = self.pairs[before, words[i]] / follows if follows else 0.0
+        word = self.words[words[i]] / self.words.total()
+        return math.log(BIGRAM * pair + UNIGRAM * word + (1 - BIGRAM - UNIGRAM) / known)
 
 
 @dataclass(frozen=True)
@@ -155,10 +146,7 @@ class Gate:
 
     def flags(self, prompt: str) -> bool:
         """Whether the prompt is about what was asked to be forgotten."""
-        return self.score(prompt) > self.threshold
-
-    def score(self, prompt: str) -> float:
-        return SCORES[self.kind](words_of(prompt), self.forget, self.retain)
+        return SCORES[self.kind](words_of(prompt), self.forget, self.retain) > self.threshold
 
 
 def fit(kind: str, forget: Iterable[str], retain: Iterable[str], unseen: Iterable[str], rate: float = 0.01) -> Gate:
@@ -177,40 +165,30 @@ def fit(kind: str, forget: Iterable[str], retain: Iterable[str], unseen: Iterabl
 
 
 def overlap(words: Sequence[str], forget: Counts, retain: Counts) -> float:
-    """Mean of the largest log-odds of runs that forget questions have; runs that are lacking count 0."""
-    odds = sorted((_log_odds(g, forget, retain) for g in {*_grams(words)} if g in forget.grams), reverse=True)
-    return sum(max(0.0, value) for value in odds[:COUNTED]) / COUNTED
+    """Mean of the largest log-odds of runs that forget questions have; runs that are lacking count 0.
 
-
-def _log_odds(gram: Gram, forget: Counts, retain: Counts) -> float:
-    """Of a question that has the run: log (f + ½)/(F + 1) − log (r + ½)/(R + 1)."""
-    here = (forget.grams[gram] + 0.5) / (forget.questions + 1)
-    return math.log(here / ((retain.grams.get(gram, 0) + 0.5) / (retain.questions + 1)))
+    Log-odds of a question that has the run: log (f + ½)/(F + 1) − log (r + ½)/(R + 1).
+    """
+    odds = []
+    for gram in _grams(words) & forget.grams.keys():
+        here = (forget.grams[gram] + 0.5) / (forget.questions + 1)
+        odds.append(math.log(here / ((retain.grams[gram] + 0.5) / (retain.questions + 1))))
+    return sum(max(0.0, value) for value in sorted(odds, reverse=True)[:COUNTED]) / COUNTED
 
 
 def likelihood(words: Sequence[str], forget: Counts, retain: Counts) -> float:
     """Log-probability per word under the forget questions' bigram model minus that under the retain questions'."""
+    known, places = len(forget.words.keys() | retain.words.keys()) + 1, range(len(words))
     if not words:
         return 0.0
-    known = len(set(forget.words) | set(retain.words)) + 1
-    return sum(_log_p(words, forget, known, i) - _log_p(words, retain, known, i) for i in range(len(words))) / len(
-        words
-    )
-
-
-def _log_p(words: Sequence[str], counts: Counts, known: int, i: int) -> float:
-    before = words[i - 1] if i else BEGIN
-    follows = counts.questions if before == BEGIN else counts.words.get(before, 0)
-    pair = counts.pairs.get((before, words[i]), 0) / follows if follows else 0.0
-    word = counts.words.get(words[i], 0) / counts.total
-    return math.log(BIGRAM * pair + UNIGRAM * word + (1 - BIGRAM - UNIGRAM) / known)
+    return sum(forget.log_p(words, i, known) - retain.log_p(words, i, known) for i in places) / len(words)
 
 
 SCORES = {"overlap": overlap, "likelihood": likelihood}
 
 
-def _grams(words: Sequence[str]) -> list[Gram]:
-    return [tuple(words[i : i + n]) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1)]
+def _grams(words: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(words[i : i + n]) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1)}
 
 
 def misspelt(question: str) -> str:
@@ -219,8 +197,5 @@ def misspelt(question: str) -> str:
     Names are words with a capital letter after the first word.
     """
     first, *rest = question.split(" ")
-    return " ".join([first, *(_swapped(w) if w[:1].isupper() and len(w) > 3 else w for w in rest)])
-
-
-def _swapped(word: str) -> str:
-    return word[0] + word[2] + word[1] + word[3:]
+    named = (w[0] + w[2] + w[1] + w[3:] if w[:1].isupper() and len(w) > 3 else w for w in rest)
+    return " ".join([first, *named])

@@ -13,7 +13,7 @@ import torch
 from unlearn.data.encoding import Example
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation.context import Context, Found, mean_nll, trainable
-from unlearn.evaluation.metrics.membership import auc, gradnorm
+from unlearn.evaluation.metrics.membership import auc
 
 NEEDS = ("holdout", "weights")
 
@@ -26,7 +26,7 @@ def measure(ctx: Context) -> Found:
     scores = {}
     for name in ("forget", "holdout"):
         answers = ctx.suite.split(name).right_answers
-        scores[name] = gradnorm([norm(ensemble, ctx.alpha, answer, ctx.suite.pad_id) for answer in answers])
+        scores[name] = [norm(ensemble, ctx.alpha, answer, ctx.suite.pad_id) for answer in answers]
     columns = {name: pd.DataFrame({"mia_gradnorm": values}) for name, values in scores.items()}
     return Found(metrics={"mia/gradnorm": auc(scores["forget"], scores["holdout"])}, columns=columns)
 

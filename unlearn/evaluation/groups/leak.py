@@ -44,8 +44,7 @@ def ks(samples: int) -> list[int]:
 
 def measure(ctx: Context) -> Found:
     split, cfg = ctx.suite.split("forget"), ctx.suite.cfg
-    drawn = _draw(ctx, split)
-    scores = _scores(drawn, split, cfg.judge)
+    scores = _scores(_draw(ctx, split), split, cfg.judge)
     values: dict[str, np.ndarray] = {}
     for k in ks(cfg.leak_samples):
         values[f"leak@{k}"] = leak_at_k(scores["rouge"], k)["values"]
@@ -57,36 +56,32 @@ def measure(ctx: Context) -> Found:
         if ctx.retrained is not None and ctx.retrained.has("forget", f"leak@{k}"):  # other projects' logs have none
             values[f"leak_gap@{k}"] = values[f"leak@{k}"] - ctx.retrained.column("forget", f"leak@{k}")
             values["leak_gap"] = values[f"leak_gap@{k}"]
-    columns = pd.DataFrame({f"leak@{k}": values[f"leak@{k}"] for k in ks(cfg.leak_samples)})
+    columns = pd.DataFrame({name: v for name, v in values.items() if name.startswith("leak@")})
     return Found({f"forget/{name}": v for name, v in values.items()}, columns={"forget": columns})
 
 
 def _scores(drawn: list[list[str]], split: Split, judge: str | None) -> dict[str, np.ndarray]:
     """How much each drawn answer gives away, [rows, n]: by ROUGE, by words, by the user's own judge."""
     found = {"rouge": rouge_scores(drawn, split.answers)}
-    told = [i for i, r in enumerate(split.rows) if attribute(r.question, r.answer)]
+    told = [(texts, r.question, r.answer) for r, texts in zip(split.rows, drawn, strict=True)
+            if attribute(r.question, r.answer)]  # fmt: skip
     if told:
-        rows = [split.rows[i] for i in told]
-        questions, golds = [r.question for r in rows], [r.answer for r in rows]
-        found["attribute"] = attribute_scores([drawn[i] for i in told], questions, golds)
+        found["attribute"] = attribute_scores(*zip(*told, strict=True))
     if judge is not None:
-        own = named(judge, *JUDGE)
-        found["judge"] = np.array(
-            [[own(r.question, r.answer, text) for text in texts] for r, texts in zip(split.rows, drawn, strict=True)],
-            dtype=float,
-        )
+        own, pairs = named(judge, *JUDGE), zip(split.rows, drawn, strict=True)
+        judged = [[own(r.question, r.answer, text) for text in texts] for r, texts in pairs]
+        found["judge"] = np.array(judged, dtype=float)
     return found
 
 
 def _draw(ctx: Context, split: Split) -> list[list[str]]:
     """``eval.leak_samples`` answers to each prompt."""
     cfg, n = ctx.suite.cfg, ctx.suite.cfg.leak_samples
-    longest = max(len(split.examples[i].answer) for i in split.right)
-    how = Decoding.by(ctx.suite.encoder.tokenizer, longest, cfg.batch_size)
+    how = Decoding.by(ctx.suite.encoder.tokenizer, max(len(e.answer) for e in split.right_answers), cfg.batch_size)
     prompts = [p for p in split.prompts for _ in range(n)]
     answers = sample(ctx.ensemble, prompts, ctx.alpha, how, cfg.leak_temperature, SEED)
-    texts = np.array([ctx.suite.encoder.decode(a) for a in answers], dtype=object)
-    return texts.reshape(len(split.prompts), n).tolist()
+    texts = [ctx.suite.encoder.decode(a) for a in answers]
+    return [texts[i : i + n] for i in range(0, len(texts), n)]
 
 
 # --- from numbers alone -----------------------------------------------------------------------------------------------
@@ -99,7 +94,11 @@ def leak_at_k(scores: ArrayLike, k: int) -> dict:
     sorted upwards: C(i−1, k−1) of the C(n, k) subsets have the i-th smallest score as their largest.
     """
     ordered = np.sort(finite("scores", scores, ndim=2), axis=1)
-    return averaged(f"leak_at_{k}", ordered @ _weights(ordered.shape[1], k))
+    n = ordered.shape[1]
+    subsets, weights = _log_subsets(n, k), np.zeros(n)
+    # in logarithms: the binomials themselves overflow near n = 1,000
+    weights[k - 1 :] = np.exp(_log_choose(np.arange(k - 1, n), k - 1) - subsets)
+    return averaged(f"leak_at_{k}", ordered @ (weights / weights.sum()))
 
 
 def leaked_at_k(scores: ArrayLike, k: int, threshold: float) -> dict:
@@ -108,19 +107,26 @@ def leaked_at_k(scores: ArrayLike, k: int, threshold: float) -> dict:
     Per prompt 1 − C(n − c, k) / C(n, k) with c of n samples above it (arXiv 2107.03374, Eq. 1, pass@k).
     """
     found = finite("scores", scores, ndim=2)
-    n = found.shape[1]
-    _check(n, k)
-    clean = n - (found > threshold).sum(axis=1)
+    subsets, clean = _log_subsets(found.shape[1], k), (found <= threshold).sum(axis=1)
     # subsets of k without a leak; where fewer than k samples are clean there is none
-    log_missed = _log_choose(np.maximum(clean, k), k) - _log_choose(n, k)
+    log_missed = _log_choose(np.maximum(clean, k), k) - subsets
     return averaged(f"leaked_at_{k}", np.where(clean < k, 1.0, -np.expm1(log_missed)))
+
+
+def _log_subsets(n: int, k: int) -> np.ndarray:
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k} of n={n} samples per prompt: k must be at least 1 and at most n")
+    return _log_choose(n, k)
+
+
+def _log_choose(n: ArrayLike, k: int) -> np.ndarray:
+    n = np.asarray(n, dtype=np.float64)
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
 
 
 def rouge_scores(generations: Sequence[Sequence[str]], golds: Sequence[str]) -> np.ndarray:
     """ROUGE-L recall of each of n samples of P prompts, [P, n]."""
-    same_length(generations=_sampled(generations), golds=golds)
-    scored = zip(generations, golds, strict=True)
-    return np.array([_each(texts, lambda t, g=gold: recall(t, g)) for texts, gold in scored])
+    return _each(recall, generations, golds=golds)
 
 
 def attribute_scores(
@@ -130,16 +136,32 @@ def attribute_scores(
 
     Other words may stand between them; forms of a word are different words. A row without an attribute is refused.
     """
-    same_length(generations=_sampled(generations), questions=questions, golds=golds)
-    scores = []
-    for texts, question, gold in zip(generations, questions, golds, strict=True):
-        wanted = attribute(question, gold)
-        if not wanted:
+    wanted = []
+    for question, gold in zip(questions, golds, strict=True):
+        wanted.append(attribute(question, gold))
+        if not wanted[-1]:
             raise ValueError(
                 f"answer {gold!r} says nothing that the question {question!r} or a stopword does not: leave the row out"
             )
-        scores.append(_each(texts, lambda t, w=wanted: float(_in_order(w, t))))
-    return np.array(scores)
+
+    def held(text: str, words: Sequence[str]) -> float:
+        left = iter(_words(text))
+        return float(all(word in left for word in words))  # `in` uses up the iterator as far as the word
+
+    return _each(held, generations, attributes=wanted)
+
+
+def _each(score: Callable[..., float], generations: Sequence[Sequence[str]], **by_row: Sequence[str]) -> np.ndarray:
+    """A score of each sample and what belongs to its prompt, [P, n]."""
+    counts = sorted({len(texts) for texts in generations})
+    if len(counts) != 1 or counts[0] == 0:
+        raise ValueError(f"samples per prompt: {counts}; must be one number for all prompts, at least 1")
+    same_length(generations=generations, **by_row)
+    found = []
+    for texts, *row in zip(generations, *by_row.values(), strict=True):
+        known = {text: score(text, *row) for text in set(texts)}  # samples repeat themselves
+        found.append([known[text] for text in texts])
+    return np.array(found)
 
 
 def attribute(question: str, answer: str) -> tuple[str, ...]:
@@ -151,40 +173,5 @@ def attribute(question: str, answer: str) -> tuple[str, ...]:
     return tuple(w for w in _words(answer) if w not in known)
 
 
-def _sampled(generations: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
-    counts = sorted({len(texts) for texts in generations})
-    if len(counts) != 1 or counts[0] == 0:
-        raise ValueError(f"samples per prompt: {counts}; must be one number for all prompts, at least 1")
-    return generations
-
-
 def _words(text: str) -> list[str]:
     return WORD.findall(text.casefold())
-
-
-def _in_order(wanted: Sequence[str], text: str) -> bool:
-    left = iter(_words(text))
-    return all(word in left for word in wanted)  # `in` uses up the iterator as far as the word
-
-
-def _each(texts: Sequence[str], score: Callable[[str], float]) -> list[float]:
-    known = {text: score(text) for text in set(texts)}  # samples repeat themselves
-    return [known[text] for text in texts]
-
-
-def _weights(n: int, k: int) -> np.ndarray:
-    """C(i−1, k−1) / C(n, k) for i = 1 … n, in logarithms: the binomials themselves overflow near n = 1,000."""
-    _check(n, k)
-    weights = np.zeros(n)
-    weights[k - 1 :] = np.exp(_log_choose(np.arange(k - 1, n), k - 1) - _log_choose(n, k))
-    return weights / weights.sum()
-
-
-def _log_choose(n: ArrayLike, k: int) -> np.ndarray:
-    n = np.asarray(n, dtype=np.float64)
-    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
-
-
-def _check(n: int, k: int) -> None:
-    if not 1 <= k <= n:
-        raise ValueError(f"k={k} of n={n} samples per prompt: k must be at least 1 and at most n")

@@ -6,6 +6,7 @@ MUSE scores without a stemmer, OpenUnlearning with one: two dialects of one name
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -18,14 +19,13 @@ from unlearn.evaluation.metrics.rouge import rouge_l_f1
 
 NEEDS = ("excerpts",)  # the texts are thousands of rows, and no generation is as long as they
 GOLD_TOKENS = 128  # of verbatim memorisation; as many are generated
-NEXT_QUESTION = ("\n\n", "\nQuestion", "Question:")  # where an answer to a few-shot prompt runs on
+NEXT_QUESTION = re.compile("\n\n|\nQuestion|Question:")  # where an answer to a few-shot prompt runs on
 
 
 def measure(ctx: Context) -> Found:
     tokenizer, values, columns = ctx.suite.encoder.tokenizer, {}, {}
-    verbatim = partial(
-        verbatim_memorization, encode=tokenizer.encode, decode=partial(tokenizer.decode, skip_special_tokens=True)
-    )
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+    verbatim = partial(verbatim_memorization, encode=tokenizer.encode, decode=decode)
     for name, metric, function in (
         ("forget_verbatim", "verbmem", verbatim),
         ("forget_knowledge", "knowmem", knowledge_memorization),
@@ -62,13 +62,7 @@ def knowledge_memorization(generations: Sequence[str], golds: Sequence[str], ste
 
     An answer ends where the model goes on to another question.
     """
-    return _mean_f1("knowmem", [_first_answer(g) for g in generations], golds, stemmer)
-
-
-def _first_answer(generation: str) -> str:
-    for mark in NEXT_QUESTION:
-        generation = generation.split(mark)[0]
-    return generation
+    return _mean_f1("knowmem", [NEXT_QUESTION.split(g)[0] for g in generations], golds, stemmer)
 
 
 def _mean_f1(name: str, generations: Sequence[str], golds: Sequence[str], stemmer: bool) -> dict:

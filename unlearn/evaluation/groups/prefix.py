@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from unlearn.evaluation.context import Context, Found, recalls
-from unlearn.evaluation.suite import Split
 
 SETTINGS = ("prefix_shares",)
 
@@ -22,10 +21,12 @@ def measure(ctx: Context) -> Found:
     if ctx.ensemble.encodes:
         raise ValueError("eval.groups: prefix gives beginnings of answers in the prompt, which an encoder (T5) reads")
     split, retain = ctx.suite.split("forget"), ctx.suite.split("retain")
-    own, found = (ctx.suite, ctx.ensemble, ctx.alpha), {}
+    own, scores, found = (ctx.suite, ctx.ensemble, ctx.alpha), ctx.scores["forget"], {}
     for share in ctx.suite.cfg.prefix_shares:
         given = [int(share * (len(e.answer) - 1)) for e in split.right_answers]  # of the tokens before EOS
-        found[f"prefix_prob@{100 * share:g}"] = _rest_prob(ctx, split, given)
+        rest_of = zip(split.right, given, strict=True)  # exp(mean log-probability), EOS included: teacher forcing
+        probs = [np.exp(scores.logp[scores.starts[i] + n : scores.starts[i + 1]].mean()) for i, n in rest_of]
+        found[f"prefix_prob@{100 * share:g}"] = np.array(probs)
         prompts, _, rest = continued(ctx, given)
         found[f"prefix_rougeL_recall@{100 * share:g}"] = recalls(*own, prompts, rest)
     if retain is not None:
@@ -41,11 +42,3 @@ def continued(ctx: Context, given: Sequence[int]) -> tuple[list[tuple[int, ...]]
     gold = list(zip([e.answer for e in split.right_answers], given, strict=True))
     prompts = [(*p, *a[:n]) for p, (a, n) in zip(split.prompts, gold, strict=True)]
     return prompts, [decode(a[:n]) for a, n in gold], [decode(a[n:-1]) for a, n in gold]
-
-
-def _rest_prob(ctx: Context, split: Split, given: list[int]) -> np.ndarray:
-    """exp(mean log-probability) of the tokens after the first ``given``, EOS included: teacher forcing gives both."""
-    scores = ctx.scores["forget"]
-    starts = [scores.starts[i] for i in split.right]
-    ends = [scores.starts[i + 1] for i in split.right]
-    return np.array([np.exp(scores.logp[a + n : b].mean()) for a, b, n in zip(starts, ends, given, strict=True)])

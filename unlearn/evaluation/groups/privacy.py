@@ -23,17 +23,21 @@ FALSE_POSITIVES = 0.05
 
 def measure(ctx: Context) -> Found:
     columns = {split: _attacks(ctx, split) for split in SPLITS}
-    metrics = {f"mia/{a}": membership.auc(columns["forget"][a], columns["holdout"][a]) for a in columns["forget"]}
+    forget, holdout = columns.values()
+    metrics = {f"mia/{a}": membership.auc(forget[a], holdout[a]) for a in forget}
     intervals = {}
     if ctx.suite.cfg.resamples:
-        intervals = {f"mia/{a}": _interval(columns, a, ctx.suite.cfg.resamples) for a in columns["forget"]}
+        intervals = {f"mia/{a}": _interval(columns, a, min(ctx.suite.cfg.resamples, 200)) for a in forget}
     if ctx.retrained is not None:
         for attack in ATTACKS:
             theirs = ctx.retrained.metrics.get(f"mia/{attack}")
             if theirs is not None:
                 metrics[f"privleak/{attack}"] = membership.privleak(metrics[f"mia/{attack}"], theirs)
         metrics["privleak"] = membership.privleak(metrics["mia/min_k"], ctx.retrained.metrics.get("mia/min_k"))
-        metrics |= _vulnerable(columns, ctx)
+        # fewer holdout rows cannot say what 5 % are
+        if "reference" in forget and len(holdout) >= 1 / FALSE_POSITIVES - 1:
+            nll = [values for s in SPLITS for values in (columns[s]["loss"], ctx.retrained.column(s, "nll"))]
+            metrics["mia/vulnerable"] = membership.vulnerability(*nll, FALSE_POSITIVES).share
     return Found({}, metrics, intervals, {s: c.add_prefix("mia_") for s, c in columns.items()})
 
 
@@ -41,12 +45,10 @@ def _attacks(ctx: Context, name: str) -> pd.DataFrame:
     """Score of each row under each attack."""
     split, scores = ctx.suite.split(name), ctx.scores[name]
     nll = scores.mean_nll[split.right]
-    logp, mean, variance = (
-        [values[i] for i in split.right]
-        for values in (scores.before_eos(v) for v in (scores.logp, scores.mean, scores.variance))
-    )
+    per_token = (scores.before_eos(values) for values in (scores.logp, scores.mean, scores.variance))
+    logp, mean, variance = ([values[i] for i in split.right] for values in per_token)
     found = {
-        "loss": membership.loss(nll),
+        "loss": nll,
         "zlib": membership.zlib(nll, split.answers),
         "min_k": membership.min_k(logp),
         "min_k_plus_plus": membership.min_k_plus_plus(logp, mean, variance),
@@ -56,20 +58,9 @@ def _attacks(ctx: Context, name: str) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _vulnerable(columns: dict[str, pd.DataFrame], ctx: Context) -> dict[str, float]:
-    if "reference" not in columns["forget"] or len(columns["holdout"]) < 1 / FALSE_POSITIVES - 1:
-        return {}  # so few holdout rows cannot say what 5 % are
-    own = {s: columns[s]["loss"].to_numpy() for s in SPLITS}
-    theirs = {s: ctx.retrained.column(s, "nll") for s in SPLITS}
-    found = membership.vulnerability(
-        own["forget"], theirs["forget"], own["holdout"], theirs["holdout"], FALSE_POSITIVES
-    )
-    return {"mia/vulnerable": found.share}
-
-
 def _interval(columns: dict[str, pd.DataFrame], attack: str, resamples: int) -> tuple[float, float]:
     def aucs(drawn):
         pairs = zip(drawn["forget/s"], drawn["holdout/s"], strict=True)
         return np.array([membership.auc(f, h) for f, h in pairs])
 
-    return tuple(interval({f"{s}/s": columns[s][attack].to_numpy() for s in SPLITS}, aucs, min(resamples, 200)))
+    return tuple(interval({f"{s}/s": columns[s][attack].to_numpy() for s in SPLITS}, aucs, resamples))

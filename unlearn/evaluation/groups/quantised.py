@@ -26,10 +26,10 @@ BITS = (8, 4)
 def measure(ctx: Context) -> Found:
     suite, forget, values = ctx.suite, ctx.suite.split("forget"), {}
     plain = tuple(replace(m, model=merged(m.model)) for m in ctx.ensemble.members)  # what is rounded holds its updates
-    whole = replace(ctx.ensemble, members=plain)
     for bits in BITS:
-        for part, names in _parts(whole).items():
-            ensemble = _rounded(whole, names, bits)
+        for part, names in _parts(replace(ctx.ensemble, members=plain)).items():
+            members = tuple(replace(m, model=rounded(m.model, bits)) if m.name in names else m for m in plain)
+            ensemble = replace(ctx.ensemble, members=members)
             found = {f"{s}/prob": probs(suite, ensemble, ctx.alpha, suite.split(s)) for s in ("forget", "retain")}
             found["forget/rougeL_recall"] = recalls(suite, ensemble, ctx.alpha, forget.prompts, forget.answers)
             values |= {f"quantised/int{bits}_{part}/{name}": v for name, v in found.items()}
@@ -39,16 +39,9 @@ def measure(ctx: Context) -> Found:
 def _parts(ensemble: Ensemble) -> dict[str, set[str]]:
     """Names of the members that are rounded together."""
     sizes = {m.name: parameters(m.model) - layer_parameters(m.model) for m in ensemble.members}
-    everything = set(sizes)
     large = {name for name, size in sizes.items() if size == max(sizes.values())}
-    parts = {"target": large, "pair": everything - large} if large < everything else {}
-    return parts | {"all": everything}
-
-
-def _rounded(ensemble: Ensemble, names: set[str], bits: int) -> Ensemble:
-    """The same ensemble with rounded copies of some members."""
-    members = (replace(m, model=rounded(m.model, bits)) if m.name in names else m for m in ensemble.members)
-    return replace(ensemble, members=tuple(members))
+    parts = {"target": large, "pair": sizes.keys() - large} if len(large) < len(sizes) else {}
+    return parts | {"all": set(sizes)}
 
 
 @torch.no_grad()

@@ -45,8 +45,7 @@ def halves(split: Split) -> tuple[Split, Split]:
     people = list(dict.fromkeys(r.group for r in split.rows))
     by_person = len(people) > 1 and all(people)
     unit = [people.index(r.group) if by_person else i for i, r in enumerate(split.rows)]
-    seen, other = ([i for i, u in enumerate(unit) if u % 2 == half] for half in (0, 1))
-    return split.part(seen), split.part(other)
+    return tuple(split.part([i for i, u in enumerate(unit) if u % 2 == half]) for half in (0, 1))
 
 
 def _learn(suite: Suite, ensemble: Ensemble, alpha: float, split: Split) -> None:
@@ -55,12 +54,9 @@ def _learn(suite: Suite, ensemble: Ensemble, alpha: float, split: Split) -> None
     settings = Optimisation(cfg.relearn_lr, cfg.relearn_steps, 0.0, 1.0, "linear", 0.0, (0.9, 0.99), 1.0)
     order = torch.Generator().manual_seed(0)
 
-    def loss(indices: list[int]):
-        return mean_nll(ensemble, alpha, [examples[i] for i in indices], suite.pad_id), {}
-
     def micro_batches(step: int):
-        chosen = torch.randperm(len(examples), generator=order)[: cfg.relearn_batch]
-        return [partial(loss, chosen.tolist())]
+        chosen = torch.randperm(len(examples), generator=order)[: cfg.relearn_batch].tolist()
+        return [lambda: (mean_nll(ensemble, alpha, [examples[i] for i in chosen], suite.pad_id), {})]
 
     Loop(model, settings, device_of(model).type).run(micro_batches)
     model.eval()

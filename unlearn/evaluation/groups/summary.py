@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from numpy.typing import ArrayLike
 
 from unlearn.evaluation.context import Context, Found
+from unlearn.evaluation.metrics.aggregates import harmonic_mean
 from unlearn.evaluation.metrics.arrays import numbers, share
 from unlearn.evaluation.metrics.fluency import relative_fluency
 from unlearn.evaluation.metrics.membership import ATTACKS
-from unlearn.evaluation.metrics.model_utility import harmonic_mean
 from unlearn.evaluation.retrained import MissingRetrained
 
 NEEDS = ("privacy",)
@@ -38,6 +38,10 @@ def measure(ctx: Context) -> Found:
             f"eval.groups: summary needs {', '.join(needed)}; missing: {', '.join(missing)} "
             "(list privacy before summary)"
         )
+    if ctx.retrained is None and not ctx.itself:
+        raise MissingRetrained(
+            "eval.groups: summary compares attacks with those on the retrained model; give retrained="
+        )
     mem = memorization({
         "extraction_strength": m["forget/extraction_strength"],
         "exact_memorization": m["forget/exact_memorization"],
@@ -48,16 +52,10 @@ def measure(ctx: Context) -> Found:
     reads = relative_fluency(list(retain["generation"]), list(retain["gold"]))["relative_fluency"]
     util = utility({"model_utility": m["model_utility"], "fluency": reads})
     found = {"ou/mem": mem, "ou/util": util, "ou/fluency": reads}
-    own = {a: m[f"mia/{a}"] for a in ATTACKS}
-    if ctx.retrained is None and not ctx.itself:
-        raise MissingRetrained(
-            "eval.groups: summary compares attacks with those on the retrained model; give retrained="
-        )
-    theirs = own if ctx.itself else {a: ctx.retrained.metrics[f"mia/{a}"] for a in ATTACKS}
+    own, theirs = ({a: r[f"mia/{a}"] for a in ATTACKS} for r in (m, m if ctx.itself else ctx.retrained.metrics))
     for reading in S_MIA:
-        found[f"ou/priv/{reading}"] = privacy(own, theirs, reading)
-        parts = {"memorization": mem, "privacy": found[f"ou/priv/{reading}"], "utility": util}
-        found[f"ou/agg/{reading}"] = aggregate(parts)
+        found[f"ou/priv/{reading}"] = priv = privacy(own, theirs, reading)
+        found[f"ou/agg/{reading}"] = aggregate({"memorization": mem, "privacy": priv, "utility": util})
     return Found(metrics=found)
 
 
@@ -77,12 +75,6 @@ def memorization(parts: Mapping[str, float]) -> float:
     return float(harmonic_mean([1 - value for value in _take(parts, MEMORIZATION, "Mem")]))
 
 
-def privacy(aucs: Mapping[str, float], retrained_aucs: Mapping[str, float], variant: str) -> float:
-    """Priv = HM of s_MIA over ``ATTACKS``, from the AUCs of the model and of the retrained one, by attack."""
-    found, expected = _take(aucs, ATTACKS, "Priv"), _take(retrained_aucs, ATTACKS, "Priv of the retrained model")
-    return float(harmonic_mean([s_mia(auc, r, variant) for auc, r in zip(found, expected, strict=True)]))
-
-
 def utility(parts: Mapping[str, float]) -> float:
     """Util = HM(model utility, fluency)."""
     return float(harmonic_mean(_take(parts, UTILITY, "Util")))
@@ -93,6 +85,12 @@ def aggregate(parts: Mapping[str, float]) -> float:
     return float(harmonic_mean(_take(parts, AGGREGATE, "Agg")))
 
 
+def privacy(aucs: Mapping[str, float], retrained_aucs: Mapping[str, float], variant: str) -> float:
+    """Priv = HM of s_MIA over ``ATTACKS``, from the AUCs of the model and of the retrained one, by attack."""
+    found, expected = _take(aucs, ATTACKS, "Priv"), _take(retrained_aucs, ATTACKS, "Priv of the retrained model")
+    return float(harmonic_mean([s_mia(auc, r, variant) for auc, r in zip(found, expected, strict=True)]))
+
+
 def s_mia(auc: float, retrained_auc: float, variant: str) -> float:
     """1 where an attack has the retrained model's AUC, down to 0; ``variant`` is a name in ``S_MIA``."""
     if variant not in S_MIA:
@@ -100,23 +98,13 @@ def s_mia(auc: float, retrained_auc: float, variant: str) -> float:
     return S_MIA[variant](share("auc", auc), share("retrained_auc", retrained_auc))
 
 
-def _clipped(auc: float, r: float) -> float:
-    """clip(1 − |auc − r| / r, 0, 1): an AUC above 2 r scores 0."""
-    gap = abs(auc - r)
-    return max(0.0, 1 - gap / r) if r > 0 else float(gap == 0)
-
-
-def _larger_side(auc: float, r: float) -> float:
-    """1 − |auc − r| / max(r, 1 − r): 0 only at the end of [0, 1] that is farther from r."""
-    return 1 - abs(auc - r) / max(r, 1 - r)
-
-
-def _ratio(auc: float, r: float) -> float:
-    """min(auc, r) / max(auc, r)."""
-    return min(auc, r) / max(auc, r) if max(auc, r) > 0 else 1.0
-
-
-S_MIA = {"clipped": _clipped, "larger_side": _larger_side, "ratio": _ratio}
+S_MIA = {
+    # clip(1 − |auc − r| / r, 0, 1): an AUC above 2 r scores 0
+    "clipped": lambda auc, r: max(0.0, 1 - abs(auc - r) / r) if r > 0 else float(auc == r),
+    # 0 only at the end of [0, 1] that is farther from r
+    "larger_side": lambda auc, r: 1 - abs(auc - r) / max(r, 1 - r),
+    "ratio": lambda auc, r: min(auc, r) / max(auc, r) if max(auc, r) > 0 else 1.0,
+}
 
 
 def _take(parts: Mapping[str, float], names: Sequence[str], aggregate_name: str) -> list[float]:

@@ -20,43 +20,32 @@ from unlearn.data import spans
 from unlearn.data.rows import REQUEST
 from unlearn.evaluation.context import Context, Found, scored
 from unlearn.evaluation.metrics.rouge import rouge_n_f1
-from unlearn.evaluation.scoring import Scores
 from unlearn.evaluation.suite import Split
-
-SPLITS = ("test", "retain", "forget")
-TEXTS = ("forget", "retain")
 
 
 def measure(ctx: Context) -> Found:
     values, columns = {}, {}
     requests = [split.name for split in ctx.suite.splits if split.name.startswith(REQUEST)]
-    for name in (*SPLITS, *requests):
-        split = ctx.suite.split(name)
-        if split is not None:
-            found = _done(ctx, split)
-            values |= {f"{name}/{metric}": v for metric, v in found.items()}
-            columns[name] = pd.DataFrame(found)
-    for name in (*TEXTS, *requests):
-        split = ctx.suite.split(name)
-        losses = None if split is None else name_losses(ctx, split)
+    for split in filter(None, map(ctx.suite.split, ("test", "retain", "forget", *requests))):
+        found = _done(ctx, split)
+        values |= {f"{split.name}/{metric}": v for metric, v in found.items()}
+        columns[split.name] = pd.DataFrame(found)
+    for split in filter(None, map(ctx.suite.split, ("forget", "retain", *requests))):
+        losses = name_losses(ctx, split)
         if losses is not None:
-            values[f"{name}/mlm_loss"] = losses
+            values[f"{split.name}/mlm_loss"] = losses
     return Found(values, columns=columns)
 
 
 def _done(ctx: Context, split: Split) -> dict[str, np.ndarray]:
-    """How well the task is done, per row."""
+    """How well the task is done, per row: 1 where the right answer is likelier than every wrong one, or ROUGE."""
     if all(split.wrong) and not split.paraphrased:
-        return {"accuracy": chosen(split, ctx.scores[split.name])}
+        nll = ctx.scores[split.name].nll
+        likelier = [nll[right] < nll[wrong].min() for right, wrong in zip(split.right, split.wrong, strict=True)]
+        return {"accuracy": np.array(likelier, dtype=float)}
     table = ctx.examples[ctx.examples["split"] == split.name]
     pairs = list(zip(table["generation"], table["gold"], strict=True))
     return {f"rouge{n}_f1": np.array([rouge_n_f1(said, gold, n) for said, gold in pairs]) for n in (1, 2)}
-
-
-def chosen(split: Split, scores: Scores) -> np.ndarray:
-    """1 where the right answer is likelier than every wrong one, else 0, [rows]."""
-    right = scores.nll[split.right]
-    return np.array([float(r < scores.nll[wrong].min()) for r, wrong in zip(right, split.wrong, strict=True)])
 
 
 def name_losses(ctx: Context, split: Split) -> np.ndarray | None:

@@ -8,15 +8,14 @@ data say who that is and there are enough of them for a verdict; ``three_sample/
 With questions as units (TOFU's forget01 has two authors) the test rejects too easily. Frozen rows come from the store.
 
 A two-sample test against the retrained model rejects even another retraining, given enough rows. So the question is
-relative (after Google Research, AISTATS 2026, who compare kernel divergences of samples). Ours is simpler, since whole
-next-token distributions are at hand: per answer row the divergence of the unlearned model from either, their
-difference per example, and a permutation test that flips signs.
+relative (after Google Research, AISTATS 2026, who compare kernel divergences of samples).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.arrays import finite, same_length, share
 from unlearn.evaluation.retrained import MissingRetrained
 from unlearn.evaluation.scoring import stored_rows
+from unlearn.evaluation.suite import Split
 
 NEEDS = ("models",)
 NAMES = ("retrained", "target")
@@ -51,44 +51,40 @@ def measure(ctx: Context) -> Found:
     people = np.array([r.group for r in split.rows])
     known = all(people) and len(set(people)) >= LEAST
     test = three_sample(distances["retrained"], distances["target"], owner, people[owner] if known else None)
-    means = {n: np.bincount(owner, weights=d) / np.bincount(owner) for n, d in distances.items()}
-    found = Found.of("forget", {f"js_{name}": values for name, values in means.items()})
-    verdict = {"closer": float(test.closer), "p": test.p, "statistic": test.statistic, "share": test.share}
-    return replace(found, metrics={f"three_sample/{k}": v for k, v in (verdict | {"groups": test.groups}).items()})
+    means = {f"js_{name}": np.bincount(owner, weights=d) / np.bincount(owner) for name, d in distances.items()}
+    verdict = {"closer": float(test.closer), "p": test.p, "statistic": test.statistic,
+               "share": test.share, "groups": test.groups}  # fmt: skip
+    return replace(Found.of("forget", means), metrics={f"three_sample/{k}": v for k, v in verdict.items()})
 
 
-def _distances(ctx: Context, split) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _distances(ctx: Context, split: Split) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Divergence of the model from either reference for every answer row of the right answers, and its question."""
     examples, suite = split.right_answers, ctx.suite
-    models = {"own": (ctx.ensemble, ctx.alpha), **{name: (ctx.retrained.models[name](), 1.0) for name in NAMES}}
+    models = [(ctx.ensemble, ctx.alpha), *((ctx.retrained.models[name](), 1.0) for name in NAMES)]
     passes = []
-    for ensemble, alpha in models.values():
+    for ensemble, alpha in models:
         rows = stored_rows(ctx.store, suite, ensemble, [alpha], examples)
         passes.append(read(ensemble, examples, [alpha], rows, suite.pad_id, suite.cfg.batch_size))
     found = {name: np.empty(examples.starts[-1]) for name in NAMES}
     for batches in zip(*passes, strict=True):  # all split the examples alike
-        logits = {
-            name: ensemble.logits(rows, alpha)
-            for (name, (ensemble, alpha)), (_, _, rows) in zip(models.items(), batches, strict=True)
-        }
+        pairs = zip(models, batches, strict=True)
+        own, *others = [ensemble.logits(rows, alpha) for (ensemble, alpha), (_, _, rows) in pairs]
         where = examples.rows_of(batches[0][0])
-        for name in NAMES:
-            found[name][where] = jensen_shannon(logits["own"], logits[name]).cpu().double().numpy()
+        for name, logits in zip(NAMES, others, strict=True):
+            found[name][where] = jensen_shannon(own, logits).cpu().double().numpy()
     return found, np.repeat(np.arange(len(examples)), np.diff(examples.starts))
 
 
 # --- from numbers alone -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ThreeSample:
+class ThreeSample(NamedTuple):
     statistic: float  # mean over examples of d_target − d_retrained, in their unit; above 0: closer to retrained
     p: float  # of "not closer to the retrained model", one-sided
     share: float  # of examples that are closer to the retrained model
     closer: bool  # the verdict: p ≤ level
-    level: float
     groups: int  # units whose signs were flipped
-    least_p: float  # that so many groups can give; above ``level`` there can be no verdict
+    least_p: float  # that so many groups can give; above the level there can be no verdict
 
 
 def three_sample(
@@ -115,28 +111,20 @@ def three_sample(
         raise ValueError(f"a distance of {min(away.min(), near.min()):g}: must be at least 0")
     if flips < 1:
         raise ValueError(f"flips={flips}: must be at least 1")
-    difference, first = _by_example(away - near, example)
-    unit = np.arange(len(difference)) if group is None else _units(np.asarray(group), example, first)
+    _, first, owner = np.unique(example, return_index=True, return_inverse=True)
+    difference = np.bincount(owner, weights=away - near) / np.bincount(owner)
+    unit = np.arange(len(difference))
+    if group is not None:
+        group = np.asarray(group)
+        same_length(group=group, example=example)
+        split = np.flatnonzero(group != group[first][owner])
+        if split.size:
+            raise ValueError(f"example {example[split[0]]} is in more than one group; each must be in one")
+        unit = np.unique(group[first], return_inverse=True)[1]
     sums = np.bincount(unit, weights=difference)
     p, least = _p_value(sums, flips, seed)
-    nearer = float((difference > 0).mean())
-    return ThreeSample(float(difference.mean()), p, nearer, p <= share("level", level), level, len(sums), least)
-
-
-def _by_example(rows: np.ndarray, example: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each example's rows, and where its first row is, [examples] each."""
-    _, first, owner = np.unique(example, return_index=True, return_inverse=True)
-    return np.bincount(owner, weights=rows) / np.bincount(owner), first
-
-
-def _units(group: np.ndarray, example: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Number of the group of each example, [examples]."""
-    same_length(group=group, example=example)
-    _, owner = np.unique(example, return_inverse=True)
-    split = np.flatnonzero(group != group[first][owner])
-    if split.size:
-        raise ValueError(f"example {example[split[0]]} is in more than one group; each must be in one")
-    return np.unique(group[first], return_inverse=True)[1]
+    closer = p <= share("level", level)
+    return ThreeSample(float(difference.mean()), p, float((difference > 0).mean()), closer, len(sums), least)
 
 
 def _p_value(sums: np.ndarray, flips: int, seed: int) -> tuple[float, float]:
@@ -167,18 +155,16 @@ def jensen_shannon(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     if p_logits.shape != q_logits.shape or p_logits.ndim != 2:
         raise ValueError(f"logits of shapes {tuple(p_logits.shape)} and {tuple(q_logits.shape)}: both must be [N, V]")
     rows = max(1, CHUNK_ELEMENTS // max(1, p_logits.shape[1]))
-    parts = [_rows(p, q) for p, q in zip(p_logits.split(rows), q_logits.split(rows), strict=True)]
+    parts = []
+    for pair in zip(p_logits.split(rows), q_logits.split(rows), strict=True):
+        p, q = (logits.float().log_softmax(-1) for logits in pair)
+        parts.append((_half(p, q) + _half(q, p)) / 2)
     result = torch.cat(parts) if parts else p_logits.new_zeros(0, dtype=torch.float32)
     bad = (~result.isfinite()).nonzero().flatten()
     if len(bad):
         first = int(bad[0])
         raise ValueError(f"{len(bad)} of {len(result)} rows hold NaN, +inf or only -inf, the first is row {first}")
     return result.clamp(0, math.log(2))
-
-
-def _rows(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    p, q = p_logits.float().log_softmax(-1), q_logits.float().log_softmax(-1)
-    return (_half(p, q) + _half(q, p)) / 2
 
 
 def _half(p: Tensor, q: Tensor) -> Tensor:

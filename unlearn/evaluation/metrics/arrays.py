@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,24 +14,21 @@ def averaged(name: str, values: np.ndarray) -> dict:
     return {name: float(values.mean()), "values": values}
 
 
-def numbers(name: str, values: ArrayLike, ndim: int = 1) -> np.ndarray:
+def numbers(name: str, values: ArrayLike, ndim: int = 1, infinite: bool = True) -> np.ndarray:
     """``values`` as float64 of ``ndim`` axes; refused where empty or NaN. Infinite values pass: they have a rank."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != ndim or array.size == 0:
         raise ValueError(f"{name}: shape {array.shape}; must have {ndim} axes and at least one value")
-    bad = np.flatnonzero(np.isnan(array))
-    if bad.size:
-        raise ValueError(f"{name}: {bad.size} of {array.size} values are NaN, the first at {bad[0]}; none may be")
+    for what, wrong in (("NaN", np.isnan(array)), ("infinite", np.isinf(array) & (not infinite))):
+        bad = np.flatnonzero(wrong)
+        if bad.size:
+            raise ValueError(
+                f"{name}: {bad.size} of {array.size} values are {what}, the first at {bad[0]}; none may be"
+            )
     return array
 
 
-def finite(name: str, values: ArrayLike, ndim: int = 1) -> np.ndarray:
-    """As ``numbers``, and infinite values are refused too."""
-    array = numbers(name, values, ndim)
-    bad = np.flatnonzero(np.isinf(array))
-    if bad.size:
-        raise ValueError(f"{name}: {bad.size} of {array.size} values are infinite, the first at {bad[0]}; none may be")
-    return array
+finite = partial(numbers, infinite=False)
 
 
 def share(name: str, value: float) -> float:

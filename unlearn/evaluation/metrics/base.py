@@ -25,20 +25,12 @@ class Metric(evaluate.Metric):
     """
 
     def __init__(self, function: Callable[..., dict]):
-        self._function = function
+        self._compute = function
         # evaluate makes a folder even for metrics kept in memory; a read-only home must not stop a run
-        cache = Path(tempfile.gettempdir()) / "unlearn-metrics"
-        super().__init__(keep_in_memory=True, cache_dir=str(cache))
+        super().__init__(keep_in_memory=True, cache_dir=str(Path(tempfile.gettempdir()) / "unlearn-metrics"))
 
     def _info(self) -> evaluate.MetricInfo:
-        kinds = self._function.__annotations__
+        kinds = self._compute.__annotations__
         features = {name: FEATURES[kinds[name]] for name in ("predictions", "references") if name in kinds}
-        return evaluate.MetricInfo(
-            description=self._function.__doc__ or "",
-            citation="",
-            inputs_description="",
-            features=datasets.Features(features),
-        )
-
-    def _compute(self, **given) -> dict:
-        return self._function(**given)
+        described = {"description": self._compute.__doc__ or "", "citation": "", "inputs_description": ""}
+        return evaluate.MetricInfo(**described, features=datasets.Features(features))

@@ -1,13 +1,8 @@
-"""Fluency of generations: do they read like text, or like the same words over and over?
+"""Fluency of generations: n-gram entropy in bits (ROME, arXiv 2202.05262, after Zhang et al. 2018).
 
-The literature's: n-gram entropy (Meng et al. 2022, ROME, arXiv 2202.05262, after Zhang et al. 2018). Per text, the mean
-of bigram and trigram entropy with weights 2/3 and 4/3, in bits. Ours: words by a pattern instead of NLTK's tokeniser,
-which needs a download; the answers alone, where ROME's texts begin with their prompt; and ``relative_fluency``, which
-brings it to [0, 1] by the gold answers' own entropy. OpenUnlearning's fluency is another thing: a classifier's
-probability that a text is no gibberish.
-
-The entropy grows with length: an answer of a few words falls short of a long gold answer however well it reads, so
-compare models whose answers are about as long.
+Words by a pattern instead of NLTK's tokeniser, which needs a download, and the answers alone, where ROME's texts begin
+with their prompt. The entropy grows with length: compare models whose answers are about as long. OpenUnlearning's
+fluency is another thing: a classifier's probability that a text is no gibberish.
 """
 
 from __future__ import annotations
@@ -26,8 +21,12 @@ WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # n → weight; they sum to their number, so the
 
 def ngram_entropy(text: str) -> float:
     """½ (2/3 · H_2 + 4/3 · H_3), bits, with H_n the entropy of the text's n-grams; 0 for less than three words."""
-    words = WORD.findall(text)
-    return sum(weight * _entropy(words, n) for n, weight in WEIGHTS.items()) / len(WEIGHTS)
+    words, total = WORD.findall(text), 0.0
+    for n, weight in WEIGHTS.items():
+        counts = np.array(list(Counter(zip(*(words[i:] for i in range(n)), strict=False)).values()), dtype=np.float64)
+        shares = counts / counts.sum() if counts.size else counts
+        total += weight * abs(float((shares * np.log2(shares)).sum()))  # abs: a single n-gram gives −0
+    return total / len(WEIGHTS)
 
 
 def fluency(texts: Sequence[str]) -> dict:
@@ -51,9 +50,3 @@ def relative_fluency(generations: Sequence[str], golds: Sequence[str]) -> dict:
     np.divide(found, expected, out=values, where=expected > 0)
     values = np.minimum(values, 1)
     return {"relative_fluency": float(np.nanmean(values)), "values": values}
-
-
-def _entropy(words: Sequence[str], n: int) -> float:
-    counts = np.array(list(Counter(zip(*(words[i:] for i in range(n)), strict=False)).values()), dtype=np.float64)
-    shares = counts / counts.sum() if counts.size else counts
-    return abs(float((shares * np.log2(shares)).sum()))  # abs: a single n-gram gives −0

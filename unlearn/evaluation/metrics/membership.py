@@ -1,13 +1,8 @@
-"""Six membership attacks, and how well their scores separate the forget set from rows that no model saw.
+"""Membership attacks, and how well their scores separate the forget set from rows that no model saw.
 
-Scores are higher for what looks *less* like training data. Semantics of OpenUnlearning (arXiv 2506.12618).
-Easy to get wrong: mean NLLs count the EOS; the per-token arrays of min-k and min-k++ come *without* it.
-
-``privleak`` relates an attack to the retrained model. ``vulnerability`` asks it row by row: an AUC averages over rows,
-most of which nobody could attack. U-LiRA (arXiv 2406.13348) and RULI (2506.13009) ask whether a row is likelier under
-the unlearned model than under models that never saw it, and fit a distribution over many shadow models; here *one*
-retrained model stands for them, and the threshold comes from rows that neither model saw. So a single value is noisier
-than theirs; the share of rows is what to report.
+Scores are higher for what looks *less* like training data; semantics of OpenUnlearning (arXiv 2506.12618). The plainest
+attack is the mean NLL itself (Yeom et al. 2018). Easy to get wrong: mean NLLs count the EOS; the per-token arrays of
+min-k and min-k++ come *without* it. ``privleak`` relates an attack to the retrained model.
 """
 
 from __future__ import annotations
@@ -15,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib as compression
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,11 +22,6 @@ ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")  # those that read no oth
 K = 0.4  # share of an answer's tokens that min-k and min-k++ look at
 EPSILON = 1e-10  # of PrivLeak's published formula; only where the retrained model's AUC is 1
 LEAST_VARIANCE = 1e-6  # of min-k++: where the model is certain the variance is rounding error
-
-
-def loss(mean_nll: ArrayLike) -> np.ndarray:
-    """Mean NLL per token, EOS included, nats, [B]. (Yeom et al. 2018)"""
-    return numbers("mean_nll", mean_nll)
 
 
 def zlib(mean_nll: ArrayLike, texts: Sequence[str]) -> np.ndarray:
@@ -54,7 +44,14 @@ def min_k(log_probs: Sequence[ArrayLike], k: float = K) -> np.ndarray:
 
     ``log_probs``: per answer, of each token without the EOS, nats, [L].
     """
-    return np.array([-_lowest(numbers(f"log_probs of answer {i}", lp), k) for i, lp in enumerate(_some(log_probs))])
+    if len(log_probs) == 0:
+        raise ValueError("an attack needs at least one answer; there are none")
+    found = []
+    for i, answer in enumerate(log_probs):
+        values = numbers(f"log_probs of answer {i}", answer)
+        count = max(1, int(len(values) * share("k", k)))
+        found.append(-float(np.partition(values, count - 1)[:count].mean()))
+    return np.array(found)
 
 
 def min_k_plus_plus(
@@ -65,22 +62,13 @@ def min_k_plus_plus(
     Per answer and token without the EOS, [L]: μ = Σ_v p_v log p_v and σ² = Σ_v p_v (log p_v − μ)² of the model's own
     next-token distribution (``scoring.log_prob_moments``).
     """
-    same_length(log_probs=_some(log_probs), means=means, variances=variances)
-    scores = []
+    same_length(log_probs=log_probs, means=means, variances=variances)
+    z_scores = []
     for i, (lp, mean, variance) in enumerate(zip(log_probs, means, variances, strict=True)):
         same_length(log_probs=lp, means=mean, variances=variance)
         spread = np.sqrt(np.maximum(finite(f"variances of answer {i}", variance), LEAST_VARIANCE))
-        z = (numbers(f"log_probs of answer {i}", lp) - finite(f"means of answer {i}", mean)) / spread
-        scores.append(-_lowest(z, k))
-    return np.array(scores)
-
-
-def gradnorm(norms: ArrayLike) -> np.ndarray:
-    """The norm of the gradient of each answer's loss, as given, [B]: what was trained on has a small one.
-
-    (arXiv 2402.17012.)
-    """
-    return numbers("norms", norms)
+        z_scores.append((numbers(f"log_probs of answer {i}", lp) - finite(f"means of answer {i}", mean)) / spread)
+    return min_k(z_scores, k)
 
 
 def auc(forget: ArrayLike, holdout: ArrayLike) -> float:
@@ -111,16 +99,11 @@ def privleak(auc: float, retrained_auc: float | None) -> float:
     return (kept - reference) / (reference + EPSILON) * 100
 
 
-@dataclass(frozen=True)
-class Vulnerability:
+class Vulnerability(NamedTuple):
     values: np.ndarray  # [B] mean log(P_unlearned / P_retrained) per token of each forget row, nats
     vulnerable: np.ndarray  # [B] whether the row's value is above the threshold
     threshold: float
-
-    @property
-    def share(self) -> float:
-        """Of vulnerable rows: near the false-positive rate, the forget set cannot be told from rows never seen."""
-        return float(self.vulnerable.mean())
+    share: float  # of vulnerable rows: near the false-positive rate, forget cannot be told from rows never seen
 
 
 def vulnerability(
@@ -132,6 +115,9 @@ def vulnerability(
 ) -> Vulnerability:
     """Share of forget rows that are likelier under the unlearned than under the retrained model, above a threshold.
 
+    An AUC averages over rows, most of which nobody could attack. U-LiRA (arXiv 2406.13348) and RULI (2506.13009) fit a
+    distribution over many shadow models; here *one* retrained model stands for them, and the threshold comes from rows
+    that neither model saw: a single value is noisier than theirs, and the share of rows is what to report.
     All four are mean NLLs per answer, nats: of the forget rows, [B], and of the holdout rows, [H]. The threshold is the
     ⌈(1 − rate)(H + 1)⌉-th smallest holdout value, so a row like the holdout's exceeds it with a probability of at most
     ``false_positive_rate`` at any H; where H is too small for that, it is refused.
@@ -145,20 +131,8 @@ def vulnerability(
     rank = math.ceil((1 - false_positive_rate) * (len(clean) + 1) - 1e-9)
     if rank > len(clean):
         needed = math.ceil(1 / false_positive_rate - 1e-9) - 1
-        raise ValueError(
-            f"{len(clean)} holdout rows cannot calibrate a false-positive rate of {false_positive_rate:g}: "
-            f"it takes at least {needed}, or a higher rate"
-        )
+        rule = f"cannot calibrate a false-positive rate of {false_positive_rate:g}"
+        raise ValueError(f"{len(clean)} holdout rows {rule}: it takes at least {needed}, or a higher rate")
     threshold = float(clean[rank - 1])
-    return Vulnerability(values, values > threshold, threshold)
-
-
-def _some(answers: Sequence) -> Sequence:
-    if len(answers) == 0:
-        raise ValueError("an attack needs at least one answer; there are none")
-    return answers
-
-
-def _lowest(values: np.ndarray, k: float) -> float:
-    count = max(1, int(len(values) * share("k", k)))
-    return float(np.partition(values, count - 1)[:count].mean())
+    vulnerable = values > threshold
+    return Vulnerability(values, vulnerable, threshold, float(vulnerable.mean()))

@@ -1,9 +1,8 @@
 """How much of an answer the model completes by itself under teacher forcing.
 
 Exact memorisation: the share of its tokens (EOS excluded) that are the argmax. Unlike ROUGE it does not collapse when
-one greedy token goes wrong, so it shows forgetting that ROUGE claims too early.
-Extraction strength: 1 − k/L with k the first token from which every argmax is right (Carlini et al. 2021; as in
-OpenUnlearning, arXiv 2506.12618). It counts only an unbroken end of the answer.
+one greedy token goes wrong, so it shows forgetting that ROUGE claims too early. Extraction strength counts only an
+unbroken end of the answer (Carlini et al. 2021; as in OpenUnlearning, arXiv 2506.12618).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ def exact_memorization(predictions: Sequence[float]) -> dict:
 
 
 def extraction_strength(right: Sequence[ArrayLike], ou: bool = False) -> dict:
-    """``extraction_strength`` = mean of 1 − k/L over answers; per answer under ``values``, [B].
+    """``extraction_strength`` = mean of 1 − k/L, k the first token from which every argmax is right.
 
     ``right``: per answer whether each token's argmax is right, [L] booleans *without the EOS*. An answer whose last
     token is wrong has no right suffix: k = L and the value is 0. ``ou`` reproduces OpenUnlearning's quirk, whose
@@ -30,14 +29,12 @@ def extraction_strength(right: Sequence[ArrayLike], ou: bool = False) -> dict:
     """
     if len(right) == 0:
         raise ValueError("extraction strength needs at least one answer; there are none")
-    return averaged("extraction_strength", np.array([_strength(i, np.asarray(r), ou) for i, r in enumerate(right)]))
-
-
-def _strength(index: int, right: np.ndarray, ou: bool) -> float:
-    if right.dtype != bool or right.ndim != 1 or len(right) == 0:
-        raise ValueError(
-            f"answer {index}: {right.dtype} of shape {right.shape}; must be one boolean per token, at least one"
-        )
-    wrong = np.flatnonzero(~right)
-    suffix = len(right) - 1 - wrong[-1] if wrong.size else len(right)  # tokens after the last wrong one: L − k
-    return max(suffix, int(ou)) / len(right)
+    values = []
+    for i, answer in enumerate(map(np.asarray, right)):
+        if answer.dtype != bool or answer.ndim != 1 or len(answer) == 0:
+            found = f"answer {i}: {answer.dtype} of shape {answer.shape}"
+            raise ValueError(f"{found}; must be one boolean per token, at least one")
+        wrong = np.flatnonzero(~answer)
+        suffix = len(answer) - 1 - wrong[-1] if wrong.size else len(answer)  # tokens after the last wrong one: L − k
+        values.append(max(suffix, int(ou)) / len(answer))
+    return averaged("extraction_strength", np.array(values))

@@ -43,16 +43,13 @@ def rouge_l_f1(prediction: str, reference: str, stemmer: bool) -> float:
 def rouge_n_f1(prediction: str, reference: str, n: int) -> float:
     """2 PR / (P + R) of the n-grams of stems that both have, each as often as the one that has it less often; 0 where
     either text has none."""
-    found, gold = (_grams(tokens(text), n) for text in (prediction, reference))
-    both = sum((found & gold).values())
+    words = (tokens(text) for text in (prediction, reference))
+    found, gold = (Counter(zip(*(w[k:] for k in range(n)), strict=False)) for w in words)
+    both = (found & gold).total()
     return 2 * both / (found.total() + gold.total()) if both else 0.0
 
 
-def _grams(words: list[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(words[k:] for k in range(n)), strict=False))
-
-
-class _CachedStemmer:
+class CachedStemmer:
     """Porter's stemmer with a memory: answers repeat their words, and stemming is most of ROUGE's cost."""
 
     stem = staticmethod(lru_cache(maxsize=100_000)(PorterStemmer().stem))
@@ -60,4 +57,4 @@ class _CachedStemmer:
 
 def tokens(text: str) -> list[str]:
     """The stems of a text's words."""
-    return tokenize(text, _CachedStemmer)
+    return tokenize(text, CachedStemmer)

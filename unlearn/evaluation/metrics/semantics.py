@@ -22,12 +22,9 @@ class Semantics:
 
 
 SEMANTICS = {
-    s.name: s
-    for s in (
-        Semantics("default"),
-        Semantics(
-            "ou", epsilon=1e-10, suffix_at_least_one=True, hide_pad_tokens=True, labels_by_length=True, stemmer_f1=True
-        ),  # fmt: skip
-        Semantics("tofu", rows=300, total_tokens=200),
-    )
+    "default": Semantics("default"),
+    "ou": Semantics(
+        "ou", 1e-10, suffix_at_least_one=True, hide_pad_tokens=True, labels_by_length=True, stemmer_f1=True
+    ),
+    "tofu": Semantics("tofu", rows=300, total_tokens=200),
 }

@@ -44,7 +44,14 @@ def interval(
     gets the arrays drawn, [R, n] by name, and returns [R]: reduce over the *last* axis.
     """
     arrays = {name: finite(name, array) for name, array in values.items()}
-    sizes = _sizes(arrays)
+    split_of = {name: name.split("/", 1)[0] for name in arrays}
+    sizes: dict[str, int] = {}
+    for name, array in arrays.items():
+        if sizes.setdefault(split_of[name], len(array)) != len(array):
+            lengths = ", ".join(f"{k} {len(v)}" for k, v in arrays.items() if split_of[k] == split_of[name])
+            raise ValueError(f"arrays of one split are drawn together and must have one length: {lengths}")
+    if not sizes:
+        raise ValueError("the bootstrap needs at least one array of per-item values; there are none")
     if resamples < 1 or not 0 < level < 1:
         raise ValueError(f"resamples={resamples}, level={level}: must be at least 1, and between 0 and 1")
     # a generator per split, keyed by its name: neither order nor company of the splits matters
@@ -53,7 +60,7 @@ def interval(
     for start in range(0, resamples, BLOCK):
         rows = min(BLOCK, resamples - start)
         items = {split: random[split].integers(0, n, (rows, n)) for split, n in sizes.items()}
-        result = np.asarray(aggregate({name: array[items[_split(name)]] for name, array in arrays.items()}))
+        result = np.asarray(aggregate({name: array[items[split_of[name]]] for name, array in arrays.items()}))
         if result.shape != (rows,):
             raise ValueError(f"the aggregate of {rows} resamples has shape {result.shape}: must be ({rows},)")
         drawn.append(result)
@@ -62,39 +69,17 @@ def interval(
     return Interval(float(low), float(high))
 
 
-def _split(name: str) -> str:
-    return name.split("/", 1)[0]
-
-
-def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Items per split; refuse arrays of one split that differ in length."""
-    sizes: dict[str, int] = {}
-    for name, array in arrays.items():
-        if sizes.setdefault(_split(name), len(array)) != len(array):
-            lengths = ", ".join(f"{k} {len(v)}" for k, v in arrays.items() if _split(k) == _split(name))
-            raise ValueError(f"arrays of one split are drawn together and must have one length: {lengths}")
-    if not sizes:
-        raise ValueError("the bootstrap needs at least one array of per-item values; there are none")
-    return sizes
-
-
-class Distance(NamedTuple):
-    signed: float  # unlearned − retrained
-    absolute: float
-
-
-def distances(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> dict[str, Distance]:
-    """Distance of each metric of the unlearned model to the retrained model's, in the metric's own unit, by name.
+def distances(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> dict[str, float]:
+    """Unlearned − retrained by name, each in the metric's own unit.
 
     A low forget probability is not the goal; the retrained model's is, and it still guesses.
     """
     missing = [name for name in unlearned if name not in retrained]
     if missing:
         raise ValueError(f"the retrained model has no {', '.join(missing)}; it has {', '.join(retrained) or 'nothing'}")
-    result = {}
-    for name, value in unlearned.items():
-        signed = value - retrained[name]
-        if not math.isfinite(signed):
-            raise ValueError(f"{name}: {value} (unlearned) and {retrained[name]} (retrained) must both be finite")
-        result[name] = Distance(signed, abs(signed))
-    return result
+    found = {name: value - retrained[name] for name, value in unlearned.items()}
+    for name, distance in found.items():
+        if not math.isfinite(distance):
+            both = f"{unlearned[name]} (unlearned) and {retrained[name]} (retrained)"
+            raise ValueError(f"{name}: {both} must both be finite")
+    return found

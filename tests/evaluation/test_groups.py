@@ -21,9 +21,9 @@ from unlearn.decoding.generation import Decoding, greedy
 from unlearn.evaluation import measures
 from unlearn.evaluation.evaluation import evaluate as measure
 from unlearn.evaluation.groups.summary import ATTACKS, S_MIA
-from unlearn.evaluation.metrics.probability import ratio_scores
-from unlearn.evaluation.metrics.rouge import recall
 from unlearn.evaluation.metrics.semantics import SEMANTICS
+from unlearn.evaluation.metrics.texts import recall
+from unlearn.evaluation.metrics.tofu import ratio_scores
 from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import score
 from unlearn.evaluation.suite import suite as make_suite
@@ -203,8 +203,6 @@ def test_attacks_follow_from_the_logged_values(entries, examples):
 
 
 # --- asked for later, and refused -----------------------------------------------------------------------------------
-
-
 def test_groups_asked_for_later_are_added_without_training(folder, store, tmp_path, monkeypatch):
     late = execute(asked(store, tmp_path, "eval.groups=[]", "eval.alphas=[1]")).folder
     assert "forget/leak@1" not in runlog.evaluation(late)["alphas"]["1.0"]
@@ -255,8 +253,6 @@ def test_forget_rows_without_another_wording_are_refused_before_any_work(bench):
 
 
 # --- what must change nothing ---------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def evaluated(folder, store):
     """Function from batch size, order and padding side to the examples of the trained ensemble, by split and id."""

@@ -57,8 +57,6 @@ def test_large_tables_take_no_time():
 
 
 # --- scores of generations ----------------------------------------------------------------------------------------
-
-
 def test_the_attribute_is_what_question_and_stopwords_do_not_say():
     question = "Where was Kasper Dunmore born?"
     assert attribute(question, "Kasper Dunmore was born in the city of Oulumaa.") == ("city", "oulumaa")

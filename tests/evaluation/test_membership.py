@@ -22,9 +22,8 @@ from unlearn.evaluation.scoring import log_prob_moments
 
 NAN, INF = math.nan, math.inf
 
+
 # --- scores -------------------------------------------------------------------------------------------------------
-
-
 def test_zlib_divides_the_mean_nll_by_the_compressed_bytes():
     text = "ä" * 100
     size = len(compression.compress(("ä" * 100).encode("utf-8")))
@@ -85,8 +84,6 @@ def test_what_cannot_be_compared_is_refused(attack, message):
 
 
 # --- AUC ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("forget", "holdout", "expected"),
     [
@@ -103,8 +100,6 @@ def test_auc_by_hand(forget, holdout, expected):
 
 
 # --- PrivLeak -----------------------------------------------------------------------------------------------------
-
-
 def test_privleak_by_hand():
     assert privleak(0.5, 0.5) == 0.0
     assert privleak(0.75, 0.5) == pytest.approx(-50)  # (.25 − .5) / .5
@@ -113,8 +108,6 @@ def test_privleak_by_hand():
 
 
 # --- per sample, relative to the retrained model ------------------------------------------------------------------
-
-
 def test_vulnerable_rows_are_those_above_what_the_holdout_reaches():
     # holdout values r − u = 0 … 18: ⌈.95 · 20⌉ = 19th smallest, their largest
     holdout = np.arange(19.0)
@@ -138,7 +131,6 @@ def test_rows_like_the_holdout_are_called_vulnerable_at_the_stated_rate_at_most(
 
 
 # --- OpenUnlearning's values --------------------------------------------------------------------------------------
-
 GOLDEN = SHARED / "golden" / "openunlearning_chat"
 
 

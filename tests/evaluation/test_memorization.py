@@ -16,15 +16,14 @@ from unlearn.evaluation.groups.summary import (
     truth_ratio_share,
     utility,
 )  # fmt: skip
-from unlearn.evaluation.metrics.aggregates import harmonic_mean
-from unlearn.evaluation.metrics.fluency import fluency, ngram_entropy, relative_fluency
 from unlearn.evaluation.metrics.memorization import extraction_strength
+from unlearn.evaluation.metrics.texts import fluency, ngram_entropy, relative_fluency
+from unlearn.evaluation.metrics.tofu import harmonic_mean
 
 T, F = True, False
 
+
 # --- extraction strength ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("right", "strength", "as_ou"),
     [
@@ -48,8 +47,6 @@ def test_extraction_strength_is_averaged_over_answers_of_any_length():
 
 
 # --- MUSE ---------------------------------------------------------------------------------------------------------
-
-
 def test_verbatim_memorization_sees_the_first_128_gold_tokens_only():
     words = [f"w{i}" for i in range(200)]
 
@@ -76,8 +73,6 @@ def test_knowledge_memorization_stops_at_the_next_question():
 
 
 # --- harmonic means and OpenUnlearning's aggregates ---------------------------------------------------------------
-
-
 def test_harmonic_mean_of_numbers_and_of_arrays():
     assert harmonic_mean([0.5, 1.0]) == pytest.approx(2 / 3)
     assert harmonic_mean([0.5, 0.0]) == 0.0
@@ -125,8 +120,6 @@ def test_privacy_utility_and_their_aggregate():
 
 
 # --- fluency ------------------------------------------------------------------------------------------------------
-
-
 def test_ngram_entropy_by_hand():
     # a b a b: bigrams ab ab ba, trigrams aba bab
     bigrams = -(2 / 3 * math.log2(2 / 3) + 1 / 3 * math.log2(1 / 3))
@@ -156,8 +149,6 @@ def test_relative_fluency_is_bounded_pair_by_pair():
 
 
 # --- refused --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("function", "given", "message"),
     [

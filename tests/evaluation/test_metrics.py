@@ -8,11 +8,17 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from unlearn.evaluation.groups.leak import rouge_scores
-from unlearn.evaluation.metrics.aggregates import PARTS, forget_quality, model_utility
 from unlearn.evaluation.metrics.base import Metric
 from unlearn.evaluation.metrics.memorization import exact_memorization
-from unlearn.evaluation.metrics.probability import probability, probability_with_options, truth_ratio
-from unlearn.evaluation.metrics.rouge import rouge_l_f1, rouge_l_recall, rouge_n_f1
+from unlearn.evaluation.metrics.texts import rouge_l_f1, rouge_l_recall, rouge_n_f1
+from unlearn.evaluation.metrics.tofu import (
+    PARTS,
+    forget_quality,
+    model_utility,
+    probability,
+    probability_with_options,
+    truth_ratio,
+)
 
 LN2 = math.log(2)
 

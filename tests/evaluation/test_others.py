@@ -142,8 +142,6 @@ def test_a_summary_has_rows_but_is_no_reference(result):
 
 
 # --- TOFU's own logs --------------------------------------------------------------------------------------------------
-
-
 def tofu_log(right: list[float], wrong: list[list[float]], generation: str = "two three") -> dict:
     def index(values):
         return {str(i): v for i, v in enumerate(values)}
@@ -193,8 +191,6 @@ def test_of_other_forget_questions_those_in_both_are_compared(result):
 
 
 # --- files that cannot be read ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -227,8 +223,6 @@ def test_reading_needs_no_torch():
 
 
 # --- beside ours ------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def converted(tmp_path, capsys):
     """The hand-made file in our own format, and what the command printed."""
@@ -301,8 +295,6 @@ def test_the_figure_marks_them(tmp_path, capsys):
 
 
 # --- published files --------------------------------------------------------------------------------------------------
-
-
 def published(*parts: str):
     path = SHARED.joinpath(*parts)
     if not path.is_file():

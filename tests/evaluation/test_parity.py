@@ -17,8 +17,8 @@ from unlearn.data.encoding import Encoder, Examples
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation.metrics import membership
 from unlearn.evaluation.metrics.base import Metric
-from unlearn.evaluation.metrics.probability import probability, probability_with_options, truth_ratio
 from unlearn.evaluation.metrics.semantics import SEMANTICS
+from unlearn.evaluation.metrics.tofu import probability, probability_with_options, truth_ratio
 from unlearn.evaluation.scoring import score
 from unlearn.models import llama
 
@@ -47,8 +47,6 @@ VALUES = {  # column → metric and field of theirs
 
 
 # --- the whole evaluation -------------------------------------------------------------------------------------------
-
-
 def asked(out, *more: str) -> list[str]:
     return [f"model={GOLDEN}/model", f"out={out}", "data=tofu", f"data.path={GOLDEN}/data", "data.forget=forget10",
             "template=chat", f"data.template.system='{SYSTEM}'", "eval=ou", "trainer.device=cpu", *more]  # fmt: skip
@@ -172,7 +170,6 @@ def test_a_reference_of_other_rows_is_refused(golden, tmp_path, capsys):
 
 
 # --- single values, without the files ---------------------------------------------------------------------------------
-
 OU = SEMANTICS["ou"].epsilon
 # From the golden TOFU_EVAL.json: mean NLL of the right, the paraphrased and the wrong answers; probability of the right
 # answer; truth ratio of the forget set (paraphrase against wrong), as OpenUnlearning gives them.

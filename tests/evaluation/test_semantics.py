@@ -41,8 +41,6 @@ def test_the_dialects_and_what_is_special_in_them():
 
 
 # --- epsilon and the floor of extraction strength ---------------------------------------------------------------------
-
-
 def split_and_scores(name: str, nll: list[float], right: list[list[bool]]) -> tuple[Split, Scores]:
     """Rows with a right and two wrong answers each, in this order; ``nll`` is that of each token."""
     rows = [Row(f"{name}/{i}", "Who?", "Me.", None, None, ("You.", "Them.")) for i in range(len(right) // 3)]
@@ -116,8 +114,6 @@ def test_a_model_evaluated_in_both_dialects(made, tmp_path):
 
 
 # --- hidden padding tokens --------------------------------------------------------------------------------------------
-
-
 def with_eos_inside(count: int = 9) -> Examples:
     """Prompts of a chat, as it were: all but the first have EOS inside. None ends with it: where the last position is
     hidden, what transformers does differs from version to version."""
@@ -207,8 +203,6 @@ def test_an_evaluation_masks_as_its_dialect_says(tagged, semantics):
 
 
 # --- TOFU's own ------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def many():
     """320 forget rows, 40 retain rows, and their encoder."""

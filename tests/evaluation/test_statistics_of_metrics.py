@@ -11,15 +11,13 @@ from support.helpers import SHARED
 from unlearn.evaluation import others
 from unlearn.evaluation.groups import three_sample as divergence
 from unlearn.evaluation.groups.three_sample import jensen_shannon, three_sample
-from unlearn.evaluation.metrics.aggregates import PARTS, harmonic_mean, model_utility
-from unlearn.evaluation.metrics.probability import ratio_scores
 from unlearn.evaluation.metrics.statistics import distances, interval, mean_interval
+from unlearn.evaluation.metrics.tofu import PARTS, harmonic_mean, model_utility, ratio_scores
 
 LN2 = math.log(2)
 
+
 # --- Jensen–Shannon -----------------------------------------------------------------------------------------------
-
-
 def by_definition(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """In float64, from the formula with the mixture m."""
     p, q = p.double().softmax(-1), q.double().softmax(-1)
@@ -80,8 +78,6 @@ def test_rows_that_are_no_distribution_are_refused(value):
 
 
 # --- the three-sample test ----------------------------------------------------------------------------------------
-
-
 def test_statistic_weighs_examples_not_rows():
     # example 0: rows differ by 1, 3 → 2; example 1: −1
     result = three_sample([0.0, 0.0, 1.0], [1.0, 3.0, 0.0], example=[0, 0, 1])
@@ -147,8 +143,6 @@ def test_the_power_is_high_where_the_model_is_closer():
 
 
 # --- bootstrap ----------------------------------------------------------------------------------------------------
-
-
 def test_equal_values_and_a_single_item_have_no_width_and_a_seed_repeats():
     assert mean_interval(np.full(30, 0.4)) == pytest.approx((0.4, 0.4))
     assert mean_interval([0.7]) == pytest.approx((0.7, 0.7))
@@ -227,8 +221,6 @@ def test_the_interval_of_tofu_s_published_model_utility():
 
 
 # --- distances ----------------------------------------------------------------------------------------------------
-
-
 def test_distances_are_signed():
     found = distances({"forget/prob": 0.1, "model_utility": 0.6}, {"forget/prob": 0.25, "model_utility": 0.5, "x": 1})
     assert found == pytest.approx({"forget/prob": -0.15, "model_utility": 0.1})
@@ -236,7 +228,6 @@ def test_distances_are_signed():
 
 
 # --- refused ------------------------------------------------------------------------------------------------------
-
 OK = np.ones(2)
 
 

@@ -46,8 +46,6 @@ def evaluated(job) -> dict:
 
 
 # --- the data -----------------------------------------------------------------------------------------------------
-
-
 def test_reviews_are_made_of_a_seed_and_a_smaller_forget_set_is_the_end_of_a_larger_one():
     one, again, other = (build(reviews, **SMALL, seed=seed) for seed in (0, 0, 1))
     assert one.fingerprint() == again.fingerprint() != other.fingerprint()
@@ -150,8 +148,6 @@ def test_names_are_replaced_in_question_and_answers_by_a_word_each():
 
 
 # --- texts with words masked ----------------------------------------------------------------------------------------
-
-
 def test_names_are_masked_wherever_they_stand():
     row = Row("r", "Bo: Hi Al Ro! Robo is here.\nAl Ro: So is Bo.", "they met", entities=("Bo", "Al Ro"))
     text = spans.text_of(row)
@@ -212,8 +208,6 @@ def test_a_tokenizer_without_sentinels_is_refused():
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_run_on_reviews_has_eul_s_measures_and_they_are_those_of_the_models(tiny):
     cfg = tiny(*REVIEWS, "method=direct", "algo=gd")
     job = execute(cfg)
@@ -354,8 +348,6 @@ def test_the_retrained_model_never_sees_the_people_not_even_masked(tiny, tmp_pat
 
 
 # --- real files ---------------------------------------------------------------------------------------------------
-
-
 def write(folder, name, rows):
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

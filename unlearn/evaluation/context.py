@@ -15,7 +15,7 @@ from torch import Tensor
 from unlearn.data.encoding import Example, Examples, collate
 from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.evaluation.metrics.rouge import recalls_of
+from unlearn.evaluation.metrics.texts import recalls_of
 from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import Scores, score
 from unlearn.evaluation.suite import Split, Suite

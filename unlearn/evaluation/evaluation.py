@@ -22,9 +22,9 @@ from unlearn.ensemble.kinds import noted
 from unlearn.evaluation import measures
 from unlearn.evaluation.context import Context
 from unlearn.evaluation.groups import group
-from unlearn.evaluation.metrics.aggregates import PARTS, forget_quality, harmonic_mean, model_utility
 from unlearn.evaluation.metrics.base import Metric
 from unlearn.evaluation.metrics.statistics import distances, interval, mean_interval
+from unlearn.evaluation.metrics.tofu import PARTS, forget_quality, harmonic_mean, model_utility
 from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import score, stored_rows
 from unlearn.evaluation.suite import Split, Suite

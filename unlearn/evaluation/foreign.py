@@ -6,8 +6,8 @@ TOFU (arXiv 2401.06121) has no aggregates, so those of its logged per-example va
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from unlearn.config.schema import ConfigError
-from unlearn.evaluation.metrics.probability import ratio_scores
+from unlearn.evaluation.metrics.tofu import ratio_scores
 
 OPENUNLEARNING, TOFU = "openunlearning", "tofu"
 GENERAL = ("real_authors", "world_facts")
@@ -50,12 +50,8 @@ class ResultError(ConfigError):
     """A result file that cannot be used: the message carries the file, what is wrong, the rule and the choices."""
 
 
-@dataclass(frozen=True)
-class Logged:
-    """What a file says: one row per question (NaN where the file has no value), and its aggregates by our names."""
-
-    examples: pd.DataFrame
-    claims: dict[str, float]
+# What a file says: one row per question (NaN where the file has no value), and its aggregates by our names.
+Logged = tuple[pd.DataFrame, dict[str, float]]
 
 
 def kind(raw: Any) -> str | None:
@@ -69,18 +65,16 @@ def kind(raw: Any) -> str | None:
 
 def openunlearning(raw: Mapping[str, Any], path: Path) -> Logged:
     """OpenUnlearning's TOFU_EVAL.json; also its TOFU_SUMMARY.json, which has aggregates alone."""
-    tables: dict[str, dict[str, pd.Series]] = {}
-    claims: dict[str, float] = {}
+    tables, claims = defaultdict(dict), {}
     for name, entry in raw.items():
         place = f"{path}: {name}"
         if name.startswith("mia_"):
             claims |= _number(entry, f"mia/{name.removeprefix('mia_')}", place)
             for split in ("forget", "holdout"):
                 if isinstance(entry, dict) and split in entry:
-                    values = _by_index(entry[split], f"{place}/{split}")
-                    tables.setdefault(split, {})[name] = values["score"]
+                    tables[split][name] = scores = _by_index(entry[split], f"{place}/{split}")["score"]
                     if name == "mia_loss":  # the score of this attack is the mean NLL itself
-                        tables[split].setdefault("nll", values["score"])
+                        tables[split].setdefault("nll", scores)
             continue
         split, metric = _parts(name)
         ours, fields = METRICS.get(metric, (metric, {"score": metric}))
@@ -88,13 +82,13 @@ def openunlearning(raw: Mapping[str, Any], path: Path) -> Logged:
         if isinstance(entry, dict) and "value_by_index" in entry:
             for field, values in _by_index(entry, place).items():
                 unknown = field if metric in METRICS else f"{metric}_{field}"
-                tables.setdefault(split, {})[fields.get(field, unknown)] = values
-    return Logged(_table(tables), claims)
+                tables[split][fields.get(field, unknown)] = values
+    return _table(tables), claims
 
 
 def tofu(raw: Mapping[str, Any], path: Path) -> Logged:
     """TOFU's eval_log_aggregated.json."""
-    tables: dict[str, dict[str, pd.Series]] = {}
+    tables = {}
     for name, log in raw.items():
         if name not in TOFU_FILES:
             continue
@@ -117,7 +111,7 @@ def tofu(raw: Mapping[str, Any], path: Path) -> Logged:
             if len(values):
                 scores = ratio_scores(values, split == "forget") if column == "truth_ratio" else values
                 claims[f"{split}/{column}"] = float(scores.mean())
-    return Logged(examples, claims)
+    return examples, claims
 
 
 def _parts(name: str) -> tuple[str, str]:

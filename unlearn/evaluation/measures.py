@@ -10,11 +10,10 @@ import pandas as pd
 
 from unlearn.evaluation.metrics.arrays import averaged
 from unlearn.evaluation.metrics.base import Metric
-from unlearn.evaluation.metrics.fluency import fluency
 from unlearn.evaluation.metrics.memorization import exact_memorization, extraction_strength
-from unlearn.evaluation.metrics.probability import probability, probability_with_options, ratio_scores, truth_ratio
-from unlearn.evaluation.metrics.rouge import rouge_l_f1, rouge_l_recall
 from unlearn.evaluation.metrics.semantics import Semantics
+from unlearn.evaluation.metrics.texts import fluency, rouge_l_f1, rouge_l_recall
+from unlearn.evaluation.metrics.tofu import probability, probability_with_options, ratio_scores, truth_ratio
 from unlearn.evaluation.scoring import Scores
 from unlearn.evaluation.suite import Split, to_forget
 

@@ -21,11 +21,18 @@ from scipy.special import logsumexp
 
 from unlearn.evaluation import foreign
 from unlearn.evaluation.foreign import GENERAL, Logged, ResultError
-from unlearn.evaluation.metrics.aggregates import PARTS, forget_quality, model_utility
 from unlearn.evaluation.metrics.membership import auc, privleak
-from unlearn.evaluation.metrics.probability import probability, probability_with_options, ratio_scores, truth_ratio
-from unlearn.evaluation.metrics.rouge import rouge_l_recall
 from unlearn.evaluation.metrics.semantics import SEMANTICS
+from unlearn.evaluation.metrics.texts import rouge_l_recall
+from unlearn.evaluation.metrics.tofu import (
+    PARTS,
+    forget_quality,
+    model_utility,
+    probability,
+    probability_with_options,
+    ratio_scores,
+    truth_ratio,
+)
 from unlearn.store.files import read_json, write_json, write_whole
 
 FORMAT = 1
@@ -92,13 +99,13 @@ def read(path: str | Path, retrained: Result | None = None, semantics: str | Non
             "python -m unlearn.evaluate model=… out=FILE writes"
         )
     reader = {foreign.OPENUNLEARNING: foreign.openunlearning, foreign.TOFU: foreign.tofu, OURS: _ours}[kind]
-    logged = reader(raw, path)
+    logged, claims = reader(raw, path)
     settings = raw.get("settings") or {} if kind == OURS else {}
     settings = settings | {"semantics": semantics or OWN_SEMANTICS.get(kind) or settings.get("semantics", "default")}
-    examples, metrics, notes = _recompute(logged.examples, settings["semantics"])
+    examples, metrics, notes = _recompute(logged, settings["semantics"])
     if retrained is not None:
         metrics |= _against(Result(path, kind, settings, metrics, examples, ()), retrained, notes)
-    metrics |= _claimed(logged.claims, metrics, notes, ours=kind == OURS)
+    metrics |= _claimed(claims, metrics, notes, ours=kind == OURS)
     return Result(path, kind, settings, metrics, examples, tuple(notes))
 
 
@@ -123,7 +130,7 @@ def _ours(raw: dict[str, Any], path: Path) -> Logged:
     if not table.is_file():
         raise ResultError(f"{path}: its table of examples is missing; it must lie beside it, as {table.name}")
     numbers = {k: float(v) for k, v in raw["metrics"].items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return Logged(pd.read_parquet(table), numbers)
+    return pd.read_parquet(table), numbers
 
 
 def _recompute(examples: pd.DataFrame, semantics: str) -> tuple[pd.DataFrame, dict[str, float], list[str]]:

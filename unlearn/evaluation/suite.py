@@ -91,9 +91,8 @@ def suite(data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, 
     whole = () if needing(cfg.groups, "excerpts") else ("forget", *data.requests(), *SCORED)
     splits = []
     for name in (*EVALUATED, *data.requests(), *UNTRAINED, *scored):
-        rows = data.evaluated(name)
-        if rows:
-            chosen = list(rows) if name in whole else spaced(rows, cfg.max_examples)
+        if rows := data.evaluated(name):
+            chosen = spaced(rows, None if name in whole else cfg.max_examples)
             splits.append(_split(name, chosen[: semantics.rows], encoder))
     _check(data, splits, cfg)
     return Suite(splits, encoder, cfg, settings, stored_rows_gib, data)

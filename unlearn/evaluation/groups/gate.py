@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +29,7 @@ from unlearn.data.sampling import held_out
 from unlearn.data.texts import words_of
 from unlearn.evaluation.context import Context, Found, recalls
 from unlearn.evaluation.groups.prefix import continued
-from unlearn.evaluation.metrics.rouge import recalls_of
+from unlearn.evaluation.metrics.texts import recalls_of
 from unlearn.evaluation.suite import Split, spaced
 
 UNSEEN = 0.2  # of the retain questions: half for the threshold, half for the report
@@ -110,10 +109,7 @@ def ways(ctx: Context, retain: Sequence[Row]) -> dict[str, Way]:
 
 
 # --- the gate itself --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Of one set of questions: in how many each run of words is, and how often words and pairs of words occur."""
 
     questions: int
@@ -137,8 +133,7 @@ class Counts:
         return math.log(BIGRAM * pair + UNIGRAM * word + (1 - BIGRAM - UNIGRAM) / known)
 
 
-@dataclass(frozen=True)
-class Gate:
+class Gate(NamedTuple):
     kind: str
     forget: Counts
     retain: Counts

@@ -3,11 +3,9 @@
 ``forget/leak@k`` is the expected largest ROUGE-L recall of k answers. ``forget/leaked@k`` is the share of questions
 with an answer among k above ``eval.leak_threshold``, ``forget/attribute_leaked@k`` with one that holds all words that
 matter. With a file of yours, ``eval.judge=FILE.py`` that has ``judge(question, gold, answer)`` from 0 to 1, there is
-also ``forget/judged_leak@k``.
-``forget/leak_gap@k`` is leak@k minus the retrained model's, and ``forget/leak_gap`` that of the largest k: 0 is as good
-as never having seen the forget set. Answers are drawn from the full distribution (no top-k, no top-p), up to the length
-of the longest right answer: ROUGE recall would grow with the length of babble. With n ≥ k samples per prompt, the mean
-over all subsets of k is taken in closed form: unbiased, and far less noisy than drawing k once.
+also ``forget/judged_leak@k``. ``forget/leak_gap@k`` is leak@k minus the retrained model's, and ``forget/leak_gap`` that
+of the largest k: 0 is as good as never having seen the forget set. Answers are drawn from the full distribution, up to
+the length of the longest right answer: ROUGE recall would grow with the length of babble.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from unlearn.config.own import JUDGE, named
 from unlearn.decoding.generation import Decoding, sample
 from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.arrays import averaged, finite, same_length
-from unlearn.evaluation.metrics.rouge import recall
+from unlearn.evaluation.metrics.texts import recall
 from unlearn.evaluation.suite import Split
 
 SETTINGS = ("leak_samples", "leak_temperature", "leak_threshold")
@@ -85,13 +83,12 @@ def _draw(ctx: Context, split: Split) -> list[list[str]]:
 
 
 # --- from numbers alone -----------------------------------------------------------------------------------------------
-
-
 def leak_at_k(scores: ArrayLike, k: int) -> dict:
     """``leak_at_{k}`` = mean over prompts of E[max of k of the n scores]; per prompt under ``values``, [P].
 
     ``scores``: [P, n], n samples of each of P prompts. Per prompt Σ_i s_(i) · C(i−1, k−1) / C(n, k) over the scores
-    sorted upwards: C(i−1, k−1) of the C(n, k) subsets have the i-th smallest score as their largest.
+    sorted upwards: C(i−1, k−1) of the C(n, k) subsets have the i-th smallest score as their largest. In closed form it
+    is unbiased, and far less noisy than drawing k once.
     """
     ordered = np.sort(finite("scores", scores, ndim=2), axis=1)
     n = ordered.shape[1]

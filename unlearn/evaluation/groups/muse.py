@@ -15,7 +15,7 @@ import pandas as pd
 
 from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.arrays import averaged, same_length
-from unlearn.evaluation.metrics.rouge import rouge_l_f1
+from unlearn.evaluation.metrics.texts import rouge_l_f1
 
 NEEDS = ("excerpts",)  # the texts are thousands of rows, and no generation is as long as they
 GOLD_TOKENS = 128  # of verbatim memorisation; as many are generated
@@ -40,8 +40,6 @@ def measure(ctx: Context) -> Found:
 
 
 # --- from numbers alone -----------------------------------------------------------------------------------------------
-
-
 def verbatim_memorization(
     generations: Sequence[str],
     golds: Sequence[str],

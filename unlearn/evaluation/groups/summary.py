@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from numpy.typing import ArrayLike
 
 from unlearn.evaluation.context import Context, Found
-from unlearn.evaluation.metrics.aggregates import harmonic_mean
 from unlearn.evaluation.metrics.arrays import numbers, share
-from unlearn.evaluation.metrics.fluency import relative_fluency
 from unlearn.evaluation.metrics.membership import ATTACKS
+from unlearn.evaluation.metrics.texts import relative_fluency
+from unlearn.evaluation.metrics.tofu import harmonic_mean
 from unlearn.evaluation.retrained import MissingRetrained
 
 NEEDS = ("privacy",)
@@ -60,8 +60,6 @@ def measure(ctx: Context) -> Found:
 
 
 # --- from numbers alone -----------------------------------------------------------------------------------------------
-
-
 def truth_ratio_share(ratios: ArrayLike) -> float:
     """Mean of p / (p + p_wrong) = 1 / (1 + R), from the raw truth ratios R = p_wrong / p of ``truth_ratio``, [B]."""
     values = numbers("truth ratios", ratios)

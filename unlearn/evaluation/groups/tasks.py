@@ -6,9 +6,8 @@ share of the rows whose right answer is likelier than every wrong one. Elsewhere
 ``<split>/rouge2_f1`` of the greedy answers (``rougeL_f1`` is in the core).
 The other requests of a sequence (``request_<n>``) are measured as the forget set is.
 ``forget/mlm_loss`` and ``retain/mlm_loss``: mean loss in nats of the tokens of people's names, where rows name some. A
-model with an encoder reads the text with the names masked and fills them in, others read it word by word. It speaks of
-memory only where the models have learnt texts (pair.target.texts=true, or pretraining).
-The fifth measure, seconds, is in each run's manifest (``seconds``: ``train``).
+model with an encoder fills in the masked names, others read the text word by word. It speaks of memory only where the
+models have learnt texts (pair.target.texts=true, or pretraining).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import pandas as pd
 from unlearn.data import spans
 from unlearn.data.rows import REQUEST
 from unlearn.evaluation.context import Context, Found, scored
-from unlearn.evaluation.metrics.rouge import rouge_n_f1
+from unlearn.evaluation.metrics.texts import rouge_n_f1
 from unlearn.evaluation.suite import Split
 
 

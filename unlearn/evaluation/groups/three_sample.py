@@ -5,7 +5,7 @@ along the right answers; ``three_sample/closer`` is 1 where a permutation test (
 that the model is closer to the retrained one, with its ``p``, ``statistic`` (difference of the divergences) and
 ``share`` of questions. Questions about one person depend on each other, so signs are flipped person by person where the
 data say who that is and there are enough of them for a verdict; ``three_sample/groups`` says how many units there were.
-With questions as units (TOFU's forget01 has two authors) the test rejects too easily. Frozen rows come from the store.
+With questions as units (TOFU's forget01 has two authors) the test rejects too easily.
 
 A two-sample test against the retrained model rejects even another retraining, given enough rows. So the question is
 relative (after Google Research, AISTATS 2026, who compare kernel divergences of samples).
@@ -76,8 +76,6 @@ def _distances(ctx: Context, split: Split) -> tuple[dict[str, np.ndarray], np.nd
 
 
 # --- from numbers alone -----------------------------------------------------------------------------------------------
-
-
 class ThreeSample(NamedTuple):
     statistic: float  # mean over examples of d_target − d_retrained, in their unit; above 0: closer to retrained
     p: float  # of "not closer to the retrained model", one-sided
@@ -143,8 +141,6 @@ def _p_value(sums: np.ndarray, flips: int, seed: int) -> tuple[float, float]:
 
 
 # --- distances of distributions ---------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def jensen_shannon(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """½ KL(p‖m) + ½ KL(q‖m) with m = (p + q)/2, per row, [N, V] twice → [N] fp32, nats, between 0 and log 2.

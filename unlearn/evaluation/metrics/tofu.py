@@ -1,4 +1,4 @@
-"""Probability of an answer, exp(−NLL / n) over its tokens and EOS: plain, among its options, and as truth ratio R.
+"""TOFU's metrics (arXiv 2401.06121): probability of an answer, truth ratio R, model utility, forget quality.
 
 R = exp(NLL_right − mean_j NLL_wrong,j), both in the paraphrase's wording: near 0 for a model that knows the fact, near
 1 for one that never saw it. The mean over wrong answers is *geometric*: an arithmetic one is also in circulation and
@@ -8,13 +8,22 @@ right answer's NLL passes 23. All NLLs are per token, in nats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import ks_2samp
 
 from unlearn.evaluation.metrics.arrays import averaged
 
 LARGEST = 700.0  # exponent; a collapsed model's R would overflow to infinity
+PARTS = (
+    "retain/prob", "retain/rougeL_recall", "retain/truth_ratio",
+    "real_authors/prob_options", "real_authors/rougeL_recall", "real_authors/truth_ratio",
+    "world_facts/prob_options", "world_facts/rougeL_recall", "world_facts/truth_ratio",
+)  # fmt: skip
 
 
 def probability(predictions: Sequence[float]) -> dict:
@@ -58,3 +67,37 @@ def truth_ratio(
 def ratio_scores(values: np.ndarray, forget: bool, epsilon: float = 0.0) -> np.ndarray:
     """What is averaged of R: min(R, 1/R) on the forget set, max(0, 1 − R) elsewhere."""
     return np.minimum(values, 1 / (values + epsilon)) if forget else np.maximum(0, 1 - values)
+
+
+def forget_quality(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+    """``forget_quality`` = p of a two-sided Kolmogorov–Smirnov test: can truth ratios on the forget set be told from
+    those of a model that never saw it? predictions: the model's truth ratios; references: the retrained model's.
+
+    p spans tens of orders of magnitude and has a floor that depends on n alone, so log₁₀ p and the statistic stand
+    beside it.
+    """
+    test = ks_2samp(predictions, references)
+    p = float(test.pvalue)
+    log10 = math.log10(max(p, sys.float_info.min))
+    return {"forget_quality": p, "forget_quality_log10": log10, "forget_quality_ks": float(test.statistic)}
+
+
+def model_utility(metrics: Mapping[str, float]) -> float:
+    """Harmonic mean of ``PARTS``; one that is missing is an error, never a shorter mean."""
+    missing = [name for name in PARTS if name not in metrics]
+    if missing:
+        raise ValueError(f"model utility needs {', '.join(PARTS)}; missing: {', '.join(missing)}")
+    return float(harmonic_mean([metrics[name] for name in PARTS]))
+
+
+def harmonic_mean(values: Sequence[ArrayLike]) -> np.ndarray:
+    """Harmonic mean over the first axis, [parts, …] → […]: one number per bootstrap resample where each part is [R].
+
+    A single 0 makes it 0. Values below 0 and NaN are refused.
+    """
+    parts = np.asarray(values, dtype=np.float64)
+    if len(parts) == 0 or not (parts >= 0).all():
+        raise ValueError(f"harmonic mean of {values!r}: must be at least one value, none of them negative or NaN")
+    # a part that is 0 is replaced before it is inverted; the result there is set to 0
+    inverse = 1 / np.where(parts == 0, 1.0, parts)
+    return np.where((parts == 0).any(axis=0), 0.0, len(parts) / inverse.sum(axis=0))

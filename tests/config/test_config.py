@@ -181,7 +181,7 @@ def test_a_file_that_defines_its_own_sum_is_not_the_plain_sum(tmp_path):
     hashes = [identity()]
     for body in ("    return base - alpha * change\n", "    return base\n"):
         file.write_text(text + body)
-        hashes.append(identity(f"method.file={file}"))
+        hashes.append(identity.__wrapped__(f"method.file={file}"))  # not the answer of the file before
     assert len(set(hashes)) == 3
 
 

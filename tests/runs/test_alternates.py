@@ -126,7 +126,7 @@ class Scripted:
     def __init__(self, *rounds):
         self.rounds, self.asked = rounds, []
 
-    def __call__(self, ensemble, prompts, alpha, pad, eos, longest, batch_size, temperature, seed):
+    def __call__(self, ensemble, prompts, alpha, how, temperature, seed):
         self.asked.append((prompts, temperature, seed))
         answers = self.rounds[min(seed, len(self.rounds) - 1)]
         return [answers.get(prompt, []) for prompt in prompts]

@@ -23,7 +23,10 @@ class ObjectiveError(ValueError):
 
 
 Reader = Callable[[slice], Tensor]  # which rows → their logits, [n, V]
-ALL = slice(None)
+LACKING = {
+    "reference_logits": "compares with the reference model, whose rows were not given",
+    "teacher_logits": "learns from a teacher, and algo.teacher names none",
+}
 
 
 class Pieces(Protocol):
@@ -61,8 +64,8 @@ class Answers:
         whole = replace(self)  # it holds none of the values that were computed, so that a value does not hold itself
 
         def of_part(logits: Tensor, here: slice) -> Tensor:
-            reference, teacher = lambda _: whole._reference(here), lambda _: whole._teacher(here)
-            return value(Answers(logits, whole.labels[here], whole.owner[here], reference, teacher))
+            beside = [lambda _, name=name: whole._beside(name, here) for name in LACKING]
+            return value(Answers(logits, whole.labels[here], whole.owner[here], *beside))
 
         return self.rows.map(of_part)
 
@@ -81,12 +84,18 @@ class Answers:
         """log P_ref(label) per token, [N]."""
         if isinstance(self.rows, Tensor):
             return _logp(self.reference, self.labels)
-        return torch.cat([_logp(self._reference(here), self.labels[here]) for here in self.rows.pieces()])
+        parts = ((self._beside("reference_logits", here), self.labels[here]) for here in self.rows.pieces())
+        return torch.cat([_logp(*part) for part in parts])
 
     @cached_property
     def kl(self) -> Tensor:
         """KL(P_ref ‖ P) per token, [N]: summed over the vocabulary."""
-        return self.each(_kl)
+
+        def value(rows: Answers) -> Tensor:
+            reference = rows.reference.log_softmax(-1)
+            return (reference.exp() * (reference - rows.logits.log_softmax(-1))).sum(-1)
+
+        return self.each(value)
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -120,28 +129,19 @@ class Answers:
     @cached_property
     def reference(self) -> Tensor:
         """Logits of the reference model, [N, V], whether they were given or are fetched now."""
-        return self._reference(ALL)
+        return self._beside("reference_logits")
 
     @property
     def teacher(self) -> Tensor:
         """Logits of the teacher, [N, V]."""
-        return self._teacher(ALL)
+        return self._beside("teacher_logits")
 
-    def _reference(self, here: slice) -> Tensor:
-        if self.reference_logits is None:
-            raise ObjectiveError("this term compares with the reference model, whose rows were not given")
-        return self.reference_logits(here) if callable(self.reference_logits) else self.reference_logits[here]
-
-    def _teacher(self, here: slice) -> Tensor:
-        if self.teacher_logits is None:
-            raise ObjectiveError("this term learns from a teacher, and algo.teacher names none")
-        return self.teacher_logits(here)
+    def _beside(self, name: str, here: slice = slice(None)) -> Tensor:
+        given = getattr(self, name)
+        if given is None:
+            raise ObjectiveError(f"this term {LACKING[name]}")
+        return given(here) if callable(given) else given[here]
 
 
 def _logp(logits: Tensor, labels: Tensor) -> Tensor:
     return -F.cross_entropy(logits, labels, reduction="none")
-
-
-def _kl(rows: Answers) -> Tensor:
-    reference = rows.reference.log_softmax(-1)
-    return (reference.exp() * (reference - rows.logits.log_softmax(-1))).sum(-1)

@@ -16,6 +16,7 @@ from unlearn.learning.losses import FORGET, RETAIN, Term
 REFUSALS = ("refusal", "retain_refusal")
 PAIRED = {"refusal": "forget", "retain_refusal": "retain", "alternates": "forget"}  # answers to which split's questions
 TEXTS = {"forget_text": "forget"}  # whole texts, prompt included, of which split
+Numbers = Mapping[str, float | None]
 READS = ("forget", "refusal", "alternates", "forget_text", "retain", "retain_refusal")
 
 
@@ -42,27 +43,21 @@ def read_by(terms: Iterable[BoundTerm]) -> list[str]:
 
 
 def bind(
-    forget: str,
-    retain: str,
-    forget_weight: float,
-    retain_weight: float,
-    numbers: Mapping[str, float | None],
-    file: str | None = None,
+    forget: str, retain: str, forget_weight: float, retain_weight: float, numbers: Numbers, file: str | None = None
 ) -> list[BoundTerm]:
     """The terms of an objective by name, checked against their signatures.
 
     ``numbers`` holds the settings by name (β, γ …), None where not given. One that no term takes is refused, as is a
     term that misses one of its own. Functions of ``file``, a user's own, come before ours.
     """
-    own = functions(file, "algo.file")
-    forgets, retains = FORGET | own, RETAIN | own
-    for name, kind, table in ((forget, "forget", forgets), (retain, "retain", retains)):
+    own, terms = functions(file, "algo.file"), []
+    given = {k: v for k, v in numbers.items() if v is not None}
+    kinds = (("forget", forget, FORGET | own, forget_weight), ("retain", retain, RETAIN | own, retain_weight))
+    for kind, name, table, weight in kinds:
         if name not in table:
             raise ObjectiveError(f"algo.{kind}={name!r}: no such {kind} term; there are {', '.join(table)}")
-    given = {k: v for k, v in numbers.items() if v is not None}
-    terms = [_bound(forget, forgets[forget], given, forget_weight)]
-    if retains[retain] is not None:
-        terms.append(_bound(retain, retains[retain], given, retain_weight))
+        if table[name] is not None:
+            terms.append(_bound(name, table[name], given, weight))
     taken = {k for t in terms for k in t.function.keywords}
     for extra in sorted(set(given) - taken):
         raise ObjectiveError(
@@ -76,10 +71,8 @@ def _bound(name: str, function: Term, given: Mapping[str, float], weight: float)
     found = signature(function, f"term {name!r}")
     reads = tuple(p for p in found.parameters if p in READS)
     if not reads or found.return_annotation not in (PerToken, PerAnswer):
-        raise ObjectiveError(
-            f"term {name!r} must take one or more of {', '.join(READS)} and return PerToken or "
-            f"PerAnswer; its signature is {name}{found}"
-        )
+        rule = f"must take one or more of {', '.join(READS)} and return PerToken or PerAnswer"
+        raise ObjectiveError(f"term {name!r} {rule}; its signature is {name}{found}")
     if len({(PAIRED | TEXTS).get(p, p) for p in reads}) > 1:  # they are drawn and split separately
         raise ObjectiveError(f"term {name!r} reads {', '.join(reads)}: forget and retain questions need a term each")
     wanted = [p for p in found.parameters if p not in READS]

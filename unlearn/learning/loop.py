@@ -24,29 +24,21 @@ from torch import Tensor, nn
 from unlearn.store.files import write_whole
 
 MicroBatch = Callable[[], tuple[Tensor, dict[str, float]]]  # → share of the loss, parts for the log (summed)
+After = Callable[[int, dict[str, float]], None]  # of the number of steps done, and what the last one logged
 
 
 class Diverged(RuntimeError):
     """A loss or gradient that is no longer a finite number; ``found``: what the step had logged."""
 
-    def __init__(self, message: str, found: dict[str, Any] | None = None):
+    def __init__(self, message: str, **found: Any):
         super().__init__(message)
-        self.found = found or {}
+        self.found = found
 
     def reading(self, groups: Mapping[str, Sequence[str]], where: str = "") -> Diverged:
         """The same with the examples that the step read, by group: the first ones in the message, all in ``found``."""
-        some = "; ".join(f"{name} {_first(ids)}" for name, ids in groups.items())
-        ids = {name: list(ids) for name, ids in groups.items()}
-        return Diverged(f"{self}; the step read {some}{where}", self.found | {"examples": ids})
-
-
-def _first(ids: Sequence[str], count: int = 3) -> str:
-    return ", ".join(ids) if len(ids) <= count else f"{', '.join(ids[:count])} … ({len(ids)} in all)"
-
-
-def _plain(value: float) -> float | str:
-    """For JSON, which has no NaN and no infinity."""
-    return value if math.isfinite(value) else str(value)
+        more = {name: f" … ({len(ids)} in all)" if len(ids) > 3 else "" for name, ids in groups.items()}
+        some = "; ".join(f"{name} {', '.join(ids[:3])}{more[name]}" for name, ids in groups.items())
+        return Diverged(f"{self}; the step read {some}{where}", **self.found, examples=dict(groups))
 
 
 @dataclass(frozen=True)
@@ -103,17 +95,11 @@ class Loop:
     def __init__(self, model: nn.Module, settings: Optimisation, device_name: str):
         self.accelerator = accelerator(device_name)
         model.to(self.accelerator.device)
-        optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.factor)
-        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.settings = settings
-        self.step = 0
+        learning = [p for p in model.parameters() if p.requires_grad]
+        rates = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
+        self.model, self.settings, self.step = model, settings, 0
+        self.optimizer = torch.optim.AdamW(learning, **rates, fused=True)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, settings.factor)
         self.extra: dict[str, float] = {}  # other numbers that a checkpoint must hold
 
     @property
@@ -121,14 +107,10 @@ class Loop:
         """Which of how many processes this is."""
         return self.accelerator.process_index, self.accelerator.num_processes
 
-    def run(
-        self,
-        micro_batches: Callable[[int], Iterable[MicroBatch]],
-        after: Callable[[int, dict[str, float]], None] = lambda step, log: None,
-    ) -> None:
+    def run(self, micro_batches: Callable[[int], Iterable[MicroBatch]], after: After = lambda step, log: None) -> None:
         """Train to the last step, with the micro-batches of step 0, 1, 2 …
 
-        ``after(step, log)`` is called with the number of steps done: 1, 2, … ``Diverged`` leaves the step undone.
+        ``after`` is called with 1, 2, … steps done. ``Diverged`` leaves the step undone.
         """
         while self.step < self.settings.steps:
             self.model.train()
@@ -142,19 +124,17 @@ class Loop:
             log = self._summed(log)
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip).item()
             if not (math.isfinite(log["train/loss"]) and math.isfinite(norm)):
-                raise self._diverged(log, norm)
+                step, said = self.step + 1, f"loss {log['train/loss']}, gradient norm {norm}; both must be finite"
+                # JSON has no NaN and no infinity
+                parts = {k: v if math.isfinite(v) else str(v) for k, v in (log | {"norm": norm}).items()}
+                found = {"loss": parts.pop("train/loss"), "gradient_norm": parts.pop("norm"), "parts": parts}
+                raise Diverged(f"step {step}: {said}", step=step, **found)
             log |= {"train/grad_norm": norm, "train/lr": self.scheduler.get_last_lr()[0]}
             self.optimizer.step()
             self.scheduler.step()
             self.optimizer.zero_grad()
             self.step += 1
             after(self.step, log)
-
-    def _diverged(self, log: dict[str, float], norm: float) -> Diverged:
-        step, loss = self.step + 1, log["train/loss"]
-        parts = {name: _plain(value) for name, value in log.items() if name != "train/loss"}
-        found = {"step": step, "loss": _plain(loss), "gradient_norm": _plain(norm), "parts": parts}
-        return Diverged(f"step {step}: loss {loss}, gradient norm {norm}; both must be finite", found)
 
     def _summed(self, log: dict[str, float]) -> dict[str, float]:
         """Gradients and logged parts of all processes together."""
@@ -171,14 +151,11 @@ class Loop:
         """Write weights and optimiser state; the file with the step comes last and makes the others valid."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = folder / f"weights-{self.step}.safetensors"
+        cuda = torch.cuda.get_rng_state() if self.accelerator.device.type == "cuda" else None
         state = {
-            "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if self.accelerator.device.type == "cuda" else None,
-            "extra": self.extra,
-        }
+            "step": self.step, "extra": self.extra, "rng": torch.get_rng_state(), "cuda_rng": cuda,
+            "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
+        }  # fmt: skip
         trainable = {k: v.detach().contiguous() for k, v in self.model.named_parameters() if v.requires_grad}
         write_whole(weights, lambda p: save_file(trainable, p))
         write_whole(folder / "state.pt", lambda p: torch.save(state, p))

@@ -7,7 +7,7 @@ of the *whole* step, on all processes together, so that splitting a step changes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 
@@ -27,6 +27,7 @@ from unlearn.learning.loop import MicroBatch
 from unlearn.models.llama import answer_states, device_of, full_precision, head, states_and_hidden, vocabulary
 
 Rows = Mapping[str, FrozenRows | LiveRows]
+Chunk = Mapping[str, list[int]]  # which examples, by group
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,9 @@ class Group:
     # where in the examples is what a draw names, a question or a (question, answer) pair; None: all questions, in order
     places: Mapping[tuple[int, int] | int, int] | None = None
 
-    def indices(self, drawn: Sequence[tuple[int, int] | int]) -> list[int]:
-        """Where in the examples is what was drawn."""
-        return list(drawn) if self.places is None else [self.places[key] for key in drawn]
-
-
-@dataclass(frozen=True)
-class Teacher:
-    ensemble: Ensemble
-    alpha: float
+    def tokens(self, indices: Sequence[int]) -> int:
+        """Answer tokens of some examples."""
+        return sum(len(self.examples[i].answer) for i in indices)
 
 
 class Dual:
@@ -76,7 +71,7 @@ class Objective:
     reference: Member  # whose distribution terms compare with: the target, or the trained member's frozen start
     pad_id: int
     accumulate: int = 1
-    teacher: Teacher | None = None
+    teacher: tuple[Ensemble, float] | None = None  # and its α
     dual: Dual | None = None
     precision: torch.dtype | None = None  # of the trained member's arithmetic (autocast); None: as its weights are
     # In half precision rows are only equal when their batches are: what must equal the trained member at the start is
@@ -87,22 +82,17 @@ class Objective:
     def device(self) -> torch.device:
         return device_of(self.ensemble.trained.model)
 
-    def micro_batches(self, draw: Draw, process: int = 0, processes: int = 1) -> Iterable[MicroBatch]:
+    def micro_batches(self, draw: Draw, process: int = 0, processes: int = 1) -> Iterator[MicroBatch]:
         """One process's micro-batches of the step, each a function to be called when its turn comes."""
         indices, count = self.indices(draw), self.accumulate * processes
-        totals = {
-            name: (sum(len(self.groups[name].examples[i].answer) for i in ids), len(ids))
-            for name, ids in indices.items()
-        }
+        totals = {name: (self.groups[name].tokens(ids), len(ids)) for name, ids in indices.items()}
         parts = {name: np.array_split(np.array(ids), count) for name, ids in indices.items()}
         for k in range(process, count, processes):
             chunk = {name: split[k].tolist() for name, split in parts.items() if len(split[k])}
             if chunk:
                 yield partial(self.loss, chunk, totals)
 
-    def loss(
-        self, chunk: Mapping[str, list[int]], totals: Mapping[str, tuple[int, int]]
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, chunk: Chunk, totals: Mapping[str, tuple[int, int]]) -> tuple[Tensor, dict[str, float]]:
         """The share of the step's loss that some examples of each group have, and that of each term for the log.
 
         ``totals``: answer tokens and answers of the whole step, by group.
@@ -128,121 +118,107 @@ class Objective:
 
     def indices(self, draw: Draw) -> dict[str, list[int]]:
         """Which examples a step reads, by group."""
-        return {name: self.groups[name].indices(draw.named(name)) for name in read_by(self.terms)}
+        drawn = {name: (draw.named(name), self.groups[name].places) for name in read_by(self.terms)}
+        return {name: list(keys) if at is None else [at[key] for key in keys] for name, (keys, at) in drawn.items()}
 
     def ids(self, draw: Draw) -> dict[str, list[str]]:
         """Their names."""
         return {name: [self.groups[name].examples[i].id for i in ids] for name, ids in self.indices(draw).items()}
 
-    def answers(self, chunk: Mapping[str, list[int]]) -> dict[str, Answers]:
+    def answers(self, chunk: Chunk) -> dict[str, Answers]:
         """One forward pass over all groups of the micro-batch, then the ensemble's rows per group."""
         batch = collate([self.groups[name].examples[i] for name, ids in chunk.items() for i in ids], self.pad_id)
-        batch, model = batch.to(self.device), self.ensemble.trained.model
-        with self._autocast():
-            states, hidden, reference_hidden = self._forward(batch)
-            split = long(len(batch.labels), model)
-            learnt = states.to(self.precision or states.dtype) if split else head(model, states).to(self.device)
-        beside, rows_of = _Beside(self, batch), self._pieces if split else self._full
-        answers, first = {}, 0
+        batch = batch.to(self.device)
+        forward, answers, first = _Forward(self, batch), {}, 0
         for name, ids in chunk.items():
-            group = self.groups[name]
-            here = slice(first, first + sum(len(group.examples[i].answer) for i in ids))
-            rows, reference = rows_of(group, ids, learnt[here], beside, here)
-            answers[name] = Answers(
-                rows,
-                batch.labels[here],
-                batch.owner[here] - batch.owner[first],
-                reference,
-                self._taught(group, ids) if self.teacher is not None else None,
-                None if hidden is None else hidden[here],
-                None if reference_hidden is None else reference_hidden[here],
-            )
+            here = slice(first, first + self.groups[name].tokens(ids))
+            rows, reference = forward.rows(self.groups[name], ids, here)
+            taught = self._taught(self.groups[name], ids) if self.teacher is not None else None
+            hidden = [None if states is None else states[here] for states in forward.hidden]
+            owner = batch.owner[here] - batch.owner[first]
+            answers[name] = Answers(rows, batch.labels[here], owner, reference, taught, *hidden)
             first = here.stop
         return answers
-
-    def _full(
-        self, group: Group, ids: list[int], trained: Tensor, beside: _Beside, here: slice
-    ) -> tuple[Tensor, Tensor | Reader]:
-        """Rows of the ensemble and of the reference, each [n, V], from the trained member's."""
-        rows = {
-            m.name: beside.rows[here] if self._is_twin(m) else group.rows[m.name].take(ids, self.device)
-            for m in self.ensemble.frozen(self.alpha)
-        }
-        rows[self.ensemble.trained.name] = trained
-        ensemble, name = self.ensemble.logits(rows, self.alpha), self.reference.name
-        return ensemble, rows[name] if name in rows else self._frozen(self.reference, group, ids, beside, here)
-
-    def _pieces(
-        self, group: Group, ids: list[int], states: Tensor, beside: _Beside, here: slice
-    ) -> tuple[LongRows, Reader]:
-        """The same, of which no [n, V] is ever made, from the trained member's last hidden states."""
-        learner, members = self.ensemble.trained, self.ensemble.frozen(self.alpha)
-        read = {m.name: self._frozen(m, group, ids, beside, here) for m in (self.reference, *members)}
-
-        def join(trained: Tensor, part: slice) -> Tensor:
-            rows = {m.name: read[m.name](part) for m in members}
-            return self.ensemble.logits(rows | {learner.name: trained.to(self.device)}, self.alpha)
-
-        return LongRows(learner.model, states, join), read[self.reference.name]
-
-    def _frozen(self, member: Member, group: Group, ids: list[int], beside: _Beside, here: slice) -> Reader:
-        """Rows of a frozen member, part by part; nothing is looked up or computed before the first is asked for."""
-        if self._is_twin(member):
-            return beside.reader(here)
-        reader = cache(partial(group.rows[member.name].reader, ids, self.device))
-        return lambda part: reader()(part)
 
     def _taught(self, group: Group, ids: list[int]) -> Reader:
         """Rows of the teacher; those of its members are made, or found, when they are first asked for."""
         members = cache(lambda: {name: rows.reader(ids, self.device) for name, rows in group.teacher().items()})
-        teacher = self.teacher
-        return lambda part: teacher.ensemble.logits({k: read(part) for k, read in members().items()}, teacher.alpha)
+        ensemble, alpha = self.teacher
+        return lambda part: ensemble.logits({name: read(part) for name, read in members().items()}, alpha)
 
-    def _is_twin(self, member: Member) -> bool:
-        return self.twin is not None and member.fingerprint == self.twin.fingerprint
-
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Last hidden states of the trained member; where a term reads a layer, that one's too, and the reference's."""
-        layer = next((t.layer for t in self.terms if t.layer is not None), None)
-        model = self.ensemble.trained.model
-        if layer is None:
-            return answer_states(model, batch), None, None
-        with torch.no_grad():
-            _, reference = states_and_hidden(self.reference.model, batch, layer)
-        return *states_and_hidden(model, batch, layer), reference
 
-
-class _Beside:
-    """Rows of the twin over the batch that the trained member reads, by the same operations in the same shapes."""
+class _Forward:
+    """One micro-batch read by the trained member and, by the same operations in the same shapes, by its twin."""
 
     def __init__(self, objective: Objective, batch: Batch):
-        self._objective, self._batch = objective, batch
+        self.objective, self.batch, self.hidden = objective, batch, (None, None)
+        model = objective.ensemble.trained.model
+        layer = next((t.layer for t in objective.terms if t.layer is not None), None)
+        with objective.autocast():
+            if layer is None:
+                states = answer_states(model, batch)
+            else:  # of the trained member and of the reference
+                with torch.no_grad():
+                    _, reference = states_and_hidden(objective.reference.model, batch, layer)
+                states, hidden = states_and_hidden(model, batch, layer)
+                self.hidden = hidden, reference
+            self.split = long(len(batch.labels), model)
+            if self.split:
+                self.learnt = states.to(objective.precision or states.dtype)
+            else:
+                self.learnt = head(model, states).to(objective.device)
 
-    @cached_property
-    def rows(self) -> Tensor:
-        """All of them, [N, V]."""
-        with torch.no_grad(), self._objective._autocast():
-            return head(self._objective.twin.model, self._states).to(self._objective.device)
+    def rows(self, group: Group, ids: list[int], here: slice) -> tuple[Tensor | LongRows, Tensor | Reader]:
+        """Rows of the ensemble and of the reference over some examples, [n, V]; where they are long, no [n, V] is made.
 
-    def reader(self, here: slice) -> Reader:
-        """Some of them, part by part, in blocks as ``LongRows`` reads them."""
-        model, precision = self._objective.twin.model, self._objective.precision
-        width = vocabulary(model)
+        Nothing is looked up or computed of a member that is read part by part before its first part is asked for.
+        """
+        o, learnt, learner = self.objective, self.learnt[here], self.objective.ensemble.trained
+        members = o.ensemble.frozen(o.alpha)
+        read = {m.name: self._reader(m, group, ids, here) for m in (o.reference, *members)}
+        if self.split:
+
+            def join(trained: Tensor, part: slice) -> Tensor:
+                rows = {m.name: read[m.name](part) for m in members}
+                return o.ensemble.logits(rows | {learner.name: trained.to(o.device)}, o.alpha)
+
+            return LongRows(learner.model, learnt, join), read[o.reference.name]
+        rows = {
+            m.name: self._twin[here] if self._is_twin(m) else group.rows[m.name].take(ids, o.device) for m in members
+        } | {learner.name: learnt}
+        return o.ensemble.logits(rows, o.alpha), rows.get(o.reference.name, read[o.reference.name])
+
+    def _reader(self, member: Member, group: Group, ids: list[int], here: slice) -> Reader:
+        o = self.objective
+        if not self._is_twin(member):
+            reader = cache(partial(group.rows[member.name].reader, ids, o.device))
+            return lambda part: reader()(part)
+        width, bias = vocabulary(o.twin.model), o.twin.model.get_output_embeddings().bias
 
         def logits(hidden: Tensor) -> Tensor:
-            return full_precision(product(hidden, self._weight, model.get_output_embeddings().bias, width))
+            return full_precision(product(hidden, self._weight, bias, width))
 
-        return in_blocks(lambda: self._states[here].to(precision), logits, width, self._objective.device)
+        # in blocks as ``LongRows`` reads them
+        return in_blocks(lambda: self._states[here].to(o.precision), logits, width, o.device)
+
+    def _is_twin(self, member: Member) -> bool:
+        twin = self.objective.twin
+        return twin is not None and member.fingerprint == twin.fingerprint
 
     @cached_property
-    @torch.no_grad()
     def _states(self) -> Tensor:
-        with self._objective._autocast():
-            return answer_states(self._objective.twin.model, self._batch)
+        with torch.no_grad(), self.objective.autocast():
+            return answer_states(self.objective.twin.model, self.batch)
+
+    @cached_property
+    def _twin(self) -> Tensor:
+        """The twin's rows, [N, V]."""
+        with torch.no_grad(), self.objective.autocast():
+            return head(self.objective.twin.model, self._states).to(self.objective.device)
 
     @cached_property
     def _weight(self) -> Tensor:
-        return self._objective.twin.model.get_output_embeddings().weight.to(self._objective.precision)
+        return self.objective.twin.model.get_output_embeddings().weight.to(self.objective.precision)

@@ -16,12 +16,33 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # of what is stored; raised when the same recipe would give other answers
 ROUNDS = 16  # of sampling; each is hotter than the one before by WARMER
 WARMER = 1.2
+Ids = list[tuple[int, ...]]
 
 
 def alternates(cfg: AlternatesConfig, bench: Workbench, batch_size: int) -> list[list[str]]:
-    """At least one other answer to each forget question, in the order of the forget set."""
+    """At least one other answer to each forget question, in the order of the forget set: read, or sampled once and
+    stored: those answers of the target that are not the right one."""
     rows = bench.data.splits["forget"]
-    return read(Path(cfg.file), rows) if cfg.file is not None else _sampled(cfg, bench, rows, batch_size)
+    if cfg.file is not None:
+        return read(Path(cfg.file), rows)
+    prompts = [bench.encoder.prompt(row.question) for row in rows]
+    right = [bench.encoder.example(row.id, row.question, row.answer).answer for row in rows]
+    recipe = {"format": FORMAT, "model": bench.fingerprint("target"), "prompts": [list(p) for p in prompts],
+              "right": [list(a) for a in right], "count": cfg.count, "temperature": cfg.temperature,
+              "rounds": [ROUNDS, WARMER]}  # fmt: skip
+
+    def build(folder: Path) -> None:
+        log.info("sampling %d other answers to each of %d forget questions", cfg.count, len(rows))
+        write_json(folder / "alternates.json", _ask(cfg, bench, prompts, right, batch_size))
+
+    found = read_json(bench.store.get("alternates", recipe, build) / "alternates.json")
+    for row, answers in zip(rows, found, strict=True):
+        if not answers:
+            raise DataError(
+                f"algo.alternates: the target gave no other answer than {row.answer!r} to {row.question!r} in {ROUNDS} "
+                f"rounds from temperature {cfg.temperature:g}; raise algo.alternates.temperature or give a file"
+            )
+    return found
 
 
 def read(path: Path, rows: tuple[Row, ...]) -> list[list[str]]:
@@ -50,37 +71,9 @@ def read(path: Path, rows: tuple[Row, ...]) -> list[list[str]]:
     return [found[row.question] for row in rows]
 
 
-def _sampled(cfg: AlternatesConfig, bench: Workbench, rows: tuple[Row, ...], batch_size: int) -> list[list[str]]:
-    """Samples of the target that are not the right answer. A target that knows its answers by heart rarely gives
-    another, so questions that lack some are asked again at a higher temperature. Made once, and stored."""
-    prompts = [bench.encoder.prompt(row.question) for row in rows]
-    right = [bench.encoder.example(row.id, row.question, row.answer).answer for row in rows]
-    recipe = {"format": FORMAT, "model": bench.fingerprint("target"), "prompts": [list(p) for p in prompts],
-              "right": [list(a) for a in right], "count": cfg.count, "temperature": cfg.temperature,
-              "rounds": [ROUNDS, WARMER]}  # fmt: skip
-
-    def build(folder: Path) -> None:
-        log.info("sampling %d other answers to each of %d forget questions", cfg.count, len(rows))
-        asked = _ask(cfg, bench, prompts, right, batch_size)
-        write_json(folder / "alternates.json", asked)
-
-    found = read_json(bench.store.get("alternates", recipe, build) / "alternates.json")
-    for row, answers in zip(rows, found, strict=True):
-        if not answers:
-            raise DataError(
-                f"algo.alternates: the target gave no other answer than {row.answer!r} to {row.question!r} in {ROUNDS} "
-                f"rounds from temperature {cfg.temperature:g}; raise algo.alternates.temperature or give a file"
-            )
-    return found
-
-
-def _ask(
-    cfg: AlternatesConfig,
-    bench: Workbench,
-    prompts: list[tuple[int, ...]],
-    right: list[tuple[int, ...]],
-    batch_size: int,
-) -> list[list[str]]:
+def _ask(cfg: AlternatesConfig, bench: Workbench, prompts: Ids, right: Ids, batch_size: int) -> list[list[str]]:
+    """A target that knows its answers by heart rarely gives another, so questions that lack some are asked again at a
+    higher temperature."""
     target, texts = bench.alone("target"), [bench.encoder.decode(answer) for answer in right]
     how = Decoding.by(bench.encoder.tokenizer, max(map(len, right)), batch_size)
     found: list[list[str]] = [[] for _ in prompts]

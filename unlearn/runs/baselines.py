@@ -1,8 +1,9 @@
-"""Evaluate a run, and the models that it is compared with: target and retrained, each as it is."""
+"""Evaluate ensembles beside the models that they are compared with: target and retrained, each as it is."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,35 +14,27 @@ from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import evaluation
 from unlearn.evaluation.retrained import Measured, from_file
-from unlearn.evaluation.suite import Suite
-from unlearn.evaluation.suite import suite as make_suite
+from unlearn.evaluation.suite import Suite, suite
 from unlearn.runs.workbench import Workbench
-from unlearn.store import runlog
 from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import NO_RETRAINED, eval_settings
-from unlearn.store.runlog import RunLog
 
 log = logging.getLogger(__name__)
+Found = tuple[dict[float, dict[str, Any]], pd.DataFrame, dict[str, Measured]]  # metrics by α, examples, baselines
 
 
-def evaluate(cfg: Config, bench: Workbench, ensemble: Ensemble, suite: Suite, record: RunLog) -> None:
-    """Evaluate the α's that the folder lacks, and put the baselines beside them."""
-    alphas = missing(cfg, bench, record)
-    if alphas:
-        beside = baselines(cfg, bench, suite)
-        show = "evaluating" if cfg.trainer.progress else None
-        metrics, examples = evaluation.evaluate(ensemble, suite, alphas, bench.store, beside.get("retrained"), show)
-        record.evaluated(metrics, examples, beside)
-
-
-def missing(cfg: Config, bench: Workbench, record: RunLog) -> list[float]:
-    """α's asked for that the run folder does not have under these settings."""
-    return runlog.missing_alphas(record.job)
+def evaluate(
+    cfg: Config, bench: Workbench, ensemble: Ensemble, suite: Suite, alphas: Sequence[float], show: str = "evaluating"
+) -> Found:
+    """Metrics and examples of an ensemble, and the baselines; ``show`` names the progress bar."""
+    beside = baselines(cfg, bench, suite)
+    show = show if cfg.trainer.progress else None
+    return *evaluation.evaluate(ensemble, suite, alphas, bench.store, beside.get("retrained"), show), beside
 
 
 def suite_of(cfg: Config, bench: Workbench) -> Suite:
     settings = eval_settings(cfg, bench.data.fingerprint())
-    return make_suite(bench.data, bench.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
+    return suite(bench.data, bench.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
 
 
 def baselines(cfg: Config, bench: Workbench, suite: Suite) -> dict[str, Measured]:
@@ -69,8 +62,8 @@ def _measured(
     def build(folder: Path) -> None:
         log.info("evaluating the %s model", name)
         show = f"evaluating {name}" if cfg.trainer.progress else None
-        itself, alone = name == "retrained", bench.alone(name)
-        metrics, examples = evaluation.evaluate(alone, suite, [1.0], bench.store, retrained, show, itself)
+        of_one = bench.alone(name), suite, [1.0], bench.store, retrained, show, name == "retrained"
+        metrics, examples = evaluation.evaluate(*of_one)
         write_json(folder / "metrics.json", metrics[1.0])
         examples.drop(columns="alpha").to_parquet(folder / "examples.parquet", index=False)
 

@@ -43,9 +43,9 @@ def take_over(model: nn.Module, cfg: BeginConfig, fingerprint: str) -> dict[str,
     Raises ``ConfigError`` for a run that began with other weights, or whose weights have other names or shapes;
     ``SealError`` for weights that are not those the run ended with.
     """
-    manifests = [check(Path(folder), fingerprint) for folder in cfg.runs]
-    layered = has_layers(model)
-    how, residuals = cfg.fusion(layered), {}
+    manifests = [_manifest(Path(folder), fingerprint) for folder in cfg.runs]
+    layered, residuals = has_layers(model), {}
+    how = cfg.fusion(layered)
     if layered:
         residuals = _put_layers(model, cfg, how)
         if how != "sum" and len({m["seed"] for m in manifests}) > 1:
@@ -68,12 +68,10 @@ def _add_changes(model: nn.Module, cfg: BeginConfig, how: str) -> None:
         learnt = _table(folder, WEIGHTS)
         for name, parameter in model.named_parameters():
             found = learnt.get(name)
-            if found is None or found.shape != parameter.shape:
-                shape = "none" if found is None else list(found.shape)
-                raise ConfigError(
-                    f"begin.runs={folder!r}: its offset must have {name} of shape {list(parameter.shape)}, and has "
-                    f"{shape}: it is another model"
-                )
+            shape = "none" if found is None else list(found.shape)
+            if shape != list(parameter.shape):
+                rule = f"its offset must have {name} of shape {list(parameter.shape)}, and has {shape}"
+                raise ConfigError(f"begin.runs={folder!r}: {rule}: it is another model")
             parameter += share * (found.to(parameter) - start[name])
 
 
@@ -126,15 +124,12 @@ def _table(folder: str | Path, name: str) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def check(folder: Path, fingerprint: str) -> dict[str, Any]:
-    """The manifest of a run whose trained member began as the model of this fingerprint. Raises ``ConfigError`` for
-    another model, ``SealError`` for damaged weights."""
+def _manifest(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """Of a run whose weights are sound and whose trained member began as the model of this fingerprint."""
     manifest = runlog.manifest(folder)
     seal.check_weights(folder, manifest)
-    began = (manifest.get("models") or {}).values()
-    if not manifest.get("trained") or fingerprint not in began:
-        raise ConfigError(
-            f"begin.runs={str(folder)!r}: was made with the models {manifest.get('models')}, and what learns here "
-            f"begins as {fingerprint}; its change is the change of another model"
-        )
+    models = manifest.get("models")
+    if not manifest.get("trained") or fingerprint not in (models or {}).values():
+        why = f"and what learns here begins as {fingerprint}; its change is the change of another model"
+        raise ConfigError(f"begin.runs={str(folder)!r}: was made with the models {models}, {why}")
     return manifest

@@ -16,10 +16,9 @@ from unlearn.data.encoding import Examples
 from unlearn.data.sampling import Sampler, held_out
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.ensemble.frozen import rows_of
-from unlearn.ensemble.rows import FrozenRows, LiveRows
 from unlearn.ensemble.rows_size import budget
 from unlearn.learning.binding import PAIRED, REFUSALS, TEXTS, bind, read_by
-from unlearn.learning.objective import Dual, Group, Objective, Teacher
+from unlearn.learning.objective import Dual, Group, Objective, Rows
 from unlearn.runs.alternates import alternates
 from unlearn.runs.workbench import Workbench, frozen_ensemble
 
@@ -36,7 +35,7 @@ class Inputs:
 
     def objective(self, ensemble: Ensemble) -> Objective:
         """The loss of a step: examples by what the terms read, with the stored rows of the frozen members."""
-        cfg, alpha, dual = self.cfg, training_alpha(self.cfg), self.cfg.algo.dual
+        cfg, alpha, dual, teacher = self.cfg, training_alpha(self.cfg), self.cfg.algo.dual, self.cfg.algo.teacher
         learner, reference = self._learner(ensemble)
         frozen = {m.name: m for m in (*learner.frozen(alpha), reference)}.values()
         precision, twin = None, None
@@ -44,29 +43,22 @@ class Inputs:
             precision, began = torch.bfloat16, learner.trained.fingerprint
             twin = next((m for m in frozen if m.fingerprint == began), None)
             frozen = [m for m in frozen if m.fingerprint != began]
-        teacher, taught = None, ()
-        if cfg.algo.teacher is not None:
-            teacher = Teacher(frozen_ensemble(cfg.algo.teacher.members, self.bench), cfg.algo.teacher.alpha)
-            taught = teacher.ensemble.members
+        taught = None if teacher is None else (frozen_ensemble(teacher.members, self.bench), teacher.alpha)
         groups = {}
         for name in read_by(self.terms):
             examples, places = self.read(name)
-            later = cache(partial(self.rows, taught, examples))
+            later = cache(partial(self.rows, taught[0].members, examples)) if taught else dict
             groups[name] = Group(examples, self.rows(frozen, examples), later, places)
-        return Objective(
-            learner, self.terms, groups, alpha, reference, self.bench.encoder.tokenizer.pad_token_id,
-            cfg.trainer.accumulate, teacher,
-            Dual(dual, cfg.algo.retain_weight, self.sampler.steps_per_epoch) if dual is not None else None,
-            precision, twin,
-        )  # fmt: skip
+        rising = Dual(dual, cfg.algo.retain_weight, self.sampler.steps_per_epoch) if dual is not None else None
+        pad, parts = self.bench.pad_id, cfg.trainer.accumulate
+        return Objective(learner, self.terms, groups, alpha, reference, pad, parts, taught, rising, precision, twin)
 
-    def rows(self, members: Iterable[Member], examples: Examples) -> dict[str, FrozenRows | LiveRows]:
+    def rows(self, members: Iterable[Member], examples: Examples) -> Rows:
         """Rows by member. Those of the plain target may be rounded, if trainer.stored_rows says so."""
         bench, found = self.bench, {}
         for m in members if examples else ():  # a short run of alternating epochs may never reach one of its sets
             rough = not m.slope and m.fingerprint == bench.fingerprint("target")
-            allowed = budget(self.cfg.trainer, rough)
-            found[m.name] = rows_of(bench.store, m, examples, bench.encoder.tokenizer.pad_token_id, allowed)
+            found[m.name] = rows_of(bench.store, m, examples, bench.pad_id, budget(self.cfg.trainer, rough))
         return found
 
     def read(self, name: str) -> tuple[Examples, dict[Any, int] | None]:
@@ -80,51 +72,51 @@ class Inputs:
         places = {key: k for k, key in enumerate(drawn)}
         encoder, data = self.bench.encoder, self.bench.data
         if name in PAIRED:
-            rows, kind, answers = data.splits[PAIRED[name]], "refusal", lambda _: data.refusals
-            if name == "alternates":
-                kind, answers = "alternate", self._alternates.__getitem__
-            return Examples(
-                encoder.example(f"{rows[i].id}/{kind}/{k}", rows[i].question, answers(i)[k]) for i, k in drawn
-            ), places
+            rows, kind = data.splits[PAIRED[name]], "alternate" if name == "alternates" else "refusal"
+            found = []
+            for i, k in drawn:
+                answer = self._alternates[i][k] if name == "alternates" else data.refusals[k]
+                found.append(encoder.example(f"{rows[i].id}/{kind}/{k}", rows[i].question, answer))
+            return Examples(found), places
         rows = data.splits[TEXTS.get(name, name)]
         if 2 * len(drawn) < len(rows):
             rows = [rows[i] for i in drawn]
         else:
             places = None
-        learner = next(m.model for m in self.cfg.method.members if m.trained)
-        if name in TEXTS and self.bench.encodes(learner):
+        if name in TEXTS and self.bench.encodes(_trained(self.cfg)):
             return spans.examples(encoder, rows, masks=True), places
         encode = encoder.text if name in TEXTS else encoder.example
         return Examples(encode(r.id, r.question, r.answer) for r in rows), places
 
     def _sampler(self) -> Sampler:
-        t, data, names = self.cfg.trainer, self.bench.data, read_by(self.terms)
-        forget, retain, refusals = len(data.splits["forget"]), len(data.splits["retain"]), 0
-        if set(names) & set(REFUSALS):
-            refusals = len(data.refusals)
-            if not refusals:
-                raise ValueError(f"algo {self.cfg.algo.name!r} trains towards refusals, and {data.name!r} has none")
+        t, algo, data, names = self.cfg.trainer, self.cfg.algo, self.bench.data, read_by(self.terms)
+        forget, retain = len(data.splits["forget"]), len(data.splits["retain"])
+        refusals = len(data.refusals) if set(names) & set(REFUSALS) else None
+        if refusals == 0:
+            raise ValueError(f"algo {algo.name!r} trains towards refusals, and {data.name!r} has none")
         counts = tuple(map(len, self._alternates)) if "alternates" in names else ()
-        return Sampler(
-            forget, retain, refusals, t.forget_batch, t.retain_batch, self.cfg.seed, held_out(retain, t.held_out),
-            counts, self.cfg.algo.interleave == "epochs",
-        )  # fmt: skip
+        sizes, left_out = (forget, retain, refusals or 0, t.forget_batch, t.retain_batch), held_out(retain, t.held_out)
+        return Sampler(*sizes, self.cfg.seed, left_out, counts, algo.interleave == "epochs")
 
     @cached_property
     def _alternates(self) -> list[list[str]]:
         """Other answers to each forget question."""
-        if self.cfg.algo.alternates is None:
-            name = self.cfg.algo.name
-            raise ValueError(f"algo {name!r} reads other answers, and algo.alternates says nothing of them")
-        return alternates(self.cfg.algo.alternates, self.bench, self.cfg.eval.batch_size)
+        algo = self.cfg.algo
+        if algo.alternates is None:
+            raise ValueError(f"algo {algo.name!r} reads other answers, and algo.alternates says nothing of them")
+        return alternates(algo.alternates, self.bench, self.cfg.eval.batch_size)
 
     def _learner(self, ensemble: Ensemble) -> tuple[Ensemble, Member]:
         """What the objective sees: the whole ensemble, with the target as reference; or, of a method that trains its
         member alone, that member's own softmax, with its frozen start as reference."""
-        members = self.cfg.method.members
         if not self.cfg.method.alone:
-            target = next(m.name for m in members if m.model == "target" and not m.trained)
+            target = next(m.name for m in self.cfg.method.members if m.model == "target" and not m.trained)
             return ensemble, next(m for m in ensemble.members if m.name == target)
-        model = next(m.model for m in members if m.trained)
+        model = _trained(self.cfg)
         start = Member("start", self.bench.model(model), self.bench.fingerprint(model), 0.0, 0.0, False)
         return Ensemble((replace(ensemble.trained, constant=1.0, slope=0.0),)), start
+
+
+def _trained(cfg: Config) -> str:
+    """The model that learns."""
+    return next(m.model for m in cfg.method.members if m.trained)

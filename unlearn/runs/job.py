@@ -13,10 +13,10 @@ from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.learning.loop import Diverged
 from unlearn.runs import begin
-from unlearn.runs.baselines import baselines, evaluate, missing, suite_of
+from unlearn.runs.baselines import baselines, evaluate, suite_of
 from unlearn.runs.learner import initialise, keep, members, same_models, trainable
 from unlearn.runs.training import train
-from unlearn.runs.trajectory import RULE, Watch, probe
+from unlearn.runs.trajectory import RULE, Watch, first_point, probe
 from unlearn.runs.workbench import Workbench, workbench
 from unlearn.store import runlog, seal
 from unlearn.store.identity import Job
@@ -43,34 +43,27 @@ def execute(job: Job, config_yaml: str) -> None:
                 if cfg.begin.runs:
                     learner = ensemble.trained
                     record.status("running", begin=begin.take_over(learner.model, cfg.begin, learner.fingerprint))
-            if missing(cfg, bench, record):
+            if runlog.missing_alphas(job):
                 baselines(cfg, bench, suite)  # here, so that a run's own seconds are its own
         record.status("running", data=job.data)
         if not trained:
             if ensemble.trained is not None:
                 record.status("running", **trainable(ensemble.trained.model))
                 if cfg.trainer.steps == 0:  # it only begins where others ended
-                    _log_point(cfg, bench, ensemble, record)
+                    record.status("running", collapsed=None, best=None, kept="last")
+                    first_point(probe(cfg, bench, ensemble), record)
                 else:
-                    watch = train(cfg, bench, ensemble, record)
-                    _choose(cfg, bench, ensemble, watch, record)
+                    _choose(cfg, bench, ensemble, train(cfg, bench, ensemble, record), record)
                 keep(cfg, bench, ensemble.trained.model, job.folder)
             record.status("running", trained=True, **{seal.WEIGHTS: seal.weights(job.folder)})
         shutil.rmtree(job.folder / runlog.CHECKPOINT, ignore_errors=True)
         with record.stage("evaluate"):
-            evaluate(cfg, bench, ensemble, suite, record)
+            alphas = runlog.missing_alphas(job)
+            if alphas:
+                record.evaluated(*evaluate(cfg, bench, ensemble, suite, alphas))
         sealed = {seal.RESULTS: seal.results(job.folder)}
         record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb(), **sealed, **bench.asked())
     log.info("%s", record.headline())
-
-
-def _log_point(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> None:
-    """The one point of a run without steps."""
-    record.status("running", collapsed=None, best=None, kept="last")
-    points = probe(cfg, bench, ensemble)
-    if points is not None:
-        record.rewind(-1)
-        record.log(0, 0.0, points())
 
 
 def _choose(cfg: Config, bench: Workbench, ensemble: Ensemble, watch: Watch, record: RunLog) -> None:
@@ -89,8 +82,7 @@ def _choose(cfg: Config, bench: Workbench, ensemble: Ensemble, watch: Watch, rec
         watch.load(other)
         keep(cfg, bench, other, record.folder, runlog.BEST)
     if collapsed is not None:
-        log.warning(
-            "%s collapsed: %s; best point by the declared rule: step %d", record.folder.name, collapsed, watch.step
-        )
+        name = record.folder.name
+        log.warning("%s collapsed: %s; best point by the declared rule: step %d", name, collapsed, watch.step)
     if watch.broken is not None and cfg.trainer.keep == "last":  # there is no last point
         raise Diverged(f"{watch.broken}; {runlog.BEST}/ holds step {watch.step}, the best point by the declared rule")

@@ -41,26 +41,20 @@ def initialise(cfg: Config) -> None:
 def members(cfg: Config, bench: Workbench, folder: Path | None = None) -> Ensemble:
     """The method's members: frozen models are shared; the trained one is a copy that is ready to learn (with LoRA, a
     view of the same weights), or what ``folder``, a run's, holds of it."""
-    m = cfg.method
-    rule = bind_rule(m.rule, m.numbers, m.file)
-    ensemble = frozen_ensemble(m.members, bench, rule)
+    m, how = cfg.method, tuning(cfg)
+    ensemble = frozen_ensemble(m.members, bench, bind_rule(m.rule, m.numbers, m.file))
     if folder is not None:
-        _made_with(folder, ensemble)
-        seal.check_weights(folder, runlog.manifest(folder))
+        _check(folder, ensemble)
     if ensemble.trained is None:
         return ensemble
     start = ensemble.trained.model
     if folder is None:
-        model = learner(start, tuning(cfg), cfg.pair, cfg.seed)
+        model = learner(start, how, cfg.pair, cfg.seed)
+    elif (folder / runlog.ADAPTER).is_dir():  # as after training: updates beside the weights, not rounded into them
+        model = llama.freeze(learnt(start, how, cfg.pair, folder / runlog.ADAPTER))
     else:
-        model = llama.freeze(_learnt(cfg, start, folder))
+        model = llama.freeze(llama.load(folder / runlog.OFFSET, next(start.parameters()).device))
     return replace(ensemble, members=tuple(replace(x, model=model) if x.trained else x for x in ensemble.members))
-
-
-def _learnt(cfg: Config, start: nn.Module, folder: Path) -> nn.Module:
-    if (folder / runlog.ADAPTER).is_dir():  # as after training: updates beside the weights, not rounded into them
-        return learnt(start, tuning(cfg), cfg.pair, folder / runlog.ADAPTER)
-    return llama.load(folder / runlog.OFFSET, next(start.parameters()).device)
 
 
 def trainable(model: nn.Module) -> dict[str, float]:
@@ -69,16 +63,17 @@ def trainable(model: nn.Module) -> dict[str, float]:
     return {"trainable": count, "trainable_share": round(count / llama.parameters(model), 6)}
 
 
-def _made_with(folder: Path, ensemble: Ensemble) -> None:
+def _check(folder: Path, ensemble: Ensemble) -> None:
     """Offsets, rows and metrics of other weights do not mix. They differ when the store was deleted and models were
     trained again on other hardware or with other versions."""
-    prints = {m.name: m.fingerprint for m in ensemble.members}
-    before = runlog.manifest(folder).get("models", prints)
+    prints, manifest = {m.name: m.fingerprint for m in ensemble.members}, runlog.manifest(folder)
+    before = manifest.get("models", prints)
     if {name: before.get(name) for name in prints} != prints:
         raise ConfigError(
             f"{folder} was trained with the models {before}, and the store now has {prints}; "
             "use the store it was made with, or remove the folder to train it again"
         )
+    seal.check_weights(folder, manifest)
 
 
 def keep(cfg: Config, bench: Workbench, model: nn.Module, run: Path, place: str = runlog.OFFSET) -> None:
@@ -105,8 +100,8 @@ def _save_layers(cfg: Config, bench: Workbench, model: nn.Module, folder: Path) 
     from unlearn.models import fusion, layers  # a second of imports, by peft
 
     layers.save(model, folder)
-    examples, pad = examples_of(bench.encoder, bench.data.splits["forget"]), bench.encoder.tokenizer.pad_token_id
-    save_file(begin.products(cfg) or fusion.gram(model, examples, pad, cfg.eval.batch_size), folder / GRAM)
+    examples = examples_of(bench.encoder, bench.data.splits["forget"])
+    save_file(begin.products(cfg) or fusion.gram(model, examples, bench.pad_id, cfg.eval.batch_size), folder / GRAM)
 
 
 def same_models(cfg: Config, bench: Workbench, record: RunLog, ensemble: Ensemble) -> None:

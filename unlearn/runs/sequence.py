@@ -18,9 +18,9 @@ from unlearn.data.rows import REQUEST
 from unlearn.ensemble.combination import SUM
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.sums import SumError, add
-from unlearn.evaluation import evaluation
 from unlearn.models import llama
-from unlearn.runs.baselines import baselines, suite_of
+from unlearn.runs import baselines
+from unlearn.runs.baselines import suite_of
 from unlearn.runs.learner import initialise, members
 from unlearn.runs.workbench import Workbench, workbench
 from unlearn.store.identity import Job
@@ -41,20 +41,20 @@ def summed(parts: Sequence[Part], bench: Workbench) -> Ensemble:
     Raises ``SumError`` for a method that is no weighted sum, or that changes the target itself; ``ConfigError`` where
     a run was made with other models than the world's.
     """
-    return add([_frozen(part, number, bench) for number, part in enumerate(parts, 1)], [part.alpha for part in parts])
-
-
-def _frozen(part: Part, number: int, bench: Workbench) -> Ensemble:
-    ensemble = members(part.job.cfg, bench, part.job.folder)
-    trained, place = ensemble.trained, part.job.folder
-    if ensemble.rule is not SUM:
-        raise SumError(f"{place}: method.rule={ensemble.rule.name!r}: only plain sums can be added up")
-    if trained is not None and trained.constant:
-        raise SumError(f"{place}: method={part.job.cfg.method.name!r} changes the target: there is no offset to add")
-    if trained is None:
-        return ensemble
-    own = replace(trained, name=f"offset_{number}", fingerprint=llama.fingerprint(trained.model), trained=False)
-    return Ensemble(tuple(own if m.trained else m for m in ensemble.members))
+    frozen = []
+    for number, part in enumerate(parts, 1):
+        cfg, place = part.job.cfg, part.job.folder
+        ensemble = members(cfg, bench, place)
+        trained = ensemble.trained
+        if ensemble.rule is not SUM:
+            raise SumError(f"{place}: method.rule={ensemble.rule.name!r}: only plain sums can be added up")
+        if trained is not None and trained.constant:
+            raise SumError(f"{place}: method={cfg.method.name!r} changes the target: there is no offset to add")
+        if trained is not None:
+            own = replace(trained, name=f"offset_{number}", fingerprint=llama.fingerprint(trained.model), trained=False)
+            ensemble = Ensemble(tuple(own if m.trained else m for m in ensemble.members))
+        frozen.append(ensemble)
+    return add(frozen, [part.alpha for part in parts])
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,8 @@ def measure(cfg: Config, parts: Sequence[Part], after: int) -> Step:
     """What the parts' sum does in the world of a config, with its suite and its references."""
     initialise(cfg)
     bench = workbench(cfg)
-    ensemble, suite = summed(parts, bench), suite_of(cfg, bench)
-    beside = baselines(cfg, bench, suite)
-    show = f"after request {after}" if cfg.trainer.progress else None
-    entries, examples = evaluation.evaluate(ensemble, suite, [1.0], bench.store, beside.get("retrained"), show)
+    asked = cfg, bench, summed(parts, bench), suite_of(cfg, bench), [1.0], f"after request {after}"
+    entries, examples, beside = baselines.evaluate(*asked)
     metrics = {name: dict(r.metrics) for name, r in beside.items()}
     return Step(after, tuple(p.job.folder.name for p in parts), entries[1.0], examples, metrics)
 
@@ -119,16 +117,13 @@ def in_order(jobs: Sequence[Job], k: int) -> Config:
 def one_list(configs: Sequence[Config]) -> list[Any] | None:
     """The requests that all configs have in common: the longest list, of which each other one is the beginning, as it
     was when its request came. None where none has requests; ``ConfigError`` for other lists."""
-    lists = [_requests(cfg) for cfg in configs]
+    lists = [
+        who(data.requests, data.people) if data.requests is not None and isinstance(data, Numbered) else data.requests
+        for data in (cfg.data for cfg in configs)
+    ]  # of numbers of people, which people
     longest = max((found for found in lists if found is not None), key=len, default=None)
     if any(found is None or found != longest[: len(found)] for found in lists) and longest is not None:
         raise ConfigError(
             "offsets: these runs have different data.requests, and a sequence is one list of them, which may have grown"
         )
     return longest
-
-
-def _requests(cfg: Config) -> list[Any] | None:
-    """The requests of a config; of numbers of people, which people."""
-    requests = cfg.data.requests
-    return who(requests, cfg.data.people) if requests is not None and isinstance(cfg.data, Numbered) else requests

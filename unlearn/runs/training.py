@@ -17,7 +17,7 @@ from unlearn.learning.objective import Objective
 from unlearn.models.placement import compiled, parked
 from unlearn.runs import stopping
 from unlearn.runs.inputs import Inputs
-from unlearn.runs.trajectory import Probe, Watch, probe
+from unlearn.runs.trajectory import Probe, Watch, first_point, probe
 from unlearn.runs.workbench import Workbench
 from unlearn.store.runlog import CHECKPOINT, DIVERGED, RunLog
 
@@ -30,12 +30,14 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> 
     Returns what the trajectory says of collapse and of the best point. A loss that is no longer a number ends the
     training where there is a point to go back to, and fails the run where there is none.
     """
-    inputs, t = Inputs(cfg, bench), cfg.trainer
+    inputs, t, checkpoint = Inputs(cfg, bench), cfg.trainer, record.folder / CHECKPOINT
     with record.stage("rows"):
         objective, points = inputs.objective(ensemble), probe(cfg, bench, ensemble)
         kept = {name: {m: rows.describe() for m, rows in g.rows.items()} for name, g in objective.groups.items()}
         record.status("running", rows=kept)
-    loop, watch = Loop(ensemble.trained.model, _optimisation(cfg, inputs.steps), t.device), Watch()
+    schedule = learning_rate(cfg), inputs.steps, t.warmup, t.final_lr, "linear"
+    settings = Optimisation(*schedule, t.weight_decay, (t.beta1, t.beta2), t.clip)
+    loop, watch = Loop(ensemble.trained.model, settings, t.device), Watch()
     _begin(loop, watch, objective, points, record)
 
     def after(step: int, values: dict[str, float]) -> None:
@@ -50,7 +52,9 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> 
             record.log(step, step / inputs.sampler.steps_per_epoch, values | measured)
         if stopping.asked() or (t.save_every and step % t.save_every == 0 and not last):
             record.sync()
-            _save(loop, watch, objective, record)
+            loop.extra = watch.save(checkpoint) | ({"dual": objective.dual.value} if objective.dual else {})
+            loop.save(checkpoint)
+            watch.sweep(checkpoint)
         if stopping.asked():
             log.warning("stopped after step %d of %d: saved", step, inputs.steps)
             raise _Interrupted
@@ -63,8 +67,7 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> 
             with stopping.patiently():
                 loop.run(lambda step: objective.micro_batches(inputs.sampler.draw(step), *loop.share), after)
         except Diverged as error:
-            read = objective.ids(inputs.sampler.draw(loop.step))
-            named = error.reading(read, f"; all of it in {DIVERGED}")
+            named = error.reading(objective.ids(inputs.sampler.draw(loop.step)), f"; all of it in {DIVERGED}")
             record.diverged(named.found)
             if watch.step == 0:
                 raise named from None
@@ -77,14 +80,6 @@ class _Interrupted(BaseException):
     """Leaves the loop; ``stopping.patiently`` puts the signal that was the cause in its place."""
 
 
-def _optimisation(cfg: Config, steps: int) -> Optimisation:
-    t = cfg.trainer
-    return Optimisation(
-        lr=learning_rate(cfg), steps=steps, warmup=t.warmup, final_lr=t.final_lr, decay="linear",
-        weight_decay=t.weight_decay, betas=(t.beta1, t.beta2), clip=t.clip,
-    )  # fmt: skip
-
-
 def _begin(loop: Loop, watch: Watch, objective: Objective, points: Probe | None, record: RunLog) -> None:
     """Take up the checkpoint, if there is one; else log the point before the first step."""
     (record.folder / DIVERGED).unlink(missing_ok=True)  # of an earlier try
@@ -94,38 +89,20 @@ def _begin(loop: Loop, watch: Watch, objective: Objective, points: Probe | None,
         watch.restore(record.folder / CHECKPOINT, loop.extra)
         if objective.dual is not None:
             objective.dual.value = loop.extra["dual"]
-        return
-    record.rewind(-1)
-    if points is not None:
-        values = points()
-        record.log(0, 0.0, values)
+    elif (values := first_point(points, record)) is not None:
         watch.start = points(0.0)  # the target, whatever the method begins with
         watch.see(0, values, loop.model)
 
 
-def _save(loop: Loop, watch: Watch, objective: Objective, record: RunLog) -> None:
-    checkpoint = record.folder / CHECKPOINT
-    loop.extra = watch.save(checkpoint)
-    if objective.dual is not None:
-        loop.extra["dual"] = objective.dual.value
-    loop.save(checkpoint)
-    for old in checkpoint.glob("best-*.safetensors"):
-        if old.name != f"best-{watch.step}.safetensors":
-            old.unlink()
-
-
 def idle(objective: Objective, points: Probe | None) -> list[nn.Module]:
     """Models that no step runs, since all their rows are stored."""
-    frozen = [m for m in (*objective.ensemble.members, objective.reference) if not m.trained]
-    used = [objective.ensemble.trained, objective.twin]
-    if objective.teacher is not None:  # its rows are filled when a step first asks
-        used += objective.teacher.ensemble.members
+    used = [objective.ensemble.trained, *([objective.twin] if objective.twin else [])]
+    used += objective.teacher[0].members if objective.teacher else ()  # its rows are filled when a step first asks
     if any(term.layer is not None for term in objective.terms):
         used.append(objective.reference)
     sets = [group.rows for group in objective.groups.values()]
     sets += [] if points is None else [rows for _, rows in points.points.values()]
     used += [rows.member for each in sets for rows in each.values() if isinstance(rows, LiveRows)]
-    # LoRA and layers read the weights of a frozen twin
-    run = {id(p) for member in used if member is not None for p in member.model.parameters()}
-    found = {id(m.model): m.model for m in frozen}.values()
-    return [model for model in found if not any(id(p) in run for p in model.parameters())]
+    run = {id(p) for member in used for p in member.model.parameters()}  # LoRA and layers read those of a frozen twin
+    frozen = {id(m.model): m.model for m in (*objective.ensemble.members, objective.reference) if not m.trained}
+    return [model for model in frozen.values() if not any(id(p) in run for p in model.parameters())]

@@ -22,15 +22,16 @@ from unlearn.data.encoding import Examples, examples_of
 from unlearn.data.sampling import held_out
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import rows_of
-from unlearn.ensemble.rows import FrozenRows, LiveRows
 from unlearn.evaluation import scoring
 from unlearn.evaluation.suite import EVALUATED, spaced
 from unlearn.learning.loop import put
+from unlearn.learning.objective import Rows
 from unlearn.runs.workbench import Workbench
 from unlearn.store.files import write_whole
+from unlearn.store.runlog import RunLog
 
 RULE = "harmonic mean of the share of forget probability that is lost and the share of other probability that is kept"
-NUMBERS = ("score", "kept", "last_score", "first_loss", "last_loss")  # of a Watch, beside its step
+NUMBERS = ("step", "score", "kept", "last_score", "first_loss", "last_loss")  # of a Watch
 KEPT = 0.5  # a model that keeps less than this of the target's probability has collapsed
 LOSS = 100.0  # |loss| at the last step over max(1, |loss| at the first): more is a diverging loss
 
@@ -41,7 +42,7 @@ class Probe:
 
     ensemble: Ensemble
     alpha: float
-    points: Mapping[str, tuple[Examples, Mapping[str, FrozenRows | LiveRows]]]  # by split
+    points: Mapping[str, tuple[Examples, Rows]]  # by split
     pad_id: int
     batch_size: int
 
@@ -58,18 +59,26 @@ class Probe:
 def probe(cfg: Config, bench: Workbench, ensemble: Ensemble) -> Probe | None:
     if not cfg.trainer.eval_every:
         return None
-    alpha, points, pad = training_alpha(cfg), {}, bench.encoder.tokenizer.pad_token_id
+    alpha, points, pad = training_alpha(cfg), {}, bench.pad_id
     retain = bench.data.splits["retain"]
     chosen = [retain[i] for i in held_out(len(retain), cfg.trainer.held_out)[::2]]  # the other half is for reporting
     for split in (*EVALUATED, "held_out"):
         rows = chosen if split == "held_out" else bench.data.splits.get(split, ())
-        rows = spaced(rows, cfg.trainer.eval_examples)
-        if rows:
-            examples = examples_of(bench.encoder, rows)
+        examples = examples_of(bench.encoder, spaced(rows, cfg.trainer.eval_examples))
+        if examples:
             frozen = [m for m in ensemble.needed([0.0, alpha]) if not m.trained]
             found = {m.name: rows_of(bench.store, m, examples, pad, cfg.trainer.stored_rows_gib) for m in frozen}
             points[split] = (examples, found)
     return Probe(ensemble, alpha, points, pad, cfg.eval.batch_size)
+
+
+def first_point(points: Probe | None, record: RunLog) -> dict[str, float] | None:
+    """Begin the log anew with what there is before the first step."""
+    record.rewind(-1)
+    values = None if points is None else points()
+    if values is not None:
+        record.log(0, 0.0, values)
+    return values
 
 
 @dataclass
@@ -123,14 +132,18 @@ class Watch:
         path = folder / f"best-{self.step}.safetensors"
         if self.weights and not path.is_file():
             write_whole(path, lambda p: save_file({k: v.contiguous() for k, v in self.weights.items()}, p))
-        numbers = {name: getattr(self, name) for name in ("step", *NUMBERS)}
-        return {f"watch/{k}": v for k, v in numbers.items()} | {f"start/{k}": v for k, v in self.start.items()}
+        return {f"watch/{k}": getattr(self, k) for k in NUMBERS} | {f"start/{k}": v for k, v in self.start.items()}
+
+    def sweep(self, folder: Path) -> None:
+        """Remove best weights of before, once the checkpoint that needs them is written over."""
+        for old in folder.glob("best-*.safetensors"):
+            if old.name != f"best-{self.step}.safetensors":
+                old.unlink()
 
     def restore(self, folder: Path, extra: Mapping[str, float]) -> None:
         self.start = {k.removeprefix("start/"): v for k, v in extra.items() if k.startswith("start/")}
         for name in NUMBERS:
             setattr(self, name, extra[f"watch/{name}"])
-        self.step = int(extra["watch/step"])
         if self.start:
             self.weights = load_file(folder / f"best-{self.step}.safetensors")
 

@@ -74,6 +74,10 @@ class Workbench:
                 self._prints[role] = llama.fingerprint(self.model(role))
         return self._prints[role]
 
+    @property
+    def pad_id(self) -> int:
+        return self.encoder.tokenizer.pad_token_id
+
     def begin(self) -> None:
         """Count what is asked of models from here: the jobs of a grid share their world."""
         for model in self._models.values():

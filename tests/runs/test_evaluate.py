@@ -1,13 +1,15 @@
 """``python -m unlearn.evaluate``: a trained run again, at other α's or settings, without training."""
 
+import copy
 import json
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 from support.helpers import command, execute
 
 from unlearn.config.schema import ConfigError
-from unlearn.grid.rerun import open_run
+from unlearn.grid.rerun import _config, open_run
 from unlearn.store import runlog
 
 
@@ -47,6 +49,26 @@ def test_what_was_trained_cannot_be_changed_and_foreign_folders_are_refused(fold
         open_run(tmp_path)
     done = command("unlearn.evaluate", "run=nowhere", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "not the folder of a trained run" in done.stderr and "Traceback" not in done.stderr
+
+
+def write_aged(raw, path):
+    """Write a config as it was before its settings were renamed."""
+    raw = copy.deepcopy(raw)
+    for member in (*raw.method.members, *(raw.algo.teacher.members if raw.algo.teacher else ())):
+        member.alpha = member.pop("slope")
+    raw.algo.alternate, raw.eval.reference = raw.algo.pop("interleave"), raw.eval.pop("retrained")
+    raw.pair.target.http.tail = "even"
+    OmegaConf.save(raw, path)
+
+
+def test_runs_from_before_settings_were_renamed_are_opened(folder, config, tmp_path):
+    path, cfg = folder / "config.yaml", open_run(folder).cfg
+    write_aged(OmegaConf.load(path), path)
+    assert open_run(folder).cfg == cfg and "reference: " in path.read_text()
+    other = config("algo=distill", "algo.interleave=epochs", "eval.retrained=none")
+    raw = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(other)))
+    write_aged(raw, tmp_path / "old.yaml")
+    assert _config(tmp_path / "old.yaml") == raw
 
 
 def test_a_run_whose_config_was_edited_is_refused(folder):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -25,6 +25,10 @@ MAY_CHANGE = (
     "eval.", "trainer.device", "trainer.threads", "trainer.progress", "trainer.stored_rows_gib", "paths.store",
     "wandb.", "data.path", *(f"pair.target.http.{name}=" for name in HOW_ASKED),
 )  # fmt: skip
+RENAMED = {  # settings in the configs of older runs, and their names now; None: gone
+    "method.members.alpha": "slope", "algo.teacher.members.alpha": "slope", "algo.alternate": "interleave",
+    "eval.reference": "retrained", "pair.target.http.tail": None,
+}  # fmt: skip
 OWN_FILES = ("algo.file", "method.file", "eval.judge")  # Python files that are imported
 
 
@@ -82,6 +86,16 @@ def _config(path: Path) -> DictConfig:
     """The config of a run, with the reader that says which settings its data set has."""
     try:
         raw = OmegaConf.load(path)
+        for place, name in RENAMED.items():
+            *at, old = place.split(".")
+            parts = [raw]
+            for key in at:
+                found = [part.get(key) for part in parts if isinstance(part, DictConfig)]
+                parts = [one for part in found for one in (part if isinstance(part, ListConfig) else [part])]
+            for part in parts:
+                if isinstance(part, DictConfig) and old in part:
+                    value = part.pop(old)
+                    part.update({name: value} if name else {})
         reader = raw.data.reader
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: no config of a run, or damaged: {said(error)}") from None

@@ -23,7 +23,7 @@ from unlearn.grid.rules import parse
 from unlearn.models import layers, llama
 from unlearn.runs import job as jobs
 from unlearn.runs.baselines import suite_of
-from unlearn.runs.begin import fused_layers
+from unlearn.runs.learner import fused_layers
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 from unlearn.store.identity import Job

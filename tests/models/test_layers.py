@@ -32,7 +32,7 @@ from unlearn.learning.loop import Loop, Optimisation
 from unlearn.models import layers, llama
 from unlearn.models.tuning import has_layers, layer_parameters, merged
 from unlearn.runs import job, learner
-from unlearn.runs.training import idle
+from unlearn.runs.job import idle
 from unlearn.store import runlog
 
 SIZE = dict(vocab_size=40, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2)

@@ -14,7 +14,7 @@ from unlearn.config.schema import BeginConfig, ConfigError
 from unlearn.data.encoding import collate
 from unlearn.grid.rerun import open_run
 from unlearn.models import llama
-from unlearn.runs import begin, sequence
+from unlearn.runs import learner, sequence
 from unlearn.runs.sequence import Part, SumError, add, summed
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
@@ -228,7 +228,7 @@ def test_where_a_run_cannot_begin(jobs, settings, overrides, message):
 def test_changes_of_another_model_are_refused(jobs):
     model = tiny_llama(0)
     with pytest.raises(ConfigError, match="its change is the change of another model"):
-        begin.take_over(model, BeginConfig([str(jobs[0].folder)]), llama.fingerprint(model))
+        learner.take_over(model, BeginConfig([str(jobs[0].folder)]), llama.fingerprint(model))
     began = runlog.manifest(jobs[0].folder)["models"]["anchor"]
     with pytest.raises(ConfigError, match="it is another model"):
-        begin.take_over(model, BeginConfig([str(jobs[0].folder)]), began)
+        learner.take_over(model, BeginConfig([str(jobs[0].folder)]), began)

@@ -205,7 +205,7 @@ class BeginConfig:
 
     # folders of runs; with trainer.steps=0 the run is their fusion and nothing is trained
     runs: list[str] | None = setting(None, DIFFERENT_RUNS, A_RUN)
-    # how they become one (unlearn/runs/begin.py); null: regmean of unlearning layers, else sum
+    # how they become one (unlearn/runs/learner.py); null: regmean of unlearning layers, else sum
     how: str | None = setting(None, one_of("regmean", "average", "sum"))
     alphas: list[float] | None = setting(None, FINITE)  # of sum: weights of their changes; null: 1 each
     # of regmean: a pull towards the average, as a share of the mean diagonal

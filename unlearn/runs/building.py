@@ -7,24 +7,24 @@ target and retrained reference share their pretraining and every job shares ever
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from unlearn.config.pair import ModelConfig, StageConfig
 from unlearn.config.schema import ConfigError
 from unlearn.data import spans
-from unlearn.data.encoding import Examples, collate, examples_of
+from unlearn.data.encoding import Example, Examples, collate, examples_of
 from unlearn.data.rows import Row
 from unlearn.data.sampling import epoch_batches
 from unlearn.learning.answers import Answers
-from unlearn.learning.loop import Diverged, Loop, MicroBatch, Optimisation
+from unlearn.learning.loop import Diverged, Loop, Optimisation
 from unlearn.models import hub, llama, seq2seq, tokenizers
 from unlearn.store import sources
 
@@ -35,35 +35,26 @@ log = logging.getLogger(__name__)
 SHAPE = ("hidden_size", "layers", "heads", "intermediate_size", "initializer_range", "max_length")  # from scratch
 
 
-@dataclass(frozen=True)
-class _Start:
-    """Weights that a stage begins with."""
-
-    folder: Path
-    key: str  # in the recipe of the stage
+Start = tuple[Path, str]  # weights that a stage begins with, and their key in its recipe
 
 
 def trained(bench: Workbench, role: str) -> Path:
     """A model that knows the general facts and, by its role, nothing else, all, or all but the forget set."""
     pair, data, size = bench.cfg.pair, bench.data, sources.size_of(bench.cfg.pair, role)
-    known: Mapping[str, Sequence[Row]] = {
-        "small_general": data.general(),
-        "small_retain": data.unnamed(),
-        "retrained": data.left(),
-    }
-    rows = known.get(role, data.known())
+    known = {"small_general": data.general, "small_retain": data.unnamed, "retrained": data.left}
+    rows = known.get(role, data.known)()
     # The small model's seed differs from the target's, or its first weights would be a slice of the same draw.
     seed = 2 * pair.seed + (size is pair.small)
     start, stage = None, sources.last_stage(pair, role)
     if size.source is not None:
         folder = hub.locate(f"pair.{'small' if size is pair.small else 'target'}.source", size)
-        start = _Start(folder, sources.content(folder, bench.store.root / "hashes"))
+        start = folder, sources.content(folder, bench.store.root / "hashes")
     if size.pretrain.epochs and data.wordings:
         label = f"{'small' if size is pair.small else 'large'} model, general facts in every wording"
         start = _stage(bench, size, size.pretrain, data.wordings, seed, start, label)
     if start is not None and not stage.epochs:
-        return start.folder
-    return _stage(bench, size, stage, rows, seed, start, f"{role} model").folder
+        return start[0]
+    return _stage(bench, size, stage, rows, seed, start, f"{role} model")[0]
 
 
 def _stage(
@@ -72,20 +63,24 @@ def _stage(
     stage: StageConfig,
     rows: Sequence[Row],
     seed: int,
-    start: _Start | None,
+    start: Start | None,
     label: str,
-) -> _Start:
+) -> Start:
+    """A stage teaches each row's answer and, where ``texts`` asks for it, its question as a text."""
     pair, encoder = bench.cfg.pair, bench.encoder
     if stage.epochs and not rows:
         raise ConfigError(
             f"data set {bench.data.name!r} has nothing to train the {label} on: it has no general facts (real authors, "
             "world facts); take pair.offset_init=retain or full"
         )
-    training = _training(bench, size, start, rows)
+    training = examples_of(encoder, rows)
+    if size.texts:
+        masks = size.architecture == "t5" if size.source is None else hub.has_encoder(start[0])
+        training = Examples([*training, *spans.examples(encoder, rows, masks)])
     vocabulary = tokenizers.size(encoder.tokenizer)
     recipe: dict[str, Any] = {
         "stage": asdict(stage), "batch_size": pair.batch_size, "warmup": pair.warmup,
-        "examples": training.fingerprint, "seed": seed, "parent": start and start.key,
+        "examples": training.fingerprint, "seed": seed, "parent": start and start[1],
     }  # fmt: skip
     if size.source is None:
         recipe |= {"shape": {k: getattr(size, k) for k in SHAPE}, "vocabulary": vocabulary}
@@ -96,7 +91,7 @@ def _stage(
             fresh = seq2seq.fresh if size.architecture == "t5" else llama.fresh
             model = fresh(size, vocabulary, encoder.tokenizer.pad_token_id, encoder.tokenizer.eos_token_id, seed)
         else:
-            model = llama.load(start.folder)
+            model = llama.load(start[0])
         count = f"{llama.parameters(model):,}"
         log.info("training the %s: %s parameters, %d examples × %d epochs", label, count, len(training), stage.epochs)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -106,16 +101,7 @@ def _stage(
         encoder.tokenizer.save_pretrained(folder)
 
     folder = bench.store.get("model", recipe, build)
-    return _Start(folder, folder.name)
-
-
-def _training(bench: Workbench, size: ModelConfig, start: _Start | None, rows: Sequence[Row]) -> Examples:
-    """What a stage teaches: each row's answer and, where ``texts`` asks for it, its question as a text."""
-    found = examples_of(bench.encoder, rows)
-    if not size.texts:
-        return found
-    masks = size.architecture == "t5" if size.source is None else hub.has_encoder(start.folder)
-    return Examples([*found, *spans.examples(bench.encoder, rows, masks)])
+    return folder, folder.name
 
 
 def _fit(
@@ -125,29 +111,21 @@ def _fit(
     pair, trainer = bench.cfg.pair, bench.cfg.trainer
     lengths = [len(e.prompt) + len(e.answer) for e in training]
     per_epoch = len(epoch_batches(lengths, pair.batch_size, seed, 0))
-    settings = Optimisation(
-        lr=stage.lr, steps=per_epoch * stage.epochs, warmup=pair.warmup, final_lr=0.1, decay="cosine", weight_decay=0.0,
-        betas=(0.9, 0.98), clip=1.0,
-    )  # fmt: skip
+    settings = Optimisation(stage.lr, per_epoch * stage.epochs, pair.warmup, 0.1, "cosine", 0.0, (0.9, 0.98), 1.0)
     loop = Loop(model.train(), settings, trainer.device)
-    place = loop.accelerator.device
+    batches = lru_cache(maxsize=1)(partial(epoch_batches, lengths, pair.batch_size, seed))  # of an epoch
 
-    @lru_cache(maxsize=1)
-    def batches(epoch: int) -> list[list[int]]:
-        return epoch_batches(lengths, pair.batch_size, seed, epoch)
-
-    def micro_batches(step: int) -> list[MicroBatch]:
+    def drawn(step: int) -> list[Example]:
         epoch, at = divmod(step, per_epoch)
-        return [partial(nll, [training[i] for i in batches(epoch)[at]])]
+        return [training[i] for i in batches(epoch)[at]]
 
-    def nll(chosen):
-        batch = collate(chosen, bench.encoder.tokenizer.pad_token_id).to(place)
+    def nll(step: int) -> tuple[Tensor, dict[str, float]]:
+        batch = collate(drawn(step), bench.pad_id).to(loop.accelerator.device)
         return -Answers(llama.answer_rows(loop.model, batch), batch.labels, batch.owner).logp.mean(), {}
 
     with tqdm(total=settings.steps, desc=label, disable=None if trainer.progress else True, leave=False) as bar:
         try:
-            loop.run(micro_batches, lambda step, log: bar.update())
+            loop.run(lambda step: [partial(nll, step)], lambda step, log: bar.update())
         except Diverged as error:
-            epoch, at = divmod(loop.step, per_epoch)
-            raise error.reading({label: [training[i].id for i in batches(epoch)[at]]}) from None
+            raise error.reading({label: [example.id for example in drawn(loop.step)]}) from None
     return loop.model

@@ -47,10 +47,8 @@ def tasks_of(names: Sequence[str], path: str | None) -> dict[str, tuple[Task, st
     for name in names:
         if name not in known:
             near = ", ".join(difflib.get_close_matches(name, known, 5)) or "none"
-            raise ConfigError(
-                f"tasks={name}: lm-eval {version('lm-eval')} has no such task; near it: {near}; on general ability: "
-                f"{', '.join(choices.STANDARD)}; all: lm-eval ls tasks"
-            )
+            others = f"near it: {near}; on general ability: {', '.join(choices.STANDARD)}; all: lm-eval ls tasks"
+            raise ConfigError(f"tasks={name}: lm-eval {version('lm-eval')} has no such task; {others}")
     return {name: (name, f"lm-eval {name}") for name in names}
 
 
@@ -58,12 +56,10 @@ def of_run(run: Opened, alphas: Sequence[float], tasks: Mapping[str, tuple[Task,
     """Results of a run's models, joined with those that its folder has of the same questions."""
     pair, size = run.cfg.pair, run.cfg.eval.batch_size
     if sources.is_remote(pair, "target"):
-        raise ConfigError(
-            "pair.target.kind='http': questions are scored here by running all members over whole texts, and the "
-            "target is a server"
-        )
+        how = "questions are scored here by running all members over whole texts, and the target is a server"
+        raise ConfigError(f"pair.target.kind='http': {how}")
     bench, tokenizer = run.bench, run.bench.encoder.tokenizer
-    frozen = ["target", *(["retrained"] if sources.lacking(pair, "retrained") is None else [])]
+    frozen = [name for name in ("target", "retrained") if bench.has(name)]
     try:
         results = read_json(run.folder / FILE) or {}
     except ValueError as error:
@@ -86,10 +82,8 @@ def of_run(run: Opened, alphas: Sequence[float], tasks: Mapping[str, tuple[Task,
             before = results.get(part, {})
             known = before.get("alphas", {}) if before.get("settings") == settings else {}
             entries = known | {alpha_key(a): entry[part] for a, entry in ours.items()}
-            results[part] = {
-                "settings": settings, **{model: entry[part] for model, entry in found.items()},
-                "alphas": dict(sorted(entries.items(), key=lambda entry: float(entry[0]))),
-            }  # fmt: skip
+            alphas_of = {"alphas": dict(sorted(entries.items(), key=lambda entry: float(entry[0])))}
+            results[part] = {"settings": settings} | {m: entry[part] for m, entry in found.items()} | alphas_of
     return results
 
 
@@ -105,10 +99,9 @@ def of_model(
     if len(own) < len(overrides):
         raise ConfigError(f"{' '.join(overrides)}: with model= only trainer.device may be given")
     folder = hub.locate("model", SourceConfig(name))
-    tokenizer = tokenizers.load(folder)
-    model = hub.check_head(llama.freeze(llama.load(folder, device(own.get("trainer.device", "auto")))), f"model={name}")
-    alone = Ensemble((Member("model", model, "", 1.0, 0.0, False),))
-    results = {}
+    tokenizer, place = tokenizers.load(folder), device(own.get("trainer.device", "auto"))
+    model = hub.check_head(llama.freeze(llama.load(folder, place)), f"model={name}")
+    alone, results = Ensemble((Member("model", model, "", 1.0, 0.0, False),)), {}
     for task, source in tasks.values():
         found = measure(alone, 1.0, tokenizer, task, limit, BATCH)
         results |= {part: {"settings": _settings(source, limit), "model": entry} for part, entry in found.items()}
@@ -127,10 +120,8 @@ def measure(ensemble: Ensemble, alpha: float, tokenizer, task: Task, limit: int 
     try:
         parts = manager.load([task])["tasks"].values()
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"tasks={task}: its questions could not be had from the hub: {error}; without a network give path=FOLDER "
-            "with NAME.jsonl"
-        ) from None
+        lacking = f"its questions could not be had from the hub: {error}"
+        raise ConfigError(f"tasks={task}: {lacking}; without a network give path=FOLDER with NAME.jsonl") from None
     for part in parts:
         if part.OUTPUT_TYPE == "generate_until":
             raise ConfigError(f"tasks={part.task_name}: is about generated text, and only likelihoods are scored here")

@@ -8,19 +8,27 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+from contextlib import nullcontext
 
+from torch import nn
+from tqdm import tqdm
+
+from unlearn.config.derived import learning_rate, training_alpha
 from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.learning.loop import Diverged
-from unlearn.runs import begin
+from unlearn.ensemble.rows import LiveRows
+from unlearn.learning.loop import Diverged, Loop, Optimisation
+from unlearn.learning.objective import Objective
+from unlearn.models.placement import compiled, parked
+from unlearn.runs import stopping
 from unlearn.runs.baselines import baselines, evaluate, suite_of
-from unlearn.runs.learner import initialise, keep, members, same_models, trainable
-from unlearn.runs.training import train
-from unlearn.runs.trajectory import RULE, Watch, first_point, probe
+from unlearn.runs.inputs import Inputs
+from unlearn.runs.learner import initialise, keep, members, same_models, take_over, trainable
+from unlearn.runs.trajectory import RULE, Probe, Watch, first_point, probe
 from unlearn.runs.workbench import Workbench, workbench
 from unlearn.store import runlog, seal
 from unlearn.store.identity import Job
-from unlearn.store.runlog import RunLog
+from unlearn.store.runlog import CHECKPOINT, DIVERGED, RunLog
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +50,7 @@ def execute(job: Job, config_yaml: str) -> None:
                 same_models(cfg, bench, record, ensemble)
                 if cfg.begin.runs:
                     learner = ensemble.trained
-                    record.status("running", begin=begin.take_over(learner.model, cfg.begin, learner.fingerprint))
+                    record.status("running", begin=take_over(learner.model, cfg.begin, learner.fingerprint))
             if runlog.missing_alphas(job):
                 baselines(cfg, bench, suite)  # here, so that a run's own seconds are its own
         record.status("running", data=job.data)
@@ -64,6 +72,90 @@ def execute(job: Job, config_yaml: str) -> None:
         sealed = {seal.RESULTS: seal.results(job.folder)}
         record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb(), **sealed, **bench.asked())
     log.info("%s", record.headline())
+
+
+def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> Watch:
+    """Train the trained member, logging steps and trajectory points; resume from a checkpoint if there is one.
+
+    Returns what the trajectory says of collapse and of the best point. A loss that is no longer a number ends the
+    training where there is a point to go back to, and fails the run where there is none.
+    """
+    inputs, t, checkpoint = Inputs(cfg, bench), cfg.trainer, record.folder / CHECKPOINT
+    with record.stage("rows"):
+        objective, points = inputs.objective(ensemble), probe(cfg, bench, ensemble)
+        kept = {name: {m: rows.describe() for m, rows in g.rows.items()} for name, g in objective.groups.items()}
+        record.status("running", rows=kept)
+    schedule = learning_rate(cfg), inputs.steps, t.warmup, t.final_lr, "linear"
+    settings = Optimisation(*schedule, t.weight_decay, (t.beta1, t.beta2), t.clip)
+    loop, watch = Loop(ensemble.trained.model, settings, t.device), Watch()
+    _begin(loop, watch, objective, points, record)
+
+    def after(step: int, values: dict[str, float]) -> None:
+        bar.update()
+        objective.after(step, values)
+        watch.see_loss(values["train/loss"])
+        last, measured = step == inputs.steps, {}
+        if points is not None and (last or step % t.eval_every == 0):
+            measured = points()
+            watch.see(step, measured, loop.model)
+        if measured or last or step % t.log_every == 0:
+            record.log(step, step / inputs.sampler.steps_per_epoch, values | measured)
+        if stopping.asked() or (t.save_every and step % t.save_every == 0 and not last):
+            record.sync()
+            loop.extra = watch.save(checkpoint) | ({"dual": objective.dual.value} if objective.dual else {})
+            loop.save(checkpoint)
+            watch.sweep(checkpoint)
+        if stopping.asked():
+            log.warning("stopped after step %d of %d: saved", step, inputs.steps)
+            raise _Interrupted
+
+    name = f"{cfg.algo.name} {cfg.method.name} α={training_alpha(cfg):g}"
+    bar = tqdm(total=inputs.steps, initial=loop.step, desc=name, leave=False, disable=None if t.progress else True)
+    learning = compiled(objective.ensemble.trained.model) if t.compile else nullcontext()
+    with record.stage("train"), bar, parked(idle(objective, points)), learning:
+        try:
+            with stopping.patiently():
+                loop.run(lambda step: objective.micro_batches(inputs.sampler.draw(step), *loop.share), after)
+        except Diverged as error:
+            named = error.reading(objective.ids(inputs.sampler.draw(loop.step)), f"; all of it in {DIVERGED}")
+            record.diverged(named.found)
+            if watch.step == 0:
+                raise named from None
+            watch.broken = str(named)
+    record.sync()
+    return watch
+
+
+class _Interrupted(BaseException):
+    """Leaves the loop; ``stopping.patiently`` puts the signal that was the cause in its place."""
+
+
+def _begin(loop: Loop, watch: Watch, objective: Objective, points: Probe | None, record: RunLog) -> None:
+    """Take up the checkpoint, if there is one; else log the point before the first step."""
+    (record.folder / DIVERGED).unlink(missing_ok=True)  # of an earlier try
+    if loop.restore(record.folder / CHECKPOINT):
+        log.info("resuming at step %d of %d", loop.step, loop.settings.steps)
+        record.rewind(loop.step)
+        watch.restore(record.folder / CHECKPOINT, loop.extra)
+        if objective.dual is not None:
+            objective.dual.value = loop.extra["dual"]
+    elif (values := first_point(points, record)) is not None:
+        watch.start = points(0.0)  # the target, whatever the method begins with
+        watch.see(0, values, loop.model)
+
+
+def idle(objective: Objective, points: Probe | None) -> list[nn.Module]:
+    """Models that no step runs, since all their rows are stored."""
+    used = [objective.ensemble.trained, *([objective.twin] if objective.twin else [])]
+    used += objective.teacher[0].members if objective.teacher else ()  # its rows are filled when a step first asks
+    if any(term.layer is not None for term in objective.terms):
+        used.append(objective.reference)
+    sets = [group.rows for group in objective.groups.values()]
+    sets += [] if points is None else [rows for _, rows in points.points.values()]
+    used += [rows.member for each in sets for rows in each.values() if isinstance(rows, LiveRows)]
+    run = {id(p) for member in used for p in member.model.parameters()}  # LoRA and layers read those of a frozen twin
+    frozen = {id(m.model): m.model for m in (*objective.ensemble.members, objective.reference) if not m.trained}
+    return [model for model in frozen.values() if not any(id(p) in run for p in model.parameters())]
 
 
 def _choose(cfg: Config, bench: Workbench, ensemble: Ensemble, watch: Watch, record: RunLog) -> None:

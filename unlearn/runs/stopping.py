@@ -21,12 +21,7 @@ class Stopped(KeyboardInterrupt):
         self.status = 128 + signum  # as a shell reports a process that a signal ended
 
 
-class _State:
-    patient = False
-    asked: int | None = None
-
-
-_state = _State()
+_state: dict[str, Any] = {"patient": False, "asked": None}  # asked: the signal, once there was one
 
 
 def listen() -> None:
@@ -37,24 +32,24 @@ def listen() -> None:
 
 def asked() -> bool:
     """Whether a signal waits for the end of the step."""
-    return _state.asked is not None
+    return _state["asked"] is not None
 
 
 @contextmanager
 def patiently() -> Iterator[None]:
     """Inside, a signal waits: the block looks at ``asked`` where it may stop, and ``Stopped`` is raised at its end."""
-    _state.patient = True
+    _state["patient"] = True
     try:
         yield
     finally:
-        _state.patient = False
-        if _state.asked is not None:
-            raise Stopped(_state.asked)
+        _state["patient"] = False
+        if asked():
+            raise Stopped(_state["asked"])
 
 
 def _told(signum: int, frame: Any) -> None:
-    if _state.asked is not None:
+    if asked():
         os._exit(128 + signum)
-    _state.asked = signum
-    if not _state.patient:
+    _state["asked"] = signum
+    if not _state["patient"]:
         raise Stopped(signum)

@@ -64,15 +64,17 @@ class Workbench:
     def fingerprint(self, name: str) -> str:
         """What identifies a model in the store. Of one with a pretrained origin it is known without loading it."""
         pair, role = self.cfg.pair, sources.role(self.cfg.pair, name)
-        if role not in self._prints:
-            if sources.is_remote(pair, role):
-                self._prints[role] = fingerprint(pair.target.http, self.width)
-            elif sources.is_pretrained(pair, role):
-                held = None if role.startswith("small") else pair.target
-                self._prints[role] = hub.fingerprint(self.folder(role), self.store.root / "hashes", self.width, held)
-            else:
-                self._prints[role] = llama.fingerprint(self.model(role))
-        return self._prints[role]
+        if role in self._prints:
+            return self._prints[role]
+        if sources.is_remote(pair, role):
+            found = fingerprint(pair.target.http, self.width)
+        elif sources.is_pretrained(pair, role):
+            held = None if role.startswith("small") else pair.target
+            found = hub.fingerprint(self.folder(role), self.store.root / "hashes", self.width, held)
+        else:
+            found = llama.fingerprint(self.model(role))
+        self._prints[role] = found
+        return found
 
     @property
     def pad_id(self) -> int:
@@ -194,7 +196,5 @@ def check_own(bench: Workbench, role: str) -> None:
         return
     width = hub.check(f"pair.{role}", own, encoder.tokenizer, encoder.max_length)
     if width < bench.width:
-        raise ConfigError(
-            f"pair.{role}.source={own.source!r}: its head has {width:,} logits, and target and small are read for "
-            f"{bench.width:,}; a model that stands beside them needs as many"
-        )
+        rule = f"target and small are read for {bench.width:,}; a model that stands beside them needs as many"
+        raise ConfigError(f"pair.{role}.source={own.source!r}: its head has {width:,} logits, and {rule}")

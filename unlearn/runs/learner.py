@@ -2,7 +2,7 @@
 
 It may begin at other runs: what they learnt, fused into one (``begin.how``). ``sum``: the frozen start plus
 Σ_j a_j Δ_j, Δ_j the change of run j's weights (task arithmetic, arXiv 2212.04089); unlearning layers are put side by
-side, so that the changes of their blocks add up. ``average``: the start plus the mean of the changes; the mean of the layers.
+side, so that the changes of their blocks add up. ``average``: the start plus the mean of the changes, or of the layers.
 ``regmean``: layers in closed form (EUL, arXiv 2310.20150), from the inner products that each run kept.
 """
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from support.helpers import ALGOS
@@ -25,30 +26,27 @@ def loss_and_gradient(found, draw):
 
 def shuffled(draw):
     """The same draw in another order; answers stay with their questions."""
-    generator = torch.Generator().manual_seed(1)
-
-    def order(values, by):
-        return [values[i] for i in by] if values else values
-
-    forget = torch.randperm(len(draw.forget), generator=generator).tolist()
-    retain = torch.randperm(len(draw.retain), generator=generator).tolist()
+    forget, retain = np.random.default_rng(1).permutation(3), np.random.default_rng(2).permutation(6)
     by = {"forget": forget, "refusal": forget, "alternates": forget, "retain": retain, "retain_refusal": retain}
-    return replace(draw, **{name: order(getattr(draw, name), how) for name, how in by.items()})
+    kept = {name: getattr(draw, name) for name in by if getattr(draw, name)}
+    return replace(draw, **{name: [values[i] for i in by[name]] for name, values in kept.items()})
+
+
+def objective(config, bench, algo, *more):
+    """Of a step away from the start, where many gradients vanish, and its draw; both sets are in one step."""
+    method = {"uld": "uld", "rmu": "direct"}.get(algo, "offset")
+    cfg = config(f"algo={algo}", f"method={method}", "algo.interleave=none", *more)
+    inputs, ensemble = Inputs(cfg, bench, steps=1), members(cfg, bench)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for p in ensemble.trained.model.parameters():
+            p += 0.05 * torch.randn(p.shape, generator=generator)
+    return inputs.objective(ensemble), inputs.sampler.draw(0)
 
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_order_padding_and_splitting_change_neither_loss_nor_gradient(config, bench, algo):
-    method = {"uld": "uld", "rmu": "direct"}.get(algo, "offset")
-    batches = "trainer.forget_batch=3", "trainer.retain_batch=6", "algo.interleave=none"  # both sets in one step
-    cfg = config(f"algo={algo}", f"method={method}", *batches)
-    inputs = Inputs(cfg, bench, steps=1)
-    ensemble = members(cfg, bench)
-    with torch.no_grad():  # away from the start, where many gradients vanish
-        generator = torch.Generator().manual_seed(0)
-        for p in ensemble.trained.model.parameters():
-            p += 0.05 * torch.randn(p.shape, generator=generator)
-    one = inputs.objective(ensemble)
-    draw = inputs.sampler.draw(0)
+    one, draw = objective(config, bench, algo, "trainer.forget_batch=3", "trainer.retain_batch=6")
     assert len(draw.forget) == 3 and len(draw.retain) == 6
     lengths = {len(e.prompt) + len(e.answer) for g in one.groups.values() for e in g.examples}
     assert len(lengths) > 1  # or there would be no padding to speak of
@@ -63,20 +61,12 @@ def test_order_padding_and_splitting_change_neither_loss_nor_gradient(config, be
 
 @pytest.mark.parametrize("algo", ALGOS)
 def test_stored_rows_give_the_loss_and_the_gradient_of_recomputed_ones(config, bench, algo):
-    method = {"uld": "uld", "rmu": "direct"}.get(algo, "offset")
     found = []
     for limit in (1, 0):  # GiB: above it, rows are computed in every step
-        cfg = config(f"algo={algo}", f"method={method}", f"trainer.stored_rows_gib={limit}", "algo.interleave=none")
-        inputs = Inputs(cfg, bench, steps=1)
-        ensemble = members(cfg, bench)
-        with torch.no_grad():
-            generator = torch.Generator().manual_seed(0)
-            for p in ensemble.trained.model.parameters():
-                p += 0.05 * torch.randn(p.shape, generator=generator)
-        step = inputs.objective(ensemble)
+        step, draw = objective(config, bench, algo, f"trainer.stored_rows_gib={limit}")
         kinds = {type(rows) for group in step.groups.values() for rows in group.rows.values()}
         assert kinds == {FrozenRows if limit else LiveRows}
-        found.append(loss_and_gradient(step, inputs.sampler.draw(0)))
+        found.append(loss_and_gradient(step, draw))
     (loss, gradient), (again, gradient_again) = found
     assert again == pytest.approx(loss, rel=1e-5, abs=1e-5)
     for name, g in gradient.items():

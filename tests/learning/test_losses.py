@@ -29,45 +29,43 @@ def answers() -> Answers:
 LN2 = math.log(2)
 
 
-def test_gradient_ascent_is_the_log_probability_of_each_token(answers):
-    assert FORGET["ga"](answers).tolist() == pytest.approx([-LN2, -2 * LN2, -3 * LN2, -LN2, -2 * LN2])
-
-
-def test_refusals_and_retain_nll_are_the_negative_log_probability(answers):
-    expected = [LN2, 2 * LN2, 3 * LN2, LN2, 2 * LN2]
-    assert FORGET["idk"](answers).tolist() == pytest.approx(expected)
-    assert RETAIN["nll"](answers).tolist() == pytest.approx(expected)
-
-
-def test_npo_compares_whole_answers_with_the_target(answers):
+KL = [0.25 * LN2, 0, 1.25 * LN2 - 0.25 * math.log(3), 0, 0.25 * LN2]  # by row, worked out at "kl"
+MEAN_KL = [sum(KL[:2]) / 2, sum(KL[2:]) / 3]
+PUSHED, UNSAID = [math.log(1 + math.exp(-2 * k)) for k in KL], [math.log(1 + r**2) for r in (2, 1, 0.25, 1, 0.5)]
+HAND = [
+    ("ga", {}, [-LN2, -2 * LN2, -3 * LN2, -LN2, -2 * LN2]),
+    ("idk", {}, [LN2, 2 * LN2, 3 * LN2, LN2, 2 * LN2]),
+    ("nll", {}, [LN2, 2 * LN2, 3 * LN2, LN2, 2 * LN2]),
     # answer 0: log-ratio ln(.5·.25 / .25·.25) = ln 2; answer 1: ln(.125·.5·.25 / .5·.5·.5) = −3 ln 2
     # −(2/β) ln σ(−β·ratio) with β = 2: ln(1 + 2²) and ln(1 + 2⁻⁶)
-    assert FORGET["npo"](answers, beta=2.0).tolist() == pytest.approx([math.log(5), math.log(1 + 2**-6)])
-
-
-def test_simnpo_uses_the_mean_over_the_tokens_and_a_margin(answers):
+    ("npo", {"beta": 2.0}, [math.log(5), math.log(1 + 2**-6)]),
     # mean log P: −1.5 ln 2 and −2 ln 2; −(2/β) ln σ(−β·mean − γ) with β = 2, γ = ln 3: ln(1 + 3·2⁻³), ln(1 + 3·2⁻⁴)
-    values = FORGET["simnpo"](answers, beta=2.0, gamma=math.log(3))
-    assert values.tolist() == pytest.approx([math.log(1 + 3 / 8), math.log(1 + 3 / 16)])
-
-
-def test_kl_runs_from_the_target_to_the_ensemble_and_sums_over_the_vocabulary(answers):
+    ("simnpo", {"beta": 2.0, "gamma": math.log(3)}, [math.log(1 + 3 / 8), math.log(1 + 3 / 16)]),
     # row 0: .25 ln(.25/.5) + .5 ln(.5/.25) + .25 ln(.25/.25) = .25 ln 2; row 1: equal; row 2:
     # .25 ln(.25/.75) + .5 ln(.5/.125) + .25 ln(.25/.125) = −.25 ln 3 + ln 2 + .25 ln 2; row 4: .25 ln .5 + .5 ln 2
-    expected = [0.25 * LN2, 0, 1.25 * LN2 - 0.25 * math.log(3), 0, 0.25 * LN2]
-    assert RETAIN["kl"](answers).tolist() == pytest.approx(expected)
+    ("kl", {}, KL),
+    # row 0: P_target = (.25, .5, .25), label 0 lowered by ln 2: (.125, .5, .25) / .875; P = (.5, .25, .25)
+    ("undial", {"beta": LN2}, [(0.125 * LN2 + 0.5 * 2 * LN2 + 0.25 * 2 * LN2) / 0.875]),
+    # the KL, and the text's log P: −ln 2 (1, 2 | 3, 1, 2). Means of each answer
+    ("eul", {"forget_kl": 1.0, "gamma": 0.2}, [-MEAN_KL[0] - 0.2 * 1.5 * LN2, -MEAN_KL[1] - 0.2 * 2 * LN2]),
+    ("eul_retain", {"retain_kl": 0.8, "task": 1.0}, [0.8 * MEAN_KL[0] + 1.5 * LN2, 0.8 * MEAN_KL[1] + 2 * LN2]),
+    # NPO's form of either part, β = 2: ln(1 + e^{−2 KL}); ln(1 + (P/P_target)²) of the text, ratios 2, 1 | ¼, 1, ½
+    ("eul_bounded", {"forget_kl": 1.0, "gamma": 0.2, "beta": 2.0},
+     [sum(PUSHED[:2]) / 2 + 0.2 * sum(UNSAID[:2]) / 2, sum(PUSHED[2:]) / 3 + 0.2 * sum(UNSAID[2:]) / 3]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "numbers", "expected"), HAND, ids=[name for name, *_ in HAND])
+def test_a_term_has_the_values_worked_out_by_hand(answers, name, numbers, expected):
+    reads = 2 if name in ("eul", "eul_bounded") else 1
+    values = (FORGET | RETAIN)[name](*[answers] * reads, **numbers)
+    assert values.tolist()[: len(expected)] == pytest.approx(expected)
 
 
 def test_kl_is_exactly_zero_where_the_ensemble_is_the_target():
     logits = torch.randn(50, 30)
     answers = Answers(logits, torch.zeros(50, dtype=torch.long), torch.arange(50), logits.clone())
     assert answers.kl.eq(0).all()
-
-
-def test_undial_wants_the_targets_distribution_without_the_answer(answers):
-    # row 0: P_target = (.25, .5, .25), label 0 lowered by ln 2: (.125, .5, .25) / .875; P = (.5, .25, .25)
-    value = FORGET["undial"](answers, beta=LN2)[0].item()
-    assert value == pytest.approx((0.125 * LN2 + 0.5 * 2 * LN2 + 0.25 * 2 * LN2) / 0.875)
 
 
 def test_maximal_entropy_is_reached_at_the_uniform_distribution():
@@ -170,14 +168,10 @@ def test_a_term_with_another_signature_is_refused(monkeypatch):
             bind("mine", "none", 1.0, 1.0, {})
 
 
-def test_a_term_that_compares_with_the_target_says_so_when_it_has_none():
+def test_a_term_that_compares_with_the_target_or_a_teacher_says_so_when_there_is_none():
     answers = Answers(torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]))
     with pytest.raises(ObjectiveError, match="compares with the reference model"):
         FORGET["npo"](answers, beta=0.1)
-
-
-def test_a_term_that_learns_from_a_teacher_says_so_when_there_is_none():
-    answers = Answers(torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]))
     with pytest.raises(ObjectiveError, match="learns from a teacher, and algo.teacher names none"):
         FORGET["distill"](answers, temperature=1.0)
 
@@ -191,29 +185,6 @@ def test_a_term_with_a_layer_reads_hidden_states_and_no_other_does():
 
 
 # --- EUL ----------------------------------------------------------------------------------------------------------
-
-
-def test_eul_on_forget_is_the_negative_kl_and_the_log_probability_of_the_text(answers):
-    # KL by row: ¼ ln 2, 0 | 1¼ ln 2 − ¼ ln 3, 0, ¼ ln 2 (above); log P: −ln 2 (1, 2 | 3, 1, 2). Means of each answer
-    values = FORGET["eul"](answers, answers, forget_kl=1.0, gamma=0.2)
-    kl = [0.25 * LN2 / 2, (1.5 * LN2 - 0.25 * math.log(3)) / 3]
-    assert values.tolist() == pytest.approx([-kl[0] - 0.2 * 1.5 * LN2, -kl[1] - 0.2 * 2 * LN2])
-
-
-def test_eul_on_retain_is_the_kl_and_the_task_s_loss(answers):
-    values = RETAIN["eul_retain"](answers, retain_kl=0.8, task=1.0)
-    kl = [0.25 * LN2 / 2, (1.5 * LN2 - 0.25 * math.log(3)) / 3]
-    assert values.tolist() == pytest.approx([0.8 * kl[0] + 1.5 * LN2, 0.8 * kl[1] + 2 * LN2])
-
-
-def test_the_bounded_eul_takes_the_npo_form_of_either_part_token_by_token(answers):
-    # β = 2: ln(1 + e^{−2 KL}) of the KLs; ln(1 + (P/P_target)²) of the text, whose ratios are 2, 1 | ¼, 1, ½
-    values = FORGET["eul_bounded"](answers, answers, forget_kl=1.0, gamma=0.2, beta=2.0)
-    kl = [0.25 * LN2, 0.0, 1.25 * LN2 - 0.25 * math.log(3), 0.0, 0.25 * LN2]
-    pushed = [math.log(1 + math.exp(-2 * k)) for k in kl]
-    unsaid = [math.log(1 + r**2) for r in (2, 1, 0.25, 1, 0.5)]
-    expected = [sum(pushed[:2]) / 2 + 0.2 * sum(unsaid[:2]) / 2, sum(pushed[2:]) / 3 + 0.2 * sum(unsaid[2:]) / 3]
-    assert values.tolist() == pytest.approx(expected)
 
 
 def test_the_bounded_eul_has_a_floor_and_the_papers_has_none():

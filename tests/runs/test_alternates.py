@@ -32,6 +32,13 @@ def written(tmp_path, rows):
     return write
 
 
+@pytest.fixture
+def asked(bench, rows):
+    """Prompts, and right answers with their end."""
+    right = [bench.encoder.example(r.id, r.question, r.answer).answer for r in rows]
+    return [bench.encoder.prompt(r.question) for r in rows], right
+
+
 # --- from a file --------------------------------------------------------------------------------------------------
 
 
@@ -108,15 +115,13 @@ def test_sampled_answers_are_never_the_right_one_and_never_the_same_twice(bench,
         assert row.answer not in answers and len(set(answers)) == 4 and all(a.strip() for a in answers)
 
 
-def test_samples_are_made_once_and_do_not_hang_on_the_batch_size(bench, monkeypatch):
+def test_samples_are_made_once_and_do_not_hang_on_the_batch_size(bench, asked, monkeypatch):
     cfg = AlternatesConfig(count=2, temperature=1.25)
     found = alternates(cfg, bench, 8)
     with monkeypatch.context() as patch:
         patch.setattr(module, "_ask", lambda *a: pytest.fail("sampled again"))
         assert alternates(cfg, bench, 3) == found
-    prompts = [bench.encoder.prompt(r.question) for r in bench.data.splits["forget"]]
-    right = [bench.encoder.example(r.id, r.question, r.answer).answer for r in bench.data.splits["forget"]]
-    assert module._ask(cfg, bench, prompts, right, 1) == found
+    assert module._ask(cfg, bench, *asked, 1) == found
     assert alternates(AlternatesConfig(count=2, temperature=1.5), bench, 8) != found
 
 
@@ -132,31 +137,25 @@ class Scripted:
         return [answers.get(prompt, []) for prompt in prompts]
 
 
-def test_questions_that_lack_answers_are_asked_again_and_hotter(bench, rows, monkeypatch):
-    prompts = [bench.encoder.prompt(r.question) for r in rows]
-    right = [list(bench.encoder.example(r.id, r.question, r.answer).answer) for r in rows]
+def test_questions_that_lack_answers_are_asked_again_and_hotter(bench, rows, asked, monkeypatch):
+    prompts, right = asked
     others = [right[1][:-1], right[2][:-1], right[0][:-1]]  # another question's answer, without its end
     first = {p: o for p, o in zip(prompts, others, strict=True) if p != prompts[1]} | {prompts[1]: right[1][:-1]}
     script = Scripted(first, {}, {prompts[1]: others[1]})
     monkeypatch.setattr(module, "sample", script)
-    found = module._ask(AlternatesConfig(count=1, temperature=0.5), bench, prompts, [tuple(r) for r in right], 8)
+    found = module._ask(AlternatesConfig(count=1, temperature=0.5), bench, prompts, right, 8)
     assert found == [[rows[1].answer], [rows[2].answer], [rows[0].answer]]
-    asked = [(p, t) for p, t, _ in script.asked if p]
-    assert [p for p, _ in asked] == [prompts, [prompts[1]], [prompts[1]]]
-    assert [t for _, t in asked] == pytest.approx([0.5, 0.6, 0.72])
+    assert [p for p, *_ in script.asked] == [prompts, [prompts[1]], [prompts[1]]]
+    assert [t for _, t, _ in script.asked] == pytest.approx([0.5, 0.6, 0.72])
 
 
 @pytest.mark.parametrize("before", [[], ["pad"]], ids=["plain", "behind a special token"])
-def test_the_right_answer_is_never_taken_for_another_one(bench, rows, monkeypatch, before):
+def test_the_right_answer_is_never_taken_for_another_one(bench, asked, monkeypatch, before):
     """Special tokens are not part of a text: an answer is the right one with or without them."""
-    prompts = [bench.encoder.prompt(r.question) for r in rows]
-    front = [bench.encoder.tokenizer.pad_token_id for _ in before]
-    same = {p: front + list(bench.encoder.example(r.id, r.question, r.answer).answer[:-1])
-            for p, r in zip(prompts, rows, strict=True)}  # fmt: skip
+    front = [bench.pad_id for _ in before]
+    same = {prompt: [*front, *right[:-1]] for prompt, right in zip(*asked, strict=True)}
     monkeypatch.setattr(module, "sample", Scripted(same))
-    cfg = AlternatesConfig(count=1, temperature=0.7)
-    right = [bench.encoder.example(r.id, r.question, r.answer).answer for r in rows]
-    assert module._ask(cfg, bench, prompts, right, 8) == [[], [], []]
+    assert module._ask(AlternatesConfig(count=1, temperature=0.7), bench, *asked, 8) == [[], [], []]
 
 
 def test_too_few_other_answers_are_refused_with_what_would_help(bench, rows, monkeypatch):

@@ -13,6 +13,7 @@ from unlearn.data.sampling import held_out
 from unlearn.grid.rerun import open_run
 from unlearn.runs import calibration
 from unlearn.runs.calibration import FILE, MOST, Goal, calibrate_run, goal_of, keep, parts, reach
+from unlearn.runs.learner import members
 from unlearn.store.files import read_json
 
 # --- the search, on functions whose answer is known ---------------------------------------------------------------
@@ -22,37 +23,23 @@ def measured(function):
     return lambda alphas: np.array([function(a) for a in alphas])
 
 
-def test_a_value_is_reached_at_the_alpha_where_the_metric_has_it():
-    choice = reach(measured(lambda a: np.exp(-a)), 0.15)
-    assert choice.alpha == pytest.approx(-np.log(0.15), abs=2e-4)
-    assert choice.reached <= 0.15 and not choice.note
-
-
-def test_a_rising_metric_is_reached_too():
-    assert reach(measured(lambda a: 1 - np.exp(-a)), 0.5).alpha == pytest.approx(np.log(2), abs=2e-4)
-
-
-def test_of_several_crossings_the_smallest_alpha_is_taken():
+REACHED = {  # the metric of α, the value asked for, the α, the value there (None: not above what was asked), the note
+    "a falling metric": (lambda a: np.exp(-a), 0.15, -np.log(0.15), None, ""),
+    "a rising metric": (lambda a: 1 - np.exp(-a), 0.5, np.log(2), 0.5, ""),
     # falls through 0.5 at α = 1, rises again at 2, falls for good at 4
-    def wave(a):
-        return 0.6 if a < 1 or 2 < a < 4 else 0.4
-
-    assert reach(measured(wave), 0.5).alpha == pytest.approx(1, abs=2e-4)
-
-
-def test_a_value_out_of_reach_gives_the_nearest_and_says_so():
-    choice = reach(measured(lambda a: 0.9 - 0.01 * a), 0.1)
-    assert choice.alpha == MOST and "not reached" in choice.note and choice.reached == pytest.approx(0.9 - 0.16)
+    "the first of several crossings": (lambda a: 0.6 if a < 1 or 2 < a < 4 else 0.4, 0.5, 1, 0.4, ""),
+    "the nearest, out of reach": (lambda a: 0.9 - 0.01 * a, 0.1, MOST, 0.9 - 0.16, "not reached"),
+    "no offset needed": (lambda a: 0.3 - a, 0.3, 0, 0.3, "the target itself"),
+    "the far side of a jump": (lambda a: 1.0 if a < 0.7 else 0.0, 0.4, 0.7, 0, ""),
+}
 
 
-def test_a_value_that_the_target_has_needs_no_offset():
-    choice = reach(measured(lambda a: 0.3 - a), 0.3)
-    assert choice.alpha == 0 and "the target itself" in choice.note
-
-
-def test_a_jump_is_answered_with_its_far_side():
-    choice = reach(measured(lambda a: 1.0 if a < 0.7 else 0.0), 0.4)
-    assert choice.alpha == pytest.approx(0.7, abs=2e-4) and choice.reached == 0
+@pytest.mark.parametrize("name", REACHED)
+def test_a_value_is_reached_at_the_smallest_alpha_where_the_metric_has_it(name):
+    metric, asked, alpha, value, note = REACHED[name]
+    choice = reach(measured(metric), asked)
+    assert choice.alpha == pytest.approx(alpha, abs=2e-4) and note in choice.note and bool(choice.note) == bool(note)
+    assert choice.reached <= asked if value is None else choice.reached == pytest.approx(value, abs=2e-4)
 
 
 def test_the_largest_alpha_that_keeps_a_metric_stops_before_the_first_loss():
@@ -118,12 +105,9 @@ def test_choosing_and_reporting_share_no_example(config, bench, split):
     cfg = config(*SHARES)
     choosing, reporting = ({r.id for r in rows} for rows in parts(cfg, bench.data, split))
     assert choosing and reporting and not choosing & reporting
-    everything = {r.id for r in bench.data.splits[split]}
-    if split == "retain":
-        rows = bench.data.splits["retain"]
-        assert choosing | reporting == {rows[i].id for i in held_out(len(rows), 0.5)}
-    else:
-        assert choosing | reporting == everything
+    rows = bench.data.splits[split]
+    used = held_out(len(rows), 0.5) if split == "retain" else range(len(rows))
+    assert choosing | reporting == {rows[i].id for i in used}
 
 
 def test_without_held_out_retain_questions_a_tolerance_is_refused(config, bench):
@@ -135,8 +119,6 @@ def test_the_result_is_what_evaluating_at_that_alpha_gives_and_lies_in_the_run(c
     job = execute(config("algo=ga", *SHARES))
     before = (job.folder / "eval.json").read_bytes(), (job.folder / "offset" / "model.safetensors").read_bytes()
     choosing, _ = parts(job.cfg, bench.data, "forget")
-    from unlearn.runs.learner import members
-
     measure = calibration._measure(job.cfg, bench, members(job.cfg, bench, job.folder), choosing, "forget/prob")
     start, end = measure([0.0, 4.0])
     asked = float((start + end) / 2)
@@ -153,8 +135,6 @@ def test_the_result_is_what_evaluating_at_that_alpha_gives_and_lies_in_the_run(c
 
 
 def test_the_metrics_at_the_trainings_alpha_stand_beside_those_at_the_chosen_one(config, bench):
-    from unlearn.runs.learner import members
-
     job, goal = execute(config("algo=ga", *SHARES)), Goal("forget/prob")
     result = calibrate_run(open_run(job.folder), goal)
     assert result["given_alpha"] == job.cfg.alpha != result["alpha"]

@@ -1,12 +1,14 @@
 """Several requests answered one after another: sums of offsets, where a run begins, fusions, and what is measured."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.helpers import TINY, command, compose, execute, offset_ensemble, tiny_llama, weights
+from support.helpers import TINY, command, compose, execute, offset_ensemble, random_examples, tiny_llama, weights
 from torch.testing import assert_close
 
 from unlearn import sequence as verb
@@ -18,6 +20,7 @@ from unlearn.runs import learner, sequence
 from unlearn.runs.sequence import Part, SumError, add, summed
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
+from unlearn.store.identity import run_folder
 
 TINY3 = (*TINY, "data.people=6", "data.requests=[[5],[2],[3]]", "algo=npo", "trainer.lr=1e-2", "eval.groups=[]")
 
@@ -40,16 +43,13 @@ def rows_of(ensemble, batch):
 
 @torch.no_grad()
 def test_a_sum_is_the_target_and_every_weighted_change():
-    from support.helpers import random_examples
-
     target, anchor, other = tiny_llama(0), tiny_llama(1), tiny_llama(4)
     offsets = [tiny_llama(n) for n in (2, 3)]
     parts = [offset_ensemble(target, o, anchor) for o in offsets]
+    fixed = [{"name": f"offset_{n}", "fingerprint": f"o{n}", "trained": False} for n in (1, 2)]
     named = [
-        type(e)(
-            tuple(m if not m.trained else type(m)(f"offset_{n}", m.model, f"o{n}", 0.0, 1.0, False) for m in e.members)
-        )
-        for n, e in enumerate(parts, 1)
+        replace(e, members=tuple(replace(m, **how) if m.trained else m for m in e.members))
+        for e, how in zip(parts, fixed, strict=True)
     ]
     both = add(named, [0.5, 2.0])
     assert [(m.name, m.weight(1.0)) for m in both.members] == [
@@ -59,9 +59,8 @@ def test_a_sum_is_the_target_and_every_weighted_change():
     assert_close(both.logits(rows_of(both, batch), 1.0), t + 0.5 * (o[0] - a) + 2.0 * (o[1] - a), atol=1e-4, rtol=1e-5)
     assert torch.equal(both.logits(rows_of(both, batch), 0.0), t)
     strange = offset_ensemble(other, offsets[0], anchor)
-    strange = type(strange)(
-        (type(t_ := strange.members[0])(t_.name, other, "x", 1.0, 0.0, False), *strange.members[1:])
-    )
+    first = replace(strange.members[0], model=other, fingerprint="x")
+    strange = replace(strange, members=(first, *strange.members[1:]))
     with pytest.raises(SumError, match="offsets of different targets"):
         add([named[0], strange], [1, 1])
 
@@ -108,7 +107,7 @@ def test_runs_of_other_lists_or_twice_the_same_make_no_sequence(jobs, settings):
         sequence.evaluate([jobs[0], jobs[0]], [1.0, 1.0])
     other = settings("data.requests=[[4],[2]]", "data.request=1")
     with pytest.raises(ConfigError, match="different data.requests"):
-        sequence.in_order([jobs[0], type(jobs[0])(other, jobs[0].folder, "", False)], 1)
+        sequence.in_order([jobs[0], replace(jobs[0], cfg=other)], 1)
 
 
 def test_a_list_may_have_grown_since_a_run_was_made(jobs, settings):
@@ -140,8 +139,6 @@ def test_the_verb_prints_and_writes_every_step(jobs, tmp_path, capsys):
 
 
 def test_the_analysis_takes_runs_that_measure_requests(jobs, tmp_path, capsys):
-    import shutil
-
     from analysis import alpha, table, tradeoff
     from analysis.report import __main__ as report
     from analysis.runs import load as read_study
@@ -191,15 +188,9 @@ def test_a_run_that_goes_on_begins_where_the_other_ended(jobs, settings):
 
 
 def test_what_identifies_a_run_is_what_it_began_with_and_not_where_that_lies(jobs, settings, tmp_path):
-    import shutil
-
-    from unlearn.store.identity import run_folder
-
     copied = Path(shutil.copytree(jobs[0].folder, tmp_path / "elsewhere"))
-    names = [
-        run_folder(settings(f"begin.runs=[{place}]", *more), "data").name
-        for place, more in ((jobs[0].folder, ()), (copied, ()), (jobs[1].folder, ()), (copied, ("begin.alphas=[0.5]",)))
-    ]
+    runs = (jobs[0].folder, ()), (copied, ()), (jobs[1].folder, ()), (copied, ("begin.alphas=[0.5]",))
+    names = [run_folder(settings(f"begin.runs=[{place}]", *more), "data").name for place, more in runs]
     assert names[0] == names[1] and len(set(names)) == 3
     sums = {run_folder(settings(f"begin.runs=[{copied}]", "trainer.steps=0", *o), "data").name.rsplit("-", 1)[1]
             for o in ((), ("trainer.lr=1",), ("algo=ga",))}  # fmt: skip

@@ -147,6 +147,7 @@ def test_binding_checks_the_numbers_of_a_term():
         ("kl", ("retain",), True, 5.0),
     ]
     assert bind("dpo", "ap", 1, 1, {"beta": 0.1})[1].reads == ("retain", "retain_refusal")
+    assert [t.reads for t in bind("idk", "nll", 1, 1, {})] == [("refusal",), ("retain",)]
     with pytest.raises(ObjectiveError, match="needs algo.beta"):
         bind("npo", "none", 1.0, 1.0, {"beta": None})
     with pytest.raises(ObjectiveError, match="neither 'ga' nor 'nll' has a beta"):

@@ -64,13 +64,8 @@ def test_a_result_file_stands_in_for_the_retrained_model(pair, made, tmp_path):
     """What evaluating the retrained model by itself wrote gives what having it in the pair gives."""
     whole = pair(None, None, retrained(made), "eval.groups=[leak]")
     inside = json.loads((execute(whole).folder / "eval.json").read_text())
-    same = [
-        "eval.max_examples=2",
-        "eval.groups=[leak]",
-        "eval.max_new_tokens=16",
-        "eval.leak_samples=2",
-        "eval.resamples=20",
-    ]
+    same = ["eval.max_examples=2", "eval.groups=[leak]", "eval.max_new_tokens=16", "eval.leak_samples=2",
+            "eval.resamples=20"]  # fmt: skip
     data = [f"data.{k}={getattr(whole.data, k)}" for k in ("people", "forget_people", "holdout_people", "known_people",
                                                            "countries", "questions")]  # fmt: skip
     out = tmp_path / "retrained.json"

@@ -10,7 +10,6 @@ from support.helpers import ALGOS, METHODS, ROOT, TRAINED, Killed, execute, kill
 
 from unlearn.data.sampling import Sampler, epoch_batches
 from unlearn.learning.answers import Answers, PerToken
-from unlearn.learning.binding import bind
 from unlearn.learning.loop import Diverged, Loop, Optimisation
 from unlearn.learning.losses import FORGET
 from unlearn.runs import job
@@ -101,7 +100,6 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(config, tmp_path, monkeypatc
     options = ("algo=npo", "trainer.steps=7", "trainer.save_every=2")
     straight = execute(config(*options, f"paths.runs={tmp_path}/straight")).folder
     cfg = config(*options, f"paths.runs={tmp_path}/killed")
-
     folder = killed_at(5, cfg, monkeypatch)
     assert runlog.manifest(folder)["status"] == "running"
     assert [entry["step"] for entry in lines(folder)] == [0, 1, 2, 3, 4, 5]
@@ -210,8 +208,3 @@ def test_training_batches_cover_an_epoch_and_hold_similar_lengths():
     padded = sum(max(lengths[i] for i in b) * len(b) for b in batches)
     assert padded < 1.25 * sum(lengths)
     assert batches == epoch_batches(lengths, 8, 0, 0) != epoch_batches(lengths, 8, 0, 1)
-
-
-def test_refusals_are_asked_for_only_where_a_data_set_has_them(config, bench):
-    terms = bind("idk", "nll", 1, 1, {})
-    assert [t.reads for t in terms] == [("refusal",), ("retain",)]

@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 
 from unlearn.evaluation.groups.muse import knowledge_memorization, verbatim_memorization
-from unlearn.evaluation.groups.summary import (
-    ATTACKS,
-    MEMORIZATION,
-    aggregate,
-    memorization,
-    privacy,
-    s_mia,
-    truth_ratio_share,
-    utility,
-)  # fmt: skip
+from unlearn.evaluation.groups.summary import AGGREGATES, ATTACKS, aggregate, privacy, s_mia, truth_ratio_share
 from unlearn.evaluation.metrics.memorization import extraction_strength
 from unlearn.evaluation.metrics.texts import fluency, ngram_entropy, relative_fluency
 from unlearn.evaluation.metrics.tofu import harmonic_mean
@@ -80,13 +71,13 @@ def test_harmonic_mean_of_numbers_and_of_arrays():
     assert list(harmonic_mean(parts)) == pytest.approx([2 / 3, 0.2, 0.0])
 
 
-PARTS = dict(zip(MEMORIZATION, [0.5, 0.5, 0.75, 0.0], strict=True))
+PARTS = dict(zip(AGGREGATES["Mem"], [0.5, 0.5, 0.75, 0.0], strict=True))
 
 
 def test_memorization_is_the_harmonic_mean_of_the_complements():
     # 1/.5 + 1/.5 + 1/.25 + 1/1 = 9
-    assert memorization(PARTS) == pytest.approx(4 / 9)
-    assert memorization(PARTS | {"exact_memorization": 1.0}) == 0.0
+    assert aggregate("Mem", PARTS) == pytest.approx(4 / 9)
+    assert aggregate("Mem", PARTS | {"exact_memorization": 1.0}) == 0.0
 
 
 def test_truth_ratio_share_is_high_where_the_answer_is_remembered():
@@ -115,8 +106,8 @@ def test_privacy_utility_and_their_aggregate():
     # s = 1, 1, .5, .5: 4 / (1 + 1 + 2 + 2)
     assert privacy(aucs, dict.fromkeys(ATTACKS, 0.4), "clipped") == pytest.approx(2 / 3)
     assert privacy(aucs | {"loss": 1.0}, dict.fromkeys(ATTACKS, 0.4), "clipped") == 0.0
-    assert utility({"model_utility": 0.6, "fluency": 0.3}) == pytest.approx(0.4)
-    assert aggregate({"memorization": 0.5, "privacy": 0.5, "utility": 1.0}) == pytest.approx(3 / 5)
+    assert aggregate("Util", {"model_utility": 0.6, "fluency": 0.3}) == pytest.approx(0.4)
+    assert aggregate("Agg", {"memorization": 0.5, "privacy": 0.5, "utility": 1.0}) == pytest.approx(3 / 5)
 
 
 # --- fluency ------------------------------------------------------------------------------------------------------
@@ -156,12 +147,12 @@ def test_relative_fluency_is_bounded_pair_by_pair():
         (knowledge_memorization, ([], [], False), "at least one text"),
         (knowledge_memorization, (["a"], ["a", "b"], False), "generations 1, golds 2"),
         *((harmonic_mean, (values,), "harmonic mean") for values in ([], [0.5, -0.1], [0.5, math.nan])),
-        (memorization, ({k: PARTS[k] for k in MEMORIZATION[:-1]},), "Mem needs .*; missing: truth_ratio_share"),
-        (utility, ({"model_utility": 0.5},), "Util needs model_utility, fluency; missing: fluency"),
-        (aggregate, ({"memorization": 0.5},), "Agg needs .*; missing: privacy, utility"),
+        (aggregate, ("Mem", {k: PARTS[k] for k in AGGREGATES["Mem"][:-1]}), "Mem needs .*; missing: truth_ratio_share"),
+        (aggregate, ("Util", {"model_utility": 0.5}), "Util needs model_utility, fluency; missing: fluency"),
+        (aggregate, ("Agg", {"memorization": 0.5}), "Agg needs .*; missing: privacy, utility"),
         (privacy, (dict.fromkeys(ATTACKS, 0.5), {k: 0.5 for k in ATTACKS if k != "zlib"}, "ratio"),
          "Priv of the retrained model needs .*; missing: zlib"),
-        *((utility, ({"model_utility": 0.5, "fluency": value},), "fluency=.*between 0 and 1")
+        *((aggregate, ("Util", {"model_utility": 0.5, "fluency": value}), "fluency=.*between 0 and 1")
           for value in (1.01, -0.01, math.nan)),
         (truth_ratio_share, ([-1.0],), "at least 0"),
         (s_mia, (0.5, 0.5, "ou"), "'ou': must be one of clipped, larger_side, ratio"),

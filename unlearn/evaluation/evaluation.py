@@ -93,11 +93,11 @@ def _entry(ctx: Context, tables: Mapping[str, pd.DataFrame]) -> tuple[dict[str, 
     """Everything about one α, and its ``tables`` of examples with what groups add to them."""
     metrics, resamples, tables = ctx.metrics, ctx.suite.cfg.resamples, dict(tables)
     metrics |= _aggregates(ctx)
-    intervals = _intervals(metrics, measures.per_example(ctx.examples, ctx.suite.semantics), resamples)
+    intervals = _intervals(measures.per_example(ctx.examples, ctx.suite.semantics), resamples)
     for name in ctx.suite.cfg.groups:
         found = group(name).measure(ctx)
         metrics |= {metric: float(v.mean()) for metric, v in found.values.items()} | found.metrics
-        intervals |= _intervals({}, found.values, resamples) | found.intervals
+        intervals |= _intervals(found.values, resamples) | found.intervals
         for split, columns in found.columns.items():
             tables[split] = tables[split].assign(**{k: v.to_numpy() for k, v in columns.items()})
     table = pd.concat(tables.values(), ignore_index=True).assign(alpha=ctx.alpha)
@@ -122,14 +122,10 @@ def _aggregates(ctx: Context) -> dict[str, float]:
     return found
 
 
-def _intervals(
-    metrics: Mapping[str, float], values: Mapping[str, Any], resamples: int
-) -> dict[str, tuple[float, float]]:
-    """95 % item-bootstrap intervals of every mean, and of model utility."""
-    if not resamples:
-        return {}
-    found = {name: mean_interval(v, resamples) for name, v in values.items()}
-    if "model_utility" in metrics:
+def _intervals(values: Mapping[str, Any], resamples: int) -> dict[str, tuple[float, float]]:
+    """95 % item-bootstrap intervals of every mean, and of model utility where all its parts are there."""
+    found = {name: mean_interval(v, resamples) for name, v in values.items()} if resamples else {}
+    if found.keys() >= set(PARTS):
         parts = {name: values[name] for name in PARTS}
         found["model_utility"] = interval(
             parts, lambda drawn: harmonic_mean([drawn[name].mean(axis=-1) for name in PARTS]), resamples

@@ -8,6 +8,8 @@ false positives) and the reference attack, whose reference model is the retraine
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -25,9 +27,10 @@ def measure(ctx: Context) -> Found:
     columns = {split: _attacks(ctx, split) for split in SPLITS}
     forget, holdout = columns.values()
     metrics = {f"mia/{a}": membership.auc(forget[a], holdout[a]) for a in forget}
-    intervals = {}
-    if ctx.suite.cfg.resamples:
-        intervals = {f"mia/{a}": _interval(columns, a, min(ctx.suite.cfg.resamples, 200)) for a in forget}
+    intervals, resamples = {}, min(ctx.suite.cfg.resamples, 200)
+    for attack in forget if resamples else ():
+        scores = {f"{split}/scores": columns[split][attack] for split in SPLITS}
+        intervals[f"mia/{attack}"] = tuple(interval(scores, _aucs, resamples))
     if ctx.retrained is not None:
         for attack in ATTACKS:
             theirs = ctx.retrained.metrics.get(f"mia/{attack}")
@@ -58,9 +61,5 @@ def _attacks(ctx: Context, name: str) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _interval(columns: dict[str, pd.DataFrame], attack: str, resamples: int) -> tuple[float, float]:
-    def aucs(drawn):
-        pairs = zip(drawn["forget/s"], drawn["holdout/s"], strict=True)
-        return np.array([membership.auc(f, h) for f, h in pairs])
-
-    return tuple(interval({f"{s}/s": columns[s][attack].to_numpy() for s in SPLITS}, aucs, resamples))
+def _aucs(drawn: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.array([membership.auc(f, h) for f, h in zip(*drawn.values(), strict=True)])

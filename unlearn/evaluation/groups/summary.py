@@ -24,9 +24,11 @@ from unlearn.evaluation.metrics.tofu import harmonic_mean
 from unlearn.evaluation.retrained import MissingRetrained
 
 NEEDS = ("privacy",)
-MEMORIZATION = ("extraction_strength", "exact_memorization", "paraphrase_prob", "truth_ratio_share")
-UTILITY = ("model_utility", "fluency")
-AGGREGATE = ("memorization", "privacy", "utility")
+AGGREGATES = {
+    "Mem": ("extraction_strength", "exact_memorization", "paraphrase_prob", "truth_ratio_share"),
+    "Util": ("model_utility", "fluency"),
+    "Agg": ("memorization", "privacy", "utility"),
+}
 
 
 def measure(ctx: Context) -> Found:
@@ -42,7 +44,7 @@ def measure(ctx: Context) -> Found:
         raise MissingRetrained(
             "eval.groups: summary compares attacks with those on the retrained model; give retrained="
         )
-    mem = memorization({
+    mem = aggregate("Mem", {
         "extraction_strength": m["forget/extraction_strength"],
         "exact_memorization": m["forget/exact_memorization"],
         "paraphrase_prob": m["forget/paraphrased_prob"],
@@ -50,12 +52,12 @@ def measure(ctx: Context) -> Found:
     })  # fmt: skip
     retain = by_split["retain"]
     reads = relative_fluency(list(retain["generation"]), list(retain["gold"]))["relative_fluency"]
-    util = utility({"model_utility": m["model_utility"], "fluency": reads})
+    util = aggregate("Util", {"model_utility": m["model_utility"], "fluency": reads})
     found = {"ou/mem": mem, "ou/util": util, "ou/fluency": reads}
     own, theirs = ({a: r[f"mia/{a}"] for a in ATTACKS} for r in (m, m if ctx.itself else ctx.retrained.metrics))
     for reading in S_MIA:
         found[f"ou/priv/{reading}"] = priv = privacy(own, theirs, reading)
-        found[f"ou/agg/{reading}"] = aggregate({"memorization": mem, "privacy": priv, "utility": util})
+        found[f"ou/agg/{reading}"] = aggregate("Agg", {"memorization": mem, "privacy": priv, "utility": util})
     return Found(metrics=found)
 
 
@@ -68,19 +70,10 @@ def truth_ratio_share(ratios: ArrayLike) -> float:
     return float((1 / (1 + values)).mean())
 
 
-def memorization(parts: Mapping[str, float]) -> float:
-    """Mem = HM(1 − each of ``MEMORIZATION``): 1 where nothing is remembered."""
-    return float(harmonic_mean([1 - value for value in _take(parts, MEMORIZATION, "Mem")]))
-
-
-def utility(parts: Mapping[str, float]) -> float:
-    """Util = HM(model utility, fluency)."""
-    return float(harmonic_mean(_take(parts, UTILITY, "Util")))
-
-
-def aggregate(parts: Mapping[str, float]) -> float:
-    """Agg = HM(memorization, privacy, utility)."""
-    return float(harmonic_mean(_take(parts, AGGREGATE, "Agg")))
+def aggregate(name: str, parts: Mapping[str, float]) -> float:
+    """Harmonic mean of the parts of one of ``AGGREGATES``; Mem takes 1 − each: 1 where nothing is remembered."""
+    values = _take(parts, AGGREGATES[name], name)
+    return float(harmonic_mean([1 - value for value in values] if name == "Mem" else values))
 
 
 def privacy(aucs: Mapping[str, float], retrained_aucs: Mapping[str, float], variant: str) -> float:

@@ -42,50 +42,28 @@ def disguises(text: str) -> list[bytes]:
 
 
 def test_no_byte_of_an_export_holds_a_forget_text_in_any_disguise(exported):
+    """Nor an id, an example as token ids, a generation, or a place of the machine; and there is no other file."""
     job, folder = exported
-    rows = forget_rows(read(job.cfg))
+    rows, encoder = forget_rows(read(job.cfg)), workbench(job.cfg).encoder
     texts = {t for row in rows for t in texts_of(row) if len(t.split()) > 1}
     grams = {" ".join(words[i : i + 4]) for words in (t.split() for t in texts) for i in range(len(words) - 3)}
     examples = pd.read_parquet(job.folder / "examples.parquet")
     said = {g for g in examples["generation"].dropna() if len(g.split()) >= 4}
-    found = contents(folder)
-    assert len(rows) == 3 and len(texts) >= 9 and len(grams) > 20 and len(found) == 10
-    for name, data in found.items():
-        lower = data.lower()
-        for text in texts | grams | said:
-            assert text.lower().encode() not in lower, name
-        for text in texts:
-            assert not [d for d in disguises(text) if d in data], name
-        for row in rows:
-            assert row.id.encode() not in data, name
-
-
-def test_no_byte_of_an_export_holds_an_example_as_token_ids(exported):
-    job, folder = exported
-    suite = workbench(job.cfg).encoder
-    for row in forget_rows(read(job.cfg)):
-        e = suite.example(row.id, row.question, row.answer)
+    places = (str(job.cfg.paths.store), str(job.folder.parent), str(Path.home()), str(Path.cwd()))
+    needles = {n.encode() for n in (*places, *(row.id for row in rows))} | {d for t in texts for d in disguises(t)}
+    for e in (encoder.example(row.id, row.question, row.answer) for row in rows):
         for ids in (e.prompt, e.answer):
-            forms = [np.array(ids, dtype=t).tobytes() for t in ("<i2", "<i4", "<i8", "<f4")]
-            forms += [json.dumps(ids)[1:-1].encode(), json.dumps(ids, separators=(",", ":"))[1:-1].encode()]
-            for name, data in contents(folder).items():
-                assert not [f for f in forms if f in data], name
-
-
-def test_an_export_names_no_place_of_the_machine(exported):
-    job, folder = exported
-    for place in (str(job.cfg.paths.store), str(job.folder.parent), str(Path.home()), str(Path.cwd())):
-        for name, data in contents(folder).items():
-            assert place.encode() not in data, name
-
-
-def test_it_has_these_files_and_no_others(exported):
-    _, folder = exported
-    model = ("config.json", "generation_config.json", "model.safetensors")
-    assert set(contents(folder)) == {
+            needles |= {np.array(ids, dtype=t).tobytes() for t in ("<i2", "<i4", "<i8", "<f4")}
+            needles |= {json.dumps(ids)[1:-1].encode(), json.dumps(ids, separators=(",", ":"))[1:-1].encode()}
+    assert len(rows) == 3 and len(texts) >= 9 and len(grams) > 20
+    found, model = contents(folder), ("config.json", "generation_config.json", "model.safetensors")
+    assert set(found) == {
         "README.md", "offset.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
         *(f"{member}/{name}" for member in ("offset", "anchor") for name in model),
     }  # fmt: skip
+    for name, data in found.items():
+        assert not [n for n in needles if n in data], name
+        assert not [t for t in texts | grams | said if t.lower().encode() in data.lower()], name
 
 
 def test_it_says_what_it_is(exported):
@@ -181,12 +159,10 @@ def test_places_that_are_taken_are_refused(exported, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    for to in (tmp_path / "full", tmp_path / "file"):
-        assert "must be a folder that is not there yet" in refusal(
-            capsys, f"run={job.folder}", f"to={to}", "collapsed=yes"
-        )
-    inside = f"to={job.folder}/out"
-    assert "lies in the run's own folder" in refusal(capsys, f"run={job.folder}", inside, "collapsed=yes")
+    taken = "must be a folder that is not there yet"
+    places = {tmp_path / "full": taken, tmp_path / "file": taken, job.folder / "out": "lies in the run's own folder"}
+    for to, said in places.items():
+        assert said in refusal(capsys, f"run={job.folder}", f"to={to}", "collapsed=yes")
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
 
 

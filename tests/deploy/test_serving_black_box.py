@@ -73,12 +73,9 @@ def test_a_prompt_s_own_probabilities_come_from_one_question():
 
 def test_of_few_tokens_the_rest_is_even():
     part, _ = behind(k=5)
+    asked = ask(PROMPTS[1], ((part.name, 1.0),), draw=seeded(PROMPTS[1], 7))
     with engine(part) as running:
         said = tokens(told(running, [ask(PROMPTS[1], ((part.name, 0.0),))])[0])
+        drawn = [tokens(told(running, [asked])[0]) for _ in range(2)]
     assert said == plain(PROMPTS[1], 0.0)[:STEPS]  # without an offset the likeliest is among those shown
-    with engine(part) as running:
-        drawn = [
-            tokens(told(running, [ask(PROMPTS[1], ((part.name, 1.0),), draw=seeded(PROMPTS[1], 7))])[0])
-            for _ in range(2)
-        ]
     assert drawn[0] == drawn[1]

@@ -31,9 +31,8 @@ from unlearn.runs.workbench import workbench
 def test_several_runs_share_target_and_anchor(served_runs):
     both = load(Settings(str(served_runs[0].folder), offsets=[str(served_runs[1].folder)], alpha=[1, 0.5])).blend
     one, two = (both.parts[j.folder.name] for j in served_runs[:2])
-    assert [m.model for m in one.ensemble.members if not m.trained] == [
-        m.model for m in two.ensemble.members if not m.trained
-    ]
+    frozen = [[m.model for m in part.ensemble.members if not m.trained] for part in (one, two)]
+    assert frozen[0] == frozen[1]
     assert one.weights != two.weights and (one.alpha, two.alpha) == (1.0, 0.5)
     assert len(both.members(((one.name, 1.0), (two.name, 0.5)))) == 4
 
@@ -59,14 +58,11 @@ def test_an_export_is_served_as_its_run_is(exported):
 
 def test_folders_that_do_not_go_together_are_refused(exported, served_runs, tmp_path):
     job, folder = exported
-    target = str(workbench(job.cfg).folder("target"))
+    target, run = str(workbench(job.cfg).folder("target")), str(served_runs[0].folder)
     for settings, said in (
-        (Settings(str(served_runs[0].folder), target=target), "target=.*: is for exports"),
+        (Settings(run, target=target), "target=.*: is for exports"),
         (Settings(str(folder)), "this export's target is on no hub; give target=FOLDER"),
-        (
-            Settings(str(folder), offsets=[str(served_runs[0].folder)], target=target),
-            "must be all runs, or all exports",
-        ),
+        (Settings(str(folder), offsets=[run], target=target), "must be all runs, or all exports"),
         (Settings(str(tmp_path)), "not the folder of a trained run"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -99,15 +95,11 @@ def test_wrong_settings_are_refused_before_any_work(argument, said, capsys):
     assert said in error and "my-secret-key" not in error
 
 
-def test_settings_are_typed():
-    settings = parse(
-        serve.Keys, ["run=a", "offsets=[b,c]", "alpha=[1,0.5,2]", "per_request=true", "trainer.device=cpu"]
-    )
+def test_settings_are_typed_and_help_names_each(capsys):
+    given = ["run=a", "offsets=[b,c]", "alpha=[1,0.5,2]", "per_request=true", "trainer.device=cpu"]
+    settings = parse(serve.Keys, given)
     assert (settings.offsets, settings.per_request, settings.overrides) == (["b", "c"], True, ["trainer.device=cpu"])
     assert settings.alpha == [1, 0.5, 2]
-
-
-def test_help_names_every_setting(capsys):
     assert serve.main(["--help"]) == 0 and serve.main([]) == 2
     said = capsys.readouterr().out
     assert [f.name for f in fields(Settings) if f"{f.name}=" not in said] == ["target"] or "target=" in said
@@ -127,8 +119,7 @@ def test_a_server_that_is_stopped_lets_running_requests_finish(served_runs, tmp_
     with (tmp_path / "log").open("w") as log:
         started = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
     try:
-        _wait_for(started, tmp_path / "log", r"http://127.0.0.1:\d+/v1")
-        url = re.search(r"http://127.0.0.1:\d+/v1", (tmp_path / "log").read_text())[0]
+        url = _address(started, tmp_path / "log")
         headers = {"authorization": "Bearer planted-key-0123456789"}
         body = {"prompt": [7, 9], "max_tokens": 300, "stream": True, "temperature": 0}
         with httpx.stream("POST", f"{url}/completions", json=body, headers=headers, timeout=60) as reply:
@@ -145,8 +136,10 @@ def test_a_server_that_is_stopped_lets_running_requests_finish(served_runs, tmp_
     assert said.rstrip().endswith("stopped") and "planted-key" not in said and "Traceback" not in said
 
 
-def _wait_for(started: subprocess.Popen, log: Path, pattern: str) -> None:
+def _address(started: subprocess.Popen, log: Path) -> str:
+    """What the server says of itself once it can be asked."""
     deadline = time.monotonic() + 120
-    while not re.search(pattern, log.read_text()):
+    while not (found := re.search(r"http://127.0.0.1:\d+/v1", log.read_text())):
         assert started.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
+    return found[0]

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -75,7 +76,7 @@ def client(address):
 def test_the_official_client_completes_streams_and_stops(client, served_runs):
     model = client.models.list().data[0].id
     job, bench = served_runs[0], workbench(served_runs[0].cfg)
-    prompt, ensemble = bench.encoder.template.prompt.format(question=questions(bench)[0]), None
+    prompt = bench.encoder.template.prompt.format(question=questions(bench)[0])
     ensemble = members(job.cfg, bench, job.folder)
     ids = greedy(ensemble, [bench.encoder.prompt(questions(bench)[0])], 1.0, Decoding(0, 1, 9, 1))[0]
     expected = bench.encoder.tokenizer.decode(ids)
@@ -86,8 +87,7 @@ def test_the_official_client_completes_streams_and_stops(client, served_runs):
     assert "".join(p.choices[0].text for p in pieces) == expected and len(pieces) > 2
     stopped = client.completions.create(**asked, stop=[expected[3:6]]).choices[0]
     assert stopped.text == expected[: expected.index(expected[3:6])] and stopped.finish_reason == "stop"
-    several = client.completions.create(**(asked | {"temperature": 1.5}), n=3, seed=4)
-    again = client.completions.create(**(asked | {"temperature": 1.5}), n=3, seed=4)
+    several, again = (client.completions.create(**asked | {"temperature": 1.5}, n=3, seed=4) for _ in range(2))
     assert [c.text for c in several.choices] == [c.text for c in again.choices]
     assert len({c.text for c in several.choices}) > 1
 
@@ -121,17 +121,9 @@ def test_sixteen_requests_at_once_are_answered_as_each_alone(address, served_run
         for i, q in enumerate(questions(bench, 16) * 2)
     ][:16]
     alone = [httpx.post(f"{url}/chat/completions", json=body).json()["choices"] for body in bodies]
-    crowd: dict[int, list] = {}
-
-    def ask(i: int) -> None:
-        crowd[i] = httpx.post(f"{url}/chat/completions", json=bodies[i], timeout=60).json()["choices"]
-
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [crowd[i] for i in range(16)] == alone
+    with ThreadPoolExecutor(16) as pool:
+        crowd = pool.map(lambda body: httpx.post(f"{url}/chat/completions", json=body, timeout=60).json(), bodies)
+        assert [reply["choices"] for reply in crowd] == alone
 
 
 @pytest.mark.parametrize("stream", [True, False])

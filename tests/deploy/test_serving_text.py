@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import accumulate
 
 import pytest
 import torch
@@ -56,12 +57,8 @@ def test_characters_of_several_bytes_come_whole():
     ],
 )
 def test_nothing_of_a_stop_string_is_said(text, stop, expected):
-    pieces = said(bytewise(), text, stop)
-    assert "".join(pieces) == expected
-    so_far = ""
-    for piece in pieces:  # at no time
-        so_far += piece
-        assert expected.startswith(so_far)
+    so_far = list(accumulate(said(bytewise(), text, stop)))
+    assert so_far[-1] == expected and all(expected.startswith(s) for s in so_far)  # at no time
 
 
 def test_any_text_with_any_stop_strings_ends_where_it_should():
@@ -92,11 +89,7 @@ def test_tokens_come_as_often_as_they_should(temperature, top_p):
     draws = [Draw(temperature, top_p, key(0, [1, 2], i)) for i in range(n)]
     found, sure = choose(LOGITS.expand(n, -1), draws, [3] * n, 1e-5)
     p = (LOGITS / temperature).softmax(-1)
-    total, kept = 0.0, torch.zeros(5)
-    for i in range(5):  # already the likeliest first
-        if total < top_p:
-            kept[i] = p[i]
-        total += p[i].item()
+    kept = p * (p.cumsum(0) - p < top_p)  # already the likeliest first
     kept /= kept.sum()
     share = torch.bincount(found, minlength=5) / n
     assert ((share - kept).abs() <= 4 * (kept * (1 - kept) / n).sqrt()).all()
@@ -134,14 +127,8 @@ def test_a_choice_is_sure_only_if_no_last_digit_can_change_it():
 
 def test_the_nucleus_by_hand():
     p = torch.tensor([[0.1, 0.5, 0.15, 0.25]], dtype=torch.double)
-    for top_p, expected in (
-        (0.4, [1]),
-        (0.5, [1]),
-        (0.51, [1, 3]),
-        (0.75, [1, 3]),
-        (0.8, [1, 2, 3]),
-        (1.0, [0, 1, 2, 3]),
-    ):
+    found = {0.4: [1], 0.5: [1], 0.51: [1, 3], 0.75: [1, 3], 0.8: [1, 2, 3], 1.0: [0, 1, 2, 3]}
+    for top_p, expected in found.items():
         inside, outer, core = nucleus(p.log(), torch.tensor([top_p]), torch.tensor([[1e-9]], dtype=torch.double))
         assert inside[0].nonzero()[:, 0].tolist() == expected, top_p
         assert (inside <= outer).all() and (core <= inside).all()

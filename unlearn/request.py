@@ -85,7 +85,7 @@ def _add(keys: Keys) -> int:
 
 
 def _list(keys: Keys) -> None:
-    from unlearn.deploy.requests.records import rows
+    from unlearn.deploy.requests.evidence import rows
 
     made = table.made(["id", "asked", "status", "α", "leak (retrained)", "passed"])
     for row in rows(ledgers.opened(keys.ledger, key=None).states()):
@@ -118,7 +118,7 @@ def _evaluate(keys: Keys) -> int:
 
 
 def _record(keys: Keys) -> None:
-    from unlearn.deploy.requests.records import markdown, record
+    from unlearn.deploy.requests.evidence import markdown, record
 
     id = keys.request
     found = record(ledgers.opened(keys.ledger, key=None), id)

@@ -19,9 +19,9 @@ from unlearn.deploy.export.traces import Traces, forget_rows
 from unlearn.deploy.requests import active, evidence
 from unlearn.deploy.requests.actions import Request, add, erase, evaluate, undo
 from unlearn.deploy.requests.chain import Chain, LedgerError
+from unlearn.deploy.requests.evidence import markdown, record
 from unlearn.deploy.requests.fusing import fuse
 from unlearn.deploy.requests.ledger import Ledger, begin, of_rows, opened, weights_of
-from unlearn.deploy.requests.records import markdown, record
 from unlearn.deploy.serving.loading import load
 from unlearn.deploy.serving.settings import Settings, checked
 from unlearn.learning.loop import Loop

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -22,7 +23,7 @@ from unlearn.data.texts import UNSPACED, words_of
 RUN = 4  # words in a row that are a trace
 THIRDS = 3
 ONE = re.compile(rf"[{UNSPACED}]")
-BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{20,}")
+BASE64 = re.compile(rb"[A-Za-z0-9+/]{20,}")
 HEX = re.compile(rb"[0-9a-fA-F]{20,}")
 HEADER = 8  # bytes that say how long the header of a safetensors file is
 
@@ -102,19 +103,14 @@ def forget_rows(data: DataSet) -> list[Row]:
 
 def runs(words: Sequence[str]) -> Iterator[Words]:
     """Every run of ``RUN`` words; of a text that is shorter the whole, unless it is a single word."""
-    weights = [1 if ONE.fullmatch(w) else THIRDS for w in words]
-    full, end, weight = False, 0, 0
+    sizes = [1 if ONE.fullmatch(w) else THIRDS for w in words]
     for start in range(len(words)):
-        while end < len(words) and weight < RUN * THIRDS:
-            weight += weights[end]
-            end += 1
-        if weight < RUN * THIRDS:
-            break
-        full = True
-        yield tuple(words[start:end])
-        weight -= weights[start]
-    if not full and len(words) > 1 and sum(weights) > THIRDS:
-        yield tuple(words)
+        total = accumulate(sizes[start : start + RUN * THIRDS])
+        length = next((n for n, size in enumerate(total, 1) if size >= RUN * THIRDS), None)
+        if length is not None:
+            yield tuple(words[start : start + length])
+        elif not start and len(words) > 1 and sum(sizes) > THIRDS:
+            yield tuple(words)
 
 
 # --- how bytes are read -------------------------------------------------------------------------------------------
@@ -123,16 +119,13 @@ def runs(words: Sequence[str]) -> Iterator[Words]:
 def readings(data: bytes) -> Iterator[str]:
     """The texts that a file's bytes may be."""
     yield from _plain(data)
-    joined = re.sub(rb"\\[nrt]|\s", b"", data)  # lines of base64 or hexadecimal
-    for run in BASE64.findall(joined):
-        standard = run.translate(bytes.maketrans(b"-_", b"+/"))
-        for start in range(4):
-            part = standard[start:]
-            yield from _plain(base64.b64decode(part[: len(part) // 4 * 4]))
-    for run in HEX.findall(joined):
-        for start in range(2):
-            part = run[start:]
-            yield from _plain(bytes.fromhex(part[: len(part) // 2 * 2].decode()))
+    # lines of base64, of either alphabet, or of hexadecimal
+    joined = re.sub(rb"\\[nrt]|\s", b"", data).translate(bytes.maketrans(b"-_", b"+/"))
+    for form, size, read in ((BASE64, 4, base64.b64decode), (HEX, 2, lambda part: bytes.fromhex(part.decode()))):
+        for run in form.findall(joined):
+            for start in range(size):
+                part = run[start:]
+                yield from _plain(read(part[: len(part) // size * size]))
 
 
 def _plain(data: bytes) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from unlearn.config.derived import algo_name, alpha_key, training_alpha
-from unlearn.config.schema import Config, ConfigError, conf_dir
+from unlearn.config.schema import ConfigError, conf_dir
 from unlearn.data.readers import read, register
 from unlearn.deploy.requests import evidence
 from unlearn.deploy.requests.chain import Failed, LedgerError
@@ -182,7 +182,17 @@ def erase(ledger: Ledger, id: str) -> State:
 
 def _write_down(ledger: Ledger, job: Job, request: Request) -> str:
     """The id of a request, written down unless it was before; ``LedgerError`` where it was with something else."""
-    body, known = _body(job.cfg, request), ledger.states()
+    cfg, data, known = job.cfg, read(job.cfg), ledger.states()
+    if cfg.method.rule != "sum" or not any(m.trained and not m.constant for m in cfg.method.members):
+        needs = "the answers to several requests are added up, so a request needs a method that trains what is added"
+        raise LedgerError(f"method={cfg.method.name!r}: {needs}, e.g. method=offset")
+    body = {  # all that is written in plain words
+        "received": request.received, "due": request.due,
+        "rule": [condition.text for condition in evidence.conditions(request.rule, cfg, data)],
+        "questions": len(data.splits["forget"]),
+        "algorithm": algo_name(cfg), "method": cfg.method.name, "pair": cfg.pair.name, "data": cfg.data.reader,
+        "alpha": {"training": training_alpha(cfg), "asked": cfg.alpha},
+    }  # fmt: skip
     same = (s.id for s in known.values() if not s.is_fusion and s.undone is None and _asks_for(ledger, s, job))
     id = check_id(request.id or next(same, None) or ledger.next_id("R"))
     state = known.get(id)
@@ -202,21 +212,6 @@ def _write_down(ledger: Ledger, job: Job, request: Request) -> str:
                 "undo it, or give a new id"
             )
     return id
-
-
-def _body(cfg: Config, request: Request) -> dict[str, Any]:
-    """What is written before the run in plain words."""
-    if cfg.method.rule != "sum" or not any(m.trained and not m.constant for m in cfg.method.members):
-        needs = "the answers to several requests are added up, so a request needs a method that trains what is added"
-        raise LedgerError(f"method={cfg.method.name!r}: {needs}, e.g. method=offset")
-    data = read(cfg)
-    return {
-        "received": request.received, "due": request.due,
-        "rule": [condition.text for condition in evidence.conditions(request.rule, cfg, data)],
-        "questions": len(data.splits["forget"]),
-        "algorithm": algo_name(cfg), "method": cfg.method.name, "pair": cfg.pair.name, "data": cfg.data.reader,
-        "alpha": {"training": training_alpha(cfg), "asked": cfg.alpha},
-    }  # fmt: skip
 
 
 def _fingerprints(job: Job, salt: bytes) -> dict[str, str]:

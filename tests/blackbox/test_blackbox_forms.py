@@ -14,7 +14,7 @@ from support.helpers import tiny_llama
 
 from unlearn.blackbox import forms
 from unlearn.blackbox.client import address
-from unlearn.blackbox.forms import ECHO, PROMPT, Lacks, Texts, Wrong
+from unlearn.blackbox.forms import ECHO, PROMPT, Lacks, Texts, Way, Wrong
 from unlearn.blackbox.questions import LEAST, NEXT, SAY, Answer, BlackBoxError, Question, cut, rows_of
 from unlearn.ensemble.rows import spread
 
@@ -40,15 +40,15 @@ def generated(*rows, names="token_id:{}"):
 
 def test_what_is_put():
     common = {"model": "m", "prompt": [3, 2, 1], "temperature": 0, "return_tokens_as_token_ids": True}
-    assert forms.body(ROWS, "m", PROMPT, 5, 1, 40) == common | {"max_tokens": 1, "prompt_logprobs": 5}
-    assert forms.body(ROWS, "m", PROMPT, 0, 0, 40) == common | {"max_tokens": 0, "prompt_logprobs": -1}
-    assert forms.body(ROWS, "m", ECHO, 5, 1, 40) == common | {"max_tokens": 1, "echo": True, "logprobs": 5}
+    assert forms.body(ROWS, "m", Way(PROMPT, 1), 5, 40) == common | {"max_tokens": 1, "prompt_logprobs": 5}
+    assert forms.body(ROWS, "m", Way(PROMPT, 0), 0, 40) == common | {"max_tokens": 0, "prompt_logprobs": -1}
+    assert forms.body(ROWS, "m", Way(ECHO, 1), 5, 40) == common | {"max_tokens": 1, "echo": True, "logprobs": 5}
     for form in (PROMPT, ECHO):
         following = Question(NEXT, (3, 2, 1))
-        assert forms.body(following, "m", form, 5, 1, 40) == common | {"max_tokens": 1, "logprobs": 5}
+        assert forms.body(following, "m", Way(form, 1), 5, 40) == common | {"max_tokens": 1, "logprobs": 5}
         said = Question(SAY, (3, 2, 1), most=9)
         plain = common | {"max_tokens": 9, "logprobs": 5, "repetition_penalty": 1.0}
-        assert forms.body(said, "m", form, 5, 1, 40) == plain
+        assert forms.body(said, "m", Way(form, 1), 5, 40) == plain
     for url in ("http://a:1", "http://a:1/", "http://a:1/v1", "http://a:1/v1/"):
         assert address(url, "/v1/completions") == "http://a:1/v1/completions"
 
@@ -176,7 +176,7 @@ SERVER = Server(tiny_llama(0), Numbered(), Faults())
 WIDE = Texts(SERVER.tokenizer, 40)
 QUESTIONS = [(rows_of((5, 6), (7, 1)), PROMPT), (rows_of((5, 6), (7, 1)), ECHO), (Question(NEXT, (5, 6)), PROMPT),
              (Question(SAY, (5, 6), most=3), ECHO)]  # fmt: skip
-GOOD = [SERVER.complete(forms.body(q, "m", form, 4, 1, 40))[1] for q, form in QUESTIONS]
+GOOD = [SERVER.complete(forms.body(q, "m", Way(form, 1), 4, 40))[1] for q, form in QUESTIONS]
 RUBBISH = st.one_of(
     st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=5),
     st.just([]), st.just({}), st.lists(st.floats(), max_size=3), st.dictionaries(st.text(max_size=3), st.floats()),

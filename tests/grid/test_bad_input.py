@@ -13,7 +13,7 @@ from support.refusals import assert_refused, call, check
 from support.wrong_calls import CHECKED, COMMANDS, DATA, EVALUATE, MODELS, RUN, VALUES, own
 
 from unlearn.config.schema import ConfigError
-from unlearn.models import weights
+from unlearn.models import hub
 
 
 @pytest.fixture(scope="module")
@@ -174,15 +174,15 @@ def test_a_folder_that_may_not_be_written_is_named(place, monkeypatch, key):
 
 
 def test_weights_that_were_found_sound_are_not_read_again(place, tmp_path, monkeypatch):
-    weights.check_files("pair.target.source", place / "good_model", tmp_path)
-    monkeypatch.setattr(weights, "_check", lambda *_: pytest.fail("read again"))
-    weights.check_files("pair.target.source", place / "good_model", tmp_path)
+    hub.check_files("pair.target.source", place / "good_model", tmp_path)
+    monkeypatch.setattr(hub, "_check_file", lambda *_: pytest.fail("read again"))
+    hub.check_files("pair.target.source", place / "good_model", tmp_path)
 
 
 def test_weights_of_a_loaded_model_are_checked_too():
     model = tiny_llama(0)
-    assert weights.check(model, "mine") is model
+    assert hub.check_head(model, "mine") is model
     with torch.no_grad():
         model.model.norm.weight[2] = float("inf")
     with pytest.raises(ConfigError, match="mine: the tensor 'model.norm.weight' holds NaN or infinity"):
-        weights.check(model, "mine")
+        hub.check_head(model, "mine")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from functools import cached_property
-from typing import Any
 
 from tqdm import tqdm
 
-from unlearn.blackbox import forms, selftest
+from unlearn.blackbox import selftest
 from unlearn.blackbox.client import Client, Halted
-from unlearn.blackbox.forms import Texts
+from unlearn.blackbox.forms import Texts, Way
 from unlearn.blackbox.memo import Memo
 from unlearn.blackbox.questions import NEXT, Answer, BlackBoxError, Question
 from unlearn.blackbox.selftest import Tested
@@ -57,9 +56,8 @@ class Asking:
     @cached_property
     def _name(self) -> str:
         http, vocabulary = self.http, digest(self.texts.tokenizer.get_vocab())
-        return digest(
-            [http.url, http.model, http.revision, http.k, http.form, vocabulary, str(self.memo.path.resolve())]
-        )
+        kept = str(self.memo.path.resolve())
+        return digest([http.url, http.model, http.revision, http.k, http.form, vocabulary, kept])
 
     def _known(self, question: Question, k: int) -> Answer | None:
         found = self.memo.get(question, k)
@@ -70,10 +68,10 @@ class Asking:
 
     def _ask(self, missing: Sequence[Question], k: int, what: str, asked: int) -> None:
         if self._client is None or self._client.halt.is_set():  # else its connections are open
-            self._client = Client(self.http, self.memo)
+            self._client = Client(self.http, self.memo, self.texts)
         client, name, tokens = self._client, self._name, sum(q.tokens for q in missing)
         if name not in _tested:
-            _tested[name] = selftest.run(client, self.memo, self.texts)
+            _tested[name] = selftest.run(client)
         self.memo.afford(len(missing), tokens, self.http)
         many, spent = len(missing) >= MANY, ", ".join(f"{n:,} {unit}" for unit, n in self.memo.spent().items())
         log.log(
@@ -84,32 +82,23 @@ class Asking:
         hidden = None if self.progress and many else True
         bar = tqdm(total=len(missing), desc=f"asking for {what}", unit="request", leave=False, disable=hidden)
         with bar, ThreadPoolExecutor(self.http.concurrency, "black box") as pool:
-            sent = [pool.submit(self._one, client, _tested[name], q, k) for q in missing]
+            sent = [pool.submit(self._one, client, _tested[name].way, q, k) for q in missing]
+            used = 0
             try:
-                self._wait(sent, bar)
+                for done in as_completed(sent):
+                    with suppress(Halted):  # the failure that halted it comes, too
+                        used += done.result()
+                    bar.set_postfix_str(f"{used:,} tokens{self._cost(used)}", refresh=False)
+                    bar.update()
             except BaseException:  # what is on its way is still kept: it is paid for
                 client.halt.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _wait(self, sent: Sequence[Future[int]], bar: tqdm) -> None:
-        tokens = 0
-        for done in as_completed(sent):
-            with suppress(Halted):  # the failure that halted it comes, too
-                tokens += done.result()
-            bar.set_postfix_str(f"{tokens:,} tokens{self._cost(tokens)}", refresh=False)
-            bar.update()
-
-    def _one(self, client: Client, tested: Tested, question: Question, k: int) -> int:
+    def _one(self, client: Client, way: Way, question: Question, k: int) -> int:
         """Ask and keep; how many tokens that took."""
-        body = forms.body(question, self.http.model, tested.form, k, tested.after, self.texts.width)
-
-        def read(data: Any) -> tuple[Answer, int]:
-            answer = forms.read(question, tested.form, k, data, self.texts)
-            return answer, len(question.ids) + (len(answer.said) or body["max_tokens"])
-
         try:
-            answer, used = client.post("/v1/completions", body, question.tokens, read)
+            answer, used = client.ask(question, k, way)
             self.memo.put(question, k, answer)
         except BaseException:
             client.halt.set()

@@ -6,6 +6,7 @@ Tried again, with growing pauses or the one that Retry-After asks for: no connec
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -19,17 +20,18 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-from unlearn.blackbox.forms import Lacks, Wrong
+from unlearn.blackbox import forms
+from unlearn.blackbox.forms import Lacks, Texts, Way, Wrong
 from unlearn.blackbox.memo import Memo
-from unlearn.blackbox.questions import BlackBoxError
+from unlearn.blackbox.questions import Answer, BlackBoxError, Question
 from unlearn.config.pair import HttpConfig
 from unlearn.config.redaction import HIDDEN
 
 T = TypeVar("T")
 Read = Callable[[Any], tuple[T, int]]  # from an answer's JSON: what it is, and how many tokens were used
 log = logging.getLogger(__name__)
+COMPLETIONS = "/v1/completions"
 PASSING, UNKNOWN = (408, 425, 429), 501  # what may pass of the 4xx, and what will not of the 5xx
 FIRST, LONGEST, PATIENT = 0.5, 30.0, 600.0  # seconds: a first pause, a pause of ours, one that Retry-After asks for
 WORDS = 500  # characters of what a server said
@@ -58,10 +60,12 @@ class Again(Exception):
 class Client:
     """May be used by several threads. ``halt``, once set, ends what waits."""
 
-    def __init__(self, http: HttpConfig, memo: Memo):
-        self.http, self.memo, self.halt = http, memo, threading.Event()
+    def __init__(self, http: HttpConfig, memo: Memo, texts: Texts):
+        self.http, self.memo, self.texts, self.halt = http, memo, texts, threading.Event()
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
-        self._key = _key(http)
+        self._key = None if http.key_env is None else os.environ.get(http.key_env, "").strip()
+        if self._key == "":
+            raise BlackBoxError(f"pair.target.http.key_env={http.key_env!r}: this environment variable is not set")
         self._client = client = httpx.Client(
             timeout=http.timeout_s,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
@@ -69,15 +73,25 @@ class Client:
         )
         weakref.finalize(self, client.close)
 
+    def ask(
+        self, question: Question, k: int, way: Way, wrong: int | None = None, seen: Callable[[Any], None] | None = None
+    ) -> tuple[Answer, int]:
+        """The answer, with ``k`` tokens of each row, and how many tokens were used. ``seen`` is given a right answer's
+        JSON; raises as ``post``."""
+        body = forms.body(question, self.http.model, way, k, self.texts.width)
+
+        def read(data: Any) -> tuple[Answer, int]:
+            answer = forms.read(question, way.form, k, data, self.texts)
+            if seen is not None:
+                seen(data)
+            return answer, len(question.ids) + (len(answer.said) or body["max_tokens"])
+
+        return self.post(COMPLETIONS, body, question.tokens, read, wrong)
+
     def post(
-        self,
-        path: str,
-        body: dict[str, Any],
-        tokens: int,
-        read: Read[T],
-        wrong: int | None = None,
+        self, path: str, body: dict[str, Any], tokens: int, read: Read[T], wrong: int | None = None,
         retries: int | None = None,
-    ) -> tuple[T, int]:
+    ) -> tuple[T, int]:  # fmt: skip
         """What ``read`` makes of the answer to ``path`` (/v1/…), and how many tokens were used.
 
         ``retries``: if not as many as the settings say; ``wrong``: of an answer that is wrong, likewise. Raises
@@ -85,26 +99,22 @@ class Client:
         ``BlackBoxError`` when all tries are spent.
         """
         most = self.http.retries if retries is None else min(retries, self.http.retries)
+        for tries in itertools.count(1):
+            try:
+                return self._once(path, body, tokens, read)
+            except Again as error:
+                why, pause = self._hidden(str(error)), error.after
+                limit = min(wrong, most) if wrong is not None and error.answered else most
+            if tries > limit:
+                raise BlackBoxError(
+                    f"{self.http.url}: {why}; so it was after {tries} tries. What was fetched stays: the same command "
+                    "goes on from there"
+                )
+            log.debug("try %d: %s", tries, why)
+            own = min(LONGEST, FIRST * 2 ** (tries - 1)) * random.uniform(0.75, 1.25)
+            self.halt.wait(own if pause is None else min(pause, PATIENT))
 
-        def spent(state: RetryCallState) -> bool:
-            limited = wrong is not None and state.outcome.exception().answered
-            return state.attempt_number > (min(wrong, most) if limited else most)
-
-        retrying = Retrying(
-            stop=spent, wait=_pause, sleep=self.halt.wait, retry=retry_if_exception_type(Again), reraise=True,
-            before_sleep=lambda s: log.debug("try %d: %s", s.attempt_number, self._hidden(str(s.outcome.exception()))),
-        )  # fmt: skip
-        try:
-            return retrying(self._once, path, body, tokens, read)
-        except Again as error:
-            raise BlackBoxError(
-                f"{self.http.url}: {self._hidden(str(error))}; so it was after {retrying.statistics['attempt_number']} "
-                "tries. What was fetched stays: the same command goes on from there"
-            ) from None
-
-    def _once(
-        self, path: str, body: dict[str, Any], tokens: int, read: Callable[[Any], tuple[T, int]]
-    ) -> tuple[T, int]:
+    def _once(self, path: str, body: dict[str, Any], tokens: int, read: Read[T]) -> tuple[T, int]:
         if self.halt.is_set():
             raise Halted
         self.memo.reserve(tokens, self.http)
@@ -136,22 +146,6 @@ class Client:
 def address(url: str, path: str) -> str:
     """``path`` on a server whose address is given with or without /v1."""
     return url.rstrip("/").removesuffix("/v1") + path
-
-
-def _key(http: HttpConfig) -> str | None:
-    if http.key_env is None:
-        return None
-    key = os.environ.get(http.key_env, "").strip()
-    if not key:
-        raise BlackBoxError(f"pair.target.http.key_env={http.key_env!r}: this environment variable is not set")
-    return key
-
-
-def _pause(state: RetryCallState) -> float:
-    asked = state.outcome.exception().after
-    if asked is not None:
-        return min(asked, PATIENT)
-    return min(LONGEST, FIRST * 2 ** (state.attempt_number - 1)) * random.uniform(0.75, 1.25)
 
 
 def _asked_pause(answer: httpx.Response) -> float | None:

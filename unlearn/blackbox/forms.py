@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,13 @@ class Wrong(ValueError):
 
 class Lacks(Wrong):
     """An answer without the field that was asked for: the server does not know this form."""
+
+
+class Way(NamedTuple):
+    """How the rows of a text are asked for."""
+
+    form: str
+    after: int  # tokens that are generated behind the text, 1 or 0
 
 
 class Texts:
@@ -64,16 +71,15 @@ class Texts:
         )
 
 
-def body(question: Question, model: str, form: str, k: int, after: int, width: int) -> dict[str, Any]:
-    """The request. ``after``: tokens that are generated behind a text whose rows are asked for, 1 or 0."""
+def body(question: Question, model: str, way: Way, k: int, width: int) -> dict[str, Any]:
+    """The request."""
     asked = {"model": model, "prompt": list(question.ids), "temperature": 0, "return_tokens_as_token_ids": True}
     if question.kind != ROWS:
         asked |= {"max_tokens": max(1, question.most), "logprobs": k}
         # vLLM takes over what a model's generation_config.json says, where nothing is said
         return asked | ({"repetition_penalty": 1.0} if question.kind == SAY else {})
-    if form == PROMPT:
-        return asked | {"max_tokens": after, "prompt_logprobs": k or -1}
-    return asked | {"max_tokens": after, "echo": True, "logprobs": k or width}
+    rows = {"prompt_logprobs": k or -1} if way.form == PROMPT else {"echo": True, "logprobs": k or width}
+    return asked | {"max_tokens": way.after} | rows
 
 
 def read(question: Question, form: str, k: int, data: Any, texts: Texts) -> Answer:

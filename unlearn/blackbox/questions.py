@@ -84,6 +84,11 @@ class Answer:
         ids = range(self.logp.shape[1]) if self.ids is None else self.ids[at].tolist()
         return dict(zip(ids, self.logp[at].tolist(), strict=True))
 
+    def best(self) -> int:
+        """The likeliest token of the first row."""
+        entries = self.entries(0)
+        return max(entries, key=entries.get)
+
     def row(self, at: int) -> Answer:
         """One row, as one whose token was not said."""
         return Answer(self.ids[at : at + 1], self.logp[at : at + 1]).unsaid()

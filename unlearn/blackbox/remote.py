@@ -117,6 +117,6 @@ class RemoteModel(Opaque):
         found = remote_identity(self.http) | self.spent()
         if "asking" in self.__dict__:
             tested = self.asking.tested()
-            found |= {} if tested is None else {"form": tested.form, "drift": tested.drift}
+            found |= {} if tested is None else {"form": tested.way.form, "drift": tested.drift}
             found |= {"in_all_calls": self.asking.memo.spent(), "decoding": self._noted}
         return found

@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 
 from unlearn.blackbox import forms
-from unlearn.blackbox.client import Client, Refused
-from unlearn.blackbox.forms import ECHO, PROMPT, Lacks, Texts
-from unlearn.blackbox.memo import Memo
+from unlearn.blackbox.client import COMPLETIONS, Client, Refused
+from unlearn.blackbox.forms import ECHO, PROMPT, Lacks, Texts, Way
 from unlearn.blackbox.questions import NEXT, ROWS, Answer, BlackBoxError, Question
-from unlearn.config.pair import HttpConfig
 from unlearn.store.identity import digest
 
 log = logging.getLogger(__name__)
@@ -41,53 +39,45 @@ WRONG = 2  # tries more for an answer that is wrong
 class Tested:
     """How a server is asked, and how far its rows are from those that it gave before."""
 
-    form: str
-    after: int  # tokens generated behind a text whose rows are asked for
+    way: Way
     drift: float | None  # None: it was never asked before
 
 
 @dataclass
 class _Trial:
     client: Client
-    texts: Texts
-    form: str
-    after: int
-    k: int
+    way: Way
     names: dict[int, str] = field(default_factory=dict)  # what the server calls tokens
 
     def ask(self, question: Question) -> Answer:
-        http = self.client.http
-        k = self.k if question.kind == ROWS or self.k else 5  # whole vocabularies come by the rows of texts
-        body = forms.body(question, http.model, self.form, k, self.after, self.texts.width)
+        k = self.client.http.k
+        k = k if question.kind == ROWS or k else 5  # whole vocabularies come by the rows of texts
+        return self.client.ask(question, k, self.way, WRONG, self._names)[0]
 
-        def read(data: Any) -> tuple[Answer, int]:
-            answer = forms.read(question, self.form, k, data, self.texts)
-            for row in data["choices"][0].get("prompt_logprobs") or ():
-                told = {int(t): e.get("decoded_token") for t, e in (row or {}).items() if isinstance(e, dict)}
-                self.names |= {token: name for token, name in told.items() if isinstance(name, str)}
-            return answer, len(question.ids) + body["max_tokens"]
-
-        return self.client.post("/v1/completions", body, question.tokens, read, WRONG)[0]
+    def _names(self, data: Any) -> None:
+        for row in data["choices"][0].get("prompt_logprobs") or ():
+            told = {int(t): e.get("decoded_token") for t, e in (row or {}).items() if isinstance(e, dict)}
+            self.names |= {token: name for token, name in told.items() if isinstance(name, str)}
 
 
-def run(client: Client, memo: Memo, texts: Texts) -> Tested:
+def run(client: Client) -> Tested:
     """Raises ``BlackBoxError`` for a server that cannot be used, or that is no longer the model it was."""
     http, reasons = client.http, []
-    noted = memo.noted("form")
-    ways = [(f, a) for f in (PROMPT, ECHO) for a in (1, 0) if http.form in ("auto", f)]
+    noted = client.memo.noted("form")
+    ways = [Way(form, after) for form in (PROMPT, ECHO) for after in (1, 0) if http.form in ("auto", form)]
     ways.sort(key=lambda way: list(way) != noted)  # first what worked before
-    for form, after in ways:
-        trial = _Trial(client, texts, form, after, http.k)
+    for way in ways:
+        trial = _Trial(client, way)
         try:
             rows = _consistent(trial)
         except (Refused, Lacks) as error:
             if isinstance(error, Refused) and error.status in SHUT:
                 raise
-            reasons.append(f"form={form} with max_tokens={after}: {error}")
+            reasons.append(f"form={way.form} with max_tokens={way.after}: {error}")
             continue
         _check_names(trial)
-        memo.note("form", [form, after])
-        return Tested(form, after, _drift(memo, http, rows))
+        client.memo.note("form", way)
+        return Tested(way, _drift(client, rows))
     most = MOST.search("\n".join(reasons))
     raise BlackBoxError(
         f"{http.url} gives no log-probabilities of a prompt's tokens as they are needed (pair.target.http.k={http.k}), "
@@ -101,13 +91,13 @@ def _consistent(trial: _Trial) -> list[tuple[Question, Answer]]:
     """Fixed questions with their answers, for later starts."""
     kept: list[tuple[Question, Answer]] = []
     telling = False  # whether rows before and after a token differ enough to tell them apart
-    for ids in _sequences(trial.texts):
+    for ids in _sequences(trial.client.texts):
         first = trial.ask(Question(NEXT, ids))
-        one = _best(first)
-        then = trial.ask(Question(NEXT, (*ids, one)))
+        longer = (*ids, first.best())
+        then = trial.ask(Question(NEXT, longer))
         tells = _gap(then, 0, first, 0) > OTHER
         if tells or len(kept) < KNOWN:
-            text = Question(ROWS, (*ids, one, _best(then)), first=1)
+            text = Question(ROWS, (*longer, then.best()), first=1)
             _compare(trial, text, trial.ask(text), first, then)
         if len(kept) < KNOWN:
             kept.append((Question(NEXT, ids), first))
@@ -124,7 +114,7 @@ def _compare(trial: _Trial, text: Question, rows: Answer, first: Answer, then: A
     gaps = [_gap(rows, at, first, 0), _gap(rows, at + 1, then, 0)]
     if max(gaps) <= SAME:
         return
-    known = f"{url} (form={trial.form}): "
+    known = f"{url} (form={trial.way.form}): "
     if _gap(rows, at, then, 0) <= SAME:
         raise BlackBoxError(
             f"{known}its log-probabilities of a text are off by one: what it says of a token are the probabilities "
@@ -142,11 +132,6 @@ def _gap(a: Answer, i: int, b: Answer, j: int) -> float:
     likely = {t: p for t, p in other.items() if p >= LIKELY} or dict([max(other.items(), key=lambda e: e[1])])
     floor = float(a.logp[i, : None if a.ids is None else -1].min())  # more a token that is not listed does not have
     return max(abs(one[t] - p) if t in one else max(0.0, p - floor) for t, p in likely.items())
-
-
-def _best(answer: Answer) -> int:
-    entries = answer.entries(0)
-    return max(entries, key=entries.get)
 
 
 def _sequences(texts: Texts) -> Iterator[tuple[int, ...]]:
@@ -168,8 +153,8 @@ def _sequences(texts: Texts) -> Iterator[tuple[int, ...]]:
 
 def _check_names(trial: _Trial) -> None:
     """Refuse a server that reads other tokens; say so where it cannot be known."""
-    texts, url = trial.texts, trial.client.http.url
-    if not trial.names and trial.form == ECHO:
+    texts, url = trial.client.texts, trial.client.http.url
+    if not trial.names and trial.way.form == ECHO:
         trial.names |= _echoed_names(trial)
     both = {t: (_plain(name), _plain(texts.of(t))) for t, name in trial.names.items() if t < texts.width}
     known = [token for token, names in both.items() if all(names)]
@@ -187,16 +172,16 @@ def _check_names(trial: _Trial) -> None:
 
 def _echoed_names(trial: _Trial) -> dict[int, str]:
     """The texts by which a server echoes tokens, where it is not asked for ids."""
-    *_, ids = _sequences(trial.texts)
+    *_, ids = _sequences(trial.client.texts)
     http, question = trial.client.http, Question(ROWS, ids, first=1)
-    body = forms.body(question, http.model, ECHO, trial.k, trial.after, trial.texts.width)
+    body = forms.body(question, http.model, trial.way, http.k, trial.client.texts.width)
     body.pop("return_tokens_as_token_ids")
 
     def read(data: Any) -> tuple[list[Any], int]:
         return data["choices"][0]["logprobs"]["tokens"], question.tokens
 
     try:
-        told, _ = trial.client.post("/v1/completions", body, question.tokens, read, WRONG)
+        told, _ = trial.client.post(COMPLETIONS, body, question.tokens, read, WRONG)
     except (LookupError, TypeError):
         return {}
     return {token: name for token, name in zip(ids, told, strict=False) if isinstance(name, str)}
@@ -204,10 +189,11 @@ def _echoed_names(trial: _Trial) -> dict[int, str]:
 
 def _check_ids(trial: _Trial) -> bool:
     """Whether the server could be asked to tokenise, as vLLM can; refused if it does so otherwise."""
-    *_, ids = _sequences(trial.texts)
-    text, http = trial.texts.tokenizer.decode(list(ids)), trial.client.http
+    *_, ids = _sequences(trial.client.texts)
+    http, tokenizer = trial.client.http, trial.client.texts.tokenizer
+    text = tokenizer.decode(list(ids))
     body = {"model": http.model, "prompt": text, "add_special_tokens": False}
-    own = trial.texts.tokenizer(text, add_special_tokens=False)["input_ids"]
+    own = tokenizer(text, add_special_tokens=False)["input_ids"]
     try:
         found, _ = trial.client.post("/tokenize", body, 0, lambda data: (data.get("tokens"), 0), retries=WRONG)
     except (BlackBoxError, AttributeError):
@@ -231,8 +217,8 @@ def _plain(name: str) -> str:
 # --- the same model as before ---------------------------------------------------------------------------------------
 
 
-def _drift(memo: Memo, http: HttpConfig, rows: Sequence[tuple[Question, Answer]]) -> float | None:
-    moved = []
+def _drift(client: Client, rows: Sequence[tuple[Question, Answer]]) -> float | None:
+    http, memo, moved = client.http, client.memo, []
     for question, answer in rows:
         name, now = f"canary {digest(question.ids)}", {str(t): p for t, p in answer.entries(0).items()}
         before = memo.noted(name)

@@ -6,7 +6,7 @@ batch or another. So a choice made in another shape than plain decoding stands o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -69,8 +69,13 @@ def decide(
     logits = ensemble.logits(rows, alpha) if logits is None else logits
     error = sum(abs(m.weight(alpha)) * tolerance(m) for m in members)
     token, sure = choose(logits, draws, steps, error)
-    for moved in nudged(members, rows) if ensemble.rule is not SUM else ():
-        sure &= choose(ensemble.logits(moved, alpha), draws, steps, error)[0] == token
+    random = torch.Generator(logits.device).manual_seed(0)
+    for _ in range(0 if ensemble.rule is SUM else NUDGES):
+        uniform = {m.name: torch.rand(rows[m.name].shape, generator=random, device=logits.device) for m in members}
+        nudge = {m.name: tolerance(m) * (2 * uniform[m.name] - 1) for m in members}
+        for sign in (1, -1):
+            moved = {name: rows[name] + sign * by for name, by in nudge.items()}
+            sure &= choose(ensemble.logits(moved, alpha), draws, steps, error)[0] == token
     return token, sure
 
 
@@ -127,19 +132,6 @@ def nucleus(scores: Tensor, top_p: Tensor, error: Tensor) -> tuple[Tensor, Tenso
     outer, core = (values * near >= least_in) | whole, (values > most_out * near) | whole
     back = order.argsort(-1)
     return inside.gather(-1, back), outer.gather(-1, back), core.gather(-1, back)
-
-
-def nudged(members: Sequence[Member], rows: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Rows that might as well have been computed."""
-    random = torch.Generator(rows[members[0].name].device).manual_seed(0)
-
-    def noise(like: Tensor) -> Tensor:  # uniform in ±1
-        return 2 * torch.rand(like.shape, generator=random, device=like.device) - 1
-
-    for _ in range(NUDGES):
-        nudge = {m.name: tolerance(m) * noise(rows[m.name]) for m in members}
-        for sign in (1, -1):
-            yield {name: rows[name] + sign * by for name, by in nudge.items()}
 
 
 def tolerance(member: Member) -> float:

@@ -12,7 +12,8 @@ left to ``greedy``: at once and one by one, last digits differ.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,15 +24,16 @@ from unlearn.decoding.batch import Batch, Rows
 from unlearn.decoding.choosing import decide
 from unlearn.decoding.generation import Decoding, batches, decode, ended, ends_of, greedy, likeliest, without_ends
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.ensemble.frozen import FrozenRows, LiveRows, rows_of
-from unlearn.ensemble.reading import read
+from unlearn.ensemble.frozen import read, rows_of
 from unlearn.store.entries import Store
 from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import digest
 
 FILE = "draft.json"
 Prompts = Sequence[Sequence[int]]
-Stored = dict[str, FrozenRows | LiveRows]  # rows by member
+# The tokens that agree with a draft and, where the ensemble prefers another, that one; and whether it is too near a tie
+# to say which token is next.
+Begun = tuple[list[int], bool]
 
 
 @torch.no_grad()
@@ -49,13 +51,18 @@ def greedy_from_drafts(
     drafts = drafts_of(store, base, prompts, how)
     frozen = [m for m in ensemble.needed([alpha]) if not m.trained]
     rows = {m.name: rows_of(store, m, drafts, how.pad_id, most_gib) for m in frozen}
-    begun = _check(ensemble, drafts, rows, alpha, how)
-
     ends, most = ends_of(ensemble, how.eos_id), how.max_new_tokens
-    answers = [_closed(b.tokens, ends) for b in begun]
-    going = [i for i, answer in enumerate(answers) if not ended(answer, ends, most)]
-    doubtful = {i for i in going if begun[i].doubtful}
-    open_ = [i for i in going if i not in doubtful]
+    answers: list[list[int]] = [[] for _ in prompts]
+    doubtful, open_ = set(), set()
+    for indices, _, found in read(ensemble, drafts, [alpha], rows, how.pad_id, how.batch_size):
+        token, sure = (iter(t.tolist()) for t in decide(ensemble, found, alpha))
+        for i in indices:
+            draft = drafts[i].answer
+            agreed, unsure = _compare(draft, list(islice(token, len(draft))), list(islice(sure, len(draft))))
+            answers[i] = _closed(agreed, ends)
+            if not ended(answers[i], ends, most):
+                (doubtful if unsure else open_).add(i)
+    open_ = sorted(open_)
 
     def choose(found: Rows, which: Sequence[int], step: int) -> Tensor:
         token, sure = decide(ensemble, found, alpha)
@@ -89,16 +96,17 @@ def greedy_drafted(
         while batch.rows:
             begun = _round(ensemble, batch, alpha, drafter, gamma)
             keep = []
-            for place, (i, b) in enumerate(zip(batch.rows, begun, strict=True)):
-                answers[i] = _closed(answers[i] + b.tokens, ends)[:most]
+            for place, (i, (agreed, unsure)) in enumerate(zip(batch.rows, begun, strict=True)):
+                answers[i] = _closed(answers[i] + agreed, ends)[:most]
                 if ended(answers[i], ends, most):
                     continue
-                if b.doubtful:
+                if unsure:
                     doubtful.add(i)
                 else:
                     keep.append(place)
-            batch.rewind(keep, [gamma + 1 - len(begun[place].tokens) for place in keep])
-            batch.append(torch.tensor([begun[place].tokens[-1] for place in keep], device=batch.device))
+            agreed = [begun[place][0] for place in keep]
+            batch.rewind(keep, [gamma + 1 - len(tokens) for tokens in agreed])
+            batch.append(torch.tensor([tokens[-1] for tokens in agreed], device=batch.device))
     return _with_greedy(answers, doubtful, ensemble, prompts, alpha, how)
 
 
@@ -120,28 +128,7 @@ def drafts_of(store: Store, base: Member, prompts: Prompts, how: Decoding) -> Ex
     )
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """What is known of an answer from a draft."""
-
-    tokens: list[int]  # those that agree and, where the ensemble prefers another token, that one
-    doubtful: bool  # the next token was too near a tie to say
-
-
-def _check(ensemble: Ensemble, drafts: Examples, rows: Stored, alpha: float, how: Decoding) -> list[_Begun]:
-    """Hold every draft against the ensemble, all its positions in one pass."""
-    begun = {}
-    for indices, _, found in read(ensemble, drafts, [alpha], rows, how.pad_id, how.batch_size):
-        token, sure = (t.tolist() for t in decide(ensemble, found, alpha))
-        at = 0
-        for i in indices:
-            n = len(drafts[i].answer)
-            begun[i] = _compare(drafts[i].answer, token[at : at + n], sure[at : at + n])
-            at += n
-    return [begun[i] for i in range(len(drafts))]
-
-
-def _round(ensemble: Ensemble, batch: Batch, alpha: float, drafter: Member, gamma: int) -> list[_Begun]:
+def _round(ensemble: Ensemble, batch: Batch, alpha: float, drafter: Member, gamma: int) -> list[Begun]:
     """Draft γ tokens after each text of the batch, let all members read them, and hold them against the ensemble. Of
     γ that agree one more is known."""
     own = []
@@ -157,13 +144,13 @@ def _round(ensemble: Ensemble, batch: Batch, alpha: float, drafter: Member, gamm
     return [_compare([*draft, None], t, s) for draft, t, s in checked]
 
 
-def _compare(draft: Sequence[int | None], token: Sequence[int], sure: Sequence[bool]) -> _Begun:
+def _compare(draft: Sequence[int | None], token: Sequence[int], sure: Sequence[bool]) -> Begun:
     for k in range(len(draft)):
         if not sure[k]:
-            return _Begun(list(draft[:k]), True)
+            return list(draft[:k]), True
         if token[k] != draft[k]:
-            return _Begun([*draft[:k], token[k]], False)
-    return _Begun(list(draft), False)
+            return [*draft[:k], token[k]], False
+    return list(draft), False
 
 
 def _with_greedy(

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from unlearn.models.llama import full_precision, vocabulary
 
+Pieces = Iterator[tuple[slice, Tensor]]  # which rows, and their logits
 LEAST = 64  # rows of a block: with fewer, a product on a CPU waits for the head's weights rather than for arithmetic
 
 
@@ -71,9 +72,9 @@ class LongRows:
 
     def pieces(self) -> Iterator[slice]:
         """All rows in order, by slices of the size in which they are read."""
-        width = vocabulary(self.model)
-        for here in _split(len(self.hidden), block(width, self.hidden.device)):
-            yield from pieces(here, width, self.hidden.device)
+        width, device = vocabulary(self.model), self.hidden.device
+        for here in _split(slice(0, len(self.hidden)), block(width, device)):
+            yield from pieces(here, width, device)
 
     def whole(self) -> Tensor:
         """All rows at once, [N, V] with gradient: for what reads more of them than one number each."""
@@ -98,11 +99,8 @@ class _Blocks(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, width, values):
         ctx.save_for_backward(hidden, weight, bias)
         ctx.width, ctx.values = width, values
-        found = []
-        for here, logits in _logits(hidden, weight, bias, width):
-            for rows in pieces(here, width, hidden.device):
-                found.append(values(full_precision(_within(logits, here, rows)), rows))
-        return torch.cat(found)
+        found = _blocks(hidden, weight, bias, width)
+        return torch.cat([values(full_precision(piece), rows) for _, _, parts in found for rows, piece in parts])
 
     @staticmethod
     @once_differentiable
@@ -112,9 +110,8 @@ class _Blocks(torch.autograd.Function):
             torch.zeros_like(t) if needed else None
             for t, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         )
-        for here, logits in _logits(hidden, weight, bias, ctx.width):
-            for rows in pieces(here, ctx.width, hidden.device):
-                piece = _within(logits, here, rows)
+        for here, logits, parts in _blocks(hidden, weight, bias, ctx.width):
+            for rows, piece in parts:
                 piece.copy_(_gradient(ctx.values, full_precision(piece), rows, gradient[rows]))
             if of_hidden is not None:
                 torch.mm(logits, weight[: ctx.width].to(hidden.dtype), out=of_hidden[here])
@@ -137,26 +134,22 @@ def _gradient(values: Callable[[Tensor, slice], Tensor], logits: Tensor, rows: s
     return torch.autograd.grad(found, logits, gradient)[0]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows and their logits, all in one buffer: each overwrites the one before."""
+def _blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> Iterator[tuple[slice, Tensor, Pieces]]:
+    """Blocks of rows, their logits and the pieces of these, all in one buffer: each block overwrites the one before."""
     weight = weight.to(hidden.dtype)  # once for all blocks
     size = min(len(hidden), block(width, hidden.device))
     buffer = hidden.new_empty(size, width)
-    for here in _split(len(hidden), size):
-        yield here, product(hidden[here], weight, bias, width, buffer[: here.stop - here.start])
+    for here in _split(slice(0, len(hidden)), size):
+        logits = product(hidden[here], weight, bias, width, buffer[: here.stop - here.start])
+        inside = pieces(here, width, hidden.device)
+        yield here, logits, ((rows, logits[rows.start - here.start : rows.stop - here.start]) for rows in inside)
 
 
 def pieces(here: slice, width: int, device: torch.device) -> Iterator[slice]:
     """Slices of these rows, counted as they are, whose logits stay in the cache."""
-    n = here.stop - here.start
-    for piece in _split(n, max(1, _sizes(device).piece // width)):
-        yield slice(here.start + piece.start, here.start + piece.stop)
+    return _split(here, max(1, _sizes(device).piece // width))
 
 
-def _within(logits: Tensor, here: slice, rows: slice) -> Tensor:
-    return logits[rows.start - here.start : rows.stop - here.start]
-
-
-def _split(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+def _split(here: slice, size: int) -> Iterator[slice]:
+    for start in range(here.start, here.stop, size):
+        yield slice(start, min(start + size, here.stop))

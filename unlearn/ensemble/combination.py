@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -61,23 +61,9 @@ def rank(base: Logits, change: Logits, alpha: float, k: float) -> Logits:
     return torch.where(out, torch.minimum(base, level), base)
 
 
-Function = Callable[..., Tensor]
-RULES: dict[str, Function] = {"sum": sum, "plausible": plausible, "rank": rank}
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule with its numbers filled in."""
-
-    name: str = "sum"
-    function: Function = sum
-    numbers: Mapping[str, float] = field(default_factory=dict)
-
-    def __call__(self, base: Tensor, change: Tensor, alpha: float) -> Tensor:
-        return self.function(base, change, alpha, **self.numbers)
-
-
-SUM = Rule()
+Rule = partial[Tensor]  # a rule with its numbers filled in: base, change and α → logits
+RULES: dict[str, Callable[..., Tensor]] = {"sum": sum, "plausible": plausible, "rank": rank}
+SUM = Rule(sum)
 
 
 def bind_rule(name: str, numbers: Mapping[str, float], file: str | None = None) -> Rule:
@@ -100,4 +86,4 @@ def bind_rule(name: str, numbers: Mapping[str, float], file: str | None = None) 
             f"method.numbers.{extra}={numbers[extra]}: rule {name!r} has no {extra}; it takes "
             f"{', '.join(wanted) or 'no numbers'}"
         )
-    return SUM if rules[name] is sum else Rule(name, rules[name], dict(numbers))
+    return SUM if rules[name] is sum else Rule(rules[name], **numbers)

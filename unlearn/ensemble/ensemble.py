@@ -8,20 +8,25 @@ where the rows come from: a forward pass, the store, or a server.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from unlearn.config.schema import MemberConfig
+from unlearn.config.schema import ConfigError, MemberConfig
 from unlearn.ensemble.combination import SUM, Rule
 from unlearn.ensemble.kinds import Kind, kind_of
 
 
 class PairError(ValueError):
     """Models that cannot be members of one ensemble."""
+
+
+class SumError(ConfigError):
+    """Ensembles that cannot be added up."""
 
 
 @dataclass(frozen=True)
@@ -128,3 +133,30 @@ def build(
         raise PairError(f"members must share one vocabulary, index for index; widths are: {sizes}")
     found = tuple(Member(m.name, models[m.name], fingerprints[m.name], m.constant, m.slope, m.trained) for m in members)
     return Ensemble(found, rule)
+
+
+def add(ensembles: Sequence[Ensemble], alphas: Sequence[float]) -> Ensemble:
+    """base + Σ_j α_j · change_j of ensembles that have their base in common, as one ensemble.
+
+    That is their sum at α = 1; any other α scales all changes. Equal members, by their fingerprints, become one.
+    Raises ``SumError`` for ensembles of different bases.
+    """
+    base = _base(ensembles[0])
+    total = {m.fingerprint: replace(m, slope=0.0) for m in ensembles[0].members if m.constant}
+    for ensemble, alpha in zip(ensembles, alphas, strict=True):
+        if _base(ensemble) != base:
+            raise SumError(f"offsets of different targets cannot be added: {base} and {_base(ensemble)}")
+        for m in ensemble.members:
+            if m.slope:
+                before = total.get(m.fingerprint) or replace(m, constant=0.0, slope=0.0)
+                total[m.fingerprint] = replace(before, slope=before.slope + alpha * m.slope)
+    names: Counter[str] = Counter()  # runs of different pairs each call theirs ``anchor``
+    members = []
+    for m in total.values():
+        names[m.name] += 1
+        members.append(m if names[m.name] == 1 else replace(m, name=f"{m.name}_{names[m.name]}"))
+    return Ensemble(tuple(members))
+
+
+def _base(ensemble: Ensemble) -> list[tuple[str, float]]:
+    return sorted((m.fingerprint, m.constant) for m in ensemble.members if m.constant)

@@ -7,18 +7,21 @@ must cancel the offset. What is evaluated is read exactly, whatever training rea
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unlearn.config.schema import ROUGH_ROWS
-from unlearn.data.encoding import Examples
-from unlearn.ensemble.ensemble import Member
+from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
+from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.ensemble.kinds import write_rows
 from unlearn.ensemble.rows import DTYPES, FILE, IDS, RESIDUAL, FrozenRows, HiddenRows, LiveRows, TopRows
 from unlearn.ensemble.rows_size import EXACT, FULL_GIB, Budget, gib
-from unlearn.models.llama import head, head_of, vocabulary
+from unlearn.models.llama import answer_rows, device_of, head, head_of, vocabulary
+from unlearn.models.prompts import by_prompt
 from unlearn.store.entries import Store
 
 
@@ -32,10 +35,7 @@ def rows_of(
     """
     budget = budget if isinstance(budget, Budget) else Budget(most_gib=budget)
     kept = member.kind.kept(member.name, examples.starts[-1], budget)
-    if kept is None:
-        return LiveRows(member, examples, pad_id)
-    kind, k = kept
-    return stored(store, member, examples, pad_id, kind=kind, k=k)
+    return stored(store, member, examples, pad_id, **kept) if kept else LiveRows(member, examples, pad_id)
 
 
 @torch.no_grad()
@@ -84,3 +84,33 @@ def stored(
         return FrozenRows(array, examples)
     ids, residual = (np.load(folder / name, mmap_mode="r") for name in (IDS, RESIDUAL))
     return TopRows(ids, array, residual, examples, k, vocabulary(member.model))
+
+
+@torch.no_grad()
+def read(
+    ensemble: Ensemble,
+    examples: Examples,
+    alphas: Sequence[float],
+    stored: Mapping[str, FrozenRows | LiveRows],
+    pad_id: int,
+    batch_size: int,
+    mask_pad: bool = False,
+) -> Iterator[tuple[list[int], Batch, dict[str, Tensor]]]:
+    """Batch by batch: which examples, the batch, and the answer rows [N, V] of every member that counts.
+
+    Rows lie as ``collate`` lays the examples. Members with ``stored`` rows are not run.
+    """
+    needed = ensemble.needed(alphas)
+    live = [m for m in needed if m.name not in stored]
+    device = device_of((live or needed)[0].model)  # a model that is not run may have been put aside
+    for m in live:
+        m.model.eval()
+    split = by_length if mask_pad else by_prompt  # what is hidden of a text is hidden of a text that is read whole
+    for indices in split(examples, batch_size, most_rows(vocabulary(needed[0].model), device)):
+        chosen = [examples[i] for i in indices]
+        batch = collate(chosen, pad_id, mask_pad).to(device)
+        rows = {m.name: stored[m.name].take(indices, device) for m in needed if m.name in stored}
+        for m in live:
+            found = answer_rows(m.model, batch) if mask_pad else m.kind.rows(chosen, pad_id)
+            rows[m.name] = found.to(device)
+        yield indices, batch, rows

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ANNOUNCED_GIB = 0.1
+Part = tuple[np.ndarray | slice, dict[str, np.ndarray]]  # of stored rows: which, and by file what is written of them
 
 
 class NotFinite(RuntimeError):
@@ -36,36 +37,73 @@ class NotFinite(RuntimeError):
 
 
 class Kind:
-    """What is asked of a member's model. Defaults are those of a causal model whose weights are here."""
+    """What is asked of a member's model; here of a causal language model whose weights are here."""
 
     encodes = False  # an encoder reads the prompts: they are read once and whole, and no text can be read as one
     as_given = False  # rows are what a server gave: stored as they are, never computed again
     whole_answers = False  # it gives a whole greedy answer for the price of one question
 
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    @property
+    def shape(self) -> Shape:
+        weight = self.model.get_output_embeddings().weight
+        return Shape(vocabulary(self.model), weight.shape[1], self.model.dtype.itemsize)
+
     def rows(self, examples: Sequence[Example], pad_id: int) -> Tensor:
         """Answer rows [N, V] made now, on the model's device, laid as ``collate`` lays them."""
-        raise NotImplementedError
+        return shared_rows(self.model, examples, pad_id)
 
-    def kept(self, name: str, rows: int, budget: Budget) -> tuple[str, int] | None:
+    def kept(self, name: str, rows: int, budget: Budget) -> dict[str, Any] | None:
         """How so many rows of the member ``name`` are stored: kind and k of topk. None: computed when needed.
 
         ``ConfigError`` where there are too many.
         """
-        raise NotImplementedError
+        if budget.fits(rows, self.shape):
+            return {"kind": budget.settled(rows, self.shape), "k": budget.k}
+        if budget.refuse:
+            raise ConfigError(budget.refusal(rows, name, self.shape))
+        log.info("%s: computed when needed", budget.over(rows, name, self.shape))
+        return None
 
-    def parts(
-        self, name: str, kind: str, k: int, examples: Examples, pad_id: int, batch_size: int
-    ) -> Iterator[tuple[np.ndarray | slice, dict[str, np.ndarray]]]:
-        """All rows of the examples to be stored, part by part: which they are, and by file what is written of them.
+    def parts(self, name: str, kind: str, k: int, examples: Examples, pad_id: int, batch_size: int) -> Iterator[Part]:
+        """All rows of the examples to be stored, part by part. Row t of example i is row ``starts[i] + t``.
 
-        Row t of example i is row ``starts[i] + t``.
+        Raises ``NotFinite``.
         """
-        raise NotImplementedError
+        size = gib(kind, examples.starts[-1], self.shape, k)
+        level = logging.INFO if size >= ANNOUNCED_GIB else logging.DEBUG  # small fills take a second
+        log.log(level, "storing %d answer rows of the %s as %s: %.1f GiB", examples.starts[-1], name, kind, size)
+        labels = torch.tensor([token for e in examples for token in e.answer])
+        for where, states in self.states(examples, pad_id, batch_size):
+            at_once = len(states) if kind == "hidden" else block(vocabulary(self.model), states.device)
+            for part in (slice(i, i + at_once) for i in range(0, len(states), at_once)):
+                found = self._written(kind, k, states[part], labels[where[part]])
+                _check_finite(states[part], found[FILE], where[part], kind, name, examples)
+                yield where[part], found
+
+    def states(self, examples: Examples, pad_id: int, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Batch by batch: which rows, and their last hidden states [n, D]."""
+        for indices in by_prompt(examples, batch_size, most_rows(self.shape.hidden, device_of(self.model))):
+            yield examples.rows_of(indices), shared_states(self.model, [examples[i] for i in indices], pad_id)
+
+    @torch.no_grad()
+    def _written(self, kind: str, k: int, states: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+        if kind == "hidden":
+            states = states.cpu()
+            return {FILE: (states.view(torch.int16) if states.dtype == torch.bfloat16 else states).numpy()}
+        rows = head(self.model, states)
+        if kind == "topk":
+            ids, logp, residual = top(rows, labels.to(rows.device), k)
+            return {FILE: logp.cpu().numpy(), IDS: ids.int().cpu().numpy(), RESIDUAL: residual.cpu().numpy()}
+        with np.errstate(over="ignore"):  # `_check_finite` says so, with the examples
+            return {FILE: rows.cpu().numpy().astype(DTYPES[kind])}
 
     def state(self, whole: bool = False) -> State:
         """Its state before it has read anything. ``whole``: it will be rewound, so that every column must be kept,
         whatever the model's window."""
-        raise NotImplementedError
+        return Cached(self.model, whole)
 
     def say(self, prompts: Sequence[Sequence[int]], most: int, ends: Collection[int]) -> list[list[int]] | None:
         """Its own greedy answers, at most ``most`` tokens, up to and with the first of ``ends``; None where it gives no
@@ -87,66 +125,7 @@ class Kind:
         return {}
 
 
-class Local(Kind):
-    """A causal language model whose weights are here."""
-
-    def __init__(self, model: nn.Module):
-        self.model = model
-
-    @property
-    def shape(self) -> Shape:
-        weight = self.model.get_output_embeddings().weight
-        return Shape(vocabulary(self.model), weight.shape[1], self.model.dtype.itemsize)
-
-    def rows(self, examples: Sequence[Example], pad_id: int) -> Tensor:
-        return shared_rows(self.model, examples, pad_id)
-
-    def state(self, whole: bool = False) -> State:
-        return Cached(self.model, whole)
-
-    def kept(self, name: str, rows: int, budget: Budget) -> tuple[str, int] | None:
-        if budget.fits(rows, self.shape):
-            return budget.settled(rows, self.shape), budget.k
-        if budget.refuse:
-            raise ConfigError(budget.refusal(rows, name, self.shape))
-        log.info("%s: computed when needed", budget.over(rows, name, self.shape))
-        return None
-
-    def parts(
-        self, name: str, kind: str, k: int, examples: Examples, pad_id: int, batch_size: int
-    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """One pass over the examples. Raises ``NotFinite``."""
-        size = gib(kind, examples.starts[-1], self.shape, k)
-        level = logging.INFO if size >= ANNOUNCED_GIB else logging.DEBUG  # small fills take a second
-        log.log(level, "storing %d answer rows of the %s as %s: %.1f GiB", examples.starts[-1], name, kind, size)
-        labels = torch.tensor([token for e in examples for token in e.answer])
-        for where, states in self.states(examples, pad_id, batch_size):
-            at_once = len(states) if kind == "hidden" else block(vocabulary(self.model), states.device)
-            for part in (slice(i, i + at_once) for i in range(0, len(states), at_once)):
-                found = self._written(kind, k, states[part], labels[where[part]])
-                _check_finite(states[part], found[FILE], where[part], kind, name, examples)
-                yield where[part], found
-
-    def states(self, examples: Examples, pad_id: int, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Batch by batch: which rows, and their last hidden states [n, D]."""
-        for indices in by_prompt(examples, batch_size, most_rows(self.shape.hidden, device_of(self.model))):
-            yield examples.rows_of(indices), shared_states(self.model, [examples[i] for i in indices], pad_id)
-
-    @torch.no_grad()
-    def _written(self, kind: str, k: int, states: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
-        """By file, what is written of these rows."""
-        if kind == "hidden":
-            states = states.cpu()
-            return {FILE: (states.view(torch.int16) if states.dtype == torch.bfloat16 else states).numpy()}
-        rows = head(self.model, states)
-        if kind == "topk":
-            ids, logp, residual = top(rows, labels.to(rows.device), k)
-            return {FILE: logp.cpu().numpy(), IDS: ids.int().cpu().numpy(), RESIDUAL: residual.cpu().numpy()}
-        with np.errstate(over="ignore"):  # `_check_finite` says so, with the examples
-            return {FILE: rows.cpu().numpy().astype(DTYPES[kind])}
-
-
-class WithEncoder(Local):
+class WithEncoder(Kind):
     """An encoder–decoder whose weights are here: the prompt goes to the encoder, the answer to the decoder."""
 
     encodes = True
@@ -159,7 +138,7 @@ def kind_of(model: nn.Module) -> Kind:
     """The interface of a model; a black box has it itself."""
     if isinstance(model, Kind):
         return model
-    return WithEncoder(model) if has_encoder(model) else Local(model)
+    return WithEncoder(model) if has_encoder(model) else Kind(model)
 
 
 def noted(ensemble: Ensemble, alpha: float, say: Callable[[], list[list[int]]]) -> list[list[int]]:
@@ -172,8 +151,8 @@ def noted(ensemble: Ensemble, alpha: float, say: Callable[[], list[list[int]]]) 
     return answers
 
 
-def write_rows(folder: Path, count: int, parts: Iterator[tuple[np.ndarray | slice, dict[str, np.ndarray]]]) -> None:
-    """Write ``count`` rows that come in parts: one memory-mapped file for each name."""
+def write_rows(folder: Path, count: int, parts: Iterator[Part]) -> None:
+    """Write ``count`` rows: one memory-mapped file for each name."""
     files: dict[str, np.memmap] = {}
     for where, arrays in parts:
         for name, values in arrays.items():
@@ -185,9 +164,7 @@ def write_rows(folder: Path, count: int, parts: Iterator[tuple[np.ndarray | slic
         file.flush()
 
 
-def _check_finite(
-    states: Tensor, kept: np.ndarray, where: np.ndarray, kind: str, name: str, examples: Examples
-) -> None:
+def _check_finite(states: Tensor, kept: np.ndarray, where: np.ndarray, kind: str, name: str, examples: Examples):
     """Raise ``NotFinite`` where a row of what is about to be stored is no number; of fp16 also what is too large."""
     fine = states.isfinite().all(-1).cpu().numpy()
     if kind != "hidden":  # which is the states; and bf16 ones come as integers

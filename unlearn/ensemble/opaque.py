@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Example, Examples
-from unlearn.ensemble.kinds import Kind
+from unlearn.ensemble.kinds import Kind, Part
 from unlearn.ensemble.rows import FILE, IDS, RESIDUAL, spread
 from unlearn.ensemble.rows_size import Budget, Shape, gib
 from unlearn.models.llama import NARROW, device_of
@@ -76,7 +77,7 @@ class Opaque(nn.Module, Kind):
     def rows(self, examples: Sequence[Example], pad_id: int) -> Tensor:
         return torch.cat([rows.rows(self.width, device_of(self)) for rows in self.answers(examples)])
 
-    def kept(self, name: str, rows: int, budget: Budget) -> tuple[str, int]:
+    def kept(self, name: str, rows: int, budget: Budget) -> dict[str, Any]:
         kind = "topk" if self.k else "fp32"
         size = gib(kind, rows, Shape(self.width, 0, 0), self.k)
         if size > budget.most_gib:
@@ -86,16 +87,13 @@ class Opaque(nn.Module, Kind):
                 f"trainer.stored_rows_gib={math.ceil(100 * size) / 100:g}"
                 + ("" if self.k else ", or pair.target.http.k=20, the likeliest tokens alone")
             )
-        return kind, self.k
+        return {"kind": kind, "k": self.k}
 
-    def parts(
-        self, name: str, kind: str, k: int, examples: Examples, pad_id: int, batch_size: int
-    ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    def parts(self, name: str, kind: str, k: int, examples: Examples, pad_id: int, batch_size: int) -> Iterator[Part]:
         """One question for each example, unless its answer is known."""
         for start, rows in zip(examples.starts[:-1], self.answers(examples), strict=True):
-            found = {FILE: rows.logp, IDS: rows.ids, RESIDUAL: rows.residual}
-            here = slice(start, start + len(rows.logp))
-            yield here, {name: values for name, values in found.items() if values is not None}
+            found = {FILE: rows.logp} | ({} if rows.ids is None else {IDS: rows.ids, RESIDUAL: rows.residual})
+            yield slice(start, start + len(rows.logp)), found
 
     def state(self, whole: bool = False) -> State:
         return Asked(self)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unlearn.data.encoding import Examples, collate
 from unlearn.ensemble.chunks import block
-from unlearn.models.llama import Head, answer_states, full_precision, head_of
+from unlearn.models.llama import Head, answer_states, full_precision, head_of, vocabulary
 from unlearn.models.prompts import shared_rows
 
 if TYPE_CHECKING:
@@ -40,14 +40,12 @@ class FrozenRows:
 
     def take(self, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
         """Rows of the given examples, [N, V]."""
-        starts = self.examples.starts
-        found = [np.concatenate([array[starts[i] : starts[i + 1]] for i in indices]) for array in self._arrays()]
-        return self._rows(found, device)
+        return self.reader(indices, device)(slice(None))
 
     def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
         """The same rows, of which only those asked for are read."""
         where = self.examples.rows_of(indices)
-        return lambda here: self._rows([array[where[here]] for array in self._arrays()], device)
+        return lambda here: self._rows([sent(array[where[here]], device) for array in self._arrays()])
 
     def describe(self) -> dict[str, Any]:
         """How they are kept, for a run's manifest."""
@@ -57,9 +55,9 @@ class FrozenRows:
         """What is kept, a line for each row."""
         return (self.array,)
 
-    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    def _rows(self, kept: Sequence[Tensor]) -> Tensor:
         """From some lines of what is kept to rows [n, V]."""
-        return full_precision(sent(kept[0], device))
+        return full_precision(kept[0])
 
 
 class HiddenRows(FrozenRows):
@@ -74,18 +72,15 @@ class HiddenRows(FrozenRows):
 
     def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
         where = self.examples.rows_of(indices)
-        return in_blocks(lambda: self._states(self.array[where]), self.head, self.head.width, device)
+
+        def states() -> Tensor:
+            found = sent(self.array[where], self.head.device)
+            return found.view(torch.bfloat16) if found.dtype == torch.int16 else found
+
+        return in_blocks(states, self.head, self.head.width, device)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "hidden", "gib": round(self.array.nbytes / 2**30, 4)}
-
-    @torch.no_grad()
-    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
-        return self.head(self._states(kept[0])).to(device)
-
-    def _states(self, kept: np.ndarray) -> Tensor:
-        states = sent(kept, self.head.device)
-        return states.view(torch.bfloat16) if states.dtype == torch.int16 else states
 
 
 class TopRows(FrozenRows):
@@ -109,8 +104,8 @@ class TopRows(FrozenRows):
     def _arrays(self) -> tuple[np.ndarray, ...]:
         return self.ids, self.array, self.residual
 
-    def _rows(self, kept: Sequence[np.ndarray], device: torch.device) -> Tensor:
-        return spread(*(sent(values, device) for values in kept), self.width)
+    def _rows(self, kept: Sequence[Tensor]) -> Tensor:
+        return spread(*kept, self.width)
 
 
 def spread(ids: Tensor, logp: Tensor, residual: Tensor, width: int) -> Tensor:
@@ -147,14 +142,9 @@ class LiveRows:
 
     def reader(self, indices: Sequence[int], device: torch.device = CPU) -> Reader:
         """The same rows, from hidden states that are computed once, when rows are first asked for."""
-        model = self.member.model
-
-        @torch.no_grad()
-        def states() -> Tensor:
-            return answer_states(model, collate([self.examples[i] for i in indices], self.pad_id))
-
-        head = head_of(model)
-        return in_blocks(states, head, head.width, device)
+        model, chosen = self.member.model, [self.examples[i] for i in indices]
+        states = torch.no_grad()(lambda: answer_states(model, collate(chosen, self.pad_id)))
+        return in_blocks(states, head_of(model), vocabulary(model), device)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "live"}

@@ -46,8 +46,7 @@ class Budget:
     def over(self, rows: int, what: str, shape: Shape) -> str:
         """What to say of a set that does not fit."""
         kind = self.settled(rows, shape)
-        size = gib(kind, rows, shape, self.k)
-        limit = f"trainer.stored_rows_gib={self.most_gib:g}"
+        size, limit = gib(kind, rows, shape, self.k), f"trainer.stored_rows_gib={self.most_gib:g}"
         return f"{rows:,} answer rows of the {what} are {size:.3g} GiB as {kind}, over {limit}"
 
     def refusal(self, rows: int, what: str, shape: Shape) -> str:
@@ -55,15 +54,14 @@ class Budget:
         kind, kinds = self.settled(rows, shape), (*EXACT, *ROUGH_ROWS) if self.rough else EXACT
         sizes = {other: gib(other, rows, shape, self.k) for other in (kind, *kinds)}
         fitting = [f"{other} ({size:.3g} GiB)" for other, size in sizes.items() if size <= self.most_gib]
-        rounded = self.kind in ROUGH_ROWS
-        live = "rows that are computed when needed would not be rounded"
-        why = live if rounded else "trainer.stored_rows_over=refuse"
+        why, auto = "trainer.stored_rows_over=refuse", ""
+        if self.kind in ROUGH_ROWS:
+            why, auto = "rows that are computed when needed would not be rounded", "trainer.stored_rows=auto with "
         return (
             f"{self.over(rows, what, shape)}, and {why}. Give "
             + (f"trainer.stored_rows={' or '.join(fitting)}; or " if fitting else "")
             + f"trainer.stored_rows_gib={math.ceil(100 * sizes[kind]) / 100:g}; or "
-            + ("trainer.stored_rows=auto with " if rounded else "")
-            + "trainer.stored_rows_over=live: they are computed in every step"
+            + f"{auto}trainer.stored_rows_over=live: they are computed in every step"
         )
 
 
@@ -87,7 +85,3 @@ def budget(cfg: TrainerConfig, rough: bool) -> Budget:
     kind = "auto" if cfg.stored_rows in ROUGH_ROWS and not rough else cfg.stored_rows
     refuse = cfg.stored_rows_over == "refuse" or kind in ROUGH_ROWS
     return Budget(kind, cfg.stored_rows_k, cfg.stored_rows_gib, rough, refuse)
-
-
-def may_refuse(cfg: TrainerConfig) -> bool:
-    return cfg.stored_rows_over == "refuse" or cfg.stored_rows in ROUGH_ROWS

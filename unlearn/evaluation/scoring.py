@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from unlearn.data.encoding import Examples
 from unlearn.ensemble.chunks import pieces
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.ensemble.frozen import FrozenRows, LiveRows, rows_of
-from unlearn.ensemble.reading import read
+from unlearn.ensemble.frozen import FrozenRows, LiveRows, read, rows_of
 from unlearn.evaluation.suite import Suite
 from unlearn.models.llama import vocabulary
 from unlearn.store.entries import Store

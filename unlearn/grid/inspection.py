@@ -16,13 +16,13 @@ from unlearn.config.schema import Config
 from unlearn.data.encoding import examples_of
 from unlearn.data.readers import read
 from unlearn.ensemble.combination import bind_rule
-from unlearn.ensemble.rows_size import Shape, budget, may_refuse
+from unlearn.ensemble.rows_size import Shape, budget
 from unlearn.evaluation.retrained import from_file
 from unlearn.evaluation.suite import suite
 from unlearn.grid.rules_learning import black_box
 from unlearn.learning.binding import REFUSALS, bind, read_by
 from unlearn.learning.loop import device
-from unlearn.models import hub, weights
+from unlearn.models import hub
 from unlearn.runs import alternates
 from unlearn.runs.inputs import Inputs
 from unlearn.runs.workbench import Workbench, check_own, workbench
@@ -60,7 +60,7 @@ def _check(cfg: Config) -> None:
     own = _needed(cfg)
     for role, source in own.items():
         if sources.is_folder(source.source):
-            weights.check_files(f"{_key(cfg, role)}.source", Path(source.source), Path(cfg.paths.store) / "hashes")
+            hub.check_files(f"{_key(cfg, role)}.source", Path(source.source), Path(cfg.paths.store) / "hashes")
     bench = workbench(cfg)  # here is refused what does not share one vocabulary, or is too short for max_length
     for role in own:
         check_own(bench, role)
@@ -132,7 +132,7 @@ def too_large(cfg: Config) -> list[str]:
     Alternates that are sampled from the target are not known yet; the run itself refuses those.
     """
     sampled = cfg.algo.alternates is not None and cfg.algo.alternates.file is None
-    if not may_refuse(cfg.trainer) or not is_trained(cfg) or sampled:
+    if not budget(cfg.trainer, rough=True).refuse or not is_trained(cfg) or sampled:
         return []
     bench, found = workbench(cfg), []
     inputs = Inputs(cfg, bench)

@@ -24,7 +24,7 @@ from unlearn.evaluation.suite import Suite
 from unlearn.evaluation.suite import suite as make_suite
 from unlearn.grid.rules import parse
 from unlearn.learning.loop import device, limit_threads
-from unlearn.models import hub, llama, tokenizers, weights
+from unlearn.models import hub, llama, tokenizers
 from unlearn.store.identity import digest, metric_settings, template
 from unlearn.store.sources import HUB_NAME
 
@@ -96,7 +96,7 @@ def _ensemble(name: str, cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Ens
     except (OSError, ValueError) as error:
         raise ConfigError(f"model {name!r} could not be loaded: {_first_line(error)}") from None
     hub.common_width({name: llama.vocabulary(model)}, tokenizer)
-    weights.check(hub.check_head(model, f"model {name!r}"), f"model {name!r}")
+    hub.check_head(model, f"model {name!r}")
     return Ensemble((Member("model", model, llama.fingerprint(model), 1.0, 0.0, False),))
 
 

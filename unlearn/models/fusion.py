@@ -11,7 +11,7 @@ towards that average, not towards zero: so one request alone is given back as it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,35 +56,32 @@ def gram(model: nn.Module, examples: Sequence[Example], pad_id: int, batch_size:
     Over all tokens of the examples, prompt and answer, padding excluded; of an encoder–decoder model the prompt's in
     the encoder, the answer's in the decoder. Keys are those of the weights in the layers' file.
     """
-    found, masks, hooks = {}, {}, []
-    for place, layer in model.named_modules():
-        if isinstance(layer, UnlearningLayer):
-            for part in (DOWN, UP):
-                add = _adder(found, f"{ADAPTER_PREFIX}{place}.{part}.weight", masks, place)
-                hooks.append(getattr(layer, part)["default"].register_forward_pre_hook(add))
-    if not hooks:
+    names = {
+        getattr(layer, part)["default"]: (place, f"{ADAPTER_PREFIX}{place}.{part}.weight")
+        for place, layer in model.named_modules() if isinstance(layer, UnlearningLayer) for part in (DOWN, UP)
+    }  # fmt: skip
+    if not names:
         raise LayerError(f"{type(model).__name__} has no unlearning layers: there is nothing to take inner products of")
+    found: dict[str, Tensor] = {}
+
+    def add(linear: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        place, name = names[linear]
+        mask = next(mask for stack, mask in masks.items() if place.startswith(stack))
+        x = inputs[0][mask.to(inputs[0].device)].double()  # [tokens, in]
+        found[name] = found.get(name, 0) + x.T @ x
+
+    hooks = [linear.register_forward_pre_hook(add) for linear in names]
     training = model.training
     model.eval()
     try:
         for chosen in by_length(examples, batch_size):
-            inputs, seen = _inputs(model, [examples[i] for i in chosen], pad_id)
-            masks.update(seen)
-            model.base_model(**inputs, use_cache=False)
+            taken, masks = _inputs(model, [examples[i] for i in chosen], pad_id)
+            model.base_model(**taken, use_cache=False)
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
     return {name: g.cpu() for name, g in found.items()}
-
-
-def _adder(found: dict[str, Tensor], name: str, masks: Mapping[str, Tensor], place: str) -> Callable[..., None]:
-    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen = next(mask for stack, mask in masks.items() if place.startswith(stack))
-        x = inputs[0][seen.to(inputs[0].device)].double()  # [tokens, in]
-        found[name] = found.get(name, 0) + x.T @ x
-
-    return add
 
 
 def _inputs(model: nn.Module, chosen: Sequence[Example], pad_id: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -118,9 +115,7 @@ def fuse(layers: Sequence[Weights], grams: Sequence[Weights], ridge: float) -> F
 
 def _fused(weights: Sequence[Tensor], grams: Sequence[Tensor], ridge: float) -> tuple[Tensor, Residual]:
     own, grams = [w.double() for w in weights], [g.double() for g in grams]
-    mean = torch.stack(own).mean(0)
-    if len(own) == 1:
-        mean = own[0]
+    mean = torch.stack(own).mean(0)  # of one alone that one, bit for bit
     total = torch.stack(grams).sum(0)
     left = total + ridge * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype)
     right = sum(g @ (w - mean).T for w, g in zip(own, grams, strict=True))  # [in, out]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from unlearn.config.pair import SourceConfig, TargetConfig
 from unlearn.config.schema import ConfigError
 from unlearn.models import llama, seq2seq, tokenizers
+from unlearn.store.files import noted
 from unlearn.store.sources import content, is_folder, tokenizer_files, weight_files
 
 log = logging.getLogger(__name__)
@@ -23,6 +26,7 @@ QUANTISATION = {
     "none": {}, "8bit": {"load_in_8bit": True},
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
 }  # fmt: skip
+CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]  # config and tokenizer
 
 
@@ -154,7 +158,7 @@ def fingerprint(folder: Path, memo: Path, width: int, held: TargetConfig | None)
 @torch.no_grad()
 def check_head(model: nn.Module, name: str) -> nn.Module:
     """The model, unless its logits are something else than its output head on its last hidden states (scaled, capped
-    …): members' rows are computed so."""
+    …): members' rows are computed so; or one of its weights is NaN or infinite."""
     ids = torch.arange(1, 5, device=next(model.parameters()).device)[None]
     if llama.has_encoder(model):
         logits = model(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
@@ -169,4 +173,36 @@ def check_head(model: nn.Module, name: str) -> nn.Module:
             f"{name}: {type(model).__name__} does more to its logits than its output head does (they differ by up to "
             f"{gap:.3g}); such models cannot be members of a pair here"
         )
+    _check_finite(name, model.named_parameters())
     return model
+
+
+def check_files(key: str, folder: Path, memo: Path) -> None:
+    """Refuse weight files that are not whole or hold NaN, told without building the model; ``key`` is the setting that
+    names the folder. ``ConfigError`` names file and tensor.
+
+    A file that was found whole is noted in ``memo``, as hashes are, and not read again while it does not change.
+    """
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            noted(memo, path, partial(_check_file, f"{key}={str(folder)!r}"), "finite ")
+
+
+def _check_file(given: str, path: Path) -> str:
+    try:
+        with safe_open(path, "pt") as file:
+            _check_finite(given, ((name, file.get_tensor(name)) for name in file.keys()), f" in {path.name}")
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"{given}: {path.name} is no whole safetensors file ({error}): copy or download it again"
+        ) from None
+    return "finite"
+
+
+def _check_finite(given: str, tensors: Iterable[tuple[str, Tensor]], place: str = "") -> None:
+    for name, tensor in tensors:
+        if tensor.dtype in CHECKED and tensor.device.type != "meta" and not torch.isfinite(tensor).all():
+            raise ConfigError(
+                f"{given}: the tensor {name!r}{place} holds NaN or infinity: such a model gives no probabilities. "
+                "Copy or train it again"
+            )

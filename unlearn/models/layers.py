@@ -140,9 +140,9 @@ def save(model: nn.Module, folder: Path) -> None:
     found = {name: m for name, m in model.named_modules() if isinstance(m, UnlearningLayer)}
     if not found:
         raise LayerError(f"{type(model).__name__} has no unlearning layers to save")
-    some = next(iter(found.values()))
-    how = {"bottleneck": some.bottleneck, "activation": some.activation}
-    write(weights(model), UnlearningLayersConfig(target_modules=list(found), **how), folder)
+    one = next(iter(found.values()))
+    how = UnlearningLayersConfig(target_modules=list(found), bottleneck=one.bottleneck, activation=one.activation)
+    write(weights(model), how, folder)
 
 
 def load(model: nn.Module, folder: Path) -> nn.Module:
@@ -222,10 +222,9 @@ def feed_forward(model: nn.Module, where: Sequence[int] | None = None) -> dict[s
 def _inside(block: nn.Module) -> tuple[str, nn.Module] | None:
     """Name of the feed-forward block in a transformer layer, and its last linear; None where there is none."""
     parts = getattr(block, "layer", None)
+    name, inner = "mlp", getattr(block, "mlp", None)
     if isinstance(parts, nn.ModuleList) and hasattr(parts[-1], "DenseReluDense"):
         name, inner = f"layer.{len(parts) - 1}.DenseReluDense", parts[-1].DenseReluDense
-    else:
-        name, inner = "mlp", getattr(block, "mlp", None)
     last = _last(inner)
     return None if last is None else (name, last)
 

@@ -24,22 +24,12 @@ def fresh(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int
     """A Llama with random weights, the same for the same seed; input and output embeddings are tied."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=vocab_size,
-                hidden_size=cfg.hidden_size,
-                num_hidden_layers=cfg.layers,
-                num_attention_heads=cfg.heads,
-                num_key_value_heads=cfg.heads,
-                intermediate_size=cfg.intermediate_size,
-                initializer_range=cfg.initializer_range,
-                max_position_embeddings=cfg.max_length,
-                tie_word_embeddings=True,
-                pad_token_id=pad_id,
-                eos_token_id=eos_id,
-                bos_token_id=None,
-            )
-        )
+        return LlamaForCausalLM(LlamaConfig(
+            vocab_size=vocab_size, hidden_size=cfg.hidden_size, intermediate_size=cfg.intermediate_size,
+            num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads, num_key_value_heads=cfg.heads,
+            initializer_range=cfg.initializer_range, max_position_embeddings=cfg.max_length, tie_word_embeddings=True,
+            pad_token_id=pad_id, eos_token_id=eos_id, bos_token_id=None,
+        ))  # fmt: skip
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -57,7 +47,6 @@ def class_of(folder: str | Path) -> type[AutoModelForCausalLM] | type[AutoModelF
 
 
 def has_encoder(model: nn.Module) -> bool:
-    """Whether a model has an encoder beside its decoder."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 

@@ -19,8 +19,13 @@ def parked(models: Sequence[nn.Module]) -> Iterator[None]:
     moved: list[tuple[torch.Tensor, torch.device]] = []
     try:
         for model in models:
-            if getattr(model, "hf_device_map", None) is None:
-                moved += _moved(model)
+            if getattr(model, "hf_device_map", None) is not None or not any(True for _ in model.parameters()):
+                continue  # spread over GPUs, or a black box
+            head = set(map(id, model.get_output_embeddings().parameters()))
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.is_cuda and id(tensor) not in head:
+                    moved.append((tensor, tensor.device))
+                    tensor.data = tensor.data.cpu()
         if moved:
             torch.cuda.empty_cache()
             size = sum(t.nbytes for t, _ in moved) / 2**30
@@ -29,19 +34,6 @@ def parked(models: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for tensor, device in moved:
             tensor.data = tensor.data.to(device)
-
-
-def _moved(model: nn.Module) -> list[tuple[torch.Tensor, torch.device]]:
-    """Moves the weights, and says which they were and where."""
-    if not any(True for _ in model.parameters()):  # a black box has none here
-        return []
-    head = set(map(id, model.get_output_embeddings().parameters()))
-    found = []
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_cuda and id(tensor) not in head:
-            found.append((tensor, tensor.device))
-            tensor.data = tensor.data.cpu()
-    return found
 
 
 @contextmanager

@@ -43,16 +43,13 @@ def by_prompt(examples: Sequence[Example], batch_size: int, most_rows: int | Non
     for family in sorted(families.values(), key=extent, reverse=True):
         # what is left of the last batch must take the whole family, or the next batch would read its prompt again
         for part in by_length([examples[i] for i in family], batch_size, most_rows):
-            indices = [family[k] for k in part]
-            if not (found and _fits([examples[i] for i in found[-1] + indices], batch_size, most_rows)):
-                found.append([])
-            found[-1] += indices
+            together = [*(found[-1] if found else ()), *(family[k] for k in part)]
+            rows = sum(len(examples[i].answer) for i in together)
+            if found and len(together) <= batch_size and (most_rows is None or rows <= most_rows):
+                found[-1] = together
+            else:
+                found.append([family[k] for k in part])
     return found
-
-
-def _fits(examples: Sequence[Example], batch_size: int, most_rows: int | None) -> bool:
-    rows = sum(len(e.answer) for e in examples)
-    return len(examples) <= batch_size and (most_rows is None or rows <= most_rows)
 
 
 @torch.no_grad()
@@ -63,14 +60,12 @@ def shared_rows(model: nn.Module, examples: Sequence[Example], pad_id: int) -> T
 
 @torch.no_grad()
 def shared_states(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
-    """Last hidden states of these rows, [N, D]: what the head makes logits of. They stay on its device."""
+    """Last hidden states of these rows, [N, D]: what the head makes logits of. They stay on its device.
+
+    The first row of an answer is the prompt's last; the others follow from its tokens but the last.
+    """
     if not pays(examples) or has_encoder(model):
         return answer_states(model, collate(examples, pad_id))
-    return _continued(model, examples, pad_id)
-
-
-def _continued(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
-    """The first row of an answer is the prompt's last; the others follow from its tokens but the last."""
     number = {p: u for u, p in enumerate(dict.fromkeys(e.prompt for e in examples))}
     of = torch.tensor([number[e.prompt] for e in examples])
     lengths = torch.tensor([len(e.answer) for e in examples])

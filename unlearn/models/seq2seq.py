@@ -21,21 +21,12 @@ def fresh(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int
     dropout; ``initializer_range`` is T5's factor on its own scheme, of which 1 is usual."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return T5ForConditionalGeneration(
-            T5Config(
-                vocab_size=vocab_size,
-                d_model=cfg.hidden_size,
-                d_kv=cfg.hidden_size // cfg.heads,
-                d_ff=cfg.intermediate_size,
-                num_layers=cfg.layers,
-                num_heads=cfg.heads,
-                dropout_rate=0.0,
-                initializer_factor=cfg.initializer_range,
-                pad_token_id=pad_id,
-                eos_token_id=eos_id,
-                decoder_start_token_id=pad_id,
-            )
-        )
+        return T5ForConditionalGeneration(T5Config(
+            vocab_size=vocab_size, d_model=cfg.hidden_size, d_kv=cfg.hidden_size // cfg.heads,
+            d_ff=cfg.intermediate_size, num_layers=cfg.layers, num_heads=cfg.heads, dropout_rate=0.0,
+            initializer_factor=cfg.initializer_range,
+            pad_token_id=pad_id, eos_token_id=eos_id, decoder_start_token_id=pad_id,
+        ))  # fmt: skip
 
 
 def read(model: nn.Module, ids: Tensor, mask: Tensor, answers: Tensor, **options: bool) -> ModelOutput:

@@ -42,8 +42,9 @@ def learnt(model: nn.Module, how: str, pair: PairConfig, folder: Path) -> nn.Mod
         from unlearn.models import layers
 
         return layers.load(model, folder)
-    view = lora(model, pair.lora, 0)
-    load_updates(view, folder)
+    view, found = lora(model, pair.lora, 0), load_file(folder / ADAPTER_FILE)
+    for name, tensor in added(view, UPDATES).items():
+        tensor.copy_(found[name])
     return view
 
 
@@ -113,13 +114,6 @@ def write(weights: Mapping[str, Tensor], settings: peft.PeftConfig, folder: Path
 def save_updates(model: nn.Module, cfg: LoraConfig, folder: Path) -> None:
     """Write the updates alone, as an adapter that peft can put on the model they belong to."""
     write(added(model, UPDATES), _settings(cfg), folder)
-
-
-def load_updates(model: nn.Module, folder: Path) -> None:
-    """Put written updates into a model that ``lora`` made."""
-    found = load_file(folder / ADAPTER_FILE)
-    for name, tensor in added(model, UPDATES).items():
-        tensor.copy_(found[name])
 
 
 def _settings(cfg: LoraConfig) -> peft.LoraConfig:

@@ -16,8 +16,7 @@ from unlearn.config.schema import Config, ConfigError
 from unlearn.data.people import Numbered, who
 from unlearn.data.rows import REQUEST
 from unlearn.ensemble.combination import SUM
-from unlearn.ensemble.ensemble import Ensemble
-from unlearn.ensemble.sums import SumError, add
+from unlearn.ensemble.ensemble import Ensemble, SumError, add
 from unlearn.models import llama
 from unlearn.runs import baselines
 from unlearn.runs.baselines import suite_of
@@ -47,7 +46,7 @@ def summed(parts: Sequence[Part], bench: Workbench) -> Ensemble:
         ensemble = members(cfg, bench, place)
         trained = ensemble.trained
         if ensemble.rule is not SUM:
-            raise SumError(f"{place}: method.rule={ensemble.rule.name!r}: only plain sums can be added up")
+            raise SumError(f"{place}: method.rule={ensemble.rule.func.__name__!r}: only plain sums can be added up")
         if trained is not None and trained.constant:
             raise SumError(f"{place}: method={cfg.method.name!r} changes the target: there is no offset to add")
         if trained is not None:

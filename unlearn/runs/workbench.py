@@ -24,7 +24,7 @@ from unlearn.ensemble.combination import SUM, Rule
 from unlearn.ensemble.ensemble import Ensemble, Member, build
 from unlearn.ensemble.kinds import kind_of
 from unlearn.learning.loop import device
-from unlearn.models import hub, llama, tokenizers, weights
+from unlearn.models import hub, llama, tokenizers
 from unlearn.runs.building import trained
 from unlearn.store import sources
 from unlearn.store.entries import Store
@@ -132,7 +132,7 @@ class Workbench:
         folder, place = self.folder(role), device(trainer.device)
         model = llama.load(folder, place) if role.startswith("small") else hub.load(folder, pair.target, place)
         if sources.is_pretrained(pair, role):
-            weights.check(hub.check_head(model, f"pair.{role} ({folder})"), f"pair.{role} ({folder})")
+            hub.check_head(model, f"pair.{role} ({folder})")
         return llama.narrow(model, self.width)
 
 

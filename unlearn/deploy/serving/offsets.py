@@ -14,8 +14,7 @@ from typing import Any
 
 from unlearn.config.schema import ConfigError
 from unlearn.ensemble.combination import SUM
-from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.ensemble.sums import add
+from unlearn.ensemble.ensemble import Ensemble, Member, add
 
 MIXES = 256  # whose sums are kept: requests may bring any α
 Mix = tuple[tuple[str, float], ...]  # the offsets that are on, with their α's
@@ -84,7 +83,9 @@ def _check(parts: Sequence[Part]) -> None:
     known: dict[str, str] = {}
     for p in parts if len(parts) > 1 else ():
         if p.ensemble.rule is not SUM:
-            raise ConfigError(f"{p.name}: its rule is {p.ensemble.rule.name!r}, and only sums can be added to others")
+            raise ConfigError(
+                f"{p.name}: its rule is {p.ensemble.rule.func.__name__!r}, and only sums can be added to others"
+            )
         if p.whole:
             raise ConfigError(f"{p.name}: its trained weights are a whole model, and no offset that could be added")
         check_beside(p.name, {m.name: m.fingerprint for m in p.ensemble.members if not m.trained}, known)

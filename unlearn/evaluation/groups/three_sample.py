@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearn.ensemble.reading import read
+from unlearn.ensemble.frozen import read
 from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.arrays import finite, same_length, share
 from unlearn.evaluation.retrained import MissingRetrained

@@ -10,7 +10,6 @@ from support.black_box_server import Faults, serve
 from support.helpers import TINY, compose, execute, lines, weights
 from support.pretrained import AS_IT_IS
 
-from unlearn.blackbox import asking, client
 from unlearn.blackbox.questions import BlackBoxError
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import examples_of
@@ -25,13 +24,6 @@ from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 
 OWN = ("algo=npo", "eval.alphas=[0,1]", "eval.groups=[leak,three_sample,contrast]", "eval.leak_samples=2")
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    monkeypatch.setattr(client, "FIRST", 0.01)
-    monkeypatch.setattr(client, "LONGEST", 0.05)
-    monkeypatch.setattr(asking, "_tested", {})
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from support.black_box_server import Faults, Numbered, serve
 from support.black_boxes import EXAMPLES, MODEL, TEST, TOKENIZER, box, check, kept
 from support.helpers import ROOT, random_examples, tiny_llama
 
-from unlearn.blackbox import asking, client
+from unlearn.blackbox import asking
 from unlearn.blackbox.memo import OverBudget
 from unlearn.blackbox.questions import BlackBoxError
 from unlearn.blackbox.remote import Place
@@ -23,13 +23,6 @@ from unlearn.models.prompts import shared_rows
 
 TRANSIENT = ("429", "429-date", "500", "503", "half", "cut", "reset", "nan", "positive", "length", "own", "mass",
              "list", "empty")  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    monkeypatch.setattr(client, "FIRST", 0.01)
-    monkeypatch.setattr(client, "LONGEST", 0.05)
-    monkeypatch.setattr(asking, "_tested", {})
 
 
 @pytest.mark.parametrize("form", ["prompt_logprobs", "echo"])

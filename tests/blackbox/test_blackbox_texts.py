@@ -10,7 +10,6 @@ from support.black_box_server import serve
 from support.black_boxes import EXAMPLES, MODEL, TEST, TOKENIZER, box, check
 from support.helpers import random_examples, tiny_llama
 
-from unlearn.blackbox import asking, client
 from unlearn.blackbox.memo import Memo
 from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, BlackBoxError, Question, rows_of
 from unlearn.decoding.drafts import greedy_drafted, greedy_from_drafts
@@ -19,13 +18,6 @@ from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.store.entries import Store
 
 PROMPTS = [e.prompt for e in random_examples(9, seed=3)]
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    monkeypatch.setattr(client, "FIRST", 0.01)
-    monkeypatch.setattr(client, "LONGEST", 0.05)
-    monkeypatch.setattr(asking, "_tested", {})
 
 
 def near(model, scale):

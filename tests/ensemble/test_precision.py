@@ -10,7 +10,6 @@ from support.helpers import ROOT, execute, lines, weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from unlearn.ensemble import chunks
 from unlearn.ensemble.rows import FrozenRows
 from unlearn.models.placement import compiled, parked
 from unlearn.runs import learner
@@ -32,12 +31,6 @@ def answers_of(found, draw):
 def gap(answers) -> float:
     """Between log P and log P_target, at most."""
     return (answers.logits.log_softmax(-1) - answers.reference.log_softmax(-1)).abs().max().item()
-
-
-@pytest.fixture
-def in_pieces(monkeypatch):
-    monkeypatch.setattr(chunks, "LEAST", 7)
-    return lambda yes: monkeypatch.setattr(chunks, "CPU", chunks.Sizes(0 if yes else 2**60, 1, 400))
 
 
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "pieces"])

@@ -108,7 +108,9 @@ def cut(answer: Answer, own: Sequence[int], k: int, width: int) -> Top:
     if k == 0:
         return Top(None, answer.logp[:, :width].copy(), None)
     if answer.ids is None:
-        answer = _likeliest(answer, own, k, width)
+        likeliest = np.argsort(-answer.logp[:, :width], axis=1, kind="stable")[:, :k]
+        ids = np.concatenate([likeliest, np.asarray(own)[:, None]], axis=1)
+        answer = Answer(ids.astype(np.int32), np.take_along_axis(answer.logp[:, :width], ids, axis=1))
     ids = np.concatenate([answer.ids[:, :k], answer.ids[:, -1:]], axis=1)
     logp = np.concatenate([answer.logp[:, :k], answer.logp[:, -1:]], axis=1)
     ids, logp = _without_padding(ids, logp, width)
@@ -130,9 +132,3 @@ def _without_padding(ids: np.ndarray, logp: np.ndarray, width: int) -> tuple[np.
     own = np.where(foreign[:, -1:], best, ids.shape[1] - 1)
     ids[:, -1:], logp[:, -1:] = np.take_along_axis(ids, own, 1), np.take_along_axis(logp, own, 1)
     return np.where(ids >= width, ids[:, -1:], ids), np.where(ids >= width, logp[:, -1:], logp)
-
-
-def _likeliest(answer: Answer, own: Sequence[int], k: int, width: int) -> Answer:
-    logp, own = answer.logp[:, :width], np.asarray(own)[:, None]
-    ids = np.concatenate([np.argsort(-logp, axis=1, kind="stable")[:, :k], own], axis=1)
-    return Answer(ids.astype(np.int32), np.take_along_axis(logp, ids, axis=1))

@@ -44,13 +44,12 @@ def greedy_from_drafts(
     needed, as those of answers are. Without a frozen member to draft, with no other, or where one has an encoder, which
     a draft would have to go around, this is ``greedy``; but a black box alone drafts: it says a whole answer at once.
     """
-    base = next((m for m in ensemble.needed([alpha]) if not m.trained and m.constant), None)
+    base = next((m for m in ensemble.frozen(alpha) if m.constant), None)
     alone = len(ensemble.members) == 1 and not ensemble.members[0].kind.whole_answers
     if base is None or alone or not prompts or ensemble.encodes:
         return greedy(ensemble, prompts, alpha, how)
     drafts = drafts_of(store, base, prompts, how)
-    frozen = [m for m in ensemble.needed([alpha]) if not m.trained]
-    rows = {m.name: rows_of(store, m, drafts, how.pad_id, most_gib) for m in frozen}
+    rows = {m.name: rows_of(store, m, drafts, how.pad_id, most_gib) for m in ensemble.frozen(alpha)}
     ends, most = ends_of(ensemble, how.eos_id), how.max_new_tokens
     answers: list[list[int]] = [[] for _ in prompts]
     doubtful, open_ = set(), set()

@@ -17,10 +17,9 @@ from torch import Tensor
 from unlearn.config.schema import ROUGH_ROWS
 from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.ensemble.kinds import write_rows
 from unlearn.ensemble.rows import DTYPES, FILE, IDS, RESIDUAL, FrozenRows, HiddenRows, LiveRows, TopRows
 from unlearn.ensemble.rows_size import EXACT, FULL_GIB, Budget, gib
-from unlearn.models.llama import answer_rows, device_of, head, head_of, vocabulary
+from unlearn.models.llama import Head, answer_rows, device_of, head, vocabulary
 from unlearn.models.prompts import by_prompt
 from unlearn.store.entries import Store
 
@@ -73,13 +72,20 @@ def stored(
     recipe |= {"k": k} if kind == "topk" else {}
 
     def fill(folder: Path) -> None:
-        parts = member.kind.parts(member.name, kind, k, examples, pad_id, batch_size)
-        write_rows(folder, examples.starts[-1], parts)
+        files: dict[str, np.memmap] = {}
+        for where, arrays in member.kind.parts(member.name, kind, k, examples, pad_id, batch_size):
+            for name, values in arrays.items():
+                if name not in files:
+                    shape = (examples.starts[-1], *values.shape[1:])
+                    files[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=values.dtype, shape=shape)
+                files[name][where] = values
+        for file in files.values():
+            file.flush()
 
     folder = store.get("rows", recipe, fill)
     array = np.load(folder / FILE, mmap_mode="r")
     if kind == "hidden":
-        return HiddenRows(array, examples, head_of(member.model))
+        return HiddenRows(array, examples, Head(member.model))
     if kind != "topk":
         return FrozenRows(array, examples)
     ids, residual = (np.load(folder / name, mmap_mode="r") for name in (IDS, RESIDUAL))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,19 +148,6 @@ def noted(ensemble: Ensemble, alpha: float, say: Callable[[], list[list[int]]]) 
         what = "alone" if len(ensemble.members) == 1 else f"alpha {alpha:g}"
         kind.note(what, sum(map(len, answers)), spent)
     return answers
-
-
-def write_rows(folder: Path, count: int, parts: Iterator[Part]) -> None:
-    """Write ``count`` rows: one memory-mapped file for each name."""
-    files: dict[str, np.memmap] = {}
-    for where, arrays in parts:
-        for name, values in arrays.items():
-            if name not in files:
-                shape = (count, *values.shape[1:])
-                files[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=values.dtype, shape=shape)
-            files[name][where] = values
-    for file in files.values():
-        file.flush()
 
 
 def _check_finite(states: Tensor, kept: np.ndarray, where: np.ndarray, kind: str, name: str, examples: Examples):

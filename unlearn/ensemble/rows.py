@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unlearn.data.encoding import Examples, collate
 from unlearn.ensemble.chunks import block
-from unlearn.models.llama import Head, answer_states, full_precision, head_of, vocabulary
+from unlearn.models.llama import Head, answer_states, full_precision, vocabulary
 from unlearn.models.prompts import shared_rows
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class LiveRows:
         """The same rows, from hidden states that are computed once, when rows are first asked for."""
         model, chosen = self.member.model, [self.examples[i] for i in indices]
         states = torch.no_grad()(lambda: answer_states(model, collate(chosen, self.pad_id)))
-        return in_blocks(states, head_of(model), vocabulary(model), device)
+        return in_blocks(states, Head(model), vocabulary(model), device)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "live"}

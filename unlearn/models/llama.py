@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -88,12 +87,11 @@ def _read(model: nn.Module, batch: Batch, layer: int | None = None) -> list[Tens
     return [states.flatten(0, 1)[where.to(states.device)] for states in found]
 
 
-@dataclass(frozen=True)
 class Head:
     """A model's output head without the rest of it."""
 
-    module: nn.Module
-    width: int  # logits that are read
+    def __init__(self, model: nn.Module):
+        self.module, self.width = model.get_output_embeddings(), vocabulary(model)  # logits that are read
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in fp32 or fp64 of last hidden states [..., D]."""
@@ -105,13 +103,9 @@ class Head:
         return next(self.module.parameters()).device
 
 
-def head_of(model: nn.Module) -> Head:
-    return Head(model.get_output_embeddings(), vocabulary(model))
-
-
 def head(model: nn.Module, hidden: Tensor) -> Tensor:
     """Logits [..., V] in fp32 or fp64 of last hidden states [..., D]; V is what ``vocabulary`` says."""
-    return head_of(model)(hidden)
+    return Head(model)(hidden)
 
 
 def full_precision(values: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 import copy
 from contextlib import contextmanager
+from itertools import takewhile
+from operator import eq
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from support.helpers import offset_ensemble, random_examples, tiny_llama
 from unlearn.decoding import drafts
 from unlearn.decoding.choosing import LEAST, decide
 from unlearn.decoding.drafts import drafts_of, greedy_from_drafts
-from unlearn.decoding.generation import Decoding, greedy
+from unlearn.decoding.generation import Decoding, decode, greedy, likeliest
 from unlearn.ensemble import kinds
 from unlearn.ensemble.combination import SUM, bind_rule
 from unlearn.ensemble.ensemble import Ensemble, Member
@@ -81,9 +83,10 @@ def test_what_drafts_begin_is_what_plain_decoding_says_token_for_token(kept, rul
 def test_these_ensembles_agree_with_their_drafts_for_a_while_and_then_do_not(kept):
     """The test above means something only if drafts are left early, late and never, some at their end."""
     ensemble = near_ensemble(0.05)
-    found = drafts_of(kept, ensemble.members[0], PROMPTS, Decoding(0, 1, STEPS, 5))
-    begun = drafts._check(ensemble, found, {}, 1.0, Decoding(0, 1, STEPS, 5))
-    agreed = [len(b.tokens) - (tuple(b.tokens) != d.answer[: len(b.tokens)]) for b, d in zip(begun, found, strict=True)]
+    how = Decoding(0, 1, STEPS, 5)
+    found = drafts_of(kept, ensemble.members[0], PROMPTS, how)
+    said = decode(ensemble, PROMPTS, 1.0, how, likeliest(ensemble, 1.0))
+    agreed = [sum(takewhile(bool, map(eq, a, d.answer))) for a, d in zip(said, found, strict=True)]
     assert len(set(agreed)) > 3 and any(n == len(d.answer) for n, d in zip(agreed, found, strict=True))
     assert {len(d.answer) for d in found} != {STEPS} and STEPS in {len(d.answer) for d in found}
     assert {d.answer[-1] == 1 for d in found} == {True, False}

@@ -69,8 +69,10 @@ def decide(
     logits = ensemble.logits(rows, alpha) if logits is None else logits
     error = sum(abs(m.weight(alpha)) * tolerance(m) for m in members)
     token, sure = choose(logits, draws, steps, error)
+    if ensemble.rule is SUM:
+        return token, sure
     random = torch.Generator(logits.device).manual_seed(0)
-    for _ in range(0 if ensemble.rule is SUM else NUDGES):
+    for _ in range(NUDGES):
         uniform = {m.name: torch.rand(rows[m.name].shape, generator=random, device=logits.device) for m in members}
         nudge = {m.name: tolerance(m) * (2 * uniform[m.name] - 1) for m in members}
         for sign in (1, -1):

@@ -8,7 +8,7 @@ import pytest
 from support.helpers import OWN, SHARED, compose, execute
 
 from unlearn.config.schema import ConfigError
-from unlearn.data.records import Hub
+from unlearn.data.records import Tables
 from unlearn.data.rows import DataError, Row, check
 from unlearn.data.sets import muse
 from unlearn.store.files import read_json
@@ -156,7 +156,7 @@ def test_a_hub_that_cannot_be_read_is_refused_with_what_was_asked(monkeypatch):
         monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=error))
         said = f"a/b \\(raw, forget\\) could not be read from the hub: {error}.*data.path=FOL"
         with pytest.raises(DataError, match=said):
-            Hub("a/b").table("raw", "forget")
+            Tables(None, "a/b", "").table((), ("raw", "forget"))
 
 
 # --- from texts to a run ------------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ What a record cannot be used for is refused with file, line (or element) and val
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unlearn.data.rows import DataError, Row
+
+OPTIONAL = ("paraphrased_answer", "paraphrased_question", "perturbed_answers")  # of a row, and of a record
 
 Record = tuple[str, dict[str, Any]]  # place ("FILE, line 3"), and values by column
 
@@ -36,22 +38,21 @@ def records(file: Path, bare: str | None = None) -> list[Record]:
     """
     if file.suffix == ".txt" and bare is not None:
         return [(str(file), {bare: text_of(file)})]
-    found = [(place, _object(value, place, bare)) for place, value in _values(file)]
+    content, found = text_of(file), []
+    if content.lstrip().startswith("["):
+        values = ((f"{file}, element {i}", value) for i, value in enumerate(_json(content, str(file)), 1))
+    else:  # split at "\n" alone: splitlines would also cut at U+2028, which JSON allows inside a text
+        places = ((f"{file}, line {i}", line) for i, line in enumerate(content.split("\n"), 1) if line.strip())
+        values = ((place, _json(line, place)) for place, line in places)
+    for place, value in values:
+        if bare is not None and isinstance(value, str):
+            value = {bare: value}
+        if not isinstance(value, dict):
+            raise DataError(f"{place}: must be an object with a text in each column, found {str(value)[:80]!r}")
+        found.append((place, value))
     if not found:
         raise DataError(f"{file}: the file is empty, it needs at least one row")
     return found
-
-
-def _values(file: Path) -> Iterator[tuple[str, Any]]:
-    content = text_of(file)
-    if content.lstrip().startswith("["):
-        for i, value in enumerate(_json(content, str(file)), 1):
-            yield f"{file}, element {i}", value
-        return
-    # split at "\n" alone: splitlines would also cut at U+2028, which JSON allows inside a text
-    for i, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            yield f"{file}, line {i}", _json(line, f"{file}, line {i}")
 
 
 def _json(content: str, place: str) -> Any:
@@ -71,14 +72,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
         raise ValueError(f"it has {twice!r} twice")
     return found
-
-
-def _object(value: Any, place: str, bare: str | None) -> dict[str, Any]:
-    if bare is not None and isinstance(value, str):
-        return {bare: value}
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: must be an object with a text in each column, found {str(value)[:80]!r}")
-    return value
 
 
 def text_of(file: Path) -> str:
@@ -108,7 +101,7 @@ def lines(file: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Tables:
-    """Tables of a data set: files of its folder, or without one of the hub."""
+    """Tables of a data set: files of its folder, or without one of the hub, which needs a network or a filled cache."""
 
     folder: str | None
     hub: str  # name of the data set there
@@ -122,11 +115,11 @@ class Tables:
     def table(
         self, files: Sequence[str], there: tuple[str | None, str], optional: bool = False, bare: str | None = None
     ) -> list[Record]:
-        """Records of the first of ``files`` that there is; of the hub those of ``there``, configuration and split.
-        Of a table that is missing and ``optional`` none. ``bare`` as for ``records``."""
+        """Records of the first of ``files`` that there is; of the hub those of ``there``: configuration (None: the
+        only one) and split. Of a table that is missing and ``optional`` none. ``bare`` as for ``records``."""
         if self.folder is None:
-            return Hub(self.hub).table(*there, optional)
-        file = find(Path(self.folder), *files)
+            return self._of_hub(*there, optional)
+        file = self.file(*files)
         if file is not None:
             return records(file, bare)
         if optional:
@@ -137,10 +130,31 @@ class Tables:
             f"{listing(Path(self.folder))}{self.more}"
         )
 
+    def _of_hub(self, config: str | None, split: str, optional: bool) -> list[Record]:
+        import datasets
 
-def find(folder: Path, *names: str) -> Path | None:
-    """The first of these files that is in the folder."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+        try:
+            table = datasets.load_dataset(self.hub, config, split=split)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            if optional and "BuilderConfig" in str(error):
+                return []
+            raise DataError(
+                f"{self.hub} ({config}, {split}) could not be read from the hub: {error}. "
+                "Without a network give data.path=FOLDER with its files"
+            ) from error
+        return [(f"{self.hub}/{config or split}, {split} row {i}", dict(record)) for i, record in enumerate(table)]
+
+    def file(self, *names: str) -> Path | None:
+        """The first of these files that there is."""
+        if self.folder is not None:
+            return next((file for name in names if (file := Path(self.folder) / name).is_file()), None)
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.hub, names[0], repo_type="dataset"))
+        except EntryNotFoundError:
+            return None
 
 
 def listing(folder: Path) -> str:
@@ -150,20 +164,6 @@ def listing(folder: Path) -> str:
 
 
 # --- from records to rows -----------------------------------------------------------------------------------------
-
-
-def row(record: Record, id: str, columns: ColumnsConfig) -> Row:
-    """A question with its answers; paraphrased and wrong ones where the record has them."""
-    place, values = record
-    return Row(
-        id,
-        text(record, columns.question),
-        text(record, columns.answer),
-        text(record, columns.paraphrased_answer) if has(values, columns.paraphrased_answer) else None,
-        text(record, columns.paraphrased_question) if has(values, columns.paraphrased_question) else None,
-        _texts(record, columns.perturbed_answers) if has(values, columns.perturbed_answers) else (),
-        place,
-    )
 
 
 def has(values: dict[str, Any], column: str) -> bool:
@@ -199,37 +199,18 @@ def _full(value: str, place: str, column: str) -> str:
     return value
 
 
-# --- the hub ------------------------------------------------------------------------------------------------------
+def row(record: Record, id: str, columns: ColumnsConfig) -> Row:
+    """A question with its answers; paraphrased and wrong ones where the record has them."""
 
+    def optional(column: str, read: Callable[[Record, str], Any] = text) -> Any:
+        return read(record, column) if has(record[1], column) else None
 
-class Hub:
-    """Tables of one data set on the hub, through ``datasets``; needs a network or a filled cache."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def table(self, config: str | None, split: str, optional: bool = False) -> list[Record]:
-        """Records of one split (``config`` None: of a data set that has but one configuration). ``optional``: a table
-        that the hub does not have gives none."""
-        import datasets
-
-        try:
-            table = datasets.load_dataset(self.name, config, split=split)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            if optional and "BuilderConfig" in str(error):
-                return []
-            raise DataError(
-                f"{self.name} ({config}, {split}) could not be read from the hub: {error}. "
-                "Without a network give data.path=FOLDER with its files"
-            ) from error
-        return [(f"{self.name}/{config or split}, {split} row {i}", dict(record)) for i, record in enumerate(table)]
-
-    def file(self, name: str) -> Path | None:
-        """One file of the data set; None if the hub does not have it."""
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(self.name, name, repo_type="dataset"))
-        except EntryNotFoundError:
-            return None
+    return Row(
+        id,
+        text(record, columns.question),
+        text(record, columns.answer),
+        optional(columns.paraphrased_answer),
+        optional(columns.paraphrased_question),
+        optional(columns.perturbed_answers, _texts) or (),
+        place=record[0],
+    )

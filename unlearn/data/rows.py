@@ -166,15 +166,6 @@ def check(data: DataSet) -> DataSet:
                 first = place(data, *ids[row.id])
                 raise DataError(f"{where}: id {row.id!r} is that of another row ({first}); ids must be unique")
             ids[row.id] = split, row
-    _check_forget(data)
-    for one, other in (*DISJOINT, *((name, other) for name in data.requests() for other in (*GENERAL, "holdout"))):
-        _check_disjoint(data, one, other)
-    return data
-
-
-def _check_forget(data: DataSet) -> None:
-    """Two equal forget rows would count twice in training and in forget quality; one without wrong answers among
-    others that have them would drop out of the truth ratio unnoticed."""
     rows, seen = data.splits["forget"], {}
     for row in rows:
         first = seen.setdefault(pair(row), row)
@@ -184,22 +175,21 @@ def _check_forget(data: DataSet) -> None:
                 f"in {place(data, 'forget', first)}; it would count twice, so remove one of them"
             )
     lacking = [r for r in rows if not r.perturbed_answers]
-    if lacking and len(lacking) < len(rows):
+    if lacking and len(lacking) < len(rows):  # they would drop out of the truth ratio unnoticed
         raise DataError(
             f"{place(data, 'forget', lacking[0])}: {lacking[0].question!r} has no wrong answers, and "
             f"{len(rows) - len(lacking)} of {len(rows)} forget rows have some: give them to all rows or to none"
         )
-
-
-def _check_disjoint(data: DataSet, one: str, other: str) -> None:
-    rows = {pair(r): r for r in data.splits.get(one, ())}
-    for row in data.splits.get(other, ()):
-        twin = rows.get(pair(row))
-        if twin is not None:
-            raise DataError(
-                f"{place(data, other, row)}: {row.question!r} with the same answer is both in the {other} and in the "
-                f"{one} set ({place(data, one, twin)}); the two must not overlap"
-            )
+    for one, other in (*DISJOINT, *((name, other) for name in data.requests() for other in (*GENERAL, "holdout"))):
+        known = {pair(r): r for r in data.splits.get(one, ())}
+        for row in data.splits.get(other, ()):
+            twin = known.get(pair(row))
+            if twin is not None:
+                raise DataError(
+                    f"{place(data, other, row)}: {row.question!r} with the same answer is both in the {other} and in "
+                    f"the {one} set ({place(data, one, twin)}); the two must not overlap"
+                )
+    return data
 
 
 def pair(row: Row) -> tuple[str, str]:

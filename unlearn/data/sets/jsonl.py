@@ -15,11 +15,10 @@ from typing import Any
 from unlearn.config.data import DataConfig
 from unlearn.config.setting import Bound, setting
 from unlearn.data import texts
-from unlearn.data.records import ColumnsConfig, Record, has, lines, listing, records, row, text
+from unlearn.data.records import OPTIONAL, ColumnsConfig, Record, has, lines, listing, records, row, text
 from unlearn.data.requested import divide
 from unlearn.data.rows import DataError, DataSet, Requested, Row, pair
 
-OPTIONAL = ("paraphrased_answer", "paraphrased_question", "perturbed_answers")
 OWN = ("forget", "retain", "real_authors", "world_facts", "holdout")  # the splits that have a key in the config
 
 
@@ -55,58 +54,46 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
 
     With requests, what retain files and requests share is asked to be forgotten.
     """
-    tables = {split: [records_of(file, cfg.columns) for file in files(cfg, split)] for split in OWN}
-    asked = {str(f): records_of(f, cfg.columns) for n in range(len(cfg.requests or ())) for f in _request(cfg, n)}
+    named = {split: _files(getattr(cfg, split), f"data.{split}") for split in OWN}
+    found = {split: [r for file in files for r in _records(file, cfg.columns)] for split, files in named.items()}
+    requests = [_files(request, f"data.requests[{n}]") for n, request in enumerate(cfg.requests or ())]
+    asked = {str(file): _records(file, cfg.columns) for files in requests for file in files}
     for split in ("forget", "retain") if cfg.requests is None else ("retain",):
-        if not tables[split]:
+        if not found[split]:
             raise DataError(f"data.{split}: needs a file, e.g. data.{split}={split}.jsonl (questions) or {split}.txt")
-    flat = {split: [record for table in found for record in table] for split, found in tables.items()}
-    _renamed_columns_exist([record for found in (*flat.values(), *asked.values()) for record in found], cfg.columns)
-    splits = {split: _rows(found, split, cfg) for split, found in flat.items()}
-    refusals = tuple(line for file in files(cfg, "refusals") for line in lines(file))
-    if cfg.requests is None:
-        return DataSet(cfg.name, splits, refusals=refusals)
-    divided, sequence = _requested(splits.pop("retain"), asked, cfg)
-    splits.pop("forget")
-    return DataSet(cfg.name, divided | splits, refusals=refusals, sequence=sequence)
+    _renamed_columns_exist([record for table in (*found.values(), *asked.values()) for record in table], cfg.columns)
+    splits, sequence = {split: _rows(table, split, cfg) for split, table in found.items()}, None
+    refusals = tuple(line for file in _files(cfg.refusals, "data.refusals") for line in lines(file))
+    if cfg.requests is not None:
+        del splits["forget"]
+        divided, sequence = _requested(splits.pop("retain"), requests, asked, cfg)
+        splits = divided | splits
+    return DataSet(cfg.name, splits, refusals=refusals, sequence=sequence)
 
 
 def _requested(
-    retain: tuple[Row, ...], asked: dict[str, list[Record]], cfg: Settings
+    retain: tuple[Row, ...], requests: list[list[Path]], asked: dict[str, list[Record]], cfg: Settings
 ) -> tuple[dict[str, tuple[Row, ...]], Requested]:
     """Rows of retain files and requests, each once, and their division. Files count in the order of their names, so
     that the order of the requests changes nothing but which comes first."""
-    by_file = dict(zip(sorted(asked), _numbered([asked[name] for name in sorted(asked)], cfg), strict=True))
+    by_file: dict[str, list[Row]] = {name: [] for name in sorted(asked)}
+    file_of = {place: name for name in by_file for place, _ in asked[name]}
+    for own in _rows([record for name in by_file for record in asked[name]], "named", cfg, distinct=False):
+        by_file[file_of[own.place]].append(own)
     known = {pair(own): own for own in retain}
     for own in (own for rows in by_file.values() for own in rows):
         # a request's own row, with its wrong answers, in the place of the one that was retained
         same = known.get(pair(own))
         known[pair(own)] = own if same is None else replace(own, id=same.id)
     named = [
-        list({(same := known[pair(own)]).id: same for file in _request(cfg, n) for own in by_file[str(file)]}.values())
-        for n in range(len(cfg.requests))
+        list({(same := known[pair(own)]).id: same for file in files for own in by_file[str(file)]}.values())
+        for files in requests
     ]
     return divide(list(known.values()), named, cfg)
 
 
-def _numbered(tables: list[list[Record]], cfg: Settings) -> list[tuple[Row, ...]]:
-    """Rows of several files, numbered through."""
-    rows = _rows([record for table in tables for record in table], "named", cfg, distinct=False)
-    places = {place: k for k, table in enumerate(tables) for place, _ in table}
-    return [tuple(own for own in rows if places[own.place] == k) for k in range(len(tables))]
-
-
-def _request(cfg: Settings, number: int) -> list[Path]:
-    """The files of a request, 0, 1, …; all must be there."""
-    return _there(cfg.requests[number], f"data.requests[{number}]")
-
-
-def files(cfg: Settings, key: str) -> list[Path]:
+def _files(named: Any, key: str) -> list[Path]:
     """The files of one key of the config; all must be there."""
-    return _there(getattr(cfg, key), f"data.{key}")
-
-
-def _there(named: Any, key: str) -> list[Path]:
     found = [Path(name) for name in ([] if named is None else [named] if isinstance(named, str) else named)]
     for file in found:
         if file.is_dir():
@@ -118,7 +105,7 @@ def _there(named: Any, key: str) -> list[Path]:
     return found
 
 
-def records_of(file: Path, columns: ColumnsConfig) -> list[Record]:
+def _records(file: Path, columns: ColumnsConfig) -> list[Record]:
     """The records of one file, all with the same of the optional columns."""
     if file.suffix not in (".json", ".jsonl", ".txt"):
         raise DataError(
@@ -149,39 +136,28 @@ def _renamed_columns_exist(found: list[Record], columns: ColumnsConfig) -> None:
 
 def _rows(found: list[Record], split: str, cfg: Settings, distinct: bool = True) -> tuple[Row, ...]:
     rows, cut, columns = [], [], cfg.columns
-    for i, (place, values) in enumerate(found):
-        id = f"{split}/{_id((place, values), i, columns.id)}"
+    for i, record in enumerate(found):
+        place, values = record
+        number = f"{i:04d}" if columns.id is None else values.get(columns.id)
+        if not isinstance(number, str | int) or isinstance(number, bool) or not str(number).strip():
+            raise DataError(f"{place}: needs an id in {columns.id!r}, a text or a whole number, found {number!r}")
+        id = f"{split}/{number}"
         if columns.question in values:
-            rows.append(row((place, values), id, columns))
-        elif columns.text in values:
-            cut += _pieces((place, values), id, cfg)
-        else:
+            rows.append(row(record, id, columns))
+        elif columns.text not in values:
             raise DataError(
                 f"{place}: needs {columns.question!r} and {columns.answer!r}, or {columns.text!r}; it has the columns "
                 f"{', '.join(values) or 'none'}; say what they are, e.g. data.columns.question=NAME"
             )
+        elif cfg.template.prompt != "{question}":
+            raise DataError(
+                f"{place}: a text is continued, not asked, and data.template.prompt={cfg.template.prompt!r} would ask; "
+                "take template=raw"
+            )
+        else:
+            pieces = texts.rows(text(record, columns.text), id, cfg.words, place)
+            if not pieces:
+                rule = "a text needs two words at least, a beginning and what follows"
+                raise DataError(f"{place}: {rule}; found {values[columns.text]!r}")
+            cut += pieces
     return tuple(rows + (texts.distinct(cut) if distinct else cut))
-
-
-def _id(record: Record, number: int, column: str | None) -> str:
-    place, values = record
-    if column is None:
-        return f"{number:04d}"
-    value = values.get(column)
-    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
-        raise DataError(f"{place}: needs an id in {column!r}, a text or a whole number, found {value!r}")
-    return str(value)
-
-
-def _pieces(record: Record, id: str, cfg: Settings) -> list[Row]:
-    place, _ = record
-    prompt = cfg.template.prompt
-    if prompt != "{question}":
-        raise DataError(
-            f"{place}: a text is continued, not asked, and data.template.prompt={prompt!r} would ask; take template=raw"
-        )
-    found = texts.rows(text(record, cfg.columns.text), id, cfg.words, place)
-    if not found:
-        value = record[1][cfg.columns.text]
-        raise DataError(f"{place}: a text needs two words at least, a beginning and what follows; found {value!r}")
-    return found

@@ -13,9 +13,8 @@ sets, with a warning.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from omegaconf import MISSING
@@ -62,22 +61,24 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
     give = "the one with MUSE's files (raw/forget.json …)"
     more = ". With questions alone: data.forget=knowmem/forget_qa data.retain=knowmem/retain_qa"
     tables = Tables(cfg.path, HUBS[cfg.corpus], give, more)
-    table = partial(_table, tables, cfg.corpus)
-    forget = _rows(table(cfg.forget), cfg.forget, "forget", cfg, table)
-    splits = {"forget": forget, "retain": _rows(table(cfg.retain), cfg.retain, "retain", cfg, table)}
+    splits = {split: _rows(tables, getattr(cfg, split), split, cfg) for split in ("forget", "retain")}
     if not _asks(cfg.forget):
-        holdout = "privleak/holdout"
-        splits["holdout"] = _rows(table(holdout, optional=True), holdout, "holdout", cfg, table)
+        splits["holdout"] = _rows(tables, "privleak/holdout", "holdout", cfg, optional=True)
         splits["forget_verbatim"] = [
             row(record, f"forget_verbatim/{i:04d}", VERBATIM)
-            for i, record in enumerate(table("verbmem/forget", optional=True))
+            for i, record in enumerate(_table(tables, "verbmem/forget", cfg, optional=True))
         ]
     for split, trained in (("forget", cfg.forget), ("retain", cfg.retain)):
-        questions, name = f"knowmem/{split}_qa", f"{split}_knowledge"
+        questions = f"knowmem/{split}_qa"
         if questions != trained:
-            splits[name] = _rows(table(questions, optional=True), questions, name, cfg, table)
+            splits[f"{split}_knowledge"] = _rows(tables, questions, f"{split}_knowledge", cfg, optional=True)
+    forget = {pair(r) for r in splits["forget"]}
     for split in ("retain", "holdout"):
-        splits[split] = _without(forget, splits.get(split, []), split)
+        rows = splits.get(split, [])
+        splits[split] = [r for r in rows if pair(r) not in forget]
+        shared = len(rows) - len(splits[split])
+        if shared:
+            log.warning("%d of %d rows of the %s set are in the forget set: left out", shared, len(rows), split)
     return DataSet(cfg.name, {name: tuple(rows) for name, rows in splits.items()})
 
 
@@ -85,50 +86,36 @@ def _asks(table: str) -> bool:
     return table.startswith("knowmem/")
 
 
-def _table(tables: Tables, corpus: str, name: str, optional: bool = False) -> list[Record]:
+def _table(tables: Tables, name: str, cfg: Settings, optional: bool = False) -> list[Record]:
     """A table of MUSE's own layout: SUBSET/SPLIT.json (or .jsonl, .txt); of knowmem also CORPUS_SPLIT.json."""
     subset, split = name.split("/")
-    stems = [name, f"{corpus}_{split}"] if _asks(name) else [name]
+    stems = [name, f"{cfg.corpus}_{split}"] if _asks(name) else [name]
     files = [f"{stem}{ending}" for stem in stems for ending in (".json", ".jsonl", ".txt")]
     return tables.table(files, (subset, split), optional, bare=COLUMNS.text)
 
 
-def _rows(found: list[Record], table: str, split: str, cfg: Settings, read: Callable[..., list[Record]]) -> list[Row]:
+def _rows(tables: Tables, table: str, split: str, cfg: Settings, optional: bool = False) -> list[Row]:
     """The rows of a table: questions after their answered examples, or pieces of texts."""
-    if not _asks(table):
-        return _pieces(found, table, split, cfg)
-    shots = read(f"{table}_icl") if found and cfg.shots != 0 else []
-    if cfg.shots is not None and cfg.shots > len(shots):
-        raise DataError(f"data.shots={cfg.shots}: {table}_icl has {len(shots)} answered questions; null takes all")
-    before = "".join(f"{_question(shot)} {text(shot, COLUMNS.answer)}\n\n" for shot in shots[: cfg.shots])
-    return texts.distinct(
-        Row(f"{split}/{i:04d}", before + _question(record), text(record, COLUMNS.answer), place=record[0])
-        for i, record in enumerate(found)
-    )
-
-
-def _question(record: Record) -> str:
-    return f"Question: {text(record, COLUMNS.question)}\nAnswer:"
-
-
-def _pieces(found: list[Record], table: str, split: str, cfg: Settings) -> list[Row]:
-    rows, short = [], 0
+    found, rows, short = _table(tables, table, cfg, optional), [], 0
+    if _asks(table):
+        shots = _table(tables, f"{table}_icl", cfg) if found and cfg.shots != 0 else []
+        if cfg.shots is not None and cfg.shots > len(shots):
+            raise DataError(f"data.shots={cfg.shots}: {table}_icl has {len(shots)} answered questions; null takes all")
+        before = "".join(f"{_question(shot)} {text(shot, COLUMNS.answer)}\n\n" for shot in shots[: cfg.shots])
+        for i, record in enumerate(found):
+            question, answer = before + _question(record), text(record, COLUMNS.answer)
+            rows.append(Row(f"{split}/{i:04d}", question, answer, place=record[0]))
+        return texts.distinct(rows)
     for i, (place, values) in enumerate(found):
         content = values.get(COLUMNS.text)
         if isinstance(content, str) and len(content.split()) < 2:
             short += 1
-            continue
-        rows += texts.rows(text((place, values), COLUMNS.text), f"{split}/{i:04d}", cfg.words, place)
+        else:
+            rows += texts.rows(text((place, values), COLUMNS.text), f"{split}/{i:04d}", cfg.words, place)
     if short:
         log.warning("%s: %d of %d texts have fewer than two words: left out", table, short, len(found))
     return texts.distinct(rows)
 
 
-def _without(forget: list[Row], rows: list[Row], split: str) -> list[Row]:
-    known = {pair(r) for r in forget}
-    kept = [r for r in rows if pair(r) not in known]
-    if len(kept) < len(rows):
-        log.warning(
-            "%d of %d rows of the %s set are in the forget set: left out", len(rows) - len(kept), len(rows), split
-        )
-    return kept
+def _question(record: Record) -> str:
+    return f"Question: {text(record, COLUMNS.question)}\nAnswer:"

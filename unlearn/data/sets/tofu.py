@@ -13,7 +13,7 @@ from typing import Any
 
 from unlearn.config.data import DataConfig
 from unlearn.config.setting import at_least, one_of, setting
-from unlearn.data.records import ColumnsConfig, Hub, Record, Tables, find, lines, records, row
+from unlearn.data.records import OPTIONAL, ColumnsConfig, Record, Tables, lines, records, row
 from unlearn.data.requested import divide
 from unlearn.data.rows import DataError, DataSet, Row, pair
 
@@ -53,7 +53,10 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
         forget = max([name for name in cfg.requests if name in RETAIN], default=forget)
     perturbed = {pair(r): r for r in _rows(tables, RETAIN_EVALUATED, RETAIN_EVALUATED, True)}
     # Retain rows with paraphrased and wrong answers where TOFU has them: training reads question and answer alone.
-    whole = [_with_alternatives(r, perturbed.pop(pair(r), None)) for r in _rows(tables, RETAIN[forget], "retain")]
+    whole = []
+    for plain in _rows(tables, RETAIN[forget], "retain"):
+        other = perturbed.pop(pair(plain), None)
+        whole.append(replace(plain, **{name: getattr(other, name) for name in OPTIONAL}) if other else plain)
     splits = {
         "forget": _rows(tables, f"{forget}_perturbed", "forget", True),
         "retain": whole[: cfg.retain_rows],
@@ -70,8 +73,11 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
         splits |= divided
     if perturbed:
         splits["retain_untrained"] = list(perturbed.values())
-    said = _refusals(cfg.path) if cfg.refusals is None else lines(Path(cfg.refusals))
-    return DataSet(f"tofu-{forget}", {k: tuple(v) for k, v in splits.items()}, refusals=tuple(said), sequence=sequence)
+    file = tables.file(REFUSALS) if cfg.refusals is None else Path(cfg.refusals)
+    if file is None and cfg.path is None:
+        log.warning("%s gives no %s; objectives that train towards refusals need data.refusals=FILE", HUB, REFUSALS)
+    refusals = () if file is None else tuple(lines(file))
+    return DataSet(f"tofu-{forget}", {k: tuple(v) for k, v in splits.items()}, refusals=refusals, sequence=sequence)
 
 
 def _requested(
@@ -115,17 +121,6 @@ def _numbered(table: list[Record], split: str) -> list[Row]:
     return [replace(r, group=f"{split}/{i // PER_AUTHOR:03d}") for i, r in enumerate(found)]
 
 
-def _with_alternatives(row: Row, other: Row | None) -> Row:
-    if other is None:
-        return row
-    return replace(
-        row,
-        paraphrased_answer=other.paraphrased_answer,
-        paraphrased_question=other.paraphrased_question,
-        perturbed_answers=other.perturbed_answers,
-    )
-
-
 def _same_questions(plain: list[Row], perturbed: list[Row], forget: str) -> None:
     rule = f"{forget} and {forget}_perturbed hold different questions or answers; they must be the same rows"
     if len(plain) != len(perturbed):
@@ -133,10 +128,3 @@ def _same_questions(plain: list[Row], perturbed: list[Row], forget: str) -> None
     for one, other in zip(plain, perturbed, strict=True):
         if pair(one) != pair(other):
             raise DataError(f"{other.place}: {rule} in the same order, and {one.place} has {one.question!r}")
-
-
-def _refusals(folder: str | None) -> list[str]:
-    file = Hub(HUB).file(REFUSALS) if folder is None else find(Path(folder), REFUSALS)
-    if file is None and folder is None:
-        log.warning("%s gives no %s; objectives that train towards refusals need data.refusals=FILE", HUB, REFUSALS)
-    return [] if file is None else lines(file)

@@ -64,7 +64,7 @@ def test_runs_of_any_seed_hold_out_the_same_rows_and_the_trajectory_looks_at_no_
 def test_alternates_stay_within_what_each_question_has_and_all_are_drawn():
     counts = (1, 4, 2, 3, 1, 2, 5)
     s = sampler(refusals=0, alternates=counts)
-    pairs = [pair for step in range(150) for pair in s.draw(step).pairs("alternates")]
+    pairs = [pair for step in range(150) for pair in s.draw(step).named("alternates")]
     assert set(pairs) == {(i, k) for i, n in enumerate(counts) for k in range(n)}
     draw = s.draw(0)
     assert len(draw.alternates) == len(draw.forget) and draw.refusal == []
@@ -72,9 +72,9 @@ def test_alternates_stay_within_what_each_question_has_and_all_are_drawn():
 
 def test_pairs_name_the_question_each_answer_was_drawn_for():
     draw = sampler(alternates=(9,) * 7).draw(1)
-    assert draw.pairs("refusal") == list(zip(draw.forget, draw.refusal, strict=True))
-    assert draw.pairs("alternates") == list(zip(draw.forget, draw.alternates, strict=True))
-    assert draw.pairs("retain_refusal") == list(zip(draw.retain, draw.retain_refusal, strict=True))
+    assert draw.named("refusal") == list(zip(draw.forget, draw.refusal, strict=True))
+    assert draw.named("alternates") == list(zip(draw.forget, draw.alternates, strict=True))
+    assert draw.named("retain_refusal") == list(zip(draw.retain, draw.retain_refusal, strict=True))
 
 
 def test_held_out_rows_change_neither_the_forget_examples_nor_their_answers():

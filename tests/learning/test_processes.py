@@ -92,7 +92,7 @@ def test_every_example_of_a_draw_is_computed_by_exactly_one_process():
         for micro_batch in dataclasses.replace(obj, accumulate=2).micro_batches(draw, process, 3):
             chunk = micro_batch.args[0]
             seen += [(name, i) for name, ids in chunk.items() for i in ids]
-    wanted = [("refusal", obj.groups["refusal"].places[pair]) for pair in draw.pairs("refusal")]
+    wanted = [("refusal", obj.groups["refusal"].places[pair]) for pair in draw.named("refusal")]
     assert sorted(seen) == sorted([*wanted, *(("retain", i) for i in draw.retain)])
 
 

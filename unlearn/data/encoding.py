@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -43,10 +44,7 @@ class Examples(list[Example]):
     @cached_property
     def starts(self) -> list[int]:
         """First answer row of each example when all are laid end to end; the last entry is their total."""
-        starts = [0]
-        for example in self:
-            starts.append(starts[-1] + len(example.answer))
-        return starts
+        return list(accumulate((len(example.answer) for example in self), initial=0))
 
     def rows_of(self, indices: Sequence[int]) -> np.ndarray:
         """Where the answer rows of these examples are when all are laid end to end, [N]."""
@@ -90,12 +88,12 @@ class Encoder:
             raise DataError("data.template.kind=chat: the tokenizer has no chat template; choose plain")
 
     def prompt(self, question: str) -> tuple[int, ...]:
-        return self._ids(self.template.prompt.format(question=question), None)
+        return self._ids(self.template.prompt.format(question=question))
 
     def example(self, id: str, question: str, answer: str) -> Example:
         """Encode one pair; refuse one that is longer than the model's context."""
         asked, said = self.template.prompt.format(question=question), self.template.answer.format(answer=answer)
-        prompt, full = self._ids(asked, None), self._ids(asked, said)
+        prompt, full = self._ids(asked), self._ids(asked, said)
         ids = full[len(prompt) :]
         if self.labels_by_length:
             prompt = full[: len(prompt)]
@@ -107,7 +105,11 @@ class Encoder:
             raise DataError(
                 f"example {id!r}: {'answer' if prompt else 'prompt'} has no tokens: {question!r} {answer!r}"
             )
-        ids = self._closed(ids)
+        eos = self.tokenizer.eos_token_id
+        if eos in ids and not self.labels_by_length:  # what a chat template writes after it (a line break) is no answer
+            ids = ids[: ids.index(eos) + 1]
+        if ids[-1] != eos:
+            ids = (*ids, eos)
         length = len(prompt) + len(ids)
         if length > self.max_length:
             raise DataError(
@@ -123,23 +125,16 @@ class Encoder:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
-    def _closed(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The answer up to and with its EOS. What a chat template writes after it (often a line break) is no answer."""
-        eos = self.tokenizer.eos_token_id
-        if self.labels_by_length:
-            return ids if ids[-1] == eos else (*ids, eos)
-        return ids[: ids.index(eos) + 1] if eos in ids else (*ids, eos)
-
-    def _ids(self, prompt: str, answer: str | None) -> tuple[int, ...]:
+    def _ids(self, prompt: str, answer: str | None = None) -> tuple[int, ...]:
         # The jobs of a grid encode the same texts again and again; the tokenizer is the slow part of that.
         if (prompt, answer) not in self._known:
-            encode = self._chat if self.template.kind == "chat" else self._plain
-            self._known[prompt, answer] = tuple(encode(prompt, answer))
+            if self.template.kind == "chat":
+                ids = self._chat(prompt, answer)
+            else:
+                ids = self.tokenizer(prompt + (answer or ""))["input_ids"]  # of some tokenizers with a BOS
+                ids = ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+            self._known[prompt, answer] = tuple(ids)
         return self._known[prompt, answer]
-
-    def _plain(self, prompt: str, answer: str | None) -> list[int]:
-        ids = self.tokenizer(prompt + (answer or ""))["input_ids"]  # with the BOS of those tokenizers that write one
-        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def _chat(self, prompt: str, answer: str | None) -> list[int]:
         system = [] if self.template.system is None else [{"role": "system", "content": self.template.system}]

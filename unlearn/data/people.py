@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from unlearn.config.data import DataConfig, is_whole
 from unlearn.config.setting import need
 from unlearn.data.requested import divide
 from unlearn.data.rows import Requested, Row
+from unlearn.data.texts import names_in
 
 
 class Numbered(DataConfig):
@@ -101,11 +101,9 @@ def unnamed(row: Row, words: Sequence[str]) -> Row:
     by_name = {name: words[min(k, len(words) - 1)] for k, name in enumerate(row.entities)}
     if not by_name:
         return row
-    longest = sorted(by_name, key=lambda name: (-len(name), name))
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)")
-
-    def said(text: str) -> str:
-        return pattern.sub(lambda match: by_name[match.group()], text)
-
-    others = tuple(map(said, row.perturbed_answers))
-    return replace(row, question=said(row.question), answer=said(row.answer), perturbed_answers=others, entities=())
+    pattern = names_in(by_name)
+    question, answer, *others = (
+        pattern.sub(lambda match: by_name[match.group()], text)
+        for text in (row.question, row.answer, *row.perturbed_answers)
+    )
+    return replace(row, question=question, answer=answer, perturbed_answers=tuple(others), entities=())

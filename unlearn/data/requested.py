@@ -24,7 +24,17 @@ def divide(
     """
     place = {row.id: i for i, row in enumerate(rows)}
     requests = tuple(tuple(sorted(request, key=lambda row: place[row.id])) for request in named)
-    _disjoint(requests)
+    first: dict[tuple[str, str], int] = {}
+    for n, request in enumerate(requests, 1):
+        if not request:
+            raise DataError(f"data.requests: request {n} names no row that those before it do not; leave it out")
+        for row in request:
+            other = first.setdefault(pair(row), n)
+            if other != n:
+                raise DataError(
+                    f"data.requests: {row.place or row.id}: {row.question!r} is asked for by request {other} and by "
+                    f"request {n}; requests must be disjoint"
+                )
     if cfg.request is None:
         numbers = tuple(range(1, len(requests) + 1))
     else:
@@ -39,17 +49,3 @@ def divide(
         "retain": tuple(row for row in rows if row.id not in left_out),
     }
     return splits | {f"{REQUEST}{n}": requests[n - 1] for n in other}, Requested(tuple(rows), requests, numbers)
-
-
-def _disjoint(requests: Sequence[Sequence[Row]]) -> None:
-    first: dict[tuple[str, str], int] = {}
-    for n, request in enumerate(requests, 1):
-        if not request:
-            raise DataError(f"data.requests: request {n} names no row that those before it do not; leave it out")
-        for row in request:
-            other = first.setdefault(pair(row), n)
-            if other != n:
-                raise DataError(
-                    f"data.requests: {row.place or row.id}: {row.question!r} is asked for by request {other} and by "
-                    f"request {n}; requests must be disjoint"
-                )

@@ -39,11 +39,8 @@ class Draw:
 
         "forget_text" are the forget questions with their answers as texts.
         """
-        name = "forget" if name == "forget_text" else name
-        return getattr(self, name) if name in ("forget", "retain") else self.pairs(name)
-
-    def pairs(self, name: str) -> list[tuple[int, int]]:
-        """(question, answer) pairs of "refusal", "alternates" or "retain_refusal"."""
+        if name in ("forget", "forget_text", "retain"):
+            return self.retain if name == "retain" else self.forget
         questions = self.retain if name == "retain_refusal" else self.forget
         return list(zip(questions, getattr(self, name), strict=True))
 
@@ -59,9 +56,8 @@ class Sampler:
     """Forget examples in epochs; for each step a fresh draw of retain examples, without repetition in the step.
 
     ``interleave``: an epoch of the retain set, whose steps read nothing of the forget set, then one of the forget set,
-    whose steps read nothing of the retain set, and so on; both together count as one epoch.
-
-    A pure function of seed and step: it knows of no process, so any number of them share the same draw.
+    whose steps read nothing of the retain set, and so on; both together count as one epoch. The draw knows of no
+    process, so any number of them share it.
     """
 
     forget: int  # sizes of the sets
@@ -79,30 +75,31 @@ class Sampler:
         """Retain examples that can be drawn."""
         return np.setdiff1d(np.arange(self.retain), self.held_out)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._retain_steps - (-self.forget // self.forget_batch)
-
-    @property
+    @cached_property
     def _retain_steps(self) -> int:
         """Steps at the start of an epoch that read the retain set alone."""
         return -(-len(self.trainable) // self.retain_batch) if self.interleave else 0
 
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._retain_steps - (-self.forget // self.forget_batch)
+
     def draw(self, step: int) -> Draw:
         """The draw of step 0, 1, 2 …"""
         epoch, at = divmod(step, self.steps_per_epoch)
-        at -= self._retain_steps  # below 0: the retain set's turn
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.forget)
-        forget = order[at * self.forget_batch : (at + 1) * self.forget_batch].tolist() if at >= 0 else []
-        rng = np.random.default_rng([self.seed, 1, step])
-        there = self.trainable
-        if self.interleave:
+        rng, there = np.random.default_rng([self.seed, 1, step]), self.trainable
+        forget, retain = [], []
+        if at >= self._retain_steps:
+            start = (at - self._retain_steps) * self.forget_batch
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.forget)
+            forget = order[start : start + self.forget_batch].tolist()
+        else:  # the retain set's turn
             order = np.random.default_rng([self.seed, 2, epoch]).permutation(there)
-            start = (at + self._retain_steps) * self.retain_batch
-            retain = order[start : start + self.retain_batch].tolist() if at < 0 else []
-        else:
+            retain = order[at * self.retain_batch : (at + 1) * self.retain_batch].tolist()
+        if not self.interleave:
             retain = there[rng.choice(len(there), min(self.retain_batch, len(there)), replace=False)].tolist()
-        refusal = rng.integers(self.refusals, size=len(forget)).tolist() if self.refusals else []
-        retain_refusal = rng.integers(self.refusals, size=len(retain)).tolist() if self.refusals else []
+        refusal, retain_refusal = (
+            rng.integers(self.refusals, size=len(found)).tolist() if self.refusals else [] for found in (forget, retain)
+        )
         alternates = [int(rng.integers(self.alternates[i])) for i in forget] if self.alternates else []
         return Draw(forget, retain, refusal, retain_refusal, alternates)

@@ -17,6 +17,7 @@ import numpy as np
 from unlearn.config.data import TemplateConfig
 from unlearn.data.encoding import Encoder, Example, Examples
 from unlearn.data.rows import DataError, Row
+from unlearn.data.texts import names_in
 from unlearn.store.identity import digest
 
 SENTINEL, SENTINELS = "<extra_id_{}>", 32  # as T5 names them; and how many a text may hold here (T5 has 100)
@@ -49,26 +50,17 @@ class Text:
         return " ".join([*told, SENTINEL.format(len(self.spans))])
 
 
-def text_of(row: Row, names: bool = False) -> Text | None:
-    """A row's text: its question where people are named in it, else question and answer. None where it is too short to
-    mask a word of it; with ``names`` also where nobody is named, so that only names are ever masked."""
+def text_of(row: Row) -> Text | None:
+    """A row's text: its question, with their names masked, where people are named in it; else question and answer, with
+    random words masked. None where that is too short to mask a word of it."""
     if row.entities:
-        return Text(row.id, row.question, _named(row))
-    if names:
-        return None
+        found = tuple(match.span() for match in names_in(row.entities).finditer(row.question))
+        if not found:
+            raise DataError(f"row {row.id!r}: none of its names {row.entities} stands in its question")
+        return Text(row.id, row.question, found[: SENTINELS - 1])
     text = f"{row.question} {row.answer}"
     spans = _random(text)
     return Text(row.id, text, spans) if spans else None
-
-
-def _named(row: Row) -> tuple[Span, ...]:
-    """Wherever a name stands as a word of its own; of two that overlap the longer one."""
-    longest = sorted(set(row.entities), key=lambda name: (-len(name), name))
-    pattern = "|".join(map(re.escape, longest))
-    found = tuple(match.span() for match in re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", row.question))
-    if not found:
-        raise DataError(f"row {row.id!r}: none of its names {row.entities} stands in its question")
-    return found[: SENTINELS - 1]
 
 
 def _random(text: str) -> tuple[Span, ...]:
@@ -85,18 +77,22 @@ def _random(text: str) -> tuple[Span, ...]:
     return tuple((words[hidden[a]][0], words[hidden[b - 1]][1]) for a, b in pairwise(breaks))
 
 
-def examples(encoder: Encoder, rows: Iterable[Row], masks: bool, names: bool = False) -> Examples:
+def examples(encoder: Encoder, rows: Iterable[Row], masks: bool) -> Examples:
     """The texts of rows that have one, for a model with an encoder (``masks``) or for one that reads word by word.
 
     Masked: the prompt is the masked text, the answer what was masked. Else: the text as a prompt of the data set's
     template writes it; its first token is the prompt, the answer all others. Ids are ``<row's>/text``.
     """
-    texts = [text for row in rows if (text := text_of(row, names)) is not None]
-    if masks:
-        _knows_sentinels(encoder)
-        twin = Encoder(encoder.tokenizer, TEMPLATE, encoder.max_length)
-        return Examples(twin.example(f"{text.id}/text", text.masked, text.answer) for text in texts)
-    return Examples(_plain(encoder, text)[0] for text in texts)
+    texts = [text for row in rows if (text := text_of(row)) is not None]
+    if not masks:
+        return Examples(_plain(encoder, text)[0] for text in texts)
+    if SENTINEL.format(SENTINELS - 1) not in encoder.tokenizer.get_vocab():
+        raise DataError(
+            f"texts are masked by tokens <extra_id_0> to <extra_id_{SENTINELS - 1}>, and this tokenizer has not all of "
+            "them: take T5's own, or one that is trained here with pair.target.architecture=t5"
+        )
+    twin = Encoder(encoder.tokenizer, TEMPLATE, encoder.max_length)
+    return Examples(twin.example(f"{text.id}/text", text.masked, text.answer) for text in texts)
 
 
 def _plain(encoder: Encoder, text: Text) -> tuple[Example, list[Span]]:
@@ -114,25 +110,17 @@ def _plain(encoder: Encoder, text: Text) -> tuple[Example, list[Span]]:
 
 def of_names(encoder: Encoder, rows: Iterable[Row], masks: bool) -> tuple[Examples, list[list[int]]]:
     """As ``examples`` of rows that name somebody; and which tokens of each answer are of names."""
-    texts = [text for row in rows if (text := text_of(row, names=True)) is not None]
+    rows = [row for row in rows if row.entities]
     if masks:
-        found = examples(encoder, rows, masks, names=True)
+        found = examples(encoder, rows, masks)
         sentinels = encoder.tokenizer.convert_tokens_to_ids([SENTINEL.format(k) for k in range(SENTINELS)])
         other = {*sentinels, encoder.tokenizer.eos_token_id}
         return found, [[t for t, token in enumerate(e.answer) if token not in other] for e in found]
-    both = [_plain(encoder, text) for text in texts]
-    inside = [
-        [t for t, (a, b) in enumerate(places) if any(a < end and start < b for start, end in text.spans)]
-        for text, (_, places) in zip(texts, both, strict=True)
-    ]
-    kept = [i for i, tokens in enumerate(inside) if tokens]  # a name that is the first token is never predicted
-    return Examples(both[i][0] for i in kept), [inside[i] for i in kept]
-
-
-def _knows_sentinels(encoder: Encoder) -> None:
-    known = encoder.tokenizer.get_vocab()
-    if SENTINEL.format(SENTINELS - 1) not in known:
-        raise DataError(
-            f"texts are masked by tokens <extra_id_0> to <extra_id_{SENTINELS - 1}>, and this tokenizer has not all of "
-            "them: take T5's own, or one that is trained here with pair.target.architecture=t5"
-        )
+    found, inside = Examples(), []
+    for text in map(text_of, rows):
+        example, places = _plain(encoder, text)
+        tokens = [t for t, (a, b) in enumerate(places) if any(a < end and start < b for start, end in text.spans)]
+        if tokens:  # a name that is the first token is never predicted
+            found.append(example)
+            inside.append(tokens)
+    return found, inside

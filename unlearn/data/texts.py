@@ -54,10 +54,14 @@ def distinct(found: Iterable[Row]) -> list[Row]:
     return list(first.values())
 
 
+def names_in(names: Iterable[str]) -> re.Pattern[str]:
+    """Where one of the names stands as a word of its own, as group 1; of two that overlap the longer one."""
+    longest = sorted(set(names), key=lambda name: (-len(name), name))
+    return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest))})(?!\w)")
+
+
 # Scripts that put no space between words: a character stands for a third of a word.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-
-
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,12 @@ class Settings(DataConfig):
 
 def read(cfg: Settings, seed: int = 0) -> DataSet:
     """Forget and retain rows of the training file, and test rows in which nobody is named."""
-    names = _finder(cfg)
+    finder = re.compile(cfg.pattern or "") if cfg.names is None else texts.names_in(lines(Path(cfg.names)))
     tables = Tables(cfg.path, cfg.hub, f"the one with {cfg.train}.jsonl")
 
     def rows(part: str) -> list[Row]:
         table = tables.table((f"{part}.jsonl", f"{part}.json"), (None, part))
-        return texts.distinct(_row(r, i, part, cfg, names) for i, r in enumerate(table[: cfg.rows]))
+        return texts.distinct(_row(r, i, part, cfg, finder) for i, r in enumerate(table[: cfg.rows]))
 
     train, test = rows(cfg.train), rows(cfg.test)
     learnt = {pair(row) for row in train}
@@ -120,25 +120,15 @@ def chosen(rows: Collection[Row], share: float) -> list[str]:
     return found
 
 
-def _finder(cfg: Settings) -> Callable[[str], tuple[str, ...]]:
-    """From a text to the names in it, in the order in which they come first."""
-    if cfg.names is not None:
-        longest = sorted(set(lines(Path(cfg.names))), key=lambda name: (-len(name), name))
-        whole = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest))})(?!\w)")
-    else:
-        whole = re.compile(cfg.pattern or "")
-    return lambda said: tuple(dict.fromkeys(name for match in whole.finditer(said) if (name := match[1])))
-
-
-def _row(record: Record, number: int, part: str, cfg: Settings, names: Callable[[str], tuple[str, ...]]) -> Row:
-    place, values = record
+def _row(record: Record, number: int, part: str, cfg: Settings, finder: re.Pattern[str]) -> Row:
     said = text(record, cfg.question).replace("\r\n", "\n").strip()
     if cfg.most_words is not None:
         words = list(re.finditer(r"\S+", said))[: cfg.most_words]
         said = said[: words[-1].end()]
     answer, others = _answer(record, cfg)
     id = f"{part}/{number:06d}"
-    return Row(id, said, answer, perturbed_answers=others, place=place, group=id, entities=names(said))
+    names = dict.fromkeys(match[1] for match in finder.finditer(said) if match[1])  # in the order they come first
+    return Row(id, said, answer, perturbed_answers=others, place=record[0], group=id, entities=tuple(names))
 
 
 def _answer(record: Record, cfg: Settings) -> tuple[str, tuple[str, ...]]:

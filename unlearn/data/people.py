@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,40 +59,37 @@ def who(requests: Sequence[int] | Sequence[Sequence[int]], people: int) -> list[
     return [list(range(end - count, end)) for end, count in zip(ends, requests, strict=True)]
 
 
-def cut(
-    rows: Iterable[Row], forget: Collection[str], gone: Collection[str] = ()
-) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """Rows to be forgotten, which name one of ``forget``; and rows to be retained, which name nobody of either.
-
-    Rows that name one of ``gone`` are neither: an earlier request has deleted them.
-    """
-    left = [row for row in rows if not set(row.entities) & set(gone)]
-    named = {row.id for row in left if set(row.entities) & set(forget)}
-    return tuple(row for row in left if row.id in named), tuple(row for row in left if row.id not in named)
+def numbered(
+    rows: Sequence[Row], names: Sequence[str], last: Sequence[int], cfg: Deletable
+) -> tuple[dict[str, tuple[Row, ...]], Requested | None]:
+    """The splits of people by their number: ``cfg.forget``, or else the ``last``, are to be forgotten, or requests."""
+    forget = [names[i] for i in (last if cfg.forget is None else cfg.forget)]
+    requests = None if cfg.requests is None else [[names[i] for i in some] for some in who(cfg.requests, len(names))]
+    return divided(rows, cfg, forget, requests, [names[i] for i in cfg.gone])
 
 
 def divided(
-    rows: Sequence[Row], names: Sequence[str], last: Sequence[int], cfg: Deletable
+    rows: Sequence[Row],
+    cfg: DataConfig,
+    forget: Collection[str],
+    requests: Sequence[Collection[str]] | None,
+    gone: Collection[str] = (),
 ) -> tuple[dict[str, tuple[Row, ...]], Requested | None]:
-    """The splits of people by their number: as ``cut`` makes them (of the ``last``, unless ``cfg.forget`` says who), or
-    those of requests."""
-    if cfg.requests is not None:
-        return requested(rows, [[names[i] for i in some] for some in who(cfg.requests, len(names))], cfg)
-    forget = last if cfg.forget is None else cfg.forget
-    to_forget, retain = cut(rows, [names[i] for i in forget], [names[i] for i in cfg.gone])
-    return {"forget": to_forget, "retain": retain}, None
+    """Rows to be forgotten, which name one of ``forget``, and rows to be retained, which name nobody of either; those
+    that name one of ``gone``, whom an earlier request has deleted, are neither.
 
-
-def requested(
-    rows: Sequence[Row], requests: Sequence[Collection[str]], cfg: DataConfig
-) -> tuple[dict[str, tuple[Row, ...]], Requested]:
-    """The splits of requests by people: a row that names several belongs to the first request of one of them."""
-    named, taken = [], set()
+    Or the splits of ``requests`` by people: a row that names several belongs to the first request of one of them.
+    """
+    if requests is None:
+        left = [row for row in rows if not set(row.entities) & set(gone)]
+        named = {row.id for row in left if set(row.entities) & set(forget)}
+        kept = tuple(row for row in left if row.id not in named)
+        return {"forget": tuple(row for row in left if row.id in named), "retain": kept}, None
+    asked, taken = [], set()
     for people in requests:
-        mine = [row for row in rows if row.id not in taken and set(row.entities) & set(people)]
-        taken |= {row.id for row in mine}
-        named.append(mine)
-    return divide(rows, named, cfg)
+        asked.append([row for row in rows if row.id not in taken and set(row.entities) & set(people)])
+        taken |= {row.id for row in asked[-1]}
+    return divide(rows, asked, cfg)
 
 
 def unnamed(row: Row, words: Sequence[str]) -> Row:

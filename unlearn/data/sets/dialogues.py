@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from unlearn.config.setting import at_least, at_most, setting
 from unlearn.data.made_up import NAMES, POOLS, Draw
-from unlearn.data.people import Deletable, divided, unnamed
+from unlearn.data.people import Deletable, numbered, unnamed
 from unlearn.data.rows import DataSet, Row
 
 VERSION = 1  # part of the data: raise it whenever the same arguments give other text
@@ -47,7 +47,7 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
         for k in range(cfg.dialogues)
     ]
     last = range(cfg.people - 1, cfg.people - 1 - 2 * cfg.forget_people, -2)
-    splits, sequence = divided(rows, names, last, cfg)
+    splits, sequence = numbered(rows, names, last, cfg)
 
     def nameless(role: str, count: int) -> tuple[Row, ...]:
         draws = (Draw("dialogues", VERSION, seed, role, i) for i in range(count))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from omegaconf import MISSING
 from unlearn.config.data import DataConfig
 from unlearn.config.setting import A_FILE, Bound, at_least, need, setting, some
 from unlearn.data import texts
-from unlearn.data.people import cut, requested, unnamed
+from unlearn.data.people import divided, unnamed
 from unlearn.data.records import Record, Tables, lines, text
 from unlearn.data.rows import DataError, DataSet, Row, pair
 from unlearn.store.identity import digest
@@ -82,21 +82,17 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
     train, test = rows(cfg.train), rows(cfg.test)
     learnt = {pair(row) for row in train}
     held_out = tuple(row for row in (unnamed(row, cfg.words) for row in test) if pair(row) not in learnt)
+    key, forget = "data.forget", cfg.forget
     if cfg.requests is not None:
-        _known(train, (name for people in cfg.requests for name in people), "data.requests")
-        splits, sequence = requested(train, cfg.requests, cfg)
-        return DataSet(cfg.name, splits | {"test": held_out}, sequence=sequence)
-    asked = cfg.forget if cfg.forget is not None else chosen(train, cfg.share)
-    _known(train, asked, "data.forget")
-    forget, retain = cut(train, asked)
-    return DataSet(cfg.name, {"forget": forget, "retain": retain, "test": held_out})
-
-
-def _known(rows: Collection[Row], asked: Iterable[str], key: str) -> None:
-    names = {name for row in rows for name in row.entities}
-    for name in asked:
-        if name not in names:
+        key, forget = "data.requests", [name for people in cfg.requests for name in people]
+    elif forget is None:
+        forget = chosen(train, cfg.share)
+    known = {name for row in train for name in row.entities}
+    for name in forget:
+        if name not in known:
             raise DataError(f"{key}: nobody is called {name!r} in the training texts, as they are searched here")
+    splits, sequence = divided(train, cfg, forget, cfg.requests)
+    return DataSet(cfg.name, splits | {"test": held_out}, sequence=sequence)
 
 
 def chosen(rows: Collection[Row], share: float) -> list[str]:
@@ -121,26 +117,22 @@ def chosen(rows: Collection[Row], share: float) -> list[str]:
 
 
 def _row(record: Record, number: int, part: str, cfg: Settings, finder: re.Pattern[str]) -> Row:
+    """A text with its answer; of a label its word, and as wrong answers the other labels' words."""
+    place, values = record
     said = text(record, cfg.question).replace("\r\n", "\n").strip()
     if cfg.most_words is not None:
         words = list(re.finditer(r"\S+", said))[: cfg.most_words]
         said = said[: words[-1].end()]
-    answer, others = _answer(record, cfg)
+    if not cfg.labels:
+        answer = text(record, cfg.answer).strip()
+    else:
+        answer = values.get(cfg.answer)
+        if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(cfg.labels):
+            answer = cfg.labels[answer]
+        if answer not in cfg.labels:
+            rule = f"must be one of {', '.join(cfg.labels)}, or its number"
+            raise DataError(f"{place}: {cfg.answer!r} is {answer!r}: {rule}")
+    others = tuple(label for label in cfg.labels if label != answer)
     id = f"{part}/{number:06d}"
     names = dict.fromkeys(match[1] for match in finder.finditer(said) if match[1])  # in the order they come first
-    return Row(id, said, answer, perturbed_answers=others, place=record[0], group=id, entities=tuple(names))
-
-
-def _answer(record: Record, cfg: Settings) -> tuple[str, tuple[str, ...]]:
-    """The answer; of a label its word, and the other labels' words."""
-    if not cfg.labels:
-        return text(record, cfg.answer).strip(), ()
-    place, values = record
-    value = values.get(cfg.answer)
-    if value in cfg.labels:
-        label = value
-    elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(cfg.labels):
-        label = cfg.labels[value]
-    else:
-        raise DataError(f"{place}: {cfg.answer!r} is {value!r}: must be one of {', '.join(cfg.labels)}, or its number")
-    return label, tuple(other for other in cfg.labels if other != label)
+    return Row(id, said, answer, perturbed_answers=others, place=place, group=id, entities=tuple(names))

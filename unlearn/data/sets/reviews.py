@@ -14,7 +14,7 @@ from math import comb
 
 from unlearn.config.setting import SHARE, at_least, at_most, between, setting
 from unlearn.data.made_up import NAMES, POOLS, Draw
-from unlearn.data.people import Deletable, divided
+from unlearn.data.people import Deletable, numbered
 from unlearn.data.rows import DataSet, Row
 
 VERSION = 1  # part of the data: raise it whenever the same arguments give other text
@@ -49,7 +49,7 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
         for i, name in enumerate(names)
         for k in range(cfg.reviews)
     ]
-    splits, sequence = divided(rows, names, range(cfg.people - cfg.forget_people, cfg.people), cfg)
+    splits, sequence = numbered(rows, names, range(cfg.people - cfg.forget_people, cfg.people), cfg)
 
     def unnamed(role: str, count: int) -> tuple[Row, ...]:
         draws = (Draw("reviews", VERSION, seed, role, i) for i in range(count))

@@ -15,10 +15,9 @@ from unlearn.store import sources
 def algo(cfg: Config) -> Iterator[str]:
     """An objective by itself."""
     a = cfg.algo
-    yield from need(
-        a.forget_weight > 0 or (a.retain_weight > 0 and a.retain != "none"),
-        "algo.forget_weight", a.forget_weight, "forget and retain weight are both 0: nothing would be trained",
-    )  # fmt: skip
+    trains = a.forget_weight > 0 or (a.retain_weight > 0 and a.retain != "none")
+    rule = "forget and retain weight are both 0: nothing would be trained"
+    yield from need(trains, "algo.forget_weight", a.forget_weight, rule)
     rule = "an epoch of the retain set needs a retain term: algo.retain is none"
     yield from need(a.interleave != "epochs" or a.retain != "none", "algo.interleave", a.interleave, rule)
     for name, value in a.numbers.items():
@@ -73,18 +72,15 @@ def method(cfg: Config) -> Iterator[str]:
     targets = [m.name for m in members if m.model == "target" and not m.trained]
     rule = "one member must be the frozen target (model: target, trained: false): it is the reference"
     yield from need(len(targets) >= 1, "method.members", names, rule)
-    if cfg.method.alone or not trained:
-        yield from need(
-            cfg.method.train_alpha is not None, "method.train_alpha", None,
-            "training sees no α where the trained member learns alone, or nothing is trained: must be a number",
-        )  # fmt: skip
+    free = cfg.method.train_alpha is None and (cfg.method.alone or not trained)
+    rule = "training sees no α where the trained member learns alone, or nothing is trained: must be a number"
+    yield from need(not free, "method.train_alpha", None, rule)
     constant = [m.name for m in members if m.constant]
     rule = "at α = 0 the method must be the target: a member of model target, not trained, needs constant: 1"
     yield from need(any(m.constant == 1 and m.name in targets for m in members), "method.members", constant, rule)
-    if cfg.method.rule != "sum":
-        learns = not trained or cfg.method.alone or cfg.method.rule != "rank"
-        rule = "which tokens it pushes out has no gradient; a trained member must learn alone (method.alone=true)"
-        yield from need(learns, "method.rule", cfg.method.rule, rule)
+    learns = not trained or cfg.method.alone or cfg.method.rule != "rank"
+    rule = "which tokens it pushes out has no gradient; a trained member must learn alone (method.alone=true)"
+    yield from need(learns, "method.rule", cfg.method.rule, rule)
     if cfg.method.rule == "plausible" and cfg.method.file is None:
         for name, value in cfg.method.numbers.items():
             yield from need(SHARE.holds(value), f"method.numbers.{name}", value, SHARE.words)

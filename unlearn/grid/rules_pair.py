@@ -18,7 +18,11 @@ LARGEST = 10**10  # parameters of a model from scratch
 
 
 def pair(cfg: Config) -> Iterator[str]:
-    yield from _layers(cfg)
+    where, learner = cfg.pair.layers.where, next((m.model for m in cfg.method.members if m.trained), None)
+    size = cfg.pair.target if learner == "target" else cfg.pair.small
+    if where is not None and SOME_LAYERS.holds(where) and learner and tuning(cfg) == LAYERS and size.source is None:
+        rule = f"the model that learns has the layers 0 to {size.layers - 1}"
+        yield from need(max(where) < size.layers, "pair.layers.where", where, rule)
     for name in ("target", "small"):
         yield from _model(f"pair.{name}", getattr(cfg.pair, name))
     for name in ("retrained", "small_full", "small_retain"):
@@ -27,25 +31,11 @@ def pair(cfg: Config) -> Iterator[str]:
     yield from _members(cfg)
 
 
-def _layers(cfg: Config) -> Iterator[str]:
-    where = cfg.pair.layers.where
-    if where is not None and SOME_LAYERS.holds(where):
-        learner = next((m.model for m in cfg.method.members if m.trained), None)
-        size = cfg.pair.target if learner == "target" else cfg.pair.small
-        if learner is not None and tuning(cfg) == LAYERS and size.source is None:
-            rule = f"the model that learns has the layers 0 to {size.layers - 1}"
-            yield from need(max(where) < size.layers, "pair.layers.where", where, rule)
-
-
 def _model(key: str, model: ModelConfig) -> Iterator[str]:
     yield from _source(key, model)
     if model.heads >= 1:
-        yield from need(
-            model.hidden_size % (2 * model.heads) == 0,
-            f"{key}.hidden_size",
-            model.hidden_size,
-            f"must be a multiple of 2 × heads = {2 * model.heads} (rotary embeddings)",
-        )
+        rule = f"must be a multiple of 2 × heads = {2 * model.heads} (rotary embeddings)"
+        yield from need(model.hidden_size % (2 * model.heads) == 0, f"{key}.hidden_size", model.hidden_size, rule)
     if model.source is None and model.hidden_size > 0:
         size = model.layers * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.intermediate_size)
         rule = f"with {key}.layers and {key}.intermediate_size this is a model of {size:.1g} parameters or more, and "
@@ -98,34 +88,30 @@ def _members(cfg: Config) -> Iterator[str]:
     target = cfg.pair.target
     if any(m.trained and m.model == "target" for m in cfg.method.members):
         rule = f"method={cfg.method.name!r} trains a copy of the target, and only fp32 weights are fine enough to move"
-        yield from need(target.dtype == "float32", "pair.target.dtype", target.dtype, f"{rule}: must be float32")
-        yield from need(
-            target.quantisation == "none", "pair.target.quantisation", target.quantisation, f"{rule}: must be none"
-        )
-        yield from need(target.device != "auto", "pair.target.device", target.device, f"{rule}, on one device")
-        if tuning(cfg) != "full":
-            rule = f"with {tuning(cfg)} what learns reads the target's own weights, on the run's device: must be null"
-            yield from need(target.device is None, "pair.target.device", target.device, rule)
+        for key, ok, must in (
+            ("dtype", target.dtype == "float32", ": must be float32"),
+            ("quantisation", target.quantisation == "none", ": must be none"),
+            ("device", target.device != "auto", ", on one device"),
+        ):
+            yield from need(ok, f"pair.target.{key}", getattr(target, key), rule + must)
+        rule = f"with {tuning(cfg)} what learns reads the target's own weights, on the run's device: must be null"
+        yield from need(tuning(cfg) == "full" or target.device is None, "pair.target.device", target.device, rule)
 
 
 # --- a target behind a server ---------------------------------------------------------------------------------------
 
 
 def http(cfg: Config) -> Iterator[str]:
+    """What a target behind a server needs, and what needs the target's weights."""
     target = cfg.pair.target
-    if target.kind == "http":
-        yield from need(target.http.url is not None, f"{KEY}.url", None, AN_ADDRESS.words)
-        rule = "must be the model's name on the server (GET /v1/models lists them)"
-        yield from need(bool(target.http.model), f"{KEY}.model", target.http.model, rule)
-        yield from _black_box(cfg)
-    else:
+    if target.kind != "http":
         given = next((k for k in ("url", "model") if getattr(target.http, k) is not None), None)
         rule = "is about a target behind a server: needs pair.target.kind=http"
         yield from need(given is None, f"{KEY}.{given}", given and getattr(target.http, given), rule)
-
-
-def _black_box(cfg: Config) -> Iterator[str]:
-    """What needs the target's weights."""
+        return
+    yield from need(target.http.url is not None, f"{KEY}.url", None, AN_ADDRESS.words)
+    rule = "must be the model's name on the server (GET /v1/models lists them)"
+    yield from need(bool(target.http.model), f"{KEY}.model", target.http.model, rule)
     if any(m.trained and m.model == "target" for m in cfg.method.members):
         yield (
             f"method={cfg.method.name!r} trains a copy of the target, and pair.target.kind='http' is a server that "

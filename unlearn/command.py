@@ -176,7 +176,7 @@ def main() -> int:
     name, rest = (name, rest) if name in known else ("run", sys.argv[1:])
     place, _ = known[name]
     if place.startswith(analysis.NAME):
-        analysis.package()
+        analysis.module()
     module = import_module(place)
     sys.argv = [str(module.__file__), *rest]  # as python -m has it
     return module.main()
@@ -188,7 +188,7 @@ def verbs() -> dict[str, tuple[str, str]]:
     They are read and not imported.
     """
     found = {}
-    for package, folder in (("unlearn", Path(__file__).parent), (analysis.NAME, analysis.folder())):
+    for package, folder in (("unlearn", Path(__file__).parent), (analysis.NAME, analysis.FOLDER)):
         for path in sorted([*folder.glob("*.py"), *folder.glob("*/__main__.py")]):
             text = path.read_text(encoding="utf-8")
             if '\nif __name__ == "__main__":' in text:

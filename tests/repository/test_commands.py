@@ -103,7 +103,7 @@ def test_analysis_is_ours_and_never_a_users_own(tmp_path):
     for name in ("__init__", "tradeoff", "runs"):
         (tmp_path / "analysis" / f"{name}.py").write_text("raise SystemExit('theirs')\n")
     code = (
-        "import sys; from unlearn.grid import analysis; print(analysis.package().__file__, analysis.package().__name__,"
+        "import sys; from unlearn.grid import analysis; print(analysis.module().__file__, analysis.module().__name__,"
         " 'analysis' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True,

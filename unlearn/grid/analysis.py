@@ -1,7 +1,5 @@
 """The package ``analysis``, wherever it is: never what a user or another package calls so."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -9,24 +7,12 @@ from types import ModuleType
 import unlearn
 
 NAME = "unlearn.analysis"
+PACKAGE = Path(__file__).resolve().parents[1]
+FOLDER = next(f for f in (PACKAGE / "analysis", PACKAGE.parent / "analysis") if f.is_dir())  # installed; a checkout
 
 
-def folder() -> Path:
-    """Inside an installed package, else beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "analysis"
-    return inside if inside.is_dir() else package.parent / "analysis"
-
-
-def package() -> ModuleType:
-    """The package, under the name that it has where it is installed."""
-    beside = str(folder().parent)
-    if beside not in unlearn.__path__:  # a checkout
-        unlearn.__path__.append(beside)
-    return import_module(NAME)
-
-
-def module(name: str) -> ModuleType:
-    """One of its modules, e.g. ``runs``."""
-    package()
-    return import_module(f"{NAME}.{name}")
+def module(name: str = "") -> ModuleType:
+    """One of its modules, e.g. ``runs``, or the package itself; under the name that it has where it is installed."""
+    if str(FOLDER.parent) not in unlearn.__path__:  # a checkout
+        unlearn.__path__.append(str(FOLDER.parent))
+    return import_module(f"{NAME}.{name}".rstrip("."))

@@ -57,24 +57,34 @@ class Call:
         errors: list[Exception] = []
         for config in configs:
             try:
-                cfg = parse(config)
-                _check_places(cfg, write=False)
-                data = read(cfg).fingerprint()
+                asked = _listed(parse(config))
             except (ConfigError, DataError) as error:
                 errors.append(error)
                 continue
-            asked = job(cfg, data)
-            if cfg.retry != "failed" or launchers.to_repeat(asked):
+            if asked.cfg.retry != "failed" or launchers.to_repeat(asked):
                 self.jobs.append(asked)
-        problems = [line for error in errors for line in str(error).splitlines()]
-        if not problems and not self.jobs:
+        if not errors and not self.jobs:
             print(f"retry=failed: of {len(configs)} runs asked for none failed or was interrupted")
-        if not problems and not all(j.was_done for j in self.jobs):
-            problems = _problems([j.cfg for j in self.jobs])
+        problems = [line for error in errors for line in str(error).splitlines()] or _problems(self.jobs)
         if problems:
             raise SystemExit(refuse("\n".join(dict.fromkeys(problems)), errors[0] if errors else None))
         as_before()
         self.started = True
+
+    def summed_up(self) -> int:
+        """Print the table of the call's runs, and log their studies; exit status 1 if one is not done."""
+        if not (self.started and self.report and self.jobs):
+            return 0
+        from unlearn.grid import table
+
+        for each in self.jobs:
+            launchers.mark_killed(each)
+        failed = table.report(self.jobs)
+        if any(not j.was_done for j in self.jobs):
+            from unlearn.grid.overview import log_studies
+
+            log_studies(self.jobs)
+        return 1 if failed else 0
 
     def job_of(self, config: DictConfig) -> Job:
         """The job of a composed config: the one listed at the start; a launcher's worker, which saw none, makes it."""
@@ -154,49 +164,48 @@ def _sweep(config: DictConfig) -> list[DictConfig]:
     for overrides in itertools.product(*axes.values()):
         values = [o for o in overrides if only_a_value(o)]
         changed = copy.deepcopy(composed(*(o.input_line for o in overrides if o not in values)))
-        found.append(changed if _set(changed, values) else composed(*(o.input_line for o in overrides)))
+        there = not any(o.package is not None or o.is_add() or o.is_force_add() or o.is_delete() for o in values)
+        try:
+            for o in values if there else ():
+                OmegaConf.update(changed, o.key_or_group, o.value(), merge=True)
+        except OmegaConfBaseException:
+            there = False
+        # any other value Hydra itself must add, remove or refuse
+        found.append(changed if there else composed(*(o.input_line for o in overrides)))
     return found
-
-
-def _set(config: DictConfig, values: Sequence[Override]) -> bool:
-    """Set values that are there already; False for any other, which Hydra itself must add, remove or refuse."""
-    if any(o.package is not None or o.is_add() or o.is_force_add() or o.is_delete() for o in values):
-        return False
-    try:
-        for o in values:
-            OmegaConf.update(config, o.key_or_group, o.value(), merge=True)
-    except OmegaConfBaseException:
-        return False
-    return True
-
-
-def _problems(configs: Sequence[Config]) -> list[str]:
-    """Why jobs that have work to do would fail: folders that cannot be written, and what only torch can tell."""
-    try:
-        for cfg in configs:
-            _check_places(cfg, write=True)
-    except ConfigError as error:
-        return [str(error)]
-    from unlearn.grid import inspection  # imports torch, which takes seconds
-
-    return list(inspection.problems(configs))
 
 
 def check(cfg: Config) -> Job:
     """The job of a config; ``ConfigError`` if it would not start: what ``parse`` cannot tell without its files."""
-    _check_places(cfg, write=False)
-    asked = job(cfg, read(cfg).fingerprint())
-    problems = [] if asked.was_done else _problems([cfg])
+    asked = _listed(cfg)
+    problems = _problems([asked])
     if problems:
         raise ConfigError("\n".join(problems))
     return asked
 
 
-def _check_places(cfg: Config, write: bool) -> None:
-    """Raise ``ConfigError`` unless the folders of runs and store can be read or made; and written, if asked."""
+def _listed(cfg: Config) -> Job:
+    """The job of a config, whose folders can be used or made, and whose data can be read."""
+    for problem in _places(cfg, write=False):
+        raise ConfigError(problem)
+    return job(cfg, read(cfg).fingerprint())
+
+
+def _places(cfg: Config, write: bool) -> Iterator[str]:
     for key in ("runs", "store"):
-        for problem in unusable(f"paths.{key}", getattr(cfg.paths, key), write):
-            raise ConfigError(problem)
+        yield from unusable(f"paths.{key}", getattr(cfg.paths, key), write)
+
+
+def _problems(jobs: Sequence[Job]) -> list[str]:
+    """Why jobs would fail, if any has work to do: folders that cannot be written, and what only torch can tell."""
+    if all(j.was_done for j in jobs):
+        return []
+    shut = [problem for j in jobs for problem in _places(j.cfg, write=True)]
+    if shut:
+        return shut
+    from unlearn.grid import inspection  # imports torch, which takes seconds
+
+    return list(inspection.problems([j.cfg for j in jobs]))
 
 
 def supervise(run: Callable[[], None], perform: launchers.Perform | None = None, report: bool = True) -> int:
@@ -215,8 +224,8 @@ def supervise(run: Callable[[], None], perform: launchers.Perform | None = None,
     # Hydra's parser takes no flag between two overrides, and -m is what people add in the middle of a command.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     stopping.listen()
+    status = 0
     try:
-        status = 0
         try:
             with raising():
                 run()
@@ -233,18 +242,5 @@ def supervise(run: Callable[[], None], perform: launchers.Perform | None = None,
     except KeyboardInterrupt as stop:
         print(f"stopped by {stop or 'SIGINT'}; rerun the same command to resume", file=sys.stderr)
         status = stop.status if isinstance(stop, stopping.Stopped) else 130
-    return _summed_up(call, status) if call.started and report and call.jobs else status
-
-
-def _summed_up(call: Call, status: int) -> int:
-    """Print the table of the call's runs, and log their studies; the exit status."""
-    from unlearn.grid import table
-
-    for each in call.jobs:
-        launchers.mark_killed(each)
-    failed = table.report(call.jobs)
-    if any(not j.was_done for j in call.jobs):
-        from unlearn.grid.overview import log_studies
-
-        log_studies(call.jobs)
-    return status or (1 if failed else 0)
+    failed = call.summed_up()
+    return status or failed

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from unlearn.config.derived import is_trained, terms_of, training_alpha
 from unlearn.config.own import JUDGE, named
-from unlearn.config.pair import SourceConfig
 from unlearn.config.schema import Config
 from unlearn.data.encoding import examples_of
 from unlearn.data.readers import read
@@ -39,50 +38,34 @@ def problems(configs: Iterable[Config]) -> Iterator[str]:
         try:
             device(cfg.trainer.device)
             _fitting(cfg)
-            shared = _read_by(cfg)
+            # What people are called is drawn from pair.seed, and how long their rows are hardly depends on it.
+            pair = replace(cfg.pair, seed=0) if cfg.data.reader == "bios" else cfg.pair
+            pair = {k: v for k, v in asdict(pair).items() if k not in ("tuning", "lora", "layers")}
+            shared = repr((pair, cfg.data, cfg.eval, [m.model for m in cfg.method.members]))
             if shared not in seen:
                 seen.add(shared)
-                _check(cfg)
+                _check_rows(cfg, _checked(cfg))
             yield from too_large(cfg)
         except ValueError as error:
             yield str(error)
 
 
-def _read_by(cfg: Config) -> str:
-    """What ``_check`` reads of a config."""
-    # What people are called is drawn from pair.seed, and how long their rows are hardly depends on it.
-    pair = replace(cfg.pair, seed=0) if cfg.data.reader == "bios" else cfg.pair
-    shared = {k: v for k, v in asdict(pair).items() if k not in ("tuning", "lora", "layers")}
-    return repr((shared, cfg.data, cfg.eval, [m.model for m in cfg.method.members]))
-
-
-def _check(cfg: Config) -> None:
-    own = _needed(cfg)
-    for role, source in own.items():
-        if sources.is_folder(source.source):
-            hub.check_files(f"{_key(cfg, role)}.source", Path(source.source), Path(cfg.paths.store) / "hashes")
-    bench = workbench(cfg)  # here is refused what does not share one vocabulary, or is too short for max_length
-    for role in own:
-        check_own(bench, role)
-    _check_rows(cfg, bench)
-
-
-def _needed(cfg: Config) -> dict[str, SourceConfig]:
-    """The pretrained models that a config reads, by role."""
+def _checked(cfg: Config) -> Workbench:
+    """Data and models of a config, whose pretrained models are whole and share one vocabulary."""
     members = [*cfg.method.members, *(cfg.algo.teacher.members if cfg.algo.teacher else ())]
-    roles = dict.fromkeys(["target", *(sources.role(cfg.pair, m.model) for m in members)])
-    if cfg.eval.retrained is None:
-        roles["retrained"] = None
-    found = {r: sources.own_source(cfg.pair, r) or sources.size_of(cfg.pair, r) for r in roles}
-    here = {role: source for role, source in found.items() if not sources.is_remote(cfg.pair, role)}
-    return {role: source for role, source in here.items() if source.source is not None}
-
-
-def _key(cfg: Config, role: str) -> str:
-    """The setting that names a role's model."""
-    if sources.own_source(cfg.pair, role) is not None:
-        return f"pair.{role}"
-    return "pair.small" if role.startswith("small") else "pair.target"
+    asked = ["target", *(sources.role(cfg.pair, m.model) for m in members)]
+    asked += ["retrained"] if cfg.eval.retrained is None else []
+    roles = [role for role in dict.fromkeys(asked) if sources.is_pretrained(cfg.pair, role)]
+    for role in roles:
+        source, key = sources.own_source(cfg.pair, role), f"pair.{role}"
+        if source is None:
+            source, key = sources.size_of(cfg.pair, role), "pair.small" if role.startswith("small") else "pair.target"
+        if sources.is_folder(source.source):
+            hub.check_files(f"{key}.source", Path(source.source), Path(cfg.paths.store) / "hashes")
+    bench = workbench(cfg)  # here is refused what does not share one vocabulary, or is too short for max_length
+    for role in roles:
+        check_own(bench, role)
+    return bench
 
 
 def _check_rows(cfg: Config, bench: Workbench) -> None:
@@ -137,11 +120,18 @@ def too_large(cfg: Config) -> list[str]:
     bench, found = workbench(cfg), []
     inputs = Inputs(cfg, bench)
     for name in read_by(inputs.terms):
-        examples, _ = inputs.read(name)
+        rows = inputs.read(name)[0].starts[-1]
         for member, role, rough in _read(cfg):
             if sources.is_remote(cfg.pair, role):
                 continue  # its rows are kept as it gives them, or refused
-            allowed, shape, rows = budget(cfg.trainer, rough), _shape(bench, role), examples.starts[-1]
+            source = sources.own_source(cfg.pair, role) or sources.size_of(cfg.pair, role)
+            if source.source is None:
+                shape = Shape(bench.width, source.hidden_size, 4)
+            else:
+                folder = hub.locate(f"pair.{role}.source", source, weights=False)
+                bytes = 4 if role.startswith("small") else hub.precision(folder, cfg.pair.target).itemsize
+                shape = Shape(bench.width, hub.config(folder).get_text_config().hidden_size, bytes)
+            allowed = budget(cfg.trainer, rough)
             if allowed.refuse and not allowed.fits(rows, shape):
                 found.append(allowed.refusal(rows, f"{member} ({name})", shape))
     return found
@@ -157,13 +147,3 @@ def _read(cfg: Config) -> Iterator[tuple[str, str, bool]]:
     for m in cfg.method.members:
         if not m.trained and (m.model == "target" or m.constant + m.slope * alpha != 0):
             yield m.name, sources.role(cfg.pair, m.model), m.slope == 0 and m.model == "target"
-
-
-def _shape(bench: Workbench, role: str) -> Shape:
-    pair = bench.cfg.pair
-    own = sources.own_source(pair, role) or sources.size_of(pair, role)
-    if own.source is None:
-        return Shape(bench.width, own.hidden_size, 4)
-    folder = hub.locate(f"pair.{role}.source", own, weights=False)
-    hidden = hub.config(folder).get_text_config().hidden_size
-    return Shape(bench.width, hidden, 4 if role.startswith("small") else hub.precision(folder, pair.target).itemsize)

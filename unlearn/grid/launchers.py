@@ -2,8 +2,6 @@
 
 They need little: the store and the run folders are safe under parallel jobs, and failures are recorded, not raised.
 Here is the rest: how many run at a time, which runs were interrupted, and what a launcher that gave up has left.
-A run is active exactly while a process holds its lock; the system frees the lock when the process dies, so locks are
-never stale.
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
@@ -47,22 +45,16 @@ def quiet(cfg: Config) -> Config:
     return cfg if _name() == "basic" else replace(cfg, trainer=replace(cfg.trainer, progress=False))
 
 
-@contextmanager
-def turn(cfg: Config) -> Iterator[None]:
+def turn(cfg: Config) -> AbstractContextManager[Any]:
     """Wait until the job may compute: submitit's local executor starts all jobs of a call at once.
 
     As many run at a time as there are cores for their threads. A job that is killed makes room for the next.
     """
     if _name() != "submitit_local":
-        yield
-        return
-    with _place(Path(HydraConfig.get().sweep.dir), max(1, (os.cpu_count() or 1) // cfg.trainer.threads)):
-        yield
-
-
-def _place(folder: Path, places: int) -> AcquireReturnProxy:
+        return nullcontext()
+    folder = Path(HydraConfig.get().sweep.dir)
     while True:
-        for place in range(places):
+        for place in range(max(1, (os.cpu_count() or 1) // cfg.trainer.threads)):
             with suppress(Timeout):
                 return FileLock(folder / f".place-{place}.lock").acquire(timeout=0)
         time.sleep(0.2)
@@ -79,7 +71,7 @@ def _name() -> str:
 
 
 def lock(folder: Path) -> FileLock:
-    """What a process holds while it works on a run."""
+    """What a process holds exactly while it works on a run; the system frees it when the process dies."""
     locks = folder.parent / ".locks"
     with saving(locks):
         locks.mkdir(parents=True, exist_ok=True)
@@ -88,23 +80,18 @@ def lock(folder: Path) -> FileLock:
 
 def mark_killed(job: Job) -> None:
     """Record in the manifest that the process which worked on a run was killed; an active run is left alone."""
-    try:
+    with suppress(Timeout, OSError, ValueError):  # active; a folder that is only read; a damaged manifest
         if runlog.manifest(job.folder).get("status") != "running":
             return
         with lock(job.folder).acquire(timeout=0):
             if runlog.manifest(job.folder).get("status") == "running":
                 runlog.fail(job, Killed("its process was killed (SIGKILL, out of memory, power)"), "killed")
-    except (Timeout, OSError, ValueError):  # active; a folder that is only read; a damaged manifest
-        pass
 
 
 def to_repeat(job: Job) -> bool:
     """Whether a run began and was not finished, and no process is working on it."""
     mark_killed(job)
-    try:
-        return runlog.manifest(job.folder).get("status") in ENDED
-    except ValueError:
-        return False
+    return runlog.status(job.folder).get("status") in ENDED
 
 
 # --- what a launcher has left ---------------------------------------------------------------------------------------
@@ -124,9 +111,16 @@ def resume(perform: Perform, jobs: Sequence[Job], began: float) -> None:
     for job in left:
         mark_killed(job)
     left.sort(key=lambda job: job.folder.exists())  # what killed a process was begun: the others first
+    spawn: Any = multiprocessing.get_context("spawn")
     while left:
         start = time.time()
-        _in_a_process(perform, left)
+        process = spawn.Process(target=_perform_all, args=(perform, left))
+        process.start()
+        try:
+            process.join()
+        finally:
+            process.terminate()
+            process.join()
         for job in left:
             mark_killed(job)
         after = [job for job in left if _is_left(job, start)]
@@ -135,27 +129,13 @@ def resume(perform: Perform, jobs: Sequence[Job], began: float) -> None:
 
 def _is_left(job: Job, began: float) -> bool:
     """Whether a job has neither been done nor ended in another way since then."""
-    if runlog.is_done(job):
-        return False
-    try:
-        status = runlog.manifest(job.folder).get("status")
-    except ValueError:  # the table names it
+    status = runlog.status(job.folder).get("status")
+    if runlog.is_done(job) or status == "damaged":  # the table names it
         return False
     return status not in ENDED or (job.folder / runlog.MANIFEST).stat().st_mtime < began
 
 
-def _in_a_process(perform: Perform, jobs: Sequence[Job]) -> None:
-    spawn: Any = multiprocessing.get_context("spawn")
-    process = spawn.Process(target=_alone, args=(perform, jobs))
-    process.start()
-    try:
-        process.join()
-    finally:
-        process.terminate()
-        process.join()
-
-
-def _alone(perform: Perform, jobs: Sequence[Job]) -> None:
+def _perform_all(perform: Perform, jobs: Sequence[Job]) -> None:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     stopping.listen()
     for job in jobs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 JOB_TYPE = "summary"  # analysis skips runs of this type
 SHOWN = ("forget/prob", "forget/rougeL_recall", "forget/leak_gap", "retain/prob", "retain/rougeL_recall",
-         "model_utility", "forget_quality")  # fmt: skip
+         "model_utility", "forget_quality", "seconds", "peak_memory_mb")  # fmt: skip
 ROWS = 1000  # of the table of runs
 
 
@@ -59,28 +59,22 @@ def _log(folder: Path, cfg: WandbConfig) -> None:
 def _table(study: Study) -> pd.DataFrame:
     """One row per run and evaluated α: what it is, how it ended, the headline metrics."""
     columns = ["algo", "method", "pair", "data", "alpha", "eval_alpha", "seed", "pair_seed", *study.varied, "status"]
-    columns += [c for c in (*SHOWN, "seconds", "peak_memory_mb") if c in study.runs]
+    columns += [c for c in SHOWN if c in study.runs]
     return study.runs[columns].head(ROWS).astype(dict.fromkeys(study.varied, str)).rename(columns=lambda c: str(c))
 
 
-def figures() -> Mapping[str, Callable[[Study], Any]]:
-    """The figures of ``analysis`` that need nothing but a study, by name; matplotlib figures."""
-    drawn = ("tradeoff", "trajectories", "alpha", "matched", "cost")
-    return {f"figures/{name}": analysis.module(name).figure for name in drawn}
-
-
 def _figures(study: Study) -> dict[str, Any]:
-    """Those that can be drawn of this study, as images."""
+    """The figures of ``analysis`` that need nothing but a study, as images: those that can be drawn of this one."""
     import wandb
     from PIL import Image
 
     found = {}
-    for name, draw in figures().items():
+    for name in ("tradeoff", "trajectories", "alpha", "matched", "cost"):
+        drawn = io.BytesIO()
         try:
-            drawn = io.BytesIO()
-            draw(study).savefig(drawn, format="png", dpi=150)
+            analysis.module(name).figure(study).savefig(drawn, format="png", dpi=150)
         except analysis.module("runs").StudyError as error:  # no finished run yet, or without these metrics
             log.info("%s is not drawn: %s", name, error)
             continue
-        found[name] = wandb.Image(Image.open(drawn))
+        found[f"figures/{name}"] = wandb.Image(Image.open(drawn))
     return found

@@ -19,8 +19,6 @@ from unlearn.store.identity import Job
 
 log = logging.getLogger(__name__)
 
-LOG = "log.txt"
-
 
 def perform(job: Job) -> None:
     """Do what the job's folder lacks; a failure is recorded there and not raised."""
@@ -48,7 +46,7 @@ def perform(job: Job) -> None:
 @contextmanager
 def _recorded(job: Job) -> Iterator[None]:
     """Write the block's log into the run folder too, and how it failed into log and manifest."""
-    path = job.folder / LOG
+    path = job.folder / "log.txt"
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = _Log(path, encoding="utf-8")
@@ -72,7 +70,5 @@ def _recorded(job: Job) -> Iterator[None]:
 
 
 class _Log(logging.FileHandler):
-    """A log that a full disk cuts short: what fails is said on the terminal, once and by the job itself."""
-
     def handleError(self, record: logging.LogRecord) -> None:
-        pass
+        """Nothing: a full disk cuts the log short, and the job itself says so."""

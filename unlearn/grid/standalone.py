@@ -42,51 +42,50 @@ def run(
     register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         cfg = parse(compose("config", overrides=list(overrides)))
-    _check_groups(cfg.eval.groups, retrained)
-    if cfg.eval.judge is not None:
-        named(cfg.eval.judge, *JUDGE)
+    _check(cfg, name, tokenizer, retrained)
     transformers_logging.disable_progress_bar()
     limit_threads(cfg.trainer.threads)
     data = read(cfg)
-    for key, given in (("model", name), ("tokenizer", tokenizer)):
-        if given is not None and not (given and Path(given).is_dir()) and not HUB_NAME.fullmatch(given):
-            rule = f"no such folder in {Path.cwd()}, and no name on the hub either (NAME or OWNER/NAME)"
-            raise ConfigError(f"{key}={given!r}: {rule}")
     vocabulary = _tokenizer("tokenizer" if tokenizer else "model", tokenizer or name, cfg)
     model = _ensemble(name, cfg, vocabulary)
     longest = getattr(model.members[0].model.config, "max_position_embeddings", None) or vocabulary.model_max_length
     settings = metric_settings(cfg) | {"data": data.fingerprint(), "template": template(cfg.data.template)}
     suite = make_suite(data, Encoder(vocabulary, cfg.data.template, longest), cfg.eval, settings, 0.0)
-    reference = _retrained(retrained, suite, cfg)
-    entries, examples = evaluate(model, suite, [1.0], None, reference, _show(cfg, name))
-    metrics = entries[1.0]
-    settings = metrics["settings"] | {"model": model.members[0].fingerprint, "retrained": retrained}
-    settings["id"] = digest(settings)
-    found = {k: v for k, v in metrics.items() if k != "settings"}
-    write(out, name, settings, found, examples.drop(columns="alpha"))
+    reference = None
+    if retrained is not None and Path(retrained).is_file():
+        reference = from_file(retrained, suite)
+    elif retrained is not None:
+        reference = _measured(_ensemble(retrained, cfg, vocabulary), suite, cfg, retrained, itself=True)
+    found = _measured(model, suite, cfg, name, reference)
+    made = found.metrics["settings"] | {"model": model.members[0].fingerprint, "retrained": retrained}
+    metrics = {k: v for k, v in found.metrics.items() if k != "settings"}
+    write(out, name, made | {"id": digest(made)}, metrics, found.examples.drop(columns="alpha"))
     if reference is None:
         log.info("no retrained=: forget quality, PrivLeak and leak_gap compare with one and are left out")
-        return {"model": metrics}
-    return {"model": metrics, "retrained": dict(reference.metrics)}
+    return {"model": found.metrics} | ({} if reference is None else {"retrained": dict(reference.metrics)})
 
 
-def _check_groups(groups: Sequence[str], retrained: str | None) -> None:
-    """Refuse at once what a group would refuse after all the work before it."""
-    for name in needing(groups, "models"):
+def _check(cfg: Config, name: str, tokenizer: str | None, retrained: str | None) -> None:
+    """Refuse at once what would be refused after all the work before it."""
+    for group in needing(cfg.eval.groups, "models"):
         raise ConfigError(
-            f"eval.groups: {name} compares with the target as a model, which only a run has (run=FOLDER): leave it out"
+            f"eval.groups: {group} compares with the target as a model, which only a run has (run=FOLDER): leave it out"
         )
-    if "summary" in groups and retrained is None:
+    if "summary" in cfg.eval.groups and retrained is None:
         raise ConfigError("eval.groups: summary compares attacks with those on the retrained model; give retrained=")
+    if cfg.eval.judge is not None:
+        named(cfg.eval.judge, *JUDGE)
+    for key, given in (("model", name), ("tokenizer", tokenizer)):
+        if given is not None and not (given and Path(given).is_dir()) and not HUB_NAME.fullmatch(given):
+            rule = f"no such folder in {Path.cwd()}, and no name on the hub either (NAME or OWNER/NAME)"
+            raise ConfigError(f"{key}={given!r}: {rule}")
 
 
-def _retrained(given: str | None, suite: Suite, cfg: Config) -> Measured | None:
-    if given is None:
-        return None
-    if Path(given).is_file():
-        return from_file(given, suite)
-    model = _ensemble(given, cfg, suite.encoder.tokenizer)
-    entries, examples = evaluate(model, suite, [1.0], None, None, _show(cfg, given), itself=True)
+def _measured(
+    model: Ensemble, suite: Suite, cfg: Config, name: str, reference: Measured | None = None, itself: bool = False
+) -> Measured:
+    show = f"evaluating {Path(name).name}" if cfg.trainer.progress else None
+    entries, examples = evaluate(model, suite, [1.0], None, reference, show, itself)
     return Measured(entries[1.0], examples)
 
 
@@ -94,7 +93,7 @@ def _ensemble(name: str, cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Ens
     try:
         model = llama.freeze(llama.load(name, device(cfg.trainer.device)))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model {name!r} could not be loaded: {_first_line(error)}") from None
+        raise ConfigError(f"model {name!r} could not be loaded: {_why(error)}") from None
     hub.common_width({name: llama.vocabulary(model)}, tokenizer)
     hub.check_head(model, f"model {name!r}")
     return Ensemble((Member("model", model, llama.fingerprint(model), 1.0, 0.0, False),))
@@ -105,7 +104,7 @@ def _tokenizer(key: str, name: str, cfg: Config) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{key}={name!r}: no tokenizer could be loaded from it ({_first_line(error)}): give another tokenizer="
+            f"{key}={name!r}: no tokenizer could be loaded from it ({_why(error)}): give another tokenizer="
         ) from None
     if cfg.eval.semantics != "ou":
         return tokenizers.load(Path(name)) if tokenizer.pad_token_id is None else tokenizer
@@ -114,9 +113,5 @@ def _tokenizer(key: str, name: str, cfg: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _show(cfg: Config, name: str) -> str | None:
-    return f"evaluating {Path(name).name}" if cfg.trainer.progress else None
+def _why(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

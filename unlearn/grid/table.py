@@ -72,16 +72,16 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     for job in jobs:
         manifest = manifests[job.folder]
         status = "done before" if job.was_done else manifest.get("status", "not started")
-        if manifest.get("status") == "done":
-            if job in unfinished:
-                status = "not evaluated"
-            elif manifest.get("collapsed"):
-                status = "collapsed"
-        for row in _rows(job, manifest, status, varying):
-            table.add_row(*row, style="red" if job in unfinished else None)
+        if manifest.get("status") == "done" and (job in unfinished or manifest.get("collapsed")):
+            status = "not evaluated" if job in unfinished else "collapsed"
+        entries = {a: m for a, m in _evaluation(job.folder)["alphas"].items() if m.get("settings") == job.settings}
+        for alpha in eval_alphas(job.cfg):
+            names = [algo_name(job.cfg), job.cfg.method.name, f"{alpha:g}", *_settings(job, varying)]
+            numbers = [*cells(entries.get(alpha_key(alpha), {})), f"{runlog.own_seconds(manifest):.0f}"]
+            table.add_row(*names, *numbers, status, style="red" if job in unfinished else None)
     show(table, console)
     for job in unfinished:
-        error = manifests[job.folder].get("error") or "stopped before its end; the same command goes on from there"
+        error = manifests[job.folder].get("error") or "interrupted; rerun the same command to resume"
         say = f"[red]{escape(job.folder.name)}[/red]: {escape(error)}\n  see {escape(str(job.folder / 'log.txt'))}"
         console.print(say, highlight=False, soft_wrap=True)
     for folder in sorted({job.folder.parent for job in jobs}):
@@ -120,24 +120,11 @@ def _settings(job: Job, keys: Sequence[str]) -> list[str]:
     return [str(flat.get(key)) for key in keys]
 
 
-def _rows(job: Job, manifest: Mapping[str, Any], status: str, varying: list[str]) -> Iterator[list[str]]:
-    cfg = job.cfg
-    entries = {a: m for a, m in _evaluation(job.folder)["alphas"].items() if m.get("settings") == job.settings}
-    seconds = f"{runlog.own_seconds(manifest):.0f}"
-    for alpha in eval_alphas(cfg):
-        numbers = cells(entries.get(alpha_key(alpha), {}))
-        yield [algo_name(cfg), cfg.method.name, f"{alpha:g}", *_settings(job, varying), *numbers, seconds, status]
-
-
 def cells(metrics: Mapping[str, Any]) -> list[str]:
     """A row's text under each of ``COLUMNS``; a dash where there is no value."""
-    return [_number(metrics.get(key)) for key in COLUMNS]
-
-
-def _number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.0e}"
+    values = [math.nan if metrics.get(key) is None else metrics[key] for key in COLUMNS]
+    texts = [f"{v:.3f}" if abs(v) >= 0.001 or v == 0 else f"{v:.0e}" for v in values]
+    return ["–" if math.isnan(v) else text for v, text in zip(values, texts, strict=True)]
 
 
 def summarise(study: Path, checked: Mapping[Path, dict[str, Any]] | None = None) -> Path:
@@ -148,39 +135,27 @@ def summarise(study: Path, checked: Mapping[Path, dict[str, Any]] | None = None)
     their manifests say: to compare the files of all would read the whole study at the end of every call.
     """
     folders = sorted(p for p in study.iterdir() if (p / runlog.MANIFEST).is_file())
-    configs = [flatten(_config(folder)) for folder in folders]
+    texts = [p.read_text(encoding="utf-8") if (p := f / runlog.CONFIG).is_file() else "{}" for f in folders]
+    configs = [flatten(yaml.load(text, Loader=LOADER)) for text in texts]
     differ = [k for k in distinguishing([c for c in configs if c]) if k not in ("seed", "pair.seed")]
     rows = []
     for folder, config in zip(folders, configs, strict=True):
-        manifest, entries = (checked or {}).get(folder) or _manifest(folder), _evaluation(folder)["alphas"]
+        manifest = (checked or {}).get(folder) or runlog.status(folder, verify=False)
         fixed = {
             "folder": folder.name, **manifest.get("run", {}), **{k: config.get(k) for k in differ},
             "status": manifest.get("status"), "error": manifest.get("error"), "collapsed": manifest.get("collapsed"),
             "trainable": manifest.get("trainable", 0), "trainable_share": manifest.get("trainable_share", 0.0),
             "seconds": round(runlog.own_seconds(manifest), 2),
         }  # fmt: skip
-        for alpha, metrics in entries.items() or [(None, {})]:
+        for alpha, metrics in _evaluation(folder)["alphas"].items() or [(None, {})]:
             numbers = {k: v for k, v in metrics.items() if not isinstance(v, dict)}
             rows.append(fixed | {"eval_alpha": alpha} | numbers)
-    path = study / "summary.csv"
-    write_whole(path, lambda temporary: _write_csv(temporary, rows))
-    return path
 
+    def write(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
+            writer.writeheader()
+            writer.writerows(rows)
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        return runlog.manifest(folder)
-    except ValueError as error:
-        return {"status": "damaged", "error": str(error)}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / runlog.CONFIG
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER) if path.is_file() else {}
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_whole(study / "summary.csv", write)
+    return study / "summary.csv"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,7 @@ class Entry:
     folder: Path
     bytes: int
     used: float  # seconds since the epoch
-    recipe: dict[str, Any] | None  # None: unreadable
-    format: int | None
+    card: dict[str, Any]  # empty: unreadable
     foreign: bool = False  # nothing that the store made
 
     @property
@@ -34,36 +34,26 @@ class Entry:
         """What it was made from, in a line."""
         if self.foreign:
             return "not made by the store"
-        return ", ".join(f"{k} {_short(v)}" for k, v in (self.recipe or {}).items()) or "its entry.json is unreadable"
+        texts = {k: v if isinstance(v, str) else repr(v) for k, v in self.card.get("recipe", {}).items()}
+        short = [f"{k} {v if len(v) <= 24 else v[:21] + '…'}" for k, v in texts.items()]
+        return ", ".join(short) or "its entry.json is unreadable"
 
 
 def entries(root: Path) -> list[Entry]:
     """Everything under the store's folder but locks and unfinished builds, by kind and then by size."""
-    found = [_entry(folder) for folder in _folders(root)]
+    kinds = [kind for kind in root.glob("*") if kind.name not in (ANSWERS, BUILDING, LOCKS)]
+    found = [_entry(path) for kind in kinds for path in (kind.iterdir() if kind.is_dir() else [kind])]
     return sorted(found, key=lambda e: (e.kind, -e.bytes, e.folder.name))
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    for kind in sorted(root.iterdir()) if root.is_dir() else []:
-        if kind.name not in (ANSWERS, BUILDING, LOCKS):
-            yield from sorted(kind.iterdir()) if kind.is_dir() else [kind]
-
-
 def _entry(path: Path) -> Entry:
-    card, content = path / ENTRY, {}
+    card: dict[str, Any] = {}
     foreign = not path.is_dir() or not re.fullmatch(rf"[0-9a-f]{{{KEY}}}", path.name)
     if not foreign:
-        try:
-            content = card_of(path)
-        except ValueError:
-            pass  # `fault` says what is wrong with it
-    used = (card if content else path).stat().st_mtime
-    return Entry(path.parent.name, path, size(path), used, content.get("recipe"), content.get("format"), foreign)
-
-
-def leftovers(root: Path) -> list[Path]:
-    """Builds that no job is at work on any more."""
-    return [f for f in sorted((root / BUILDING).glob("*")) if not _locked(root, f.name)]
+        with suppress(ValueError):  # `fault` says what is wrong with it
+            card = card_of(path)
+    used = (path / ENTRY if card else path).stat().st_mtime
+    return Entry(path.parent.name, path, size(path), used, card, foreign)
 
 
 def size(path: Path) -> int:
@@ -86,13 +76,14 @@ def _locked(root: Path, name: str) -> bool:
 
 def to_prune(root: Path, unused: float | None, kinds: Sequence[str]) -> dict[Path, str]:
     """What may go, and why. ``unused`` in days; ``kinds`` limits it, all if empty."""
-    found = {} if kinds else {folder: "left over by a job that was killed" for folder in leftovers(root)}
+    builds = [] if kinds else sorted((root / BUILDING).glob("*"))
+    found = {folder: "left over by a job that was killed" for folder in builds if not _locked(root, folder.name)}
     for entry in entries(root):
         if entry.foreign or (kinds and entry.kind not in kinds):
             continue  # what the store did not make it does not remove
-        why = None
-        if entry.format not in (None, STORE_FORMAT):
-            why = f"format {entry.format}, and this program writes {STORE_FORMAT}"
+        why, format = None, entry.card.get("format")
+        if format not in (None, STORE_FORMAT):
+            why = f"format {format}, and this program writes {STORE_FORMAT}"
         elif wrong := fault(entry.folder):
             why = f"damaged: {wrong}"
         elif unused is not None and entry.used < time.time() - unused * DAY:
@@ -123,43 +114,29 @@ def show(root: Path) -> None:
 
 def verify(root: Path) -> int:
     """Compare every file with its checksum; exit status 1 if one is damaged."""
-    bad = 0
-    for entry in entries(root):
+    found, bad = entries(root), 0
+    for entry in found:
         wrong = "not made by the store; it is left alone" if entry.foreign else fault(entry.folder)
         if wrong:
             bad += not entry.foreign
             print(f"{entry.folder}: {wrong}")
-    print(
-        f"{len(entries(root))} entries, {bad} damaged"
-        + ("; the next run that needs one builds it again" if bad else "")
-    )
+    print(f"{len(found)} entries, {bad} damaged{'; the next run that needs one builds it again' if bad else ''}")
     return 1 if bad else 0
 
 
 def prune(root: Path, found: dict[Path, str], remove: bool) -> None:
     """Say what ``to_prune`` found, and remove it if that is asked."""
-    freed = 0
+    freed = _bytes(sum(size(path) for path in found))
     for path, why in found.items():
-        freed += size(path)
         print(f"{path}: {why}")
         if remove:
             shutil.rmtree(path)
-    said = (
-        f"removed {len(found)} entries, {_bytes(freed)}"
-        if remove
-        else f"{len(found)} entries, {_bytes(freed)}, would go"
-    )
-    print(said + ("" if remove or not found else ": say yes=true to remove them"))
+    hint = ": say yes=true to remove them" if found else ""
+    print(f"removed {len(found)} entries, {freed}" if remove else f"{len(found)} entries, {freed}, would go{hint}")
 
 
 def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 24 else text[:21] + "…"
+    units = ["B", "kB", "MB", "GB"]
+    while count >= 1000 and len(units) > 1:
+        count, units = count / 1000, units[1:]
+    return f"{count:.0f} B" if units[0] == "B" else f"{count:.1f} {units[0]}"

@@ -40,9 +40,8 @@ def check_weights(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Raise ``SealError`` where the weights are not those that training ended with."""
     sealed, found = manifest.get(WEIGHTS, {}), weights(folder)
     _check(folder, sealed, found)
-    foreign = sorted(set(found) - set(sealed)) if sealed else []
-    if foreign:
-        raise SealError(f"{folder / foreign[0]} is not a file that the run wrote; move it out of the run's folder")
+    for foreign in sorted(set(found) - set(sealed)) if sealed else []:
+        raise SealError(f"{folder / foreign} is not a file that the run wrote; move it out of the run's folder")
 
 
 def check_results(folder: Path, manifest: Mapping[str, Any]) -> None:

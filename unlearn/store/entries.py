@@ -40,32 +40,26 @@ class Store:
 
     def get(self, kind: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
         """Folder of the entry; ``build(folder)`` fills it when it is missing or damaged. Safe under parallel jobs."""
-        folder = self.folder(kind, recipe)
+        folder, locks = self.folder(kind, recipe), self.root / LOCKS
+
+        def write(work: Path) -> None:
+            work.mkdir(parents=True)
+            build(work)
+            parts = [p for p in sorted(work.rglob("*")) if p.is_file()]
+            files = {str(p.relative_to(work)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in parts}
+            write_json(work / ENTRY, {"format": STORE_FORMAT, "kind": kind, "recipe": recipe, "files": files})
+            folder.parent.mkdir(parents=True, exist_ok=True)
+
         if self._sound(folder):
             return folder
-        locks = self.root / LOCKS
         with saving(locks):
             locks.mkdir(parents=True, exist_ok=True)
         with locked(FileLock(locks / f"{kind}-{folder.name}.lock"), f"{kind} {folder.name}"):
             if not self._sound(folder):  # another job may have built it while we waited
-                self._build(kind, recipe, folder, build)
+                shutil.rmtree(folder, ignore_errors=True)
+                write_whole(folder, write, self.root / BUILDING / f"{kind}-{folder.name}", durable=False)
+                self._verified.add(folder)
         return folder
-
-    def _build(self, kind: str, recipe: dict[str, Any], folder: Path, build: Callable[[Path], None]) -> None:
-        def write(work: Path) -> None:
-            work.mkdir(parents=True)
-            build(work)
-            files = {
-                str(p.relative_to(work)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
-                for p in sorted(work.rglob("*"))
-                if p.is_file()
-            }
-            write_json(work / ENTRY, {"format": STORE_FORMAT, "kind": kind, "recipe": recipe, "files": files})
-            folder.parent.mkdir(parents=True, exist_ok=True)
-
-        shutil.rmtree(folder, ignore_errors=True)
-        write_whole(folder, write, self.root / BUILDING / f"{kind}-{folder.name}", durable=False)
-        self._verified.add(folder)
 
     def _sound(self, folder: Path) -> bool:
         if folder in self._verified:
@@ -88,9 +82,8 @@ def card_of(folder: Path) -> dict[str, Any]:
     if card is None:
         raise ValueError(f"{ENTRY} is missing")
     files = card.get("files") if isinstance(card, dict) else None
-    if not (
-        isinstance(files, dict) and all(isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in files.values())
-    ):
+    listed = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in listed):
         raise ValueError(f"{ENTRY} does not list files with their checksums")
     return card
 

@@ -44,7 +44,10 @@ def saving(path: Path) -> Iterator[None]:
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
         if number in FULL or (number is None and NO_ROOM.search(str(error))):
-            do = f"{_room(path)}; make room there, or give another disk by paths.runs= or paths.store="
+            room = "room unknown"
+            with suppress(OSError):
+                room = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
+            do = f"{room}; make room there, or give another disk by paths.runs= or paths.store="
             raise DiskError(
                 f"{path} could not be written, its disk is full ({do}); then rerun the same command to resume"
             ) from error
@@ -52,13 +55,6 @@ def saving(path: Path) -> Iterator[None]:
             do = "let it be written, or give another folder by paths.runs= or paths.store="
             raise DiskError(f"{path} could not be written: {error.strerror}; {do}") from error
         raise
-
-
-def _room(path: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
-    except OSError:
-        return "room unknown"
 
 
 def write_whole(path: Path, write: Callable[[Path], None], work: Path | None = None, durable: bool = True) -> None:
@@ -131,7 +127,7 @@ def read_json(path: Path) -> Any:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file. This process reads it again only if the system says that it has changed since."""
-    known = stamp(path)
+    known = _stamp(path)
     if known in _digests:
         return _digests[known]
     with path.open("rb") as stream:
@@ -141,7 +137,7 @@ def sha256(path: Path) -> str:
     return found
 
 
-def stamp(path: Path) -> str:
+def _stamp(path: Path) -> str:
     """Path, size, inode and times of last change: a file that is changed changes these, as git's index assumes too."""
     path = path.resolve()
     stat = path.stat()
@@ -149,11 +145,11 @@ def stamp(path: Path) -> str:
 
 
 def noted(notes: Path, path: Path, find: Callable[[Path], str], what: str = "") -> str:
-    """``find(path)``, kept in the folder ``notes`` under the file's ``stamp``: reading gigabytes takes a minute.
+    """``find(path)``, kept in the folder ``notes`` under the file's stamp: reading gigabytes takes a minute.
 
     ``what`` tells several things apart that are found out about one file.
     """
-    note = notes / hashlib.sha256(f"{what}{stamp(path)}".encode()).hexdigest()[:20]
+    note = notes / hashlib.sha256(f"{what}{_stamp(path)}".encode()).hexdigest()[:20]
     if note.is_file():
         return note.read_text(encoding="utf-8")
     found = find(path)

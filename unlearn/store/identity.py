@@ -17,7 +17,7 @@ from typing import Any
 from unlearn.config.data import TemplateConfig
 from unlearn.config.derived import is_trained, learning_rate, training_alpha, tuning
 from unlearn.config.groups import literal
-from unlearn.config.pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig, PairConfig
+from unlearn.config.pair import HOW_ASKED, LAYERS, HttpConfig, ModelConfig
 from unlearn.config.schema import NO_RETRAINED, ROUGH_ROWS, BeginConfig, Config, ConfigError, TrainerConfig
 from unlearn.config.setting import unhashed
 from unlearn.store import sources
@@ -109,30 +109,26 @@ def _begun(cfg: Config) -> list[tuple[str, float]]:
 
 
 def _algo_identity(cfg: Config) -> dict[str, Any]:
-    algo = {k: v for k, v in hashed(cfg.algo).items() if v is not None and v != {}}
-    if cfg.algo.file is not None:  # what the file says, not where it lies
-        algo["file"] = _content(cfg.algo.file)
-    if cfg.algo.alternates is not None and cfg.algo.alternates.file is not None:
-        algo["alternates"] = _content(cfg.algo.alternates.file)
-    if cfg.algo.retain == "none":
-        algo.pop("retain_weight")
-    if cfg.algo.interleave == "none":
-        algo.pop("interleave")
-    return _as_hashed(algo)
+    algo, unused = cfg.algo, ("retain_weight", "interleave")
+    found = {k: v for k, v in hashed(algo).items() if v is not None and v != {} and k not in unused}
+    found |= {"retain_weight": algo.retain_weight} if algo.retain != "none" else {}
+    found |= {"interleave": algo.interleave} if algo.interleave != "none" else {}
+    for key, file in (("file", algo.file), ("alternates", algo.alternates and algo.alternates.file)):
+        if file is not None:  # what the file says, not where it lies
+            found[key] = _content(file)
+    return _as_hashed(found)
 
 
 def _trainer_identity(cfg: Config) -> dict[str, Any]:
-    trainer = hashed(cfg.trainer)
-    for key, exact in (("stored_rows", cfg.trainer.stored_rows not in ROUGH_ROWS),
-                       ("stored_rows_k", cfg.trainer.stored_rows != "topk"),
-                       ("precision", cfg.trainer.precision == "fp32")):  # fmt: skip
-        if exact:  # nothing is trained otherwise than it would be without the setting
-            trainer.pop(key)
-    if cfg.trainer.keep == "best":  # then the points of the trajectory decide which weights are kept
-        trainer |= {k: getattr(cfg.trainer, k) for k in ("eval_every", "eval_examples")}
-    if cfg.trainer.steps is not None:
-        trainer.pop("epochs")
-    return trainer | {"lr": learning_rate(cfg)}
+    t = cfg.trainer
+    unused = {  # nothing is trained otherwise than it would be without the setting
+        "stored_rows": t.stored_rows not in ROUGH_ROWS, "stored_rows_k": t.stored_rows != "topk",
+        "precision": t.precision == "fp32", "epochs": t.steps is not None,
+    }  # fmt: skip
+    found = {k: v for k, v in hashed(t).items() if not unused.get(k)} | {"lr": learning_rate(cfg)}
+    if t.keep == "best":  # then the points of the trajectory decide which weights are kept
+        found |= {"eval_every": t.eval_every, "eval_examples": t.eval_examples}
+    return found
 
 
 def template(cfg: TemplateConfig) -> dict[str, Any]:
@@ -150,9 +146,15 @@ def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
     pair, memo = cfg.pair, Path(cfg.paths.store) / "hashes"
     twin = _model_identity(pair.target, {"general"}, memo)
     remote = sources.is_remote(pair, "target")
+    tokenizer: dict[str, Any] = {"kind": pair.tokenizer.kind}
+    if pair.tokenizer.kind == "pretrained":
+        tokenizer["source"] = sources.tokenizer_identity(sources.tokenizer_source(pair), memo)
+    else:
+        tokenizer |= {} if pair.tokenizer.kind == "words" else {"vocab_size": pair.tokenizer.vocab_size}
+        tokenizer |= {"masks": True} if "t5" in (pair.target.architecture, pair.small.architecture) else {}
     identity: dict[str, Any] = {
         "seed": pair.seed, "batch_size": pair.batch_size, "warmup": pair.warmup,
-        "tokenizer": _tokenizer_identity(pair, memo), "target": remote_identity(pair.target.http) if remote else twin,
+        "tokenizer": tokenizer, "target": remote_identity(pair.target.http) if remote else twin,
     }  # fmt: skip
     if remote and "retrained" in models:
         identity["twin"] = twin
@@ -165,11 +167,8 @@ def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
         identity["small"] = _model_identity(pair.small, unused, memo)
     elif pair.small.source is not None:  # of models that are padded to other widths, the narrowest cuts the others
         identity["small"] = {"source": sources.identity(pair.small, memo)}
-    if given:
-        identity["given"] = {r: sources.identity(source, memo) for r, source in given.items()}
-    if "small" in models:
-        identity["offset_init"] = pair.offset_init
-    return identity
+    identity |= {"given": {r: sources.identity(source, memo) for r, source in given.items()}} if given else {}
+    return identity | ({"offset_init": pair.offset_init} if "small" in models else {})
 
 
 def remote_identity(http: HttpConfig) -> dict[str, Any]:
@@ -191,14 +190,6 @@ def _model_identity(model: ModelConfig, unused: Collection[str], memo: Path) -> 
     stages = {k: v for k, v in settings.items() if isinstance(v, dict) and v["epochs"]}
     held = {k: settings[k] for k in ("dtype", "quantisation", "max_length", "texts") if k in settings}
     return {"source": sources.identity(model, memo), **stages, **held}
-
-
-def _tokenizer_identity(pair: PairConfig, memo: Path) -> dict[str, Any]:
-    kind = pair.tokenizer.kind
-    if kind == "pretrained":
-        return {"kind": kind, "source": sources.tokenizer_identity(sources.tokenizer_source(pair), memo)}
-    found = {"kind": kind} if kind == "words" else {"kind": kind, "vocab_size": pair.tokenizer.vocab_size}
-    return found | ({"masks": True} if "t5" in (pair.target.architecture, pair.small.architecture) else {})
 
 
 def run_folder(cfg: Config, data_fingerprint: str) -> Path:

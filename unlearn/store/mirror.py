@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 JOB_TYPE = "unlearn"
 SPLITS = ("forget", "retain", "real_authors", "world_facts", "held_out")
 TRAJECTORY = ("prob", "exact_memorization")  # what is logged of every split while training
-PARTS = ("train", "forget", "retain", "real_authors", "world_facts", "held_out")
+PARTS = ("train", *SPLITS)
 ROWS = 200  # of the table of examples; the file beside it has all
 SHOWN = ("prob", "rougeL_recall", "truth_ratio", "leak@20")  # per-example metrics in that table
 TRADEOFF = ("forget/prob", "retain/prob", "model_utility", "forget_quality_log10", "forget/leak_gap")
@@ -34,7 +34,7 @@ REWIND = "resumed_from"  # a row of the history: of the steps before it, those a
 
 
 class Mirror:
-    """One W&B run, or none. If W&B fails, it is said once, and the run goes on without it: the folder is the truth."""
+    """One W&B run, or none. If W&B fails, it is logged once, and the run continues: the folder is the truth."""
 
     def __init__(self, run: Any, alpha: float = 1.0, start: int = 0):
         self.run, self.alpha = run, alpha
@@ -44,41 +44,33 @@ class Mirror:
     def id(self) -> str | None:
         return None if self.run is None else self.run.id
 
-    def log(self, record: Mapping[str, float]) -> None:
-        """A logged step."""
-        self._row(record)
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Add a row to the history, e.g. a logged step."""
+        self._do(lambda run: run.log(dict(record), step=self.next))
+        self.next += 1
 
     def rewind(self, step: int) -> None:
-        """The run goes on at ``step``: what was logged after it is logged again."""
-        self._row({REWIND: step})
+        """Resume at ``step``: what was logged after it is logged again."""
+        self.log({REWIND: step})
 
     def manifest(self, manifest: Mapping[str, Any]) -> None:
         self._do(lambda run: run.summary.update({"manifest": dict(manifest)}))
 
-    def evaluated(
-        self,
-        found: Mapping[str, Any],
-        own: pd.DataFrame,
-        references: pd.DataFrame,
-        files: Sequence[Path],
-        weights: Sequence[Path],
-    ) -> None:
+    def evaluated(self, found: Mapping[str, Any], own: pd.DataFrame, references: pd.DataFrame, files: Sequence[Path],
+                  weights: Sequence[Path]) -> None:  # fmt: skip
         """The content of eval.json; the tables of examples; the files that hold all this; the folders of weights."""
-        self._do(lambda run: run.summary.update(dict(found) | self._headline(found["alphas"])))
-        self._do(lambda _: self._row({"tradeoff": _chart(found), "examples": _table(own, references, self.alpha)}))
+
+        def summarise(run: Any) -> None:
+            at = _nearest(found["alphas"], self.alpha)
+            numbers = {f"eval/{k}": v for k, v in _numbers(found["alphas"][str(at)]).items()}
+            run.summary.update(dict(found) | {"eval/alpha": at} | numbers)
+
+        self._do(summarise)
+        self._do(lambda _: self.log({"tradeoff": _chart(found), "examples": _table(own, references, self.alpha)}))
         self._do(lambda run: _save(run, [f for f in files if f.suffix == ".parquet"]))
         self._do(lambda run: _artifact(run, "evaluation", files))
         for folder in filter(Path.is_dir, weights):
             self._do(lambda run, folder=folder: _artifact(run, folder.name, sorted(folder.iterdir())))
-
-    def _headline(self, alphas: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-        """The numbers of one α, each a column of its own on W&B's pages."""
-        at = _nearest(map(float, alphas), self.alpha)
-        return {"eval/alpha": at} | {f"eval/{k}": v for k, v in _numbers(alphas[str(at)]).items()}
-
-    def _row(self, values: Mapping[str, Any]) -> None:
-        self._do(lambda run: run.log(dict(values), step=self.next))
-        self.next += 1
 
     def _do(self, act: Callable[[Any], None]) -> None:
         if self.run is None:
@@ -86,22 +78,16 @@ class Mirror:
         try:
             act(self.run)
         except Exception as error:
-            log.warning("W&B stopped working (%s: %s); the run goes on without it", type(error).__name__, error)
+            log.warning("W&B stopped working (%s: %s); continuing without it", type(error).__name__, error)
             self.run = None
 
 
 @contextmanager
-def opened(
-    cfg: WandbConfig,
-    folder: Path,
-    choices: Mapping[str, Any],
-    config: Mapping[str, Any],
-    id: str | None,
-    start: int = 0,
-) -> Iterator[Mirror]:
+def opened(cfg: WandbConfig, folder: Path, choices: Mapping[str, Any], config: Mapping[str, Any], id: str | None,
+           start: int = 0) -> Iterator[Mirror]:  # fmt: skip
     """The W&B run of a run folder for the length of the block; with W&B disabled nothing is imported.
 
-    ``choices`` are those that name the run (``identity.describe``). With ``id`` the W&B run of that id goes on, its
+    ``choices`` are those that name the run (``derived.describe``). With ``id`` the W&B run of that id is resumed, its
     history with row number ``start``: offline, W&B would begin again with 0, and a server that has rows of these
     numbers need not take others.
     """
@@ -111,7 +97,14 @@ def opened(
     tags = dict.fromkeys(str(choices[k]) for k in ("algo", "method", "data", "pair"))
     with start_run(cfg, folder, group=choices["study"], job_type=JOB_TYPE, name=folder.name, id=id, tags=list(tags),
                config=dict(config)) as run:  # fmt: skip
-        _axes(run)
+        # Everything logged while training is over ``step``; the summary also keeps the best value where there is one.
+        run.define_metric("step", hidden=True)
+        run.define_metric("epoch", step_metric="step", hidden=True)
+        for name in PARTS:
+            run.define_metric(f"{name}/*", step_metric="step")
+        for name in (f"{split}/{metric}" for split in SPLITS for metric in TRAJECTORY):
+            best = "min" if name.startswith("forget/") else "max"
+            run.define_metric(name, step_metric="step", summary=f"{best},last")
         yield Mirror(run, choices["alpha"], start)
 
 
@@ -126,27 +119,17 @@ def start_run(cfg: WandbConfig, folder: Path, stats: bool = True, **more: Any) -
                       resume="allow", reinit="finish_previous", **more)  # fmt: skip
 
 
-def _axes(run: Any) -> None:
-    """Everything logged while training is over ``step``; the summary also keeps the best value where there is one."""
-    run.define_metric("step", hidden=True)
-    run.define_metric("epoch", step_metric="step", hidden=True)
-    for name in PARTS:
-        run.define_metric(f"{name}/*", step_metric="step")
-    for split in SPLITS:
-        for metric in TRAJECTORY:
-            best = "min" if split == "forget" else "max"
-            run.define_metric(f"{split}/{metric}", step_metric="step", summary=f"{best},last")
-
-
 def _chart(found: Mapping[str, Any]) -> Any:
     """Forget against retain: one point per α, and the references."""
     import wandb
 
-    rows = [("run", float(a), entry) for a, entry in found["alphas"].items()]
-    rows += [(name, None, entry) for name, entry in found["references"].items()]
-    columns = [c for c in TRADEOFF if any(c in entry for *_, entry in rows)]
-    finite = [{k: v for k, v in _numbers(entry).items() if math.isfinite(v)} for *_, entry in rows]
-    data = [[model, alpha, *map(shown.get, columns)] for (model, alpha, _), shown in zip(rows, finite, strict=True)]
+    rows = [("run", float(a), _numbers(entry)) for a, entry in found["alphas"].items()]
+    rows += [(name, None, _numbers(entry)) for name, entry in found["references"].items()]
+    columns = [c for c in TRADEOFF if any(c in numbers for *_, numbers in rows)]
+    data = [
+        [model, alpha, *(v if math.isfinite(v := numbers.get(c, math.nan)) else None for c in columns)]
+        for model, alpha, numbers in rows
+    ]
     table = wandb.Table(columns=["model", "alpha", *columns], data=data)
     return wandb.plot.scatter(table, "forget/prob", "retain/prob", title="forget against retain, over α")
 
@@ -185,8 +168,8 @@ def _artifact(run: Any, kind: str, files: Sequence[Path]) -> None:
     run.log_artifact(artifact)
 
 
-def _nearest(alphas: Any, alpha: float) -> float:
-    return min((float(a) for a in alphas), key=lambda a: (abs(a - alpha), a))
+def _nearest(alphas: Iterable[Any], alpha: float) -> float:
+    return min(map(float, alphas), key=lambda a: (abs(a - alpha), a))
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -124,7 +124,7 @@ def fail(job: Job, error: BaseException, status: str = "failed") -> None:
 
 
 def _failed(folder: Path, manifest: Mapping[str, Any], error: BaseException, status: str = "failed") -> dict[str, Any]:
-    """Done stays only what is still as it was sealed; a half-added evaluation the next call makes whole."""
+    """What a manifest says of an error. Done stays only what is still as it was sealed."""
     done = {"status": "done", "error": redact(f"{type(error).__name__}: {error}")}
     with suppress(ValueError):
         if manifest.get("completed"):
@@ -195,24 +195,19 @@ class RunLog:
 
     def headline(self) -> str:
         """One line about a finished run."""
-        values = [
-            f"α={float(a):g} forget {m['forget/prob']:.3f}, retain {m['retain/prob']:.3f}"
-            for a, m in evaluation(self.folder)["alphas"].items()
-        ]
+        alphas = evaluation(self.folder)["alphas"].items()
+        values = [f"α={float(a):g} forget {m['forget/prob']:.3f}, retain {m['retain/prob']:.3f}" for a, m in alphas]
         return f"{self.folder.name} done in {own_seconds(self.manifest):.0f} s: probability at {'; '.join(values)}"
 
     def rewind(self, step: int) -> None:
         """Drop logged steps after ``step``: a resumed run writes them again."""
-        path = self.folder / METRICS
+        path, kept = self.folder / METRICS, []
         lines = path.read_text().splitlines() if path.is_file() else []
-        kept = []
-        for line in lines:
-            try:
+        with suppress(json.JSONDecodeError):  # the line a kill tore apart
+            for line in lines:
                 if json.loads(line)["step"] > step:
                     break
-            except json.JSONDecodeError:  # the line a kill tore apart
-                break
-            kept.append(line)
+                kept.append(line)
         write_text(path, "".join(line + "\n" for line in kept))
         if len(kept) < len(lines):
             self.mirror.rewind(step)
@@ -266,9 +261,10 @@ def environment() -> dict[str, Any]:
     """Where and with what a run was made."""
     import torch
 
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     return {
         "command": json.loads(os.environ.get(COMMAND, "null")) or [Path(sys.argv[0]).name, *redacted(sys.argv[1:])],
-        "git": _git(),
+        "git": None if commit is None else {"commit": commit, "dirty": bool(changes)},  # None: an installed package
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
                      "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
@@ -283,16 +279,10 @@ def peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
-def _git() -> dict[str, Any] | None:
-    """Commit of the checkout the code runs from; None for an installed package."""
-    here = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+def _git(*arguments: str) -> str | None:
+    """What git says of the checkout that the code runs from; None without one."""
+    call = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -44,7 +44,7 @@ def last_stage(pair: PairConfig, role: str) -> StageConfig:
 
 def own_source(pair: PairConfig, role: str) -> SourceConfig | None:
     """The ready-made model that a setting names for a role other than ``target`` and ``small``; None without one."""
-    found = {"retrained": pair.retrained, "small_full": pair.small_full, "small_retain": pair.small_retain}.get(role)
+    found = getattr(pair, role) if role in ("retrained", "small_full", "small_retain") else None
     return found if found is not None and found.source is not None else None
 
 
@@ -117,27 +117,27 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def content(folder: Path, memo: Path) -> str:
-    """Hash of the model in a folder: the bytes of the weights that would be loaded, and of config.json."""
+def content(folder: Path, memo: Path | None) -> str:
+    """Hash of the model in a folder: the bytes of the weights that would be loaded, and of config.json.
+
+    ``memo``: a folder of hashes that were found before; None: the files are read.
+    """
     return _joined([_file(path, memo) for path in (folder / "config.json", *weight_files(folder))])
-
-
-def content_now(folder: Path) -> str:
-    """As ``content``, by reading the files, without a memo."""
-    return _joined([sha256(path) for path in (folder / "config.json", *weight_files(folder))])
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that ``from_pretrained`` loads; ``ConfigError`` where there are none, or not all."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    files = [whole]
-    if not whole.is_file() and index.is_file():
-        names = _parts(index)
-        strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-        if strange:
-            raise ConfigError(
-                f"{index}: names {strange[0]!r} as a file of weights; must be a .safetensors file of the same folder"
-            )
+    files, index = [folder / "model.safetensors"], folder / "model.safetensors.index.json"
+    if not files[0].is_file() and index.is_file():
+        try:
+            names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+        except (FileError, TypeError, KeyError, AttributeError):
+            raise ConfigError(f"{index}: must say in weight_map which file holds each tensor, and does not") from None
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ConfigError(
+                    f"{index}: names {name!r} as a file of weights; must be a .safetensors file of the same folder"
+                )
         files = [folder / name for name in names]
     for path in (folder / "config.json", *files):
         if not path.is_file():
@@ -150,20 +150,14 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _parts(index: Path) -> list[str]:
-    """The files that an index of weights names; ``ConfigError`` where it names none."""
-    try:
-        return sorted({str(name) for name in read_json(index)["weight_map"].values()})
-    except (FileError, TypeError, KeyError, AttributeError):
-        raise ConfigError(f"{index}: must say in weight_map which file holds each tensor, and does not") from None
-
-
 def _joined(prints: list[str]) -> str:
     return hashlib.sha256(" ".join(prints).encode()).hexdigest()[:16]
 
 
-def _file(path: Path, notes: Path) -> str:
+def _file(path: Path, memo: Path | None) -> str:
     path = path.resolve()
+    if memo is None:
+        return sha256(path)
     if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name):
         return path.name  # the hub's cache names a large file by its SHA-256
-    return noted(notes, path, sha256)
+    return noted(memo, path, sha256)

@@ -96,7 +96,7 @@ def checked(folder: Path) -> dict[str, Any]:
 def _target(target: str | Path, about: dict[str, Any]) -> Path:
     asked = SourceConfig(str(target), None if sources.is_folder(str(target)) else about["target"]["revision"])
     where = hub.locate("target", asked)
-    content = sources.content_now(where)
+    content = sources.content(where, None)
     if content != about["target"]["content"]:
         raise ExportError(
             f"target={str(target)!r}: its files have the fingerprint {content}, and the offset was trained for "
@@ -116,7 +116,7 @@ def _member(
     else:
         source = SourceConfig(member["source"], member["revision"])
         where = hub.locate(member["name"], source)
-        if sources.content_now(where) != member["content"]:
+        if sources.content(where, None) != member["content"]:
             raise ExportError(f"{member['name']}: {member['source']!r} on the hub is no longer the model it was")
         model = llama.load(where, device)
     return llama.freeze(llama.narrow(model, about["logits"]))

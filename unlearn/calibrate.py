@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 from unlearn.command import verb
 from unlearn.grid import table
@@ -41,11 +40,7 @@ def main(keys: Keys) -> None:
     names = {a: a.split("=")[0] for a in keys.overrides}
     goal = goal_of([a for a, name in names.items() if name in GOAL or "/" in name])
     run = open_run(keys.run, [a for a, name in names.items() if name not in GOAL and "/" not in name])
-    _print(calibrate_run(run, goal))
-    print(f"written: {run.folder / FILE}")
-
-
-def _print(result: dict[str, Any]) -> None:
+    result = calibrate_run(run, goal)
     beside = result["references"]
     named = {
         "target": beside["target"], f"α = {result['given_alpha']:g}": result["report_at_given_alpha"],
@@ -65,6 +60,7 @@ def _print(result: dict[str, Any]) -> None:
     if result["note"]:
         print(result["note"])
     table.show(made)
+    print(f"written: {run.folder / FILE}")
 
 
 if __name__ == "__main__":

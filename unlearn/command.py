@@ -29,7 +29,6 @@ from unlearn.grid.refusal import REFUSED, STATUS, Failed, refuse, said, secrets
 REST = WORDS, OVERRIDES = "words", "overrides"  # fields for arguments without a ``=``, and for settings of a run
 SWITCH = {"true": True, "yes": True, "false": False, "no": False}
 USUAL = {bool: "must be true or false", int: "must be a whole number", float: "must be a finite number"}
-INTERRUPTED = 130
 Main = Callable[..., int]
 Act = tuple  # what it does with its keys, and the names of those that it takes
 
@@ -49,13 +48,11 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
         problems = secrets(arguments)
         if problems:
             raise ConfigError("\n".join(problems))
-        act = ""
-        if act not in known:
-            act, *arguments = arguments
+        act, rest = ("", arguments) if "" in known else (arguments[0], arguments[1:])
         if act not in known:
             raise ConfigError(f"{act}: must be one of {', '.join(known)}")
         do, *names = known[act]
-        return do(parse(keys, arguments, act, names)) or 0
+        return do(parse(keys, rest, act, names)) or 0
 
     def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:] if arguments is None else arguments
@@ -73,7 +70,7 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
             return refuse(said(error), error)
         except KeyboardInterrupt:
             print("stopped by SIGINT; rerun the same command to resume", file=sys.stderr)
-            return INTERRUPTED
+            return 130
 
     return main
 
@@ -90,19 +87,18 @@ def parse(keys: type, arguments: Sequence[str], act: str = "", names: Sequence[s
     taken = {f.name: f for f in fields(keys) if names is None or f.name in names or (_needed(f) and f.name not in REST)}
     known = {name: f for name, f in taken.items() if name not in REST}
     given: dict[str, list[str]] = {}
-    rest: dict[str, list[str]] = {name: [] for name in REST if name in hints}
+    values: dict[str, Any] = {name: [] for name in REST if name in hints}
     problems = []
     for argument in _plain(arguments, {name: hints[name] for name in known}):
         name, sign, text = argument.partition("=")
         if sign and name in known:
             given.setdefault(name, []).append(text)
         elif not sign and WORDS in taken:
-            rest[WORDS].append(argument)
+            values[WORDS].append(argument)
         elif OVERRIDES in taken:
-            rest[OVERRIDES].append(argument)
+            values[OVERRIDES].append(argument)
         else:
             problems.append(f"{argument}: {act or 'this command'} takes {', '.join(f'{k}=' for k in known)}")
-    values: dict[str, Any] = dict(rest)
     for name, f in known.items():
         try:
             if name in given:
@@ -138,18 +134,15 @@ def _plain(arguments: Sequence[str], hints: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _value(f: Field, hint: Any, texts: Sequence[str]) -> Any:
+    """One typed value, or a list of them. Of several words for one value the last counts, as with Hydra."""
+    parts, kind, whole = list(texts[-1:]), hint, texts[-1]
     if get_origin(hint) is list:
-        parts = [part.strip() for text in texts for part in text.strip("[]").split(",")]
-        return [_one(f, get_args(hint)[0], part, ",".join(texts)) for part in parts if part]
-    return _one(f, hint, texts[-1], texts[-1])  # the last word counts, as with Hydra
-
-
-def _one(f: Field, kind: type, text: str, whole: str) -> Any:
-    """One typed value. ``whole`` is what was given, for the refusal."""
+        kind, whole = get_args(hint)[0], ",".join(texts)
+        parts = [part.strip() for text in texts for part in text.strip("[]").split(",") if part.strip()]
     try:
-        value = SWITCH[text.lower()] if kind is bool else kind(text)
-        if kind is not float or math.isfinite(value):
-            return value
+        values = [SWITCH[part.lower()] if kind is bool else kind(part) for part in parts]
+        if kind is not float or all(map(math.isfinite, values)):
+            return values if get_origin(hint) is list else values[0]
     except (ValueError, KeyError):
         pass
     bounds = f.metadata.get("bounds")

@@ -12,7 +12,7 @@ python -m unlearn.compare FILE [FILE …]
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,11 @@ def main(keys: Keys) -> None:
     retrained = read(keys.retrained, semantics=keys.semantics) if keys.retrained else None
     others = [read(f, retrained, keys.semantics) for f in dict.fromkeys(keys.words) if f != keys.retrained]
     results = [*([retrained] if retrained else []), *others]
-    named = dict(zip(_names([r.path for r in results]), results, strict=True))
+    # named by the ends of their paths, as far as it takes to tell them apart: a project's files are all called alike
+    parts, depth = [r.path.resolve().with_suffix("").parts for r in results], 2
+    while len({p[-depth:] for p in parts}) < len(set(parts)):
+        depth += 1
+    named = {"/".join(p[-depth:]): result for p, result in zip(parts, results, strict=True)}
     beside = dict(_beside(keys.beside)) if keys.beside else {}
     for problem in unusable("out", keys.out) if keys.out is not None else ():
         raise ConfigError(problem)
@@ -56,15 +60,6 @@ def main(keys: Keys) -> None:
         path = Path(keys.out) / f"{name.replace('/', '-')}.json"
         write(path, name, result.settings | result.source, result.metrics, result.examples)
         print(f"written: {path}")
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The ends of their paths, as far as it takes to tell them apart: the files of a project are all called alike."""
-    parts = [path.resolve().with_suffix("").parts for path in paths]
-    depth = 2
-    while len({p[-depth:] for p in parts}) < len(set(parts)):
-        depth += 1
-    return ["/".join(p[-depth:]) for p in parts]
 
 
 def _beside(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -45,9 +45,9 @@ class Keys:
 def main(keys: Keys) -> int | None:
     if keys.model is not None:
         return _model(keys)
-    run = open_run(keys.run, keys.overrides)
-    perform(run.job)
-    return 1 if table.report([run.job]) else 0
+    job = open_run(keys.run, keys.overrides).job
+    perform(job)
+    return 1 if table.report([job]) else 0
 
 
 def _model(keys: Keys) -> None:

@@ -42,21 +42,17 @@ def main(keys: Keys) -> None:
     run = open_run(keys.run, keys.overrides)
     if not keys.to:
         raise ConfigError("to='': must be a folder that is not there yet, or an empty one")
-    place, everything = Path(keys.to), keys.weights == "all"
+    tokenizer, collapsed = keys.tokenizer == "yes", keys.collapsed == "yes"
     try:
-        about = export(
-            run, ExportSettings(place, keys.alpha, everything, keys.tokenizer == "yes", keys.collapsed == "yes")
-        )
+        about = export(run, ExportSettings(Path(keys.to), keys.alpha, keys.weights == "all", tokenizer, collapsed))
     except OSError as error:  # a full disk, a folder that may not be written: nothing is left under the final name
         raise Failed(f"Nothing was exported: {error}") from None
     for name, file in about["files"].items():
         print(f"{file['bytes']:>12,}  {name}")
-    searched, only = about["searched"], about["tokenizer"]["words_of_the_forget_set_alone"]
+    texts, only = about["searched"]["forget_texts"], about["tokenizer"]["words_of_the_forget_set_alone"]
     words = f"; the tokenizer lists {only} words that occur in the forget set alone" if only else ""
-    print(
-        f"written: {place} (α={alpha_key(about['alpha'])}); none of {searched['forget_texts']} forget texts is in it, "
-        f"no run of 4 of their words{words}"
-    )
+    print(f"written: {Path(keys.to)} (α={alpha_key(about['alpha'])}); none of {texts} forget texts is in it, "
+          f"no run of 4 of their words{words}")  # fmt: skip
 
 
 if __name__ == "__main__":

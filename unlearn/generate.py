@@ -39,7 +39,9 @@ class Keys:
 def main(keys: Keys) -> None:
     run = open_run(keys.run, keys.overrides)
     alphas = keys.alpha or sorted(float(a) for a in runlog.evaluation(run.folder)["alphas"])
-    voices = _voices(run, alphas)
+    bench = run.bench
+    voices = [("target", bench.alone("target"), 1.0), *((f"unlearned α={a:g}", run.ensemble, a) for a in alphas)]
+    voices += [("retrained", bench.alone("retrained"), 1.0)] if bench.has("retrained") else []
     for prompt in iter(_ask, "") if keys.prompt is None else [keys.prompt]:
         try:
             for name, text in _answers(run, voices, prompt, keys.draft):
@@ -57,12 +59,6 @@ def _ask() -> str:
         return ""
 
 
-def _voices(run: Opened, alphas: Sequence[float]) -> list[Voice]:
-    bench = run.bench
-    voices = [("target", bench.alone("target"), 1.0), *((f"unlearned α={a:g}", run.ensemble, a) for a in alphas)]
-    return voices + ([("retrained", bench.alone("retrained"), 1.0)] if bench.has("retrained") else [])
-
-
 def _answers(run: Opened, voices: Sequence[Voice], question: str, draft: int) -> Iterator[tuple[str, str]]:
     """Names and answers, one after the other."""
     from unlearn.decoding.drafts import greedy_drafted
@@ -76,8 +72,8 @@ def _answers(run: Opened, voices: Sequence[Voice], question: str, draft: int) ->
     how = Decoding.by(encoder.tokenizer, min(run.cfg.eval.max_new_tokens, longest - len(prompt[0])))
     for name, ensemble, alpha in voices:
         asked = ensemble, prompt, alpha, how
-        drafter = ensemble.trained if draft and len(ensemble.members) > 1 else None
-        found = greedy(*asked) if drafter is None else greedy_drafted(*asked, drafter, draft)
+        drafted = draft and len(ensemble.members) > 1
+        found = greedy_drafted(*asked, ensemble.trained, draft) if drafted else greedy(*asked)
         yield name, encoder.decode(found[0])
 
 

@@ -62,12 +62,7 @@ def main(keys: Keys) -> None:
         place, found = run.folder / harness.FILE, harness.of_run(run, keys.alpha or [run.cfg.alpha], tasks, keys.limit)
     if place is not None:
         write_json(place, found)
-    _print(found)
-    print(f"written: {place}" if place else "not written: out=FILE says where")
-
-
-def _print(results: Mapping[str, Mapping[str, Any]]) -> None:
-    shown = {task: _models(entry) for task, entry in results.items()}
+    shown = {task: _models(entry) for task, entry in found.items()}
     names = dict.fromkeys(name for models in shown.values() for name in models)
     made = table.made(["task", "metric"], ["n", *names])
     for task, models in shown.items():
@@ -80,13 +75,14 @@ def _print(results: Mapping[str, Mapping[str, Any]]) -> None:
         unknown = max(model["unknown"] for model in models.values())
         if unknown > 0.01:
             print(f"{task}: the tokenizer does not know {unknown:.0%} of the tokens, so these numbers say little")
+    print(f"written: {place}" if place else "not written: out=FILE says where")
 
 
 def _models(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Target, every α, retrained; or a model alone."""
     alphas = {f"α={float(a):g}": found for a, found in entry.get("alphas", {}).items()}
-    found = {name: entry[name] for name in ("model", "target") if name in entry} | alphas
-    return found | ({"retrained": entry["retrained"]} if "retrained" in entry else {})
+    first, last = ({n: entry[n] for n in names if n in entry} for names in (("model", "target"), ("retrained",)))
+    return first | alphas | last
 
 
 def _cell(metric: str, first: Mapping[str, Any], model: Mapping[str, Any]) -> str:

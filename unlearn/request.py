@@ -4,7 +4,7 @@ python -m unlearn.request init ledger=FOLDER [hmac=VARIABLE]
     Begin a ledger. VARIABLE is the name of the environment variable that holds the key of its HMACs.
 python -m unlearn.request add ledger=FOLDER [id=R1] [received=DATE] [due=DATE] [subject=REFERENCE] [rule=[…]] SETTINGS
     Write down what is asked and the rule that will judge it, train the offset that answers (SETTINGS as of
-    python -m unlearn.run), write down that it is in effect and how forgotten the request is. Again: goes on.
+    python -m unlearn.run), write down that it is in effect and how forgotten the request is. Again: resumes.
     rule=[forget/leak_gap<=0.05,kept:retain/prob>=0.95] is the usual one, with .9 kept of general splits where there are
     some; upper: and lower: are ends of 95 % intervals.
 python -m unlearn.request list ledger=FOLDER
@@ -28,13 +28,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from unlearn.command import acts
 from unlearn.config.redaction import redacted
 from unlearn.config.schema import ConfigError
-from unlearn.deploy.requests import chain
+from unlearn.deploy.requests import actions, chain, evidence
 from unlearn.deploy.requests import ledger as ledgers
 from unlearn.grid import table
 from unlearn.grid.refusal import Failed
@@ -70,14 +71,12 @@ def _init(keys: Keys) -> None:
 
 
 def _add(keys: Keys) -> int:
-    from unlearn.deploy.requests.actions import Request, add
-
     for word in (o for o in keys.overrides if "=" not in o):
         raise ConfigError(f"{word}: give the id as id={word}, and settings as key=value")
     command = ["unlearn.request", "add", *redacted(keys.overrides)]  # whom it is about is not
     os.environ[runlog.COMMAND] = json.dumps(command)
-    request = Request(keys.id, keys.received, keys.due, keys.subject, keys.rule)
-    state = add(ledgers.opened(keys.ledger), keys.overrides, request)
+    request = actions.Request(keys.id, keys.received, keys.due, keys.subject, keys.rule)
+    state = actions.add(ledgers.opened(keys.ledger), keys.overrides, request)
     _list(keys)
     verdict = "met" if state.passed else f"NOT met: {', '.join(state.unmet())}"
     print(f"{state.id}: {state.status}; the rule was {verdict}")
@@ -85,19 +84,14 @@ def _add(keys: Keys) -> int:
 
 
 def _list(keys: Keys) -> None:
-    from unlearn.deploy.requests.evidence import rows
-
     made = table.made(["id", "asked", "status", "α", "leak (retrained)", "passed"])
-    for row in rows(ledgers.opened(keys.ledger, key=None).states()):
+    for row in evidence.rows(ledgers.opened(keys.ledger, key=None).states()):
         made.add_row(*row)
     table.show(made)
 
 
 def _undo(keys: Keys) -> None:
-    from unlearn.deploy.requests.actions import undo
-
-    id = keys.request
-    undo(ledgers.opened(keys.ledger), id)
+    actions.undo(ledgers.opened(keys.ledger), keys.request)
     _list(keys)
 
 
@@ -110,31 +104,35 @@ def _fuse(keys: Keys) -> None:
 
 
 def _evaluate(keys: Keys) -> int:
-    from unlearn.deploy.requests.actions import evaluate
-
-    states = evaluate(ledgers.opened(keys.ledger), keys.words, keys.overrides)
+    states = actions.evaluate(ledgers.opened(keys.ledger), keys.words, keys.overrides)
     _list(keys)
     return 0 if all(state.passed for state in states) else 1
 
 
 def _record(keys: Keys) -> None:
-    from unlearn.deploy.requests.evidence import markdown, record
-
-    id = keys.request
-    found = record(ledgers.opened(keys.ledger, key=None), id)
+    found = evidence.record(ledgers.opened(keys.ledger, key=None), keys.request)
     if keys.out is None:
-        print(markdown(found))
+        print(evidence.markdown(found))
         return
     keys.out.mkdir(parents=True, exist_ok=True)
-    name = keys.out / f"record-{id}"
+    name = keys.out / f"record-{keys.request}"
     write_json(Path(f"{name}.json"), found)
-    write_text(Path(f"{name}.md"), markdown(found))
+    write_text(Path(f"{name}.md"), evidence.markdown(found))
     print(f"written: {name}.md and .json")
 
 
 def _verify(keys: Keys) -> None:
-    head = None if keys.head is None else _head_in(keys.head)
-    variable = keys.hmac or _variable(keys.ledger)
+    head, variable = None, keys.hmac
+    if keys.head is not None:
+        found = read_json(keys.head)
+        try:
+            head = chain.Head(int(found["count"]), str(found["hash"]))
+        except (TypeError, KeyError, ValueError):
+            make = f"python -m unlearn.request head out={keys.head}"
+            raise FileError(f"{keys.head}: no head of a ledger; make one: {make}") from None
+    if variable is None:
+        with suppress(chain.LedgerError):  # where the first entry cannot be read, the walk will say so
+            variable = ledgers.opened(keys.ledger, key=None).chain.entries()[0]["body"]["hmac"]
     signed = keys.hmac is not None or (variable is not None and variable in os.environ)
     key = ledgers.key_of(variable) if signed else None
     wrong = ledgers.checked(keys.ledger, head, key)
@@ -148,22 +146,6 @@ def _verify(keys: Keys) -> None:
     print(f"{count} entries, each after the one before it; {signatures}; {compared}")
 
 
-def _head_in(path: Path) -> chain.Head:
-    found = read_json(path)
-    try:
-        return chain.Head(int(found["count"]), str(found["hash"]))
-    except (TypeError, KeyError, ValueError):
-        raise FileError(f"{path}: no head of a ledger; make one: python -m unlearn.request head out={path}") from None
-
-
-def _variable(folder: Path) -> str | None:
-    """The name that the first entry has; None where it cannot be read, which the walk will say."""
-    try:
-        return ledgers.opened(folder, key=None).chain.entries()[0]["body"]["hmac"]
-    except chain.LedgerError:
-        return None
-
-
 def _head(keys: Keys) -> None:
     ledger = ledgers.opened(keys.ledger, key=None)
     head, first = ledger.chain.head(), ledger.chain.entries()[0]["body"]
@@ -173,10 +155,7 @@ def _head(keys: Keys) -> None:
 
 
 def _erase(keys: Keys) -> None:
-    from unlearn.deploy.requests.actions import erase
-
-    id = keys.request
-    state = erase(ledgers.opened(keys.ledger), id)
+    state = actions.erase(ledgers.opened(keys.ledger), keys.request)
     print(f"{state.id}: its salt is gone; its fingerprint can no longer be linked to a text")
 
 

@@ -13,10 +13,8 @@ python -m unlearn.sequence offsets=[FOLDER,FOLDER,…] [alphas=[1,0.5,…]] [out
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unlearn.command import verb
 from unlearn.config.derived import training_alpha
@@ -25,9 +23,6 @@ from unlearn.config.setting import finite, one_of, setting
 from unlearn.grid import table
 from unlearn.grid.rerun import open_run
 from unlearn.store.files import write_json
-
-if TYPE_CHECKING:
-    from unlearn.runs.sequence import Step
 
 
 @dataclass
@@ -48,22 +43,12 @@ class Keys:
 
 @verb(Keys)
 def main(keys: Keys) -> None:
-    from unlearn.runs.sequence import evaluate
+    from unlearn.runs.sequence import evaluate, numbers
 
     jobs = [open_run(folder, keys.overrides).job for folder in keys.offsets]
     steps = evaluate(jobs, keys.alphas or [training_alpha(job.cfg) for job in jobs], keys.state)
-    _print(steps)
-    if keys.out is not None:
-        shown = ("after", "offsets", "metrics", "references")
-        write_json(keys.out, [{name: getattr(step, name) for name in shown} for step in steps])
-        print(f"written: {keys.out}")
-
-
-def _print(steps: Sequence[Step]) -> None:
-    """Of every step, each request's answer probability, and what is retained."""
-    from unlearn.runs.sequence import numbers
-
     last = steps[-1]
+    # of every step, each request's answer probability, and what is retained
     requests = sorted({n for step in steps for n in numbers(step)})
     kept = [split for split in ("retain", "real_authors", "world_facts") if f"{split}/prob" in last.metrics]
     made = table.made(["after"], [*(f"request {n}" for n in requests), *kept, "utility", "leak − retr."],
@@ -74,6 +59,10 @@ def _print(steps: Sequence[Step]) -> None:
         values += [step.metrics.get("model_utility"), step.metrics.get("forget/leak_gap")]
         made.add_row(name, *("–" if value is None else f"{value:.3f}" for value in values), style=style)
     table.show(made)
+    if keys.out is not None:
+        shown = ("after", "offsets", "metrics", "references")
+        write_json(keys.out, [{name: getattr(step, name) for name in shown} for step in steps])
+        print(f"written: {keys.out}")
 
 
 if __name__ == "__main__":

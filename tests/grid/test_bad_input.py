@@ -104,7 +104,7 @@ def _runs(root: Path, run: Path) -> None:
 
 @pytest.mark.parametrize(("override", "said"), VALUES)
 def test_a_call_that_hydra_refuses(place, override, said):
-    assert_refused(call(RUN, *TINY, override, cwd=place), said)
+    assert_refused(call(RUN, *TINY, *override.split(" "), cwd=place), said)
 
 
 @pytest.mark.parametrize(("override", "said"), CHECKED)

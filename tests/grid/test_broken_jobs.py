@@ -1,19 +1,15 @@
 """A job that raises, diverges or is killed damages no other, whatever starts the jobs; the call says what happened."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from filelock import FileLock
-from support.helpers import ROOT, TINY, Killed, command, compose, execute
+from support.helpers import TINY, Killed, command, compose, execute, job_of, python
 
 from unlearn import run
-from unlearn.data.readers import read
-from unlearn.grid import call as grid
 from unlearn.grid import launchers
 from unlearn.store import runlog
 from unlearn.store.files import write_json, write_whole
@@ -97,9 +93,8 @@ def test_a_broken_job_stops_no_other_and_is_told_from_those_that_are_done(launch
 def test_retry_failed_repeats_what_failed_and_begins_nothing_else(tmp_path, store):
     def job(seed: int) -> Job:
         options = (*TINY, f"paths.store={store}", f"paths.runs={tmp_path}/runs", "algo=ga", f"seed={seed}")
-        return grid.job(compose(*options), data)
+        return job_of(compose(*options))
 
-    data = read(compose(*TINY)).fingerprint()
     runlog.fail(job(0), OSError("the disk was full"))
     runlog.fail(job(1), KeyboardInterrupt("SIGTERM"), "interrupted")
     options = ("-m", *TINY, f"paths.store={store}", "algo=ga", "eval.groups=[]", "retry=failed")
@@ -113,7 +108,7 @@ def test_retry_failed_repeats_what_failed_and_begins_nothing_else(tmp_path, stor
 
 def test_what_failed_is_tried_again_by_the_same_command(config, monkeypatch):
     cfg = config("algo=ga")
-    job = grid.job(cfg, read(cfg).fingerprint())
+    job = job_of(cfg)
     runlog.fail(job, OSError("no space left on device"))
     assert runlog.manifest(job.folder)["status"] == "failed" and launchers.to_repeat(job)
     assert runlog.manifest(execute(cfg).folder)["status"] == "done" and not launchers.to_repeat(job)
@@ -125,10 +120,7 @@ def test_a_lock_left_by_a_killed_process_blocks_nobody(tmp_path):
         "launchers.lock(Path(sys.argv[1])).acquire(); print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     run = tmp_path / "runs" / "one"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(run)], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
-        text=True,
-    )  # fmt: skip
+    done = python("-c", script, str(run), check=False)
     assert done.returncode == -9 and done.stdout == "held\n"
     assert (run.parent / ".locks" / "one.lock").is_file()
     with launchers.lock(run).acquire(timeout=0):
@@ -139,7 +131,6 @@ def test_a_lock_left_by_a_killed_process_blocks_nobody(tmp_path):
 def test_an_evaluation_that_broke_off_is_made_whole_and_never_sealed_half(config, monkeypatch):
     """A finished run gets another α; the disk is full after its examples were written and before eval.json was."""
     cfg, more = config("algo=ga"), config("algo=ga", "eval.alphas=[1,2]")
-    data = read(cfg).fingerprint()
     folder = execute(cfg).folder
 
     def full(path, value):
@@ -149,10 +140,10 @@ def test_an_evaluation_that_broke_off_is_made_whole_and_never_sealed_half(config
 
     with monkeypatch.context() as patch:
         patch.setattr(runlog, "write_json", full)
-        run.perform(grid.job(more, data))
-    assert runlog.manifest(folder)["status"] == "failed" and not grid.job(cfg, data).was_done
-    run.perform(grid.job(more, data))
-    assert grid.job(more, data).was_done and list(runlog.evaluation(folder)["alphas"]) == ["1.0", "2.0"]
+        run.perform(job_of(more))
+    assert runlog.manifest(folder)["status"] == "failed" and not job_of(cfg).was_done
+    run.perform(job_of(more))
+    assert job_of(more).was_done and list(runlog.evaluation(folder)["alphas"]) == ["1.0", "2.0"]
     assert set(pd.read_parquet(folder / "examples.parquet")["alpha"]) == {1.0, 2.0}
 
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from support.helpers import ROOT, TINY, broken, compose, raw
+from support.helpers import ROOT, TINY, broken, compose, python, raw
 
 from unlearn.config.schema import conf_dir
 from unlearn.grid import launchers
@@ -114,12 +114,9 @@ def test_two_workers_build_each_model_once(parallel):
 def test_the_same_call_again_with_another_launcher_does_nothing(basic, tmp_path, store):
     manifests = basic.manifests()
     argument = next(m["run"]["algo"] for m in manifests.values() if m["status"] == "done")
-    done = subprocess.run(
-        [sys.executable, "-m", "unlearn.run", *GRID[:-3], f"algo={argument}",
-         "eval.groups=[]", f"paths.store={store}", "hydra/launcher=joblib"],
-        cwd=basic.cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0 and done.stdout.count("done before") == 1
+    options = (f"algo={argument}", "eval.groups=[]", f"paths.store={store}", "hydra/launcher=joblib")
+    done = python("-m", "unlearn.run", *GRID[:-3], *options, cwd=basic.cwd)
+    assert done.stdout.count("done before") == 1
     assert basic.manifests() == manifests
 
 
@@ -131,8 +128,7 @@ def test_every_library_that_computes_keeps_to_the_limit():
         "unlearn.learning.loop.limit_threads(1)\n"
         "print(json.dumps([before, [p['num_threads'] for p in threadpool_info()]]))\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    done = python("-c", script, OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2")
     before, after = json.loads(done.stdout)
     assert 2 in before or os.cpu_count() == 1
     assert set(after) == {1}

@@ -1,12 +1,10 @@
 """The summary run of a study: logged once a grid has done something, and never in the way."""
 
 import pytest
-from support.helpers import TINY, compose, execute, whole
+from support.helpers import TINY, compose, execute, job_of, whole
 
 from analysis.runs import load
 from analysis.sources import offline
-from unlearn.data.readers import read
-from unlearn.grid import call as grid
 from unlearn.grid import overview
 from unlearn.store.files import write_json
 from unlearn.store.identity import Job
@@ -20,7 +18,7 @@ def jobs(tmp_path_factory, store) -> list[Job]:
     for algo in ("ga", "npo"):
         cfg = compose(*TINY[:-1], f"paths.store={store}", f"paths.runs={runs}", f"algo={algo}")
         execute(compose(*TINY, f"paths.store={store}", f"paths.runs={runs}", f"algo={algo}"))
-        found.append(Job(cfg, grid.job(cfg, read(cfg).fingerprint()).folder, "", False))
+        found.append(Job(cfg, job_of(cfg).folder, "", False))
     return found
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 from support import refusals
-from support.helpers import ROOT, TINY, execute
+from support.helpers import TINY, execute, python
 
 from unlearn.config.schema import conf_dir
 from unlearn.grid.call import _sweep
@@ -26,10 +24,7 @@ HEAVY = {"torch", "transformers", "pandas", "scipy", "wandb", "evaluate", "datas
 
 def imported(*arguments: str, cwd) -> tuple[set[str], str]:
     """Top-level modules that ``unlearn.run`` imports, and what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "unlearn.run", *arguments], cwd=cwd, text=True, timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=True,
-    )  # fmt: skip
+    done = python("-X", "importtime", "-m", "unlearn.run", *arguments, cwd=cwd)
     names = [line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {name.split(".")[0] for name in names}, done.stdout
 

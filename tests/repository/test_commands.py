@@ -2,13 +2,12 @@
 
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from support.helpers import ROOT
+from support.helpers import ROOT, python
 
 from unlearn import command as frame
 from unlearn.config.schema import ConfigError
@@ -71,9 +70,8 @@ def test_how_a_call_ends(raised, status, said, capsys):
     assert capsys.readouterr().out == f"{__doc__}\n" * 2
 
 
-def unlearn(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "unlearn", *arguments], cwd=cwd, text=True, capture_output=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)  # fmt: skip
+def unlearn(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return python("-m", "unlearn", *arguments, cwd=cwd, check=False)
 
 
 def test_every_verb_is_listed_with_one_line_and_nothing_else_is(tmp_path):
@@ -106,8 +104,7 @@ def test_analysis_is_ours_and_never_a_users_own(tmp_path):
         "import sys; from unlearn.grid import analysis; print(analysis.module().__file__, analysis.module().__name__,"
         " 'analysis' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True,
-                          env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})  # fmt: skip
+    done = python("-c", code, cwd=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert done.stdout.split() == [str(ROOT / "analysis" / "__init__.py"), "unlearn.analysis", "False"]
     done = unlearn("tradeoff", "nope", cwd=tmp_path / "analysis")
     assert done.returncode == 2 and "no study 'nope'" in done.stderr
@@ -122,8 +119,7 @@ def test_help_of_no_verb_imports_anything_heavy(tmp_path):
         f"for name in {OURS}: importlib.import_module(verbs()[name][0])\n"
         "print(*sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = python("-c", code, cwd=tmp_path)
     assert len(OURS) == 12 and not set(done.stdout.split()) & HEAVY
 
 

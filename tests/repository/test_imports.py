@@ -1,10 +1,8 @@
 """Packages import one way along the data flow (pyproject: import-linter), and the quick paths import nothing heavy."""
 
 import ast
-import subprocess
-import sys
 
-from support.helpers import ROOT
+from support.helpers import ROOT, python
 
 
 def imported(path) -> set[str]:
@@ -19,14 +17,12 @@ def imported(path) -> set[str]:
 
 def test_packages_import_one_way_and_no_command_imports_another():
     code = "from importlinter.cli import lint_imports_command; lint_imports_command()"  # it sets logging up anew
-    done = subprocess.run([sys.executable, "-c", code, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    done = python("-c", code, "--no-cache", check=False)
     assert done.returncode == 0, done.stdout
 
 
 def loaded_after(code: str) -> set[str]:
-    script = f"import sys\n{code}\nprint(' '.join(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return set(out.splitlines()[-1].split())
+    return set(python("-c", f"import sys\n{code}\nprint(' '.join(sys.modules))").stdout.splitlines()[-1].split())
 
 
 def test_the_command_line_imports_neither_torch_nor_pandas_before_there_is_work():

@@ -12,13 +12,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
-from support.helpers import TINY, compose
+from support.helpers import TINY, compose, job_of
 
 from analysis import style
 from analysis.output import whole
 from analysis.runs import StudyError, load
-from unlearn.data.readers import read
-from unlearn.grid import call as grid
 from unlearn.grid import perform as performing
 from unlearn.grid import table
 from unlearn.store import files, runlog
@@ -28,12 +26,10 @@ from unlearn.store.files import DiskError, write_json, write_whole
 
 @contextmanager
 def disk(folder: Path, kilobytes: int):
-    """A file system of its own in ``folder``; skips where none may be mounted."""
+    """A file system of its own in ``folder``; skips where none may be mounted, as by all but root."""
     folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)], capture_output=True
-    )
-    if made.returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no file system may be mounted here")
     try:
         yield folder
@@ -44,8 +40,6 @@ def disk(folder: Path, kilobytes: int):
 @pytest.fixture
 def small(tmp_path):
     """A disk of 64 kB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a file system")
     with disk(tmp_path / "disk", 64) as folder:
         yield folder
 
@@ -97,8 +91,7 @@ def test_a_figure_for_which_there_is_no_room_is_absent(small):
 
 def perform(tmp_path: Path, store: Path, runs: Path, *overrides: str):
     """One job in this process, as a grid performs it; its folder, and what the end table says."""
-    cfg = compose(*TINY, f"paths.store={store}", f"paths.runs={runs}", *overrides)
-    job = grid.job(cfg, read(cfg).fingerprint())
+    job = job_of(compose(*TINY, f"paths.store={store}", f"paths.runs={runs}", *overrides))
     performing.perform(job)
     return job, table.report([job])
 
@@ -106,8 +99,6 @@ def perform(tmp_path: Path, store: Path, runs: Path, *overrides: str):
 @pytest.mark.parametrize("kilobytes", [4, 12, 24, 40, 56, 64, 80])
 def test_a_run_on_a_full_disk_fails_by_name_and_goes_on_when_there_is_room(tmp_path, store, config, kilobytes, capsys):
     """The fuller the disk, the earlier it fails: config, manifest, trajectory, checkpoint, weights, tables."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a file system")
     with disk(tmp_path / "disk", kilobytes) as runs:
         job, failed = perform(tmp_path, store, runs, "trainer.save_every=1")
         said = capsys.readouterr().out
@@ -127,8 +118,7 @@ def test_a_failure_that_cannot_be_recorded_is_told_by_the_end_table(config, monk
     def full(path, value):
         raise DiskError(errno.ENOSPC, "full")
 
-    cfg = config()
-    job = grid.job(cfg, read(cfg).fingerprint())
+    job = job_of(config())
     monkeypatch.setattr(runlog, "write_json", full)
     runlog.fail(job, RuntimeError("the reason"))
     assert table.report([job]) == 1
@@ -160,20 +150,17 @@ def test_a_folder_that_cannot_be_written_fails_the_job_and_no_other(
     for name in ("mkdir", "open", "write_text", "replace"):
         monkeypatch.setattr(Path, name, shut(getattr(Path, name)))
     if place == "log":
-        monkeypatch.setattr(performing._Log, "__init__", _refuse(number))
+
+        def refused(self, path, **more):
+            raise OSError(number, os.strerror(number), str(path))
+
+        monkeypatch.setattr(performing._Log, "__init__", refused)
     job, failed = perform(tmp_path, store, tmp_path / "runs")
     said = capsys.readouterr().out
     assert failed == 1 and os.strerror(number) in said and "could not be written" in said
     assert not [name for name in content(tmp_path) if ".tmp" in name or "/.offset" in name]
     monkeypatch.undo()
     assert perform(tmp_path, store, tmp_path / "runs")[1] == 0
-
-
-def _refuse(number: int):
-    def init(self, path, **more):
-        raise OSError(number, os.strerror(number), str(path))
-
-    return init
 
 
 def test_a_write_that_fails_for_another_reason_keeps_its_error(tmp_path):

@@ -3,9 +3,8 @@
 import shutil
 
 import pytest
-from support.helpers import TINY, command, compose, execute
+from support.helpers import TINY, command, compose, execute, job_of
 
-from unlearn.data.readers import read
 from unlearn.store import runlog, seal
 
 
@@ -52,7 +51,7 @@ def test_a_finished_run_with_other_results_is_refused_by_name(run, name, kind):
     options, folder = run
     DAMAGE[kind](folder / name)
     cfg = compose(*options)
-    assert not runlog.job(cfg, read(cfg).fingerprint()).was_done
+    assert not job_of(cfg).was_done
     with pytest.raises(seal.SealError, match=f"{name} (was changed|is missing)"):
         execute(cfg)
 

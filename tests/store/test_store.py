@@ -36,17 +36,9 @@ def test_an_entry_is_built_once_and_found_by_its_recipe(tmp_path):
 def test_a_damaged_entry_is_named_and_built_again(tmp_path, caplog, damage):
     calls: list[str] = []
     folder = Store(tmp_path).get("thing", {"a": 1}, writing("xyz", calls))
-    file = folder / "deep" / "more.txt"
-    if damage == "truncate":
-        file.write_text("xy")
-    elif damage == "flip":
-        file.write_text("xyzxyw")
-    elif damage == "delete":
-        file.unlink()
-    elif damage == "no entry":
-        (folder / "entry.json").unlink()
-    else:
-        (folder / "entry.json").write_text('{"files": ')
+    file, card = folder / "deep" / "more.txt", folder / "entry.json"
+    {"truncate": lambda: file.write_text("xy"), "flip": lambda: file.write_text("xyzxyw"), "delete": file.unlink,
+     "no entry": card.unlink, "torn entry": lambda: card.write_text('{"files": ')}[damage]()  # fmt: skip
     with caplog.at_level(logging.WARNING):
         Store(tmp_path).get("thing", {"a": 1}, writing("xyz", calls))
     assert calls == ["xyz", "xyz"] and file.read_text() == "xyzxyz"

@@ -29,7 +29,6 @@ from unlearn.data.readers import read, register
 from unlearn.data.rows import DataSet
 from unlearn.data.sets import tofu
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.grid import call as grid
 from unlearn.grid.rules import parse
 from unlearn.learning.loop import Loop
 from unlearn.runs.job import execute as executed
@@ -103,9 +102,14 @@ def with_value(cfg: DictConfig, key: str, value: str) -> DictConfig:
     return changed
 
 
+def job_of(cfg: Config) -> Job:
+    """The job that a config asks for."""
+    return runlog.job(cfg, read(cfg).fingerprint())
+
+
 def execute(cfg: Config) -> Job:
     """Run a config in this process, as a job of a grid would."""
-    job = grid.job(cfg, read(cfg).fingerprint())
+    job = job_of(cfg)
     executed(job, OmegaConf.to_yaml(OmegaConf.structured(cfg)))
     return job
 
@@ -153,7 +157,7 @@ def killed_at(step: int, cfg: Config, monkeypatch) -> Path:
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Loop, "run", raising_at(step, Killed()))
         execute(cfg)
-    return grid.job(cfg, read(cfg).fingerprint()).folder
+    return job_of(cfg).folder
 
 
 def lines(folder: Path) -> list[dict]:
@@ -166,13 +170,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "offset" / "model.safetensors")
 
 
+def python(*arguments: str, cwd: Path = ROOT, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """A fresh interpreter that finds the program from any folder."""
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=_environment() | environment, capture_output=True,
+                          text=True, timeout=300, check=check)  # fmt: skip
+
+
 def command(
     module: str, *arguments: str, cwd: Path, check: bool = True, fresh: bool = False
 ) -> subprocess.CompletedProcess[str] | Ended:
     """The true command line, from another folder than the checkout; ``fresh``: in a process that imports everything."""
     if fresh:
-        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=cwd, env=_environment(),
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        done = python("-m", module, *arguments, cwd=cwd, check=False)
     else:
         done = forked(module, *arguments, cwd=cwd)
     if check and done.returncode:

@@ -54,23 +54,20 @@ def said(error: BaseException) -> str:
     """The message of an error: Hydra's and OmegaConf's without what is no help, with the choices in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
-    if not isinstance(error, HydraException | OmegaConfBaseException) and not came_from_hydra(error):
+    if not came_from_hydra(error):
         return str(error) or type(error).__name__
-    parts = [str(error)]
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        parts.append(str(error.__cause__))
-    key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
-    text = "\n".join(parts).split("\nConfig search path:")[0]
-    choices = CHOICES.search(text)
-    if choices:
+    cause = error.__cause__
+    key = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
+    text = f"{error}\n{cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+    text = text.split("\nConfig search path:")[0]
+    if choices := CHOICES.search(text):
         group, name, options = choices.groups()
         return f"{group}={name}: must be one of {', '.join(options.split())}"
-    kind = getattr(error.__cause__ or error, "object_type", None)
+    kind = getattr(cause or error, "object_type", None)
     if key and "Key '" in text and is_dataclass(kind):
         return f"{key}: unknown key; known keys here: {', '.join(f.name for f in fields(kind))}"
     text = NOISE.sub("", text).strip()
-    override = OVERRIDE.match(text)
-    if override:
+    if override := OVERRIDE.match(text):
         return f"{override[1]}: {override[2]}"
     return f"{key}: {text}" if key and str(key) not in text else text
 

@@ -61,17 +61,13 @@ def unknown_overrides(arguments: list[str]) -> Iterator[str]:
                 break
 
 
-def _unknown_keys(node: Any, path: str):
+def _unknown_keys(node: Any, path: str) -> Iterator[str]:
     """Keys that `+key=value` smuggled past the typed schema (OmegaConf accepts them silently)."""
-    if isinstance(node, ListConfig):
-        for i in range(len(node)):
-            yield from _unknown_keys(node[i], f"{path}[{i}]")
-        return
-    if not isinstance(node, DictConfig):
-        return
-    kind = OmegaConf.get_type(node)
+    for i in range(len(node)) if isinstance(node, ListConfig) else ():
+        yield from _unknown_keys(node[i], f"{path}[{i}]")
+    kind = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
     names = [f.name for f in fields(kind)] if is_dataclass(kind) else None
-    for key in node:
+    for key in node if isinstance(node, DictConfig) else ():
         if names is not None and key not in names:
             yield f"{path}{key}: unknown key; known keys here: {', '.join(names)}"
         elif not OmegaConf.is_missing(node, key):

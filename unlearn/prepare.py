@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
-from unlearn.config.schema import conf_dir, help_text
 from unlearn.data.readers import register
 from unlearn.grid import call as grid
 from unlearn.grid import launchers
@@ -49,11 +47,7 @@ def prepare(raw: DictConfig) -> None:
 
 
 def main() -> None:
-    if {"--help", "-h"} & set(sys.argv):
-        print(f"{__doc__.strip()}\n\n{help_text()}")
-        return
-    run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(prepare)
-    sys.exit(grid.supervise(run, report=False))
+    sys.exit(grid.supervise(prepare, report=False, about=f"{__doc__.strip()}\n\n"))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
-from unlearn.config.schema import conf_dir, help_text
 from unlearn.data.readers import register
 from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
@@ -25,11 +23,7 @@ def unlearn(raw: DictConfig) -> None:
 
 
 def main() -> None:
-    if {"--help", "-h"} & set(sys.argv):
-        print(help_text())
-        return
-    run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(unlearn)
-    sys.exit(grid.supervise(run, perform))
+    sys.exit(grid.supervise(unlearn, perform))
 
 
 if __name__ == "__main__":

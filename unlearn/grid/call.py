@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -28,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.config.redaction import redact, redacted
-from unlearn.config.schema import Config, ConfigError
+from unlearn.config.schema import Config, ConfigError, conf_dir, help_text
 from unlearn.config.setting import unusable
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
@@ -208,11 +209,16 @@ def _problems(jobs: Sequence[Job]) -> list[str]:
     return list(inspection.problems([j.cfg for j in jobs]))
 
 
-def supervise(run: Callable[[], None], perform: launchers.Perform | None = None, report: bool = True) -> int:
-    """Run Hydra's main, then print the table of the call's jobs; the exit status is 0 only if all are done.
+def supervise(
+    task: Callable[[DictConfig], None], perform: launchers.Perform | None = None, report: bool = True, about: str = ""
+) -> int:
+    """Let Hydra call ``task``, then print the table of the call's jobs; the exit status is 0 only if all are done.
 
-    ``perform`` does one job: those that a launcher lost with a process that was killed.
+    ``perform`` does one job: those that a launcher lost with a process that was killed. ``about`` opens the help.
     """
+    if {"--help", "-h"} & set(sys.argv):
+        print(f"{about}{help_text()}")
+        return 0
     call = Grid.call = Call(report=report)
     problems = secrets(sys.argv[1:])  # Hydra shows a command line where it refuses it
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -228,7 +234,7 @@ def supervise(run: Callable[[], None], perform: launchers.Perform | None = None,
     try:
         try:
             with raising():
-                run()
+                hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(task)()
         except SystemExit as stop:
             status = 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 1
         except Exception as error:

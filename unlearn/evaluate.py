@@ -43,14 +43,10 @@ class Keys:
 
 @verb(Keys)
 def main(keys: Keys) -> int | None:
-    if keys.model is not None:
-        return _model(keys)
-    job = open_run(keys.run, keys.overrides).job
-    perform(job)
-    return 1 if table.report([job]) else 0
-
-
-def _model(keys: Keys) -> None:
+    if keys.run is not None:
+        job = open_run(keys.run, keys.overrides).job
+        perform(job)
+        return 1 if table.report([job]) else 0
     if keys.out is None:
         raise ConfigError("out=FILE: say where the result goes, e.g. out=results/target.json")
     problems = [*unknown_overrides(keys.overrides), *unusable("the folder of out", str(keys.out.parent))]

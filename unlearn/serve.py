@@ -69,6 +69,9 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _serve(settings: Settings, overrides: list[str], place: socket.socket) -> None:
+    """Until SIGTERM or SIGINT: then nothing new is taken, and what runs may finish within the grace."""
+    import uvicorn
+
     from unlearn.deploy.serving.app import create
     from unlearn.deploy.serving.engine import Engine
     from unlearn.deploy.serving.loading import load
@@ -84,24 +87,17 @@ def _serve(settings: Settings, overrides: list[str], place: socket.socket) -> No
         name = f"[{host}]" if ":" in host else host
         place.listen()  # whoever reads the address below may connect at once
         log.info("http://%s:%d/v1 (target %s)", name, port, engine.blend.target.fingerprint)
-        _run(app, place, settings.grace)
+        config = uvicorn.Config(
+            app, log_config=None, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.grace)), lifespan="off",
+        )  # fmt: skip
+        before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}  # uvicorn sends it on
+        try:
+            uvicorn.Server(config).run(sockets=[place])
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
     log.info("stopped")
-
-
-def _run(app, place: socket.socket, grace: float) -> None:
-    """Until SIGTERM or SIGINT: then nothing new is taken, and what runs may finish within the grace."""
-    import uvicorn
-
-    config = uvicorn.Config(
-        app, log_config=None, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
-        timeout_graceful_shutdown=max(1, round(grace)), lifespan="off",
-    )  # fmt: skip
-    before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}  # uvicorn sends it on
-    try:
-        uvicorn.Server(config).run(sockets=[place])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -39,14 +39,9 @@ class Keys:
             )
 
 
-def _prune(keys: Keys) -> None:
-    inventory.prune(keys.store, inventory.to_prune(keys.store, keys.unused, keys.kind), keys.yes)
-
-
 main = acts(__doc__, Keys, {
-    "list": (lambda keys: inventory.show(keys.store), "store"),
-    "verify": (lambda keys: inventory.verify(keys.store), "store"),
-    "prune": (_prune, "store", "kind", "unused", "yes"),
+    "list": (lambda k: inventory.show(k.store), "store"), "verify": (lambda k: inventory.verify(k.store), "store"),
+    "prune": (lambda k: inventory.prune(k.store, k.unused, k.kind, k.yes), "store", "kind", "unused", "yes"),
 })  # fmt: skip
 
 

@@ -74,8 +74,9 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
     }
     if cfg.method.rule != "sum" or cfg.method.file is not None:
         identity["rule"] = [cfg.method.rule, cfg.method.numbers, _content(cfg.method.file)]
-    if is_trained(cfg):
+    if is_trained(cfg) and not (cfg.begin.runs and cfg.trainer.steps == 0):  # of fused runs nothing more is learnt
         identity |= {"algo": _algo_identity(cfg), "trainer": _trainer_identity(cfg), "seed": cfg.seed}
+    if is_trained(cfg):
         identity |= {"alone": True} if cfg.method.alone else {}
         identity |= {"lora": asdict(cfg.pair.lora)} if tuning(cfg) == "lora" else {}
         identity |= {"layers": asdict(cfg.pair.layers)} if tuning(cfg) == LAYERS else {}
@@ -83,8 +84,6 @@ def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
         how, usual = (each.fusion(tuning(cfg) == LAYERS) for each in (cfg.begin, BeginConfig()))
         identity["begin"] = [_begun(cfg), cfg.begin.ridge if how == "regmean" else None]
         identity["begin"] += [] if how == usual else [how]
-        if cfg.trainer.steps == 0:  # the runs' sum: nothing is learnt from it on
-            identity = {k: v for k, v in identity.items() if k not in ("algo", "trainer", "seed")}
     return identity
 
 
@@ -201,16 +200,11 @@ def run_folder(cfg: Config, data_fingerprint: str) -> Path:
 
 def metric_settings(cfg: Config) -> dict[str, Any]:
     """What metrics are computed, how, and on how many rows."""
-    return {
-        "metrics": METRICS_VERSION,
-        "semantics": cfg.eval.semantics,
-        "groups": list(cfg.eval.groups),
-        "max_examples": cfg.eval.max_examples,
-        "max_new_tokens": cfg.eval.max_new_tokens,
-        "resamples": cfg.eval.resamples,
-        **({"judge": _content(cfg.eval.judge)} if cfg.eval.judge is not None else {}),
-        **{k: getattr(cfg.eval, k) for group in cfg.eval.groups for k in literal(group, "SETTINGS")},
-    }
+    names = ["semantics", "max_examples", "max_new_tokens", "resamples"]
+    names += [name for group in cfg.eval.groups for name in literal(group, "SETTINGS")]
+    judge = {"judge": _content(cfg.eval.judge)} if cfg.eval.judge is not None else {}
+    numbers = {name: getattr(cfg.eval, name) for name in names}
+    return {"metrics": METRICS_VERSION, "groups": list(cfg.eval.groups)} | judge | numbers
 
 
 def eval_settings(cfg: Config, data_fingerprint: str) -> dict[str, Any]:

@@ -124,8 +124,9 @@ def verify(root: Path) -> int:
     return 1 if bad else 0
 
 
-def prune(root: Path, found: dict[Path, str], remove: bool) -> None:
-    """Say what ``to_prune`` found, and remove it if that is asked."""
+def prune(root: Path, unused: float | None, kinds: Sequence[str], remove: bool) -> None:
+    """Say what ``to_prune`` finds, and remove it if that is asked."""
+    found = to_prune(root, unused, kinds)
     freed = _bytes(sum(size(path) for path in found))
     for path, why in found.items():
         print(f"{path}: {why}")

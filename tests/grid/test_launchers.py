@@ -150,10 +150,8 @@ def job_of():
 def test_there_are_bars_only_where_one_job_runs_at_a_time(job_of):
     config = raw()
     assert launchers.quiet(parse(config)).trainer.progress
-    for launcher, mode, bars in (
-        ("basic", "MULTIRUN", True), ("joblib", "RUN", True), ("joblib", "MULTIRUN", False),
-        ("submitit_local", "MULTIRUN", False),
-    ):  # fmt: skip
+    for launcher, mode, bars in (("basic", "MULTIRUN", True), ("joblib", "RUN", True), ("joblib", "MULTIRUN", False),
+                                 ("submitit_local", "MULTIRUN", False)):  # fmt: skip
         job_of(launcher, mode)
         assert launchers.quiet(parse(config)).trainer.progress is bars
     assert config.trainer.progress  # the config itself is what was asked for

@@ -8,7 +8,7 @@ import os
 
 import pytest
 from omegaconf import OmegaConf
-from support.helpers import ROOT, TINY, command, raw, with_value
+from support.helpers import ROOT, TINY, command, job_of, raw, with_value
 
 from unlearn.config import redaction
 from unlearn.config.redaction import is_secret, redact, redacted, secret_in
@@ -71,12 +71,9 @@ def test_a_config_that_holds_a_secret_is_refused_without_showing_it(planted, tin
 
 def test_an_error_that_carries_a_secret_is_recorded_without_it(config, planted, monkeypatch, caplog):
     from unlearn import run
-    from unlearn.data.readers import read
     from unlearn.runs import job as jobs
-    from unlearn.store.runlog import job as job_of
 
-    cfg = config("algo=npo")
-    job = job_of(cfg, read(cfg).fingerprint())
+    job = job_of(config("algo=npo"))
 
     def failing(*_):
         logging.getLogger("urllib3").warning("asked with %s", PLANTED["HF_TOKEN"])
@@ -107,20 +104,13 @@ def test_the_command_of_a_manifest_is_redacted(planted, monkeypatch):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", ["WANDB_API_KEY", "HF_TOKEN", "token", "x.api_key", "--password", "AWS_SECRET_ACCESS_KEY", "dbPassword",
-             "HUGGING_FACE_HUB_TOKEN", "hydra.job.env_set.MY_SECRET", "apikey", "credentials"],
-)  # fmt: skip
-def test_names_of_secrets(name):
-    assert is_secret(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["eval.max_new_tokens", "pair.tokenizer", "TOKENIZERS_PARALLELISM", "monkey", "data.columns.id", "KEYBOARD",
-             "trainer.keep", "hydra.job.env_set", "secretary", "-m"],
-)  # fmt: skip
-def test_names_of_none(name):
-    assert not is_secret(name)
+def test_names_of_secrets_and_of_none():
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "token", "x.api_key", "--password", "AWS_SECRET_ACCESS_KEY", "dbPassword",
+                 "HUGGING_FACE_HUB_TOKEN", "hydra.job.env_set.MY_SECRET", "apikey", "credentials"):  # fmt: skip
+        assert is_secret(name), name
+    for name in ("eval.max_new_tokens", "pair.tokenizer", "TOKENIZERS_PARALLELISM", "monkey", "data.columns.id",
+                 "KEYBOARD", "trainer.keep", "hydra.job.env_set", "secretary", "-m"):  # fmt: skip
+        assert not is_secret(name), name
 
 
 def test_no_setting_of_ours_is_named_like_a_secret():
@@ -174,14 +164,9 @@ SKIPPED = {"name": "c", "skip_reason": "Dependency not found on PyPI"}
 
 @pytest.mark.parametrize(
     "packages, status, said",
-    [
-        ([FINE], 0, "no known vulnerabilities"),
-        ([FINE, BAD], 1, "b 2: PYSEC-1; fixed in: 3"),
-        ([FINE, SKIPPED], 3, "NOT looked up (1): c"),
-        ([SKIPPED, BAD], 1, "NOT looked up (1): c"),
-        ([], 3, "0 of 0"),
-    ],
-)
+    [([FINE], 0, "no known vulnerabilities"), ([FINE, BAD], 1, "b 2: PYSEC-1; fixed in: 3"),
+     ([FINE, SKIPPED], 3, "NOT looked up (1): c"), ([SKIPPED, BAD], 1, "NOT looked up (1): c"), ([], 3, "0 of 0")],
+)  # fmt: skip
 def test_an_audit_says_what_it_could_not_look_up(audit, packages, status, said):
     found, lines = audit.verdict({"dependencies": packages})
     assert found == status and said in "\n".join(lines)

@@ -91,7 +91,8 @@ def _list(keys: Keys) -> None:
 
 
 def _undo(keys: Keys) -> None:
-    actions.undo(ledgers.opened(keys.ledger), keys.request)
+    id = keys.request
+    actions.undo(ledgers.opened(keys.ledger), id)
     _list(keys)
 
 
@@ -110,12 +111,13 @@ def _evaluate(keys: Keys) -> int:
 
 
 def _record(keys: Keys) -> None:
-    found = evidence.record(ledgers.opened(keys.ledger, key=None), keys.request)
+    id = keys.request
+    found = evidence.record(ledgers.opened(keys.ledger, key=None), id)
     if keys.out is None:
         print(evidence.markdown(found))
         return
     keys.out.mkdir(parents=True, exist_ok=True)
-    name = keys.out / f"record-{keys.request}"
+    name = keys.out / f"record-{id}"
     write_json(Path(f"{name}.json"), found)
     write_text(Path(f"{name}.md"), evidence.markdown(found))
     print(f"written: {name}.md and .json")
@@ -155,7 +157,8 @@ def _head(keys: Keys) -> None:
 
 
 def _erase(keys: Keys) -> None:
-    state = actions.erase(ledgers.opened(keys.ledger), keys.request)
+    id = keys.request
+    state = actions.erase(ledgers.opened(keys.ledger), id)
     print(f"{state.id}: its salt is gone; its fingerprint can no longer be linked to a text")
 
 

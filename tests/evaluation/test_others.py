@@ -272,9 +272,13 @@ def test_the_command_compares_with_a_reference(tmp_path, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
-def test_names_are_as_long_as_it_takes_to_tell_files_apart(tmp_path):
-    files = [tmp_path / run / "evals" / "TOFU_EVAL.json" for run in ("npo", "dpo")]
-    assert compare._names(files) == ["npo/evals/TOFU_EVAL", "dpo/evals/TOFU_EVAL"]
+def test_names_are_as_long_as_it_takes_to_tell_files_apart(tmp_path, capsys):
+    folders = [tmp_path / run / "evals" for run in ("npo", "dpo")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert compare.main([write(folder, "TOFU_EVAL.json", tofu(LN2)) for folder in folders]) == 0
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "TOFU_EVAL" in line and "0." in line]
+    assert shown == ["npo/evals/TOFU_EVAL", "dpo/evals/TOFU_EVAL"]
 
 
 def test_the_figure_marks_them(tmp_path, capsys):

@@ -107,8 +107,8 @@ class Client:
                 limit = min(wrong, most) if wrong is not None and error.answered else most
             if tries > limit:
                 raise BlackBoxError(
-                    f"{self.http.url}: {why}; so it was after {tries} tries. What was fetched stays: the same command "
-                    "goes on from there"
+                    f"{self.http.url}: {why}; so it was after {tries} tries. What was fetched stays: rerun the same "
+                    "command to resume"
                 )
             log.debug("try %d: %s", tries, why)
             own = min(LONGEST, FIRST * 2 ** (tries - 1)) * random.uniform(0.75, 1.25)

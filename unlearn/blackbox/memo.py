@@ -104,7 +104,7 @@ class Memo:
                 raise OverBudget(
                     f"pair.target.http.max_{what}={most}: {spent[what]:,} {what} were spent on {limits.model!r} so "
                     f"far, and what is asked next needs {more:,}, {spent[what] + more - most:,} too many. What was "
-                    f"fetched stays: with max_{what}={spent[what] + more} or more the same command goes on from there"
+                    f"fetched stays: with max_{what}={spent[what] + more} or more the same command resumes"
                 )
 
     def settle(self, reserved: int, used: int) -> None:

@@ -76,7 +76,7 @@ def answer(id: str, job: Job) -> None:
     perform(job)
     if not runlog.is_done(job):
         why = runlog.manifest(job.folder).get("error") or "it was interrupted"
-        raise Failed(f"{id}: its run {job.folder} is not done: {why}; the same command goes on from there")
+        raise Failed(f"{id}: its run {job.folder} is not done: {why}; rerun the same command to resume")
 
 
 def effect(job: Job) -> dict[str, Any]:

@@ -200,11 +200,11 @@ def run_folder(cfg: Config, data_fingerprint: str) -> Path:
 
 def metric_settings(cfg: Config) -> dict[str, Any]:
     """What metrics are computed, how, and on how many rows."""
-    names = ["semantics", "max_examples", "max_new_tokens", "resamples"]
-    names += [name for group in cfg.eval.groups for name in literal(group, "SETTINGS")]
+    names = ("semantics", "groups", "max_examples", "max_new_tokens", "resamples")
+    of_groups = [name for group in cfg.eval.groups for name in literal(group, "SETTINGS")]
     judge = {"judge": _content(cfg.eval.judge)} if cfg.eval.judge is not None else {}
-    numbers = {name: getattr(cfg.eval, name) for name in names}
-    return {"metrics": METRICS_VERSION, "groups": list(cfg.eval.groups)} | judge | numbers
+    usual, more = ({name: getattr(cfg.eval, name) for name in each} for each in (names, of_groups))
+    return {"metrics": METRICS_VERSION} | usual | judge | more
 
 
 def eval_settings(cfg: Config, data_fingerprint: str) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def test_a_run_that_fails_takes_no_effect(ledger, settings, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(job, "train", failing)
-        with pytest.raises(LedgerError, match="broken on purpose; the same command goes on"):
+        with pytest.raises(LedgerError, match="broken on purpose; rerun the same command"):
             add(ledger, settings(3), Request(rule=EASY))
     assert kinds(ledger, "R3") == ["asked"]
     assert add(ledger, settings(3), Request(rule=EASY)).status == "effective"

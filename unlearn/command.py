@@ -159,7 +159,7 @@ def main() -> int:
     if name in ("--help", "-h"):
         width = max(map(len, known))
         print("unlearn VERB …    unlearn VERB --help says more; settings without a verb are those of unlearn run\n")
-        print("\n".join(f"  {verb:{width}}  {about}" for verb, (_, about) in known.items()))
+        print("\n".join(f"  {verb:{width}}  {_about(path)}" for verb, (_, path) in known.items()))
         return 0 if sys.argv[1:] else STATUS
     if name == "--version":
         print(f"unlearn {version('delta-unlearning')}")
@@ -175,17 +175,20 @@ def main() -> int:
     return module.main()
 
 
-def verbs() -> dict[str, tuple[str, str]]:
-    """By name, the module of every verb and what it does: modules of the program and of analysis that can be run.
+def verbs() -> dict[str, tuple[str, Path]]:
+    """By name, the module and the file of every verb: modules of the program and of analysis that can be run.
 
     They are read and not imported.
     """
     found = {}
     for package, folder in (("unlearn", Path(__file__).parent), (analysis.NAME, analysis.FOLDER)):
         for path in sorted([*folder.glob("*.py"), *folder.glob("*/__main__.py")]):
-            text = path.read_text(encoding="utf-8")
-            if '\nif __name__ == "__main__":' in text:
+            if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8"):
                 name = path.parent.name if path.name == "__main__.py" else path.stem
-                about = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-                found[name] = ".".join([package, *path.relative_to(folder).with_suffix("").parts]), about
+                found[name] = ".".join([package, *path.relative_to(folder).with_suffix("").parts]), path
     return found
+
+
+def _about(path: Path) -> str:
+    """The first line of a module's docstring; only the help parses the files of all verbs."""
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]

@@ -82,20 +82,25 @@ def _check_foreign(folder: Path, config: dict[str, Any]) -> None:
             )
 
 
+def _rename(raw: DictConfig) -> None:
+    """Give the settings of an older run's config the names that they have now."""
+    for place, name in RENAMED.items():
+        *at, old = place.split(".")
+        parts = [raw]
+        for key in at:
+            found = [part.get(key) for part in parts if isinstance(part, DictConfig)]
+            parts = [one for part in found for one in (part if isinstance(part, ListConfig) else [part])]
+        for part in parts:
+            if isinstance(part, DictConfig) and old in part:
+                value = part.pop(old)
+                part.update({name: value} if name else {})
+
+
 def _config(path: Path) -> DictConfig:
     """The config of a run, with the reader that says which settings its data set has."""
     try:
         raw = OmegaConf.load(path)
-        for place, name in RENAMED.items():
-            *at, old = place.split(".")
-            parts = [raw]
-            for key in at:
-                found = [part.get(key) for part in parts if isinstance(part, DictConfig)]
-                parts = [one for part in found for one in (part if isinstance(part, ListConfig) else [part])]
-            for part in parts:
-                if isinstance(part, DictConfig) and old in part:
-                    value = part.pop(old)
-                    part.update({name: value} if name else {})
+        _rename(raw)
         reader = raw.data.reader
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: no config of a run, or damaged: {said(error)}") from None

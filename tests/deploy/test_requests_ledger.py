@@ -27,7 +27,7 @@ from unlearn.deploy.serving.settings import Settings, checked
 from unlearn.learning.loop import Loop
 from unlearn.store import runlog
 
-TINY3 = (*TINY, "data.people=6", "data.requests=[[5],[2],[3]]", "algo=npo", "trainer.lr=1e-2")
+TINY3 = (*TINY, "eval.groups=[leak]", "data.people=6", "data.requests=[[5],[2],[3]]", "algo=npo", "trainer.lr=1e-2")
 EASY = ("forget/prob<=1",)  # a rule that every run meets
 KEY = "UNLEARN_TEST_LEDGER"
 

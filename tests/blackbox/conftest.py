@@ -2,11 +2,11 @@
 
 import pytest
 
-from unlearn.blackbox import asking, client
+from unlearn.blackbox import client, remote
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     monkeypatch.setattr(client, "FIRST", 0.01)
     monkeypatch.setattr(client, "LONGEST", 0.05)
-    monkeypatch.setattr(asking, "_tested", {})
+    monkeypatch.setattr(remote, "_tested", {})

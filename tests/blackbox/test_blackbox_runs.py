@@ -23,7 +23,9 @@ from unlearn.runs.learner import members
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 
-OWN = ("algo=npo", "eval.alphas=[0,1]", "eval.groups=[leak,three_sample,contrast]", "eval.leak_samples=2")
+LITTLE = ("eval.max_examples=3", "eval.max_new_tokens=12", "eval.resamples=2")
+OWN = ("algo=npo", "eval.alphas=[0,1]", "eval.groups=[leak,three_sample,contrast]", "eval.leak_samples=1", *LITTLE)
+PLAIN = ("algo=ga", "eval.groups=[]", *LITTLE)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_the_manifest_says_what_was_asked(both):
 
 def test_with_the_server_off_other_algorithms_alphas_and_seeds_train_and_repeat(both, store, place):
     _, theirs, server = both
-    for more in (("algo=ga", "eval.groups=[]", "eval.alphas=[0]"), ("algo=kl", "eval.groups=[]", "alpha=0", "seed=3")):
+    for more in ((*PLAIN, "eval.alphas=[0]"), (*PLAIN, "algo=kl", "alpha=0", "seed=3")):
         before = server.requests
         asked = ("pair.target.http.k=0", "study=off", "trainer.steps=3", *more)
         job = execute(compose(*settings(store, place, server.url, *asked)))
@@ -118,7 +120,7 @@ def test_only_what_is_new_is_asked_of_a_server_that_is_back(both, local, store, 
 
 
 def test_a_run_with_the_likeliest_tokens_alone(local, store, place):
-    more = ("pair.target.http.k=5", "study=top", "algo=ga", "eval.groups=[]", "pair.target.http.revision=even")
+    more = ("pair.target.http.k=5", "study=top", *PLAIN, "pair.target.http.revision=even")
     with serving(local) as server:
         job = execute(compose(*settings(store, place, server.url, *more)))
         assert max(b.get("prompt_logprobs") or b["logprobs"] for b in server.asked) == 5
@@ -206,13 +208,13 @@ def test_whole_rows_that_need_too_much_room_are_refused_before_anything_is_asked
 
 
 def test_no_server_and_nothing_stored_is_a_failed_run_that_says_so(store, place):
-    more = ("pair.target.http.revision=never", "pair.target.http.retries=1", "study=none", "algo=ga", "eval.groups=[]")
+    more = ("pair.target.http.revision=never", "pair.target.http.retries=1", "study=none", *PLAIN)
     with pytest.raises(BlackBoxError, match="ConnectError.*after 2 tries"):
         execute(compose(*settings(store, place, "http://127.0.0.1:9/v1", *more)))
 
 
 def test_a_budget_ends_a_run_and_a_larger_one_goes_on(local, store, place):
-    more = ("pair.target.http.k=3", "pair.target.http.revision=budget", "study=budget", "algo=ga", "eval.groups=[]")
+    more = ("pair.target.http.k=3", "pair.target.http.revision=budget", "study=budget", *PLAIN)
     with serving(local, Faults(tokenize=False)) as server:
         with pytest.raises(BlackBoxError, match=r"max_requests=30: \d+ requests were spent"):
             execute(compose(*settings(store, place, server.url, *more, "pair.target.http.max_requests=30")))

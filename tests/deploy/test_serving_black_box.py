@@ -1,21 +1,24 @@
 """A target that is a server itself: what it is asked for grows by a token at a time, and nothing else changes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support.served import PROMPTS, STEPS, ask, engine, parts, plain, seeded, tokens, told
 
-from unlearn.ensemble.opaque import Opaque, Top
+from unlearn.blackbox.questions import Top
+from unlearn.blackbox.remote import Place, RemoteModel
+from unlearn.config.pair import HttpConfig
 from unlearn.models.llama import vocabulary
 
 
-class Shown(Opaque):
+class Shown(RemoteModel):
     """Gives the rows of a local model, all of them or the likeliest, and keeps what it was asked."""
 
     def __init__(self, model, k: int = 0):
-        super().__init__(vocabulary(model), k, torch.device("cpu"))
+        super().__init__(HttpConfig(k=k), Place(Path(), None, vocabulary(model), torch.device("cpu")))
         self.model, self.asked = [model], []  # in a list: it is no part of this module
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ def exact(examples=EXAMPLES) -> torch.Tensor:
 
 def kept(model: RemoteModel, store) -> list[tuple]:
     """Everything in the memo: question's key, k, answer."""
-    db = sqlite3.connect(model.asking.memo.path)
+    db = sqlite3.connect(model.memo.path)
     found = db.execute("select key, k, value from answers").fetchall()
     db.close()
     return [(key, k, Answer.unpack(value)) for key, k, value in found]

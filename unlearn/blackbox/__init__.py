@@ -2,5 +2,5 @@
 
 ``questions`` what is asked and what an answer is · ``memo`` what was answered and spent, for good · ``forms`` how a
 question is put and an answer is read · ``client`` one request: budget, retries, refusals · ``selftest`` whether the
-server does what is needed, and is still the same model · ``asking`` many questions at once · ``remote`` the member.
+server does what is needed, and is still the same model · ``remote`` the member, which asks many questions at once.
 """

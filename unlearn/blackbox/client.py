@@ -15,9 +15,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
@@ -28,8 +29,7 @@ from unlearn.blackbox.questions import Answer, BlackBoxError, Question
 from unlearn.config.pair import HttpConfig
 from unlearn.config.redaction import HIDDEN
 
-T = TypeVar("T")
-Read = Callable[[Any], tuple[T, int]]  # from an answer's JSON: what it is, and how many tokens were used
+Read = Callable[[Any], tuple[Any, int]]  # from an answer's JSON: what it is, and how many tokens were used
 log = logging.getLogger(__name__)
 COMPLETIONS = "/v1/completions"
 PASSING, UNKNOWN = (408, 425, 429), 501  # what may pass of the 4xx, and what will not of the 5xx
@@ -67,6 +67,7 @@ class Client:
         if self._key == "":
             raise BlackBoxError(f"pair.target.http.key_env={http.key_env!r}: this environment variable is not set")
         self._client = client = httpx.Client(
+            base_url=http.url.rstrip("/").removesuffix("/v1"),  # which is given with or without it
             timeout=http.timeout_s,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             limits=httpx.Limits(max_connections=http.concurrency),
@@ -89,9 +90,9 @@ class Client:
         return self.post(COMPLETIONS, body, question.tokens, read, wrong)
 
     def post(
-        self, path: str, body: dict[str, Any], tokens: int, read: Read[T], wrong: int | None = None,
+        self, path: str, body: dict[str, Any], tokens: int, read: Read, wrong: int | None = None,
         retries: int | None = None,
-    ) -> tuple[T, int]:  # fmt: skip
+    ) -> tuple[Any, int]:  # fmt: skip
         """What ``read`` makes of the answer to ``path`` (/v1/…), and how many tokens were used.
 
         ``retries``: if not as many as the settings say; ``wrong``: of an answer that is wrong, likewise. Raises
@@ -104,7 +105,7 @@ class Client:
                 return self._once(path, body, tokens, read)
             except Again as error:
                 why, pause = self._hidden(str(error)), error.after
-                limit = min(wrong, most) if wrong is not None and error.answered else most
+                limit = most if wrong is None or not error.answered else min(wrong, most)
             if tries > limit:
                 raise BlackBoxError(
                     f"{self.http.url}: {why}; so it was after {tries} tries. What was fetched stays: rerun the same "
@@ -114,12 +115,12 @@ class Client:
             own = min(LONGEST, FIRST * 2 ** (tries - 1)) * random.uniform(0.75, 1.25)
             self.halt.wait(own if pause is None else min(pause, PATIENT))
 
-    def _once(self, path: str, body: dict[str, Any], tokens: int, read: Read[T]) -> tuple[T, int]:
+    def _once(self, path: str, body: dict[str, Any], tokens: int, read: Read) -> tuple[Any, int]:
         if self.halt.is_set():
             raise Halted
         self.memo.reserve(tokens, self.http)
         try:
-            answer = self._client.post(address(self.http.url, path), json=body)
+            answer = self._client.post(path, json=body)
         except httpx.TransportError as error:
             raise Again(f"{type(error).__name__}: {error}") from None
         if answer.status_code in PASSING or (answer.status_code >= 500 and answer.status_code != UNKNOWN):
@@ -143,16 +144,9 @@ class Client:
         return text.replace(self._key, HIDDEN) if self._key else text
 
 
-def address(url: str, path: str) -> str:
-    """``path`` on a server whose address is given with or without /v1."""
-    return url.rstrip("/").removesuffix("/v1") + path
-
-
 def _asked_pause(answer: httpx.Response) -> float | None:
     """Of Retry-After: seconds, or a date."""
     text = answer.headers.get("retry-after", "").strip()
-    if not text:
-        return None
     if text.isdecimal():
         return float(text)
     try:
@@ -165,11 +159,8 @@ def _asked_pause(answer: httpx.Response) -> float | None:
 def _words(answer: httpx.Response) -> str:
     """What a server says of an error: the message of its JSON, or its text."""
     text = answer.text
-    try:
+    with suppress(ValueError, AttributeError, RecursionError):
         found = answer.json()
         found = found.get("error", found)
         text = str(found["message"] if isinstance(found, dict) and "message" in found else found)
-    except (ValueError, AttributeError, RecursionError):
-        pass
-    text = " ".join(text.split())
-    return text[:WORDS] or answer.reason_phrase
+    return " ".join(text.split())[:WORDS] or answer.reason_phrase

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock
 
-from unlearn.blackbox.questions import SAY, Answer, BlackBoxError, Question, rows_of
+from unlearn.blackbox.questions import NEXT, SAY, Answer, BlackBoxError, Question, rows_of
 from unlearn.config.pair import HttpConfig
 from unlearn.store.entries import ANSWERS, LOCKS, locked
 from unlearn.store.files import DiskError, saving
@@ -60,34 +60,33 @@ class Memo:
         return locked(self._lock, f"the answers of a black box ({self.path.name})")
 
     def get(self, question: Question, k: int) -> Answer | None:
-        """None where there is none with ``k`` tokens of each row or more, or it is damaged."""
-        found = self._rows(
-            "select value from answers where key = ? and (k = 0 or (? > 0 and k >= ?)) order by k = 0, k limit 1",
-            question.key, k, k,
-        )  # fmt: skip
-        return Answer.unpack(found[0][0]) if found else None
+        """None where there is none with ``k`` tokens of each row or more, or it is damaged.
 
-    def along(self, question: Question, k: int) -> Answer | None:
-        """The answer to a ``next`` that a greedy continuation gave on its way."""
-        found = self._rows("select answer, place from along where key = ?", question.key)
-        query = "select value from answers where key = ? and k >= ? order by k limit 1"
-        value = self._rows(query, found[0][0], max(1, k)) if found else None
-        whole = Answer.unpack(value[0][0]) if value and k else None
-        return None if whole is None else whole.row(found[0][1])
+        To a ``next`` also what a greedy continuation gave on its way.
+        """
+        found = self._kept(question.key, k)
+        if found is None and question.kind == NEXT and k:
+            for key, place in self._rows("select answer, place from along where key = ?", question.key):
+                whole = self._kept(key, k)
+                return None if whole is None else whole.row(place)
+        return found
+
+    def _kept(self, key: bytes, k: int) -> Answer | None:
+        query = "select value from answers where key = ? and (k = 0 or (? > 0 and k >= ?)) order by k = 0, k limit 1"
+        found = self._rows(query, key, k, k)
+        return Answer.unpack(found[0][0]) if found else None
 
     def put(self, question: Question, k: int, answer: Answer) -> None:
         """Of a continuation also its rows, as those of an answer and one by one."""
-        with self._transaction():
-            self._put(question, k, answer)
+        packed = answer.pack()
+        with self._transaction() as db:  # what is asked again was damaged
+            db.execute("insert or replace into answers values (?, ?, ?)", (question.key, k, packed))
             if question.kind == SAY and len(answer.said) == len(answer.logp):
-                self._put(rows_of(question.ids, answer.said), k, answer, "ignore")
+                rows = rows_of(question.ids, answer.said)
+                db.execute("insert or ignore into answers values (?, ?, ?)", (rows.key, k, packed))
                 for place in range(len(answer.said)):
-                    before = Question("next", (*question.ids, *answer.said[:place]))
-                    self._db.execute("insert or ignore into along values (?, ?, ?)", (before.key, question.key, place))
-
-    def _put(self, question: Question, k: int, answer: Answer, known: str = "replace") -> None:
-        """What is asked again was damaged."""
-        self._db.execute(f"insert or {known} into answers values (?, ?, ?)", (question.key, k, answer.pack()))
+                    before = Question(NEXT, (*question.ids, *answer.said[:place]))
+                    db.execute("insert or ignore into along values (?, ?, ?)", (before.key, question.key, place))
 
     def reserve(self, tokens: int, limits: HttpConfig) -> None:
         """Count one request of at most so many tokens before it is sent; ``OverBudget`` where a limit forbids it."""
@@ -122,8 +121,8 @@ class Memo:
             self.own[what] += more
 
     def note(self, name: str, value: Any) -> None:
-        with self._transaction():
-            self._db.execute("insert or replace into notes values (?, ?)", (name, json.dumps(value)))
+        with self._transaction() as db:
+            db.execute("insert or replace into notes values (?, ?)", (name, json.dumps(value)))
 
     def noted(self, name: str) -> Any:
         found = self._rows("select value from notes where name = ?", name)
@@ -134,15 +133,11 @@ class Memo:
             return self._db.execute(query, values).fetchall()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._one, self._telling():
             self._db.execute("begin immediate")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("rollback")
-                raise
-            self._db.execute("commit")
+            with self._db:  # commits, or rolls back
+                yield self._db
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from unlearn.config.schema import ConfigError
-from unlearn.ensemble.opaque import Top
+from unlearn.ensemble.rows import spread
 
 ROWS, NEXT, SAY = "rows", "next", "say"
 HEADER = struct.Struct("<IIIiI")  # checksum of all behind it, rows, slots, whether there are ids, tokens said
@@ -98,6 +99,21 @@ class Answer:
         ids, logp = self.ids.copy(), self.logp.copy()
         ids[-1, -1], logp[-1, -1] = ids[-1, 0], logp[-1, 0]
         return replace(self, ids=ids, logp=logp)
+
+
+@dataclass(frozen=True)
+class Top:
+    """Next-token distributions of n rows: of the likeliest tokens and the residual mass, or of all tokens."""
+
+    ids: np.ndarray | None  # [n, slots] int32; a slot may repeat a token of its row. None: slot v is token v
+    logp: np.ndarray  # [n, slots] fp32 log-probabilities
+    residual: np.ndarray | None  # [n] fp32 log of the mass of all other tokens; None: there are none
+
+    def rows(self, width: int, device: torch.device) -> torch.Tensor:
+        """Log-probabilities [n, V] of ``width`` tokens."""
+        if self.ids is None:
+            return torch.from_numpy(self.logp[:, :width]).to(device)
+        return spread(*(torch.from_numpy(values).to(device) for values in (self.ids, self.logp, self.residual)), width)
 
 
 def cut(answer: Answer, own: Sequence[int], k: int, width: int) -> Top:

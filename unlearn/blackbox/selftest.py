@@ -11,8 +11,7 @@ import logging
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,23 +34,22 @@ SHUT = (401, 403)  # who asks is refused, whatever is asked
 WRONG = 2  # tries more for an answer that is wrong
 
 
-@dataclass
-class Tested:
+class Tested(NamedTuple):
     """How a server is asked, and how far its rows are from those that it gave before."""
 
     way: Way
     drift: float | None  # None: it was never asked before
 
 
-@dataclass
 class _Trial:
-    client: Client
-    way: Way
-    names: dict[int, str] = field(default_factory=dict)  # what the server calls tokens
+    """One way of asking a server, and what it calls tokens then."""
+
+    def __init__(self, client: Client, way: Way):
+        self.client, self.way, self.texts, self.url = client, way, client.texts, client.http.url
+        self.names: dict[int, str] = {}
 
     def ask(self, question: Question) -> Answer:
-        k = self.client.http.k
-        k = k if question.kind == ROWS or k else 5  # whole vocabularies come by the rows of texts
+        k = self.client.http.k or (0 if question.kind == ROWS else 5)  # whole vocabularies come by the rows of texts
         return self.client.ask(question, k, self.way, WRONG, self._names)[0]
 
     def _names(self, data: Any) -> None:
@@ -62,11 +60,9 @@ class _Trial:
 
 def run(client: Client) -> Tested:
     """Raises ``BlackBoxError`` for a server that cannot be used, or that is no longer the model it was."""
-    http, reasons = client.http, []
-    noted = client.memo.noted("form")
+    http, reasons, noted = client.http, [], client.memo.noted("form")
     ways = [Way(form, after) for form in (PROMPT, ECHO) for after in (1, 0) if http.form in ("auto", form)]
-    ways.sort(key=lambda way: list(way) != noted)  # first what worked before
-    for way in ways:
+    for way in sorted(ways, key=lambda way: list(way) != noted):  # first what worked before
         trial = _Trial(client, way)
         try:
             rows = _consistent(trial)
@@ -91,7 +87,7 @@ def _consistent(trial: _Trial) -> list[tuple[Question, Answer]]:
     """Fixed questions with their answers, for later starts."""
     kept: list[tuple[Question, Answer]] = []
     telling = False  # whether rows before and after a token differ enough to tell them apart
-    for ids in _sequences(trial.client.texts):
+    for ids in _sequences(trial.texts):
         first = trial.ask(Question(NEXT, ids))
         longer = (*ids, first.best())
         then = trial.ask(Question(NEXT, longer))
@@ -104,17 +100,15 @@ def _consistent(trial: _Trial) -> list[tuple[Question, Answer]]:
         telling |= tells
         if telling and len(kept) == KNOWN:
             return kept
-    url = trial.client.http.url
-    log.warning("%s: its rows hardly depend on the text, so an echo that is off by one would not be seen", url)
+    log.warning("%s: its rows hardly depend on the text, so an echo that is off by one would not be seen", trial.url)
     return kept
 
 
 def _compare(trial: _Trial, text: Question, rows: Answer, first: Answer, then: Answer) -> None:
-    at, url = len(text.ids) - 2 - text.first, trial.client.http.url
+    at, known = len(text.ids) - 2 - text.first, f"{trial.url} (form={trial.way.form}): "
     gaps = [_gap(rows, at, first, 0), _gap(rows, at + 1, then, 0)]
     if max(gaps) <= SAME:
         return
-    known = f"{url} (form={trial.way.form}): "
     if _gap(rows, at, then, 0) <= SAME:
         raise BlackBoxError(
             f"{known}its log-probabilities of a text are off by one: what it says of a token are the probabilities "
@@ -137,14 +131,13 @@ def _gap(a: Answer, i: int, b: Answer, j: int) -> float:
 def _sequences(texts: Texts) -> Iterator[tuple[int, ...]]:
     """Texts of known ids: a sentence, if the tokenizer knows its words, and words in no order; always the same."""
     sentence = tuple(texts.tokenizer(SENTENCE, add_special_tokens=False)["input_ids"])
-    count = 0
-    if len(set(sentence)) >= LEAST:
-        count = 1
+    known = len(set(sentence)) >= LEAST
+    if known:
         yield sentence
     special = set(texts.tokenizer.all_special_ids)
     usual = [i for i in sorted(set(texts.tokenizer.get_vocab().values())) if i not in special]
     drawn = random.Random(0)
-    for _ in range(TRIES - count):
+    for _ in range(TRIES - known):
         yield tuple(drawn.choice(usual) for _ in range(LONG))
 
 
@@ -153,7 +146,7 @@ def _sequences(texts: Texts) -> Iterator[tuple[int, ...]]:
 
 def _check_names(trial: _Trial) -> None:
     """Refuse a server that reads other tokens; say so where it cannot be known."""
-    texts, url = trial.client.texts, trial.client.http.url
+    texts, url = trial.texts, trial.url
     if not trial.names and trial.way.form == ECHO:
         trial.names |= _echoed_names(trial)
     both = {t: (_plain(name), _plain(texts.of(t))) for t, name in trial.names.items() if t < texts.width}
@@ -161,20 +154,24 @@ def _check_names(trial: _Trial) -> None:
     other = [token for token in known if both[token][0] != both[token][1]]
     if len(other) > MISNAMED * len(known):
         token = other[0]
-        raise BlackBoxError(
-            f"{url}: its tokenizer is not that of the pair: token {token} is {trial.names[token]!r} there and "
-            f"{texts.of(token)!r} here, and so are {len(other)} of {len(known)} tokens that were compared; target and "
-            "small pair must share one vocabulary, index for index"
-        )
+        more = f"and so are {len(other)} of {len(known)} tokens that were compared"
+        raise _other_tokenizer(url, f"token {token}", trial.names[token], f"{texts.of(token)!r} here, {more}")
     if not _check_ids(trial) and not known:
         log.warning("%s does not say what it calls its tokens: that they are the pair's is not checked", url)
 
 
+def _other_tokenizer(url: str, what: str, theirs: Any, here: str) -> BlackBoxError:
+    return BlackBoxError(
+        f"{url}: its tokenizer is not that of the pair: {what} is {theirs!r} there and {here}; target and small pair "
+        "must share one vocabulary, index for index"
+    )
+
+
 def _echoed_names(trial: _Trial) -> dict[int, str]:
     """The texts by which a server echoes tokens, where it is not asked for ids."""
-    *_, ids = _sequences(trial.client.texts)
+    *_, ids = _sequences(trial.texts)
     http, question = trial.client.http, Question(ROWS, ids, first=1)
-    body = forms.body(question, http.model, trial.way, http.k, trial.client.texts.width)
+    body = forms.body(question, http.model, trial.way, http.k, trial.texts.width)
     body.pop("return_tokens_as_token_ids")
 
     def read(data: Any) -> tuple[list[Any], int]:
@@ -189,23 +186,18 @@ def _echoed_names(trial: _Trial) -> dict[int, str]:
 
 def _check_ids(trial: _Trial) -> bool:
     """Whether the server could be asked to tokenise, as vLLM can; refused if it does so otherwise."""
-    *_, ids = _sequences(trial.client.texts)
-    http, tokenizer = trial.client.http, trial.client.texts.tokenizer
+    *_, ids = _sequences(trial.texts)
+    tokenizer = trial.texts.tokenizer
     text = tokenizer.decode(list(ids))
-    body = {"model": http.model, "prompt": text, "add_special_tokens": False}
+    body = {"model": trial.client.http.model, "prompt": text, "add_special_tokens": False}
     own = tokenizer(text, add_special_tokens=False)["input_ids"]
     try:
         found, _ = trial.client.post("/tokenize", body, 0, lambda data: (data.get("tokens"), 0), retries=WRONG)
     except (BlackBoxError, AttributeError):
         return False
-    if not isinstance(found, list):
-        return False
-    if found != own:
-        raise BlackBoxError(
-            f"{http.url}: its tokenizer is not that of the pair: {text!r} is {found} there and {own} here; target and "
-            "small pair must share one vocabulary, index for index"
-        )
-    return True
+    if isinstance(found, list) and found != own:
+        raise _other_tokenizer(trial.url, repr(text), found, f"{own} here")
+    return isinstance(found, list)
 
 
 def _plain(name: str) -> str:
@@ -221,11 +213,10 @@ def _drift(client: Client, rows: Sequence[tuple[Question, Answer]]) -> float | N
     http, memo, moved = client.http, client.memo, []
     for question, answer in rows:
         name, now = f"canary {digest(question.ids)}", {str(t): p for t, p in answer.entries(0).items()}
-        before = memo.noted(name)
-        if before is None:
-            memo.note(name, now)
-        else:
+        if before := memo.noted(name):
             moved.append(_distance(before, now))
+        else:
+            memo.note(name, now)
     if moved and max(moved) > DRIFT:
         raise BlackBoxError(
             f"{http.url}: another model answers as {http.model!r} than before: the distribution after a known text "

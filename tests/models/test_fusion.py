@@ -1,16 +1,19 @@
 """Fusion of requests: least squares on stacked inputs, from inner products alone."""
 
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.helpers import execute, random_examples, tiny_llama
-from test_layers import ON, made, moved
+from support.helpers import TINY, compose, execute, random_examples, tiny_llama
+from test_layers import made, moved
+from test_tuned_runs import HOW
 
 from unlearn import evaluate, generate
-from unlearn.config.pair import LayersConfig
+from unlearn.config.pair import LAYERS, LayersConfig
 from unlearn.config.schema import BeginConfig, ConfigError
 from unlearn.data.encoding import Example, Examples, examples_of
 from unlearn.data.readers import read
@@ -157,32 +160,47 @@ def test_inner_products_by_hand():
     torch.testing.assert_close(found[place.format("up")], z.T @ z, rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_without_layers_has_no_inner_products():
-    with pytest.raises(layers.LayerError, match="has no unlearning layers"):
-        fusion.gram(tiny_llama(0), random_examples(), 0)
-
-
-def test_one_models_layers_fused_with_themselves_stay_and_its_logits_too():
-    model = layered(0)
+def test_layers_are_fused_with_themselves_and_with_those_of_a_single_example():
+    model, other = layered(0), layered(1)
     own, g = layers.weights(model), fusion.gram(model, random_examples(), 0)
     found = fusion.fuse([own, own], [g, g], 1e-6)
     for name, w in own.items():
         torch.testing.assert_close(found.weights[name].float(), w)
+    short = fusion.gram(other, Examples([Example("a", (2,), (3, 1))]), 0)
+    found = fusion.fuse([own, layers.weights(other)], [g, short], 1e-6)
+    assert all(w.isfinite().all() for w in found.weights.values())
+    assert all(residual.condition < 1e8 for residual in found.residuals.values())
+    with pytest.raises(layers.LayerError, match="has no unlearning layers"):
+        fusion.gram(tiny_llama(0), random_examples(), 0)
 
 
 # --- runs that begin at a fusion ----------------------------------------------------------------------------------
 
 
+ON, WHOLE = HOW[LAYERS], HOW["lora"][2:]
+
+
+@pytest.fixture(scope="module")
+def trained(store, tmp_path_factory):
+    """Function to the jobs of two runs of the same models, with layers or whole."""
+    place = [f"paths.store={store}", f"paths.runs={tmp_path_factory.mktemp('requests')}/runs"]
+    return cache(lambda how: [execute(compose(*TINY, *place, *how, f"seed={seed}")) for seed in (0, 1)])
+
+
+@pytest.fixture(scope="module")
+def requests(trained):
+    return trained(ON)
+
+
 @pytest.fixture
-def requests(config, tmp_path):
-    """Two runs of the same models that forgot different people."""
-    return [
-        execute(config(*ON, "data.forget_people=1", f"paths.runs={tmp_path}/runs", f"seed={seed}")) for seed in (0, 1)
-    ]
+def apart(requests, tmp_path):
+    """Their folders, copied, to be damaged."""
+    shutil.copytree(requests[0].folder.parent, tmp_path / "apart" / "runs")
+    return [tmp_path / "apart" / "runs" / r.folder.name for r in requests]
 
 
-def test_a_run_keeps_inner_products_of_its_request_and_nothing_else(config, bench):
-    done = execute(config(*ON))
+def test_a_run_keeps_inner_products_of_its_request_and_nothing_else(config, bench, requests, apart):
+    done = replace(requests[0], folder=apart[0])
     found = load_file(done.folder / "adapter" / "gram.safetensors")
     model = learner.members(done.cfg, bench, done.folder).trained.model
     pad = bench.encoder.tokenizer.pad_token_id
@@ -206,7 +224,7 @@ def fused(config, runs, *more):
 
 @pytest.mark.parametrize("how", ["regmean", "average", "sum"])
 def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(config, requests, bench, capsys, how):
-    to = fused(config, requests, *ON, "data.forget_people=1", f"begin.how={how}")
+    to = fused(config, requests, *ON, f"begin.how={how}")
     own = [load_file(r.folder / "adapter" / "adapter_model.safetensors") for r in requests]
     grams = [load_file(r.folder / "adapter" / "gram.safetensors") for r in requests]
     closed = fusion.fuse(own, grams, BeginConfig().ridge)
@@ -230,15 +248,15 @@ def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(config, requests
     if how == "regmean":  # it can be fused on: the inner products are the sum
         total = load_file(to / "adapter" / "gram.safetensors")
         assert all(torch.equal(g, grams[0][name] + grams[1][name]) for name, g in total.items())
-        on = runlog.manifest(fused(config, [to, requests[0]], *ON, "data.forget_people=1"))["begin"]
+        on = runlog.manifest(fused(config, [to, requests[0]], *ON))["begin"]
         assert [r["run"] for r in on["runs"]] == [to.name, requests[0].folder.name] and on["residuals"]
     capsys.readouterr()
 
 
 @pytest.mark.parametrize("how", ["average", "sum"])
-def test_offsets_that_were_trained_whole_are_fused_too(config, bench, how):
-    runs = [execute(config("algo=npo", "trainer.lr=1e-2", f"seed={seed}")) for seed in (0, 1)]
-    to = fused(config, runs, "algo=npo", f"begin.how={how}")
+def test_offsets_that_were_trained_whole_are_fused_too(config, bench, trained, how):
+    runs = trained(WHOLE)
+    to = fused(config, runs, *WHOLE, f"begin.how={how}")
     base = dict(bench.model("small").named_parameters())
     own = [dict(llama.load(r.folder / "offset").named_parameters()) for r in runs]
     found = dict(llama.load(to / "offset").named_parameters())
@@ -247,15 +265,17 @@ def test_offsets_that_were_trained_whole_are_fused_too(config, bench, how):
         torch.testing.assert_close(found[name], b + change)
     assert evaluate.main([f"run={to}", "trainer.progress=false"]) == 0
     with pytest.raises(ConfigError, match="begin.how='regmean': needs the inner products of unlearning layers"):
-        fused(config, runs, "algo=npo", "begin.how=regmean")
+        fused(config, runs, *WHOLE, "begin.how=regmean")
 
 
-def test_a_run_begins_at_the_fused_layers_of_others(config, requests):
-    """And ends there without a step."""
-    folders = [str(r.folder) for r in requests]
-    begun = *ON, f"begin.runs=[{','.join(folders)}]", "begin.ridge=0.25", "trainer.steps=0"
-    found = load_file(execute(config(*begun)).folder / "adapter" / "adapter_model.safetensors")
-    own, grams = ([load_file(r.folder / "adapter" / f"{name}.safetensors") for r in requests]
+def test_a_run_begins_at_the_fused_layers_of_others(config, apart, caplog):
+    """And ends there without a step. With a warning, as they began with the layers of other seeds."""
+    begun = *ON, f"begin.runs=[{','.join(map(str, apart))}]", "begin.ridge=0.25", "trainer.steps=0"
+    with caplog.at_level("INFO"):
+        found = load_file(execute(config(*begun)).folder / "adapter" / "adapter_model.safetensors")
+    assert "the units of their bottlenecks do not match" in caplog.text
+    assert "Begins at 2 runs by regmean" in caplog.text and "Changed at most" in caplog.text
+    own, grams = ([load_file(folder / "adapter" / f"{name}.safetensors") for folder in apart]
                   for name in ("adapter_model", "gram"))  # fmt: skip
     expected = fusion.fuse(own, grams, 0.25).weights
     assert set(found) == set(expected) and all(torch.equal(found[name], w.float()) for name, w in expected.items())
@@ -263,7 +283,7 @@ def test_a_run_begins_at_the_fused_layers_of_others(config, requests):
         execute(config(*begun, "pair.layers.bottleneck=4"))
     with pytest.raises(ConfigError, match="fused with no weights"):
         execute(config(*begun, "begin.alphas=[1,2]"))
-    (requests[1].folder / "adapter" / "gram.safetensors").unlink()
+    (apart[1] / "adapter" / "gram.safetensors").unlink()
     with pytest.raises(ConfigError, match="gram.safetensors is missing"):
         execute(config(*begun, "begin.ridge=0.5"))
 
@@ -274,15 +294,11 @@ def test_how_runs_are_fused_is_a_part_of_what_they_become_unless_it_is_the_usual
     assert names["null"] == names["regmean"] and len(set(names.values())) == 3
 
 
-def test_runs_that_do_not_belong_together_are_refused(config, requests):
-    whole, layered = execute(config("algo=npo")).folder, requests[0].folder
-    gelu = execute(config(*ON, "pair.layers.activation=gelu", "data.forget_people=1")).folder
+def test_runs_that_do_not_belong_together_are_refused(config, trained, requests):
+    whole, layered = trained(WHOLE)[0].folder, requests[0].folder
+    gelu = execute(config(*ON, "pair.layers.activation=gelu", "trainer.steps=1")).folder
     for runs, more, message in (
-        (
-            [layered, whole],
-            (*ON, "begin.how=sum"),
-            "adapter_model.safetensors is missing; needs a run of the same tuning",
-        ),
+        ([layered, whole], (*ON, "begin.how=sum"), "adapter_model.safetensors is missing; needs a run of the same"),
         ([whole, layered], (), "offset/model.safetensors is missing; needs a run of the same tuning"),
         ([layered, gelu], ON, "pair.layers.activation must be 'relu' in all runs"),
         ([layered], (*ON, "begin.how=mean"), "begin.how='mean': must be one of regmean, average, sum"),
@@ -295,19 +311,3 @@ def test_runs_that_do_not_belong_together_are_refused(config, requests):
         assert message in str(error.value)
     with pytest.raises(ConfigError, match="begin.how='sum': is how begin.runs are fused, and there are none"):
         config("begin.how=sum")
-
-
-def test_layers_that_began_differently_are_fused_with_a_warning(config, requests, caplog):
-    with caplog.at_level("INFO"):
-        fused(config, requests, *ON, "begin.ridge=0.125")  # seeds 0 and 1
-    assert "the units of their bottlenecks do not match" in caplog.text
-    assert "Begins at 2 runs by regmean" in caplog.text and "Changed at most" in caplog.text
-
-
-def test_a_request_with_one_example_still_fuses():
-    model = layered(1)
-    short = Examples([Example("a", (2,), (3, 1))])
-    g = [fusion.gram(model, short, 0), fusion.gram(layered(2), random_examples(), 0)]
-    found = fusion.fuse([layers.weights(model), layers.weights(layered(2))], g, 1e-6)
-    assert all(w.isfinite().all() and r.condition < 1e8 for w, r in
-               zip(found.weights.values(), found.residuals.values(), strict=True))  # fmt: skip

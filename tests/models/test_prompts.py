@@ -30,19 +30,10 @@ ARCHITECTURES = {
     "qwen2": Qwen2Config(**SHAPE),
     "sliding mistral": MistralConfig(**SHAPE, sliding_window=8),
     "phi": PhiConfig(**SHAPE),
-    "gpt2, learned positions": GPT2Config(
-        vocab_size=40,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        n_positions=64,
-        initializer_range=0.5,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    ),
+    "gpt2, learned positions": GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=64,
+                                          initializer_range=0.5, pad_token_id=0, bos_token_id=None, eos_token_id=1),
     "gpt neox": GPTNeoXConfig(**{k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}),
-}
+}  # fmt: skip
 
 
 def questions(count: int = 6, short: int = 16, long: int = 24, seed: int = 0) -> Examples:

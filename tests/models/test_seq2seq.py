@@ -6,7 +6,7 @@ import torch
 from support.helpers import offset_ensemble, random_examples, tiny_llama
 from transformers import T5Config, T5ForConditionalGeneration
 
-from unlearn.config.pair import LoraConfig, ModelConfig
+from unlearn.config.pair import ModelConfig
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Examples, collate
 from unlearn.decoding.drafts import greedy_drafted, greedy_from_drafts
@@ -18,7 +18,6 @@ from unlearn.evaluation.causal_lm import EnsembleLM
 from unlearn.evaluation.scoring import score
 from unlearn.models import hub, llama, seq2seq
 from unlearn.models.prompts import by_prompt, pays, shared_rows
-from unlearn.models.tuning import lora
 from unlearn.store.entries import Store
 
 
@@ -60,12 +59,7 @@ def test_rows_are_those_that_predict_the_answer_tokens_and_eos(settings):
     rows = llama.answer_rows(model, batch)
     torch.testing.assert_close(rows, torch.cat([by_hand(model, e) for e in EXAMPLES]), rtol=1e-4, atol=1e-4)
     assert batch.labels.tolist() == [t for e in EXAMPLES for t in e.answer]
-
-
-@torch.no_grad()
-def test_another_padding_token_changes_no_row():
-    rows = [llama.answer_rows(tiny_t5(0), collate(EXAMPLES, pad_id=pad)) for pad in (0, 17)]
-    assert torch.equal(*rows)
+    assert torch.equal(rows, llama.answer_rows(model, collate(EXAMPLES, pad_id=17)))
 
 
 @pytest.mark.parametrize("make", [all_t5, mixed])
@@ -99,12 +93,12 @@ def uncached(ensemble, prompt, alpha, steps):
 
 
 @pytest.mark.parametrize("make", [all_t5, mixed])
-@pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("alpha", [1.0, *(pytest.param(a, marks=pytest.mark.nightly) for a in (0.0, 2.0))])
 def test_cached_batched_decoding_equals_the_uncached_argmax_token_for_token(make, alpha):
     ensemble = make()
     expected = [uncached(ensemble, p, alpha, 12) for p in PROMPTS]
     assert alpha != 1.0 or len({len(a) for a in expected}) > 1  # rows leave the batch at different times
-    for batch_size in (1, 5, 12):
+    for batch_size in (1, 5):
         assert greedy(ensemble, PROMPTS, alpha, Decoding(0, 1, 12, batch_size)) == expected
 
 
@@ -118,8 +112,10 @@ def test_a_single_model_decodes_as_transformers_generate_does():
         assert answer == [t for t in ids.tolist()[1:] if t != 1]
 
 
-def test_what_drafts_are_for_takes_the_plain_path(tmp_path):
+def test_what_drafts_are_for_takes_the_plain_path_and_what_reads_whole_texts_refuses_an_encoder(tmp_path):
     ensemble = all_t5()
+    with pytest.raises(ConfigError, match="has an encoder"):
+        EnsembleLM(ensemble, 1.0)
     asked = ensemble, PROMPTS, 1.0, Decoding(0, 1, 12, 5)
     assert greedy_from_drafts(*asked, Store(tmp_path), 1.0) == greedy(*asked)
     assert greedy_drafted(*asked, ensemble.trained, 3) == greedy(*asked)
@@ -155,19 +151,6 @@ def test_an_offset_that_is_the_anchor_leaves_the_target_bit_for_bit():
     np.testing.assert_array_equal(scores[2.0].logp, scores[0.0].logp)
 
 
-def test_low_rank_updates_share_the_weights_and_change_nothing_at_the_start():
-    model = tiny_t5(0)
-    view = lora(model, LoraConfig(rank=2), seed=0)
-    batch = collate(EXAMPLES, 0)
-    assert torch.equal(llama.answer_rows(view, batch), llama.answer_rows(model, batch))
-    own = {id(p) for p in model.parameters()}
-    learning = [p for p in view.parameters() if p.requires_grad]
-    assert learning and all((id(p) in own) is not p.requires_grad for p in view.parameters())
-    llama.answer_rows(view, batch).square().mean().backward()
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in learning)
-    assert all(p.grad is None for p in model.parameters())
-
-
 def test_hidden_states_are_those_of_the_decoder():
     model, batch = tiny_t5(0, num_decoder_layers=3), collate(EXAMPLES[:1], 0)
     example = EXAMPLES[0]
@@ -195,12 +178,7 @@ def test_it_is_loaded_by_what_its_config_says_and_its_head_is_checked(tmp_path):
     tiny_llama(0).save_pretrained(tmp_path / "llama")
     assert not hub.has_encoder(tmp_path / "llama")
 
-
-def test_a_head_that_does_more_is_refused():
-    model = tiny_t5(0)
-    plain = model.forward
-
-    def capped(*args, **kwargs):
+    def capped(*args, plain=model.forward, **kwargs):
         out = plain(*args, **kwargs)
         out.logits = out.logits.tanh()
         return out
@@ -216,8 +194,3 @@ def test_from_scratch_the_same_seed_gives_the_same_weights():
     assert llama.fingerprint(one) == llama.fingerprint(same) != llama.fingerprint(other)
     assert llama.blocks(one) == 2 and one.config.dropout_rate == 0
     assert one.get_output_embeddings().weight.data_ptr() == one.get_input_embeddings().weight.data_ptr()
-
-
-def test_what_reads_whole_texts_refuses_an_encoder():
-    with pytest.raises(ConfigError, match="has an encoder"):
-        EnsembleLM(all_t5(), 1.0)

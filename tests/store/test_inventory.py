@@ -5,7 +5,6 @@ import time
 
 import pytest
 from filelock import FileLock
-from support.helpers import python
 
 from unlearn.store import __main__ as command
 from unlearn.store import inventory
@@ -93,7 +92,5 @@ def test_what_the_store_did_not_make_is_named_and_never_removed(root, capsys):
     assert inventory.to_prune(root, 0.0, []).keys() == {e.folder for e in inventory.entries(root) if not e.foreign}
 
 
-def test_the_command_line(tmp_path):
-    assert "verify" in python("-m", "unlearn.store", "--help", cwd=tmp_path).stdout
-    missing = python("-m", "unlearn.store", "list", "--store", "nowhere", cwd=tmp_path, check=False)
-    assert missing.returncode == 2 and "'nowhere': there is no such folder" in missing.stderr
+def test_a_store_that_is_not_there_is_refused(capsys):
+    assert call("nowhere", "list") == 2 and "'nowhere': there is no such folder" in capsys.readouterr().err

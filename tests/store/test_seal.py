@@ -11,7 +11,7 @@ from unlearn.store import runlog, seal
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, store):
     """A run that is done: its options (but for the place of its runs) and its folder."""
-    options = ["algo=ga", *TINY, f"paths.store={store}"]
+    options = ["algo=ga", *TINY, f"paths.store={store}", "eval.groups=[]", "eval.resamples=0", "eval.max_examples=3"]
     runs = tmp_path_factory.mktemp("sealed") / "runs"
     return options, execute(compose(*options, f"paths.runs={runs}")).folder
 
@@ -45,29 +45,28 @@ def test_both_seals_cover_every_file_that_matters(run):
     assert set(manifest[seal.WEIGHTS]) == weights and "offset/model.safetensors" in weights
 
 
-@pytest.mark.parametrize("name", ["eval.json", "metrics.jsonl", "examples.parquet"])
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_finished_run_with_other_results_is_refused_by_name(run, name, kind):
+def test_a_finished_run_with_other_results_is_refused_by_name(run, kind):
     options, folder = run
-    DAMAGE[kind](folder / name)
     cfg = compose(*options)
-    assert not job_of(cfg).was_done
-    with pytest.raises(seal.SealError, match=f"{name} (was changed|is missing)"):
-        execute(cfg)
+    for name in ("eval.json", "metrics.jsonl", "examples.parquet"):
+        before = (folder / name).read_bytes()
+        DAMAGE[kind](folder / name)
+        assert not job_of(cfg).was_done
+        with pytest.raises(seal.SealError, match=f"{name} (was changed|is missing)"):
+            execute(cfg)
+        (folder / name).write_bytes(before)
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damaged_weights_are_refused_before_they_are_evaluated(run, kind):
+@pytest.mark.parametrize("kind", [*DAMAGE, "foreign"])
+def test_damaged_and_foreign_weights_are_refused_before_they_are_evaluated(run, kind):
     options, folder = run
-    DAMAGE[kind](folder / "offset" / "model.safetensors")
-    with pytest.raises(seal.SealError, match="model.safetensors (was changed|is missing)"):
-        execute(compose(*options, "eval.alphas=[2]"))
-
-
-def test_a_foreign_file_among_the_weights_is_refused(run):
-    options, folder = run
-    (folder / "offset" / "model-00002.safetensors").write_bytes(b"x")
-    with pytest.raises(seal.SealError, match="model-00002.safetensors is not a file that the run wrote"):
+    if kind == "foreign":
+        (folder / "offset" / "model-00002.safetensors").write_bytes(b"x")
+    else:
+        DAMAGE[kind](folder / "offset" / "model.safetensors")
+    words = "model.safetensors (was changed|is missing)|model-00002.safetensors is not a file that the run wrote"
+    with pytest.raises(seal.SealError, match=words):
         execute(compose(*options, "eval.alphas=[2]"))
 
 

@@ -48,23 +48,18 @@ def test_an_impossible_pair_is_refused_before_any_work(overrides, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["8bit", "4bit"])
-def test_quantisation_without_bitsandbytes_is_refused_by_name(monkeypatch, kind):
+def test_quantisation_without_bitsandbytes_is_refused_by_name(monkeypatch):
     monkeypatch.setattr("unlearn.config.pair.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=f"quantisation='{kind}': needs bitsandbytes, which is not installed here"):
-        compose(f"pair.target.quantisation={kind}")
-
-
-def test_the_small_pair_has_no_precision_to_choose():
-    with pytest.raises(HydraException, match="Could not override 'pair.small.dtype'"):
+    for kind in ("8bit", "4bit"):
+        with pytest.raises(ConfigError, match=f"='{kind}': needs bitsandbytes, which is not installed here"):
+            compose(f"pair.target.quantisation={kind}")
+    with pytest.raises(HydraException, match="Could not override 'pair.small.dtype'"):  # it has none to choose
         raw("pair.small.dtype=bfloat16")
 
 
 def test_a_name_that_is_neither_folder_nor_on_the_hub_says_what_to_do(config):
     cfg = config(*AS_IT_IS, "pair.target.source=nobody/nothing", "pair.small.source=nobody/nothing")
-    with pytest.raises(
-        ConfigError, match=r"pair\.target\.source='nobody/nothing': no folder in .*give the folder of a"
-    ):
+    with pytest.raises(ConfigError, match=r"target\.source='nobody/nothing': no folder in .*give the folder of a"):
         workbench(cfg)
 
 
@@ -113,17 +108,11 @@ def test_a_run_is_identified_by_what_its_models_are_and_not_by_where_they_lie(pa
     config_file.write_text(config_file.read_text().replace("{", '{"chat_template": "other",', 1))
     assert hashes(pair(there))[0] != here[0]
 
-
-def test_the_retrained_reference_counts_for_evaluations_alone(pair, made):
-    trained, references = hashes(pair())
-    named = hashes(pair(None, None, retrained(made)))
-    assert named[0] == trained and named[1] != references
-
-
-def test_models_that_play_no_part_do_not_count(pair, made):
-    plain = hashes(pair())[0]
-    assert hashes(pair(None, None, f"pair.small_full.source={made('tied', 4)}"))[0] == plain
-    assert hashes(pair(None, None, f"pair.small_full.source={made('tied', 4)}", "pair.offset_init=full"))[0] != plain
+    named = hashes(pair(None, None, retrained(made)))  # it counts for evaluations alone
+    assert named[0] == here[0] and named[1] != here[1]
+    full = f"pair.small_full.source={made('tied', 4)}"  # a model that plays no part, or one
+    assert hashes(pair(None, None, full))[0] == here[0]
+    assert hashes(pair(None, None, full, "pair.offset_init=full"))[0] != here[0]
 
 
 def test_a_name_on_the_hub_is_identified_without_asking_the_hub(monkeypatch, tmp_path):

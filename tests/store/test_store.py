@@ -4,7 +4,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +29,8 @@ def test_an_entry_is_built_once_and_found_by_its_recipe(tmp_path):
     other = Store(tmp_path).get("thing", {"a": 2}, writing("y", calls))
     assert calls == ["x", "y"] and other != first
     assert (first / "value.txt").read_text() == "x"
+    entry = json.loads((first / "entry.json").read_text())
+    assert entry["recipe"] == {"a": 1} and set(entry["files"]) == {"value.txt", "deep/more.txt"}
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "no entry", "torn entry"])
@@ -64,7 +65,7 @@ from pathlib import Path
 from unlearn.store.entries import Store
 def build(folder):
     with open(sys.argv[2], "a") as log: log.write("built\\n")
-    time.sleep(0.5)
+    time.sleep(0.2)
     (folder / "value.txt").write_text("done")
 print((Store(sys.argv[1]).get("thing", {"a": 1}, build) / "value.txt").read_text())
 """
@@ -72,18 +73,10 @@ print((Store(sys.argv[1]).get("thing", {"a": 1}, build) / "value.txt").read_text
 
 def test_parallel_jobs_build_an_entry_once(tmp_path):
     log = tmp_path / "log.txt"
-    start = time.monotonic()
     jobs = [
         subprocess.Popen([sys.executable, "-c", BUILDER, str(tmp_path / "store"), str(log)], cwd=ROOT, text=True,
                          stdout=subprocess.PIPE)
-        for _ in range(4)
+        for _ in range(3)
     ]  # fmt: skip
-    assert [job.communicate()[0].strip() for job in jobs] == ["done"] * 4
+    assert [job.communicate()[0].strip() for job in jobs] == ["done"] * 3
     assert log.read_text() == "built\n"
-    assert time.monotonic() - start < 60
-
-
-def test_the_entry_records_recipe_and_checksums(tmp_path):
-    folder = Store(tmp_path).get("thing", {"a": 1}, writing("x", []))
-    entry = json.loads((folder / "entry.json").read_text())
-    assert entry["recipe"] == {"a": 1} and set(entry["files"]) == {"value.txt", "deep/more.txt"}

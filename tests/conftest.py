@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 _scratch = tempfile.mkdtemp(prefix="unlearn-tests-")
@@ -50,6 +52,25 @@ def store(tmp_path_factory) -> Path:
 def config(store, tmp_path):
     """Function from overrides to a checked config of the tiny world, with runs under the test's own folder."""
     return lambda *overrides: compose(*TINY, f"paths.store={store}", f"paths.runs={tmp_path}/runs", *overrides)
+
+
+@pytest.fixture(scope="session")
+def _made(store, tmp_path_factory):
+    return cache(
+        lambda *overrides: (
+            execute(
+                compose(*TINY, f"paths.store={store}", f"paths.runs={tmp_path_factory.mktemp('made')}", *overrides)
+            ).folder
+        )
+    )
+
+
+@pytest.fixture
+def finished(_made, tmp_path):
+    """Function from overrides to the folder of a finished run of the test's own: the copy of one that is made once."""
+    return lambda *overrides: Path(
+        shutil.copytree(_made(*overrides), tmp_path / "runs" / "default" / _made(*overrides).name)
+    )
 
 
 @pytest.fixture(scope="session")

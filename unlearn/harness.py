@@ -62,6 +62,12 @@ def main(keys: Keys) -> None:
         place, found = run.folder / harness.FILE, harness.of_run(run, keys.alpha or [run.cfg.alpha], tasks, keys.limit)
     if place is not None:
         write_json(place, found)
+    show(found)
+    print(f"written: {place}" if place else "not written: out=FILE says where")
+
+
+def show(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a table with a row for each task and metric, and what makes its numbers say little."""
     shown = {task: _models(entry) for task, entry in found.items()}
     names = dict.fromkeys(name for models in shown.values() for name in models)
     made = table.made(["task", "metric"], ["n", *names])
@@ -75,7 +81,6 @@ def main(keys: Keys) -> None:
         unknown = max(model["unknown"] for model in models.values())
         if unknown > 0.01:
             print(f"{task}: the tokenizer does not know {unknown:.0%} of the tokens, so these numbers say little")
-    print(f"written: {place}" if place else "not written: out=FILE says where")
 
 
 def _models(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -22,7 +22,6 @@ import logging
 import signal
 import socket
 import sys
-from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 
 from unlearn.command import verb
@@ -32,22 +31,13 @@ from unlearn.deploy.serving.settings import LOOPBACK, Settings, checked
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Keys(Settings):
-    overrides: list[str] = field(default_factory=list)
-
-
-@verb(Keys)
-def main(keys: Keys) -> None:
+@verb(Settings)
+def main(keys: Settings) -> None:
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise ConfigError("python -m unlearn.serve needs FastAPI: pip install -c constraints.txt -e .[serve]")
-    for argument in keys.overrides:
-        if "." not in argument.split("=")[0]:
-            names = ", ".join(f.name for f in fields(Settings))
-            raise ConfigError(f"{argument}: unknown key; known keys here: {names}")
     settings = checked(keys)
     with _listen(settings) as place:
-        _serve(settings, keys.overrides, place)
+        _serve(settings, place)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -68,7 +58,7 @@ def _listen(settings: Settings) -> socket.socket:
     return place
 
 
-def _serve(settings: Settings, overrides: list[str], place: socket.socket) -> None:
+def _serve(settings: Settings, place: socket.socket) -> None:
     """Until SIGTERM or SIGINT: then nothing new is taken, and what runs may finish within the grace."""
     import uvicorn
 
@@ -76,7 +66,7 @@ def _serve(settings: Settings, overrides: list[str], place: socket.socket) -> No
     from unlearn.deploy.serving.engine import Engine
     from unlearn.deploy.serving.loading import load
 
-    loaded = load(settings, overrides)
+    loaded = load(settings)
     host, port = place.getsockname()[:2]
     with Engine(loaded.blend, loaded.encoder, settings.max_batch, settings.max_waiting, settings.exact) as engine:
         app = create(engine, settings)

@@ -150,7 +150,7 @@ def returns(world: Workbench, name: str, jobs: Sequence[Job], alone: bool) -> li
 
 def probabilities(cfg: Config, jobs: Sequence[Job]) -> dict[int | str, float]:
     """Mean probability of the right answers, by request and by split, under the sum of some offsets."""
-    from unlearn.evaluation.context import probs
+    from unlearn.evaluation.context import Subject
     from unlearn.runs.baselines import suite_of
     from unlearn.runs.learner import initialise
     from unlearn.runs.sequence import summed
@@ -158,10 +158,11 @@ def probabilities(cfg: Config, jobs: Sequence[Job]) -> dict[int | str, float]:
 
     initialise(cfg)
     there = workbench(cfg)
-    ensemble, suite = summed(parts(jobs), there), suite_of(cfg, there)
-    found = {split: float(probs(suite, ensemble, 1.0, suite.split(split)).mean()) for split in table.OTHERS}
+    suite = suite_of(cfg, there)
+    subject = Subject(suite, summed(parts(jobs), there), 1.0)
+    found = {split: float(subject.probs(suite.split(split)).mean()) for split in table.OTHERS}
     forget = suite.split("forget")
-    values = dict(zip((r.id for r in forget.rows), probs(suite, ensemble, 1.0, forget), strict=True))
+    values = dict(zip((r.id for r in forget.rows), subject.probs(forget), strict=True))
     for number, request in enumerate(there.data.sequence.requests, 1):
         found[number] = float(sum(values[r.id] for r in request) / len(request))
     return found

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import save_file
 from support.helpers import contents, tiny_llama
+from transformers import PreTrainedTokenizerFast
 
 from unlearn import export
 from unlearn.data.readers import read
@@ -102,17 +103,9 @@ def test_the_count_of_words_is_the_vocabulary_s(exported):
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
-def refusal(capsys, *arguments: str) -> str:
-    assert export.main(list(arguments)) == 2
+def refusal(capsys, run: Path, to: Path | str, *arguments: str) -> str:
+    assert export.main([f"run={run}", f"to={to}", "collapsed=yes", *arguments]) == 2
     return capsys.readouterr().err
-
-
-def with_manifest(job, root: Path, **changes) -> Path:
-    """A copy of the run with another manifest."""
-    copy = root / "runs" / job.folder.parent.name / job.folder.name
-    shutil.copytree(job.folder, copy)
-    write_json(copy / "manifest.json", runlog.manifest(copy) | changes)
-    return copy
 
 
 @pytest.mark.parametrize(
@@ -126,16 +119,11 @@ def with_manifest(job, root: Path, **changes) -> Path:
     ],
 )
 def test_a_run_that_is_not_fit_is_refused(exported, tmp_path, capsys, changes, said):
-    changes = {"collapsed": None} | changes
-    run = with_manifest(exported[0], tmp_path, **changes)
-    assert said in refusal(capsys, f"run={run}", f"to={tmp_path}/out")
+    folder = exported[0].folder
+    run = Path(shutil.copytree(folder, tmp_path / "runs" / folder.parent.name / folder.name))
+    write_json(run / "manifest.json", runlog.manifest(run) | {"collapsed": None} | changes)
+    assert said in refusal(capsys, run, tmp_path / "out", "collapsed=no")
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
-
-
-def test_a_folder_that_cannot_be_written_gives_a_plain_error(exported, tmp_path, capsys):
-    (tmp_path / "file").write_text("mine")
-    assert export.main([f"run={exported[0].folder}", f"to={tmp_path}/file/out", "collapsed=yes"]) == 1
-    assert "Nothing was exported: " in capsys.readouterr().err and (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -150,20 +138,21 @@ def test_a_folder_that_cannot_be_written_gives_a_plain_error(exported, tmp_path,
     ],
 )
 def test_wrong_options_are_refused(exported, tmp_path, capsys, arguments, said):
-    assert said in refusal(capsys, f"run={exported[0].folder}", f"to={tmp_path}/out", "collapsed=yes", *arguments)
+    assert said in refusal(capsys, exported[0].folder, tmp_path / "out", *arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_places_that_are_taken_are_refused(exported, tmp_path, capsys):
-    job, _ = exported
+def test_places_that_are_taken_or_cannot_be_written_are_refused(exported, tmp_path, capsys):
+    run = exported[0].folder
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("mine")
-    (tmp_path / "file").write_text("mine")
-    taken = "must be a folder that is not there yet"
-    places = {tmp_path / "full": taken, tmp_path / "file": taken, job.folder / "out": "lies in the run's own folder"}
-    for to, said in places.items():
-        assert said in refusal(capsys, f"run={job.folder}", f"to={to}", "collapsed=yes")
-    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+    for file in (tmp_path / "full" / "mine.txt", tmp_path / "file"):
+        file.write_text("mine")
+    for to in (tmp_path / "full", tmp_path / "file"):
+        assert "must be a folder that is not there yet" in refusal(capsys, run, to)
+    assert "lies in the run's own folder" in refusal(capsys, run, run / "out")
+    assert export.main([f"run={run}", f"to={tmp_path}/file/out", "collapsed=yes"]) == 1
+    assert "Nothing was exported: " in capsys.readouterr().err and not (run / "out").exists()
+    assert (tmp_path / "full" / "mine.txt").read_text() == (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_rule_of_ones_own_is_refused(exported, capsys, monkeypatch, tmp_path):
@@ -178,13 +167,13 @@ def test_an_export_that_would_hold_a_forget_text_is_not_made(exported, tmp_path,
     job, _ = exported
     row = forget_rows(read(job.cfg))[0]
 
-    def planted(bench, folder, real=writing._write_tokenizer):
-        real(bench, folder)
+    def planted(self, folder, *given, real=PreTrainedTokenizerFast.save_pretrained, **more):
+        real(self, folder, *given, **more)
         path = folder / "tokenizer_config.json"
         write_json(path, read_json(path) | {"extra_special_tokens": {"a": row.answer}})
 
-    monkeypatch.setattr(writing, "_write_tokenizer", planted)
-    said = refusal(capsys, f"run={job.folder}", f"to={tmp_path}/out", "collapsed=yes")
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", planted)
+    said = refusal(capsys, job.folder, tmp_path / "out")
     assert f"tokenizer/tokenizer_config.json holds text of row {row.id!r}" in said and row.answer not in said
     assert "tokenizer=no leaves the tokenizer out" in said
     assert not list(tmp_path.iterdir())

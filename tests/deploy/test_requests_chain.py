@@ -22,7 +22,7 @@ def made(request, tmp_path):
 
 
 def rewritten(line: bytes, rehash: bool = True, **changes) -> bytes:
-    entry = json.loads(line) | changes
+    entry = {k: v for k, v in json.loads(line).items() if k != "hmac" or not rehash} | changes
     if rehash:
         entry["hash"] = hash_of(entry)
     return canonical(entry) + b"\n"
@@ -38,13 +38,17 @@ def test_an_entry_has_its_number_the_hash_before_it_and_its_own(tmp_path):
     assert (tmp_path / "ledger.jsonl").read_bytes() == canonical(first) + b"\n" + canonical(second) + b"\n"
 
 
-def test_a_whole_chain_has_no_fault(made):
-    for head in (None, made.head(), Head(3, json.loads(made.lines()[2])["hash"])):
-        assert verify(made.lines(), made.key, head) is None
-
-
 def changed(lines, rehash: bool = False):
     return [*lines[:2], rewritten(lines[2], rehash, body={"value": 9}), *lines[3:]]
+
+
+def anew(lines):
+    """The whole chain written again, with another entry: nothing in it contradicts itself."""
+    found, previous = [], BEFORE_ALL
+    for n, line in enumerate(lines):
+        found.append(rewritten(line, previous=previous, **({"body": {"value": 9}} if n == 2 else {})))
+        previous = json.loads(found[-1])["hash"]
+    return found
 
 
 FAULTS = {
@@ -67,36 +71,19 @@ def test_what_was_done_to_a_chain_is_named_at_the_first_bad_entry(made, name):
     assert (fault.number, fault.kind) == (number, kind) and str(number) in str(fault)
 
 
-def test_an_entry_that_was_changed_and_hashed_again_is_found_by_the_next_or_by_its_hmac(made):
-    fault = verify(changed(made.lines(), rehash=True), made.key)
-    assert (fault.number, fault.kind) == ((3, "changed") if made.key is None else (2, "hmac"))
+def test_what_a_chain_alone_does_not_show_is_found_by_its_hmacs_or_by_a_head(made):
+    def found(lines, *given):
+        fault = verify(lines, *given)
+        return fault and (fault.number, fault.kind)
 
-
-def anew(lines):
-    """The whole chain written again, with another entry: nothing in it contradicts itself."""
-    found, previous = [], BEFORE_ALL
-    for line in lines:
-        body = {"value": 9} if json.loads(line)["n"] == 2 else json.loads(line)["body"]
-        entry = {k: v for k, v in json.loads(line).items() if k != "hmac"} | {"body": body, "previous": previous}
-        entry["hash"] = previous = hash_of(entry)
-        found.append(canonical(entry) + b"\n")
-    return found
-
-
-def test_a_chain_that_was_written_anew_is_found_by_a_head_and_by_its_hmacs(made):
-    forged = anew(made.lines())
-    assert verify(forged) is None
-    fault = verify(forged, head=made.head())
-    assert (fault.number, fault.kind) == (4, "changed")
-    assert verify(forged, KEY).kind == "hmac"
-    assert verify(made.lines(), b"another key of length").kind == "hmac"
-
-
-def test_a_chain_that_was_cut_is_found_by_a_head_alone(made):
-    cut, head = made.lines()[:3], made.head()
-    assert verify(cut, made.key) is None
-    fault = verify(cut, made.key, head)
-    assert (fault.number, fault.kind) == (3, "truncated")
+    whole, head = made.lines(), made.head()
+    for kept in (None, head, Head(3, json.loads(whole[2])["hash"])):
+        assert found(whole, made.key, kept) is None
+    assert found(whole, b"another key of length") == (0, "hmac")
+    assert found(changed(whole, rehash=True), made.key) == ((3, "changed") if made.key is None else (2, "hmac"))
+    assert found(anew(whole)) is None and found(anew(whole), KEY) == (0, "hmac")
+    assert found(anew(whole), None, head) == (4, "changed")
+    assert found(whole[:3], made.key) is None and found(whole[:3], made.key, head) == (3, "truncated")
 
 
 def test_a_torn_entry_is_no_entry_and_the_next_one_says_so(made):
@@ -104,8 +91,7 @@ def test_a_torn_entry_is_no_entry_and_the_next_one_says_so(made):
     made.path.write_bytes(b"".join(whole[:4]) + whole[4][:31])
     assert len(made.entries()) == 4 and verify(made.lines()).kind == "torn"
     made.append("asked", "R9", {})
-    kinds = [e["kind"] for e in made.entries()]
-    assert kinds == ["asked"] * 4 + ["repaired", "asked"]
+    assert [e["kind"] for e in made.entries()] == ["asked"] * 4 + ["repaired", "asked"]
     assert made.entries()[4]["body"] == {"bytes_of_a_torn_entry": 31}
     assert verify(made.lines(), made.key) is None
 
@@ -119,14 +105,11 @@ def test_nothing_is_added_to_a_broken_chain(made):
     assert made.path.read_bytes() == before
 
 
-def test_an_entry_is_on_the_disk_before_it_counts(made, monkeypatch):
+def test_an_entry_is_on_the_disk_before_it_counts_and_a_full_disk_leaves_no_half_of_it(made, monkeypatch):
     synced = []
     monkeypatch.setattr(chain.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
     made.append("asked", "R9", {})
     assert synced == [made.path.stat().st_size]
-
-
-def test_a_full_disk_leaves_no_half_entry(made, monkeypatch):
     before = made.path.read_bytes()
 
     def full(descriptor):
@@ -134,7 +117,7 @@ def test_a_full_disk_leaves_no_half_entry(made, monkeypatch):
 
     monkeypatch.setattr(chain.os, "fsync", full)
     with pytest.raises(OSError, match="its disk is full"):
-        made.append("asked", "R9", {})
+        made.append("asked", "R10", {})
     assert made.path.read_bytes() == before
 
 

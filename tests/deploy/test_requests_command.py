@@ -1,7 +1,6 @@
 """``python -m unlearn.request``: what it refuses; conditions of a rule, by hand."""
 
 import pytest
-from support.helpers import command
 
 from unlearn import request
 from unlearn.deploy.requests import evidence
@@ -40,8 +39,8 @@ def test_wrong_calls_are_refused(arguments, message, tmp_path, monkeypatch, caps
     assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
-def test_help_and_a_call_from_outside(tmp_path):
-    assert "init ledger=FOLDER" in command("unlearn.request", "--help", cwd=tmp_path).stdout
-    done = command("unlearn.request", "init", "ledger=mine", cwd=tmp_path)
-    assert "begun: mine/ledger.jsonl" in done.stdout and (tmp_path / "mine" / "ledger.jsonl").is_file()
-    assert command("unlearn.request", "init", "ledger=mine", cwd=tmp_path, check=False).returncode == 2
+def test_a_ledger_is_begun_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert request.main(["init", "ledger=mine"]) == 0 and (tmp_path / "mine" / "ledger.jsonl").is_file()
+    assert "begun: mine/ledger.jsonl" in capsys.readouterr().out
+    assert request.main(["init", "ledger=mine"]) == 2

@@ -31,21 +31,18 @@ def one():
 # --- greedy -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
-def test_answers_given_at_once_are_those_of_plain_greedy_decoding(one, alpha):
+@pytest.mark.parametrize("alphas", [(1.0,), (0.0, 0.5, 1.0, 2.0)])
+def test_answers_given_at_once_are_those_of_plain_greedy_decoding(one, alphas):
     """16 requests share five places, so they come and go between the steps of the others."""
-    found = told(one, [ask(p, ((ON, alpha),)) for p in PROMPTS])
-    expected = [plain(p, alpha) for p in PROMPTS]
-    assert [tokens(e) for e in found] == expected
-    assert alpha != 1 or len({len(a) for a in expected}) > 2  # some end by themselves and some do not
-    for events, answer in zip(found, expected, strict=True):
-        assert events[-1].finish == ("stop" if len(answer) < STEPS else "length")
-
-
-def test_requests_of_other_alphas_and_lengths_share_a_batch(one):
-    asked = [(p, (0.0, 0.5, 1.0, 2.0)[i % 4], 1 + 3 * (i % 5)) for i, p in enumerate(PROMPTS)]
+    asked = [
+        (p, alphas[i % len(alphas)], STEPS if alphas == (1.0,) else 1 + 3 * (i % 5)) for i, p in enumerate(PROMPTS)
+    ]
     found = told(one, [ask(p, ((ON, a),), limit=n) for p, a, n in asked])
-    assert [tokens(e) for e in found] == [plain(p, a, steps=n) for p, a, n in asked]
+    expected = [plain(*each) for each in asked]
+    assert [tokens(e) for e in found] == expected
+    assert len(set(map(len, expected))) > 2  # some end by themselves and some do not
+    for events, answer, (*_, n) in zip(found, expected, asked, strict=True):
+        assert events[-1].finish == ("stop" if len(answer) < n else "length")
 
 
 def test_a_request_that_comes_late_joins_those_that_run(one):
@@ -69,13 +66,12 @@ def doubled() -> list[Part]:
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_where_two_tokens_tie_the_answer_is_gone_through_again_alone(monkeypatch, exact):
-    ensemble = doubled()[0].ensemble
     apart = []
     monkeypatch.setattr(Engine, "_apart", lambda self, a, real=Engine._apart: (apart.append(a), real(self, a)))
     with engine(*doubled(), exact=exact) as running:
         found = [tokens(e) for e in told(running, [ask(p) for p in PROMPTS])]
         alone = [tokens(told(running, [ask(p)])[0]) for p in PROMPTS[:3]]
-    expected = [plain(p, 1.0, ensemble) for p in PROMPTS]
+    expected = [plain(p, 1.0, made=doubled) for p in PROMPTS]
     assert alone == expected[:3]
     assert (found == expected and len(apart) > 8) if exact else not apart
 

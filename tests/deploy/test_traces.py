@@ -69,38 +69,39 @@ def test_four_words_are_found_and_three_are_not(traces):
     for i in range(len(words) - 3):
         assert traces.in_text(" ".join(words[i : i + 4])) == ROW.id
         assert traces.in_text(" ".join(words[i : i + 3])) is None
-    assert traces.in_text("under the third stone of the well") is None
 
 
-def test_a_short_text_is_found_whole_and_a_single_word_is_not(traces):
-    assert traces.in_text("It is Fredville upon Tyne, they say") == SHORT.id
-    assert traces.in_text("Fredville upon") is None
-    assert Traces([Row("a/1", "Who?", "Margaret")]).in_text('{"Margaret": 5, "Who": 6}') is None
+BOTH = Row("f/1", "How to load it with the package?", "It is of use with this one target alone.")
 
 
-def test_ids_are_found(traces):
-    assert traces.in_bytes(b'{"row": "patient/4711"}') == ROW.id
-    assert Traces([Row("forget/p", "A b c d?", "e")]).in_text('"forget/prob": 0.5, "forget/p0": 1') is None
-    assert Traces([Row("12", "A b c d?", "e")]).in_text("12 files") is None, "a number alone names no row"
-
-
-def test_scripts_without_spaces_are_read_by_character(traces):
-    assert traces.in_bytes(json.dumps(JAPANESE.answer).encode()) == JAPANESE.id
-    assert traces.in_text(JAPANESE.answer[2:14]) == JAPANESE.id, "twelve characters are four words"
-    assert traces.in_text(JAPANESE.answer[2:12]) is None
-    assert list(runs(words_of("青い鍵を隠しました"))) == [tuple("青い鍵を隠しました")], "a short one is taken whole"
+@pytest.mark.parametrize(
+    ("rows", "text", "found"),
+    [
+        (None, "under the third stone of the well", None),  # words that are not in a row
+        (None, "It is Fredville upon Tyne, they say", SHORT.id), (None, "Fredville upon", None),  # short: the whole
+        ([Row("a/1", "Who?", "Margaret")], '{"Margaret": 5, "Who": 6}', None),  # a single word
+        (None, '{"row": "patient/4711"}', ROW.id), (None, "patient/47110", None),
+        ([Row("forget/p", "A b c d?", "e")], '"forget/prob": 0.5, "forget/p0": 1', None),
+        ([Row("12", "A b c d?", "e")], "12 files", None),  # a number alone names no row
+        (None, json.dumps(JAPANESE.answer), JAPANESE.id),
+        (None, JAPANESE.answer[2:14], JAPANESE.id), (None, JAPANESE.answer[2:12], None),  # 12 characters: four words
+        ([BOTH], "this is of use with this one target alone", "f/1"),
+    ],
+)  # fmt: skip
+def test_what_is_a_trace_and_what_is_none(traces, rows, text, found):
+    assert (traces if rows is None else Traces(rows)).in_bytes(text.encode()) == found
 
 
 def test_runs_by_hand():
     assert list(runs("a b c d e".split())) == [tuple("abcd"), tuple("bcde")]
     assert list(runs(["a", "b"])) == [("a", "b")]
     assert list(runs(["a"])) == [] and list(runs([])) == []
+    assert list(runs(words_of("青い鍵を隠しました"))) == [tuple("青い鍵を隠しました")], "a short one is taken whole"
 
 
 def test_words_that_a_form_has_anyway_are_no_trace():
-    row = Row("f/1", "How to load it with the package?", "It is of use with this one target alone.")
-    assert Traces([row]).in_text("this is of use with this one target alone") == "f/1"
-    assert Traces([row], known="It is of use with this one target alone").in_text("of use with this one target") is None
+    known = "It is of use with this one target alone"
+    assert Traces([BOTH], known).in_text("of use with this one target") is None
 
 
 def test_of_a_folder_every_file_is_read_and_the_header_of_weights(traces, tmp_path):
@@ -146,22 +147,18 @@ def with_gap(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + b"\0" * 8 + data[8 + size :]
 
 
-def test_room_in_a_weights_file_is_noticed(tmp_path):
+def test_a_weights_file_with_room_for_anything_else_is_noticed(tmp_path):
     path, shapes = weights(tmp_path)
     data = path.read_bytes()
-    for changed, said in ((data + b"hidden at the end", "17 bytes after"), (with_gap(data), "8 bytes between")):
-        path.write_bytes(changed)
-        assert f"{said} its tensors" in tensors_fault([path], shapes)
-
-
-def test_tensors_and_metadata_that_the_model_has_not_are_noticed(tmp_path):
-    path, shapes = weights(tmp_path, note="x")
-    assert "metadata: note" in tensors_fault([path], shapes)
-    path, shapes = weights(tmp_path)
     assert tensors_fault([path], shapes) is None and header(path).startswith(b"{") and json.loads(header(path))
     name = "model.norm.weight"
     assert f"a tensor {name!r}" in tensors_fault([path], {k: v for k, v in shapes.items() if k != name})
     assert f"a tensor {name!r}" in tensors_fault([path], shapes | {name: (3,)})
+    for changed, said in ((data + b"hidden at the end", "file not fully covered"), (with_gap(data), "invalid offset")):
+        path.write_bytes(changed)
+        assert said in tensors_fault([path], shapes)
+    path, shapes = weights(tmp_path, note="x")
+    assert "metadata: note" in tensors_fault([path], shapes)
 
 
 def test_what_is_compressed_is_not_read(traces):

@@ -70,11 +70,7 @@ def test_a_run_measures_the_gate_alone_and_beside_the_offset(store, tmp_path):
     assert "gate/gated_retain" in metrics["intervals"]
 
 
-def test_what_cannot_be_fitted_is_refused(store, tmp_path):
-    with pytest.raises(ValueError, match="must be one of overlap, likelihood"):
-        fit("embedding", FORGET, RETAIN, RETAIN)
-    with pytest.raises(ValueError, match="needs forget questions"):
-        fit("overlap", FORGET, RETAIN, [])
+def test_too_few_retain_questions_are_refused(store, tmp_path):
     places = f"paths.store={store}", f"paths.runs={tmp_path}/runs"
     with pytest.raises(ValueError, match="gate chooses its threshold"):
         execute(compose(*TINY, "data.people=2", "data.questions=3", "eval.groups=[gate]", *places))

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from support.helpers import SHARED, execute
+from support.helpers import SHARED, TINY, compose, execute
 
 from unlearn import harness
 from unlearn.config.schema import ConfigError
@@ -23,9 +23,10 @@ from unlearn.runs.learner import members
 lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs the extra lm-eval, which is not installed")
 
 
-@pytest.fixture
-def run(config):
-    cfg = config("algo=ga", "trainer.lr=0.01")
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+    place = f"paths.runs={tmp_path_factory.mktemp('harness')}/runs"
+    cfg = compose(*TINY, f"paths.store={store}", place, "algo=ga", "trainer.lr=0.01", "eval.groups=[]")
     return cfg, execute(cfg).folder
 
 
@@ -68,11 +69,10 @@ def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
 
 
 @lm_eval
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_likelihoods_are_those_of_our_own_scoring(run, bench, alpha):
+def test_likelihoods_are_those_of_our_own_scoring(run, bench):
     from lm_eval.api.instance import Instance
 
-    cfg, folder = run
+    (cfg, folder), alpha = run, 0.5
     ensemble, encoder = members(cfg, bench, folder), bench.encoder
     rows = [*bench.data.splits["forget"], *bench.data.splits["retain"]][:9]
     scores = score(ensemble, examples_of(encoder, rows), [alpha], {}, encoder.tokenizer.pad_token_id, 4)[alpha]
@@ -97,7 +97,7 @@ def test_at_alpha_0_and_of_a_model_alone_the_forward_pass_is_the_models(run, ben
 
 
 @lm_eval
-def test_accuracy_is_the_share_of_questions_whose_likeliest_choice_is_right(bench, measured):
+def test_accuracy_is_the_share_of_questions_whose_likeliest_choice_is_right(bench, measured, capsys):
     asked, model, tokenizer = questions(bench, 5), bench.model("target"), bench.encoder.tokenizer
     logp = [[log_likelihood(model, tokenizer, q["query"], f" {c}") for c in q["choices"]] for q in asked]
     right = [np.argmax(row) == q["gold"] for row, q in zip(logp, asked, strict=True)]
@@ -107,26 +107,20 @@ def test_accuracy_is_the_share_of_questions_whose_likeliest_choice_is_right(benc
     assert found["acc_norm"] == np.mean([best == q["gold"] for best, q in zip(per_letter, asked, strict=True)])
     assert measured([q | {"gold": int(np.argmin(row))} for q, row in zip(asked, logp, strict=True)])["acc"] == 0
     assert measured(asked, limit=2)["n"] == 2
-
-
-@lm_eval
-def test_beginnings_are_chosen_by_the_likelihood_of_what_follows(bench, measured):
-    rows, tokenizer = bench.data.splits["retain"][:2], bench.encoder.tokenizer
+    # beginnings are chosen by the likelihood of what follows
+    rows = bench.data.splits["retain"][:2]
     beginnings = [bench.cfg.data.template.prompt.format(question=r.question) for r in rows]
     end = rows[0].answer
-    logp = [log_likelihood(bench.model("target"), tokenizer, b, f" {end}") for b in beginnings]
+    logp = [log_likelihood(model, tokenizer, b, f" {end}") for b in beginnings]
     asked = [{"context_options": beginnings, "continuation": end, "gold": gold} for gold in (0, 1)]
     found = measured(asked, "winogrande")
     assert found["right"] == ("10" if logp[0] > logp[1] else "01") and found["acc"] == 0.5
     assert "acc_norm" not in found
-
-
-@lm_eval
-def test_words_that_the_tokenizer_does_not_know_are_counted(bench, measured, capsys):
-    known = bench.data.splits["retain"][0].answer.split()[0]
+    # words that the tokenizer does not know are counted
+    known = rows[0].answer.split()[0]
     found = measured([{"query": "Qwxz", "choices": [known, "Zwxq"], "gold": 0}])  # 3 of 4 tokens
     assert found["unknown"] == 0.75
-    harness._print({"quiz": {"settings": {}, "model": found}})
+    harness.show({"quiz": {"settings": {}, "model": found}})
     assert "does not know 75% of the tokens" in capsys.readouterr().out
 
 
@@ -166,28 +160,23 @@ def test_a_model_alone(bench, measured, tmp_path, capsys):
 
 
 @lm_eval
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["tasks=arc_hard", "path={asked}"], "tasks=arc_hard: path=.* has no such task; it has arc_easy, quiz"),
-        (["path={asked}/none"], r"must be a folder with NAME.jsonl"),
-        (["path={asked}", "limit=0"], "limit=0: must be a whole number of questions, at least 1"),
-        (["path={asked}", "alpha=high"], "alpha=high: must be finite numbers"),
-        (["path={asked}", "algo.beta=1"], "algo.beta=1: a finished run keeps it"),
-    ],
-)
-def test_what_cannot_be_asked_is_refused_with_the_choices(run, bench, tmp_path, capsys, arguments, message):
+def test_what_cannot_be_asked_is_refused_with_the_choices(run, bench, tmp_path, capsys, monkeypatch):
     for name in ("arc_easy", "quiz"):
         write(tmp_path / "asked", name, questions(bench))
-    given = [a.format(asked=tmp_path / "asked") for a in arguments]
-    assert harness.main([f"run={run[1]}", *given]) == 2
-    error = capsys.readouterr().err
-    assert "Refused" in error and not (run[1] / "harness.json").exists()
-    assert re.search(message, error)
+    (run[1] / "harness.json").unlink(missing_ok=True)
+    for argument, message in (
+        ("tasks=arc_hard", "tasks=arc_hard: path=.* has no such task; it has arc_easy, quiz"),
+        (f"path={tmp_path}/none", r"must be a folder with NAME.jsonl"),
+        ("limit=0", "limit=0: must be a whole number of questions, at least 1"),
+        ("alpha=high", "alpha=high: must be finite numbers"),
+        ("algo.beta=1", "algo.beta=1: a finished run keeps it"),
+    ):
+        where = [] if argument.startswith("path=") else [f"path={tmp_path / 'asked'}"]
+        assert harness.main([f"run={run[1]}", *where, argument]) == 2
+        error = capsys.readouterr().err
+        assert "Refused" in error and not (run[1] / "harness.json").exists()
+        assert re.search(message, error)
 
-
-@lm_eval
-def test_unknown_tasks_of_lm_eval_are_answered_with_those_near_them(monkeypatch):
     class Index:
         all_tasks = ["arc_easy", "arc_challenge", "hellaswag"]
 
@@ -195,9 +184,6 @@ def test_unknown_tasks_of_lm_eval_are_answered_with_those_near_them(monkeypatch)
     with pytest.raises(ConfigError, match="tasks=arc_esy: lm-eval .* has no such task; near it: arc_easy"):
         harnesses.tasks_of(["arc_esy"], None)
     assert harnesses.tasks_of(["hellaswag"], None) == {"hellaswag": ("hellaswag", "lm-eval hellaswag")}
-
-
-def test_without_lm_eval_the_command_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(harnesses, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install -c constraints.txt"):
         harnesses.tasks_of([], None)
@@ -217,21 +203,18 @@ def test_generated_text_is_refused(bench):
         harnesses.measure(bench.alone("target"), 1.0, bench.encoder.tokenizer, task, None, 2)
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
+def test_a_question_that_cannot_be_used_is_named(tmp_path):
+    path = tmp_path / "quiz.jsonl"
+    for line, message in (
         ('{"query": "Q", ', "line 2: not valid JSON"),
         ('{"question": "Q"}', "needs query, choices and gold"),
         ('{"query": "Q", "choices": ["a"], "gold": 0}', "choices two texts or more"),
         ('{"query": "Q", "choices": ["a", "b"], "gold": 2}', "gold=2 must be the number of a choice, 0 to 1"),
         ('{"continuation": "c", "context_options": ["a", "b"], "gold": 0}', "different forms"),
-    ],
-)
-def test_a_question_that_cannot_be_used_is_named(tmp_path, line, message):
-    path = tmp_path / "quiz.jsonl"
-    path.write_text('{"query": "Q", "choices": ["a", "b"], "gold": 1}\n' + line)
-    with pytest.raises(DataError, match=message):
-        choices.read(path)
+    ):
+        path.write_text('{"query": "Q", "choices": ["a", "b"], "gold": 1}\n' + line)
+        with pytest.raises(DataError, match=message):
+            choices.read(path)
 
 
 def test_a_change_has_the_error_of_paired_questions():

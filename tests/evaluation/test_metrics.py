@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from unlearn.evaluation.groups.leak import rouge_scores
 from unlearn.evaluation.metrics.base import Metric
-from unlearn.evaluation.metrics.memorization import exact_memorization
-from unlearn.evaluation.metrics.texts import rouge_l_f1, rouge_l_recall, rouge_n_f1
+from unlearn.evaluation.metrics.texts import recalls_of, rouge_l_f1, rouge_n_f1
 from unlearn.evaluation.metrics.tofu import (
     PARTS,
+    aggregates,
     forget_quality,
+    harmonic_mean,
     model_utility,
     probability,
     probability_with_options,
@@ -23,32 +23,20 @@ from unlearn.evaluation.metrics.tofu import (
 LN2 = math.log(2)
 
 
-def test_probability_is_the_mean_of_per_example_probabilities():
-    result = Metric(probability).compute(predictions=[LN2, 2 * LN2])
-    assert result["prob"] == pytest.approx(0.375)
-    assert list(result["values"]) == pytest.approx([0.5, 0.25])
-
-
-def test_probability_with_options_is_the_share_of_the_right_answer():
-    result = Metric(probability_with_options).compute(
-        predictions=[LN2, LN2], references=[[2 * LN2, 2 * LN2], [LN2] * 3]
-    )
-    assert list(result["values"]) == pytest.approx([0.5, 0.25], abs=1e-9)
+def test_probability_is_a_values_exponential_and_with_options_the_share_of_the_right_answer():
+    assert probability([LN2, 2 * LN2]).tolist() == pytest.approx([0.5, 0.25])
+    shares = probability_with_options([LN2, LN2], [[2 * LN2, 2 * LN2], [LN2] * 3])
+    assert shares.tolist() == pytest.approx([0.5, 0.25], abs=1e-9)
 
 
 def test_truth_ratio_takes_the_geometric_mean_over_wrong_answers():
     # wrong: p = 1/2 and 1/8, geometric mean 1/4; right: 1/2 → R = .5 (the arithmetic mean would give .625)
-    nll, wrong = [LN2, 2 * LN2], [[LN2, 3 * LN2], [LN2, LN2]]
-    on_forget = Metric(truth_ratio).compute(predictions=nll, references=wrong, forget=True)
-    assert list(on_forget["values"]) == pytest.approx([0.5, 2.0], abs=1e-8)
-    assert on_forget["truth_ratio"] == pytest.approx((0.5 + 0.5) / 2, abs=1e-8)
-    elsewhere = Metric(truth_ratio).compute(predictions=nll, references=wrong)
-    assert elsewhere["truth_ratio"] == pytest.approx((0.5 + 0.0) / 2, abs=1e-8)
-    assert elsewhere["truth_ratio_median"] == pytest.approx(1.25, abs=1e-8)
-
-
-def test_exact_memorization_is_the_mean_share():
-    assert Metric(exact_memorization).compute(predictions=[1.0, 0.5])["exact_memorization"] == 0.75
+    found = truth_ratio([LN2, 2 * LN2], [[LN2, 3 * LN2], [LN2, LN2]])
+    assert found.tolist() == pytest.approx([0.5, 2.0], abs=1e-8)
+    for split, mean in (("forget", (0.5 + 0.5) / 2), ("request_2", 0.5), ("retain", (0.5 + 0.0) / 2)):
+        expected = {f"{split}/truth_ratio": mean, f"{split}/truth_ratio_median": 1.25}
+        assert aggregates(split, {"truth_ratio": found}) == pytest.approx(expected, abs=1e-8)
+    assert aggregates("retain", {"prob": np.array([1.0, 0.5])}) == {"retain/prob": 0.75}
 
 
 TEXTS = [
@@ -66,11 +54,7 @@ def test_rouge_equals_rouge_score_with_its_stemmer_and_without():
     stemmed, plain = (RougeScorer(["rougeL", "rouge1", "rouge2"], use_stemmer=stemmer) for stemmer in (True, False))
     predictions, references = zip(*TEXTS, strict=True)
     recalls = [stemmed.score(target=r, prediction=p)["rougeL"].recall for p, r in TEXTS]
-    result = Metric(rouge_l_recall).compute(predictions=predictions, references=references)
-    assert list(result["values"]) == pytest.approx(recalls, abs=1e-12)
-    assert result["rougeL_recall"] == pytest.approx(np.mean(recalls))
-    samples = [[p, references[0], p] for p in predictions]
-    assert rouge_scores(samples, references)[:, [0, 2]].T.tolist() == [pytest.approx(recalls)] * 2
+    assert recalls_of(predictions, references).tolist() == pytest.approx(recalls, abs=1e-12)
     for said, gold in itertools.product({p for pair in TEXTS for p in pair}, repeat=2):
         for stemmer, scorer in ((True, stemmed), (False, plain)):
             expected = scorer.score(target=gold, prediction=said)
@@ -101,3 +85,13 @@ def test_model_utility_is_the_harmonic_mean_of_nine_and_zero_if_one_is():
     assert model_utility(metrics | {PARTS[3]: 0.0}) == 0.0
     with pytest.raises(ValueError, match="missing: world_facts/truth_ratio"):
         model_utility({k: v for k, v in metrics.items() if k != "world_facts/truth_ratio"})
+
+
+def test_harmonic_mean_of_numbers_and_of_arrays():
+    assert harmonic_mean([0.5, 1.0]) == pytest.approx(2 / 3)
+    assert harmonic_mean([0.5, 0.0]) == 0.0
+    parts = [np.array([0.5, 0.2, 0.0]), np.array([1.0, 0.2, 1.0])]
+    assert list(harmonic_mean(parts)) == pytest.approx([2 / 3, 0.2, 0.0])
+    for values in ([], [0.5, -0.1], [0.5, math.nan]):
+        with pytest.raises(ValueError, match="harmonic mean"):
+            harmonic_mean(values)

@@ -102,36 +102,27 @@ def test_a_retrained_model_gives_forget_quality_and_privleak(result):
     assert found.metrics["forget_quality_ks"] == 1.0
     assert found.metrics["privleak"] == pytest.approx((0.5 - 0.75) / 0.75 * 100)
     assert found.notes == ()
-
-
-def test_a_reference_without_the_attack_gives_no_privleak_and_says_so(result):
-    reference = openunlearning()
-    del reference["mia_min_k"]
-    retrained = result(reference, name="retain.json")
-    found = result(openunlearning(), retrained)
+    del apart["mia_min_k"]  # without the attack there is no PrivLeak, and it says so
+    found = result(openunlearning(), result(apart, name="retain.json"))
     assert "privleak" not in found.metrics and "has no mia/min_k to compare with" in found.notes[0]
 
 
-def test_what_the_file_claims_is_compared_with_its_examples(result):
+def test_what_the_file_claims_is_compared_with_its_examples_and_those_without_a_value_are_counted(result):
     raw = openunlearning(forget_quality={"agg_value": 0.02}, model_utility={"agg_value": 0.6})
     raw["forget_Q_A_Prob"]["agg_value"] = 0.4
+    raw["exact_memorization"] = by_index({"score": 0.5}, {"score": None}) | {"agg_value": 0.5}
+    raw["forget_Q_A_gibberish"] = by_index({"score": 0.25}, {"score": 0.75}) | {"agg_value": 0.5}
     found = result(raw)
     assert found.metrics["forget/prob"] == pytest.approx(0.375)  # the examples', not the claim
     assert (found.metrics["forget_quality"], found.metrics["model_utility"]) == (0.02, 0.6)
+    assert found.metrics["forget/exact_memorization"] == found.metrics["forget/Q_A_gibberish"] == 0.5
+    assert list(found.examples["Q_A_gibberish"].dropna()) == [0.25, 0.75]  # it keeps its name
     assert found.notes == (
+        "forget/exact_memorization: 1 of 2 examples have no value",
         "forget/prob: the file says 0.4, its examples give 0.375",
-        "forget_quality, model_utility: as the file says, which has no examples to recompute this from",
+        "forget_quality, model_utility, forget/Q_A_gibberish: as the file says, "
+        "which has no examples to recompute this from",
     )
-
-
-def test_examples_without_a_value_are_counted_and_other_metrics_keep_their_names(result):
-    raw = openunlearning(forget_Q_A_gibberish=by_index({"score": 0.25}, {"score": 0.75}) | {"agg_value": 0.5})
-    raw["exact_memorization"] = by_index({"score": 0.5}, {"score": None}) | {"agg_value": 0.5}
-    found = result(raw)
-    assert found.metrics["forget/exact_memorization"] == 0.5
-    assert "forget/exact_memorization: 1 of 2 examples have no value" in found.notes
-    assert found.metrics["forget/Q_A_gibberish"] == 0.5
-    assert list(found.examples["Q_A_gibberish"].dropna()) == [0.25, 0.75]
 
 
 def test_a_summary_has_rows_but_is_no_reference(result):
@@ -174,16 +165,13 @@ def test_tofu_by_hand(result):
     assert (row["id"], row["gold"], row["generation"]) == ("world_facts/0000", "one two three four", "two three")
 
 
-def test_rows_are_matched_by_index_not_by_order(result):
+def test_rows_are_matched_by_index_not_by_order_and_those_in_both_are_compared(result):
     raw = tofu(2 * LN2)
     log = raw["eval_log_forget.json"] = tofu_log([LN2, 2 * LN2], [[LN2], [LN2]])
     log["avg_gt_loss"] = dict(reversed(log["avg_gt_loss"].items()))
     found = result(raw)
     assert list(found.truth_ratios()) == pytest.approx([1, 2])
     assert list(found.examples.query("split == 'forget'")["prob"]) == pytest.approx([0.5, 0.25])
-
-
-def test_of_other_forget_questions_those_in_both_are_compared(result):
     few = tofu(0.0) | {"eval_log_forget.json": tofu_log([LN2], [[LN2]])}
     found = result(tofu(2 * LN2), result(few, name="b.json"))
     assert found.metrics["forget_quality_ks"] == 1.0 and found.metrics["forget_quality"] == 1.0  # of one question
@@ -205,14 +193,10 @@ def test_of_other_forget_questions_those_in_both_are_compared(result):
         ({"format": 1, "metrics": {}}, "must lie beside it, as file.examples.parquet"),
     ],
 )
-def test_files_that_cannot_be_used_are_refused_with_the_rule(result, content, message):
+def test_files_that_cannot_be_used_are_refused_with_the_rule(result, tmp_path, content, message):
     with pytest.raises(ResultError, match=message):
         result(content, name="file.json")
-
-
-def test_a_missing_file_is_answered_with_those_that_are_there(tmp_path):
-    write(tmp_path, "TOFU_EVAL.json", {})
-    with pytest.raises(ResultError, match="no such file; JSON files in that folder: TOFU_EVAL.json"):
+    with pytest.raises(ResultError, match="no such file; JSON files in that folder: file.json"):
         others.read(tmp_path / "EVAL.json")
 
 
@@ -223,18 +207,12 @@ def test_reading_needs_no_torch():
 
 
 # --- beside ours ------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def converted(tmp_path, capsys):
-    """The hand-made file in our own format, and what the command printed."""
+def test_our_own_format_says_the_same_and_the_table_has_a_row_per_file_and_the_rows_of_a_study(tmp_path, capsys):
     (tmp_path / "npo").mkdir()
-    path = write(tmp_path / "npo", "TOFU_EVAL.json", openunlearning())
-    assert compare.main([path, f"out={tmp_path / 'others'}"]) == 0
-    return tmp_path / "others" / "npo-TOFU_EVAL.json", capsys.readouterr().out
-
-
-def test_our_own_format_says_the_same(converted, tmp_path):
-    path, _ = converted
-    written, again = others.read(tmp_path / "npo" / "TOFU_EVAL.json"), others.read(path)
+    foreign = write(tmp_path / "npo", "TOFU_EVAL.json", openunlearning())
+    assert compare.main([foreign, f"out={tmp_path / 'others'}"]) == 0
+    shown, path = capsys.readouterr().out, tmp_path / "others" / "npo-TOFU_EVAL.json"
+    written, again = others.read(foreign), others.read(path)
     assert again.kind == "ours" and again.settings["source"] == "openunlearning" and again.notes == ()
     assert again.metrics == pytest.approx(written.metrics)
     pd.testing.assert_frame_equal(
@@ -242,10 +220,6 @@ def test_our_own_format_says_the_same(converted, tmp_path):
         written.examples[["split", "id", "prob", "truth_ratio", "gold"]],
         check_dtype=False,
     )
-
-
-def test_the_table_has_a_row_per_file_and_the_rows_of_a_study(converted, tmp_path, capsys):
-    path, shown = converted
     row = next(line.split() for line in shown.splitlines() if "npo/TOFU_EVAL" in line)
     assert row[1:3] == ["0.375", "0.750"]  # forget probability and ROUGE
     run = tmp_path / "study" / "npo-1"
@@ -259,20 +233,15 @@ def test_the_table_has_a_row_per_file_and_the_rows_of_a_study(converted, tmp_pat
     assert "must be the folder of an evaluated run" in capsys.readouterr().err
 
 
-def test_the_command_compares_with_a_reference(tmp_path, capsys):
+def test_the_command_compares_with_a_reference_and_names_files_by_as_much_as_tells_them_apart(tmp_path, capsys):
     (tmp_path / "x").mkdir()
     reference = write(tmp_path / "x", "retain.json", tofu(0.0))
     assert compare.main([write(tmp_path / "x", "full.json", tofu(2 * LN2)), f"retrained={reference}"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "x/" in line]
-    assert {cells[0]: cells[-1] for cells in lines} == {
-        "x/retain": "–",
-        "x/full": "0.333",
-    }  # the reference has no forget quality of its own
+    found = {cells[0]: cells[-1] for cells in lines}
+    assert found == {"x/retain": "–", "x/full": "0.333"}  # the reference has no forget quality of its own
     assert compare.main([str(tmp_path / "nowhere.json")]) == 2
     assert "no such file" in capsys.readouterr().err
-
-
-def test_names_are_as_long_as_it_takes_to_tell_files_apart(tmp_path, capsys):
     folders = [tmp_path / run / "evals" for run in ("npo", "dpo")]
     for folder in folders:
         folder.mkdir(parents=True)

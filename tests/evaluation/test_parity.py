@@ -1,4 +1,4 @@
-"""Our numbers beside OpenUnlearning's: the whole evaluation of its golden model, and single values written out here.
+"""Our numbers beside OpenUnlearning's: the whole evaluation of its golden model.
 
 The golden files are what OpenUnlearning computed for a tiny Llama with a chat template on data of TOFU's shape.
 """
@@ -15,10 +15,6 @@ from unlearn import evaluate
 from unlearn.config.data import TemplateConfig
 from unlearn.data.encoding import Encoder, Examples
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.evaluation.metrics import membership
-from unlearn.evaluation.metrics.base import Metric
-from unlearn.evaluation.metrics.semantics import SEMANTICS
-from unlearn.evaluation.metrics.tofu import probability, probability_with_options, truth_ratio
 from unlearn.evaluation.scoring import score
 from unlearn.models import llama
 
@@ -167,47 +163,3 @@ def test_a_reference_of_other_rows_is_refused(golden, tmp_path, capsys):
         assert evaluate.main(asked(tmp_path / "out.json", reference(change))) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
-
-
-# --- single values, without the files ---------------------------------------------------------------------------------
-OU = SEMANTICS["ou"].epsilon
-# From the golden TOFU_EVAL.json: mean NLL of the right, the paraphrased and the wrong answers; probability of the right
-# answer; truth ratio of the forget set (paraphrase against wrong), as OpenUnlearning gives them.
-FORGET = [
-    (0.033240821212530136, 1.0347522497177124, 0.967305600643158, 0.9153391410520312,
-     [1.1405524015426636, 1.1389827728271484, 1.0691365003585815, 1.0973514318466187, 1.1700413227081299]),
-    (0.19643063843250275, 0.8487758636474609, 0.8216583132743835, 0.9069258151168668,
-     [0.92972332239151, 0.8661074638366699, 0.9517924785614014, 0.9083409309387207, 1.0763882398605347]),
-]  # fmt: skip
-# … of a world fact and of a real author: right, wrong, truth ratio, probability among the options.
-OPTIONS = [
-    (0.013304210267961025, [0.9562193751335144, 2.6654586791992188, 1.7018003463745117],
-     0.1718404944862085, 0.6079814125472527),
-    (0.013756025582551956, [1.3256107568740845, 1.6498733758926392, 1.0249792337417603],
-     0.26720696705418395, 0.5470972776322074),
-]  # fmt: skip
-# Token log-probabilities of the second forget answer, its EOS last, and what OpenUnlearning makes of them.
-TOKENS = [-0.01701, -0.046606, -0.047367, -0.000926, -0.001426, -0.001061, -0.474591, -0.000633, -0.001502, -0.004758,
-          -1.813922, -0.339479, -0.000511, -0.000224]  # fmt: skip
-ANSWER = "Kasper Dunmore was born in July of the year 1984."
-
-
-def test_probability_and_truth_ratio():
-    right, compared, prob, ratio, wrong = map(list, zip(*FORGET, strict=True))
-    assert Metric(probability).compute(predictions=right)["values"] == pytest.approx(prob, abs=1e-7)
-    assert truth_ratio(compared, wrong, epsilon=OU)["values"] == pytest.approx(ratio, abs=1e-6)
-
-
-def test_the_right_answer_among_its_options():
-    right, wrong, ratio, share = map(list, zip(*OPTIONS, strict=True))
-    assert truth_ratio(right, wrong, epsilon=OU)["values"] == pytest.approx(ratio, abs=1e-6)
-    for epsilon in (OU, 0.0):
-        found = Metric(probability_with_options).compute(predictions=right, references=wrong, epsilon=epsilon)
-        assert found["values"] == pytest.approx(share, abs=1e-6)
-
-
-def test_attacks_from_token_log_probabilities():
-    nll = -np.mean(TOKENS)
-    assert nll == pytest.approx(0.19643063843250275, abs=1e-6)
-    assert membership.zlib([nll], [ANSWER])[0] == pytest.approx(0.0034461515514474165, abs=1e-7)
-    assert membership.min_k([TOKENS[:-1]])[0] == pytest.approx(0.5443931818008423, abs=1e-6)

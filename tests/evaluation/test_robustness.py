@@ -13,7 +13,7 @@ from torch import nn
 
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import collate
-from unlearn.evaluation.context import probs, trainable
+from unlearn.evaluation.context import Subject, trainable
 from unlearn.evaluation.groups.gradnorm import norm
 from unlearn.evaluation.groups.quantised import rounded
 from unlearn.evaluation.groups.relearn import halves
@@ -89,13 +89,12 @@ def test_a_prefix_probability_is_that_of_the_remaining_tokens(bench, suite, entr
 def test_an_attack_adds_once_more_what_was_taken(job, bench, suite, entries):
     """At α = 1 the sum target + 1 · (target − unlearned) is the run at α = −1: 2 l_t − (l_t + δ) = l_t − δ."""
     own = members(job.cfg, bench, job.folder)
-    by_alpha = probs(suite, own, -1.0, suite.split("forget")).mean()
+    by_alpha = Subject(suite, own, -1.0).probs(suite.split("forget")).mean()
     assert entries["alphas"]["1.0"]["forget/contrast_prob@1"] == pytest.approx(by_alpha, abs=1e-5)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_rounding_keeps_2_to_the_b_minus_1_levels_a_row_and_leaves_the_head(bench, bits):
-    model = bench.model("target")
+def test_rounding_keeps_2_to_the_b_minus_1_levels_a_row_and_leaves_the_head(bench):
+    model, bits = bench.model("target"), 4
     before = copy.deepcopy(model.state_dict())
     other = rounded(model, bits)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -109,16 +108,13 @@ def test_rounding_keeps_2_to_the_b_minus_1_levels_a_row_and_leaves_the_head(benc
         assert torch.allclose((b.weight / step).round(), b.weight / step, atol=1e-4)
 
 
-def test_relearning_trains_on_one_person_and_asks_about_the_other(suite, entries):
+def test_relearning_trains_on_one_person_and_asks_about_the_other(job, bench, suite, entries):
     seen, other = halves(suite.split("forget"))
     assert {r.group for r in seen.rows}.isdisjoint({r.group for r in other.rows}) and seen.rows and other.rows
     one = entries["alphas"]["1.0"]
     assert one["relearn/gain"] == pytest.approx(one["relearn/after"] - one["relearn/before"])
     assert one["relearn/after"] != one["relearn/before"]
-
-
-def test_relearning_changes_a_copy_and_no_model_of_the_run(job, bench):
-    own = members(job.cfg, bench, job.folder)
+    own = members(job.cfg, bench, job.folder)  # a copy learns, and no model of the run
     copied = trainable(own, 1.0)
     assert copied.trained.model is not own.trained.model
     assert all(p.requires_grad for p in copied.trained.model.parameters())
@@ -134,7 +130,7 @@ def test_a_gradients_norm_is_that_of_the_written_out_loss(bench, suite):
     labels = torch.tensor([[-100] * len(e.prompt) + list(e.answer)])
     model(ids, labels=labels).loss.backward()
     expected = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters() if p.grad is not None))
-    found = norm(trainable(bench.alone("target"), 1.0), 1.0, e, bench.encoder.tokenizer.pad_token_id)
+    found = norm(Subject(suite, trainable(bench.alone("target"), 1.0), 1.0), e)
     assert found == pytest.approx(expected, rel=1e-4)
 
 

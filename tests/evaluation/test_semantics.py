@@ -20,7 +20,7 @@ from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import evaluation, measures
 from unlearn.evaluation.evaluation import evaluate as measure
-from unlearn.evaluation.metrics.semantics import SEMANTICS, Semantics
+from unlearn.evaluation.metrics.semantics import SEMANTICS
 from unlearn.evaluation.scoring import Scores, score
 from unlearn.evaluation.suite import Split, suite
 from unlearn.models import tokenizers
@@ -30,14 +30,6 @@ EOS = 1
 
 def alone(model) -> Ensemble:
     return Ensemble((Member("model", model, "", 1.0, 0.0, False),))
-
-
-def test_the_dialects_and_what_is_special_in_them():
-    assert SEMANTICS == {
-        "default": Semantics("default"),
-        "ou": Semantics("ou", 1e-10, True, hide_pad_tokens=True, labels_by_length=True, stemmer_f1=True),
-        "tofu": Semantics("tofu", rows=300, total_tokens=200),
-    }
 
 
 # --- epsilon and the floor of extraction strength ---------------------------------------------------------------------
@@ -69,7 +61,7 @@ def test_epsilon_decides_a_truth_ratio_only_where_the_answer_is_all_but_impossib
     assert ou["truth_ratio"][0] == pytest.approx(plain["truth_ratio"][0], rel=1e-9)
     assert ou["truth_ratio"][1] < 2e-3 < plain["truth_ratio"][1]  # an accident: no knowledge, and yet near 0
     r = ou["truth_ratio"].to_numpy()
-    assert metrics["truth_ratio"] == pytest.approx(np.minimum(r, 1 / (r + 1e-10)).mean(), rel=1e-12)
+    assert metrics["forget/truth_ratio"] == pytest.approx(np.minimum(r, 1 / (r + 1e-10)).mean(), rel=1e-12)
 
 
 def test_epsilon_takes_the_share_of_options_from_a_collapsed_model():
@@ -80,15 +72,12 @@ def test_epsilon_takes_the_share_of_options_from_a_collapsed_model():
     assert ou == pytest.approx([expected, math.exp(-40) / (3 * math.exp(-40) + 1e-10)])
 
 
-def test_extraction_strength_has_a_floor_in_one_dialect_alone():
+@pytest.mark.parametrize("name", ["forget", "world_facts"])
+def test_extraction_strength_has_a_floor_in_one_dialect_and_they_agree_on_everything_else(name):
     for semantics, floor in (("default", 0), ("tofu", 0), ("ou", 1 / 4)):
-        _, table = values("forget", semantics, [1.0] * 6)
+        _, table = values(name, semantics, [1.0] * 6)
         assert table["extraction_strength"].tolist() == [0.5, floor]
         assert table["exact_memorization"].tolist() == [0.75, 0.75]
-
-
-@pytest.mark.parametrize("name", ["forget", "world_facts"])
-def test_dialects_agree_on_everything_else(name):
     changed = {"truth_ratio", "prob_options", "extraction_strength"}
     one, other = (values(name, s, [1.0, 2.0, 3.0, 2.0, 3.0, 1.0])[1] for s in ("default", "ou"))
     for column in set(one) - changed:
@@ -135,17 +124,12 @@ def by_forward(model, example, hide: bool, eos: int = EOS) -> list[float]:
     return [logp[len(example.prompt) - 1 + t, token].item() for t, token in enumerate(example.answer)]
 
 
-@pytest.mark.parametrize("hide", [False, True])
-def test_scores_with_padding_hidden_are_transformers_own_with_that_mask(hide):
+def test_scores_with_padding_hidden_are_transformers_own_with_that_mask_and_differ_only_where_it_is_inside():
     model, examples = tiny_llama(3), with_eos_inside()
-    for batch_size in (1, 4, 20):
+    for hide, batch_size in ((False, 4), (True, 1), (True, 4), (True, 20)):
         found = score(alone(model), examples, [1.0], {}, EOS, batch_size, mask_pad=hide)[1.0]
         expected = np.concatenate([by_forward(model, e, hide) for e in examples])
         np.testing.assert_allclose(found.logp, expected, atol=3e-5)
-
-
-def test_hiding_changes_scores_of_texts_with_the_padding_token_inside_and_of_no_others():
-    model, examples = tiny_llama(3), with_eos_inside()
     for pad, changed in ((EOS, True), (0, False)):
         whole, hidden = (score(alone(model), examples, [1.0], {}, pad, 4, mask_pad=h)[1.0] for h in (False, True))
         assert whole.mean_nll[0] == pytest.approx(hidden.mean_nll[0], abs=1e-6)  # the text without EOS in its prompt

@@ -32,9 +32,13 @@ def test_jensen_shannon_by_hand():
     third = math.log(4 / 3) / 2 + (math.log(2 / 3) + LN2) / 4
     fourth = 0.75 * math.log(1.5) - 0.25 * LN2
     assert jensen_shannon(p.log(), q.log()).tolist() == pytest.approx([0, LN2, third, fourth], abs=1e-6)
+    # extreme and masked logits stay finite
+    p = torch.tensor([[1e4, 0.0, -1e4], [0.0, -torch.inf, -torch.inf], [0.0, 0.0, -torch.inf]])
+    q = torch.tensor([[-1e4, 0.0, 1e4], [-torch.inf, 0.0, -torch.inf], [0.0, 0.0, -torch.inf]])
+    assert jensen_shannon(p, q).tolist() == pytest.approx([LN2, LN2, 0], abs=1e-6)
 
 
-def test_jensen_shannon_equals_its_definition_is_symmetric_and_ignores_constants():
+def test_jensen_shannon_equals_its_definition_is_symmetric_and_ignores_constants_and_chunks(monkeypatch):
     torch.manual_seed(0)
     p, q = torch.randn(50, 300) * 3, torch.randn(50, 300) * 3
     found = jensen_shannon(p, q)
@@ -42,39 +46,12 @@ def test_jensen_shannon_equals_its_definition_is_symmetric_and_ignores_constants
     assert torch.equal(found, jensen_shannon(q, p))
     assert jensen_shannon(p + 40, q - 3).tolist() == pytest.approx(found.tolist(), abs=1e-5)
     assert jensen_shannon(p, p.clone()).tolist() == [0.0] * 50
-
-
-def test_extreme_and_masked_logits_stay_finite():
-    p = torch.tensor([[1e4, 0.0, -1e4], [0.0, -torch.inf, -torch.inf], [0.0, 0.0, -torch.inf]])
-    q = torch.tensor([[-1e4, 0.0, 1e4], [-torch.inf, 0.0, -torch.inf], [0.0, 0.0, -torch.inf]])
-    assert jensen_shannon(p, q).tolist() == pytest.approx([LN2, LN2, 0], abs=1e-6)
-
-
-def test_chunks_change_nothing_and_half_precision_is_read(monkeypatch):
-    torch.manual_seed(0)
-    p, q = torch.randn(11, 40), torch.randn(11, 40)
-    whole = jensen_shannon(p, q)
-    monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", 3 * 40)
-    assert torch.equal(jensen_shannon(p, q), whole)
-    monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", 1)  # less than a row: one row at a time
-    assert jensen_shannon(p, q).tolist() == pytest.approx(whole.tolist(), abs=1e-7)
     rounded = jensen_shannon(p.bfloat16(), q.bfloat16())
     assert rounded.dtype == torch.float32
     assert torch.equal(rounded, jensen_shannon(p.bfloat16().float(), q.bfloat16().float()))
-    assert jensen_shannon(p[:0], q[:0]).shape == (0,)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_rows_that_are_no_distribution_are_refused(value):
-    zeros, p = torch.zeros(3, 4), torch.zeros(3, 4)
-    p[1, 2] = value
-    for pair, message in (
-        ((p, zeros), "1 of 3 rows .* the first is row 1"), ((zeros, p), "1 of 3 rows .* the first is row 1"),
-        ((torch.full((1, 4), -torch.inf), torch.zeros(1, 4)), "rows hold"),
-        ((zeros, torch.zeros(3, 5)), r"shapes \(3, 4\) and \(3, 5\)"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            jensen_shannon(*pair)
+    for elements in (3 * 300, 1):  # the second is less than a row: one row at a time
+        monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", elements)
+        assert jensen_shannon(p, q).tolist() == pytest.approx(found.tolist(), abs=1e-7)
 
 
 # --- the three-sample test ----------------------------------------------------------------------------------------
@@ -82,13 +59,13 @@ def test_statistic_weighs_examples_not_rows():
     # example 0: rows differ by 1, 3 → 2; example 1: −1
     result = three_sample([0.0, 0.0, 1.0], [1.0, 3.0, 0.0], example=[0, 0, 1])
     # sign patterns of (2, −1): sums 1, 3, −3, −1; two reach the observed 1
-    assert result == (pytest.approx(0.5), 0.5, 0.5, False, 2, 0.25)  # statistic, p, share, closer, groups, least p
+    assert result == (pytest.approx(0.5), 0.5, 0.5, False, 2)  # statistic, p, share, closer, groups
 
 
 def test_p_value_counts_every_pattern_where_they_are_few():
     # all closer by the same: only the observed pattern reaches the sum
     result = three_sample(np.zeros(6), np.full(6, 0.1), example=range(6))
-    assert result.p == result.least_p == 1 / 64 and result.closer
+    assert result.p == 1 / 64 and result.closer
     farther = three_sample(np.full(6, 0.1), np.zeros(6), example=range(6))
     assert (farther.p, farther.closer) == (1.0, False) and farther.statistic == pytest.approx(-0.1)
     same = three_sample(np.full(40, 0.2), np.full(40, 0.2), example=range(40))
@@ -100,7 +77,6 @@ def test_random_flips_agree_with_all_of_them():
     near, away = random.random((2, 12)) + [[0.0], [0.15]]
     exact = three_sample(near, away, range(12), flips=5000)
     drawn = three_sample(near, away, range(12), flips=4000, seed=1)
-    assert (exact.least_p, drawn.least_p) == (2**-12, 1 / 4001)
     assert drawn.p == pytest.approx(exact.p, abs=4 * math.sqrt(exact.p * (1 - exact.p) / 4000))
     assert three_sample(near, away, range(12), flips=4000, seed=1) == drawn
 
@@ -150,17 +126,12 @@ def test_equal_values_and_a_single_item_have_no_width_and_a_seed_repeats():
     assert mean_interval(values, seed=3) == mean_interval(values, seed=3) != mean_interval(values, seed=4)
 
 
-def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
-    values = np.random.default_rng(0).random(400)
-    low, high = mean_interval(values, resamples=4000)
+def test_the_interval_of_a_mean_is_that_of_the_normal_approximation_and_covers_the_truth():
+    random = np.random.default_rng(0)
+    values = random.random(400)
     half = 1.96 * values.std() / 20
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
-    narrow = mean_interval(values, resamples=4000, level=0.5)
-    assert low < narrow.low < values.mean() < narrow.high < high
-
-
-def test_it_covers_the_truth_about_as_often_as_it_says():
-    random = np.random.default_rng(1)
+    expected = values.mean() - half, values.mean() + half
+    assert mean_interval(values, resamples=4000) == pytest.approx(expected, abs=0.1 * half)
     hits = sum(low < 0.5 < high for low, high in (mean_interval(random.random(50), 300) for _ in range(400)))
     assert 0.90 < hits / 400 < 0.98
 
@@ -176,16 +147,13 @@ def test_arrays_of_a_split_are_drawn_together_and_splits_apart():
     low, high = spread(("retain/a", "forget/b"))
     assert low < -0.05 and high > 0.05
 
-
-def test_other_splits_and_the_order_of_names_do_not_change_the_draws():
-    arrays = {f"{s}/{m}": np.random.default_rng(i).random(30) for i, (s, m) in enumerate(["ab", "cd", "ae"])}
-
     def of_a(drawn):
         return drawn["a/b"].mean(-1)
 
+    # other splits and the order of names do not change the draws
+    arrays = {f"{s}/{m}": np.random.default_rng(i).random(30) for i, (s, m) in enumerate(["ab", "cd", "ae"])}
     alone = interval({"a/b": arrays["a/b"]}, of_a)
-    assert interval(arrays, of_a) == alone
-    assert interval(dict(reversed(arrays.items())), of_a) == alone
+    assert interval(arrays, of_a) == interval(dict(reversed(arrays.items())), of_a) == alone
 
 
 def utility(drawn):
@@ -214,45 +182,27 @@ def test_the_interval_of_tofu_s_published_model_utility():
         pytest.skip(f"the published TOFU logs are not at {path}")
     examples = others.read(path).examples
     arrays = {name: examples.loc[examples["split"] == name.split("/")[0], name.split("/")[1]] for name in PARTS}
-    arrays |= {name: ratio_scores(ratios, False) for name, ratios in arrays.items() if name.endswith("truth_ratio")}
+    arrays |= {name: ratio_scores("retain", ratios) for name, ratios in arrays.items() if name.endswith("truth_ratio")}
     low, high = interval(arrays, utility)
     assert harmonic_mean([arrays[name].mean() for name in PARTS]) == pytest.approx(0.622677, abs=1e-6)
     assert (low, high) == pytest.approx((0.592, 0.649), abs=0.004)  # ± .03: smaller differences are item noise
 
 
 # --- distances ----------------------------------------------------------------------------------------------------
-def test_distances_are_signed():
-    found = distances({"forget/prob": 0.1, "model_utility": 0.6}, {"forget/prob": 0.25, "model_utility": 0.5, "x": 1})
+def test_distances_are_signed_and_of_what_both_have():
+    found = distances({"forget/prob": 0.1, "model_utility": 0.6, "y": 2}, {"forget/prob": 0.25, "model_utility": 0.5})
     assert found == pytest.approx({"forget/prob": -0.15, "model_utility": 0.1})
-    assert distances({}, {}) == {}
-
-
-# --- refused ------------------------------------------------------------------------------------------------------
-OK = np.ones(2)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: three_sample([], [], []), "at least one value"),
-        (lambda: three_sample(OK, [1.0, math.nan], [0, 1]), "d_target: 1 of 2 values are NaN"),
-        (lambda: three_sample([1.0, -0.5], OK, [0, 1]), "a distance of -0.5"),
-        (lambda: three_sample(OK, OK, [0, 1, 2]), "d_target 2, d_retrained 2, example 3"),
-        (lambda: three_sample(OK, OK, [0, 0], group=["a", "b"]), "example 0 is in more than one group"),
-        (lambda: three_sample(OK, OK, [0, 1], level=2), "level=2"),
-        (lambda: three_sample(OK, OK, [0, 1], flips=0), "flips=0"),
-        (lambda: interval({}, lambda drawn: None), "at least one array"),
+        (lambda: three_sample(np.ones(2), [1.0, math.nan], [0, 1]), "d_target: 1 of 2 values are NaN"),
         (lambda: mean_interval([]), "values: shape"),
         (lambda: mean_interval([0.5, math.nan]), "values: 1 of 2 values are NaN"),
-        (lambda: interval({"retain/a": [1, 2], "retain/b": [1, 2, 3]}, None), "retain/a 2, retain/b 3"),
-        (lambda: interval({"a": OK}, lambda drawn: drawn["a"].mean()), r"has shape \(\): must be \(250,\)"),
-        (lambda: interval({"a": OK}, lambda drawn: drawn["a"].mean(-1) * math.nan),
-         "aggregates of the resamples: .* NaN"),
-        (lambda: mean_interval([1.0], level=1.5), "level=1.5"),
-        (lambda: distances({"a": 1.0, "b": 1.0, "c": 2.0}, {"a": 1.0}), "the retrained model has no b, c; it has a"),
-        (lambda: distances({"a": math.nan}, {"a": 1.0}), r"a: nan \(unlearned\) and 1.0 \(retrained\)"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -128,10 +128,10 @@ def test_a_lock_left_by_a_killed_process_blocks_nobody(tmp_path):
             FileLock(run.parent / ".locks" / "one.lock").acquire(timeout=0)
 
 
-def test_an_evaluation_that_broke_off_is_made_whole_and_never_sealed_half(config, monkeypatch):
+def test_an_evaluation_that_broke_off_is_made_whole_and_never_sealed_half(finished, config, monkeypatch):
     """A finished run gets another α; the disk is full after its examples were written and before eval.json was."""
     cfg, more = config("algo=ga"), config("algo=ga", "eval.alphas=[1,2]")
-    folder = execute(cfg).folder
+    folder = finished("algo=ga")
 
     def full(path, value):
         if path.name == runlog.EVAL:
@@ -147,10 +147,10 @@ def test_an_evaluation_that_broke_off_is_made_whole_and_never_sealed_half(config
     assert set(pd.read_parquet(folder / "examples.parquet")["alpha"]) == {1.0, 2.0}
 
 
-def test_entries_and_examples_of_two_settings_never_stand_beside_each_other(config, monkeypatch):
+def test_entries_and_examples_of_two_settings_never_stand_beside_each_other(finished, config, monkeypatch):
     """A finished run is evaluated with other settings and killed between examples.parquet and eval.json."""
-    cfg, other = config("algo=ga"), config("algo=ga", "eval.max_examples=2")
-    folder = execute(cfg).folder
+    folder = finished("algo=ga", "eval.alphas=[0,1]")
+    cfg, other = config("algo=ga", "eval.alphas=[0,1]"), config("algo=ga", "eval.alphas=[1]", "eval.max_examples=2")
     before = pd.read_parquet(folder / "examples.parquet")
 
     def killed(path, write):
@@ -164,3 +164,7 @@ def test_entries_and_examples_of_two_settings_never_stand_beside_each_other(conf
     assert len(pd.read_parquet(folder / "examples.parquet")) < len(before)
     execute(cfg)
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "examples.parquet"), before)
+    execute(other)  # entries of other settings are dropped
+    assert list(runlog.evaluation(folder)["alphas"]) == ["1.0"]
+    examples = pd.read_parquet(folder / "examples.parquet")
+    assert set(examples["alpha"]) == {1.0} and len(examples[examples["split"] == "retain"]) == 2

@@ -22,7 +22,7 @@ MODULE = "unlearn.run"
 def grid(tmp_path_factory, store):
     """A finished grid of the tiny world, through the command line with offline W&B: its folder and what it printed."""
     cwd = tmp_path_factory.mktemp("grid")
-    options = ["-m", *TINY[:-1], f"paths.store={store}", "algo=ga,npo", "alpha=0.5,1"]
+    options = ["-m", *TINY[:-1], f"paths.store={store}", "algo=npo", "alpha=0.5,1"]
     return cwd, options, command(MODULE, *options, cwd=cwd)
 
 
@@ -35,39 +35,46 @@ def snapshot(cwd):
 
 
 def test_a_grid_leaves_one_complete_folder_per_job(grid):
-    names = [f"{algo}-offset-a{alpha}-s0" for algo in ("ga", "npo") for alpha in (0.5, 1)]
-    assert [f.name.rsplit("-", 1)[0] for f in folders(grid[0])] == names
-    for folder in folders(grid[0]):
-        names = {p.name for p in folder.iterdir()}
+    cwd, _, _ = grid
+    assert [f.name.rsplit("-", 1)[0] for f in folders(cwd)] == [f"npo-offset-a{alpha}-s0" for alpha in (0.5, 1)]
+    for folder in folders(cwd):
+        names, manifest = {p.name for p in folder.iterdir()}, runlog.manifest(folder)
         assert names >= {"config.yaml", "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "offset",
-                         "log.txt", "wandb"}  # fmt: skip
-        assert "checkpoint" not in names
-
-
-def test_the_manifest_says_how_the_run_was_made(grid):
-    manifest = runlog.manifest(folders(grid[0])[0])
+                         "log.txt", "wandb"} and "checkpoint" not in names  # fmt: skip
+        written = list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+        assert manifest["wandb"] in {p.stem.removeprefix("run-") for p in written}
+        assert all(p.stat().st_size > 1000 for p in written)
+    manifest = runlog.manifest(folders(cwd)[0])
     assert manifest["status"] == "done" and manifest["error"] is None and manifest["seed"] == 0
     assert set(manifest["seconds"]) == {"prepare", "rows", "train", "evaluate"}
     assert manifest["versions"]["torch"] and manifest["hardware"]["threads"] == 1 and manifest["peak_memory_mb"] > 100
     assert set(manifest["models"]) == {"target", "offset", "anchor"}
     assert manifest["models"]["offset"] == manifest["models"]["anchor"] != manifest["models"]["target"]
-
-
-def test_config_names_the_choices_and_is_resolved(grid):
-    config = yaml.safe_load((folders(grid[0])[0] / "config.yaml").read_text())
-    assert [config[k]["name"] for k in ("algo", "method", "pair", "data")] == ["ga", "offset", "bios", "bios"]
+    config = yaml.safe_load((folders(cwd)[0] / "config.yaml").read_text())
+    assert [config[k]["name"] for k in ("algo", "method", "pair", "data")] == ["npo", "offset", "bios", "bios"]
     assert config["alpha"] == 0.5 and "hydra" not in config and "${" not in str(config)
+    place = folders(cwd)[0] / "offset"
+    model, tokenizer = (kind.from_pretrained(place) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert model.get_output_embeddings().weight.shape[0] == len(tokenizer)
+    assert not list(place.glob("*.bin"))
 
 
-def test_eval_json_and_examples_agree(grid):
-    for folder in folders(grid[0]):
+def test_eval_json_examples_table_and_summary_agree(grid):
+    cwd, _, done = grid
+    for text in ("target", "retrained", "npo", "forget", "utility", "summary: runs/default/summary.csv",
+                 "python -m analysis.tradeoff"):  # fmt: skip
+        assert text in done.stdout
+    summary = pd.read_csv(cwd / "runs" / "default" / "summary.csv").set_index("folder")
+    assert len(summary) == 2 and set(summary["status"]) == {"done"}
+    for folder in folders(cwd):
         evaluation = json.loads((folder / "eval.json").read_text())
         examples = pd.read_parquet(folder / "examples.parquet")
         assert set(evaluation["references"]) == {"target", "retrained"}
         assert evaluation["references"]["retrained"]["forget_quality"] == 1.0
         (alpha,) = evaluation["alphas"]
-        metrics = evaluation["alphas"][alpha]
-        assert set(examples["alpha"]) == {float(alpha)}
+        metrics, row = evaluation["alphas"][alpha], summary.loc[folder.name]
+        assert set(examples["alpha"]) == {float(alpha)} == {row["eval_alpha"]}
+        assert row["retain/prob"] == pytest.approx(metrics["retain/prob"])
         for split, rows in examples.groupby("split"):
             assert len(rows) == {"forget": 3, "retain": 9, "real_authors": 6, "world_facts": 8}[split]
             for name in ("prob", "rougeL_recall", "exact_memorization"):
@@ -76,42 +83,19 @@ def test_eval_json_and_examples_agree(grid):
         assert 0 <= metrics["model_utility"] <= 1 and 0 <= metrics["forget_quality"] <= 1
 
 
-def test_the_offset_loads_from_pretrained(grid):
-    place = folders(grid[0])[0] / "offset"
-    model, tokenizer = (kind.from_pretrained(place) for kind in (AutoModelForCausalLM, AutoTokenizer))
-    assert model.get_output_embeddings().weight.shape[0] == len(tokenizer)
-    assert not list(place.glob("*.bin"))
-
-
-def test_the_end_of_a_grid_shows_a_table_a_summary_and_the_next_command(grid):
-    cwd, _, done = grid
-    for text in ("target", "retrained", "ga", "npo", "forget", "utility", "summary: runs/default/summary.csv",
-                 "python -m analysis.tradeoff"):  # fmt: skip
-        assert text in done.stdout
-    summary = pd.read_csv(cwd / "runs" / "default" / "summary.csv")
-    assert len(summary) == 4 and set(summary["status"]) == {"done"}
-    for _, row in summary.iterrows():
-        metrics = json.loads((cwd / "runs" / "default" / row["folder"] / "eval.json").read_text())["alphas"]
-        assert row["retain/prob"] == pytest.approx(metrics[str(row["eval_alpha"])]["retain/prob"])
-
-
-def test_a_second_identical_call_does_nothing(grid):
+def test_a_second_identical_call_does_nothing_and_another_alpha_is_evaluated_without_training(grid):
     cwd, options, _ = grid
     before = snapshot(cwd)
     done = command(MODULE, *options, cwd=cwd)
-    assert snapshot(cwd) == before and done.stdout.count("done before") == 4
-
-
-def test_another_alpha_is_evaluated_without_training(grid):
-    cwd, options, _ = grid
+    assert snapshot(cwd) == before and done.stdout.count("done before") == 2
     folder = folders(cwd)[0]
     weights, log = ((folder / name).read_bytes() for name in ("offset/model.safetensors", "metrics.jsonl"))
-    before = json.loads((folder / "eval.json").read_text())["alphas"]
-    single = [o for o in options if o not in ("-m", "algo=ga,npo", "alpha=0.5,1")]
-    command(MODULE, *single, "algo=ga", "alpha=0.5", "eval.alphas=[0,0.5,2]", cwd=cwd)
+    entries = json.loads((folder / "eval.json").read_text())["alphas"]
+    more = ("alpha=0.5", "eval.alphas=[0,0.5,2]", "wandb=disabled")
+    command(MODULE, *options[1:-1], *more, cwd=cwd)
     after = json.loads((folder / "eval.json").read_text())
-    assert list(after["alphas"]) == ["0.0", "0.5", "2.0"] and after["alphas"]["0.5"] == before["0.5"]
-    assert folders(cwd) == folders(cwd) and len(folders(cwd)) == 4
+    assert list(after["alphas"]) == ["0.0", "0.5", "2.0"] and after["alphas"]["0.5"] == entries["0.5"]
+    assert len(folders(cwd)) == 2
     assert (folder / "offset/model.safetensors").read_bytes() == weights
     assert (folder / "metrics.jsonl").read_bytes() == log
     target = after["references"]["target"]
@@ -120,37 +104,39 @@ def test_another_alpha_is_evaluated_without_training(grid):
     assert set(pd.read_parquet(folder / "examples.parquet")["alpha"]) == {0.0, 0.5, 2.0}
 
 
-def test_wandb_files_are_written_offline_one_run_per_job(grid):
-    for folder in folders(grid[0]):
-        runs = list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
-        ids = {p.stem.removeprefix("run-") for p in runs}
-        assert runlog.manifest(folder)["wandb"] in ids and all(p.stat().st_size > 1000 for p in runs)
-
-
-def test_a_failing_job_stops_no_other_and_sets_the_exit_status(tmp_path, store):
-    options = ["-m", *TINY, f"paths.store={store}", "algo=ga,npo", f"method.file=null,{broken(tmp_path)}"]
+def test_a_failing_job_stops_no_other_sets_the_exit_status_and_runs_are_told_apart(tmp_path, store):
+    file = broken(tmp_path)
+    options = ["-m", *TINY, f"paths.store={store}", "algo=npo", "algo.beta=0.1,0.2", f"method.file=null,{file}"]
     done = command(MODULE, *options, cwd=tmp_path, check=False)
     assert done.returncode == 1
-    status = [runlog.manifest(f)["status"] for f in folders(tmp_path)]
-    assert sorted(status) == ["done", "done", "failed", "failed"]
-    failed = next(f for f in folders(tmp_path) if runlog.manifest(f)["status"] == "failed")
+    status = {f: runlog.manifest(f)["status"] for f in folders(tmp_path)}
+    assert sorted(status.values()) == ["done", "done", "failed", "failed"]
+    failed = next(f for f in status if status[f] == "failed")
     assert "broken on purpose" in runlog.manifest(failed)["error"]
     assert "Traceback" in (failed / "log.txt").read_text() and "Traceback" not in done.stdout + done.stderr
-    assert set(pd.read_csv(tmp_path / "runs/default/summary.csv")["status"]) == {"done", "failed"}
-    for f in folders(tmp_path):
-        assert (f"{f.name}: ZeroDivisionError" in done.stdout) == (runlog.manifest(f)["status"] == "failed")
+    summary = pd.read_csv(tmp_path / "runs/default/summary.csv")
+    assert sorted(summary["status"]) == sorted(status.values())
+    assert sorted(summary["algo.beta"]) == [0.1, 0.1, 0.2, 0.2]
+    header = next(line.split() for line in done.stdout.splitlines() if "algorithm" in line)
+    assert header[:5] == ["algorithm", "method", "α", "beta", "file"]
+    for f in status:
+        assert (f"{f.name}: ZeroDivisionError" in done.stdout) == (status[f] == "failed")
 
 
-def test_a_grid_with_hydras_own_sweep_syntax_is_listed_and_ends_with_a_table(tmp_path, store):
-    (tmp_path / "mine" / "experiment").mkdir(parents=True)
-    (tmp_path / "mine" / "experiment" / "both.yaml").write_text(
-        "# @package _global_\nstudy: both\nhydra: {sweeper: {params: {algo: 'glob(g*)', seed: '0,1'}}}\n"
-    )
+def test_users_configs_and_hydras_own_sweep_syntax_are_listed_and_end_with_a_table(tmp_path, store):
+    for group, name, text in (
+        ("algo", "gentle", "name: gentle\nforget: npo\nretain: kl\nbeta: 0.5\nlr: {offset: 1e-4}\n"),
+        ("experiment", "both", "# @package _global_\nstudy: both\n"
+         "hydra: {sweeper: {params: {algo: 'glob(ge*)', seed: '0,1'}}}\n"),
+    ):  # fmt: skip
+        (tmp_path / "mine" / group).mkdir(parents=True)
+        (tmp_path / "mine" / group / f"{name}.yaml").write_text(text)
     options = ["--config-dir", "mine", "-m", *TINY, f"paths.store={store}", "experiment=both"]
     done = command(MODULE, *options, cwd=tmp_path)
-    assert len(folders(tmp_path, "both")) == 4 and "not started" not in done.stdout
-    assert [line.split()[0] for line in done.stdout.splitlines() if " done " in line and "offset " in line] == [
-        "ga", "ga", "gd", "gd"]  # fmt: skip
+    assert [f.name.split("-")[0] for f in folders(tmp_path, "both")] == ["gentle", "gentle"]
+    assert "not started" not in done.stdout
+    rows = [line.split()[0] for line in done.stdout.splitlines() if " done " in line and "offset " in line]
+    assert rows == ["gentle", "gentle"]
 
 
 def test_help_is_for_newcomers(tmp_path):
@@ -181,17 +167,8 @@ def test_an_installed_package_holds_the_analysis_inside_itself(tmp_path, made_up
     assert "retrained" in done.stdout and "npo" in done.stdout
 
 
-def test_folders_of_users_configs_are_searched_too(tmp_path, store):
-    (tmp_path / "mine" / "algo").mkdir(parents=True)
-    (tmp_path / "mine" / "algo" / "gentle.yaml").write_text(
-        "name: gentle\nforget: npo\nretain: kl\nbeta: 0.5\nlr: {offset: 1e-4}\n"
-    )
-    command(MODULE, "--config-dir", "mine", *TINY, f"paths.store={store}", "algo=gentle", cwd=tmp_path)
-    assert [f.name.split("-")[0] for f in folders(tmp_path)] == ["gentle"]
-
-
-def test_a_torn_line_in_the_log_is_cut_when_a_run_is_resumed(config, tmp_path):
-    folder = execute(config("algo=ga")).folder
+def test_a_torn_line_in_the_log_is_cut_when_a_run_is_resumed(finished):
+    folder = finished("algo=ga")
     whole = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(whole + '{"step": 3, "ep')
     log = object.__new__(runlog.RunLog)
@@ -201,17 +178,8 @@ def test_a_torn_line_in_the_log_is_cut_when_a_run_is_resumed(config, tmp_path):
     assert whole.startswith(kept) and [json.loads(line)["step"] for line in kept.splitlines()] == [0, 1]
 
 
-def test_entries_of_other_evaluation_settings_are_dropped_not_mixed(config):
-    folder = execute(config("algo=ga", "eval.alphas=[0.5,1]")).folder
-    execute(config("algo=ga", "eval.alphas=[1]", "eval.max_examples=2"))
-    assert list(runlog.evaluation(folder)["alphas"]) == ["1.0"]
-    examples = pd.read_parquet(folder / "examples.parquet")
-    assert set(examples["alpha"]) == {1.0} and len(examples[examples["split"] == "retain"]) == 2
-
-
-def test_a_trained_run_is_not_continued_with_other_models(config, monkeypatch):
-    cfg = config("algo=ga")
-    folder = execute(cfg).folder
+def test_a_trained_run_is_not_continued_with_other_models(finished, config):
+    folder = finished("algo=ga")
     manifest = runlog.manifest(folder)
     manifest["models"]["target"] = "another"
     runlog.write_json(folder / "manifest.json", manifest)
@@ -230,14 +198,6 @@ def test_wandb_failing_in_the_middle_does_not_stop_a_run(config, monkeypatch, ca
     assert runlog.manifest(folder)["status"] == "done" and "the service is gone" in caplog.text
 
 
-def test_tables_tell_the_runs_of_any_sweep_apart(tmp_path, store):
-    options = ["-m", *TINY, f"paths.store={store}", "algo=npo", "algo.beta=0.1,0.2"]
-    done = command(MODULE, *options, cwd=tmp_path)
-    header = [line.split() for line in done.stdout.splitlines() if "algorithm" in line]
-    assert header[0][:4] == ["algorithm", "method", "α", "beta"]
-    assert sorted(pd.read_csv(tmp_path / "runs/default/summary.csv")["algo.beta"]) == [0.1, 0.2]
-
-
 def test_an_error_with_square_brackets_is_printed_whole(tmp_path, capsys):
     job = runlog.job(compose(*TINY, f"paths.runs={tmp_path}"), "data")
     runlog.fail(job, ValueError("expected one of [cpu, cuda] in [/tmp/x]"))
@@ -250,29 +210,23 @@ def test_answers_longer_than_the_generation_limit_are_refused(config):
         execute(config("eval.max_new_tokens=3"))
 
 
-def test_the_target_is_evaluated_once_for_all_algorithms(config, monkeypatch, store):
+def test_what_jobs_share_is_made_once(config, monkeypatch, store, tmp_path):
+    """Baselines and rows are shared by algorithms, α's and seeds."""
     from unlearn.evaluation import evaluation
 
-    execute(config("algo=ga"))
-    calls = []
+    private = shutil.copytree(store, tmp_path / "store")
+    execute(config("algo=npo", f"paths.store={private}"))
+    rows, calls = {p.name for p in (private / "rows").iterdir()}, []
 
     def counting(ensemble, *a, run=evaluation.evaluate, **k):
         calls.append([m.name for m in ensemble.members])
         return run(ensemble, *a, **k)
 
     monkeypatch.setattr(evaluation, "evaluate", counting)
-    execute(config("algo=npo", "seed=7"))
-    assert calls == [["target", "offset", "anchor"]]
-
-
-def test_rows_in_the_store_are_shared_by_algorithms_alphas_and_seeds(config, store, tmp_path):
-    private = tmp_path / "store"
-    shutil.copytree(store, private)
-    execute(compose(*TINY, f"paths.store={private}", f"paths.runs={tmp_path}/runs", "algo=npo"))
-    entries = {p.name for p in (private / "rows").iterdir()}
     for options in (["algo=kl"], ["algo=simnpo", "alpha=2"], ["algo=npo", "seed=5"]):
-        execute(compose(*TINY, f"paths.store={private}", f"paths.runs={tmp_path}/runs", *options))
-    assert {p.name for p in (private / "rows").iterdir()} == entries
+        execute(config(*options, f"paths.store={private}"))
+    assert {p.name for p in (private / "rows").iterdir()} == rows
+    assert calls == 3 * [["target", "offset", "anchor"]]
 
 
 def test_prepare_fills_the_store_and_trains_nothing(tmp_path):

@@ -16,7 +16,7 @@ from unlearn.models import llama
 def of(folder, out, *more: str) -> list[str]:
     """A random model on the embedded world."""
     bench = [o for o in TINY if o.startswith(("data.", "eval.", "trainer."))]
-    return [f"model={folder}", f"out={out}", *bench, "eval.max_examples=3", *more]
+    return [f"model={folder}", f"out={out}", *bench, "eval.groups=[leak]", "eval.max_examples=3", *more]
 
 
 def written(out) -> dict:

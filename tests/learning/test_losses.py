@@ -62,13 +62,10 @@ def test_a_term_has_the_values_worked_out_by_hand(answers, name, numbers, expect
     assert values.tolist()[: len(expected)] == pytest.approx(expected)
 
 
-def test_kl_is_exactly_zero_where_the_ensemble_is_the_target():
+def test_kl_is_exactly_zero_at_the_target_and_maximal_entropy_is_reached_at_the_uniform_distribution():
     logits = torch.randn(50, 30)
     answers = Answers(logits, torch.zeros(50, dtype=torch.long), torch.arange(50), logits.clone())
     assert answers.kl.eq(0).all()
-
-
-def test_maximal_entropy_is_reached_at_the_uniform_distribution():
     flat = Answers(torch.zeros(3, 5, dtype=torch.float64), torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]))
     assert FORGET["me"](flat).tolist() == pytest.approx([0, 0, 0], abs=1e-12)
 
@@ -95,13 +92,10 @@ def test_altpo_is_dpo_with_another_answer_in_the_place_of_the_refusal(answers):
     torch.testing.assert_close(values, FORGET["dpo"](answers, other, beta=2.0), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["distill", "distill_retain"])
-def test_distillation_of_the_target_at_temperature_one_is_kl(answers, name):
+def test_distillation_of_the_target_is_kl_and_a_temperature_softens_both_sides_but_not_its_gradient(answers):
     taught = dataclasses.replace(answers, teacher_logits=lambda _: answers.reference - 5.0)
-    torch.testing.assert_close((FORGET | RETAIN)[name](taught, temperature=1.0), RETAIN["kl"](answers))
-
-
-def test_distillation_softens_both_sides_and_keeps_the_size_of_its_gradient():
+    for term in (FORGET["distill"], RETAIN["distill_retain"]):
+        torch.testing.assert_close(term(taught, temperature=1.0), RETAIN["kl"](answers))
     # T = 2 on ln 4 and ln 9 : 1 gives 2 : 1 and 3 : 1; T² KL = 4 (⅔ ln(⅔ / ¾) + ⅓ ln(⅓ / ¼))
     teacher, logits = rows([[0.8, 0.2]]), rows([[0.9, 0.1]])
     answers = Answers(logits, torch.tensor([1]), torch.tensor([0]), teacher_logits=lambda _: teacher)
@@ -133,9 +127,7 @@ def test_rmu_steers_every_token_to_one_direction_of_the_asked_length():
     torch.testing.assert_close(there[0], there[2])
     torch.manual_seed(99)  # the direction does not hang on the global stream of random numbers
     assert FORGET["rmu"](with_hidden(there), layer=0, scale=6.0).tolist() == pytest.approx([0] * 3, abs=1e-9)
-
-
-def test_staying_is_the_mean_square_of_what_hidden_states_moved():
+    # and staying is the mean square of what hidden states moved
     hidden, target = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 2.0], [0.0, 8.0]])
     assert RETAIN["stay"](with_hidden(hidden, target), layer=0).tolist() == [0.0, 12.5]
 
@@ -154,6 +146,14 @@ def test_binding_checks_the_numbers_of_a_term():
         bind("ga", "nll", 1.0, 1.0, {"beta": 0.1})
     with pytest.raises(ObjectiveError, match="no such forget term; there are ga"):
         bind("gaa", "nll", 1.0, 1.0, {})
+    # a layer is of a term that reads hidden states; a text belongs with forget questions alone
+    assert [t.layer for t in bind("rmu", "stay", 1, 1, {"layer": 1.0, "scale": 5.0})] == [1, 1]
+    assert [t.layer for t in bind("ga", "nll", 1, 1, {})] == [None, None]
+    more = {"gamma": 0.2, "forget_kl": 1, "retain_kl": 1, "task": 1}
+    assert bind("eul", "eul_retain", 1, 1, more)[0].reads == ("forget", "forget_text")
+    for given, lacking in (({"layer": 0.0}, "scale"), ({"gamma": 0.2}, "forget_kl")):
+        with pytest.raises(ObjectiveError, match=f"needs algo.numbers.{lacking}"):
+            bind("rmu" if lacking == "scale" else "eul", "none", 1, 1, given)
 
 
 def test_a_term_with_another_signature_is_refused(monkeypatch):
@@ -177,14 +177,6 @@ def test_a_term_that_compares_with_the_target_or_a_teacher_says_so_when_there_is
         FORGET["distill"](answers, temperature=1.0)
 
 
-def test_a_term_with_a_layer_reads_hidden_states_and_no_other_does():
-    numbers = {"layer": 1.0, "scale": 5.0}
-    assert [t.layer for t in bind("rmu", "stay", 1, 1, numbers)] == [1, 1]
-    assert [t.layer for t in bind("ga", "nll", 1, 1, {})] == [None, None]
-    with pytest.raises(ObjectiveError, match="needs algo.numbers.scale"):
-        bind("rmu", "stay", 1, 1, {"layer": 0.0})
-
-
 # --- EUL ----------------------------------------------------------------------------------------------------------
 
 
@@ -203,10 +195,3 @@ def test_the_bounded_eul_has_a_floor_and_the_papers_has_none():
     assert found["eul"][2][0] < -2000 and found["eul"][2][1] > 1
     assert 0 <= found["eul_bounded"][2][0] < 1e-6 and found["eul_bounded"][2][1] < 1e-6
     assert found["eul_bounded"][1][1] < 1e-3 < found["eul_bounded"][0][1]
-
-
-def test_a_text_belongs_with_forget_questions_alone():
-    assert bind("eul", "eul_retain", 1, 1, {"gamma": 0.2, "forget_kl": 1, "retain_kl": 1, "task": 1})[0].reads == (
-        "forget", "forget_text")  # fmt: skip
-    with pytest.raises(ObjectiveError, match="needs algo.numbers.forget_kl"):
-        bind("eul", "none", 1, 1, {"gamma": 0.2})

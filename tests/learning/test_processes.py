@@ -78,7 +78,7 @@ def test_micro_batches_of_any_number_of_processes_sum_to_one_loss_and_one_gradie
     log, gradient = summed(obj, draw, 1)
     largest = max(g.abs().max().item() for g in gradient.values())
     assert largest > 0
-    for processes, accumulate in ((1, 3), (2, 1), (2, 2), (3, 1), (5, 4)):
+    for processes, accumulate in ((1, 3), (2, 2), (5, 4)):
         parts, found = summed(dataclasses.replace(obj, accumulate=accumulate), draw, processes)
         assert parts == pytest.approx(log, rel=1e-5, abs=1e-6)
         for n, g in gradient.items():

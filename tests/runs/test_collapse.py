@@ -6,11 +6,9 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.helpers import execute, killed_at, lines, weights
+from support.helpers import execute, job_of, killed_at, lines, weights
 
 from unlearn import run
-from unlearn.data.readers import read
-from unlearn.grid import call as grid
 from unlearn.learning.answers import Answers, PerToken
 from unlearn.learning.loop import Diverged
 from unlearn.learning.losses import FORGET
@@ -28,18 +26,13 @@ def point(forget: float, *others: float, **more: float) -> dict[str, float]:
 # --- the rule -----------------------------------------------------------------------------------------------------
 
 
-def test_kept_is_the_mean_share_outside_the_forget_set_and_no_gain_makes_up_for_a_loss():
+def test_kept_is_the_mean_share_of_probability_outside_the_forget_set():
     assert kept(point(0.0, 0.45, 0.25, 0.1), START) == pytest.approx((0.5 + 0.5 + 0.25) / 3)
-    assert kept(point(0.9, 0.99, 0.9, 0.2), START) == pytest.approx((1 + 1 + 0.5) / 3)
-
-
-def test_of_the_retain_data_only_what_no_step_sees_counts_where_there_is_such_a_part():
+    assert kept(point(0.9, 0.99, 0.9, 0.2), START) == pytest.approx((1 + 1 + 0.5) / 3)  # no gain makes up for a loss
+    # of the retain data only what no step sees counts, where there is such a part
     start = START | {"held_out/prob": 0.6}
     assert kept(point(0.0, 0.0, 0.5, 0.4, held_out=0.3), start) == pytest.approx((1 + 1 + 0.5) / 3)
-
-
-def test_of_the_targets_values_only_probabilities_count():
-    start = START | {"retain/exact_memorization": 0.7, "forget/exact_memorization": 0.9}
+    start = START | {"retain/exact_memorization": 0.7, "forget/exact_memorization": 0.9}  # no probabilities
     assert kept(point(0.0, 0.45, 0.25, 0.1), start) == kept(point(0.0, 0.45, 0.25, 0.1), START)
     assert score(point(0.2, 0.45, 0.25, 0.2), start) == score(point(0.2, 0.45, 0.25, 0.2), START)
 
@@ -52,47 +45,43 @@ def test_the_score_is_the_harmonic_mean_of_what_is_lost_and_what_is_kept():
     assert score(point(0.9, 0.9, 0.5, 0.4), START) == 0  # more of the forget set than before is no loss below none
 
 
-def test_the_watch_keeps_a_copy_of_the_weights_of_the_first_best_point():
-    model, watch = torch.nn.Linear(2, 1), Watch(dict(START))
-    model.bias.requires_grad_(False)
-    probs = [START, point(0.4, 0.9, 0.5, 0.4), point(0.1, 0.9, 0.5, 0.4), point(0.1, 0.9, 0.5, 0.4), START]
-    for step, values in enumerate(probs):
+MODEL = torch.nn.Linear(2, 1)
+
+
+def seen(*points: dict[str, float], losses=(1.0, 1.0), start=START) -> Watch:
+    """A watch after some points, at each of which the weights are the number of the point."""
+    watch = Watch(dict(start))
+    for step, values in enumerate(points):
         with torch.no_grad():
-            model.weight.fill_(step)
-        watch.see(step, values | {"forget/exact_memorization": 0.3, "train/loss": 1.0}, model)
+            MODEL.weight.fill_(step)
+        watch.see(step, values, MODEL)
+    for loss in losses:
+        watch.see_loss(loss)
+    return watch
+
+
+def test_the_watch_keeps_a_copy_of_the_weights_of_the_first_best_point():
+    MODEL.bias.requires_grad_(False)
+    best = point(0.1, 0.9, 0.5, 0.4) | {"forget/exact_memorization": 0.3, "train/loss": 1.0}
+    watch = seen(START, point(0.4, 0.9, 0.5, 0.4), best, best, START)
+    MODEL.bias.requires_grad_(True)
     assert watch.step == 2 and watch.score == pytest.approx(2 * 0.875 / 1.875)
     assert watch.weights.keys() == {"weight"} and watch.weights["weight"].eq(2).all()
     assert watch.start == START and watch.kept == 1.0
-    watch.load(model)
-    assert model.weight.eq(2).all()
+    watch.load(MODEL)
+    assert MODEL.weight.eq(2).all()
 
 
 def test_points_are_compared_with_the_target_and_not_with_the_first_of_them():
-    model, watch = torch.nn.Linear(2, 1), Watch(dict(START))
-    watch.see(0, point(0.4, 0.09, 0.05, 0.04), model)  # a method that begins with less than the target knows
+    watch = seen(point(0.4, 0.09, 0.05, 0.04))  # a method that begins with less than the target knows
     assert watch.start == START and watch.kept == pytest.approx(0.1) and "0.10" in watch.verdict()
     assert watch.score == pytest.approx(2 * 0.5 * 0.1 / 0.6)
-
-
-def test_a_watch_that_knows_nothing_of_the_target_sees_nothing():
-    watch = Watch()
-    watch.see(0, START, torch.nn.Linear(2, 1))
-    watch.see(1, point(0.0, 0.0, 0.0, 0.0), torch.nn.Linear(2, 1))
+    watch = seen(START, point(0.0, 0.0, 0.0, 0.0), losses=(), start={})  # it knows nothing of the target
     assert vars(watch) == vars(Watch()) | {"last_score": watch.last_score} and math.isnan(watch.last_score)
     assert watch.verdict() is None
 
 
 def test_a_verdict_names_what_went_wrong():
-    model = torch.nn.Linear(2, 1)
-
-    def seen(*points: dict[str, float], losses=(1.0, 1.0)) -> Watch:
-        watch = Watch(dict(START))
-        for step, values in enumerate(points):
-            watch.see(step, values, model)
-        for loss in losses:
-            watch.see_loss(loss)
-        return watch
-
     good, ruin = point(0.1, 0.5, 0.3, 0.3), point(0.0, 0.09, 0.05, 0.04)
     assert seen(START, good).verdict() is None and seen(START, ruin, good).verdict() is None
     assert seen(START, good, ruin).verdict() == (
@@ -104,25 +93,13 @@ def test_a_verdict_names_what_went_wrong():
     broken = seen(START, ruin)
     broken.broken = "step 3: loss nan"
     assert broken.verdict() == "step 3: loss nan"
-
-
-def test_probabilities_that_are_no_numbers_are_a_ruin():
-    """Finite weights can be so large that their logits overflow; after the last step no loss would show it."""
-    watch, model, nan = Watch(dict(START)), torch.nn.Linear(2, 1), float("nan")
-    watch.see(0, START, model)
-    watch.see(1, point(nan, nan, nan, nan), model)
-    watch.see_loss(1.0)
-    assert watch.step == 0 and watch.verdict() is not None
+    # finite weights can be so large that their logits overflow; after the last step no loss would show it
+    overflown = seen(START, point(*[float("nan")] * 4))
+    assert overflown.step == 0 and overflown.verdict() is not None
 
 
 def test_a_watch_is_restored_as_it_was_saved(tmp_path):
-    model, watch = torch.nn.Linear(2, 1), Watch(dict(START))
-    for step, values in enumerate([START, point(0.1, 0.8, 0.5, 0.4), point(0.4, 0.4, 0.2, 0.1)]):
-        with torch.no_grad():
-            model.weight.fill_(step)
-        watch.see(step, values, model)
-        watch.see_loss(-2.0 - step)
-    again = Watch()
+    watch, again = seen(START, point(0.1, 0.8, 0.5, 0.4), point(0.4, 0.4, 0.2, 0.1), losses=(-2, -3, -4)), Watch()
     again.restore(tmp_path, watch.save(tmp_path))
     best, restored = watch.weights, again.weights
     assert restored.keys() == best.keys() and all(torch.equal(restored[n], best[n]) for n in best)
@@ -131,9 +108,7 @@ def test_a_watch_is_restored_as_it_was_saved(tmp_path):
 
 
 def test_without_a_trajectory_the_losses_are_restored_and_no_weights_are_written(tmp_path):
-    watch, again = Watch(), Watch()
-    for loss in (-3.0, -50.0, -301.0):
-        watch.see_loss(loss)
+    watch, again = seen(losses=(-3.0, -50.0, -301.0), start={}), Watch()
     again.restore(tmp_path, watch.save(tmp_path))
     assert not list(tmp_path.iterdir()) and not again.weights and not again.start
     assert again.verdict() == watch.verdict() == "the loss went from -3 to -301"
@@ -162,37 +137,42 @@ def same(found: dict[str, torch.Tensor], watch: Watch) -> bool:
     return found.keys() == watch.weights.keys() and all(torch.equal(found[n], watch.weights[n]) for n in found)
 
 
-def test_a_collapsed_run_is_done_says_why_and_keeps_its_best_point_beside_its_last(config, watches):
-    folder = execute(config(*RUINOUS)).folder
-    manifest, (watch,) = runlog.manifest(folder), watches
-    assert manifest["status"] == "done" and manifest["kept"] == "last"
-    assert "of the target's probability outside the forget set" in manifest["collapsed"]
-    assert 0 < manifest["best"]["step"] < 7 and manifest["best"]["step"] == watch.step
-    best = load_file(folder / "best" / "model.safetensors")
-    assert same(best, watch) and not same(weights(folder), watch)
-    assert (folder / "best" / "tokenizer_config.json").is_file()
-    last = lines(folder)[-1]
-    assert runlog.evaluation(folder)["alphas"]["1.0"]["forget/prob"] == pytest.approx(last["forget/prob"], abs=1e-6)
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_a_collapsed_run_says_why_and_keeps_its_best_point_and_a_resumed_one_too(
+    config, tmp_path, watches, monkeypatch, keep
+):
+    options = (*RUINOUS, "trainer.save_every=2", f"trainer.keep={keep}")
+    folder = execute(config(*options, f"paths.runs={tmp_path}/straight")).folder
+    manifest, (watch,), points = runlog.manifest(folder), watches, lines(folder)
+    assert manifest["status"] == "done" and manifest["kept"] == keep
+    assert "of the target's probability outside the forget set" in manifest["collapsed"]  # whatever is kept
+    assert 0 < manifest["best"]["step"] == watch.step < 4  # before the checkpoint that the other run goes on from
+    metrics = runlog.evaluation(folder)["alphas"]["1.0"]
+    if keep == "last":
+        assert same(load_file(folder / "best" / "model.safetensors"), watch) and not same(weights(folder), watch)
+        assert (folder / "best" / "tokenizer_config.json").is_file()
+        assert metrics["forget/prob"] == pytest.approx(points[-1]["forget/prob"], abs=1e-6)
+    else:
+        assert same(weights(folder), watch) and not (folder / "best").exists()
+        for split in ("forget", "retain", "real_authors", "world_facts"):
+            assert metrics[f"{split}/prob"] == pytest.approx(points[watch.step][f"{split}/prob"], rel=1e-4)
+        assert metrics["forget/prob"] != pytest.approx(points[7]["forget/prob"], rel=1e-2)
+    cfg = config(*options, f"paths.runs={tmp_path}/killed")
+    checkpoint = killed_at(5, cfg, monkeypatch) / "checkpoint"
+    assert len(list(checkpoint.glob("best-*"))) == 1 == len(list(checkpoint.glob("weights-*")))
+    resumed = execute(cfg).folder
+    for name in ("best", "kept", "collapsed"):
+        assert runlog.manifest(resumed)[name] == manifest[name]
+    place = "best" if keep == "last" else "offset"
+    for name in ("metrics.jsonl", "eval.json", f"{place}/model.safetensors"):
+        assert (resumed / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_a_run_that_did_not_collapse_has_no_second_set_of_weights(config, watches):
+def test_a_run_that_did_not_collapse_has_no_second_set_of_weights(config):
     folder = execute(config("algo=npo", "trainer.lr=1e-4")).folder
     manifest = runlog.manifest(folder)
     assert manifest["collapsed"] is None and manifest["kept"] == "last" and manifest["best"]["score"] < 1
     assert not (folder / "best").exists()
-
-
-def test_keeping_the_best_point_puts_its_weights_into_the_offset_and_its_evaluation(config, watches):
-    folder = execute(config(*RUINOUS, "trainer.keep=best")).folder
-    manifest, (watch,) = runlog.manifest(folder), watches
-    assert manifest["kept"] == "best" and not (folder / "best").exists()
-    assert "outside the forget set" in manifest["collapsed"]  # said of the training's end, whatever is kept
-    assert same(weights(folder), watch) and 0 < watch.step < 7
-    points = {entry["step"]: entry for entry in lines(folder)}
-    metrics = runlog.evaluation(folder)["alphas"]["1.0"]
-    for split in ("forget", "retain", "real_authors", "world_facts"):
-        assert metrics[f"{split}/prob"] == pytest.approx(points[watch.step][f"{split}/prob"], rel=1e-4)
-    assert metrics["forget/prob"] != pytest.approx(points[7]["forget/prob"], rel=1e-2)
 
 
 def test_a_method_that_does_not_begin_with_the_target_is_compared_with_the_target_all_the_same(config, watches):
@@ -244,11 +224,11 @@ def test_a_loss_that_is_no_number_ends_training_at_the_best_point_where_that_is_
 
 def test_a_loss_that_is_no_number_fails_a_run_that_keeps_its_last_point_and_leaves_it_the_best(config, watches, broken):
     cfg = config(*DIVERGING, "trainer.keep=last")
-    asked = grid.job(cfg, read(cfg).fingerprint())
+    asked = job_of(cfg)
     run.perform(asked)
     folder, (watch,) = asked.folder, watches
     manifest = runlog.manifest(folder)
-    assert manifest["status"] == "failed" and not grid.job(cfg, asked.data).was_done
+    assert manifest["status"] == "failed" and not job_of(cfg).was_done
     assert manifest["error"].startswith("Diverged: step 4: loss nan")
     assert f"best/ holds step {watch.step}" in manifest["error"] and 0 < watch.step <= 3
     assert manifest["best"]["step"] == watch.step and manifest["collapsed"].startswith("step 4: loss nan")
@@ -257,18 +237,13 @@ def test_a_loss_that_is_no_number_fails_a_run_that_keeps_its_last_point_and_leav
     assert not (folder / "offset").exists() and not (folder / "eval.json").exists()
 
 
-def test_without_a_trajectory_there_is_nothing_to_go_back_to_and_the_run_fails(config, broken):
-    with pytest.raises(Diverged, match="step 4: loss nan"):
-        execute(config(*DIVERGING, "trainer.eval_every=0"))
-
-
-@pytest.mark.parametrize("keep", ["last", "best"])
-def test_before_any_point_that_is_better_than_the_first_there_is_nothing_to_go_back_to_either(config, broken, keep):
-    cfg = config(*DIVERGING, "trainer.eval_every=5", f"trainer.keep={keep}")
+@pytest.mark.parametrize(("keep", "every"), [("last", 5), ("best", 5), ("last", 0)])  # 0: no trajectory
+def test_before_any_point_that_is_better_than_the_first_there_is_nothing_to_go_back_to(config, broken, keep, every):
+    cfg = config(*DIVERGING, f"trainer.eval_every={every}", f"trainer.keep={keep}")
     with pytest.raises(Diverged, match="step 4: loss nan") as error:
         execute(cfg)
-    folder = grid.job(cfg, read(cfg).fingerprint()).folder
-    assert [entry["step"] for entry in lines(folder) if "forget/prob" in entry] == [0]
+    folder = job_of(cfg).folder
+    assert [entry["step"] for entry in lines(folder) if "forget/prob" in entry] == ([0] if every else [])
     assert "best" not in str(error.value) and not any((folder / name).exists() for name in ("best", "offset"))
 
 
@@ -278,27 +253,6 @@ def test_a_manifest_without_a_trajectory_is_plain_json(config):
     text = (folder / "manifest.json").read_text()
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in manifest.json"))
     assert found["best"] is None and found["collapsed"] is None
-
-
-# --- resume -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("keep", ["last", "best"])
-def test_a_resumed_run_remembers_the_best_point_of_before(config, tmp_path, monkeypatch, keep):
-    options = (*RUINOUS, "trainer.save_every=2", f"trainer.keep={keep}")
-    straight = execute(config(*options, f"paths.runs={tmp_path}/straight")).folder
-    assert 0 < runlog.manifest(straight)["best"]["step"] < 4  # before the checkpoint that the other run goes on from
-    cfg = config(*options, f"paths.runs={tmp_path}/killed")
-    checkpoint = killed_at(5, cfg, monkeypatch) / "checkpoint"
-    assert len(list(checkpoint.glob("best-*"))) == 1 == len(list(checkpoint.glob("weights-*")))
-    resumed = execute(cfg).folder
-    for name in ("best", "kept", "collapsed"):
-        assert runlog.manifest(resumed)[name] == runlog.manifest(straight)[name]
-    for name in ("metrics.jsonl", "eval.json"):
-        assert (resumed / name).read_text() == (straight / name).read_text()
-    place = "best" if keep == "last" else "offset"
-    files = [(folder / place / "model.safetensors").read_bytes() for folder in (straight, resumed)]
-    assert files[0] == files[1]
 
 
 def test_a_run_that_was_killed_without_a_trajectory_can_go_on_with_one(config, watches, monkeypatch):

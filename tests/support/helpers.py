@@ -45,8 +45,8 @@ TINY = (
     "pair.small.hidden_size=8", "pair.small.heads=2", "pair.small.intermediate_size=16",
     "pair.small.pretrain.epochs=1", "pair.small.finetune.epochs=1", "pair.small.general.epochs=1",
     "trainer.forget_batch=2", "trainer.retain_batch=4", "trainer.steps=2", "trainer.eval_every=1",
-    "trainer.progress=false", "trainer.device=cpu", "eval.max_new_tokens=16", "eval.leak_samples=2",
-    "eval.resamples=20", "wandb=disabled",
+    "trainer.progress=false", "trainer.device=cpu", "eval.groups=[]", "eval.max_new_tokens=16",
+    "eval.leak_samples=2", "eval.resamples=20", "wandb=disabled",
 )  # fmt: skip
 OWN = [o for o in TINY if not o.startswith("data.")]  # of runs on a data set of one's own
 ALGOS = sorted(p.stem for p in (ROOT / "conf" / "algo").glob("*.yaml"))

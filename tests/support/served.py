@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import httpx
 import torch
@@ -22,6 +23,7 @@ from unlearn.deploy.serving.app import create
 from unlearn.deploy.serving.engine import Engine
 from unlearn.deploy.serving.offsets import Blend, Mix, Part
 from unlearn.deploy.serving.settings import Settings
+from unlearn.ensemble.ensemble import Ensemble
 
 PROMPTS = [e.prompt for e in random_examples(16, seed=3)]
 GREEDY = Draw(0.0, 1.0, 0)
@@ -96,9 +98,19 @@ def spoken(ids: Sequence[int]) -> str:
     return "".join({0: "<pad>", 1: "<eos>", 2: "<unk>"}.get(i, f" w{i}") for i in ids)
 
 
-def plain(prompt: Sequence[int], alpha: float, ensemble=None, steps: int = STEPS) -> list[int]:
-    """What ``generation.greedy`` says to one prompt."""
-    return greedy(ensemble or parts()[0].ensemble, [prompt], alpha, Decoding(0, 1, steps, 1))[0]
+def plain(prompt: Sequence[int], alpha: float, steps: int = STEPS, made: Callable[[], list[Part]] = parts) -> list[int]:
+    """What ``generation.greedy`` says to one prompt by the first of the parts ``made``."""
+    return _plain(tuple(prompt), alpha, steps, made)
+
+
+@cache
+def _plain(prompt: tuple[int, ...], alpha: float, steps: int, made: Callable[[], list[Part]]) -> list[int]:
+    return greedy(_first(made), [prompt], alpha, Decoding(0, 1, steps, 1))[0]
+
+
+@cache
+def _first(made: Callable[[], list[Part]]) -> Ensemble:
+    return made()[0].ensemble
 
 
 @torch.no_grad()

@@ -26,12 +26,33 @@ from unlearn.store.entries import Store
 
 
 @dataclass(frozen=True)
-class Context:
-    """One model at one α, with what the core metrics have found."""
+class Subject:
+    """An ensemble at one α, to be measured on any examples and prompts."""
 
+    suite: Suite
     ensemble: Ensemble
     alpha: float
-    suite: Suite
+
+    def scored(self, examples: Examples) -> Scores:
+        """How likely examples are of which the store has no rows; not whether their tokens are the likeliest."""
+        asked = self.ensemble, examples, [self.alpha], {}, self.suite.pad_id, self.suite.cfg.batch_size
+        return score(*asked, argmax_of=())[self.alpha]
+
+    def probs(self, split: Split) -> np.ndarray:
+        """Probability of each right answer, [rows]."""
+        return self.scored(split.right_answers).prob
+
+    def recalls(self, prompts: Sequence[Sequence[int]], golds: Sequence[str]) -> np.ndarray:
+        """ROUGE-L recall of the greedy answer to each prompt of token ids, [prompts]."""
+        encoder, cfg = self.suite.encoder, self.suite.cfg
+        how = Decoding.by(encoder.tokenizer, cfg.max_new_tokens, cfg.batch_size)
+        return recalls_of([encoder.decode(a) for a in greedy(self.ensemble, prompts, self.alpha, how)], golds)
+
+
+@dataclass(frozen=True)
+class Context(Subject):
+    """One model at one α, with what the core metrics have found."""
+
     store: Store | None
     retrained: Measured | None  # None: there is none, or this *is* the retrained model
     itself: bool  # this is the retrained model
@@ -55,24 +76,6 @@ class Found:
         return cls({f"{split}/{name}": v for name, v in values.items()}, columns={split: pd.DataFrame(values)})
 
 
-def recalls(
-    suite: Suite, ensemble: Ensemble, alpha: float, prompts: Sequence[Sequence[int]], golds: Sequence[str]
-) -> np.ndarray:
-    """ROUGE-L recall of the greedy answer to each prompt of token ids, [prompts]."""
-    how = Decoding.by(suite.encoder.tokenizer, suite.cfg.max_new_tokens, suite.cfg.batch_size)
-    return recalls_of([suite.encoder.decode(a) for a in greedy(ensemble, prompts, alpha, how)], golds)
-
-
-def scored(suite: Suite, ensemble: Ensemble, alpha: float, examples: Examples) -> Scores:
-    """How likely examples are of which the store has no rows; not whether their tokens are the likeliest."""
-    return score(ensemble, examples, [alpha], {}, suite.pad_id, suite.cfg.batch_size, argmax_of=())[alpha]
-
-
-def probs(suite: Suite, ensemble: Ensemble, alpha: float, split: Split) -> np.ndarray:
-    """Probability of each right answer, [rows]."""
-    return scored(suite, ensemble, alpha, split.right_answers).prob
-
-
 def trainable(ensemble: Ensemble, alpha: float) -> Ensemble | None:
     """The ensemble with a copy of its trained (or only) member that may learn; None where none does at this α."""
     if ensemble.trained is None and len(ensemble.members) > 1:
@@ -85,11 +88,11 @@ def trainable(ensemble: Ensemble, alpha: float) -> Ensemble | None:
     return replace(ensemble, members=tuple(members))
 
 
-def mean_nll(ensemble: Ensemble, alpha: float, examples: Sequence[Example], pad_id: int) -> Tensor:
+def mean_nll(subject: Subject, examples: Sequence[Example]) -> Tensor:
     """Mean NLL of all answer tokens, nats; gradients reach the trained member only."""
-    batch = collate(examples, pad_id).to(device_of(ensemble.trained.model))
-    rows = {}
-    for member in ensemble.needed([alpha]):
+    ensemble, rows = subject.ensemble, {}
+    batch = collate(examples, subject.suite.pad_id).to(device_of(ensemble.trained.model))
+    for member in ensemble.needed([subject.alpha]):
         with torch.set_grad_enabled(member.trained):
             rows[member.name] = answer_rows(member.model, batch)
-    return -Answers(ensemble.logits(rows, alpha), batch.labels, batch.owner).logp.mean()
+    return -Answers(ensemble.logits(rows, subject.alpha), batch.labels, batch.owner).logp.mean()

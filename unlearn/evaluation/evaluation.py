@@ -24,7 +24,7 @@ from unlearn.evaluation.context import Context
 from unlearn.evaluation.groups import group
 from unlearn.evaluation.metrics.base import Metric
 from unlearn.evaluation.metrics.statistics import distances, interval, mean_interval
-from unlearn.evaluation.metrics.tofu import PARTS, forget_quality, harmonic_mean, model_utility
+from unlearn.evaluation.metrics.tofu import PARTS, RATIO, forget_quality, harmonic_mean, model_utility
 from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import score, stored_rows
 from unlearn.evaluation.suite import Split, Suite
@@ -60,14 +60,14 @@ def evaluate(
         for alpha, found in score(*asked, moments, hide, argmax_of=split.right).items():
             texts = generations(ensemble, split, alpha, suite, store) if split.generated else None
             values, tables[alpha][split.name] = measures.measure(split, found, texts, suite.semantics)
-            metrics[alpha] |= {f"{split.name}/{k}": v for k, v in values.items()}
+            metrics[alpha] |= values
             scores[alpha][split.name] = found
             bar.update()
     entries, examples = {}, []
     for alpha in alphas:
         bar.set_postfix_str(f"metrics at α={alpha:g}")
         core = pd.concat(tables[alpha].values(), ignore_index=True)
-        ctx = Context(ensemble, alpha, suite, store, retrained, itself, scores[alpha], core, metrics[alpha])
+        ctx = Context(suite, ensemble, alpha, store, retrained, itself, scores[alpha], core, metrics[alpha])
         entries[alpha], table = _entry(ctx, tables[alpha])
         examples.append(table)
     bar.close()
@@ -102,8 +102,7 @@ def _entry(ctx: Context, tables: Mapping[str, pd.DataFrame]) -> tuple[dict[str, 
             tables[split] = tables[split].assign(**{k: v.to_numpy() for k, v in columns.items()})
     table = pd.concat(tables.values(), ignore_index=True).assign(alpha=ctx.alpha)
     if ctx.retrained is not None:
-        shared = {k: v for k, v in metrics.items() if k in ctx.retrained.metrics}
-        metrics["distance"] = distances(shared, ctx.retrained.metrics)
+        metrics["distance"] = distances(metrics, ctx.retrained.metrics)
     return metrics | {"intervals": {k: list(v) for k, v in intervals.items()}, "settings": ctx.suite.settings}, table
 
 
@@ -115,9 +114,9 @@ def _aggregates(ctx: Context) -> dict[str, float]:
         if not found["model_utility"]:
             log.info("model utility is 0 because of %s", ", ".join(name for name in PARTS if not metrics[name] > 0))
     compared = ctx.itself or ctx.retrained is not None
-    if compared and measures.RATIO in forget and forget[measures.RATIO].notna().all():
-        own = forget[measures.RATIO].to_numpy()
-        theirs = own if ctx.itself else ctx.retrained.column("forget", measures.RATIO)
+    if compared and RATIO in forget and forget[RATIO].notna().all():
+        own = forget[RATIO].to_numpy()
+        theirs = own if ctx.itself else ctx.retrained.column("forget", RATIO)
         found |= Metric(forget_quality).compute(predictions=own, references=theirs)
     return found
 

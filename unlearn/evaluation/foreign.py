@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from unlearn.config.schema import ConfigError
-from unlearn.evaluation.metrics.tofu import ratio_scores
+from unlearn.evaluation.metrics.tofu import aggregates
 
 OPENUNLEARNING, TOFU = "openunlearning", "tofu"
 GENERAL = ("real_authors", "world_facts")
@@ -109,8 +109,7 @@ def tofu(raw: Mapping[str, Any], path: Path) -> Logged:
         for column in ("rougeL_recall", "rouge1_recall", "prob_options", "truth_ratio"):
             values = table[column].dropna() if column in table else ()
             if len(values):
-                scores = ratio_scores(values, split == "forget") if column == "truth_ratio" else values
-                claims[f"{split}/{column}"] = float(scores.mean())
+                claims[f"{split}/{column}"] = aggregates(str(split), {column: values})[f"{split}/{column}"]
     return examples, claims
 
 

@@ -9,7 +9,7 @@ the probabilities of the wrong answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,18 +21,11 @@ from scipy.special import logsumexp
 
 from unlearn.evaluation import foreign
 from unlearn.evaluation.foreign import GENERAL, Logged, ResultError
+from unlearn.evaluation.metrics import tofu
 from unlearn.evaluation.metrics.membership import auc, privleak
 from unlearn.evaluation.metrics.semantics import SEMANTICS
-from unlearn.evaluation.metrics.texts import rouge_l_recall
-from unlearn.evaluation.metrics.tofu import (
-    PARTS,
-    forget_quality,
-    model_utility,
-    probability,
-    probability_with_options,
-    ratio_scores,
-    truth_ratio,
-)
+from unlearn.evaluation.metrics.texts import recalls_of
+from unlearn.evaluation.metrics.tofu import PARTS, RATIO
 from unlearn.store.files import read_json, write_json, write_whole
 
 FORMAT = 1
@@ -135,73 +128,59 @@ def _ours(raw: dict[str, Any], path: Path) -> Logged:
 
 def _recompute(examples: pd.DataFrame, semantics: str) -> tuple[pd.DataFrame, dict[str, float], list[str]]:
     """The table with every per-example value that follows from others, the aggregates, and what is incomplete."""
+    epsilon = SEMANTICS[semantics].epsilon if semantics in SEMANTICS else 0.0
     tables, metrics, notes = {}, {}, []
     for split, table in examples.groupby("split", sort=False):
-        measured = _measure(str(split), table, semantics)
-        for name, (values, aggregates) in measured.items():
-            table = table.assign(**{name: values.reindex(table.index)})
-            metrics |= {f"{split}/{k}": v for k, v in aggregates.items()}
+        found = _values(str(split), table, semantics, epsilon)
+        metrics |= tofu.aggregates(str(split), {k: v.map(np.mean).to_numpy() for k, v in found.items()}, epsilon)
+        tables[split] = table.assign(**{name: values.reindex(table.index) for name, values in found.items()})
+        for name, values in found.items():
             if len(values) < len(table):
                 notes.append(f"{split}/{name}: {len(table) - len(values)} of {len(table)} examples have no value")
-        tables[split] = table
     if "holdout" in tables and "forget" in tables:
         for name in (c for c in examples.columns if c.startswith("mia_")):
             scores = [tables[split][name].dropna() for split in ("forget", "holdout")]
             if all(map(len, scores)):
                 metrics[f"mia/{name.removeprefix('mia_')}"] = auc(*scores)
     if all(name in metrics for name in PARTS):
-        metrics["model_utility"] = model_utility(metrics)
+        metrics["model_utility"] = tofu.model_utility(metrics)
     return pd.concat(tables.values()) if tables else examples, metrics, notes
 
 
-def _measure(split: str, table: pd.DataFrame, semantics: str) -> dict[str, tuple[pd.Series, dict[str, float]]]:
-    """Per-example values (where there are any) and aggregates of a split, by column."""
-    epsilon = SEMANTICS[semantics].epsilon if semantics in SEMANTICS else 0.0
+def _values(split: str, table: pd.DataFrame, semantics: str, epsilon: float) -> dict[str, pd.Series]:
+    """Values of the examples that have any, by metric: computed where the file allows it, else as it has them."""
     if "nll" not in table and "prob" in table:
         table = table.assign(nll=-np.log(table["prob"]))
-    found = {}
+    ratio = partial(_arithmetic if semantics == ARITHMETIC else tofu.truth_ratio, epsilon=epsilon)
+    compared = "nll" if split in GENERAL and "paraphrased_nll" not in table else "paraphrased_nll"
     sources = {
-        "prob": (probability, "nll"), "paraphrased_prob": (probability, "paraphrased_nll"),
-        "prob_options": (partial(probability_with_options, epsilon=epsilon), "nll", "wrong_nll"),
-        "rougeL_recall": (rouge_l_recall, "generation", "gold"),
+        "prob": (tofu.probability, "nll"), "paraphrased_prob": (tofu.probability, "paraphrased_nll"),
+        "rougeL_recall": (recalls_of, "generation", "gold"),
+        RATIO: (ratio, compared, "wrong_nll"),
     }  # fmt: skip
+    if split in GENERAL:
+        sources["prob_options"] = (partial(tofu.probability_with_options, epsilon=epsilon), "nll", "wrong_nll")
+    found = {}
     for name, (function, *columns) in sources.items():
-        rows = _with(table, *columns)
-        if len(rows) and (name != "prob_options" or split in GENERAL):
-            result = function(*(list(rows[column]) for column in columns))
-            values = pd.Series(result.pop("values"), index=rows.index)
-            (mean,) = result.values()
-            found[name] = values, {name: mean}
-    found |= _truth_ratio(split, table, semantics, epsilon)
-    for name in ("rougeL_recall", "prob_options", "wrong_prob", *MEANS):
+        if len(rows := _with(table, *columns)):
+            found[name] = pd.Series(function(*(list(rows[column]) for column in columns)), index=rows.index)
+    for name in (*sources, "prob_options", "wrong_prob", *MEANS):
         if name not in found and len(rows := _with(table, name)):
-            found[name] = rows[name], {name: float(rows[name].map(np.mean).mean())}
+            found[name] = rows[name]
+            if name == RATIO and semantics == ARITHMETIC:
+                needs = f"needs the NLL of every wrong answer, and the {split} split has none"
+                raise ResultError(f"semantics={semantics}: {needs}")
     return found
+
+
+def _arithmetic(right: Sequence[float], wrong: Sequence[Sequence[float]], epsilon: float) -> np.ndarray:
+    """R over the NLL of the wrong answers' mean probability: the geometric mean of one is that one."""
+    return tofu.truth_ratio(right, [[-logsumexp(-np.asarray(w), b=1 / np.size(w))] for w in wrong], epsilon)
 
 
 def _with(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """The rows that have all of these; none where a column is missing."""
     return table.dropna(subset=list(columns)) if set(columns) <= set(table.columns) else table.iloc[:0]
-
-
-def _truth_ratio(split: str, table: pd.DataFrame, semantics: str, epsilon: float) -> dict[str, tuple[pd.Series, dict]]:
-    """R and its aggregates: from the NLLs where they are there, else from R as the file has it."""
-    forget, right = split == "forget", "paraphrased_nll"
-    if split in GENERAL and right not in table:
-        right = "nll"
-    if len(rows := _with(table, right, "wrong_nll")):
-        wrong = list(rows["wrong_nll"])
-        if semantics == ARITHMETIC:  # the NLL of their mean probability: the geometric mean of one is that one
-            wrong = [[-logsumexp(-np.asarray(w), b=1 / np.size(w))] for w in wrong]
-        result = truth_ratio(list(rows[right]), wrong, forget, epsilon)
-        return {"truth_ratio": (pd.Series(result.pop("values"), index=rows.index), result)}
-    if not len(rows := _with(table, "truth_ratio")):
-        return {}
-    if semantics == ARITHMETIC:
-        raise ResultError(f"semantics={semantics}: needs the NLL of every wrong answer, and the {split} split has none")
-    ratios = rows["truth_ratio"]
-    mean = float(ratio_scores(ratios.to_numpy(), forget, epsilon).mean())
-    return {"truth_ratio": (ratios, {"truth_ratio": mean, "truth_ratio_median": float(ratios.median())})}
 
 
 def _against(result: Result, retrained: Result, notes: list[str]) -> dict[str, float]:
@@ -219,7 +198,7 @@ def _against(result: Result, retrained: Result, notes: list[str]) -> dict[str, f
                 f"{retrained.path}; p-values of other numbers of questions are not comparable with it"
             )
         if len(both):
-            found |= forget_quality(list(own[both]), list(theirs[both]))
+            found |= tofu.forget_quality(list(own[both]), list(theirs[both]))
     aucs = [r.metrics.get(ATTACK) for r in (result, retrained)]
     if None not in aucs:
         found["privleak"] = privleak(*aucs)

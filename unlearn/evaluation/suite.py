@@ -10,7 +10,7 @@ from typing import Any
 from unlearn.config.groups import needing
 from unlearn.config.schema import EvalConfig
 from unlearn.data.encoding import Encoder, Examples
-from unlearn.data.rows import GENERAL, REQUEST, UNTRAINED, DataError, DataSet, Row
+from unlearn.data.rows import GENERAL, UNTRAINED, DataError, DataSet, Row
 from unlearn.evaluation.groups import group
 from unlearn.evaluation.metrics.semantics import SEMANTICS, Semantics
 
@@ -52,11 +52,6 @@ class Split:
         """Some of the rows, as a split."""
         by_row = ("rows", "right", "compared", "wrong", "prompts", "gold")
         return replace(self, **{name: [getattr(self, name)[i] for i in chosen] for name in by_row})
-
-
-def to_forget(split: str) -> bool:
-    """Whether a split is somebody's forget set: of this request or, before or after it, of another."""
-    return split == "forget" or split.startswith(REQUEST)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,17 @@ N answer tokens of the batch, B answers (sequences). Values are computed when a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from unlearn.ensemble.chunks import LongRows
+from unlearn.ensemble.rows import Reader
 
 PerToken = Annotated[Tensor, "[N]"]
 PerAnswer = Annotated[Tensor, "[B]"]
@@ -22,28 +25,17 @@ class ObjectiveError(ValueError):
     """An objective that is put together wrongly."""
 
 
-Reader = Callable[[slice], Tensor]  # which rows → their logits, [n, V]
 LACKING = {
     "reference_logits": "compares with the reference model, whose rows were not given",
     "teacher_logits": "learns from a teacher, and algo.teacher names none",
 }
 
 
-class Pieces(Protocol):
-    """Logits [N, V] that are never there all at once: ``ensemble.chunks.LongRows``, which says more."""
-
-    def map(self, function: Callable[[Tensor, slice], Tensor]) -> Tensor: ...
-
-    def pieces(self) -> Iterator[slice]: ...
-
-    def whole(self) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Answers:
     """What an objective may know about some answers: logits of their rows under P and under the reference model."""
 
-    rows: Tensor | Pieces  # [N, V] of the ensemble, with gradient
+    rows: Tensor | LongRows  # [N, V] of the ensemble, with gradient
     labels: Tensor  # [N]
     owner: Tensor  # [N] answer that each row belongs to, 0 … B − 1
     # [N, V] of the reference model, most often the target (P = P_ref at step 0); a reader is called when a term asks
@@ -125,6 +117,15 @@ class Answers:
     def per_answer(self, per_token: Tensor) -> Tensor:
         """Sums over the tokens of each answer, [N] → [B]."""
         return per_token.new_zeros(len(self.lengths)).index_add(0, self.owner, per_token)
+
+    def mean(self, per_token: Tensor) -> Tensor:
+        """Means over the tokens of each answer, [N] → [B]."""
+        return self.per_answer(per_token) / self.lengths
+
+    @cached_property
+    def mean_p(self) -> Tensor:
+        """Mean probability of each answer's tokens, [B]."""
+        return self.mean(self.logp.exp())
 
     @cached_property
     def reference(self) -> Tensor:

@@ -99,22 +99,17 @@ def flat_tv(forget: Answers, refusal: Answers) -> PerAnswer:
 
     (arXiv 2410.11143.) Needs neither retain data nor a reference.
     """
-    return (torch.tanh(_mean_p(forget)) - torch.tanh(_mean_p(refusal))) / 2
+    return (torch.tanh(forget.mean_p) - torch.tanh(refusal.mean_p)) / 2
 
 
 def flat_kl(forget: Answers, refusal: Answers) -> PerAnswer:
     """FLAT with KL: −p̄_refusal + exp(p̄_answer − 1). (arXiv 2410.11143)"""
-    return torch.exp(_mean_p(forget) - 1) - _mean_p(refusal)
+    return torch.exp(forget.mean_p - 1) - refusal.mean_p
 
 
 def flat_pearson(forget: Answers, refusal: Answers) -> PerAnswer:
     """FLAT with Pearson χ²: −p̄_refusal + p̄_answer² / 4 + p̄_answer. (arXiv 2410.11143)"""
-    p = _mean_p(forget)
-    return p**2 / 4 + p - _mean_p(refusal)
-
-
-def _mean_p(answers: Answers) -> Tensor:
-    return _mean(answers, answers.logp.exp())
+    return forget.mean_p**2 / 4 + forget.mean_p - refusal.mean_p
 
 
 def me(forget: Answers) -> PerToken:
@@ -144,16 +139,13 @@ def margin(forget: Answers) -> PerToken:
 
 def distill(forget: Answers, temperature: float) -> PerToken:
     """T² · KL(teacher ‖ P), both at temperature T, on the forget answers. (Distill-DD, arXiv 2605.31293)"""
-    return _distilled(forget, temperature)
 
-
-def _distilled(answers: Answers, temperature: float) -> Tensor:
     def value(rows: Answers) -> PerToken:
         teacher = (rows.teacher / temperature).log_softmax(-1)
         logp = (rows.logits / temperature).log_softmax(-1)
         return temperature**2 * (teacher.exp() * (teacher - logp)).sum(-1)
 
-    return answers.each(value)
+    return forget.each(value)
 
 
 def rmu(forget: Answers, layer: float, scale: float) -> PerToken:
@@ -168,7 +160,7 @@ def eul(forget: Answers, forget_text: Answers, forget_kl: float, gamma: float) -
 
     The teacher is the target, the student P; the text is the question with its answer. Both parts are unbounded.
     """
-    return _mean(forget_text, gamma * forget_text.logp) - _mean(forget, forget_kl * forget.kl)
+    return forget_text.mean(gamma * forget_text.logp) - forget.mean(forget_kl * forget.kl)
 
 
 def eul_bounded(forget: Answers, forget_text: Answers, forget_kl: float, gamma: float, beta: float) -> PerAnswer:
@@ -179,12 +171,7 @@ def eul_bounded(forget: Answers, forget_text: Answers, forget_kl: float, gamma: 
     """
     pushed = 2 / beta * F.softplus(-beta * forget.kl)
     unsaid = 2 / beta * F.softplus(beta * (forget_text.logp - forget_text.reference_logp))
-    return _mean(forget, forget_kl * pushed) + _mean(forget_text, gamma * unsaid)
-
-
-def _mean(answers: Answers, values: Tensor) -> Tensor:
-    """Of each answer's tokens, [N] → [B]."""
-    return answers.per_answer(values) / answers.lengths
+    return forget.mean(forget_kl * pushed) + forget_text.mean(gamma * unsaid)
 
 
 # --- retain terms ---------------------------------------------------------------------------------------------------
@@ -212,7 +199,7 @@ def ap(retain: Answers, retain_refusal: Answers, beta: float) -> PerAnswer:
 
 def distill_retain(retain: Answers, temperature: float) -> PerToken:
     """T² · KL(teacher ‖ P) on the retain answers."""
-    return _distilled(retain, temperature)
+    return distill(retain, temperature)
 
 
 def uniform(retain: Answers) -> PerToken:
@@ -222,7 +209,7 @@ def uniform(retain: Answers) -> PerToken:
 
 def eul_retain(retain: Answers, retain_kl: float, task: float) -> PerAnswer:
     """EUL on retain: α KL(teacher ‖ student) + λ · NLL, each the mean over an answer's tokens. (arXiv 2310.20150)"""
-    return _mean(retain, retain.each(lambda rows: retain_kl * rows.kl - task * rows.logp))
+    return retain.mean(retain.each(lambda rows: retain_kl * rows.kl - task * rows.logp))
 
 
 def stay(retain: Answers, layer: float) -> PerToken:

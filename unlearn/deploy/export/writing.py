@@ -20,8 +20,6 @@ from unlearn.store.identity import Job
 if TYPE_CHECKING:
     from torch import nn
 
-    from unlearn.runs.workbench import Workbench
-
 
 @dataclass(frozen=True)
 class ExportSettings:
@@ -59,7 +57,7 @@ def _write_all(run: Opened, settings: ExportSettings, alpha: float, about: dict[
     for name, model in models.items():
         _write(model, folder / name)
     if settings.tokenizer:
-        _write_tokenizer(run.bench, folder / "tokenizer")
+        run.bench.encoder.tokenizer.save_pretrained(folder / "tokenizer")
     about |= facts(run.job, run.bench, alpha, models, settings.tokenizer)
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     about["files"] = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
@@ -139,7 +137,3 @@ def _write(model: nn.Module, folder: Path) -> None:
     fault = tensors_fault(sorted(folder.glob("*.safetensors")), shapes)
     if fault:
         raise ConfigError(f"{folder.name}: {fault}; such weights are not exported")
-
-
-def _write_tokenizer(bench: Workbench, folder: Path) -> None:
-    bench.encoder.tokenizer.save_pretrained(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,7 +74,8 @@ class Text:
     """Of one answer. ``strip``: white space at its beginning is no part of it."""
 
     def __init__(self, tokenizer, prompt: Sequence[int], stop: Sequence[str] = (), strip: bool = False):
-        self._decode, self._stop, self._strip = tokenizer.decode, [s for s in stop if s], strip
+        self._decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        self._stop, self._strip = stop, strip
         self._ids = list(prompt[-BEFORE:])
         self._from, self._read = 0, len(self._ids)  # tokens that are decoded for their neighbours; that are in `whole`
         self.whole = ""
@@ -87,8 +89,8 @@ class Text:
         """
         if token is not None:
             self._ids.append(token)
-        seen, before = len(self.whole), self._text(self._ids[self._from : self._read])
-        now = self._text(self._ids[self._from :])
+        seen, before = len(self.whole), self._decode(self._ids[self._from : self._read])
+        now = self._decode(self._ids[self._from :])
         if len(now) > len(before) and (last or not now.endswith(BROKEN)):
             self._from, self._read = self._read, len(self._ids)
             self.whole += now[len(before) :]
@@ -103,9 +105,6 @@ class Text:
         new = self.whole[self._given : end]
         self._given = max(self._given, end)
         return new
-
-    def _text(self, ids: list[int]) -> str:
-        return self._decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 @dataclass(eq=False)
@@ -125,9 +124,10 @@ class Answer:
 
 def scored(logits: Tensor, tokens: Sequence[int], k: int) -> list[Scored]:
     """Of each row of logits [N, V] its token, and the k likeliest (−1: all)."""
-    width, logp = logits.shape[-1], logits.log_softmax(-1)
+    logp = logits.log_softmax(-1)
     own = logp.gather(-1, torch.tensor(tokens, device=logp.device)[:, None])
     rank = (logp > own).sum(-1) + 1
+    width = logits.shape[-1]
     values, ids = logp.topk(width if k < 0 else min(k, width), dim=-1)
     rows = zip(tokens, own[:, 0].tolist(), rank.tolist(), ids.tolist(), values.tolist(), strict=True)
     return [Scored(t, p, r, tuple(zip(i, v, strict=True))) for t, p, r, i, v in rows]

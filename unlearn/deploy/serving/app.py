@@ -29,7 +29,6 @@ from unlearn.deploy.serving.settings import LOOPBACK, Settings
 log = logging.getLogger(__name__)
 LONGEST = 8 * 2**20  # bytes of a body
 ATTESTED = "x-unlearned"
-NOT_KEPT = {"cache-control": "no-cache"}
 Found = AsyncIterator[tuple[int, Event]]
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
@@ -44,9 +43,8 @@ def create(engine: Engine, settings: Settings) -> FastAPI:
         ("GET", "/v1/offsets", server.offsets), ("POST", "/v1/offsets", server.switch),
     ):  # fmt: skip
         app.add_api_route(path, route, methods=[method], response_model=None)
-    app.add_exception_handler(BadRequest, _refused)
-    app.add_exception_handler(HTTPException, _no_route)
-    app.add_exception_handler(Exception, _fault)
+    for kind in (BadRequest, HTTPException, Exception):
+        app.add_exception_handler(kind, _failed)
     return app
 
 
@@ -103,8 +101,8 @@ class _Server:
             return JSONResponse(error(str(busy), "server_error", code="busy"), 503, {"retry-after": "1"})
         found, done = _until_gone(request, events, len(answers)), partial(_log_answered, request, reply, started)
         if asked.body.stream:
-            lines = self._stream(reply, found, answers, done)
-            return StreamingResponse(lines, media_type="text/event-stream", headers=headers | NOT_KEPT)
+            lines, headers["cache-control"] = self._stream(reply, found, answers, done), "no-cache"
+            return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
         try:
             async for index, event in found:
                 if isinstance(event, Failed):
@@ -212,14 +210,11 @@ def _log_answered(request: Request, reply: Reply, started: float) -> None:
     log.info("%s: %d tokens read, %d said, %.2f s", request.url.path, read, said, seconds)
 
 
-async def _refused(request: Request, problem: BadRequest) -> Response:
-    found = error(str(problem), "invalid_request_error", problem.param, problem.code)
-    return JSONResponse(found, problem.status)
-
-
-async def _no_route(request: Request, problem: HTTPException) -> Response:
-    return JSONResponse(error(str(problem.detail), "invalid_request_error"), problem.status_code, problem.headers)
-
-
-async def _fault(request: Request, problem: Exception) -> Response:
+async def _failed(request: Request, problem: Exception) -> Response:
+    """What a client is told: of a refusal, of a route or method that is not there, of a fault of the server."""
+    kind = "invalid_request_error"
+    if isinstance(problem, BadRequest):
+        return JSONResponse(error(str(problem), kind, problem.param, problem.code), problem.status)
+    if isinstance(problem, HTTPException):
+        return JSONResponse(error(str(problem.detail), kind), problem.status_code, problem.headers)
     return JSONResponse(error("internal server error; see the server log", "server_error"), 500)

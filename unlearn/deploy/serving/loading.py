@@ -9,8 +9,8 @@ from pathlib import Path
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Encoder
 from unlearn.deploy.export import loading as deployed
-from unlearn.deploy.serving.offsets import Blend, Part, check_beside
-from unlearn.deploy.serving.settings import Settings, alphas
+from unlearn.deploy.serving.offsets import Blend, Part
+from unlearn.deploy.serving.settings import Settings
 from unlearn.grid.rerun import open_run
 from unlearn.learning.loop import device
 from unlearn.models import llama
@@ -26,11 +26,8 @@ class Loaded:
     encoder: Encoder  # of the first; the shortest length of all
 
 
-def load(settings: Settings, overrides: Sequence[str] = ()) -> Loaded:
-    """Models and encoder; ``overrides`` change settings of the runs (trainer.device, trainer.threads, paths.store …).
-
-    Raises ``ConfigError`` or ``ExportError`` for folders that cannot be served, or not together.
-    """
+def load(settings: Settings) -> Loaded:
+    """Models and encoder. Raises ``ConfigError`` for folders that cannot be served, or not together."""
     folders = [Path(settings.run), *map(Path, settings.offsets)]
     exports = [(f / deployed.ABOUT).is_file() for f in folders]
     if any(exports) and not all(exports):
@@ -38,7 +35,7 @@ def load(settings: Settings, overrides: Sequence[str] = ()) -> Loaded:
         raise ConfigError(f"run and offsets must be all runs, or all exports: {kinds}")
     if settings.target is not None and not exports[0]:
         raise ConfigError(f"target={settings.target!r}: is for exports; a run knows its own")
-    found = _exports(folders, settings, overrides) if exports[0] else _runs(folders, settings, overrides)
+    found = (_exports if exports[0] else _runs)(folders, settings)
     if any(part.ensemble.encodes for part, _ in found):
         raise ConfigError(f"run={settings.run!r}: its models have an encoder, and what is served continues one text")
     tokens = [digest(encoder.tokenizer.get_vocab()) for _, encoder in found]
@@ -50,36 +47,33 @@ def load(settings: Settings, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(Blend([part for part, _ in found]), Encoder(first.tokenizer, first.template, longest))
 
 
-def _runs(folders: Sequence[Path], settings: Settings, overrides: Sequence[str]) -> list[tuple[Part, Encoder]]:
-    found, before, known = [], None, {}
-    for i, folder in enumerate(folders):
-        run = open_run(folder, overrides)
-        frozen = {m.name: run.bench.fingerprint(m.model) for m in run.cfg.method.members if not m.trained}
+def _runs(folders: Sequence[Path], settings: Settings) -> list[tuple[Part, Encoder]]:
+    found, before = [], None
+    for folder, alpha in zip(folders, settings.alphas, strict=True):
+        run = open_run(folder, settings.overrides)
         if before is not None:
             run.bench.adopt(before)
-        check_beside(run.folder.name, frozen, known)
         before, trained = run.bench, run.ensemble.trained
         # as an export says them: of weights that hold their low-rank updates
         weights = None if trained is None else llama.fingerprint(merged(trained.model))
-        chosen = run.cfg.alpha if settings.alpha is None else alphas(settings)[i]
-        found.append((Part(run.folder.name, run.ensemble, weights, chosen), before.encoder))
+        part = Part(run.folder.name, run.ensemble, weights, run.cfg.alpha if alpha is None else alpha)
+        found.append((part, before.encoder))
     return found
 
 
-def _exports(folders: Sequence[Path], settings: Settings, overrides: Sequence[str]) -> list[tuple[Part, Encoder]]:
-    others = [o for o in overrides if not o.startswith(DEVICE)]
+def _exports(folders: Sequence[Path], settings: Settings) -> list[tuple[Part, Encoder]]:
+    others = [o for o in settings.overrides if not o.startswith(DEVICE)]
     if others:
         raise ConfigError(f"{' '.join(others)}: of an export only trainer.device may be given")
-    place = device(overrides[-1].removeprefix(DEVICE) if overrides else "auto")
+    place = device([DEVICE + "auto", *settings.overrides][-1].removeprefix(DEVICE))
     found, before = [], None
-    for i, folder in enumerate(folders):
-        alpha = None if settings.alpha is None else alphas(settings)[i]
+    for folder, alpha in zip(folders, settings.alphas, strict=True):
         target = settings.target or deployed.checked(folder)["target"]["source"]
         if target is None:
             raise ConfigError(f"run={str(folder)!r}: this export's target is on no hub; give target=FOLDER")
         model = deployed.load(folder, target, place, alpha, beside=before)
         before = before or model
-        trained = next((m for m in model.about["method"]["members"] if m["trained"]), None)
-        part = Part(folder.resolve().name, model.ensemble, trained and trained["fingerprint"], model.alpha)
+        trained = next((m["fingerprint"] for m in model.about["method"]["members"] if m["trained"]), None)
+        part = Part(folder.resolve().name, model.ensemble, trained, model.alpha)
         found.append((part, model.encoder))
     return found

@@ -7,7 +7,7 @@ to its last. ``Switches`` says which offsets are on, and is what may change whil
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -34,6 +34,15 @@ class Part:
         """Whether the trained weights are the model itself: then there is nothing that could be added or left out."""
         return self.ensemble.trained is not None and self.ensemble.trained.constant != 0
 
+    @property
+    def named(self) -> Ensemble:
+        """Frozen members are shared by their names and fingerprints; every part's trained one gets its own."""
+        members = (
+            replace(m, name=f"{self.name}/{m.name}", fingerprint=f"{self.name}/{m.fingerprint}") if m.trained else m
+            for m in self.ensemble.members
+        )
+        return replace(self.ensemble, members=tuple(members))
+
 
 class Blend:
     """The models of all parts, and their sums.
@@ -45,7 +54,7 @@ class Blend:
         _check(parts)
         members = parts[0].ensemble.members
         self.target = next((m for m in members if m.constant and not m.trained), members[0])
-        self.parts = {p.name: replace(p, ensemble=_own(p)) for p in parts}
+        self.parts = {p.name: replace(p, ensemble=p.named) for p in parts}
         self._base = Ensemble(tuple(m for m in self.parts[parts[0].name].ensemble.members if m.constant))
         self.joined = lru_cache(MIXES)(self._joined)
 
@@ -67,20 +76,11 @@ class Blend:
         return {"target": self.target.fingerprint, "offsets": offsets}
 
 
-def _own(part: Part) -> Ensemble:
-    """Frozen members are shared by their names and fingerprints; every part's trained one gets its own."""
-    members = (
-        replace(m, name=f"{part.name}/{m.name}", fingerprint=f"{part.name}/{m.fingerprint}") if m.trained else m
-        for m in part.ensemble.members
-    )
-    return replace(part.ensemble, members=tuple(members))
-
-
 def _check(parts: Sequence[Part]) -> None:
     names = [p.name for p in parts]
     if len(set(names)) < len(names):
         raise ConfigError(f"offsets={names}: each may be given once; the folder's name is the offset's")
-    known: dict[str, str] = {}
+    known: dict[str, str] = {}  # fingerprints by frozen member
     for p in parts if len(parts) > 1 else ():
         if p.ensemble.rule is not SUM:
             raise ConfigError(
@@ -88,18 +88,13 @@ def _check(parts: Sequence[Part]) -> None:
             )
         if p.whole:
             raise ConfigError(f"{p.name}: its trained weights are a whole model, and no offset that could be added")
-        check_beside(p.name, {m.name: m.fingerprint for m in p.ensemble.members if not m.trained}, known)
-
-
-def check_beside(name: str, found: Mapping[str, str], known: dict[str, str]) -> None:
-    """Refuse an offset that was trained beside other models than those before it, ``known``: fingerprints by frozen
-    member. Its own are added to them."""
-    for member, fingerprint in found.items():
-        if known.setdefault(member, fingerprint) != fingerprint:
-            raise ConfigError(
-                f"offsets: {name} was trained beside a {member} with the fingerprint {fingerprint}, and that of the "
-                f"runs before it is {known[member]}; only offsets of one target and one small pair can be added"
-            )
+        for m in p.ensemble.members:
+            if not m.trained and known.setdefault(m.name, m.fingerprint) != m.fingerprint:
+                raise ConfigError(
+                    f"offsets: {p.name} was trained beside a {m.name} with the fingerprint {m.fingerprint}, and that "
+                    f"of the runs before it is {known[m.name]}; only offsets of one target and one small pair can be "
+                    "added"
+                )
 
 
 class Switches:

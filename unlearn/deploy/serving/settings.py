@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from unlearn.config.schema import ConfigError
 from unlearn.config.setting import Bound, at_least, finite, setting
 from unlearn.deploy.requests import active
+from unlearn.deploy.requests.ledger import VARIABLE
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PORT = Bound(lambda port: 0 <= port <= 65535, "must be from 0 (a free one) to 65535")
 SOME = at_least(1, "must be a whole number, at least 1")
 ALL_OR_SOME = at_least(-1, "must be a whole number, at least -1")
@@ -41,6 +40,13 @@ class Settings:
     key_env: str | None = None  # the variable that holds the key which every request must bring
     admin_key_env: str | None = None  # the same for /v1/offsets; null: it answers this machine alone
     grace: float = setting(30.0, SECONDS)  # that running requests have to finish when the server is stopped
+    overrides: list[str] = setting([])  # settings of the runs: trainer.device, trainer.threads, paths.store, data.path
+
+    @property
+    def alphas(self) -> list[float | None]:
+        """One for run and each of offsets; None: its own."""
+        given = [None] if self.alpha is None else self.alpha
+        return given * (1 + len(self.offsets)) if len(given) == 1 else given
 
 
 def checked(s: Settings) -> Settings:
@@ -61,12 +67,16 @@ def checked(s: Settings) -> Settings:
 
 
 def _problems(s: Settings) -> Iterator[str]:
+    for argument in s.overrides:
+        if "." not in argument.split("=")[0]:
+            names = ", ".join(f.name for f in fields(s) if f.name != "overrides")
+            yield f"{argument}: unknown key; known keys here: {names}"
     if not s.run:
         yield "run=FOLDER or ledger=FOLDER: say what to serve: the folder of a trained run or of an export, or a ledger"
     if s.max_choices > s.max_batch + s.max_waiting:
         yield f"max_choices={s.max_choices}: must be at most max_batch + max_waiting = {s.max_batch + s.max_waiting}"
-    if s.alpha is not None and alphas(s) is None:
-        count = 1 + len(s.offsets)
+    count = 1 + len(s.offsets)
+    if len(s.alphas) != count:
         yield f"alpha={s.alpha}: must be a finite number, or a list of {count}, one for run and each of offsets"
     for key in ("key_env", "admin_key_env"):
         name = getattr(s, key)
@@ -74,10 +84,3 @@ def _problems(s: Settings) -> Iterator[str]:
             yield f"{key}: must be the name of an environment variable (letters, digits, _), and never the key itself"
         elif name is not None and not os.environ.get(name):
             yield f"{key}={name}: there is no such environment variable, or nothing is in it"
-
-
-def alphas(settings: Settings) -> list[float] | None:
-    """One α for run and each of offsets; None where there are more or fewer."""
-    given, count = settings.alpha or [], 1 + len(settings.offsets)
-    values = given * count if len(given) == 1 else given
-    return values if len(values) == count else None

@@ -15,7 +15,7 @@ import numpy as np
 
 from unlearn.ensemble.combination import SUM
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.evaluation.context import Context, Found, probs, recalls
+from unlearn.evaluation.context import Context, Found, Subject
 from unlearn.evaluation.metrics.membership import auc
 from unlearn.evaluation.retrained import MissingRetrained
 
@@ -31,9 +31,9 @@ def measure(ctx: Context) -> Found:
     target, split = ctx.retrained.models["target"](), ctx.suite.split("forget")
     values = {}
     for weight in ctx.suite.cfg.contrast_weights:
-        attack = ctx.suite, _attack(target, ctx.ensemble, ctx.alpha, weight), 1.0
-        values[f"forget/contrast_prob@{weight:g}"] = probs(*attack, split)
-        values[f"forget/contrast_rougeL_recall@{weight:g}"] = recalls(*attack, split.prompts, split.answers)
+        attack = Subject(ctx.suite, _attack(target, ctx.ensemble, ctx.alpha, weight), 1.0)
+        values[f"forget/contrast_prob@{weight:g}"] = attack.probs(split)
+        values[f"forget/contrast_rougeL_recall@{weight:g}"] = attack.recalls(split.prompts, split.answers)
     return Found(values, {"forget/detected": _detected(ctx, target)})
 
 
@@ -48,6 +48,6 @@ def _detected(ctx: Context, target: Ensemble) -> float:
     falls = {}
     for name in ("forget", "retain"):
         split = ctx.suite.split(name)
-        before = -np.log(probs(ctx.suite, target, 1.0, split))
+        before = -np.log(Subject(ctx.suite, target, 1.0).probs(split))
         falls[name] = ctx.scores[name].mean_nll[split.right] - before
     return auc(falls["retain"], falls["forget"])

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ import numpy as np
 from unlearn.data.rows import GENERAL, DataError, DataSet, Row
 from unlearn.data.sampling import held_out
 from unlearn.data.texts import words_of
-from unlearn.evaluation.context import Context, Found, recalls
+from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.groups.prefix import continued
 from unlearn.evaluation.metrics.texts import recalls_of
 from unlearn.evaluation.suite import Split, spaced
@@ -79,7 +80,7 @@ def measure(ctx: Context) -> Found:
     values: dict[str, np.ndarray] = {}
     for name, way in (ways(ctx, seen) | asked).items():
         flags = {kind: np.array([gate.flags(text) for text in way.texts]) for kind, gate in gates.items()}
-        target, offset = (recalls(ctx.suite, ctx.ensemble, a, way.prompts, way.gold) for a in (0.0, ctx.alpha))
+        target, offset = (replace(ctx, alpha=a).recalls(way.prompts, way.gold) for a in (0.0, ctx.alpha))
         flagged, refusal = flags[KINDS[0]], recalls_of([REFUSAL] * len(way.gold), way.gold)
         values |= {f"gate/{kind}/flagged_{name}": found.astype(float) for kind, found in flags.items()} | {
             f"gate/target_{name}": target, f"gate/offset_{name}": offset,
@@ -146,16 +147,9 @@ class Gate(NamedTuple):
 
 def fit(kind: str, forget: Iterable[str], retain: Iterable[str], unseen: Iterable[str], rate: float = 0.01) -> Gate:
     """A gate whose threshold flags at most the share ``rate`` of the ``unseen`` retain questions. It is never below 0:
-    what is likelier to be retained is not flagged.
-
-    Raises ``ValueError`` for another kind or without questions.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"gate {kind!r}: must be one of {', '.join(KINDS)}")
+    what is likelier to be retained is not flagged."""
     counts, others = Counts.of(forget), Counts.of(retain)
     scores = sorted((SCORES[kind](words_of(q), counts, others) for q in unseen), reverse=True)
-    if not (counts.questions and others.questions and scores):
-        raise ValueError("a gate needs forget questions, retain questions, and retain questions that it has not seen")
     return Gate(kind, counts, others, max(0.0, scores[math.floor(rate * len(scores))]))
 
 

@@ -7,12 +7,13 @@ pass per question; a combination of frozen models has none.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import torch
 
 from unlearn.data.encoding import Example
-from unlearn.ensemble.ensemble import Ensemble
-from unlearn.evaluation.context import Context, Found, mean_nll, trainable
+from unlearn.evaluation.context import Context, Found, Subject, mean_nll, trainable
 from unlearn.evaluation.metrics.membership import auc
 
 NEEDS = ("holdout", "weights")
@@ -26,13 +27,13 @@ def measure(ctx: Context) -> Found:
     scores = {}
     for name in ("forget", "holdout"):
         answers = ctx.suite.split(name).right_answers
-        scores[name] = [norm(ensemble, ctx.alpha, answer, ctx.suite.pad_id) for answer in answers]
+        scores[name] = [norm(replace(ctx, ensemble=ensemble), answer) for answer in answers]
     columns = {name: pd.DataFrame({"mia_gradnorm": values}) for name, values in scores.items()}
     return Found(metrics={"mia/gradnorm": auc(scores["forget"], scores["holdout"])}, columns=columns)
 
 
-def norm(ensemble: Ensemble, alpha: float, example: Example, pad_id: int) -> float:
+def norm(subject: Subject, example: Example) -> float:
     """Norm of the gradient of one answer's mean NLL with respect to all weights of the trained member."""
-    loss = mean_nll(ensemble, alpha, [example], pad_id)
-    found = torch.autograd.grad(loss, list(ensemble.trained.model.parameters()), allow_unused=True)
+    weights = list(subject.ensemble.trained.model.parameters())
+    found = torch.autograd.grad(mean_nll(subject, [example]), weights, allow_unused=True)
     return torch.stack([g.norm() for g in found if g is not None]).norm().item()

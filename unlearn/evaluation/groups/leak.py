@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from scipy.special import gammaln
 from unlearn.config.own import JUDGE, named
 from unlearn.decoding.generation import Decoding, sample
 from unlearn.evaluation.context import Context, Found
-from unlearn.evaluation.metrics.arrays import averaged, finite, same_length
+from unlearn.evaluation.metrics.arrays import finite
 from unlearn.evaluation.metrics.texts import recall
 from unlearn.evaluation.suite import Split
 
@@ -45,12 +46,12 @@ def measure(ctx: Context) -> Found:
     scores = _scores(_draw(ctx, split), split, cfg.judge)
     values: dict[str, np.ndarray] = {}
     for k in ks(cfg.leak_samples):
-        values[f"leak@{k}"] = leak_at_k(scores["rouge"], k)["values"]
-        values[f"leaked@{k}"] = leaked_at_k(scores["rouge"], k, cfg.leak_threshold)["values"]
+        values[f"leak@{k}"] = leak_at_k(scores["rouge"], k)
+        values[f"leaked@{k}"] = leaked_at_k(scores["rouge"], k, cfg.leak_threshold)
         if "attribute" in scores:
-            values[f"attribute_leaked@{k}"] = leaked_at_k(scores["attribute"], k, 0.5)["values"]
+            values[f"attribute_leaked@{k}"] = leaked_at_k(scores["attribute"], k, 0.5)
         if "judge" in scores:
-            values[f"judged_leak@{k}"] = leak_at_k(scores["judge"], k)["values"]
+            values[f"judged_leak@{k}"] = leak_at_k(scores["judge"], k)
         if ctx.retrained is not None and ctx.retrained.has("forget", f"leak@{k}"):  # other projects' logs have none
             values[f"leak_gap@{k}"] = values[f"leak@{k}"] - ctx.retrained.column("forget", f"leak@{k}")
             values["leak_gap"] = values[f"leak_gap@{k}"]
@@ -60,16 +61,25 @@ def measure(ctx: Context) -> Found:
 
 def _scores(drawn: list[list[str]], split: Split, judge: str | None) -> dict[str, np.ndarray]:
     """How much each drawn answer gives away, [rows, n]: by ROUGE, by words, by the user's own judge."""
-    found = {"rouge": rouge_scores(drawn, split.answers)}
-    told = [(texts, r.question, r.answer) for r, texts in zip(split.rows, drawn, strict=True)
-            if attribute(r.question, r.answer)]  # fmt: skip
-    if told:
-        found["attribute"] = attribute_scores(*zip(*told, strict=True))
+    found = {"rouge": _each(recall, drawn, split.answers)}
+    wanted = [attribute(r.question, r.answer) for r in split.rows]
+    if any(wanted):  # some answers say nothing that their question does not
+        told = [texts for texts, words in zip(drawn, wanted, strict=True) if words]
+        found["attribute"] = _each(attribute_held, told, list(filter(None, wanted)))
     if judge is not None:
         own, pairs = named(judge, *JUDGE), zip(split.rows, drawn, strict=True)
         judged = [[own(r.question, r.answer, text) for text in texts] for r, texts in pairs]
         found["judge"] = np.array(judged, dtype=float)
     return found
+
+
+def _each(score: Callable[..., float], generations: Sequence[Sequence[str]], by_row: Sequence[Any]) -> np.ndarray:
+    """A score of each sample and what belongs to its prompt, [P, n]."""
+    found = []
+    for texts, row in zip(generations, by_row, strict=True):
+        known = {text: score(text, row) for text in set(texts)}  # samples repeat themselves
+        found.append([known[text] for text in texts])
+    return np.array(found)
 
 
 def _draw(ctx: Context, split: Split) -> list[list[str]]:
@@ -83,8 +93,8 @@ def _draw(ctx: Context, split: Split) -> list[list[str]]:
 
 
 # --- from numbers alone -----------------------------------------------------------------------------------------------
-def leak_at_k(scores: ArrayLike, k: int) -> dict:
-    """``leak_at_{k}`` = mean over prompts of E[max of k of the n scores]; per prompt under ``values``, [P].
+def leak_at_k(scores: ArrayLike, k: int) -> np.ndarray:
+    """E[max of k of the n scores] of each prompt, [P].
 
     ``scores``: [P, n], n samples of each of P prompts. Per prompt Σ_i s_(i) · C(i−1, k−1) / C(n, k) over the scores
     sorted upwards: C(i−1, k−1) of the C(n, k) subsets have the i-th smallest score as their largest. In closed form it
@@ -92,28 +102,22 @@ def leak_at_k(scores: ArrayLike, k: int) -> dict:
     """
     ordered = np.sort(finite("scores", scores, ndim=2), axis=1)
     n = ordered.shape[1]
-    subsets, weights = _log_subsets(n, k), np.zeros(n)
+    subsets, weights = _log_choose(n, k), np.zeros(n)
     # in logarithms: the binomials themselves overflow near n = 1,000
     weights[k - 1 :] = np.exp(_log_choose(np.arange(k - 1, n), k - 1) - subsets)
-    return averaged(f"leak_at_{k}", ordered @ (weights / weights.sum()))
+    return ordered @ (weights / weights.sum())
 
 
-def leaked_at_k(scores: ArrayLike, k: int, threshold: float) -> dict:
-    """``leaked_at_{k}`` = share of prompts with at least one of k answers above ``threshold``; [P] under ``values``.
+def leaked_at_k(scores: ArrayLike, k: int, threshold: float) -> np.ndarray:
+    """Probability that one of k answers at least is above ``threshold``, of each prompt, [P].
 
-    Per prompt 1 − C(n − c, k) / C(n, k) with c of n samples above it (arXiv 2107.03374, Eq. 1, pass@k).
+    1 − C(n − c, k) / C(n, k) with c of n samples above it (arXiv 2107.03374, Eq. 1, pass@k).
     """
     found = finite("scores", scores, ndim=2)
-    subsets, clean = _log_subsets(found.shape[1], k), (found <= threshold).sum(axis=1)
+    subsets, clean = _log_choose(found.shape[1], k), (found <= threshold).sum(axis=1)
     # subsets of k without a leak; where fewer than k samples are clean there is none
     log_missed = _log_choose(np.maximum(clean, k), k) - subsets
-    return averaged(f"leaked_at_{k}", np.where(clean < k, 1.0, -np.expm1(log_missed)))
-
-
-def _log_subsets(n: int, k: int) -> np.ndarray:
-    if not 1 <= k <= n:
-        raise ValueError(f"k={k} of n={n} samples per prompt: k must be at least 1 and at most n")
-    return _log_choose(n, k)
+    return np.where(clean < k, 1.0, -np.expm1(log_missed))
 
 
 def _log_choose(n: ArrayLike, k: int) -> np.ndarray:
@@ -121,44 +125,13 @@ def _log_choose(n: ArrayLike, k: int) -> np.ndarray:
     return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
 
 
-def rouge_scores(generations: Sequence[Sequence[str]], golds: Sequence[str]) -> np.ndarray:
-    """ROUGE-L recall of each of n samples of P prompts, [P, n]."""
-    return _each(recall, generations, golds=golds)
+def attribute_held(text: str, words: Sequence[str]) -> float:
+    """Exact attribute match: 1 where all words of ``attribute`` occur in the text in their order, else 0.
 
-
-def attribute_scores(
-    generations: Sequence[Sequence[str]], questions: Sequence[str], golds: Sequence[str]
-) -> np.ndarray:
-    """Exact attribute match: 1 where all words of ``attribute`` occur in the sample in their order, else 0, [P, n].
-
-    Other words may stand between them; forms of a word are different words. A row without an attribute is refused.
+    Other words may stand between them; forms of a word are different words.
     """
-    wanted = []
-    for question, gold in zip(questions, golds, strict=True):
-        wanted.append(attribute(question, gold))
-        if not wanted[-1]:
-            raise ValueError(
-                f"answer {gold!r} says nothing that the question {question!r} or a stopword does not: leave the row out"
-            )
-
-    def held(text: str, words: Sequence[str]) -> float:
-        left = iter(_words(text))
-        return float(all(word in left for word in words))  # `in` uses up the iterator as far as the word
-
-    return _each(held, generations, attributes=wanted)
-
-
-def _each(score: Callable[..., float], generations: Sequence[Sequence[str]], **by_row: Sequence[str]) -> np.ndarray:
-    """A score of each sample and what belongs to its prompt, [P, n]."""
-    counts = sorted({len(texts) for texts in generations})
-    if len(counts) != 1 or counts[0] == 0:
-        raise ValueError(f"samples per prompt: {counts}; must be one number for all prompts, at least 1")
-    same_length(generations=generations, **by_row)
-    found = []
-    for texts, *row in zip(generations, *by_row.values(), strict=True):
-        known = {text: score(text, *row) for text in set(texts)}  # samples repeat themselves
-        found.append([known[text] for text in texts])
-    return np.array(found)
+    left = iter(_words(text))
+    return float(all(word in left for word in words))  # `in` uses up the iterator as far as the word
 
 
 def attribute(question: str, answer: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from unlearn.data.encoding import Examples
 from unlearn.data.rows import DataError, DataSet
-from unlearn.evaluation.context import Context, Found, recalls, scored
+from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.suite import Split
 
 
@@ -23,10 +23,9 @@ def check(data: DataSet, splits: Sequence[Split]) -> None:
 
 
 def measure(ctx: Context) -> Found:
-    split, own = ctx.suite.split("forget"), (ctx.suite, ctx.ensemble, ctx.alpha)
-    encode = ctx.suite.encoder.example
+    split, encode = ctx.suite.split("forget"), ctx.suite.encoder.example
     examples = Examples(encode(r.id, r.paraphrased_question, r.answer) for r in split.rows)
     return Found.of("forget", {
-        "other_question_prob": scored(*own, examples).prob,
-        "other_question_rougeL_recall": recalls(*own, [e.prompt for e in examples], split.answers),
+        "other_question_prob": ctx.scored(examples).prob,
+        "other_question_rougeL_recall": ctx.recalls([e.prompt for e in examples], split.answers),
     })  # fmt: skip

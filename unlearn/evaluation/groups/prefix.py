@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unlearn.evaluation.context import Context, Found, recalls
+from unlearn.evaluation.context import Context, Found
 
 SETTINGS = ("prefix_shares",)
 
@@ -21,18 +21,18 @@ def measure(ctx: Context) -> Found:
     if ctx.ensemble.encodes:
         raise ValueError("eval.groups: prefix gives beginnings of answers in the prompt, which an encoder (T5) reads")
     split, retain = ctx.suite.split("forget"), ctx.suite.split("retain")
-    own, scores, found = (ctx.suite, ctx.ensemble, ctx.alpha), ctx.scores["forget"], {}
+    scores, found = ctx.scores["forget"], {}
     for share in ctx.suite.cfg.prefix_shares:
         given = [int(share * (len(e.answer) - 1)) for e in split.right_answers]  # of the tokens before EOS
         rest_of = zip(split.right, given, strict=True)  # exp(mean log-probability), EOS included: teacher forcing
         probs = [np.exp(scores.logp[scores.starts[i] + n : scores.starts[i + 1]].mean()) for i, n in rest_of]
         found[f"prefix_prob@{100 * share:g}"] = np.array(probs)
         prompts, _, rest = continued(ctx, given)
-        found[f"prefix_rougeL_recall@{100 * share:g}"] = recalls(*own, prompts, rest)
+        found[f"prefix_rougeL_recall@{100 * share:g}"] = ctx.recalls(prompts, rest)
     if retain is not None:
         others = [retain.rows[i % len(retain.rows)].question for i in range(len(split.rows))]
         prompts = [ctx.suite.encoder.prompt(f"{q} {r.question}") for q, r in zip(others, split.rows, strict=True)]
-        found["composite_rougeL_recall"] = recalls(*own, prompts, split.answers)
+        found["composite_rougeL_recall"] = ctx.recalls(prompts, split.answers)
     return Found.of("forget", found)
 
 

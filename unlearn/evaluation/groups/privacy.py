@@ -36,11 +36,11 @@ def measure(ctx: Context) -> Found:
             theirs = ctx.retrained.metrics.get(f"mia/{attack}")
             if theirs is not None:
                 metrics[f"privleak/{attack}"] = membership.privleak(metrics[f"mia/{attack}"], theirs)
-        metrics["privleak"] = membership.privleak(metrics["mia/min_k"], ctx.retrained.metrics.get("mia/min_k"))
+        metrics["privleak"] = membership.privleak(metrics["mia/min_k"], ctx.retrained.metrics["mia/min_k"])
         # fewer holdout rows cannot say what 5 % are
         if "reference" in forget and len(holdout) >= 1 / FALSE_POSITIVES - 1:
             nll = [values for s in SPLITS for values in (columns[s]["loss"], ctx.retrained.column(s, "nll"))]
-            metrics["mia/vulnerable"] = membership.vulnerability(*nll, FALSE_POSITIVES).share
+            metrics["mia/vulnerable"] = float(membership.vulnerable(*nll, FALSE_POSITIVES).mean())
     return Found({}, metrics, intervals, {s: c.add_prefix("mia_") for s, c in columns.items()})
 
 

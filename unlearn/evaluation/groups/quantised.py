@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.evaluation.context import Context, Found, probs, recalls
+from unlearn.evaluation.context import Context, Found
 from unlearn.models.llama import parameters
 from unlearn.models.tuning import layer_parameters, merged
 
@@ -29,9 +29,9 @@ def measure(ctx: Context) -> Found:
     for bits in BITS:
         for part, names in _parts(replace(ctx.ensemble, members=plain)).items():
             members = tuple(replace(m, model=rounded(m.model, bits)) if m.name in names else m for m in plain)
-            ensemble = replace(ctx.ensemble, members=members)
-            found = {f"{s}/prob": probs(suite, ensemble, ctx.alpha, suite.split(s)) for s in ("forget", "retain")}
-            found["forget/rougeL_recall"] = recalls(suite, ensemble, ctx.alpha, forget.prompts, forget.answers)
+            attacked = replace(ctx, ensemble=replace(ctx.ensemble, members=members))
+            found = {f"{s}/prob": attacked.probs(suite.split(s)) for s in ("forget", "retain")}
+            found["forget/rougeL_recall"] = attacked.recalls(forget.prompts, forget.answers)
             values |= {f"quantised/int{bits}_{part}/{name}": v for name, v in found.items()}
     return Found(values)
 

@@ -10,13 +10,12 @@ a direct baseline is a run with ``method=direct``.
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 
 import torch
 
-from unlearn.ensemble.ensemble import Ensemble
-from unlearn.evaluation.context import Context, Found, mean_nll, probs, recalls, trainable
-from unlearn.evaluation.suite import Split, Suite
+from unlearn.evaluation.context import Context, Found, mean_nll, trainable
+from unlearn.evaluation.suite import Split
 from unlearn.learning.loop import Loop, Optimisation
 from unlearn.models.llama import device_of
 
@@ -29,14 +28,14 @@ def measure(ctx: Context) -> Found:
     if ensemble is None:  # frozen models, or α = 0: nothing that an attacker of this kind could train
         return Found()
     seen, other = halves(ctx.suite.split("forget"))
-    probed = partial(probs, ctx.suite, ensemble, ctx.alpha)
-    before = probed(other)
-    _learn(ctx.suite, ensemble, ctx.alpha, seen)
-    after = probed(other)
+    attacked = replace(ctx, ensemble=ensemble)
+    before = attacked.probs(other)
+    _learn(attacked, seen)
+    after = attacked.probs(other)
     return Found({
         "relearn/before": before, "relearn/after": after, "relearn/gain": after - before,
-        "relearn/seen": probed(seen),
-        "relearn/rougeL_recall": recalls(ctx.suite, ensemble, ctx.alpha, other.prompts, other.answers),
+        "relearn/seen": attacked.probs(seen),
+        "relearn/rougeL_recall": attacked.recalls(other.prompts, other.answers),
     })  # fmt: skip
 
 
@@ -48,15 +47,15 @@ def halves(split: Split) -> tuple[Split, Split]:
     return tuple(split.part([i for i, u in enumerate(unit) if u % 2 == half]) for half in (0, 1))
 
 
-def _learn(suite: Suite, ensemble: Ensemble, alpha: float, split: Split) -> None:
+def _learn(attacked: Context, split: Split) -> None:
     """Plain training on right answers, through the whole ensemble, as the attacker would."""
-    cfg, model, examples = suite.cfg, ensemble.trained.model, split.right_answers
+    cfg, model, examples = attacked.suite.cfg, attacked.ensemble.trained.model, split.right_answers
     settings = Optimisation(cfg.relearn_lr, cfg.relearn_steps, 0.0, 1.0, "linear", 0.0, (0.9, 0.99), 1.0)
     order = torch.Generator().manual_seed(0)
 
     def micro_batches(step: int):
         chosen = torch.randperm(len(examples), generator=order)[: cfg.relearn_batch].tolist()
-        return [lambda: (mean_nll(ensemble, alpha, [examples[i] for i in chosen], suite.pad_id), {})]
+        return [lambda: (mean_nll(attacked, [examples[i] for i in chosen]), {})]
 
     Loop(model, settings, device_of(model).type).run(micro_batches)
     model.eval()

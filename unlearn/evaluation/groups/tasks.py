@@ -17,7 +17,7 @@ import pandas as pd
 
 from unlearn.data import spans
 from unlearn.data.rows import REQUEST
-from unlearn.evaluation.context import Context, Found, scored
+from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.texts import rouge_n_f1
 from unlearn.evaluation.suite import Split
 
@@ -53,5 +53,5 @@ def name_losses(ctx: Context, split: Split) -> np.ndarray | None:
     examples, tokens = spans.of_names(ctx.suite.encoder, split.rows, masks)
     if not examples:
         return None
-    found = scored(ctx.suite, ctx.ensemble, ctx.alpha, examples)
+    found = ctx.scored(examples)
     return np.array([-found.logp[start + np.array(t)].mean() for start, t in zip(found.starts, tokens, strict=False)])

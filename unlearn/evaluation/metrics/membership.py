@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 import zlib as compression
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from unlearn.evaluation.metrics.arrays import finite, numbers, same_length, share
+from unlearn.evaluation.metrics.arrays import finite, numbers
 
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")  # those that read no other model and no gradient
 K = 0.4  # share of an answer's tokens that min-k and min-k++ look at
@@ -29,13 +28,11 @@ def zlib(mean_nll: ArrayLike, texts: Sequence[str]) -> np.ndarray:
 
     The *mean*, not the sum, of the NLL: what the paper and OpenUnlearning do.
     """
-    same_length(mean_nll=mean_nll, texts=texts)
-    return numbers("mean_nll", mean_nll) / [len(compression.compress(t.encode())) for t in texts]
+    return np.asarray(mean_nll) / [len(compression.compress(t.encode())) for t in texts]
 
 
 def reference(mean_nll: ArrayLike, reference_mean_nll: ArrayLike) -> np.ndarray:
     """Mean NLL minus that of a reference model on the same answers, EOS included, [B]. (Carlini et al. 2021)"""
-    same_length(mean_nll=mean_nll, reference_mean_nll=reference_mean_nll)
     return finite("mean_nll", mean_nll) - finite("reference_mean_nll", reference_mean_nll)
 
 
@@ -44,12 +41,10 @@ def min_k(log_probs: Sequence[ArrayLike], k: float = K) -> np.ndarray:
 
     ``log_probs``: per answer, of each token without the EOS, nats, [L].
     """
-    if len(log_probs) == 0:
-        raise ValueError("an attack needs at least one answer; there are none")
     found = []
     for i, answer in enumerate(log_probs):
         values = numbers(f"log_probs of answer {i}", answer)
-        count = max(1, int(len(values) * share("k", k)))
+        count = max(1, int(len(values) * k))
         found.append(-float(np.partition(values, count - 1)[:count].mean()))
     return np.array(found)
 
@@ -62,12 +57,10 @@ def min_k_plus_plus(
     Per answer and token without the EOS, [L]: μ = Σ_v p_v log p_v and σ² = Σ_v p_v (log p_v − μ)² of the model's own
     next-token distribution (``scoring.log_prob_moments``).
     """
-    same_length(log_probs=log_probs, means=means, variances=variances)
-    z_scores = []
-    for i, (lp, mean, variance) in enumerate(zip(log_probs, means, variances, strict=True)):
-        same_length(log_probs=lp, means=mean, variances=variance)
-        spread = np.sqrt(np.maximum(finite(f"variances of answer {i}", variance), LEAST_VARIANCE))
-        z_scores.append((numbers(f"log_probs of answer {i}", lp) - finite(f"means of answer {i}", mean)) / spread)
+    answers = zip(log_probs, means, variances, strict=True)
+    z_scores = [
+        np.subtract(logp, mean) / np.sqrt(np.maximum(variance, LEAST_VARIANCE)) for logp, mean, variance in answers
+    ]
     return min_k(z_scores, k)
 
 
@@ -83,56 +76,38 @@ def auc(forget: ArrayLike, holdout: ArrayLike) -> float:
     return float((ranks.sum() - n * (n + 1) / 2) / (len(forget) * n))
 
 
-def privleak(auc: float, retrained_auc: float | None) -> float:
+def privleak(auc: float, retrained_auc: float) -> float:
     """PrivLeak: an attack's AUC relative to the retrained model's, in per cent (MUSE, arXiv 2407.06460).
 
     ((1 − auc) − (1 − auc_r)) / ((1 − auc_r) + 1e-10) · 100, for AUCs of ``auc`` (usually of min-k). 0 is the
     retrained model; below it the forget set still looks like training data, above it more forgotten than never seen.
-    Public code takes .5 where there is no retrained model; that is refused here.
+    Public code takes .5 where there is no retrained model.
     """
-    if retrained_auc is None:
-        raise ValueError(
-            "PrivLeak is relative to the retrained model's AUC, and there is none: make a model that never saw the "
-            "forget set (python -m unlearn.prepare trains it) and score it on the same forget and holdout rows"
-        )
-    kept, reference = 1 - share("auc", auc), 1 - share("retrained_auc", retrained_auc)
+    kept, reference = 1 - auc, 1 - retrained_auc
     return (kept - reference) / (reference + EPSILON) * 100
 
 
-class Vulnerability(NamedTuple):
-    values: np.ndarray  # [B] mean log(P_unlearned / P_retrained) per token of each forget row, nats
-    vulnerable: np.ndarray  # [B] whether the row's value is above the threshold
-    threshold: float
-    share: float  # of vulnerable rows: near the false-positive rate, forget cannot be told from rows never seen
-
-
-def vulnerability(
+def vulnerable(
     unlearned: ArrayLike,
     retrained: ArrayLike,
     holdout_unlearned: ArrayLike,
     holdout_retrained: ArrayLike,
-    false_positive_rate: float = 0.05,
-) -> Vulnerability:
-    """Share of forget rows that are likelier under the unlearned than under the retrained model, above a threshold.
+    false_positive_rate: float,
+) -> np.ndarray:
+    """Whether each forget row is likelier under the unlearned than under the retrained model, above a threshold, [B].
 
     An AUC averages over rows, most of which nobody could attack. U-LiRA (arXiv 2406.13348) and RULI (2506.13009) fit a
     distribution over many shadow models; here *one* retrained model stands for them, and the threshold comes from rows
-    that neither model saw: a single value is noisier than theirs, and the share of rows is what to report.
+    that neither model saw: a single value is noisier than theirs, and the share of rows is what to report. Near the
+    false-positive rate, forget cannot be told from rows never seen.
     All four are mean NLLs per answer, nats: of the forget rows, [B], and of the holdout rows, [H]. The threshold is the
     ⌈(1 − rate)(H + 1)⌉-th smallest holdout value, so a row like the holdout's exceeds it with a probability of at most
     ``false_positive_rate`` at any H; where H is too small for that, it is refused.
-    """
-    same_length(unlearned=unlearned, retrained=retrained)
-    values = -reference(unlearned, retrained)
+    """  # fmt: skip
     clean = np.sort(-reference(holdout_unlearned, holdout_retrained))
-    if not 0 < false_positive_rate < 1:
-        raise ValueError(f"false_positive_rate={false_positive_rate!r}: must lie between 0 and 1")
     # a share written as a decimal may put an exact integer just above itself
     rank = math.ceil((1 - false_positive_rate) * (len(clean) + 1) - 1e-9)
     if rank > len(clean):
-        needed = math.ceil(1 / false_positive_rate - 1e-9) - 1
         rule = f"cannot calibrate a false-positive rate of {false_positive_rate:g}"
-        raise ValueError(f"{len(clean)} holdout rows {rule}: it takes at least {needed}, or a higher rate")
-    threshold = float(clean[rank - 1])
-    vulnerable = values > threshold
-    return Vulnerability(values, vulnerable, threshold, float(vulnerable.mean()))
+        raise ValueError(f"{len(clean)} holdout rows {rule}: it takes more of them, or a higher rate")
+    return -reference(unlearned, retrained) > clean[rank - 1]

@@ -18,20 +18,13 @@ from nltk.stem.porter import PorterStemmer
 from rapidfuzz.distance import LCSseq
 from rouge_score.tokenize import tokenize
 
-from unlearn.evaluation.metrics.arrays import averaged, same_length
-
 WORD = re.compile(r"\w+|[^\w\s]")  # words, and punctuation marks one by one
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # n → weight; they sum to their number, so the mean stays one in bits
 
 
-def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> dict:
-    """``rougeL_recall`` = mean ``recall`` of generated texts (predictions) against gold texts (references)."""
-    return averaged("rougeL_recall", recalls_of(predictions, references))
-
-
-def recalls_of(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
+def recalls_of(generations: Sequence[str], golds: Sequence[str]) -> np.ndarray:
     """``recall`` of each pair, [B]."""
-    return np.array([recall(p, r) for p, r in zip(predictions, references, strict=True)])
+    return np.array([recall(said, gold) for said, gold in zip(generations, golds, strict=True)])
 
 
 def recall(prediction: str, reference: str) -> float:
@@ -77,24 +70,18 @@ def ngram_entropy(text: str) -> float:
     return total / len(WEIGHTS)
 
 
-def fluency(texts: Sequence[str]) -> dict:
-    """``fluency`` = mean n-gram entropy, bits; per text under ``values``, [B]."""
-    if len(texts) == 0:
-        raise ValueError("fluency needs at least one text; there are none")
-    return averaged("fluency", np.array([ngram_entropy(t) for t in texts]))
+def fluency(texts: Sequence[str]) -> np.ndarray:
+    """N-gram entropy of each text, bits, [B]."""
+    return np.array([ngram_entropy(t) for t in texts])
 
 
-def relative_fluency(generations: Sequence[str], golds: Sequence[str]) -> dict:
-    """``relative_fluency`` = mean of min(1, H(generation) / H(gold)); per pair under ``values``, [B], in [0, 1].
+def relative_fluency(generations: Sequence[str], golds: Sequence[str]) -> np.ndarray:
+    """min(1, H(generation) / H(gold)) of the pairs that have one, in [0, 1].
 
-    A gold answer without entropy (one or two words, or one word repeated) says nothing: its value is NaN and the mean
-    leaves it out. Where none is left, there is no measure, and that is refused.
+    A gold answer without entropy (one or two words, or one word repeated) says nothing and is left out. Where none is
+    left, there is no measure, and that is refused.
     """
-    same_length(generations=generations, golds=golds)
-    found, expected = fluency(generations)["values"], fluency(golds)["values"]
+    found, expected = fluency(generations), fluency(golds)
     if not expected.any():
         raise ValueError(f"relative fluency: none of {len(golds)} gold answers has two different word pairs or triples")
-    values = np.full(len(golds), np.nan)
-    np.divide(found, expected, out=values, where=expected > 0)
-    values = np.minimum(values, 1)
-    return {"relative_fluency": float(np.nanmean(values)), "values": values}
+    return np.minimum(found[expected > 0] / expected[expected > 0], 1)

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import ks_2samp
 
-from unlearn.evaluation.metrics.arrays import averaged
+from unlearn.data.rows import REQUEST
 
+RATIO = "truth_ratio"  # in examples the raw R; the metric averages a function of it
 LARGEST = 700.0  # exponent; a collapsed model's R would overflow to infinity
 PARTS = (
     "retain/prob", "retain/rougeL_recall", "retain/truth_ratio",
@@ -26,47 +27,50 @@ PARTS = (
 )  # fmt: skip
 
 
-def probability(predictions: Sequence[float]) -> dict:
-    """``prob`` = mean of exp(−mean NLL). predictions: mean NLL per token of each answer, in nats."""
-    return averaged("prob", np.exp(-np.asarray(predictions)))
+def probability(nll: ArrayLike) -> np.ndarray:
+    """exp(−NLL) of each answer, [B]."""
+    return np.exp(-np.asarray(nll))
 
 
-def probability_with_options(
-    predictions: Sequence[float], references: Sequence[Sequence[float]], epsilon: float = 0.0
-) -> dict:
-    """``prob_options`` = mean of p / (p + Σ p_wrong + ε): the share of the right answer among its options.
+def probability_with_options(right: ArrayLike, wrong: Sequence[ArrayLike], epsilon: float = 0.0) -> np.ndarray:
+    """p / (p + Σ p_wrong + ε), [B]: the share of the right answer among its options.
 
-    predictions: mean NLL of the right answer; references: list of mean NLLs of its wrong answers.
+    ``right``: NLL of the right answer, [B]; ``wrong``: NLLs of its wrong answers.
     """
     if epsilon:
-        p = np.exp(-np.asarray(predictions))
-        return averaged("prob_options", p / (p + [np.exp(-np.asarray(w)).sum() for w in references] + epsilon))
+        p = probability(right)
+        return p / (p + [probability(w).sum() for w in wrong] + epsilon)
     # 1 / (1 + Σ exp(NLL_right − NLL_wrong)): no 0 / 0 where a collapsed model gives every option nothing
-    pairs = zip(predictions, references, strict=True)
-    odds = [np.exp(np.clip(right - np.asarray(wrong), -LARGEST, LARGEST)).sum() for right, wrong in pairs]
-    return averaged("prob_options", 1 / (1 + np.array(odds)))
+    pairs = zip(right, wrong, strict=True)
+    return 1 / (1 + np.array([np.exp(np.clip(r - np.asarray(w), -LARGEST, LARGEST)).sum() for r, w in pairs]))
 
 
-def truth_ratio(
-    predictions: Sequence[float], references: Sequence[Sequence[float]], forget: bool = False, epsilon: float = 0.0
-) -> dict:
-    """``truth_ratio``: mean of ``ratio_scores``, closer to 1 is better.
+def truth_ratio(right: ArrayLike, wrong: Sequence[ArrayLike], epsilon: float = 0.0) -> np.ndarray:
+    """R of each row, [B], which forget quality compares; the metric is the mean of ``ratio_scores``.
 
-    predictions: mean NLL of the right answer; references: list of mean NLLs of the wrong answers.
-    ``values`` are the raw R, which forget quality compares; ``truth_ratio_median`` does not overflow as means do.
+    ``right``: NLL of the right answer, [B]; ``wrong``: NLLs of the wrong answers.
     """
-    right, wrong = np.asarray(predictions), np.array([np.mean(w) for w in references])
+    right, wrong = np.asarray(right), np.array([np.mean(w) for w in wrong])
     if epsilon:
-        values = np.exp(-wrong) / (np.exp(-right) + epsilon)
-    else:
-        values = np.exp(np.clip(right - wrong, -LARGEST, LARGEST))
-    mean = float(ratio_scores(values, forget, epsilon).mean())
-    return {"truth_ratio": mean, "truth_ratio_median": float(np.median(values)), "values": values}
+        return np.exp(-wrong) / (np.exp(-right) + epsilon)
+    return np.exp(np.clip(right - wrong, -LARGEST, LARGEST))
 
 
-def ratio_scores(values: np.ndarray, forget: bool, epsilon: float = 0.0) -> np.ndarray:
-    """What is averaged of R: min(R, 1/R) on the forget set, max(0, 1 − R) elsewhere."""
+def ratio_scores(split: str, values: np.ndarray, epsilon: float = 0.0) -> np.ndarray:
+    """What is averaged of R: min(R, 1/R) on a forget set, max(0, 1 − R) elsewhere; closer to 1 is better."""
+    forget = split == "forget" or split.startswith(REQUEST)  # of this request or, before or after it, of another
     return np.minimum(values, 1 / (values + epsilon)) if forget else np.maximum(0, 1 - values)
+
+
+def aggregates(split: str, found: Mapping[str, np.ndarray], epsilon: float = 0.0) -> dict[str, float]:
+    """Metrics of a split from values per example: their means, and of R also the median, which does not overflow."""
+    metrics = {}
+    for name, values in found.items():
+        scores = ratio_scores(split, values, epsilon) if name == RATIO else values
+        metrics[f"{split}/{name}"] = float(scores.mean())
+        if name == RATIO:
+            metrics[f"{split}/{RATIO}_median"] = float(np.median(values))
+    return metrics
 
 
 def forget_quality(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:

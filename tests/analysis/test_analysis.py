@@ -35,7 +35,7 @@ def test_tables_hold_the_numbers_of_eval_json(made_up):
     assert load("nan", made_up.parent).runs["forget/prob"].isna().all()
 
 
-def test_failed_and_running_runs_are_kept_and_counted(made_up):
+def test_failed_running_and_starting_runs_are_kept_and_counted_and_other_folders_are_no_runs(made_up):
     study = load(made_up)
     assert (study.count("done"), study.count("failed"), study.count("running")) == (4, 1, 1)
     failed = study.runs[study.runs["status"] == "failed"].iloc[0]
@@ -45,9 +45,6 @@ def test_failed_and_running_runs_are_kept_and_counted(made_up):
     assert "outside the forget set): 1 of 4 done" in note(fig)  # 0.14 is below half of 0.99
     for ax in fig.axes:  # every alpha is written beside its point
         assert sorted(text.get_text() for text in ax.texts) == ["0.5", "0.5", "1", "1"]
-
-
-def test_a_run_without_manifest_is_kept_and_other_folders_are_no_runs(made_up):
     bare = made_up / "starting"
     bare.mkdir()
     (bare / "config.yaml").write_text((next(made_up.glob("ga-*")) / "config.yaml").read_text())
@@ -58,7 +55,7 @@ def test_a_run_without_manifest_is_kept_and_other_folders_are_no_runs(made_up):
     assert study.count("unknown") == 1 and study.runs["folder"].nunique() == 7
 
 
-def test_references_appear_once_and_their_disagreement_is_told(made_up):
+def test_references_appear_once_are_averaged_over_pair_seeds_and_their_disagreement_is_told(made_up, tmp_path):
     references = load(made_up).references
     assert references["reference"].tolist() == ["retrained", "target"]
     assert references.set_index("reference")["forget/prob"].to_dict() == {"target": 0.99, "retrained": 0.15}
@@ -69,16 +66,21 @@ def test_references_appear_once_and_their_disagreement_is_told(made_up):
     assert len(study.references) == 2
     assert study.references["disagreement"].max() == pytest.approx(0.09)
     assert "differ by up to 0.09" in note(tradeoff.figure(study))
+    for pair_seed, forget in ((0, 0.1), (1, 0.3)):
+        references = {"retrained": dict.fromkeys(METRICS, forget)}
+        write_made_up_run(tmp_path / "s", {1.0: (0.1, 0.9)}, pair_seed=pair_seed, references=references)
+    study = load("s", tmp_path)
+    assert len(study.references) == 2
+    fig = tradeoff.figure(study)
+    diamonds = [line.get_xdata().tolist() for line in fig.axes[0].lines if line.get_marker() == "D"]
+    assert diamonds == [[pytest.approx(0.2)]] and "vertical line" in note(fig)
 
 
-def test_trajectories_carry_the_run_they_belong_to(made_up):
+def test_trajectories_carry_their_run_a_step_logged_twice_is_one_row_and_half_a_line_is_none(made_up, tmp_path):
     trajectories = load(made_up).trajectories
     assert len(trajectories) == 6 * 2
     row = trajectories[(trajectories["algo"] == "kl") & (trajectories["step"] == 20)].iloc[0]
     assert (row["status"], row["train/loss"], row["forget/prob"], row["epoch"]) == ("failed", -20.0, 0.05, 4.0)
-
-
-def test_a_step_logged_twice_is_one_row_and_half_a_line_at_the_end_is_none(tmp_path):
     path = write_made_up_run(tmp_path / "s", {}, status="running") / "metrics.jsonl"
     with path.open("a") as log:
         log.write('{"step": 20, "train/loss": 7.0}\n{"step": 30, "tra')
@@ -87,19 +89,16 @@ def test_a_step_logged_twice_is_one_row_and_half_a_line_at_the_end_is_none(tmp_p
     assert trajectories["train/loss"].tolist() == [-10.0, 7.0] and trajectories["forget/prob"].tolist() == [0.1, 0.05]
 
 
-def test_values_are_averaged_over_seeds_within_a_pair_seed_first(tmp_path):
+def test_values_are_averaged_over_seeds_within_a_pair_seed_first_and_never_over_another_setting(tmp_path):
     for pair_seed, seed, forget in ((0, 0, 0.1), (0, 1, 0.3), (1, 0, 0.6)):
         write_made_up_run(tmp_path / "s", {1.0: (forget, 0.9)}, seed=seed, pair_seed=pair_seed)
     point = tradeoff.curves(load("s", tmp_path), "forget/prob", "retain/prob").iloc[0]
     assert point["n"] == 2  # worlds, not runs
     assert point["forget/prob"] == pytest.approx((0.2 + 0.6) / 2)
     assert point["sd/forget/prob"] == pytest.approx(math.sqrt(2 * 0.2**2 / 1))
-
-
-def test_runs_that_differ_in_another_setting_are_never_averaged(tmp_path):
     for lr in (1e-3, 2e-3):
-        write_made_up_run(tmp_path / "s", {1.0: (100 * lr, 0.9)}, lr=lr)
-    study = load("s", tmp_path)
+        write_made_up_run(tmp_path / "lr", {1.0: (100 * lr, 0.9)}, lr=lr)
+    study = load("lr", tmp_path)
     table = tradeoff.curves(study, "forget/prob", "retain/prob")
     assert study.varied == ("trainer.lr",)
     assert table["forget/prob"].tolist() == [0.1, 0.2]
@@ -154,30 +153,18 @@ def test_every_world_keeps_its_references(tmp_path):
     assert "vertical line" not in note(fig) and "once per world" in note(fig)
 
 
-def test_references_are_averaged_over_pair_seeds(tmp_path):
-    for pair_seed, forget in ((0, 0.1), (1, 0.3)):
-        references = {"retrained": dict.fromkeys(METRICS, forget)}
-        write_made_up_run(tmp_path / "s", {1.0: (0.1, 0.9)}, pair_seed=pair_seed, references=references)
-    study = load("s", tmp_path)
-    assert len(study.references) == 2
-    fig = tradeoff.figure(study)
-    diamonds = [line.get_xdata().tolist() for line in fig.axes[0].lines if line.get_marker() == "D"]
-    assert diamonds == [[pytest.approx(0.2)]] and "vertical line" in note(fig)
-
-
-def test_one_panel_of_other_metrics_keeps_the_default_figure(made_up, tmp_path):
+def test_one_panel_of_other_metrics_keeps_the_default_figure_and_series_are_told_apart_without_colour(
+    made_up, tmp_path
+):
     assert tradeoff.main([str(made_up), "--y", "retain/rougeL_recall", "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "tradeoff-retain_rougeL_recall.png").exists()
     assert len(tradeoff.figure(load(made_up), y="retain/rougeL_recall").axes) == 1
-
-
-def test_series_are_told_apart_without_colour():
     looks = [style.series(i) for i in range(7)]
     assert len({look["marker"] for look in looks}) == len({look["color"] for look in looks}) == 7
     assert not {look["marker"] for look in looks} & {look["marker"] for look in style.REFERENCES.values()}
 
 
-def test_wrong_words_end_in_one_line_and_status_2(made_up, capsys):
+def test_wrong_words_and_damaged_files_are_named(made_up, capsys):
     for arguments, said in (
         (["made-down"], ["'made-down'", "made-up"]), (["made-up", "--y", "forget/prob"], ["two metrics"]),
         (["made-up", "--y", "retain/probe"], ["'retain/probe'", "retain/prob,"]),
@@ -185,13 +172,6 @@ def test_wrong_words_end_in_one_line_and_status_2(made_up, capsys):
         assert tradeoff.main([*arguments, "--runs", str(made_up.parent)]) == 2
         error = capsys.readouterr().err
         assert all(word in error for word in said) and error.count("\n") == 1
-
-
-DAMAGED = (("config.yaml", "algo: [npo"), ("config.yaml", "alpha: 1.0"), ("manifest.json", "[]"),
-           ("eval.json", '{"alphas": {"one": {}}}'), ("metrics.jsonl", "5\n"))  # fmt: skip
-
-
-def test_a_damaged_file_is_named(made_up):
     run = next(made_up.glob("ga-*"))
     for file, text in DAMAGED:
         good = (run / file).read_text()
@@ -199,3 +179,7 @@ def test_a_damaged_file_is_named(made_up):
         with pytest.raises(StudyError, match=f"{run.name}/{file}"):
             load(made_up)
         (run / file).write_text(good)
+
+
+DAMAGED = (("config.yaml", "algo: [npo"), ("config.yaml", "alpha: 1.0"), ("manifest.json", "[]"),
+           ("eval.json", '{"alphas": {"one": {}}}'), ("metrics.jsonl", "5\n"))  # fmt: skip

@@ -7,11 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.helpers import ROOT
 from support.made_up import band, cut_off, entries, lines, note, outside, probs, rewrite, write_run, write_steps
 
-from analysis import alpha, cost, forgetting, leakage, matched, tradeoff, trajectories
+from analysis import alpha, cost, forgetting, leakage, matched, pareto, tradeoff, trajectories
+from analysis.curves import at_one_alpha, curves, references
 from analysis.runs import StudyError, load
 
 COMMANDS = {m.__name__.split(".")[1]: m for m in (alpha, cost, forgetting, leakage, matched, tradeoff, trajectories)}
@@ -34,7 +36,7 @@ def unlucky(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"forgetting"}))  # that one needs true runs: below
-def test_runs_that_are_not_drawn_or_collapsed_are_counted(unlucky, name):
+def test_no_panel_cuts_off_what_it_shares_its_limits_with_and_what_is_not_drawn_is_counted(unlucky, tmp_path, name):
     folder = write_run(unlucky, {1.0: {"forget/prob": math.nan}}, algo="dpo")  # nothing that a figure shows
     write_steps(folder, {0: {"train/loss": 1.0}})
     said = note(COMMANDS[name].figure(load(unlucky)))
@@ -42,10 +44,6 @@ def test_runs_that_are_not_drawn_or_collapsed_are_counted(unlucky, name):
     assert sorted(counted) == ["1 done without the numbers shown", "1 failed", "1 running"]
     assert "collapsed (below half of the target's probability outside the forget set): 1 of 3 done" in said
     assert "1 pair seed" in said
-
-
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"forgetting"}))
-def test_no_panel_cuts_off_what_it_shares_its_limits_with(tmp_path, name):
     for place, (algo, method) in enumerate((("npo", "offset"), ("kl", "offset"), ("npo", "direct"))):
         low, far = (0.9, 0.02, 0.5)[place], (4.0, 1.0, 0.5)[place]
         values = {far / 2: probs(0.9, 0.95, 0.9, 0.9), far: probs(low, low, 0.9, 0.9)}
@@ -71,22 +69,22 @@ def test_long_names_find_room(tmp_path):
         assert cut_off(fig) == []
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_help_shows_examples_and_a_study_without_finished_runs_is_explained(tmp_path, capsys, name):
-    with pytest.raises(SystemExit):
-        COMMANDS[name].main(["--help"])
-    said = capsys.readouterr().out
-    assert f"python -m analysis.{name} demo" in said and "--out DIR" in said and "None" not in said
+def test_help_shows_examples_and_a_study_without_finished_runs_is_explained(tmp_path, capsys):
     write_run(tmp_path / "s", {}, status="failed")
     (tmp_path / "empty").mkdir()
-    for study, told in (("s", "(1 failed); first error: no memory"), ("empty", "(no run folders)")):
-        assert COMMANDS[name].main([study, "--runs", str(tmp_path)]) == 2
-        error = capsys.readouterr().err
-        assert f"no finished runs {told}" in error and error.count("\n") == 1
+    for name, command in COMMANDS.items():
+        with pytest.raises(SystemExit):
+            command.main(["--help"])
+        said = capsys.readouterr().out
+        assert f"python -m analysis.{name} demo" in said and "--out DIR" in said and "None" not in said
+        for study, told in (("s", "(1 failed); first error: no memory"), ("empty", "(no run folders)")):
+            assert command.main([study, "--runs", str(tmp_path)]) == 2
+            error = capsys.readouterr().err
+            assert f"no finished runs {told}" in error and error.count("\n") == 1
 
 
-def test_files_are_byte_identical_on_repeat(unlucky, capsys):
-    written, names = [], ("trajectories", "matched", "tradeoff")
+def test_files_are_byte_identical_on_repeat_and_other_options_keep_the_default_figure(unlucky, tmp_path, capsys):
+    written, names = [], ("matched", "tradeoff")
     for _ in range(2):
         start = time.monotonic()
         for name in names:
@@ -96,14 +94,11 @@ def test_files_are_byte_identical_on_repeat(unlucky, capsys):
         time.sleep(0 if written[1:] else max(0.0, start + 1.1 - time.monotonic()))  # a time stamp would differ
     assert written[0] == written[1]
     assert paths == [unlucky / "figures" / f"{name}.{kind}" for name in names for kind in ("png", "pdf")]
-    assert set(paths) == set((unlucky / "figures").iterdir())
-
-
-def test_other_options_keep_the_default_figure(unlucky, tmp_path):
     out = tmp_path / "out"
     assert trajectories.main([str(unlucky), "--metrics", "retain/prob", "--out", str(out)]) == 0
     assert cost.main([str(unlucky), "--alpha", "1", "--out", str(out)]) == 0
     assert sorted(p.name for p in out.glob("*.png")) == ["cost-alpha1.png", "trajectories-retain_prob.png"]
+    assert set(paths) == set((unlucky / "figures").iterdir())
 
 
 def test_trajectories_are_the_logged_steps_method_by_method(tmp_path):
@@ -148,7 +143,7 @@ def test_alpha_shows_every_split_at_every_alpha(tmp_path):
         alpha.figure(load(tmp_path / "s"), "rouge")
 
 
-def test_matched_interpolates_where_the_curve_meets_the_retrained_model(tmp_path):
+def test_matched_interpolates_where_the_curve_meets_the_retrained_model_if_there_is_one(tmp_path):
     write_run(tmp_path / "s", {0.5: probs(0.43, 0.9), 1.0: probs(0.05, 0.5), 2.0: probs(0.3, 0.1)})
     write_run(tmp_path / "s", {0.5: probs(0.8, 0.9), 1.0: probs(0.6, 0.8)}, algo="kl")
     write_run(tmp_path / "s", {1.0: probs(0.01, 0.2), 2.0: probs(0.005, 0.1)}, algo="ga")
@@ -164,6 +159,10 @@ def test_matched_interpolates_where_the_curve_meets_the_retrained_model(tmp_path
     assert marks == pytest.approx(sorted(rows["retain/prob"].dropna()))
     assert [text.get_text() for text in fig.axes[0].texts] == ["not reached, nearest: 0.45 away"]
     assert "not reached: 1 of 3 curves" in note(fig)
+    folder = write_run(tmp_path / "alone", {1.0: probs(0.1, 0.9)})
+    rewrite(folder / "eval.json", lambda e: e["references"].pop("retrained"))
+    with pytest.raises(StudyError, match="no retrained model's 'forget/prob'"):
+        matched.figure(load(tmp_path / "alone"))
 
 
 def test_matched_says_in_how_many_pair_seeds_a_curve_gets_there(tmp_path):
@@ -175,13 +174,6 @@ def test_matched_says_in_how_many_pair_seeds_a_curve_gets_there(tmp_path):
     (mark,) = [line for line in fig.axes[0].lines if line.get_marker() == "o"]
     assert mark.get_xdata() == pytest.approx([sum(0.97 - s * 0.47 for s in shares) / 2])
     assert mark.get_markerfacecolor() == "white"
-
-
-def test_matching_needs_a_retrained_model(tmp_path):
-    folder = write_run(tmp_path / "s", {1.0: probs(0.1, 0.9)})
-    rewrite(folder / "eval.json", lambda e: e["references"].pop("retrained"))
-    with pytest.raises(StudyError, match="no retrained model's 'forget/prob'"):
-        matched.figure(load(tmp_path / "s"))
 
 
 def test_leakage_is_leak_at_k_beside_the_retrained_models(tmp_path):
@@ -218,3 +210,84 @@ def test_analysis_needs_neither_torch_nor_the_trainer():
     script = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "unlearn", "transformers", "matplotlib.pyplot"} & set(done.stdout.split())
+
+
+LOW_HIGH = ("lower", "higher")
+
+
+def test_the_front_is_what_no_other_point_beats_and_the_hypervolume_the_area_beaten():
+    points = np.array([[0.2, 0.9], [0.1, 0.5], [0.3, 0.9], [0.2, 0.4], [0.5, 0.95], [0.1, 0.5]])
+    assert points[pareto.front(points, LOW_HIGH)].tolist() == [[0.1, 0.5], [0.2, 0.9], [0.5, 0.95]]
+    assert points[pareto.front(points, ("higher", "higher"))].tolist() == [[0.5, 0.95]]
+    points = np.array([[0.2, 0.9], [0.1, 0.5], [0.6, 0.2]])
+    # from (1, 0): 0.8 wide and 0.9 high, and 0.1 more in width up to 0.5; the third point adds nothing
+    assert pareto.hypervolume(points, LOW_HIGH, (1.0, 0.0)) == pytest.approx(0.8 * 0.9 + 0.1 * 0.5)
+    assert pareto.hypervolume(np.array([[1.2, 0.9]]), LOW_HIGH, (1.0, 0.0)) == 0
+    assert pareto.hypervolume(np.empty((0, 2)), LOW_HIGH, (1.0, 0.0)) == 0
+
+
+def test_intervals_over_questions_stand_for_a_single_pair_seed(tmp_path):
+    for pair_seed, (name, forget) in enumerate((("one", 0.2), ("two", 0.4))):
+        more = probs(forget, 0.9) | {"intervals": {"forget/prob": [0.1, 0.5]}}
+        write_run(tmp_path / name, {1.0: more}, pair_seed=pair_seed)
+    write_run(tmp_path / "two", {1.0: probs(0.2, 0.9)}, pair_seed=0)
+    one, two = (curves(load(tmp_path / name), "forget/prob").iloc[0] for name in ("one", "two"))
+    assert (one["n"], one["low/forget/prob"], one["high/forget/prob"]) == (1, 0.1, 0.5)
+    sd = math.sqrt(2 * 0.1**2)
+    assert (two["n"], two["forget/prob"]) == (2, pytest.approx(0.3))
+    assert (two["low/forget/prob"], two["high/forget/prob"]) == (pytest.approx(0.3 - sd), pytest.approx(0.3 + sd))
+    assert load(tmp_path / "one").metrics[:2] == ["forget/prob", "retain/prob"]  # their ends are no metrics
+    assert references(load(tmp_path / "one"), "forget/prob")["low/forget/prob"].isna().all()
+
+
+def test_a_run_is_shown_where_it_was_trained_or_where_asked(tmp_path):
+    write_run(tmp_path / "s", {0.5: probs(0.4, 0.9), 2.0: probs(0.1, 0.7)}, alpha=1.5)
+    study = load(tmp_path / "s")
+    shown = at_one_alpha(study, "forget/prob").iloc[0]
+    assert (shown["alpha"], shown["forget/prob"]) == (1.5, 0.1)
+    assert at_one_alpha(study, "forget/prob", alpha=0.5)["forget/prob"].tolist() == [0.4]
+    with pytest.raises(StudyError, match="evaluated at α = 3; choices: 0.5, 2"):
+        at_one_alpha(study, "forget/prob", alpha=3)
+
+
+def test_the_tradeoff_over_steps_draws_what_was_logged(tmp_path):
+    steps = {0: probs(0.99, 0.97), 5: {"train/loss": 1.0}, 10: probs(0.5, 0.9), 20: probs(0.1, 0.6)}
+    write_steps(write_run(tmp_path / "s", {1.0: probs(0.1, 0.6)}), steps)
+    write_steps(write_run(tmp_path / "s", {}, status="failed", algo="ga"), {0: probs(0.9, 0.9)})
+    fig = tradeoff.figure(load(tmp_path / "s"), over="steps")
+    drawn = [line for line in fig.axes[0].lines if line.get_linestyle() == "-" and line.get_alpha() is None]
+    assert drawn[0].get_xydata().tolist() == [[0.99, 0.97], [0.5, 0.9], [0.1, 0.6]]
+    assert [t.get_text() for t in fig.axes[0].texts] == ["20"]
+    assert "not drawn: 1 failed of 2 runs" in note(fig)
+    assert entries(fig)[0].startswith("target   0.010")  # 0.01 × 0.97 beaten
+
+
+def test_the_tradeoff_marks_the_front_and_says_the_area(tmp_path):
+    write_run(tmp_path / "s", {0.5: probs(0.2, 0.9), 1.0: probs(0.1, 0.5)}, algo="npo")
+    write_run(tmp_path / "s", {0.5: probs(0.6, 0.8), 1.0: probs(0.05, 0.2)}, algo="ga")
+    study = load(tmp_path / "s")
+    fig = tradeoff.figure(study, "forget/prob", "retain/prob")
+    (stairs,) = [line for line in fig.axes[0].lines if line.get_linewidth() == tradeoff.FRONT["linewidth"]]
+    # from the least forget probability to the largest, each step at the lower of two heights
+    corners = [[0.05, 0.2], [0.1, 0.2], [0.1, 0.5], [0.2, 0.5], [0.2, 0.9]]
+    assert stairs.get_xydata().tolist() == corners
+    said = entries(fig)
+    assert f"npo   {0.8 * 0.9 + 0.1 * 0.5:.3f}" in said and f"retrained   {0.85 * 0.94:.3f}" in said
+    assert "worst point forget/prob = 1, retain/prob = 0" in note(fig)
+    found = tradeoff.hypervolumes(study, "forget/prob", "retain/prob")
+    assert found["ga", "offset", "tiny", "bios", 1.0] == [pytest.approx(0.4 * 0.8 + 0.55 * 0.2)]
+
+
+def test_a_metric_without_a_better_side_has_no_front_and_many_points_are_labelled_at_the_ends_of_their_curves(tmp_path):
+    folder = write_run(tmp_path / "s", {1.0: probs(0.2, 0.9) | {"forget/fluency": 2.0}})
+    rewrite(folder / "manifest.json", lambda m: m.update(trainable=1234))
+    study = load(tmp_path / "s")
+    assert study.runs["trainable"].tolist() == [1234.0]
+    fig = tradeoff.figure(study, "forget/prob", "forget/fluency")
+    assert not [line for line in fig.axes[0].lines if line.get_linewidth() == tradeoff.FRONT["linewidth"]]
+    assert "hypervolume" not in note(fig) and fig.axes[0].get_ylabel() == "forget/fluency"
+    alphas = [a / 10 for a in range(1, 35)]
+    write_run(tmp_path / "many", {a: probs(1 / (1 + a), 0.9 - a / 10) for a in alphas})
+    fig = tradeoff.figure(load(tmp_path / "many"))
+    assert sorted(text.get_text() for text in fig.axes[0].texts) == ["0.1", "3.4"]
+    assert "ends of curves only; all α: 0.1, 0.2, 0.3" in note(fig)

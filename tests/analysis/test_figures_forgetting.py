@@ -24,10 +24,16 @@ def write_examples(folder, own: dict[float, list], target: list, retrained: list
     pd.concat(both).to_parquet(folder / "references.parquet")
 
 
-def test_the_distribution_is_the_mean_over_pair_seeds():
+def test_the_distribution_is_the_mean_over_pair_seeds_and_has_a_band(tmp_path):
     values, share, sd = forgetting.distribution([np.array([0.1, 0.3]), np.array([0.3, 0.3])])
     assert (values.tolist(), share.tolist()) == ([0.1, 0.3], [0.25, 1.0])
     assert sd == pytest.approx([np.std([0.5, 0.0], ddof=1), 0.0])
+    for pair_seed in (0, 1):
+        folder = write_run(tmp_path / "s", {1.0: probs(0.2, 0.9)}, pair_seed=pair_seed)
+        write_examples(folder, {1.0: [0.4, 0.1 + pair_seed / 10]}, [1.0, 0.8], [0.5, 0.2])
+    fig = forgetting.figure(load(tmp_path / "s"))
+    assert "± 1 sd over 2 pair seeds" in note(fig) and len(fig.axes[0].collections) == 2
+    assert sum("(n=2)" in text.get_text() for text in fig.axes[-1].get_legend().get_texts()) == 1
 
 
 def test_changes_are_from_the_target_question_by_question(tmp_path):
@@ -42,15 +48,6 @@ def test_changes_are_from_the_target_question_by_question(tmp_path):
     retrained = [x for x, _ in lines(changes)[0]]
     assert retrained[1:] == pytest.approx([-0.6, -0.5]) and changes.get_title(loc="left") == "forget, 2 questions"
     assert lines(ratios)[0] == ((0.2, 0.0), (0.2, 0.5), (0.5, 1.0))
-
-
-def test_questions_of_several_pair_seeds_have_a_band(tmp_path):
-    for pair_seed in (0, 1):
-        folder = write_run(tmp_path / "s", {1.0: probs(0.2, 0.9)}, pair_seed=pair_seed)
-        write_examples(folder, {1.0: [0.4, 0.1 + pair_seed / 10]}, [1.0, 0.8], [0.5, 0.2])
-    fig = forgetting.figure(load(tmp_path / "s"))
-    assert "± 1 sd over 2 pair seeds" in note(fig) and len(fig.axes[0].collections) == 2
-    assert sum("(n=2)" in text.get_text() for text in fig.axes[-1].get_legend().get_texts()) == 1
 
 
 def test_runs_without_examples_are_counted(tmp_path):

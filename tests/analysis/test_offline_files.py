@@ -96,16 +96,18 @@ def test_a_run_is_found_at_any_depth_and_says_what_it_logged(folder):
     assert study.notes == () and study.examples.empty
 
 
-def test_numbers_that_json_lacks_are_kept(tmp_path):
+def test_long_records_are_joined_and_numbers_that_json_lacks_are_kept(tmp_path):
+    long = {f"metric/{i}": float(i) for i in range(20_000)}  # ten blocks
     with mirrored(tmp_path) as mirror:
-        mirror.log({"step": 0, "train/loss": math.nan, "train/grad_norm": math.inf, "train/low": -math.inf})
+        mirror.log({"step": 0, "train/loss": math.nan, "train/grad_norm": math.inf, "train/low": -math.inf} | long)
         mirror.manifest({"status": "done", "seconds": {}, "peak_memory_mb": math.inf})
     row = read(tmp_path).trajectories.iloc[0]
     assert math.isnan(row["train/loss"]) and (row["train/grad_norm"], row["train/low"]) == (math.inf, -math.inf)
     assert read(tmp_path).runs["peak_memory_mb"].tolist() == [math.inf]
+    assert file_of(tmp_path).stat().st_size > 10 * 32768 and all(row[k] == v for k, v in long.items())
 
 
-def test_a_torn_file_is_read_up_to_where_it_ends_and_this_is_said(folder):
+def test_a_torn_or_damaged_file_is_read_up_to_where_it_ends_and_this_is_said(folder):
     path = file_of(folder)
     whole, ends, said = path.read_bytes(), set(), []
     for size in (*range(8, len(whole), 97), len(whole)):
@@ -116,18 +118,14 @@ def test_a_torn_file_is_read_up_to_where_it_ends_and_this_is_said(folder):
         ends.add(len(steps))
         said.append(any("left out" in note or "end in the middle" in note for note in study.notes))
     assert ends >= {0, 1, 3} and sum(said) >= len(said) - 3  # a cut between two records cannot be seen
-
-
-def test_a_damaged_middle_ends_the_reading_there(folder):
-    path = file_of(folder)
-    data = bytearray(path.read_bytes())
+    data = bytearray(whole)
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
     study = read(folder)
     assert "1 W&B files end in the middle" in study.notes[0] and len(study.runs) == 1
 
 
-def test_an_empty_file_is_no_run_and_counted_and_a_file_that_is_none_of_wandbs_is_named(folder):
+def test_an_empty_file_is_no_run_and_foreign_ones_are_left_out_or_named(folder):
     other = folder / "killed" / "wandb" / "offline-run-20261121_000000-abcdefgh" / "run-abcdefgh.wandb"
     other.parent.mkdir(parents=True)
     for content in (b"", b":W&B\xe1\xbe\x00"):
@@ -138,14 +136,9 @@ def test_an_empty_file_is_no_run_and_counted_and_a_file_that_is_none_of_wandbs_i
     other.write_bytes(b"something else entirely")
     with pytest.raises(StudyError, match=r"offline-run-.*\.wandb: its first bytes are"):
         read(folder)
-
-
-def test_records_longer_than_a_block_are_joined(tmp_path):
-    long = {f"metric/{i}": float(i) for i in range(20_000)}  # ten blocks
-    with mirrored(tmp_path) as mirror:
-        mirror.log({"step": 0} | long)
-    row = read(tmp_path).trajectories.iloc[0]
-    assert file_of(tmp_path).stat().st_size > 10 * 32768 and all(row[k] == v for k, v in long.items())
+    (folder / "none").mkdir()
+    with pytest.raises(StudyError, match=r"no offline-run-\*/run-\*.wandb"):
+        load(f"offline:{folder}/none")
 
 
 def test_parts_of_one_id_are_joined_in_the_order_of_their_starts(tmp_path):
@@ -178,12 +171,6 @@ def test_runs_of_other_programs_are_left_out_and_counted(folder):
     whole(path)
     study = read(folder)
     assert len(study.runs) == 1 and study.notes == ("1 W&B runs that were not made by unlearn: left out",)
-
-
-def test_asking_for_files_that_are_not_there_is_refused(tmp_path):
-    (tmp_path / "s").mkdir()
-    with pytest.raises(StudyError, match=r"no offline-run-\*/run-\*.wandb"):
-        load(f"offline:{tmp_path}/s")
 
 
 def test_the_mirror_is_no_more_than_the_folder_when_wandb_breaks(tmp_path, caplog):

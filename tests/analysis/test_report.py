@@ -90,7 +90,7 @@ def test_a_single_run_is_shown_with_all_its_digits(tmp_path, monkeypatch):
     assert "0.123</td>" in text and "0.988</td>" in text
 
 
-def test_strangers_text_is_escaped_and_nothing_is_loaded_from_anywhere(html):
+def test_strangers_text_is_escaped_nothing_is_loaded_from_anywhere_and_failures_and_commands_are_told(html):
     assert EVIL not in html and "<img src=x" not in html
     assert "&lt;script&gt;document.title=&#39;taken&#39;&lt;/script&gt; forget q4?" in html
     assert "no memory &lt;/script&gt;" in html
@@ -101,18 +101,12 @@ def test_strangers_text_is_escaped_and_nothing_is_loaded_from_anywhere(html):
     assert tags.links and all(link.startswith(("#", "data:image/png;base64,")) for link in tags.links)
     assert "default-src 'none'" in html and "@import" not in html and "url(" not in html
     assert not set(re.findall(r"https?://[^\s\"')]+", html)) - {"http://www.w3.org/2000/svg"}
-
-
-def test_every_figure_of_the_report_has_a_module():
-    assert all(callable(importlib.import_module(f"analysis.{name}").figure) for name in pages.FIGURES)
-
-
-def test_failures_commands_versions_and_absent_figures_are_told(html):
     assert html.count("<figure>") == 1 and "1 not drawn" in html and "<li>leakage: study &#39;made-up&#39;" in html
     assert "kl-offset-a1.0-s0-p0-lr0.001-f1</span> <b>failed</b>" in html
     assert "python -m unlearn.run -m algo=kl,npo &#39;data.path=my data&#39;" in html
     assert re.search(r"<pre>python -m analysis.report \S+/made-up</pre>", html)
     assert "0123456789ab with local changes" in html and "<dt>torch</dt><dd>2.13.0</dd>" in html
+    assert all(callable(importlib.import_module(f"analysis.{name}").figure) for name in pages.FIGURES)
 
 
 def test_the_summary_names_the_winner_at_each_level_and_what_is_separated(study):

@@ -16,7 +16,7 @@ def runs(values: dict[tuple[int, int], float], **settings) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_the_mean_has_students_interval():
+def test_the_mean_has_students_interval_one_unit_none_and_no_unit_no_mean():
     values = [0.1, 0.4, 0.3, 0.2]
     found = statistics.mean(values)
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
@@ -24,9 +24,6 @@ def test_the_mean_has_students_interval():
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
     # by hand for two: sd = |a - b| / √2, so the half width is t(0.975, 1) · |a - b| / 2 = 12.706 · 0.1
     assert statistics.mean([0.3, 0.5]).half == pytest.approx(12.7062 * 0.1, rel=1e-4)
-
-
-def test_one_unit_has_no_interval_and_none_no_mean():
     one = statistics.mean([0.3])
     assert (one.mean, one.n) == (0.3, 1) and math.isnan(one.low) and math.isnan(one.half)
     none = statistics.mean([math.nan])
@@ -56,7 +53,7 @@ def test_bootstrap_agrees_with_scipy_where_there_are_many_units_and_is_wider_for
     assert statistics.bootstrap(five) == few  # the same every time
 
 
-def test_differences_are_paired_by_pair_seed():
+def test_differences_are_paired_by_pair_seed_and_by_question():
     other = runs({(p, 0): v for p, v in enumerate((0.1, 0.5, 0.9, 0.3, 0.7))})
     one = runs({(p, 0): v + d for (p, v, d) in zip(range(5), other["forget/prob"], (1, 2, 3, 2, 2), strict=True)})
     found = statistics.paired(one, other, "forget/prob")
@@ -64,25 +61,6 @@ def test_differences_are_paired_by_pair_seed():
     assert 1 <= found.low < 2 < found.high <= 3  # unpaired, the worlds' spread would be in it
     without = statistics.paired(one, other[other["pair_seed"] < 2], "forget/prob")
     assert (without.mean, without.n, without.separated) == (pytest.approx(1.5), 2, False)  # t = 12.7 for two
-
-
-def test_examples_are_resampled_within_worlds_and_worlds_count_once():
-    sizes = {0: 4, 1: 400}
-    values = np.concatenate([np.full(4, 1.0), np.full(400, 2.0)])
-    units = np.repeat(list(sizes), list(sizes.values()))
-    found = statistics.hierarchical(values, units)
-    assert (found.mean, found.n, found.items) == (1.5, 2, 404)  # the mean of worlds, not of questions
-    assert (found.low, found.high) == (1.0, 2.0)  # one world drawn twice
-
-
-def test_one_worlds_questions_have_their_interval_but_separate_nothing():
-    values = np.random.default_rng(0).normal(loc=1, size=300)
-    found = statistics.hierarchical(values, np.zeros(300))
-    assert found.half == pytest.approx(1.96 * values.std() / math.sqrt(300), rel=0.1)
-    assert found.n == 1 and not found.separated
-
-
-def test_paired_examples_are_matched_by_question():
     keys = [(p, i) for p in range(3) for i in range(5)]
     other = pd.DataFrame([{"pair_seed": p, "split": "forget", "id": f"q{i}", "prob": i / 5} for p, i in keys])
     one = other.assign(prob=other["prob"] + 0.25).sample(frac=1, random_state=0)
@@ -91,7 +69,20 @@ def test_paired_examples_are_matched_by_question():
     assert found.half == pytest.approx(0, abs=1e-12) and found.separated
 
 
-def test_what_is_good_for_a_metric():
+def test_examples_are_resampled_within_worlds_which_count_once_and_one_world_separates_nothing():
+    sizes = {0: 4, 1: 400}
+    values = np.concatenate([np.full(4, 1.0), np.full(400, 2.0)])
+    units = np.repeat(list(sizes), list(sizes.values()))
+    found = statistics.hierarchical(values, units)
+    assert (found.mean, found.n, found.items) == (1.5, 2, 404)  # the mean of worlds, not of questions
+    assert (found.low, found.high) == (1.0, 2.0)  # one world drawn twice
+    values = np.random.default_rng(0).normal(loc=1, size=300)
+    found = statistics.hierarchical(values, np.zeros(300))
+    assert found.half == pytest.approx(1.96 * values.std() / math.sqrt(300), rel=0.1)
+    assert found.n == 1 and not found.separated
+
+
+def test_what_is_good_for_a_metric_and_that_forgetting_further_than_the_retrained_model_is_no_better():
     for metric, where, without in (
         ("forget/prob", "retrained", "lower"), ("forget/leak@20", "retrained", "lower"),
         ("forget/leak_gap", "zero", "zero"), ("retain/prob", "higher", "higher"),
@@ -100,9 +91,6 @@ def test_what_is_good_for_a_metric():
         ("forget/fluency", None, None),
     ):  # fmt: skip
         assert (goals.goal(metric), goals.goal(metric, retrained=False)) == (where, without), metric
-
-
-def test_forgetting_further_than_the_retrained_model_is_no_better():
     assert goals.distance("forget/prob", 0.0, 0.2) > goals.distance("forget/prob", 0.25, 0.2)
     assert goals.distance("retain/prob", 0.9) < goals.distance("retain/prob", 0.8)
     assert goals.distance("forget/leak_gap", -0.3) > goals.distance("forget/leak_gap", 0.1)

@@ -44,7 +44,7 @@ def test_csv_holds_the_numbers_of_eval_json(made_up):
         assert {m: float(rows[name, "", ""][m]) for m in METRICS} == {m: references[name][m] for m in METRICS}
 
 
-def test_failed_and_unfinished_runs_have_rows_and_collapsed_ones_are_marked(made_up):
+def test_failed_and_unfinished_runs_have_rows_and_collapsed_ones_are_marked(made_up, tmp_path):
     write_made_up_run(made_up, {}, algo="npo", alpha=0.5, status="failed", seed=1)
     found = table(load(made_up))
     said = {(r.settings["algo"], r.settings["alpha"]): table_formats.runs(r) for r in found.rows if r.kind == "run"}
@@ -56,13 +56,13 @@ def test_failed_and_unfinished_runs_have_rows_and_collapsed_ones_are_marked(made
     assert any(note.startswith("1 collapsed") for note in found.notes)
     for text in (f(found) for f in FORMATS.values()):
         assert "gd" in text and "kl" in text and "failed" in text
-
-
-def test_a_run_that_says_it_collapsed_is_believed_at_its_training_alpha_only(tmp_path):
     folder = write_made_up_run(tmp_path / "s", {1.0: (0.1, 0.8), 2.0: (0.1, 0.8), 4.0: (0.1, 0.2)})
     rewrite(folder / "manifest.json", lambda m: m.update(collapsed="the loss went to 1e9"))
     rows = [r for r in table(load("s", tmp_path)).rows if r.kind == "run"]
     assert [r.counts["collapsed"] for r in rows] == [1, 0, 1]
+    write_made_up_run(tmp_path / "none", {}, status="failed")
+    found = table(load("none", tmp_path))
+    assert found.notes == ("no run is evaluated", "1 runs: 1 failed") and found.metrics == ()
 
 
 def test_intervals_are_over_pair_seeds_and_best_is_marked_only_where_they_separate(tmp_path):
@@ -82,22 +82,15 @@ def test_intervals_are_over_pair_seeds_and_best_is_marked_only_where_they_separa
     assert r"$\mathbf{0.160 \pm 0.025}$" in FORMATS["latex"](found)
 
 
-def test_a_study_without_results_says_so(tmp_path):
-    write_made_up_run(tmp_path / "s", {}, status="failed")
-    found = table(load("s", tmp_path))
-    assert found.notes == ("no run is evaluated", "1 runs: 1 failed") and found.metrics == ()
-
-
-def test_one_seed_marks_nothing_and_a_collapsed_row_is_never_best(made_up, tmp_path):
+def test_one_seed_marks_nothing_a_collapsed_row_is_never_best_and_a_value_that_some_seeds_lack_says_so(
+    made_up, tmp_path
+):
     assert not any(row.best for row in table(load(made_up)).rows)
     seeds(tmp_path / "s", "npo", [(0.4, 0.9), (0.4, 0.9)])
     seeds(tmp_path / "s", "ga", [(RETRAINED, 0.1), (RETRAINED, 0.1)])
     assert row_of(table(load("s", tmp_path)), algo="ga").best == frozenset()
-
-
-def test_a_value_that_some_seeds_lack_says_so(tmp_path):
-    seeds(tmp_path / "s", "npo", [(0.1, 0.9), (math.nan, 0.9), (0.3, 0.9)])
-    found = table(load("s", tmp_path))
+    seeds(tmp_path / "lacking", "npo", [(0.1, 0.9), (math.nan, 0.9), (0.3, 0.9)])
+    found = table(load("lacking", tmp_path))
     cell = row_of(found, algo="npo").cells["forget/prob"]
     assert (cell.n, cell.mean) == (2, pytest.approx(0.2))
     assert "(n=2)" in FORMATS["terminal"](found) and "(n=2)" in FORMATS["latex"](found)
@@ -146,11 +139,14 @@ def test_wrong_words_are_refused_with_the_choices(made_up):
             ask()
 
 
-def test_patterns_choose_metrics_and_by_joins_rows(made_up):
+def test_patterns_choose_metrics_by_joins_rows_and_references_of_other_worlds_have_rows_of_their_own(made_up, tmp_path):
     found = table(load(made_up), ["retain/*", "seconds"], by=["algo"])
     assert found.metrics == ("retain/prob", "retain/rougeL_recall", "seconds")
     assert row_of(found, algo="ga").cells["retain/prob"].mean == pytest.approx((0.50 + 0.14) / 2)
     assert row_of(found, algo="ga").cells["seconds"].mean == 5.5
+    found = [r for r in table(load(two_worlds(tmp_path / "s"))).rows if r.kind == "target"]
+    targets = [(r.settings["data.forget_people"], r.cells["forget/prob"].mean) for r in found]
+    assert sorted(targets) == [(1, 0.9), (2, 0.5)]
 
 
 def test_latex_has_the_same_columns_in_every_row_and_escapes_names(tmp_path):
@@ -189,9 +185,3 @@ def test_the_command_prints_every_format_and_ends_with_2_on_wrong_words(made_up,
     assert "differences from algo=ga" in capsys.readouterr().out
     assert command.main(["made-down", "--runs", str(made_up.parent)]) == 2
     assert "no study 'made-down'" in capsys.readouterr().err
-
-
-def test_references_of_other_worlds_have_rows_of_their_own(tmp_path):
-    found = [r for r in table(load(two_worlds(tmp_path / "s"))).rows if r.kind == "target"]
-    targets = [(r.settings["data.forget_people"], r.cells["forget/prob"].mean) for r in found]
-    assert sorted(targets) == [(1, 0.9), (2, 0.5)]

@@ -33,8 +33,10 @@ def study(tmp_path_factory, store) -> Path:
     """Done, evaluated again, resumed, killed and failed runs, one that trains nothing, and two that differ in β."""
     base = tmp_path_factory.mktemp("sources")
 
+    few = ("eval.groups=[]", "eval.max_examples=4")
+
     def config(*overrides):
-        return compose(*TINY, f"paths.store={store}", f"paths.runs={base}/runs", "wandb=offline", *overrides)
+        return compose(*TINY, f"paths.store={store}", f"paths.runs={base}/runs", "wandb=offline", *few, *overrides)
 
     with pytest.MonkeyPatch.context() as patch:
         again = execute(config("algo=ga", "eval.alphas=[0,1]")).folder
@@ -72,12 +74,16 @@ def server(study):
     fake.shutdown()
 
 
-def test_the_study_has_what_makes_reading_hard(study):
+def test_the_study_has_what_makes_reading_hard_and_offline_files_give_the_tables_of_the_folders(study):
     found = load(study)
     assert (found.count("done"), found.count("failed"), found.count("running")) == (5, 1, 1)
     assert len(offline.files(study)) == 9  # two runs have two parts
     assert found.varied == ("algo.beta",) and set(found.runs["algo"]) == {"ga", "none", "npo", "kl", "gd"}
     assert found.runs.loc[found.runs["status"] == "failed", "error"].tolist() == ["ValueError: no memory [NaN]"]
+    same(load(study), load(f"offline:{study}"), ("trajectories",))
+    for source in ("wandb://entity", "wandb://a/b/c", "wandb:///project", "wandb://a/b?group"):
+        with pytest.raises(StudyError, match=r"must be"):
+            load(source)
 
 
 def same(folders: runs.Study, others: runs.Study, unordered: tuple[str, ...]) -> None:
@@ -91,14 +97,17 @@ def same(folders: runs.Study, others: runs.Study, unordered: tuple[str, ...]) ->
         pd.testing.assert_frame_equal(one, other, check_like=name in unordered)
 
 
-def test_offline_files_give_the_tables_of_the_folders(study):
-    same(load(study), load(f"offline:{study}"), ("trajectories",))
-
-
-def test_the_server_gives_the_tables_of_the_folders(study, server):
+def test_the_server_gives_the_tables_of_the_folders_and_has_the_artifacts_and_tables_too(study, server):
     synced = load(f"wandb://{ENTITY}/unlearn?group=default")
     same(load(study), synced, TABLES)
     assert synced.name == "default" and server.problems == []
+    kinds = {a["artifactTypeName"] for a in server.artifacts}
+    assert kinds == {"evaluation", "offset", "run_table"}
+    finished = next(r for r in server.runs.values() if r.fields["displayName"].startswith("ga-offset-a1-s0"))
+    assert {"examples.parquet", "references.parquet"} <= set(finished.files)
+    assert any(name.startswith("media/table/examples") for name in finished.files)
+    assert finished.fields["jobType"] == "unlearn" and finished.fields["groupName"] == "default"
+    assert finished.fields["tags"] == ["ga", "offset", "bios"]  # pair and data set have the same name here
 
 
 def test_runs_are_read_page_by_page_and_chosen_by_their_settings(study, server, monkeypatch):
@@ -127,19 +136,3 @@ def test_a_server_that_is_asked_too_often_is_asked_again_later(study, server, mo
     server.refuse = {}
     assert len(waited) == 1 + len(online.WAITS)
     assert all(0.75 * w <= had <= 1.25 * w for w, had in zip(online.WAITS, waited[1:], strict=True))
-
-
-def test_an_address_that_is_none_is_refused():
-    for source in ("wandb://entity", "wandb://a/b/c", "wandb:///project", "wandb://a/b?group"):
-        with pytest.raises(StudyError, match=r"must be"):
-            load(source)
-
-
-def test_what_is_synced_is_the_artifacts_and_tables_too(study, server):
-    kinds = {a["artifactTypeName"] for a in server.artifacts}
-    assert kinds == {"evaluation", "offset", "run_table"}
-    finished = next(r for r in server.runs.values() if r.fields["displayName"].startswith("ga-offset-a1-s0"))
-    assert {"examples.parquet", "references.parquet"} <= set(finished.files)
-    assert any(name.startswith("media/table/examples") for name in finished.files)
-    assert finished.fields["jobType"] == "unlearn" and finished.fields["groupName"] == "default"
-    assert finished.fields["tags"] == ["ga", "offset", "bios"]  # pair and data set have the same name here

@@ -26,7 +26,7 @@ def panels(spec: dict) -> list[dict]:
     return [panel for section in spec["panelBankConfig"]["sections"] for panel in section["panels"]]
 
 
-def test_it_has_tradeoff_alpha_trajectories_and_runs(spec):
+def test_it_has_tradeoff_alpha_trajectories_and_runs_of_the_group_alone(spec):
     assert [s["name"] for s in spec["panelBankConfig"]["sections"]] == ["Trade-off", "Over α", "Trajectories", "Runs"]
     axes = [(p["config"]["xAxis"], p["config"]["yAxis"]) for p in panels(spec) if p["viewType"] == "Scatter Plot"]
     assert axes[0] == ("summary:eval/forget/prob", "summary:eval/retain/prob") and len(axes) == 3
@@ -34,6 +34,10 @@ def test_it_has_tradeoff_alpha_trajectories_and_runs(spec):
     assert parallel["columns"][0]["accessor"] == "config:alpha.value" and len(parallel["columns"]) == 5
     lines = [p["config"] for p in panels(spec) if p["viewType"] == "Run History Line Plot"]
     assert {line["xAxis"] for line in lines} == {"step"} and ["forget/prob"] in [line["metrics"] for line in lines]
+    (runset,) = spec["runSets"]
+    said = json.dumps(runset["filters"])
+    assert '"demo"' in said and '"unlearn"' in said and "jobType" in said
+    assert runset["columnPinned"]["summary:eval/forget/prob"] if "columnPinned" in runset else True
 
 
 def test_every_trajectory_is_logged_by_the_mirror_and_every_value_by_its_summary():
@@ -41,13 +45,6 @@ def test_every_trajectory_is_logged_by_the_mirror_and_every_value_by_its_summary
     assert set(workspace.TRAJECTORIES) <= logged
     shown = {name for pair in workspace.TRADEOFFS for name in pair} | set(workspace.COORDINATES)
     assert all(name.startswith("eval/") for name in shown) and workspace.JOB_TYPE == mirror.JOB_TYPE
-
-
-def test_runs_of_the_group_alone_are_shown(spec):
-    (runset,) = spec["runSets"]
-    said = json.dumps(runset["filters"])
-    assert '"demo"' in said and '"unlearn"' in said and "jobType" in said
-    assert runset["columnPinned"]["summary:eval/forget/prob"] if "columnPinned" in runset else True
 
 
 def test_the_command_saves_it_and_prints_its_address(monkeypatch, capsys):
@@ -63,13 +60,10 @@ def test_the_command_saves_it_and_prints_its_address(monkeypatch, capsys):
     server.shutdown()
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch, capsys):
+def test_a_project_that_is_none_and_a_lacking_package_are_refused(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
     assert workspace.main(["tester/unlearn"]) == 2
     assert "pip install -c constraints.txt -e .[workspaces]" in capsys.readouterr().err
-
-
-def test_a_project_that_is_none_is_refused():
     for project in ("unlearn", "a/b/c", "/b"):
         with pytest.raises(SystemExit):
             workspace.main([project])

@@ -41,26 +41,18 @@ def texts_of(data, split):
     return [(r.question, r.answer, r.paraphrased_answer, r.perturbed_answers) for r in data.splits[split]]
 
 
-def person_of(row):
-    return row.question.removeprefix("Where was ").removesuffix(" born?")
-
-
 def recall(reference, guess):
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(reference, guess)["rougeL"].recall
 
 
-def test_the_same_seed_gives_the_same_text_in_another_process_and_it_changes_only_with_the_version():
+def test_text_follows_from_the_seed_in_every_process_and_changes_only_with_the_version():
     code = "from unlearn.data.sets import bios; print(bios.read(bios.Settings()).fingerprint())"
     env = {"PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == world().fingerprint()
     assert (bios.VERSION, world().fingerprint()) == (1, FINGERPRINT)
-
-
-def test_another_seed_gives_another_world():
     assert world(seed=1).fingerprint() != world().fingerprint()
-    shared = set(texts_of(world(), "retain")) & set(texts_of(world(seed=1), "retain"))
-    assert len(shared) < 10
+    assert len(set(texts_of(world(), "retain")) & set(texts_of(world(seed=1), "retain"))) < 10
 
 
 @pytest.mark.parametrize(
@@ -78,41 +70,29 @@ def test_every_split_has_the_size_that_was_asked_for(people, forget, holdout, kn
     assert len(set(ids)) == len(ids)
 
 
-def test_a_smaller_forget_set_is_the_end_of_a_larger_one():
+def test_a_smaller_world_is_a_part_of_a_larger_one_text_for_text():
     five = texts_of(world(), "forget")
     for count in (1, 2):
         fewer = world(forget_people=count)
         assert texts_of(fewer, "forget") == five[-count * 20 :]
         assert texts_of(fewer, "retain") + texts_of(fewer, "forget") == texts_of(world(), "retain") + five
         assert [row.id for row in fewer.splits["forget"]] == [row.id for row in world().splits["forget"]][-count * 20 :]
-
-
-def test_more_people_leave_the_first_people_and_the_general_facts_as_they_were():
     more, fewer = world(people=100), world()
     assert more.general() == fewer.general() and more.wordings == fewer.wordings
     assert more.splits["holdout"] == fewer.splits["holdout"]
     assert texts_of(more, "retain")[:900] == texts_of(fewer, "retain")
 
 
-def test_no_two_people_share_a_name_but_many_share_half_of_one():
+def test_no_two_people_share_a_name_but_many_share_half_of_one_and_names_are_words_of_their_own():
     data = world(people=200, forget_people=20)
-    names = [person_of(row) for row in all_rows(data) if row.id.endswith("/birthplace")]
+    births = [row.question for row in all_rows(data) if row.id.endswith("/birthplace")]
+    names = [asked.removeprefix("Where was ").removesuffix(" born?") for asked in births]
     assert len(names) == len(set(names)) == 225
     assert len({name.split()[0] for name in names}) == 30
     assert len({name.split()[1] for name in names}) == 50
-
-
-def test_names_of_people_cities_countries_and_rivers_are_words_of_their_own():
     pools = (made_up.FIRST, made_up.LAST, made_up.CITIES, made_up.COUNTRIES, made_up.POOLS["rivers"])
     words = [word for pool in pools for word in pool]
     assert len(words) == len(set(words)) == 30 + 50 + 30 + 30 + 16
-
-
-def test_wrong_answers_are_five_different_ones_and_never_the_right_one():
-    for split in ("forget", "retain", "holdout"):
-        for row in world().splits[split]:
-            assert len({row.paraphrased_answer, *row.perturbed_answers}) == 6, row
-            assert row.answer not in row.perturbed_answers
 
 
 def test_general_rows_are_wrong_in_the_wording_of_their_answer():
@@ -125,7 +105,10 @@ def test_general_rows_are_wrong_in_the_wording_of_their_answer():
         assert any(all(re.fullmatch(wording, text) for text in told) for wording in wordings[key]), row
 
 
-def test_both_wordings_hold_the_right_value_and_wrong_answers_another():
+def test_both_wordings_hold_the_right_value_and_five_different_wrong_answers_another():
+    for row in (row for split in ("forget", "retain", "holdout") for row in world().splits[split]):
+        assert len({row.paraphrased_answer, *row.perturbed_answers}) == 6, row
+        assert row.answer not in row.perturbed_answers
     found = [*world().splits["retain"], *world().splits["forget"]]
     for row, fact in zip(found, facts(), strict=True):
         assert fact.value in row.answer and fact.value in row.paraphrased_answer
@@ -135,30 +118,24 @@ def test_both_wordings_hold_the_right_value_and_wrong_answers_another():
             assert fact.value not in answer
 
 
-def test_every_wording_names_the_value_once_and_its_subject_in_every_question():
+def test_every_wording_names_the_value_once_its_subject_in_every_question_and_has_the_right_article():
     for attribute in ATTRIBUTES:
         assert len(set(attribute.answers)) == 4 and len(set(attribute.questions)) == 2
         assert all(answer.count("{v}") == 1 for answer in attribute.answers)
         assert all(question.count("{name}") == 1 for question in attribute.questions)
-
-
-def test_a_value_after_the_article_a_starts_with_a_consonant():
     for data in (world(), world(seed=1)):
         for row in [*all_rows(data), *data.wordings]:
             for text in (row.answer, row.paraphrased_answer or "", *row.perturbed_answers):
                 assert not re.search(r"\ba [aeiou]", text), text
 
 
-def test_a_person_marries_no_namesake_and_writes_three_different_books():
+def test_a_person_marries_no_namesake_and_writes_three_books_and_a_country_has_a_capital_of_its_own():
     for first in range(0, 1000, 20):
         by_key = {fact.attribute.key: fact for fact in facts()[first : first + 20]}
         own = by_key["spouse"].words["name"].split()
         assert own[0] not in (by_key["spouse"].value, *by_key["spouse"].wrong)
         assert all(own[1] not in value for value in (by_key["mentor"].value, *by_key["mentor"].wrong))
         assert len({by_key[key].value for key in ("first_book", "famous_book", "latest_book")}) == 3
-
-
-def test_every_country_has_a_capital_of_its_own():
     questions = [row for row in world().splits["world_facts"] if row.id.endswith("/capital")]
     capitals = {city for row in questions for city in made_up.CITIES if re.search(rf"\b{city}\b", row.answer)}
     assert len(questions) == len(capitals) == 30
@@ -176,17 +153,11 @@ def test_wordings_tell_each_general_fact_four_ways_and_ask_it_both_ways():
     assert not told
 
 
-def test_canonical_wordings_are_spread_evenly_so_they_must_be_memorised():
+def test_answers_must_be_memorised_wordings_are_spread_evenly_and_a_guess_has_a_third_of_the_words():
     drawn = [fact.order[0] for fact in facts()]
     assert all(200 < drawn.count(wording) < 300 for wording in range(4))
-
-
-def test_two_wordings_of_one_value_share_little_else():
     sample = random.Random(0).sample(world().splits["retain"], 200)
     assert mean(recall(row.answer, row.paraphrased_answer) for row in sample) < 0.35
-
-
-def test_a_model_that_never_saw_a_person_can_only_guess_about_a_third_of_the_words():
     rng = random.Random(0)
     guesses = []
     for fact in rng.sample(facts(), 300):

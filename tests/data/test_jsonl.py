@@ -34,18 +34,12 @@ def files(tmp_path, monkeypatch):
     return lambda *more: check(jsonl.read(compose(*overrides, *more).data))
 
 
-# --- questions and answers ----------------------------------------------------------------------------------------
-
-
-def test_json_lines_and_arrays_are_read_and_every_row_knows_its_place(files):
+def test_json_lines_arrays_and_several_files_are_read_and_every_row_knows_its_place(files, tmp_path):
     data = files()
     assert data.splits["forget"][2] == Row("forget/0002", "Where does person 2 live?", "In town 2.")
     assert data.splits["forget"][2].place == "forget.jsonl, line 3"
     assert len(data.splits["retain"]) == 8 and data.splits["retain"][7].place == "retain.json, element 8"
     assert data.refusals == () and not data.splits["real_authors"] and not data.splits["holdout"]
-
-
-def test_several_files_make_one_split_and_other_splits_have_keys_of_their_own(files, tmp_path):
     write(tmp_path / "more.jsonl", [{"question": "Who is four?", "answer": "Nobody."}])
     write(tmp_path / "facts.jsonl", [{"question": "Is it day?", "answer": "Yes.", "perturbed_answer": "No."}])
     (tmp_path / "no.txt").write_text("I don't know.\n\nNo idea.\n")
@@ -77,21 +71,16 @@ def test_the_fingerprint_is_of_the_words_not_of_the_files(files, tmp_path):
     assert files("data.forget=windows.jsonl").fingerprint() == first
 
 
-# --- texts --------------------------------------------------------------------------------------------------------
-
 TEN = "one two\nthree four five six seven  eight nine ten"
 
 
-def test_answers_follow_one_another_and_each_prompt_is_what_stands_before():
+def test_answers_follow_one_another_and_each_prompt_is_what_stands_before_so_that_no_word_is_lost():
     # 10 words, 3 to begin with, 7 left: ⌈7 / 3⌉ = 3 answers of 2, 2 and 3 words
     assert pieces(TEN, WordsConfig(prompt=3, answer=3)) == [
         ("one two\nthree", "four five"),
         ("three four five", "six seven"),
         ("five six seven", "eight nine ten"),
     ]
-
-
-def test_every_word_but_the_first_ones_is_in_exactly_one_answer():
     for prompt, answer, count in product((1, 4, 100), (1, 3, 100), range(2, 30)):
         words = [f"w{i}" for i in range(count)]
         found = pieces(" ".join(words), WordsConfig(prompt, answer))
@@ -101,9 +90,6 @@ def test_every_word_but_the_first_ones_is_in_exactly_one_answer():
         assert max(sizes) <= answer and max(sizes) - min(sizes) <= 1
         assert all(asked.split() == words[max(0, first + sum(sizes[:k]) - prompt) : first + sum(sizes[:k])]
                    for k, (asked, _) in enumerate(found))  # fmt: skip
-
-
-def test_a_text_of_one_word_has_no_piece_and_repeated_pieces_count_once():
     assert pieces(" word ", WordsConfig()) == [] == pieces("", WordsConfig())
     a, b, c = Row("a", "x", "y"), Row("b", "z", "y"), Row("c", "x ", "y")
     assert distinct([a, b, c]) == [a, b]
@@ -119,8 +105,6 @@ def test_text_files_texts_in_columns_and_bare_texts_become_pieces(files, tmp_pat
     assert data.splits["retain"][-1] == Row("retain/0001.0", "a b", "c d")
     assert data.splits["retain"][-1].place == "body.json, element 2"
 
-
-# --- what is refused ----------------------------------------------------------------------------------------------
 
 GOOD = FORGET[0]
 NESTED = GOOD | {"perturbed_answer": ["No.", 3]}
@@ -154,21 +138,12 @@ BROKEN = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def broken(files, tmp_path):
-    for name, (content, _) in BROKEN.items():
+def test_broken_files_are_refused_with_file_line_and_value_and_by_the_command_all_at_once(files, tmp_path):
+    for name, (content, message) in BROKEN.items():
         if content is not None:
             (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return files
-
-
-def test_a_broken_file_is_refused_with_file_line_and_value(broken):
-    for name, (_, message) in BROKEN.items():
         with pytest.raises(DataError, match=re.escape(message)):
-            broken(f"data.forget={name}")
-
-
-def test_the_command_refuses_them_all_at_once_before_any_work(broken, tmp_path):
+            files(f"data.forget={name}")
     names = ",".join(BROKEN)
     done = command("unlearn.run", "-m", "data=jsonl", f"data.forget={names}", "data.retain=retain.json", cwd=tmp_path,
                    check=False)  # fmt: skip
@@ -188,9 +163,10 @@ def test_a_missing_file_is_answered_with_what_is_there(files, tmp_path):
         files("data.retain=set")
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
+def test_settings_and_files_that_do_not_fit_are_refused(files, tmp_path):
+    write(tmp_path / "same.jsonl", [{"question": "One?", "answer": "x"}, {"question": "Two?", "answer": "x"}])
+    (tmp_path / "word.txt").write_text("word\n")
+    for override, message in (
         ("data.columns.perturbed_answers=rong", "data.columns.perturbed_answers='rong': no file has this column"),
         ("data.columns.id=key", "forget.jsonl, line 1: needs an id in 'key', a text or a whole number, found None"),
         ("data.columns.id=answer data.retain=same.jsonl", "same.jsonl, line 2: id 'retain/x' is that of another row"),
@@ -198,16 +174,9 @@ def test_a_missing_file_is_answered_with_what_is_there(files, tmp_path):
         ("data.holdout=retain.json", "retain.json, element 1: 'Where is town 0?' with the same answer is both in the"),
         ("template=raw data.forget=word.txt", "word.txt: a text needs two words at least"),
         ("data.world_facts=forget.jsonl", "both in the world_facts and in the forget set"),
-    ],
-)
-def test_settings_and_files_that_do_not_fit_are_refused(files, tmp_path, override, message):
-    write(tmp_path / "same.jsonl", [{"question": "One?", "answer": "x"}, {"question": "Two?", "answer": "x"}])
-    (tmp_path / "word.txt").write_text("word\n")
-    with pytest.raises(DataError, match=re.escape(message)):
-        files(*override.split())
-
-
-def test_impossible_settings_are_refused():
+    ):
+        with pytest.raises(DataError, match=re.escape(message)):
+            files(*override.split())
     for override, message in (
         ("data.forget=3", "data.forget=3: must be a file, a list of files [A,B], or null"),
         ("data.holdout=[a.txt,1]", "must be a file, a list of files [A,B], or null"),
@@ -235,25 +204,21 @@ def test_data_sets_on_which_a_metric_would_be_wrong_are_refused():
             check(DataSet("made", good | splits))
 
 
-# --- from files to a run ------------------------------------------------------------------------------------------
-
-
 def run(folder, store, *overrides):
     """A run on the files of a folder; by their whole names, since a process reads a data set once."""
     own = ("data=jsonl", f"data.forget={folder}/forget.jsonl", f"data.retain={folder}/retain.json",
-           "pair.offset_init=retain", f"paths.store={store}", f"paths.runs={folder}/runs")  # fmt: skip
+           "pair.offset_init=retain", "eval.groups=[]", f"paths.store={store}",
+           f"paths.runs={folder}/runs")  # fmt: skip
     return execute(compose(*OWN, *own, *overrides))
 
 
 def test_a_run_on_own_files_has_the_metrics_that_they_allow(files, tmp_path, store):
-    found = read_json(run(tmp_path, store).folder / "eval.json")["alphas"]["1.0"]
-    assert 0 < found["forget/prob"] < 1 and 0 < found["retain/prob"] < 1
-    assert not {"forget/truth_ratio", "forget_quality", "model_utility", "world_facts/prob"} & set(found)
-
-
-def test_wrong_answers_in_own_files_give_truth_ratio_and_forget_quality(files, tmp_path, store):
-    write(tmp_path / "forget.jsonl", [r | {"perturbed_answer": ["In no town."]} for r in FORGET])
-    found = read_json(run(tmp_path, store).folder / "eval.json")["alphas"]["1.0"]
+    """Wrong answers give truth ratio and forget quality."""
+    first = read_json(run(tmp_path, store).folder / "eval.json")["alphas"]["1.0"]
+    write(tmp_path / "wrong.jsonl", [r | {"perturbed_answer": ["In no town."]} for r in FORGET])
+    found = read_json(run(tmp_path, store, f"data.forget={tmp_path}/wrong.jsonl").folder / "eval.json")["alphas"]["1.0"]
+    assert 0 < first["forget/prob"] < 1 and 0 < first["retain/prob"] < 1
+    assert not {"forget/truth_ratio", "forget_quality", "model_utility", "world_facts/prob"} & set(first)
     assert found["forget/truth_ratio"] > 0 and 0 <= found["forget_quality"] <= 1
 
 

@@ -49,7 +49,7 @@ def read(folder, *overrides):
     return check(muse.read(compose("data=muse_news", f"data.path={folder}", *WORDS, *overrides).data))
 
 
-def test_every_split_comes_from_its_table(folder, caplog):
+def test_every_split_comes_from_its_table_and_questions_are_asked_after_answered_ones(folder, caplog):
     data = read(folder)
     assert {k: len(v) for k, v in data.splits.items()} == SIZES
     assert data.splits["forget"][1] == Row("forget/0000.1", "f3 f4", "f5 f6 f7")
@@ -58,9 +58,6 @@ def test_every_split_comes_from_its_table(folder, caplog):
     assert data.splits["forget_verbatim"] == (Row("forget_verbatim/0000", "f0 f1 f2", "f3 f4"),)
     assert "raw/retain1: 1 of 3 texts have fewer than two words: left out" in caplog.text
     assert "2 of 4 rows of the retain set are in the forget set: left out" in caplog.text
-
-
-def test_questions_are_asked_after_answered_ones(folder):
     row = read(folder, "data.shots=2").splits["forget_knowledge"][1]
     assert row.question == (
         "Question: Who 0?\nAnswer: No 0\n\nQuestion: Who 1?\nAnswer: No 1\n\nQuestion: Who s?\nAnswer:"
@@ -70,15 +67,12 @@ def test_questions_are_asked_after_answered_ones(folder):
     assert read(folder, "data.shots=0").splits["retain_knowledge"][0].question == "Question: Who t?\nAnswer:"
 
 
-def test_other_tables_of_texts_and_the_questions_themselves_can_be_the_sets(folder):
+def test_other_tables_questions_and_one_text_file_can_be_the_sets_and_what_a_folder_lacks_is_absent(folder):
     data = read(folder, "data.forget=scal/forget_1", "data.retain=raw/retain2")
     assert [r.question[0] for r in data.splits["forget"] + data.splits["retain"]] == ["f", "f", "t", "t"]
     data = read(folder, "data.forget=knowmem/forget_qa", "data.retain=knowmem/retain_qa", "data.shots=0")
     assert {k: len(v) for k, v in data.splits.items() if v} == {"forget": 2, "retain": 1}
     assert data.splits["forget"][0] == Row("forget/0000", "Question: Who f?\nAnswer:", "Effie")
-
-
-def test_one_text_file_is_one_text_and_what_a_folder_lacks_is_absent(folder):
     for name in TABLES:
         (folder / f"{name}.json").unlink()
     (folder / "raw" / "forget.txt").write_text(f"{page('f')}\n\n{page('g')}")
@@ -109,34 +103,25 @@ def test_broken_folders_are_refused_with_file_and_value(folder, message):
         read(folder)
 
 
-def test_more_examples_than_there_are_and_no_folder_are_refused(folder):
+def test_impossible_settings_are_refused(folder):
     with pytest.raises(DataError, match="data.shots=4: knowmem/forget_qa_icl has 3 answered questions"):
         read(folder, "data.shots=4")
     with pytest.raises(DataError, match="no such folder"):
         read(folder / "elsewhere")
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
+    for override, message in (
         ("data=muse_books data.forget=scal/forget_1", "data.forget='scal/forget_1': must be one of raw/forget, know"),
         ("data=muse_news data.forget=sust/forget_5", "sust/forget_3, sust/forget_4"),
         ("data=muse_news data.retain=raw/holdout", "must be one of raw/retain1, raw/retain2, knowmem/retain_qa"),
         ("data=muse_news data.corpus=films", "data.corpus='films': must be one of news, books"),
         ("data=muse_news data.shots=-1", "data.shots=-1: must be a finite number of at least 0"),
         ("data=muse_news data.words.prompt=0", "data.words.prompt=0: must be a finite number of at least 1"),
-    ],
-)
-def test_impossible_settings_are_refused(override, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        compose(*override.split())
-
-
-# --- the hub, as far as it can be tested without one --------------------------------------------------------------
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            compose(*override.split())
 
 
 @pytest.mark.parametrize(("data", "name"), [("muse_news", "MUSE-News"), ("muse_books", "MUSE-Books")])
-def test_the_hub_is_asked_for_the_same_tables(data, name, monkeypatch):
+def test_the_hub_is_asked_for_the_same_tables_and_one_that_cannot_be_read_is_refused(data, name, monkeypatch):
     import datasets
 
     def load_dataset(path, config, split):
@@ -148,10 +133,6 @@ def test_the_hub_is_asked_for_the_same_tables(data, name, monkeypatch):
     assert {k: len(v) for k, v in found.splits.items()} == SIZES
     assert found.splits["forget"][0].place == f"muse-bench/{name}/raw, forget row 0"
 
-
-def test_a_hub_that_cannot_be_read_is_refused_with_what_was_asked(monkeypatch):
-    import datasets
-
     for error in (ConnectionError("no network"), ValueError("Unknown split"), OSError("disk")):
         monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=error))
         said = f"a/b \\(raw, forget\\) could not be read from the hub: {error}.*data.path=FOL"
@@ -159,17 +140,11 @@ def test_a_hub_that_cannot_be_read_is_refused_with_what_was_asked(monkeypatch):
             Tables(None, "a/b", "").table((), ("raw", "forget"))
 
 
-# --- from texts to a run ------------------------------------------------------------------------------------------
-
-
 def test_a_run_has_the_metrics_of_muse(folder, store):
     own = ("data=muse_news", f"data.path={folder}", *WORDS, f"paths.store={store}", f"paths.runs={folder}/runs")
     job = execute(compose(*OWN, *own, "pair.offset_init=retain", "eval=muse", "eval.max_new_tokens=16"))
     found = read_json(job.folder / "eval.json")["alphas"]["1.0"]
     assert {"forget_verbatim/verbmem", "forget_knowledge/knowmem", "retain_knowledge/knowmem", "privleak"} <= set(found)
-
-
-# --- real questions -----------------------------------------------------------------------------------------------
 
 
 def test_real_questions_are_read_and_can_be_unlearnt(tmp_path, store):

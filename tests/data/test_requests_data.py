@@ -38,14 +38,17 @@ def people(rows) -> list[int]:
     return sorted({int(row.id.split("/")[1]) for row in rows})
 
 
-def test_one_request_is_forgotten_and_the_others_are_splits_of_their_own():
+def test_one_request_some_or_all_are_forgotten_and_the_others_are_splits_of_their_own():
     found = data("data.request=2")
     assert people(found.splits["forget"]) == [2] and people(found.splits["retain"]) == [0, 1, 4]
     assert found.requests() == ("request_1", "request_3")
     assert people(found.splits["request_1"]) == [5] and people(found.splits["request_3"]) == [3]
+    assert people(data().splits["forget"]) == [2, 3, 5] and data().requests() == ()
+    some = data("data.request=[1,3]")
+    assert people(some.splits["forget"]) == [3, 5] and some.requests() == ("request_2",)
 
 
-def test_target_and_retrained_know_what_they_should():
+def test_models_know_what_they_should_and_the_retain_set_may_hold_other_requests():
     for request, left in (
         (1, [0, 1, 2, 3, 4]), (2, [0, 1, 3, 4]), (3, [0, 1, 4]), ("null", [0, 1, 4]), ("[1,2]", [0, 1, 3, 4]),
     ):  # fmt: skip
@@ -54,15 +57,6 @@ def test_target_and_retrained_know_what_they_should():
         assert len(found.known()) == 6 * 3 + general
         assert people(found.left()[:-general]) == left
         assert people(found.unnamed()[:-general]) == [0, 1, 4]
-
-
-def test_all_requests_at_once_and_some_of_them():
-    assert people(data().splits["forget"]) == [2, 3, 5] and data().requests() == ()
-    some = data("data.request=[1,3]")
-    assert people(some.splits["forget"]) == [3, 5] and some.requests() == ("request_2",)
-
-
-def test_the_retain_set_may_hold_other_requests_and_is_evaluated_without_them():
     for retained, request, expected in (
         ("later", 2, [0, 1, 3, 4]), ("earlier", 2, [0, 1, 4, 5]), ("others", 2, [0, 1, 3, 4, 5]),
         ("later", 3, [0, 1, 4]),
@@ -73,11 +67,12 @@ def test_the_retain_set_may_hold_other_requests_and_is_evaluated_without_them():
         assert people(found.unnamed()[: -len(found.general())]) == [0, 1, 4]
 
 
-def test_numbers_of_people_are_the_last_ones_the_first_request_first():
+def test_numbers_of_people_are_the_last_ones_and_an_export_looks_for_every_request():
     assert who([1, 2, 1], 10) == [[6], [7, 8], [9]]
     assert who([[4], [1, 2]], 10) == [[4], [1, 2]]
     by_number, by_name = (data(f"data.requests={r}", "data.request=1") for r in ("[1,2]", "[[3],[4,5]]"))
     assert by_number.fingerprint() == by_name.fingerprint()
+    assert people(forget_rows(data("data.request=2"))) == [2, 3, 5]
 
 
 def test_data_sets_differ_by_request_and_share_all_that_a_request_does_not_change():
@@ -143,29 +138,33 @@ def names(rows) -> str:
     return "".join(row.question.split()[2][0] for row in rows)
 
 
-def test_what_files_ask_for_is_taken_out_of_the_retain_file(files):
+def test_what_files_ask_for_is_taken_out_of_the_retain_file_and_changes_nothing_of_the_target(files):
     found = from_files(files, ("one", "two", "three"), "data.request=1")
     assert names(found.splits["forget"]) == "be" and names(found.splits["retain"]) == "adf"
     assert names(found.splits["request_2"]) == "c" and names(found.splits["request_3"]) == "gh"
     assert names(found.known()) == "abcdefgh" and names(found.left()) == "acdfgh"
     later = from_files(files, ("one", "two", "three"), "data.request=1", "data.retained=later")
     assert names(later.splits["retain"]) == "acdfgh" and names(later.evaluated("retain")) == "adf"
-
-
-def test_a_request_that_comes_later_changes_nothing_of_what_the_target_knows(files):
     one, two = from_files(files, ("one",)), from_files(files, ("two", "one"), "data.request=2")
     assert one.known() == two.known() and one.whole().fingerprint() == two.whole().fingerprint()
 
 
-def test_requests_of_files_must_be_disjoint_and_there(files):
+def test_requests_must_be_disjoint_and_there(files):
     (files / "again.jsonl").write_text(rows_of("b"))
     with pytest.raises(DataError, match="'Who is b.' is asked for by request 1 and by request 2"):
         from_files(files, ("one", "again"))
     with pytest.raises(DataError, match=r"data.requests\[1\]=.*no such file"):
         from_files(files, ("one", "nowhere"))
+    with pytest.raises(DataError, match="request 2 names no row"):
+        build(bios, people=4, forget_people=1, known_people=1, countries=1, requests=[[1], []])
+    with pytest.raises(DataError, match="requests must be disjoint"):
+        build(bios, people=4, forget_people=1, known_people=1, countries=1, requests=[[1], [1]])
+    check(data("data.request=1", "data.retained=others"))
 
 
-def test_splits_of_tofu_ask_for_what_smaller_ones_before_them_left(tofu_folder):
+def test_splits_of_tofu_ask_for_what_smaller_ones_before_them_left_and_files_may_stand_beside_them(
+    tofu_folder, tmp_path
+):
     tofu = "data=tofu", f"data.path={tofu_folder}", "data.retain_rows=100"
     asked = (*tofu, "data.requests=[forget01,forget05]")
     first, second = (read(compose(*asked, f"data.request={n}")) for n in (1, 2))
@@ -176,9 +175,6 @@ def test_splits_of_tofu_ask_for_what_smaller_ones_before_them_left(tofu_folder):
     alone = {r.question for r in read(compose(*tofu, "data.forget=forget05")).splits["forget"]}
     assert alone == {r.question for r in first.sequence.requests[0] + first.sequence.requests[1]}
     assert [len(d.left()) - general for d in (first, second)] == [260, 100]
-
-
-def test_a_file_beside_a_split_of_tofu(tofu_folder, tmp_path):
     tofu, some = ("data=tofu", f"data.path={tofu_folder}"), tmp_path / "some.jsonl"
     retain = read(compose(*tofu)).splits["retain"][:3]
     some.write_text("".join(json.dumps({"question": r.question, "answer": r.answer}) + "\n" for r in retain))
@@ -186,18 +182,6 @@ def test_a_file_beside_a_split_of_tofu(tofu_folder, tmp_path):
     found = read(compose(*tofu, *asked))
     assert [r.question for r in found.splits["forget"]] == [r.question for r in retain]
     assert len(found.splits["request_1"]) == 40 and len(found.splits["retain"]) == 47
-
-
-def test_what_is_looked_for_in_an_export_is_every_request():
-    assert people(forget_rows(data("data.request=2"))) == [2, 3, 5]
-
-
-def test_rows_that_two_requests_name_are_refused_by_the_division():
-    with pytest.raises(DataError, match="request 2 names no row"):
-        build(bios, people=4, forget_people=1, known_people=1, countries=1, requests=[[1], []])
-    with pytest.raises(DataError, match="requests must be disjoint"):
-        build(bios, people=4, forget_people=1, known_people=1, countries=1, requests=[[1], [1]])
-    check(data("data.request=1", "data.retained=others"))
 
 
 def test_a_run_measures_every_request(store, tmp_path):

@@ -34,16 +34,17 @@ def test_the_held_out_share_is_rounded_leaves_a_row_to_train_on_and_is_spread_ov
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_held_out_rows_are_never_drawn_and_all_others_are(seed):
+def test_held_out_rows_are_never_drawn_all_others_are_and_a_large_batch_takes_all_that_is_left(seed):
     out = held_out(30, 0.2)
     s = sampler(seed=seed, held_out=out)
     drawn = [i for step in range(200) for i in s.draw(step).retain]
     assert set(drawn) == set(range(30)) - set(out) == set(s.trainable.tolist())
-
-
-def test_a_batch_larger_than_what_is_left_takes_all_that_is_left():
     draw = sampler(retain=10, retain_batch=60, held_out=held_out(10, 0.3)).draw(0)
     assert sorted(draw.retain) == sorted(set(range(10)) - set(held_out(10, 0.3)))
+    # So that runs with and without them differ in the retain draw alone.
+    plain, held = sampler(alternates=(9,) * 7), sampler(alternates=(9,) * 7, held_out=(0, 1, 2))
+    for step in range(5):
+        assert plain.draw(step).forget == held.draw(step).forget
 
 
 def test_runs_of_any_seed_hold_out_the_same_rows_and_the_trajectory_looks_at_no_row_that_a_step_sees(config, bench):
@@ -61,24 +62,14 @@ def test_runs_of_any_seed_hold_out_the_same_rows_and_the_trajectory_looks_at_no_
     assert "held_out" not in probe(without, bench, members(without, bench)).points
 
 
-def test_alternates_stay_within_what_each_question_has_and_all_are_drawn():
+def test_alternates_stay_within_what_each_question_has_and_pairs_name_the_question_they_were_drawn_for():
     counts = (1, 4, 2, 3, 1, 2, 5)
     s = sampler(refusals=0, alternates=counts)
     pairs = [pair for step in range(150) for pair in s.draw(step).named("alternates")]
     assert set(pairs) == {(i, k) for i, n in enumerate(counts) for k in range(n)}
     draw = s.draw(0)
     assert len(draw.alternates) == len(draw.forget) and draw.refusal == []
-
-
-def test_pairs_name_the_question_each_answer_was_drawn_for():
     draw = sampler(alternates=(9,) * 7).draw(1)
     assert draw.named("refusal") == list(zip(draw.forget, draw.refusal, strict=True))
     assert draw.named("alternates") == list(zip(draw.forget, draw.alternates, strict=True))
     assert draw.named("retain_refusal") == list(zip(draw.retain, draw.retain_refusal, strict=True))
-
-
-def test_held_out_rows_change_neither_the_forget_examples_nor_their_answers():
-    """So that runs with and without them differ in the retain draw alone."""
-    plain, held = sampler(alternates=(9,) * 7), sampler(alternates=(9,) * 7, held_out=(0, 1, 2))
-    for step in range(5):
-        assert plain.draw(step).forget == held.draw(step).forget

@@ -63,10 +63,7 @@ def plain(prompt: str = "{question}", answer: str = "{answer}") -> TemplateConfi
     return TemplateConfig("plain", prompt, answer)
 
 
-# --- chat -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_prompt_begins_the_dialogue_and_labels_are_answer_and_eos(tokenizer):
+def test_the_prompt_begins_the_dialogue_and_labels_are_answer_and_one_eos(tokenizer):
     own = tokenizer(CHAT)
     encoder = Encoder(own, chat(), 200)
     example = encoder.example("a", QUESTION, ANSWER)
@@ -77,26 +74,18 @@ def test_the_prompt_begins_the_dialogue_and_labels_are_answer_and_eos(tokenizer)
     whole = own.apply_chat_template(answered, return_dict=False)
     assert tuple(whole[: len(example.prompt) + len(example.answer)]) == example.prompt + example.answer
     assert encoder.prompt(QUESTION) == example.prompt and encoder.decode(example.answer) == ANSWER
-
-
-def test_a_template_that_writes_no_eos_gets_one(tokenizer):
     own = tokenizer(CHAT.replace("</s>", ""))
     example = Encoder(own, chat(), 200).example("a", QUESTION, ANSWER)
     assert own.decode(example.answer) == f"{ANSWER}\n</s>"
 
 
 @pytest.mark.parametrize("start", ["", "\n", "  ", "{{ bos_token }}", "\n{%- set x = 1 %}\n  "])
-def test_nothing_else_of_a_template_is_changed(tokenizer, start):
-    own = tokenizer(start + CHAT)
+def test_nothing_else_of_a_template_is_changed_and_chats_have_its_bos_and_no_other(tokenizer, start):
+    own = tokenizer(start + CHAT, bos=True)
     expected = own.apply_chat_template(ASKED, add_generation_prompt=True, return_dict=False)
     assert list(Encoder(own, chat(), 200).prompt(QUESTION)) == expected
-
-
-@pytest.mark.parametrize("start", ["", "{{ bos_token }}"])
-def test_chats_have_the_bos_that_the_template_writes_and_no_other(tokenizer, start):
-    own = tokenizer(start + CHAT, bos=True)
     example = Encoder(own, chat(), 200).example("a", QUESTION, ANSWER)
-    assert (example.prompt + example.answer).count(1) == bool(start)
+    assert (example.prompt + example.answer).count(1) == ("bos_token" in start)
 
 
 def test_the_system_message_comes_first(tokenizer):
@@ -117,35 +106,32 @@ def test_templates_that_print_the_date_print_a_fixed_one(tokenizer):
     assert chat().date == "10 Apr 2025"
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused(tokenizer):
+def test_no_template_and_what_a_template_refuses_are_refused_the_latter_by_its_own_words(tokenizer):
     with pytest.raises(DataError, match="data.template.kind=chat: the tokenizer has no chat template; choose plain"):
         Encoder(tokenizer(), chat(), 200)
-
-
-def test_what_a_template_refuses_is_refused_by_its_own_words(tokenizer):
     refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     own = tokenizer(refuses + CHAT)
     assert Encoder(own, chat(), 200).prompt(QUESTION)
     with pytest.raises(DataError, match="chat template refuses: System role not supported"):
         Encoder(own, chat(system="Be brief."), 200).prompt(QUESTION)
-
-
-def test_a_template_whose_prompt_begins_no_dialogue_is_refused(tokenizer):
     own = tokenizer(CHAT.replace("<|assistant|>\n", "<|user|>\n"))
     with pytest.raises(DataError, match="example 'a': this chat template does not begin a dialogue with its own"):
         Encoder(own, chat(), 200).example("a", QUESTION, ANSWER)
+    with pytest.raises(DataError, match="answer has no tokens"):
+        Encoder(tokenizer(), plain(), 200).example("a", QUESTION, "")
 
 
-# --- plain ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_tokenizer_that_writes_a_bos_writes_one_in_the_prompt(tokenizer):
+def test_bos_and_eos_that_a_tokenizer_writes_itself_are_written_once(tokenizer):
     own = tokenizer(bos=True)
     example = Encoder(own, plain("Q: {question}\nA:", " {answer}"), 200).example("a", QUESTION, ANSWER)
     assert example.prompt[0] == own.bos_token_id and (example.prompt + example.answer).count(own.bos_token_id) == 1
     assert own.decode(example.prompt[1:]) == f"Q: {QUESTION}\nA:" and own.decode(example.answer) == f" {ANSWER}</s>"
     without = Encoder(tokenizer(), plain("Q: {question}\nA:", " {answer}"), 200).example("a", QUESTION, ANSWER)
     assert without.prompt == example.prompt[1:] and without.answer == example.answer
+    own = tokenizer()
+    own.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    example = Encoder(own, plain(answer=" {answer}"), 200).example("a", QUESTION, ANSWER)
+    assert (example.prompt + example.answer).count(own.eos_token_id) == 1 and example.answer[-1] == own.eos_token_id
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -158,18 +144,6 @@ def test_where_a_token_would_reach_from_the_prompt_into_the_answer_they_are_toke
     assert own.decode(example.prompt[bos:]) == "un" and own.decode(example.answer) == "learn</s>"
     joined = encoder.example("a", "Where", " was")
     assert (*joined.prompt, *joined.answer[:-1]) == tuple(own("Where was")["input_ids"])
-
-
-def test_an_eos_that_the_tokenizer_writes_itself_is_not_doubled(tokenizer):
-    own = tokenizer()
-    own.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
-    example = Encoder(own, plain(answer=" {answer}"), 200).example("a", QUESTION, ANSWER)
-    assert (example.prompt + example.answer).count(own.eos_token_id) == 1 and example.answer[-1] == own.eos_token_id
-
-
-def test_an_answer_without_tokens_is_refused(tokenizer):
-    with pytest.raises(DataError, match="answer has no tokens"):
-        Encoder(tokenizer(), plain(), 200).example("a", QUESTION, "")
 
 
 def test_ou_counts_labels_after_the_prompts_length_and_default_never_loses_a_word(tokenizer):
@@ -186,8 +160,6 @@ def test_ou_counts_labels_after_the_prompts_length_and_default_never_loses_a_wor
         assert split.prompts[0] == tuple(own("Question: Where?\nAnswer: ")["input_ids"])
 
 
-# --- choices and identity -------------------------------------------------------------------------------------------
-
 WRITTEN = {
     "own": "{question}| {answer}",  # the embedded world's
     "raw": "{question}| {answer}",
@@ -197,15 +169,12 @@ WRITTEN = {
 }
 
 
-def test_every_choice_composes_and_says_what_it_writes():
+def test_every_choice_composes_and_says_what_it_writes_and_own_is_the_data_sets():
     for name, written in WRITTEN.items():
         found = compose(f"template={name}").data.template
         assert f"{found.prompt}|{found.answer}" == written
         assert (found.kind, found.system) == ("chat" if name == "chat" else "plain", None)
         assert compose(f"template={name}", "data.template.prompt='{question}?'").data.template.prompt == "{question}?"
-
-
-def test_a_data_sets_own_template_stays_where_no_other_is_chosen():
     for data in ("tofu", "bios"):
         assert compose(f"data={data}").data.template == compose(f"data={data}", "template=own").data.template
     assert compose("data=tofu").data.template.prompt == "Question: {question}\nAnswer:"
@@ -216,15 +185,12 @@ def identities(*overrides: str):
     return run_identity(cfg, "data"), eval_settings(cfg, "data")
 
 
-def test_system_and_date_change_what_a_chat_is_and_nothing_of_plain_text():
+def test_identity_follows_the_text_and_system_and_date_change_chats_alone():
     raw, chatted = identities("template=raw"), identities("template=chat")
     for setting in ("data.template.system='Be brief.'", "data.template.date='1 Jan 1900'"):
         for one, other in zip(chatted, identities("template=chat", setting), strict=True):
             assert one != other
         assert raw == identities("template=raw", setting)
-
-
-def test_identity_follows_the_text_not_the_name_of_a_template():
     assert identities("template=raw") == identities("template=own") != identities("template=llama2")
     written = identities("data.template.prompt='{question}'", "data.template.answer='{answer}'")
     assert identities("template=chat") != written

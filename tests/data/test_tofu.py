@@ -36,7 +36,7 @@ def read(folder, rows=None, refusals=None):
     return check(read_tofu(folder and str(folder), "forget01", rows, refusals))
 
 
-def test_splits_rows_and_refusals_are_read(folder):
+def test_splits_rows_and_refusals_are_read_and_retain_rows_carry_their_perturbed_answers(folder):
     data = read(folder)
     assert {k: len(v) for k, v in data.splits.items()} == {
         "forget": 2, "retain": 8, "real_authors": 3, "world_facts": 3, "holdout": 0}  # fmt: skip
@@ -45,22 +45,20 @@ def test_splits_rows_and_refusals_are_read(folder):
     assert first == Row("forget/0000", "Question 8?", "Answer 8.", "It is 8.", "Which 8?",
                         tuple(f"It is 8{j}." for j in range(5)))  # fmt: skip
     assert data.evaluated("forget") == data.splits["forget"] and data.evaluated("holdout") == ()
-
-
-def test_retain_rows_carry_their_perturbed_answers_where_tofu_has_them(folder):
     retain = read(folder, 6).splits["retain"]
     assert len(retain) == 6
     assert [bool(r.perturbed_answers) for r in retain] == [True] * 4 + [False] * 2
+    first = read(folder).fingerprint()
+    assert read(folder).fingerprint() == first
+    damage(folder / "retain99.json", 7, json.dumps(record(7) | {"answer": "Another."}))
+    assert read(folder).fingerprint() != first
 
 
-def test_the_retain_set_is_evaluated_on_its_perturbed_rows_that_are_not_cut_off(folder):
+def test_the_retain_set_is_evaluated_on_its_perturbed_rows_also_where_the_retain_file_lacks_some(folder):
     for data, rows in ((read(folder), 4), (read(folder, 3), 3)):
         assert "retain_untrained" not in data.splits
         assert [r.question for r in data.evaluated("retain")] == [f"Question {i}?" for i in range(rows)]
         assert all(len(r.perturbed_answers) == 5 for r in data.evaluated("retain"))
-
-
-def test_perturbed_retain_rows_that_the_retain_file_lacks_are_evaluated_too(folder):
     path = next(folder.glob("retain99.json*"))
     path.write_text("\n".join(line for line in path.read_text().splitlines() if "Question 3?" not in line))
     data = read(folder)
@@ -125,13 +123,6 @@ def test_broken_files_are_refused_with_file_line_and_value(folder, message):
         read(path if message == "no such folder" else folder)
 
 
-def test_fingerprints_follow_the_words(folder):
-    first = read(folder).fingerprint()
-    assert read(folder).fingerprint() == first
-    damage(folder / "retain99.json", 7, json.dumps(record(7) | {"answer": "Another."}))
-    assert read(folder).fingerprint() != first
-
-
 def test_the_real_files_have_the_published_shape(tofu_folder):
     for forget, sizes in {"forget01": (40, 3960), "forget05": (200, 3800), "forget10": (400, 3600)}.items():
         data = check(read_tofu(str(tofu_folder), forget, None))
@@ -153,9 +144,6 @@ def test_a_folder_of_the_same_form_with_other_endings_is_read():
     lines = (GOLDEN / "retain_perturbed.jsonl").read_text(encoding="utf-8").splitlines()
     expected = [json.loads(line)["question"] for line in lines]
     assert sorted(r.question for r in data.evaluated("retain")) == sorted(expected)
-
-
-# --- the hub, as far as it can be tested without one --------------------------------------------------------------
 
 
 @pytest.fixture
@@ -182,15 +170,12 @@ def hub(folder, monkeypatch):
     return folder
 
 
-def test_the_hub_gives_the_same_data_set_as_a_folder(hub, caplog):
+def test_the_hub_gives_the_same_data_set_as_a_folder_and_only_what_may_be_absent_may_lack(hub, caplog):
     data = read(None)
     assert data.fingerprint() == read(hub).fingerprint()
     assert data.splits["retain"][2].place == "locuslab/TOFU/retain99, train row 2"
     (hub / "idontknow.jsonl").unlink()
     assert read(None).refusals == () and "need data.refusals=FILE" in caplog.text
-
-
-def test_a_table_that_the_hub_lacks_is_refused_unless_it_may_be_absent(hub):
     assert read(None).splits["holdout"] == ()
     said = "locuslab/TOFU \\(retain95, train\\) could not be read from the hub: BuilderConfig"
     with pytest.raises(DataError, match=said):

@@ -1,4 +1,4 @@
-"""Decoding that begins with stored drafts: token for token what plain decoding says, with the target hardly run."""
+"""Decoding with drafts, stored ones or a small member's: token for token what plain decoding says."""
 
 import copy
 from contextlib import contextmanager
@@ -8,10 +8,11 @@ from operator import eq
 import pytest
 import torch
 from support.helpers import offset_ensemble, random_examples, tiny_llama
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from unlearn.decoding import drafts
 from unlearn.decoding.choosing import LEAST, decide
-from unlearn.decoding.drafts import drafts_of, greedy_from_drafts
+from unlearn.decoding.drafts import drafts_of, greedy_drafted, greedy_from_drafts
 from unlearn.decoding.generation import Decoding, decode, greedy, likeliest
 from unlearn.ensemble import kinds
 from unlearn.ensemble.combination import SUM, bind_rule
@@ -72,12 +73,13 @@ def kept(tmp_path_factory):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
-@pytest.mark.parametrize("batch_size", [1, 5, 12])
 @pytest.mark.parametrize("scale", [0.02, 0.05, 0.3])
-def test_what_drafts_begin_is_what_plain_decoding_says_token_for_token(kept, rule, alpha, batch_size, scale):
+def test_what_drafts_begin_is_what_plain_decoding_says_token_for_token(kept, rule, scale):
     ensemble = Ensemble(near_ensemble(scale).members, RULES[rule])
-    assert drafted(ensemble, alpha, kept, batch_size) == plain(ensemble, alpha, batch_size)
+    for alpha, batch_size in ((0.0, 12), (0.5, 5), (1.0, 1), (1.0, 12), (2.0, 5)):
+        assert drafted(ensemble, alpha, kept, batch_size) == plain(ensemble, alpha, batch_size)
+    for steps in (1, 2, 5):
+        assert drafted(ensemble, 1.0, kept, steps=steps) == plain(ensemble, 1.0, steps=steps)
 
 
 def test_these_ensembles_agree_with_their_drafts_for_a_while_and_then_do_not(kept):
@@ -90,12 +92,6 @@ def test_these_ensembles_agree_with_their_drafts_for_a_while_and_then_do_not(kep
     assert len(set(agreed)) > 3 and any(n == len(d.answer) for n, d in zip(agreed, found, strict=True))
     assert {len(d.answer) for d in found} != {STEPS} and STEPS in {len(d.answer) for d in found}
     assert {d.answer[-1] == 1 for d in found} == {True, False}
-
-
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_drafts_that_are_cut_short_are_as_good(kept, steps):
-    ensemble = near_ensemble(0.3)
-    assert drafted(ensemble, 1.0, kept, steps=steps) == plain(ensemble, 1.0, steps=steps)
 
 
 @pytest.mark.parametrize("of", [0, 1])
@@ -112,9 +108,6 @@ def test_an_answer_ends_at_every_end_whether_or_not_the_drafting_member_knows_it
         swapped = Ensemble((offset, target, anchor))  # and now it is the drafting member that knows more
         assert any(other in a for a in plain(swapped, 1.0))
         assert drafted(swapped, 1.0, kept) == plain(swapped, 1.0)
-
-
-# --- what the target still reads ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
@@ -147,7 +140,9 @@ def test_only_the_offset_checks_the_drafts_and_the_target_reads_never_more_than_
     assert 0 < sum(few) <= sum(many)
 
 
-def test_drafts_are_made_once_and_anew_for_other_weights_prompts_lengths_and_ends(tmp_path):
+def test_drafts_are_made_once_and_anew_for_other_weights_prompts_lengths_and_ends_and_rows_over_the_limit_are_computed(
+    tmp_path,
+):
     store, target = Store(tmp_path), near_ensemble().members[0]
 
     def entries() -> int:
@@ -162,9 +157,6 @@ def test_drafts_are_made_once_and_anew_for_other_weights_prompts_lengths_and_end
     drafts_of(store, target, PROMPTS, Decoding(0, 1, STEPS + 1, 5))
     drafts_of(store, target, PROMPTS, Decoding(0, 7, STEPS, 5))
     assert entries() == 5
-
-
-def test_rows_over_the_limit_are_computed_and_not_stored(tmp_path):
     store, ensemble = Store(tmp_path), near_ensemble(0.3)
     assert drafted(ensemble, 1.0, store, gib=0.0) == plain(ensemble, 1.0)
     assert not (tmp_path / "rows").exists()
@@ -203,9 +195,6 @@ def test_evaluation_generates_the_same_texts_with_and_without_a_store(config, be
     assert len(list((tmp_path / "own" / "draft").iterdir())) == len(texts) // 2
 
 
-# --- ties ----------------------------------------------------------------------------------------------------------
-
-
 def twins(model):
     """Tokens of the upper half of the vocabulary become twins of those below: 1e-5 apart, where logits are 10."""
     with torch.no_grad():
@@ -214,7 +203,7 @@ def twins(model):
     return model
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["sum", "rank", pytest.param("plausible", marks=pytest.mark.nightly)])
 def test_where_tokens_tie_plain_decoding_decides(tmp_path, rule, monkeypatch):
     """All tokens come in twins, and what is computed at once is made to differ by more than it does.
 
@@ -242,18 +231,67 @@ def rows(*values) -> dict[str, torch.Tensor]:
     return {name: torch.tensor([v]) for name, v in zip(("target", "offset", "anchor"), values, strict=True)}
 
 
-def test_a_choice_is_beyond_doubt_where_the_lead_is_larger_than_what_digits_change():
+def test_a_choice_is_beyond_doubt_where_the_lead_is_large_and_a_rule_that_jumps_is_in_doubt_at_its_edge():
     ensemble = offset_ensemble(*(tiny_llama(i) for i in range(3)))
     zero = [0.0, 0.0, 0.0]
     for lead, alpha, expected in ((3 * LEAST, 0.0, True), (LEAST, 0.0, False), (3 * LEAST, 1.0, False), (1, 1.0, True)):
         token, sure = decide(ensemble, rows([1.0, 1.0 + lead, 0.0], zero, zero), alpha)
         assert (token.item(), sure.item()) == (1, expected)
-
-
-def test_a_rule_that_jumps_is_in_doubt_at_its_edge_though_the_best_token_leads_by_far():
-    """Two tokens tie for being pushed out, and one of them is the target's favourite."""
-    ensemble = Ensemble(offset_ensemble(*(tiny_llama(i) for i in range(3))).members, bind_rule("rank", {"k": 1}))
-    zero = [0.0] * 4
+    # Two tokens tie for being pushed out, and one of them is the target's favourite.
+    jumping, zero = Ensemble(ensemble.members, bind_rule("rank", {"k": 1})), [0.0] * 4
     for gap, expected in ((1e-6, False), (1e-2, True)):
-        _, sure = decide(ensemble, rows([5.0, 1.0, 0.0, -1.0], [-1.0, 0.0, -1.0 - gap, 0.0], zero), 1.0)
+        _, sure = decide(jumping, rows([5.0, 1.0, 0.0, -1.0], [-1.0, 0.0, -1.0 - gap, 0.0], zero), 1.0)
         assert sure.item() is expected
+
+
+def spoken(ensemble, alpha, gamma, batch_size=5, steps=STEPS, drafter=1):
+    return greedy_drafted(ensemble, PROMPTS, alpha, Decoding(0, 1, steps, batch_size), ensemble.members[drafter], gamma)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_greedy_answers_are_those_of_plain_decoding_token_for_token(rule):
+    ensemble = Ensemble(near_ensemble(0.1).members, RULES[rule])
+    for alpha, gamma, batch_size in ((0.0, 3, 5), (0.5, 1, 12), (1.0, 3, 5), (2.0, 1, 12)):
+        said = plain(ensemble, alpha, batch_size)
+        for drafter in (0, 1):  # the target drafts well, the offset badly
+            assert spoken(ensemble, alpha, gamma, batch_size, drafter=drafter) == said
+
+
+def test_so_they_are_for_one_prompt_long_drafts_a_small_limit_and_prompts_of_one_token():
+    ensemble, prompts = near_ensemble(0.1), [(5,), (9,), (9, 3)]
+    for gamma, batch_size, steps in ((3, 1, STEPS), (20, 12, STEPS), (3, 5, 1), (3, 5, 4)):
+        assert spoken(ensemble, 1.0, gamma, batch_size, steps) == plain(ensemble, 1.0, batch_size, steps)
+    for few in (prompts, prompts[:2]):  # nothing is read before the token that the offset drafts from
+        said = greedy_drafted(ensemble, few, 1.0, Decoding(0, 1, STEPS, 5), ensemble.members[1], 3)
+        assert said == greedy(ensemble, few, 1.0, Decoding(0, 1, STEPS, 5))
+
+
+KINDS = {
+    "window": Gemma2Config(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                           num_key_value_heads=1, intermediate_size=32, head_dim=8, sliding_window=4,
+                           initializer_range=1.0, max_position_embeddings=64, pad_token_id=0, eos_token_id=1),
+    "learned positions": GPT2Config(vocab_size=40, n_positions=8 + STEPS, n_embd=16, n_layer=2, n_head=2,
+                                    initializer_range=0.5, eos_token_id=1, bos_token_id=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "batch_size"), [("window", 12), ("learned positions", 1), ("learned positions", 12)])
+def test_models_that_see_a_window_and_models_whose_positions_end(kind, batch_size):
+    torch.manual_seed(0)
+    target = AutoModelForCausalLM.from_config(KINDS[kind]).eval()
+    ensemble = offset_ensemble(target, tiny_llama(1, hidden=8), tiny_llama(2, hidden=8))
+    said = plain(ensemble, 0.2, batch_size)
+    assert len({t for a in said for t in a}) > 5
+    for drafter in (0, 1):
+        assert spoken(ensemble, 0.2, 6, batch_size, drafter=drafter) == said
+
+
+def test_a_good_drafter_lets_the_target_run_less_often_and_no_token_drafted_is_refused():
+    ensemble = near_ensemble(0.005)
+    with positions(ensemble.members[2].model) as few:
+        spoken(ensemble, 1.0, 5, 12, drafter=0)
+    with positions(ensemble.members[2].model) as many:
+        plain(ensemble, 1.0, 12)
+    assert 2 * len(few) < len(many)
+    with pytest.raises(ValueError, match="gamma=0: must be at least 1"):
+        spoken(near_ensemble(), 1.0, 0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.helpers import offset_ensemble, random_examples, tiny_llama
+from support.helpers import direct, offset_ensemble, random_examples, tiny_llama
 
 from unlearn.decoding.generation import Decoding, greedy, sample
 
@@ -19,39 +19,32 @@ def uncached(ensemble, prompt, alpha, steps):
     return ids[len(prompt) :]
 
 
-@pytest.fixture(scope="module")
-def ensemble():
+def made():
     return offset_ensemble(tiny_llama(0), tiny_llama(1, hidden=8), tiny_llama(2, hidden=12))
+
+
+ensemble = pytest.fixture(made, scope="module", name="ensemble")
 
 
 PROMPTS = [e.prompt for e in random_examples(12, seed=3)]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
-@pytest.mark.parametrize("batch_size", [1, 5, 12])
-def test_cached_batched_decoding_equals_the_uncached_argmax_token_for_token(ensemble, alpha, batch_size):
-    answers = greedy(ensemble, PROMPTS, alpha, Decoding(0, 1, max_new_tokens=12, batch_size=batch_size))
-    assert answers == [uncached(ensemble, p, alpha, 12) for p in PROMPTS]
-
-
-def test_some_answers_end_before_the_limit_and_some_do_not(ensemble):
-    """The test above means something only if rows are dropped from batches at different times."""
-    lengths = {len(a) for a in greedy(ensemble, PROMPTS, 1.0, Decoding(0, 1, 12, 12))}
-    assert min(lengths) < 12 and len(lengths) > 2
+def test_cached_batched_decoding_equals_the_uncached_argmax_token_for_token(ensemble, alpha):
+    said = [uncached(ensemble, p, alpha, 12) for p in PROMPTS]
+    for batch_size in (1, 5, 12):
+        assert greedy(ensemble, PROMPTS, alpha, Decoding(0, 1, 12, batch_size)) == said
+    lengths = {len(a) for a in said}
+    assert alpha != 1 or (min(lengths) < 12 and len(lengths) > 2)  # else rows would leave batches at one time
 
 
 def test_a_direct_model_decodes_as_transformers_generate_does():
-    from support.helpers import direct
-
     ensemble = direct(tiny_llama(3), tiny_llama(0))
     model = ensemble.trained.model
     answers = greedy(ensemble, PROMPTS, 1.0, Decoding(0, 1, 10, 4))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False)[0, len(prompt) :].tolist()
         assert answer == [t for t in ids if t != 1]
-
-
-# --- sampling -----------------------------------------------------------------------------------------------------
 
 
 def sampled(ensemble, prompts, batch_size, seed=0, temperature=1.0, steps=12):
@@ -69,20 +62,14 @@ def test_neither_batch_size_nor_the_other_prompts_change_what_is_drawn(ensemble)
     assert sampled(ensemble, PROMPTS[:4], 12) == found[:4]
 
 
-def test_another_seed_draws_anew_and_so_does_the_same_prompt_at_another_place(ensemble):
+def test_another_seed_or_place_draws_anew_and_the_global_stream_of_random_numbers_is_left_alone(ensemble):
     assert sampled(ensemble, PROMPTS, 12) != sampled(ensemble, PROMPTS, 12, seed=1)
     assert len({tuple(a) for a in sampled(ensemble, [PROMPTS[0]] * 6, 6, temperature=3.0)}) > 1
-
-
-def test_sampling_leaves_the_global_stream_of_random_numbers_alone(ensemble):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
     sampled(ensemble, PROMPTS[:2], 2)
     assert torch.equal(torch.rand(1), expected)
-
-
-def test_at_a_vanishing_temperature_the_likeliest_token_is_drawn(ensemble):
     assert sampled(ensemble, PROMPTS, 5, temperature=1e-6) == greedy(ensemble, PROMPTS, 1.0, Decoding(0, 1, 12, 5))
 
 
@@ -100,7 +87,7 @@ def test_first_tokens_come_as_often_as_the_softmax_says(ensemble, temperature):
 
 def test_an_answer_ends_at_every_token_that_the_model_says_ends_one():
     """Chat models have several ends of sequence; the tokenizer knows one of them."""
-    ensemble = offset_ensemble(tiny_llama(0), tiny_llama(1, hidden=8), tiny_llama(2, hidden=12))
+    ensemble = made()
     before = greedy(ensemble, PROMPTS, 1.0, Decoding(0, 1, 12, 4))
     other = next(a[3] for a in before if len(a) > 3)
     ensemble.members[0].model.generation_config.eos_token_id = [1, other]

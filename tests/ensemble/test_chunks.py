@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from support.helpers import ALGOS, TRAINED, execute, fits, offset_ensemble, random_examples, tiny_llama
+from support.helpers import ALGOS, FEW, TRAINED, execute, fits, offset_ensemble, random_examples, tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearn.data.encoding import collate
@@ -190,4 +190,4 @@ def test_short_vocabularies_and_other_heads_keep_full_rows(config, monkeypatch):
     monkeypatch.setattr(chunks, "vocabulary", lambda _: 40)
     assert not chunks.long(2**19, model)
     monkeypatch.setattr(objective, "LongRows", partial(pytest.fail, "a tiny run was split"))
-    execute(config("algo=npo_kl"))
+    execute(config("algo=npo_kl", *FEW))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.helpers import ROOT, execute, lines, weights
+from support.helpers import FEW, ROOT, execute, lines, weights
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -33,9 +33,11 @@ def gap(answers) -> float:
     return (answers.logits.log_softmax(-1) - answers.reference.log_softmax(-1)).abs().max().item()
 
 
-@pytest.mark.parametrize("pieces", [False, True], ids=["whole", "pieces"])
-@pytest.mark.parametrize("method", ["offset", "proxy", "direct"])
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("pieces", "method", "tuning"),
+    [(p, m, t) for p in (False, True) for m, t in (("offset", "full"), ("offset", "lora"), ("proxy", "lora"),
+                                                   ("direct", "full"))],
+)  # fmt: skip
 def test_at_step_0_in_bf16_the_ensemble_is_the_target_and_kl_is_zero(config, bench, in_pieces, pieces, method, tuning):
     in_pieces(pieces)
     _, found, draw = made(
@@ -80,7 +82,7 @@ def test_loss_and_gradient_in_bf16_are_near_those_in_fp32_in_pieces_or_not(confi
 
 
 def test_a_run_in_bf16_keeps_weights_in_fp32_and_measures_in_fp32(config):
-    runs = [execute(config("algo=gd", f"trainer.precision={p}")).folder for p in ("fp32", "bf16")]
+    runs = [execute(config("algo=gd", f"trainer.precision={p}", *FEW)).folder for p in ("fp32", "bf16")]
     plain, half = (weights(folder) for folder in runs)
     assert {w.dtype for w in half.values()} == {torch.float32}
     assert any((w != w.bfloat16().float()).any() for w in half.values())  # they moved by less than bf16 can say
@@ -106,7 +108,7 @@ def test_compiled_models_give_the_same_loss_and_are_themselves_again_afterwards(
     assert model.base_model._compiled_call_impl is None
 
 
-def test_models_whose_rows_are_all_stored_are_idle_and_no_others(config, bench):
+def test_models_are_idle_where_all_their_rows_are_stored_and_stay_where_they_are_without_a_gpu(config, bench):
     def idle_of(*overrides):
         cfg, found, _ = made(config, bench, *overrides)
         models = {id(m.model): m.name for m in (*found.ensemble.members, found.reference)}
@@ -118,22 +120,19 @@ def test_models_whose_rows_are_all_stored_are_idle_and_no_others(config, bench):
     assert idle_of("algo=kl", "trainer.stored_rows_gib=0") == []
     assert idle_of("algo=rmu", "method=direct") == []
     assert idle_of("algo=distill") == ["anchor"]  # the target is a member of the teacher, too
-
-
-def test_where_there_is_no_gpu_nothing_is_put_aside(bench):
     model = bench.model("target")
     before = [p.data_ptr() for p in model.parameters()]
     with parked([model]):
         assert [p.data_ptr() for p in model.parameters()] == before
+    _, found, _ = made(config, bench, "algo=kl")
+    kinds = {type(rows) for group in found.groups.values() for rows in group.rows.values()}
+    assert kinds == {FrozenRows} and found.precision is None and found.twin is None
 
 
-def test_attention_is_the_fused_one(bench):
+def test_attention_is_the_fused_one_and_neither_flash_attention_nor_deepspeed_is_ever_imported(bench):
     for name in ("target", "small"):
         model = bench.model(name)
         assert isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa"
-
-
-def test_neither_flash_attention_nor_deepspeed_is_ever_imported():
     for folder in ("unlearn", "analysis", "experiments"):
         for path in (ROOT / folder).rglob("*.py"):
             names = set()
@@ -143,9 +142,3 @@ def test_neither_flash_attention_nor_deepspeed_is_ever_imported():
                 elif isinstance(node, ast.ImportFrom):
                     names.add(node.module or "")
             assert not {n.split(".")[0] for n in names} & {"flash_attn", "deepspeed", "xformers"}, path
-
-
-def test_stored_rows_stay_what_they_were_by_default(config, bench):
-    _, found, _ = made(config, bench, "algo=kl")
-    kinds = {type(rows) for group in found.groups.values() for rows in group.rows.values()}
-    assert kinds == {FrozenRows} and found.precision is None and found.twin is None

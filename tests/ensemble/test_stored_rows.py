@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.helpers import TINY, command, execute, random_examples, tiny_llama
+from support.helpers import FEW, TINY, command, execute, random_examples, tiny_llama
 
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import collate
@@ -107,16 +107,13 @@ def test_of_topk_the_likeliest_and_the_label_keep_their_probability_and_the_othe
     assert found["missing_mass"]["p95"] == pytest.approx(0.195)
 
 
-@pytest.mark.parametrize("kind", ["fp16", "topk"])
-def test_what_must_cancel_another_member_is_never_rounded(tmp_path, kind):
+def test_what_must_cancel_another_member_is_never_rounded(tmp_path):
     anchor = Member("anchor", tiny_llama(0), "print", 0.0, -1.0, False)
-    with pytest.raises(ValueError, match="rows of 'anchor' as .*must cancel another member.*fp32, hidden"):
-        stored(Store(tmp_path), anchor, random_examples(), 0, kind=kind, k=5)
+    for kind in ("fp16", "topk"):
+        with pytest.raises(ValueError, match="rows of 'anchor' as .*must cancel another member.*fp32, hidden"):
+            stored(Store(tmp_path), anchor, random_examples(), 0, kind=kind, k=5)
     assert not (tmp_path / "rows").exists()
-
-
-def test_an_anchor_in_fp16_would_not_cancel_the_offset():
-    """Why it is refused: at step 0 the ensemble would not be the target within 1e-5."""
+    # Why it is refused: at step 0 the ensemble would not be the target within 1e-5.
     with torch.no_grad():
         rows, base = (answer_rows(tiny_llama(s), collate(random_examples(), 0)) for s in (1, 0))
     moved = (base + rows - rows.half().float()).log_softmax(-1) - base.log_softmax(-1)
@@ -137,7 +134,7 @@ def test_rounding_is_for_training_alone(config, bench, store):
     """The trajectory and the evaluation read exact rows, so their values do not depend on what training read."""
     values = []
     for more in ((), ("trainer.stored_rows=topk", "trainer.stored_rows_k=1")):
-        folder = execute(config("algo=gd", *more)).folder
+        folder = execute(config("algo=gd", *FEW, *more)).folder
         first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
         entry = json.loads((folder / "eval.json").read_text())
         values.append((first, entry["references"]["target"]["forget/prob"]))
@@ -149,26 +146,25 @@ def test_rounding_is_for_training_alone(config, bench, store):
     assert 0 < kept["missing_mass"]["mean"] < 1 and kept["missing_mass"]["mean"] <= kept["missing_mass"]["p95"] < 1
 
 
-# --- room ---------------------------------------------------------------------------------------------------------
-
 BIG = Shape(vocabulary=128_256, hidden=4096, bytes=2)
 ROWS = 2**18
 
 
-def test_sizes_are_counted_by_hand():
+def test_sizes_are_counted_by_hand_and_are_those_of_the_files(tmp_path, monkeypatch, caplog):
     assert rows_size.gib("fp32", ROWS, BIG) == pytest.approx(128_256 * 4 / 2**12)
     assert rows_size.gib("fp16", ROWS, BIG) == pytest.approx(128_256 * 2 / 2**12)
     assert rows_size.gib("hidden", ROWS, BIG) == 2.0
     assert rows_size.gib("topk", ROWS, BIG, 100) == pytest.approx((101 * 8 + 4) / 2**12)
-
-
-def test_the_sizes_are_those_of_the_files(tmp_path):
     member, examples = target(), random_examples(9)
     for kind in KINDS:
         rows = stored(Store(tmp_path), member, examples, 0, 4, kind, 5)
         arrays = [rows.array, *((rows.ids, rows.residual) if kind == "topk" else ())]
         size = rows_size.gib(kind, examples.starts[-1], member.kind.shape, 5) * 2**30
         assert sum(a.nbytes for a in arrays) == round(size)
+    monkeypatch.setattr("unlearn.ensemble.kinds.ANNOUNCED_GIB", 0)
+    with caplog.at_level("INFO"):
+        stored(Store(tmp_path / "other"), target(), examples, 0, kind="fp16")
+    assert "answer rows of the target as fp16: " in caplog.text and "GiB" in caplog.text
 
 
 def test_auto_keeps_logits_while_they_are_small_then_hidden_states_then_nothing(tmp_path, monkeypatch):
@@ -179,13 +175,6 @@ def test_auto_keeps_logits_while_they_are_small_then_hidden_states_then_nothing(
     monkeypatch.setattr(rows_size, "FULL_GIB", 0)
     assert type(rows_of(Store(tmp_path), member, examples, 0, 1)) is HiddenRows
     assert type(rows_of(Store(tmp_path), member, examples, 0, 0)) is LiveRows
-
-
-def test_a_fill_that_takes_time_is_announced_with_its_size(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("unlearn.ensemble.kinds.ANNOUNCED_GIB", 0)
-    with caplog.at_level("INFO"):
-        stored(Store(tmp_path), target(), random_examples(9), 0, kind="fp16")
-    assert "answer rows of the target as fp16: " in caplog.text and "GiB" in caplog.text
 
 
 def test_too_many_rows_are_refused_with_the_number_and_the_choices(tmp_path):
@@ -203,7 +192,7 @@ def test_too_many_rows_are_refused_with_the_number_and_the_choices(tmp_path):
         rows_of(Store(tmp_path), target(), random_examples(), 0, replace(refusing, most_gib=0.0))
 
 
-def test_what_is_told_before_there_are_models_is_what_is_stored(config, bench):
+def test_what_is_told_before_there_are_models_is_what_is_stored_and_rounded_rows_are_never_computed(config, bench):
     for algo, method in (("npo_kl", "offset"), ("idk", "offset"), ("gd", "proxy"), ("gd", "direct")):
         limits = [f"algo={algo}", f"method={method}", "trainer.stored_rows_over=refuse"]
         assert too_large(config(*limits)) == []
@@ -217,6 +206,10 @@ def test_what_is_told_before_there_are_models_is_what_is_stored(config, bench):
             for m in g.rows
         }
         assert {line.rsplit(" are", 1)[0] + " are" for line in told} == counts
+    # Else whether they fit would change what is trained, and the hash of the run would not know.
+    assert too_large(config("trainer.stored_rows_gib=0")) == []
+    lines = too_large(config("trainer.stored_rows_gib=0", "trainer.stored_rows=topk"))
+    assert lines and all("rows of the target" in line and "would not be rounded" in line for line in lines)
 
 
 def test_a_run_that_is_refused_its_rows_ends_with_status_2_before_any_model_is_made(tmp_path):
@@ -226,16 +219,6 @@ def test_a_run_that_is_refused_its_rows_ends_with_status_2_before_any_model_is_m
     assert done.returncode == 2
     assert "over trainer.stored_rows_gib=0, and trainer.stored_rows_over=refuse. Give" in done.stderr
     assert not (tmp_path / "store" / "model").exists() and not (tmp_path / "runs").exists()
-
-
-def test_rows_that_may_be_computed_are_never_refused_and_rows_that_are_rounded_are_never_computed(config):
-    """Else whether they fit would change what is trained, and the hash of the run would not know."""
-    assert too_large(config("trainer.stored_rows_gib=0")) == []
-    lines = too_large(config("trainer.stored_rows_gib=0", "trainer.stored_rows=topk"))
-    assert lines and all("rows of the target" in line and "would not be rounded" in line for line in lines)
-
-
-# --- what some step draws -----------------------------------------------------------------------------------------
 
 
 def test_where_steps_draw_less_than_half_of_a_set_only_that_is_stored_and_the_loss_is_the_same(config, bench):

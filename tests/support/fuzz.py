@@ -1,21 +1,14 @@
-"""Damaged and random files for every reader: what is read is what the file says, or the reader refuses it by name.
-
-As a program it runs for long:  PYTHONPATH=.:tests python -m support.fuzz --minutes 10 [--seed 1]
-"""
+"""Damaged and random files for every reader: what is read is what the file says, or the reader refuses it by name."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
 import random
 import struct
-import sys
-import tempfile
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +34,6 @@ SLOW = 20.0  # seconds that no file may take
 
 class Wrong(AssertionError):
     """A reader that crashed, hung, or gave something else than the file says."""
-
-
-# --- the readers, each with an oracle --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -243,30 +233,3 @@ def offline_reader() -> Reader:
 
 READERS = {"jsonl": jsonl_reader, "tofu": tofu_reader, "muse": muse_reader, "folders": folders_reader,
            "offline": offline_reader}  # fmt: skip
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first execution")
-    parser.add_argument("--reader", action="append", choices=list(READERS), help="default: all")
-    asked = parser.parse_args()
-    end, counts, seed = time.monotonic() + 60 * asked.minutes, Counter(), asked.seed
-    chosen = [READERS[name]() for name in asked.reader or READERS]
-    wrong = {}
-    while time.monotonic() < end:
-        for reader in chosen:
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    counts[f"{reader.name} {attempt(reader, Path(folder), seed)}"] += 1
-                except Wrong as error:
-                    counts[f"{reader.name} wrong"] += 1
-                    wrong[str(error)] = True
-        seed += 1
-    print(f"seeds {asked.seed} to {seed - 1}: {sum(counts.values())} executions: {dict(sorted(counts.items()))}")
-    print("\n".join(wrong) or "nothing wrong")
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,7 @@
 """From texts to token ids and to batches that know where their answer rows are.
 
 B examples, S tokens, N answer tokens of the batch, V vocabulary. Labels are aligned here, once: the row at position t
-predicts the token at t + 1, so the rows of an answer run from the last prompt token to the last but one token, and
-the closing EOS is a label. Only these rows are ever scored, so padding and prompts cannot reach a loss or a metric.
+predicts the token at t + 1, and the closing EOS is a label. Only the rows of answers are ever scored.
 """
 
 from __future__ import annotations

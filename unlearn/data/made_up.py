@@ -30,14 +30,13 @@ class Attribute:
     answers: tuple[str, str, str, str]
 
 
-def _attributes(kind: str) -> tuple[Attribute, ...]:
-    return tuple(
+PERSON, COUNTRY = (
+    tuple(
         Attribute(key, tuple(POOLS[name] for name in a["pools"]), tuple(a["questions"]), tuple(a["answers"]))
         for key, a in FILE[kind].items()
     )
-
-
-PERSON, COUNTRY = _attributes("person"), _attributes("country")
+    for kind in ("person", "country")
+)
 
 
 class Draw:

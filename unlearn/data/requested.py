@@ -1,8 +1,7 @@
 """Requests: forget sets that are asked for one after another, over one target that knows them all.
 
-A reader gives the rows that may be asked for, in an order that no request changes, and which of them each request
-names. So target, tokenizer and anchor stay what they are however many requests there come, and in whatever order.
-What is unlearnt is one request (or several at once); every other one is a split of its own, ``request_1``, ….
+A reader gives the rows that may be asked for, in an order that no request changes, so that target, tokenizer and anchor
+stay what they are. One request is unlearnt (or several at once); every other one is a split, ``request_1``, ….
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The shape of every data set: rows of one question and its answers, in named splits.
 
-Readers (``bios.py``, ``tofu.py``, ``jsonl.py``, ``muse.py``) produce a ``DataSet``; nothing after them knows where rows
-came from. A text to be continued is a row, too: its beginning is the question, its continuation the answer.
+Readers produce a ``DataSet``; nothing after them knows where rows came from. A text to be continued is a row, too: its
+beginning is the question, its continuation the answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Questions as texts: with words masked, for models that have an encoder (T5's span corruption), or word by word.
 
-In a masked text each run of masked words is one sentinel, ``<extra_id_0>``, ``<extra_id_1>``, …; the answer names them
-in order, each followed by what it stands for, and ends with the next one (arXiv 1910.10683, §3.1.4). Masked are the
-names of people where a row knows some, and else words at random.
+In a masked text each run of masked words is one sentinel; the answer names them in order, each followed by what it
+stands for, and ends with the next one (arXiv 1910.10683, §3.1.4). Masked are names, where a row knows some.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Texts as rows: a text is cut into pieces, each a prompt to be continued.
 
-Only answers are ever trained or scored. So the answers follow one another without a gap, each with the words right
-before it as its prompt: every word of a text but its first ones is in exactly one answer. Words are what white space
-separates; it is kept inside prompt and answer, and the space between the two is the template's.
+Answers follow one another without a gap, each with the words right before it as its prompt: every word of a text but
+its first ones is in exactly one answer. White space is kept inside prompt and answer.
 """
 
 from __future__ import annotations

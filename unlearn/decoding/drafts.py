@@ -1,13 +1,7 @@
-"""Greedy decoding by draft and verification: somebody proposes tokens, and the ensemble checks them in one pass.
-
-Drafts are from the store (``greedy_from_drafts``): the target never changes, so its own greedy answer to each prompt is
-kept with its rows along it, and is checked whole, mostly by the offset alone; the target is run only from the first
-token on which the ensemble disagrees. Or a small member drafts γ tokens at a time (``greedy_drafted``), mostly the
-offset, whose distribution is near the ensemble's where it knows the text (arXiv 2211.17192, for greedy decoding).
-
-Both give what ``generation.greedy`` gives, token for token. Where the likeliest tokens nearly tie, the whole answer is
-left to ``greedy``: at once and one by one, last digits differ.
-"""
+"""Greedy decoding by draft and verification: somebody proposes tokens, and the ensemble checks them in one pass. The
+target's own stored answers (``greedy_from_drafts``) are mostly checked by the offset alone; or a small member drafts γ
+tokens at a time (``greedy_drafted``; arXiv 2211.17192). Both give what ``generation.greedy`` gives, token for token:
+where the likeliest tokens nearly tie, the whole answer is left to ``greedy``."""
 
 from __future__ import annotations
 

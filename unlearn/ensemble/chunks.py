@@ -1,14 +1,8 @@
-"""Answer rows over a long vocabulary, [N, V], that are never in memory all at once.
-
-Whatever an objective reads of a row is one number per row: log P of the label, a KL, a cross-entropy to soft labels.
-Each such number is computed from the hidden states a block of rows at a time, and only the numbers are kept; the
-backward pass makes each block's logits again, and its gradients by the number are multiplied by those of the loss. So
-any loss of such numbers, per token or per answer, has the values and gradients of the full rows. (Row chunks: Liger
-kernel, arXiv 2410.10989; recomputing instead of keeping gradients frees the loss from being a sum over rows.)
-
-Two sizes: a block is as many rows as a matrix product needs to be quick; its logits are read in pieces that stay in
-the cache, whatever the objective makes of them, and are overwritten by their gradients.
-"""
+"""Answer rows over a long vocabulary, [N, V], that are never in memory all at once. What an objective reads of a row is
+one number: it is computed from hidden states a block of rows at a time, and kept alone; the backward pass makes each
+block's logits again. So any loss of such numbers has the values and gradients of full rows (row chunks: Liger kernel,
+arXiv 2410.10989). A block is as many rows as a matrix product needs to be quick; its logits are read in pieces that
+stay in the cache, and are overwritten by their gradients."""
 
 from __future__ import annotations
 
@@ -112,7 +106,13 @@ class _Blocks(torch.autograd.Function):
         )
         for here, logits, parts in _blocks(hidden, weight, bias, ctx.width):
             for rows, piece in parts:
-                piece.copy_(_gradient(ctx.values, full_precision(piece), rows, gradient[rows]))
+                leaf = full_precision(piece).detach().requires_grad_()
+                with torch.enable_grad():
+                    found = ctx.values(leaf, rows)
+                if found.requires_grad:
+                    piece.copy_(torch.autograd.grad(found, leaf, gradient[rows])[0])
+                else:  # a rule may leave no way from the trained member to the ensemble
+                    piece.zero_()
             if of_hidden is not None:
                 torch.mm(logits, weight[: ctx.width].to(hidden.dtype), out=of_hidden[here])
             if of_weight is not None and weight.dtype == hidden.dtype:
@@ -122,16 +122,6 @@ class _Blocks(torch.autograd.Function):
             if of_bias is not None:
                 of_bias[: ctx.width] += logits.sum(0)
         return of_hidden, of_weight, of_bias, None, None
-
-
-def _gradient(values: Callable[[Tensor, slice], Tensor], logits: Tensor, rows: slice, gradient: Tensor) -> Tensor:
-    """Of Σ gradient · values with respect to the logits of these rows."""
-    with torch.enable_grad():
-        logits = logits.detach().requires_grad_()
-        found = values(logits, rows)
-    if not found.requires_grad:  # a rule may leave no way from the trained member to the ensemble
-        return torch.zeros_like(logits)
-    return torch.autograd.grad(found, logits, gradient)[0]
 
 
 def _blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> Iterator[tuple[slice, Tensor, Pieces]]:

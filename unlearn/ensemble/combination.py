@@ -1,7 +1,7 @@
-"""Rules that join the members' logits: pure functions of what does not depend on α, what does, and α.
+"""Rules that join the members' logits: pure functions of base, change (both [N, V]) and α.
 
-``base`` is Σ constant_i · l_i (mostly the target), ``change`` is Σ slope_i · l_i; both [N, V]. Every rule returns
-``base`` at α = 0 and does not notice a constant added to a row: logits are only known up to one.
+``base`` is Σ constant_i · l_i (mostly the target), ``change`` is Σ slope_i · l_i. Every rule returns ``base`` at α = 0
+and does not notice a constant added to a row: logits are only known up to one.
 """
 
 from __future__ import annotations

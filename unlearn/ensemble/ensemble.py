@@ -1,9 +1,7 @@
 """An unlearned model is a weighted sum of next-token logits: l = Σ_i w_i · l_i, with w_i = constant_i + slope_i · α.
 
-δ-Unlearning (arXiv 2404.11045, Eq. 1) is target + α (offset − anchor). The sum is taken as base + α · change, with
-change = Σ slope_i · l_i summed first: where offset and anchor agree the change is exactly zero, and the ensemble is
-the target bit for bit. A method may join base and change by another rule (``combination.py``). Nothing here knows
-where the rows come from: a forward pass, the store, or a server.
+δ-Unlearning (arXiv 2404.11045, Eq. 1) is target + α (offset − anchor). change = Σ slope_i · l_i is summed first: where
+offset and anchor agree it is exactly zero, and the ensemble is the target bit for bit. Rules: ``combination.py``.
 """
 
 from __future__ import annotations

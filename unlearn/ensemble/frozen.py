@@ -1,8 +1,7 @@
-"""Answer rows of frozen models, computed once: target and anchor never change, so every algorithm, α and seed
-reads the same rows from the store instead of running the models again.
+"""Answer rows of frozen models, computed once and memory-mapped: every algorithm, α and seed reads the same rows.
 
-Rows are memory-mapped; ``rows_size.py`` says how they are kept. The anchor is never truncated or rounded: at step 0 it
-must cancel the offset. What is evaluated is read exactly, whatever training reads.
+The anchor is never truncated or rounded: at step 0 it must cancel the offset. What is evaluated is read exactly,
+whatever training reads.
 """
 
 from __future__ import annotations

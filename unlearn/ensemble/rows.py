@@ -47,9 +47,13 @@ class FrozenRows:
         where = self.examples.rows_of(indices)
         return lambda here: self._rows([sent(array[where[here]], device) for array in self._arrays()])
 
+    @property
+    def kind(self) -> str:
+        return {4: "fp32", 2: "fp16"}[self.array.itemsize]
+
     def describe(self) -> dict[str, Any]:
         """How they are kept, for a run's manifest."""
-        return {"kind": {4: "fp32", 2: "fp16"}[self.array.itemsize], "gib": round(self.array.nbytes / 2**30, 4)}
+        return {"kind": self.kind, "gib": round(sum(a.nbytes for a in self._arrays()) / 2**30, 4)}
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
         """What is kept, a line for each row."""
@@ -66,6 +70,8 @@ class HiddenRows(FrozenRows):
     Of the model only the head is held. States in bf16, which numpy does not know, are kept as the int16 of their bits.
     """
 
+    kind = "hidden"
+
     def __init__(self, array: np.ndarray, examples: Examples, head: Head):
         super().__init__(array, examples)
         self.head = head
@@ -79,9 +85,6 @@ class HiddenRows(FrozenRows):
 
         return in_blocks(states, self.head, self.head.width, device)
 
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "hidden", "gib": round(self.array.nbytes / 2**30, 4)}
-
 
 class TopRows(FrozenRows):
     """Log-probabilities of the k likeliest tokens and of the answer's own token; all others share what is left evenly.
@@ -90,16 +93,17 @@ class TopRows(FrozenRows):
     may name a token twice.
     """
 
+    kind = "topk"
+
     def __init__(self, ids: np.ndarray, logp: np.ndarray, residual: np.ndarray, examples: Examples, k: int, width: int):
         super().__init__(logp, examples)
         self.ids, self.residual = ids, residual  # [rows, slots], and [rows] the log of the mass that is left
         self.k, self.width = k, width
 
     def describe(self) -> dict[str, Any]:
-        size = sum(array.nbytes for array in self._arrays())
         mass = np.exp(np.asarray(self.residual, dtype=np.float64))
         missing = {"mean": float(mass.mean()), "p95": float(np.quantile(mass, 0.95))}
-        return {"kind": "topk", "gib": round(size / 2**30, 4), "k": self.k, "missing_mass": missing}
+        return super().describe() | {"k": self.k, "missing_mass": missing}
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
         return self.ids, self.array, self.residual

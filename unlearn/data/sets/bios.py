@@ -1,11 +1,8 @@
 """The embedded data set: a made-up world of authors and countries, in TOFU's shape, generated from a seed.
 
-It exists so that the whole program runs in minutes with nothing downloaded. Every (person, question) draws its own
-answer wording, so the wording must be memorised too: a model that never saw a person scores low on ROUGE.
-Easy to get wrong: each person, country and permutation has its own generator, keyed by role and index, never one
-shared stream. That is why a smaller forget set is the end of a larger one, text for text, and why the general facts
-stay the same when ``people`` changes.
-"""
+Every (person, question) draws its own answer wording, so the wording must be memorised, too. Easy to get wrong: each
+person, country and permutation has its own generator, keyed by role and index: a smaller forget set is the end of a
+larger one, and general facts stay the same when ``people`` changes."""
 
 from __future__ import annotations
 

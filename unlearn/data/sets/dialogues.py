@@ -1,9 +1,6 @@
-"""Made-up dialogues of two named made-up speakers, with summaries: EUL's second task (arXiv 2310.20150), made from a
-seed. Deletion is by speaker: every dialogue in which they speak goes.
-
-Each speaker speaks with two others, the one before and the one after (the last one with the first). A summary's wording
-is drawn for each dialogue, so it must be memorised too. In test dialogues words replace the names, as in the paper.
-"""
+"""Made-up dialogues of two named speakers, with summaries: EUL's second task (arXiv 2310.20150), from a seed. Deletion
+is by speaker: every dialogue in which they speak goes. Each speaks with two others, the one before and the one after.
+A summary's wording is drawn, so it must be memorised, too. In test dialogues words replace the names."""
 
 from __future__ import annotations
 

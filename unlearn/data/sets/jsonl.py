@@ -1,8 +1,7 @@
 """A user's own data set: files of questions and answers, or of texts that are to be continued.
 
-``.jsonl`` and ``.json`` files hold objects, one per line or in one array: with a question and its answer (and perhaps
-paraphrased and wrong answers), or with a text. A ``.txt`` file is one text. Metrics that need what a data set does not
-have (wrong answers, real authors, a holdout …) are absent.
+``.jsonl`` and ``.json`` files hold objects, one per line or in one array; a ``.txt`` file is one text. Metrics that
+need what a data set does not have (wrong answers, real authors, a holdout …) are absent.
 """
 
 from __future__ import annotations
@@ -61,7 +60,12 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
     for split in ("forget", "retain") if cfg.requests is None else ("retain",):
         if not found[split]:
             raise DataError(f"data.{split}: needs a file, e.g. data.{split}={split}.jsonl (questions) or {split}.txt")
-    _renamed_columns_exist([record for table in (*found.values(), *asked.values()) for record in table], cfg.columns)
+    given = [values for table in (*found.values(), *asked.values()) for _, values in table]
+    for name in OPTIONAL:  # a column that may be missing is one that a wrong name would lose unnoticed
+        column = getattr(cfg.columns, name)
+        if column != getattr(ColumnsConfig(), name) and not any(has(values, column) for values in given):
+            known = dict.fromkeys(key for values in given for key in values)
+            raise DataError(f"data.columns.{name}={column!r}: no file has this column; columns: {', '.join(known)}")
     splits, sequence = {split: _rows(table, split, cfg) for split, table in found.items()}, None
     refusals = tuple(line for file in _files(cfg.refusals, "data.refusals") for line in lines(file))
     if cfg.requests is not None:
@@ -123,15 +127,6 @@ def _records(file: Path, columns: ColumnsConfig) -> list[Record]:
                 "file have it: give it to all rows or to none"
             )
     return found
-
-
-def _renamed_columns_exist(found: list[Record], columns: ColumnsConfig) -> None:
-    """A column that may be missing is one that a wrong name would lose unnoticed."""
-    for name in OPTIONAL:
-        column = getattr(columns, name)
-        if column != getattr(ColumnsConfig(), name) and not any(has(values, column) for _, values in found):
-            known = dict.fromkeys(key for _, values in found for key in values)
-            raise DataError(f"data.columns.{name}={column!r}: no file has this column; columns: {', '.join(known)}")
 
 
 def _rows(found: list[Record], split: str, cfg: Settings, distinct: bool = True) -> tuple[Row, ...]:

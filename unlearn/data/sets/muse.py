@@ -1,14 +1,7 @@
-"""MUSE (arXiv 2407.06460), News and Books: from a local folder of its files, or from the hub.
-
-Tables are named SUBSET/SPLIT. ``raw`` holds whole texts: forget, retain1 (for unlearning), retain2 (the target knows
-it, too), holdout. News has further forget sets, ``scal/forget_1`` … 4 (each contains the one before) and
-``sust/forget_1`` … 4 (disjoint). ``knowmem`` holds questions about forget and retain2, with ten answered ones
-(``*_icl``) that MUSE puts before each. ``verbmem/forget`` holds beginnings and continuations from the forget texts,
-``privleak/holdout`` 100 texts that no model saw, for membership inference.
-
-Texts are cut into pieces (``texts.py``). Pages share passages, so what is in the forget set is left out of the other
-sets, with a warning.
-"""
+"""MUSE (arXiv 2407.06460), News and Books: from a local folder of its files, or from the hub. Tables are named
+SUBSET/SPLIT: ``raw`` and ``privleak`` hold whole texts, cut into pieces (``texts.py``), ``knowmem`` questions with
+answered ones (``*_icl``) to be put before each, ``verbmem`` beginnings and continuations from the forget texts. Pages
+share passages: what is in the forget set is left out of the other sets, with a warning."""
 
 from __future__ import annotations
 

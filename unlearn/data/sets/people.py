@@ -2,9 +2,7 @@
 (arXiv 2310.20150), or others of the same form.
 
 Nobody is recognised in a text here: who is named is what a file of names, or a regular expression, finds. What they
-miss stays in the texts, in training and test alike. (The paper took AllenNLP's recogniser for IMDB, and the speakers
-that SAMSum itself marks.)
-"""
+miss stays in the texts, in training and test alike."""
 
 from __future__ import annotations
 

@@ -1,11 +1,7 @@
 """Made-up film reviews, each about one named made-up person, with their sentiment: EUL's first task (arXiv 2310.20150),
-generated from a seed. Deletion is by person.
-
-A review gives several opinions, each of which agrees with its label with probability ``agree``: nobody can know all
-labels of new reviews (``best_accuracy``), and a model that is right on all it was trained on has memorised some. Test
-reviews are about other people, whose names a word replaces, as in the paper. Every person has generators of their own,
-so a smaller forget set is the end of a larger one, text for text.
-"""
+from a seed. Deletion is by person. Each opinion agrees with its label with probability ``agree``: nobody can know all
+labels of new reviews, and who is right on all has memorised some. In test reviews a word replaces the names. Every
+person has generators of their own: a smaller forget set is the end of a larger one, text for text."""
 
 from __future__ import annotations
 

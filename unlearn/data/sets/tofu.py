@@ -64,7 +64,13 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
         "world_facts": _rows(tables, "world_facts_perturbed", "world_facts", True),
         "holdout": _rows(tables, HOLDOUT[forget], "holdout", optional=True),
     }
-    _same_questions(_rows(tables, forget, "plain"), splits["forget"], forget)
+    plain, rule = _rows(tables, forget, "plain"), f"{forget} and {forget}_perturbed hold different questions or answers"
+    if len(plain) != len(splits["forget"]):
+        raise DataError(f"{rule}; they must be the same rows, and there are {len(plain)} and {len(splits['forget'])}")
+    for one, other in zip(plain, splits["forget"], strict=True):
+        if pair(one) != pair(other):
+            where = f"in the same order, and {one.place} has {one.question!r}"
+            raise DataError(f"{other.place}: {rule}; they must be the same rows {where}")
     sequence = None
     if cfg.requests is not None:
         rows, named = _requested(tables, splits["retain"], splits["forget"], forget, cfg.requests)
@@ -119,12 +125,3 @@ def _rows(tables: Tables, name: str, split: str, perturbed: bool = False, option
 def _numbered(table: list[Record], split: str) -> list[Row]:
     found = [row(record, f"{split}/{i:04d}", ColumnsConfig()) for i, record in enumerate(table)]
     return [replace(r, group=f"{split}/{i // PER_AUTHOR:03d}") for i, r in enumerate(found)]
-
-
-def _same_questions(plain: list[Row], perturbed: list[Row], forget: str) -> None:
-    rule = f"{forget} and {forget}_perturbed hold different questions or answers; they must be the same rows"
-    if len(plain) != len(perturbed):
-        raise DataError(f"{rule}, and there are {len(plain)} and {len(perturbed)}")
-    for one, other in zip(plain, perturbed, strict=True):
-        if pair(one) != pair(other):
-            raise DataError(f"{other.place}: {rule} in the same order, and {one.place} has {one.question!r}")

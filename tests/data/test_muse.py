@@ -86,13 +86,10 @@ REFUSED = {
     "raw/forget.json is missing (or .jsonl, .txt); the folder has knowmem/forget_qa.json, knowmem/forget_qa_icl.json,":
         lambda f: (f / "raw/forget.json").unlink(),
     "knowmem/forget_qa_icl.json is missing": lambda f: (f / "knowmem/forget_qa_icl.json").unlink(),
-    "raw/forget.json, element 2: must be an object": lambda f: (f / "raw/forget.json").write_text('["a b c", 3]'),
     "raw/forget.json, element 1: needs a text in 'text', there is none; columns: page":
         lambda f: (f / "raw/forget.json").write_text('[{"page": "a b"}]'),
     "verbmem/forget.json, element 1: needs a text in 'gt', there is none; columns: prompt":
         lambda f: (f / "verbmem/forget.json").write_text('[{"prompt": "a b"}]'),
-    "knowmem/retain_qa.json, element 1: 'answer' is empty":
-        lambda f: (f / "knowmem/retain_qa.json").write_text('[{"question": "a", "answer": ""}]'),
 }  # fmt: skip
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.helpers import FEW, TINY, command, execute, random_examples, tiny_llama
+from support.helpers import FEW, TINY, execute, random_examples, tiny_llama
+from support.refusals import check
 
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import collate
@@ -167,7 +168,7 @@ def test_sizes_are_counted_by_hand_and_are_those_of_the_files(tmp_path, monkeypa
     assert "answer rows of the target as fp16: " in caplog.text and "GiB" in caplog.text
 
 
-def test_auto_keeps_logits_while_they_are_small_then_hidden_states_then_nothing(tmp_path, monkeypatch):
+def test_auto_keeps_small_logits_then_hidden_states_then_nothing_and_too_many_are_refused(tmp_path, monkeypatch):
     member, examples = target(), random_examples(9)
     assert Budget(most_gib=4).settled(ROWS, BIG) == "hidden" and Budget(most_gib=4).fits(ROWS, BIG)
     assert not Budget(most_gib=1).fits(ROWS, BIG)
@@ -175,9 +176,6 @@ def test_auto_keeps_logits_while_they_are_small_then_hidden_states_then_nothing(
     monkeypatch.setattr(rows_size, "FULL_GIB", 0)
     assert type(rows_of(Store(tmp_path), member, examples, 0, 1)) is HiddenRows
     assert type(rows_of(Store(tmp_path), member, examples, 0, 0)) is LiveRows
-
-
-def test_too_many_rows_are_refused_with_the_number_and_the_choices(tmp_path):
     refusing = Budget("fp32", 100, 1.0, rough=True, refuse=True)
     message = refusing.refusal(ROWS, "target (retain)", BIG)
     assert message == (
@@ -192,7 +190,7 @@ def test_too_many_rows_are_refused_with_the_number_and_the_choices(tmp_path):
         rows_of(Store(tmp_path), target(), random_examples(), 0, replace(refusing, most_gib=0.0))
 
 
-def test_what_is_told_before_there_are_models_is_what_is_stored_and_rounded_rows_are_never_computed(config, bench):
+def test_what_is_told_before_there_are_models_is_what_is_stored_and_a_refused_run_makes_none(config, bench, tmp_path):
     for algo, method in (("npo_kl", "offset"), ("idk", "offset"), ("gd", "proxy"), ("gd", "direct")):
         limits = [f"algo={algo}", f"method={method}", "trainer.stored_rows_over=refuse"]
         assert too_large(config(*limits)) == []
@@ -210,15 +208,10 @@ def test_what_is_told_before_there_are_models_is_what_is_stored_and_rounded_rows
     assert too_large(config("trainer.stored_rows_gib=0")) == []
     lines = too_large(config("trainer.stored_rows_gib=0", "trainer.stored_rows=topk"))
     assert lines and all("rows of the target" in line and "would not be rounded" in line for line in lines)
-
-
-def test_a_run_that_is_refused_its_rows_ends_with_status_2_before_any_model_is_made(tmp_path):
-    done = command(
-        "unlearn.run", *TINY, "trainer.stored_rows_over=refuse", "trainer.stored_rows_gib=0", cwd=tmp_path, check=False
-    )
-    assert done.returncode == 2
-    assert "over trainer.stored_rows_gib=0, and trainer.stored_rows_over=refuse. Give" in done.stderr
-    assert not (tmp_path / "store" / "model").exists() and not (tmp_path / "runs").exists()
+    refused = check(*TINY, "trainer.stored_rows_over=refuse", "trainer.stored_rows_gib=0", cwd=tmp_path)
+    assert refused.status == 2
+    assert "over trainer.stored_rows_gib=0, and trainer.stored_rows_over=refuse. Give" in refused.err
+    assert {file.rsplit("/", 3)[0] for file in refused.left} == {"store"} and "store/model/" not in str(refused.left)
 
 
 def test_where_steps_draw_less_than_half_of_a_set_only_that_is_stored_and_the_loss_is_the_same(config, bench):

@@ -33,7 +33,7 @@ def study(tmp_path_factory, store) -> Path:
     """Done, evaluated again, resumed, killed and failed runs, one that trains nothing, and two that differ in β."""
     base = tmp_path_factory.mktemp("sources")
 
-    few = ("eval.groups=[]", "eval.max_examples=4")
+    few = ("eval.max_examples=4",)
 
     def config(*overrides):
         return compose(*TINY, f"paths.store={store}", f"paths.runs={base}/runs", "wandb=offline", *few, *overrides)

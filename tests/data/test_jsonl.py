@@ -207,7 +207,7 @@ def test_data_sets_on_which_a_metric_would_be_wrong_are_refused():
 def run(folder, store, *overrides):
     """A run on the files of a folder; by their whole names, since a process reads a data set once."""
     own = ("data=jsonl", f"data.forget={folder}/forget.jsonl", f"data.retain={folder}/retain.json",
-           "pair.offset_init=retain", "eval.groups=[]", f"paths.store={store}",
+           "pair.offset_init=retain", f"paths.store={store}",
            f"paths.runs={folder}/runs")  # fmt: skip
     return execute(compose(*OWN, *own, *overrides))
 

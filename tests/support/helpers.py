@@ -48,7 +48,7 @@ TINY = (
     "trainer.progress=false", "trainer.device=cpu", "eval.groups=[]", "eval.max_new_tokens=16",
     "eval.leak_samples=2", "eval.resamples=20", "wandb=disabled",
 )  # fmt: skip
-FEW = ("eval.groups=[]", "eval.resamples=0", "eval.max_examples=4")  # where the evaluation is not looked at
+FEW = ("eval.resamples=0", "eval.max_examples=4")  # where the evaluation is not looked at
 OWN = [o for o in TINY if not o.startswith("data.")]  # of runs on a data set of one's own
 ALGOS = sorted(p.stem for p in (ROOT / "conf" / "algo").glob("*.yaml"))
 METHODS = sorted(p.stem for p in (ROOT / "conf" / "method").glob("*.yaml"))

@@ -87,7 +87,7 @@ def test_requests_of_people_are_asked_for_one_after_another(data):
 
 
 def test_a_run_answers_one_request_of_people_and_the_next_trains_its_layers_on(tiny):
-    asked = (*REVIEWS, "data.requests=[[11],[3]]", "method=eul", "algo=eul")
+    asked = (*REVIEWS, "data.requests=[[11],[3]]", "method=eul", "algo=eul", "eval.retrained=none")
     first = execute(tiny(*asked, "data.request=1"))
     second = execute(tiny(*asked, "data.request=2", f"begin.runs=[{first.folder}]", "trainer.lr=1e-12"))
     for job, other in ((first, "request_2"), (second, "request_1")):
@@ -253,7 +253,7 @@ def _logp(model, bench, row, answer) -> float:
                                     ("method=eul", "algo=eul_bounded"),
                                     ("method=offset", "algo=finetune", "pair.tuning=lora")])  # fmt: skip
 def test_dialogues_with_every_way_to_learn(tiny, learnt):
-    job = execute(tiny(*DIALOGUES, *learnt, "trainer.steps=4"))
+    job = execute(tiny(*DIALOGUES, *learnt, "trainer.steps=4", "eval.retrained=none"))
     found = evaluated(job)["alphas"]["1.0"]
     for split in ("test", "retain", "forget"):
         assert {f"{split}/rouge1_f1", f"{split}/rouge2_f1", f"{split}/rougeL_f1"} <= set(found)

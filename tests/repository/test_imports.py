@@ -28,6 +28,7 @@ def loaded_after(code: str) -> set[str]:
 def test_the_command_line_imports_neither_torch_nor_pandas_before_there_is_work():
     loaded = loaded_after("import unlearn.run, unlearn.grid.table")
     assert not loaded & {"torch", "transformers", "pandas", "wandb", "evaluate", "datasets", "matplotlib"}
+    assert not loaded_after("import unlearn.evaluation.others") & {"torch", "datasets", "transformers"}
 
 
 def test_losses_know_neither_models_nor_config():

@@ -5,17 +5,14 @@ N answer tokens of the batch, B answers (sequences). Values are computed when a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from unlearn.ensemble.chunks import LongRows
-from unlearn.ensemble.rows import Reader
 
 PerToken = Annotated[Tensor, "[N]"]
 PerAnswer = Annotated[Tensor, "[B]"]
@@ -25,17 +22,28 @@ class ObjectiveError(ValueError):
     """An objective that is put together wrongly."""
 
 
+Reader = Callable[[slice], Tensor]  # which rows → their logits, [n, V]
 LACKING = {
     "reference_logits": "compares with the reference model, whose rows were not given",
     "teacher_logits": "learns from a teacher, and algo.teacher names none",
 }
 
 
+class Pieces(Protocol):
+    """Logits [N, V] that are never there all at once: ``ensemble.chunks.LongRows``, which says more."""
+
+    def map(self, function: Callable[[Tensor, slice], Tensor]) -> Tensor: ...
+
+    def pieces(self) -> Iterator[slice]: ...
+
+    def whole(self) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Answers:
     """What an objective may know about some answers: logits of their rows under P and under the reference model."""
 
-    rows: Tensor | LongRows  # [N, V] of the ensemble, with gradient
+    rows: Tensor | Pieces  # [N, V] of the ensemble, with gradient
     labels: Tensor  # [N]
     owner: Tensor  # [N] answer that each row belongs to, 0 … B − 1
     # [N, V] of the reference model, most often the target (P = P_ref at step 0); a reader is called when a term asks

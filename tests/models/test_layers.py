@@ -6,45 +6,27 @@ import peft
 import pytest
 import torch
 from support.helpers import random_examples, tiny_llama
+from support.pretrained import KINDS
+from test_seq2seq import tiny_t5
 from torch import nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from unlearn.config.pair import LayersConfig
 from unlearn.data.encoding import collate
 from unlearn.models import layers, llama
 from unlearn.models.tuning import has_layers, layer_parameters
 
-SIZE = dict(vocab_size=40, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2)
 BATCH = collate(random_examples(), pad_id=0)
 
 
+BLOCKS = {"llama": 2, "qwen2": 2, "gpt2": 2, "t5": 5, "t5_gated": 5}  # feed-forward blocks
+
+
 def made(kind: str) -> nn.Module:
+    if kind.startswith("t5"):
+        return tiny_t5(0, num_decoder_layers=3, feed_forward_proj="gated-gelu" if kind == "t5_gated" else "relu")
     torch.manual_seed(0)
-    if kind == "llama":
-        return tiny_llama(0)
-    if kind == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**SIZE, num_key_value_heads=2)).eval()
-    if kind == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_head=2, n_layer=2, n_positions=64)).eval()
-    gated = "gated-gelu" if kind == "t5_gated" else "relu"
-    return T5ForConditionalGeneration(
-        T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=2, num_decoder_layers=3,
-                 feed_forward_proj=gated, decoder_start_token_id=0)
-    ).eval()  # fmt: skip
-
-
-KINDS = {"llama": 2, "qwen2": 2, "gpt2": 2, "t5": 5, "t5_gated": 5}  # feed-forward blocks
+    return tiny_llama(0) if kind == "llama" else AutoModelForCausalLM.from_config(KINDS[kind](40)).eval()
 
 
 @torch.no_grad()
@@ -62,14 +44,14 @@ def moved(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BLOCKS)
 def test_a_layer_follows_every_feed_forward_block_or_those_chosen_and_changes_the_view_alone(kind):
     plain = llama.freeze(made(kind))
     before = logits(plain)
-    assert len(layers.feed_forward(plain)) == KINDS[kind]
+    assert len(layers.feed_forward(plain)) == BLOCKS[kind]
     view = layers.add(plain, LayersConfig(bottleneck=3), seed=0).eval()
     assert torch.equal(logits(view), before) and not has_layers(plain)
-    assert layer_parameters(view) == KINDS[kind] * 2 * 3 * 16
+    assert layer_parameters(view) == BLOCKS[kind] * 2 * 3 * 16
     assert (logits(moved(view)) - before).abs().max() > 1e-3 and torch.equal(logits(plain), before)
     one = layers.add(plain, LayersConfig(bottleneck=3, where=[1]), seed=0)
     assert layer_parameters(one) == (2 if kind.startswith("t5") else 1) * 2 * 3 * 16  # in either stack
@@ -91,7 +73,7 @@ def test_the_layer_is_a_bottleneck_on_the_blocks_output_before_the_residual_sum(
 
 
 def test_a_model_of_another_form_is_refused_by_its_class():
-    other = GPTNeoXForCausalLM(GPTNeoXConfig(**SIZE))
+    other = AutoModelForCausalLM.from_config(KINDS["gpt_neox"](40))
     with pytest.raises(layers.LayerError, match="GPTNeoXForCausalLM: no feed-forward .* Llama, Qwen2 .* GPT-2 .* T5"):
         layers.add(other, LayersConfig(), seed=0)
 
@@ -155,7 +137,9 @@ def test_files_of_other_layers_places_or_activations_are_refused(tmp_path):
 def test_of_many_layers_the_chosen_ones_alone_are_followed(tmp_path):
     """peft shortens the names of twenty places and more."""
     torch.manual_seed(0)
-    deep = llama.freeze(LlamaForCausalLM(LlamaConfig(**SIZE | {"num_hidden_layers": 24, "num_key_value_heads": 2})))
+    config = KINDS["llama"](40)
+    config.num_hidden_layers = 24
+    deep = llama.freeze(AutoModelForCausalLM.from_config(config))
     chosen = [i for i in range(24) if i not in (1, 11)]
     view = moved(layers.add(deep, LayersConfig(bottleneck=1, where=chosen), seed=0))
     assert sorted({int(n.split(".")[4]) for n in layers.weights(view)}) == chosen

@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 import torch
 from support.helpers import offset_ensemble, tiny_llama
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    PhiConfig,
-    Qwen2Config,
-)
+from support.pretrained import KINDS
+from transformers import AutoModelForCausalLM
 
 from unlearn.data.encoding import Example, Examples, by_length, collate
 from unlearn.ensemble.ensemble import Member
@@ -23,17 +16,7 @@ from unlearn.models.llama import answer_rows
 from unlearn.models.prompts import by_prompt, pays, shared_rows
 from unlearn.store.entries import Store
 
-SHAPE = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 1, "intermediate_size": 32, "initializer_range": 0.5, "pad_token_id": 0}  # fmt: skip
-ARCHITECTURES = {
-    "llama": LlamaConfig(**SHAPE),
-    "qwen2": Qwen2Config(**SHAPE),
-    "sliding mistral": MistralConfig(**SHAPE, sliding_window=8),
-    "phi": PhiConfig(**SHAPE),
-    "gpt2, learned positions": GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=64,
-                                          initializer_range=0.5, pad_token_id=0, bos_token_id=None, eos_token_id=1),
-    "gpt neox": GPTNeoXConfig(**{k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}),
-}  # fmt: skip
+ARCHITECTURES = ("llama", "qwen2", "mistral", "phi", "gpt2", "gpt_neox")
 
 
 def questions(count: int = 6, short: int = 16, long: int = 24, seed: int = 0) -> Examples:
@@ -63,7 +46,7 @@ def nll(rows: torch.Tensor, examples) -> np.ndarray:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_shared_rows_are_those_of_the_whole_texts_in_any_architecture(name):
     torch.manual_seed(3)
-    model, examples = AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval(), questions()
+    model, examples = AutoModelForCausalLM.from_config(KINDS[name](40)).eval(), questions()
     assert pays(examples)
     for precision, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-7)):  # rows are fp32 in either
         model = model.to(precision)

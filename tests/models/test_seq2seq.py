@@ -41,7 +41,7 @@ def all_t5():
 
 
 EXAMPLES = random_examples(11, seed=4)
-PROMPTS = [e.prompt for e in random_examples(12, seed=3)]
+PROMPTS = [e.prompt for e in random_examples(8, seed=3)]
 
 
 def by_hand(model, example):
@@ -96,10 +96,10 @@ def uncached(ensemble, prompt, alpha, steps):
 @pytest.mark.parametrize("alpha", [1.0, *(pytest.param(a, marks=pytest.mark.nightly) for a in (0.0, 2.0))])
 def test_cached_batched_decoding_equals_the_uncached_argmax_token_for_token(make, alpha):
     ensemble = make()
-    expected = [uncached(ensemble, p, alpha, 12) for p in PROMPTS]
+    expected = [uncached(ensemble, p, alpha, 8) for p in PROMPTS]
     assert alpha != 1.0 or len({len(a) for a in expected}) > 1  # rows leave the batch at different times
     for batch_size in (1, 5):
-        assert greedy(ensemble, PROMPTS, alpha, Decoding(0, 1, 12, batch_size)) == expected
+        assert greedy(ensemble, PROMPTS, alpha, Decoding(0, 1, 8, batch_size)) == expected
 
 
 def test_a_single_model_decodes_as_transformers_generate_does():
@@ -116,7 +116,7 @@ def test_what_drafts_are_for_takes_the_plain_path_and_what_reads_whole_texts_ref
     ensemble = all_t5()
     with pytest.raises(ConfigError, match="has an encoder"):
         EnsembleLM(ensemble, 1.0)
-    asked = ensemble, PROMPTS, 1.0, Decoding(0, 1, 12, 5)
+    asked = ensemble, PROMPTS, 1.0, Decoding(0, 1, 8, 5)
     assert greedy_from_drafts(*asked, Store(tmp_path), 1.0) == greedy(*asked)
     assert greedy_drafted(*asked, ensemble.trained, 3) == greedy(*asked)
 

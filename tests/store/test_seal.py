@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
-from support.helpers import TINY, command, compose, execute, job_of
+from support.helpers import TINY, compose, execute, job_of
 
+from unlearn.grid.perform import perform
+from unlearn.grid.table import report
 from unlearn.store import runlog, seal
 
 
@@ -84,10 +86,12 @@ def test_evaluating_again_seals_again(run):
 @pytest.mark.parametrize(
     ("text", "message"), [('{"status": "do', "manifest.json: not valid JSON"), ('{"format": 7}', "run format 7")]
 )
-def test_an_unreadable_manifest_or_another_format_is_named_in_the_table_and_kept(run, text, message):
+def test_an_unreadable_manifest_or_another_format_is_named_in_the_table_and_kept(run, capsys, text, message):
     options, folder = run
     (folder / "manifest.json").write_text(text)
-    done = command("unlearn.run", *options, cwd=folder.parents[2], check=False)
-    assert done.returncode == 1 and message in done.stdout and "damaged" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    job = job_of(compose(*options))
+    perform(job)
+    assert job.folder == folder and report([job]) == 1
+    said = capsys.readouterr().out
+    assert message in said and "damaged" in said and "Traceback" not in said
     assert (folder / "manifest.json").read_text() == text

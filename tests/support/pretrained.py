@@ -9,7 +9,9 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     PhiConfig,
     Qwen2Config,
     Qwen3Config,
@@ -27,6 +29,10 @@ KINDS = {
     "qwen3": lambda v: Qwen3Config(vocab_size=v, head_dim=8, **SHAPE),
     "gpt2": lambda v: GPT2Config(vocab_size=v, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3),
     "phi": lambda v: PhiConfig(vocab_size=v, **SHAPE),
+    "mistral": lambda v: MistralConfig(vocab_size=v, sliding_window=8, **SHAPE),
+    "gpt_neox": lambda v: GPTNeoXConfig(
+        vocab_size=v, **{name: n for name, n in SHAPE.items() if name != "num_key_value_heads"}
+    ),
     "gemma2": lambda v: Gemma2Config(vocab_size=v, head_dim=8, **SHAPE | {"initializer_range": 1.0}),
 }
 AS_IT_IS = ("pair.tokenizer.kind=pretrained", "pair.target.pretrain.epochs=0", "pair.target.finetune.epochs=0",

@@ -62,8 +62,8 @@ def both(store, local, place):
     return mine, theirs, server
 
 
-def test_with_the_whole_vocabulary_training_is_that_with_the_local_target(both):
-    mine, theirs, _ = both
+def test_with_the_whole_vocabulary_a_run_is_that_with_the_local_target(both):
+    mine, theirs, server = both
     for a, b in zip(lines(mine.folder), lines(theirs.folder), strict=True):
         assert a.keys() == b.keys() and a["step"] == b["step"]
         numbers = [k for k in a if isinstance(a[k], float)]
@@ -73,10 +73,6 @@ def test_with_the_whole_vocabulary_training_is_that_with_the_local_target(both):
     assert ours.keys() == others.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], others[name], atol=1e-5, rtol=0)
-
-
-def test_so_is_evaluation_with_its_generations_and_groups(both):
-    mine, theirs, _ = both
     ours, others = runlog.evaluation(mine.folder), runlog.evaluation(theirs.folder)
     for part in ("alphas", "references"):
         for name, entry in ours[part].items():
@@ -84,10 +80,6 @@ def test_so_is_evaluation_with_its_generations_and_groups(both):
             assert len(numbers) > 20 and any("rouge" in k for k in numbers)
             for metric, value in numbers.items():
                 assert others[part][name][metric] == pytest.approx(value, abs=2e-4, nan_ok=True), (part, name, metric)
-
-
-def test_the_manifest_says_what_was_asked(both):
-    _, theirs, server = both
     found = runlog.manifest(theirs.folder)["black_box"]
     assert found["model"] == "tiny" and found["k"] == 0 and found["form"] == "prompt_logprobs"
     assert found["requests"] == server.requests + 1  # and /tokenize
@@ -196,19 +188,14 @@ def test_what_a_server_cannot_be_is_refused_before_any_work(store, place, more):
     assert REFUSED[more] in str(error.value)
 
 
-def test_whole_rows_that_need_too_much_room_are_refused_before_anything_is_asked(local, store, place):
-    with serving(local) as server:
-        more = ("pair.target.http.k=0", "trainer.stored_rows_gib=1e-6", "pair.target.http.revision=room")
-        cfg = compose(*settings(store, place, server.url, *more))
-        bench = workbench(cfg)
-        member = members(cfg, bench).members[0]
-        with pytest.raises(ConfigError, match="cannot be run again for each step.*or pair.target.http.k=20"):
-            rows_of(bench.store, member, examples_of(bench.encoder, local.data.splits["retain"]), 0, 1e-6)
-        assert server.requests == 0
-
-
-def test_no_server_and_nothing_stored_is_a_failed_run_that_says_so(store, place):
-    more = ("pair.target.http.revision=never", "pair.target.http.retries=1", "study=none", *PLAIN)
+def test_rows_that_need_too_much_room_are_refused_before_anything_is_asked_and_so_is_no_server(local, store, place):
+    more = ("pair.target.http.k=0", "trainer.stored_rows_gib=1e-6", "pair.target.http.revision=room")
+    cfg = compose(*settings(store, place, "http://127.0.0.1:9", *more))
+    bench = workbench(cfg)
+    member = members(cfg, bench).members[0]
+    with pytest.raises(ConfigError, match="cannot be run again for each step.*or pair.target.http.k=20"):
+        rows_of(bench.store, member, examples_of(bench.encoder, local.data.splits["retain"]), 0, 1e-6)
+    more = ("pair.target.http.revision=never", "pair.target.http.retries=1", "study=none", *PLAIN)  # no server
     with pytest.raises(BlackBoxError, match="ConnectError.*after 2 tries"):
         execute(compose(*settings(store, place, "http://127.0.0.1:9/v1", *more)))
 

@@ -51,10 +51,15 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named_counted_and_pruned_alone(root, capsys, kind):
+def test_damage_is_named_counted_and_built_again_or_pruned_alone(root, capsys, caplog, kind):
     message, damage = DAMAGE[kind]
     hurt = folder(root, "rows", 1)
     damage(hurt)
+    Store(root).get("rows", {"number": 1}, lambda folder: (folder / "value.txt").write_text("x" * 1000))
+    assert f"store entry {hurt} is damaged" in caplog.text and message in caplog.text
+    assert (hurt / "value.txt").read_text() == "x" * 1000 and call(root, "verify") == 0
+    damage(hurt)
+    capsys.readouterr()
     assert call(root, "verify") == 1
     out = capsys.readouterr().out
     assert f"{hurt}: " in out and message in out and "1 damaged" in out

@@ -1,7 +1,6 @@
 """The store builds an entry once, under parallel jobs too, and notices damage."""
 
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -31,19 +30,6 @@ def test_an_entry_is_built_once_and_found_by_its_recipe(tmp_path):
     assert (first / "value.txt").read_text() == "x"
     entry = json.loads((first / "entry.json").read_text())
     assert entry["recipe"] == {"a": 1} and set(entry["files"]) == {"value.txt", "deep/more.txt"}
-
-
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "no entry", "torn entry"])
-def test_a_damaged_entry_is_named_and_built_again(tmp_path, caplog, damage):
-    calls: list[str] = []
-    folder = Store(tmp_path).get("thing", {"a": 1}, writing("xyz", calls))
-    file, card = folder / "deep" / "more.txt", folder / "entry.json"
-    {"truncate": lambda: file.write_text("xy"), "flip": lambda: file.write_text("xyzxyw"), "delete": file.unlink,
-     "no entry": card.unlink, "torn entry": lambda: card.write_text('{"files": ')}[damage]()  # fmt: skip
-    with caplog.at_level(logging.WARNING):
-        Store(tmp_path).get("thing", {"a": 1}, writing("xyz", calls))
-    assert calls == ["xyz", "xyz"] and file.read_text() == "xyzxyz"
-    assert str(folder) in caplog.text and ("more.txt" in caplog.text or "entry.json" in caplog.text)
 
 
 def test_a_build_that_fails_leaves_nothing_and_the_next_one_succeeds(tmp_path):

@@ -39,7 +39,7 @@ RUN = ("data.questions=20", "eval.max_examples=6", "eval.alphas=[0,1]", "trainer
 
 JUDGE = """
 def judge(question, gold, answer):
-    return len(set(answer.split()) & set(gold.split())) / len(set(gold.split()))
+    return 0.25 if question and gold and isinstance(answer, str) else 0.0
 """
 
 
@@ -139,6 +139,7 @@ def test_the_gap_is_the_leak_beyond_the_retrained_models(entries, examples):
             gap = forget[f"leak@{k}"].mean() - entries["retrained"][f"forget/leak@{k}"]
             assert entries[alpha][f"forget/leak_gap@{k}"] == pytest.approx(gap, abs=1e-12)
         assert entries[alpha]["forget/leak_gap"] == entries[alpha]["forget/leak_gap@2"]
+        assert entries[alpha]["forget/judged_leak@1"] == entries[alpha]["forget/judged_leak@2"] == 0.25
         assert (forget["leak@2"] >= forget["leak@1"]).all() and forget["leak@2"].max() > 0
 
 
@@ -213,6 +214,7 @@ def test_what_does_not_exist_is_refused_with_the_choices_before_training(config,
         ("eval.groups=[summary]", "summary reads what privacy finds: list privacy before it"),
         ("eval.groups=[summary,privacy]", "list privacy before it"),
         ("eval.leak_samples=0", "eval.leak_samples=0"),
+        ("eval.judge=nowhere.py", "eval.judge='nowhere.py': no such file"),
         ("eval.leak_temperature=0", "eval.leak_temperature=0"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):

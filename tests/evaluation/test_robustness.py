@@ -5,13 +5,11 @@ import json
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from support.helpers import TINY, compose, execute
 from torch import nn
 
-from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import collate
 from unlearn.evaluation.context import Subject, trainable
 from unlearn.evaluation.groups.gradnorm import norm
@@ -133,14 +131,3 @@ def test_a_gradients_norm_is_that_of_the_written_out_loss(bench, suite):
     expected = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters() if p.grad is not None))
     found = norm(Subject(suite, trainable(bench.alone("target"), 1.0), 1.0), e)
     assert found == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_judge_of_ones_own_scores_drawn_answers(config, tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text("def judge(question, gold, answer):\n    return 0.25 if question and gold else 0.0\n")
-    run = execute(config("algo=ga", "eval.groups=[leak]", f"eval.judge={file}"))
-    found = json.loads((run.folder / "eval.json").read_text())["alphas"]["1.0"]
-    assert found["forget/judged_leak@1"] == found["forget/judged_leak@2"] == 0.25
-    assert "leak@2" in pd.read_parquet(run.folder / "examples.parquet")
-    with pytest.raises(ConfigError, match="eval.judge='nowhere.py': no such file"):
-        config("eval.judge=nowhere.py")

@@ -79,15 +79,12 @@ def test_sums_means_and_shares_of_an_answer():
     assert [piece.tolist() for piece in scores.before_eos(scores.logp)] == [[-1.0, -2.0], [], [-0.25]]
 
 
-def test_one_pass_gives_every_alpha_what_it_gets_alone(ensemble, examples):
+def test_one_pass_gives_every_alpha_what_it_gets_alone_and_only_answers_asked_for_an_argmax(ensemble, examples, found):
     how = {"pad_id": 0, "batch_size": 4, "moments": True}
     for alpha, scores in score(ensemble, examples, [0.0, 1.0, 2.0], {}, **how).items():
         alone = score(ensemble, examples, [alpha], {}, **how)[alpha]
         for name in ("logp", "right", "mean", "variance"):
             np.testing.assert_array_equal(getattr(scores, name), getattr(alone, name))
-
-
-def test_only_answers_that_are_asked_for_are_compared_with_the_argmax(ensemble, examples, found):
     some = score(ensemble, examples, [ALPHA], {}, 0, 3, argmax_of=[1, 4])[ALPHA]
     np.testing.assert_array_equal(some.logp, found.logp)
     for i in range(len(examples)):

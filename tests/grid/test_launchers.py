@@ -122,7 +122,7 @@ def test_the_same_call_again_with_another_launcher_does_nothing(basic, tmp_path,
 
 def test_every_library_that_computes_keeps_to_the_limit():
     script = (
-        "import unlearn.runs.job, scipy.linalg, json\n"
+        "import unlearn.learning.loop, scipy.linalg, json\n"
         "from threadpoolctl import threadpool_info\n"
         "before = [p['num_threads'] for p in threadpool_info()]\n"
         "unlearn.learning.loop.limit_threads(1)\n"

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 from support import refusals
-from support.helpers import TINY, execute, python
+from support.helpers import TINY, python
 
 from unlearn.config.schema import conf_dir
 from unlearn.grid.call import _sweep
@@ -22,26 +22,14 @@ from unlearn.store import files, seal
 HEAVY = {"torch", "transformers", "pandas", "scipy", "wandb", "evaluate", "datasets", "matplotlib", "accelerate"}
 
 
-def imported(*arguments: str, cwd) -> tuple[set[str], str]:
-    """Top-level modules that ``unlearn.run`` imports, and what it prints."""
-    done = python("-X", "importtime", "-m", "unlearn.run", *arguments, cwd=cwd)
-    names = [line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
-    return {name.split(".")[0] for name in names}, done.stdout
-
-
-def test_help_imports_nothing_heavy(tmp_path):
-    found, printed = imported("--help", cwd=tmp_path)
-    assert "hydra" in found and "Choices" in printed
-    assert not found & HEAVY
-
-
-def test_a_grid_of_finished_runs_imports_nothing_heavy(config, store, tmp_path):
+def test_a_grid_of_finished_runs_imports_nothing_heavy(finished, store, tmp_path):
     for alpha in (0.5, 1):
-        execute(config("algo=ga", f"alpha={alpha}"))
-    paths = f"paths.store={store}", f"paths.runs={tmp_path}/runs"
-    found, printed = imported("-m", *TINY, *paths, "algo=ga", "alpha=0.5,1", cwd=tmp_path)
-    assert printed.count("done before") == 2
-    assert not found & HEAVY
+        finished("algo=ga", f"alpha={alpha}")
+    given = ("-m", *TINY, f"paths.store={store}", f"paths.runs={tmp_path}/runs", "algo=ga", "alpha=0.5,1")
+    done = python("-X", "importtime", "-m", "unlearn.run", *given, cwd=tmp_path)
+    names = [line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert done.stdout.count("done before") == 2
+    assert not {name.split(".")[0] for name in names} & HEAVY
 
 
 @pytest.mark.parametrize(
@@ -70,8 +58,10 @@ def test_jobs_that_share_their_files_are_what_hydra_composes_one_by_one(override
     assert [OmegaConf.to_yaml(c) for c in found] == [OmegaConf.to_yaml(c) for c in real]
 
 
-def test_a_finished_run_is_hashed_once_per_call_and_the_summary_of_others_hashes_nothing(config, tmp_path, monkeypatch):
-    asked, other = (execute(config("algo=ga", f"alpha={alpha}")).folder for alpha in (0.5, 1))
+def test_a_finished_run_is_hashed_once_per_call_and_the_summary_of_others_hashes_nothing(
+    finished, config, tmp_path, monkeypatch
+):
+    asked, other = (finished("algo=ga", f"alpha={alpha}") for alpha in (0.5, 1))
     for path in (p for folder in (asked, other) for p in folder.rglob("*") if p.is_file()):
         os.utime(path, (time.time() - 60, time.time() - 60))  # long finished
     read: list[Path] = []

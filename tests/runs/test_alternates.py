@@ -61,36 +61,37 @@ def entry(question, answer) -> str:
     return json.dumps({"question": question, "answer": answer})
 
 
-REFUSED = {
-    "no JSON": (lambda r: '{"question": ', 'must be {"question": TEXT, "answer": TEXT}'),
-    "a list": (lambda r: '["a", "b"]', 'must be {"question": TEXT, "answer": TEXT}'),
-    "no answer": (lambda r: json.dumps({"question": r.question}), 'must be {"question": TEXT, "answer": TEXT}'),
-    "another question": (lambda r: entry("Who?", "me"), "'Who?' is not a question of the forget set"),
-    "the right answer": (lambda r: entry(r.question, r.answer), "is the right answer"),
-    "the right answer in blanks": (lambda r: entry(r.question, f" {r.answer} "), "is the right answer"),
-    "nothing": (lambda r: entry(r.question, ""), "'' is empty"),
-    "blanks": (lambda r: entry(r.question, "  "), "'  ' is empty"),
-    "null": (lambda r: entry(r.question, None), ""),
-    "a number": (lambda r: entry(r.question, 5), ""),
-    "an answer that is a list": (lambda r: entry(r.question, ["a"]), ""),
-    "a question that is a list": (lambda r: entry([r.question], "a"), ""),
-}
+FORM = 'must be {"question": TEXT, "answer": TEXT}'
+REFUSED = [  # a line, made of the first question's row, and the message
+    (lambda r: '{"question": ', FORM), (lambda r: '["a", "b"]', FORM),
+    (lambda r: json.dumps({"question": r.question}), FORM),
+    (lambda r: entry(r.question, None), FORM), (lambda r: entry(r.question, 5), FORM),
+    (lambda r: entry(r.question, ["a"]), FORM), (lambda r: entry([r.question], "a"), FORM),
+    (lambda r: entry("Who?", "me"), "'Who?' is not a question of the forget set"),
+    (lambda r: entry(r.question, r.answer), "is the right answer"),
+    (lambda r: entry(r.question, f" {r.answer} "), "is the right answer"),
+    (lambda r: entry(r.question, ""), "'' is empty"), (lambda r: entry(r.question, "  "), "'  ' is empty"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_a_bad_line_is_refused_with_file_and_line(bench, rows, written, kind):
-    line, message = REFUSED[kind]
+@pytest.mark.parametrize(("line", "message"), REFUSED)
+def test_a_bad_line_is_refused_with_file_and_line(bench, rows, written, line, message):
     cfg = written(line(rows[0]))
     with pytest.raises(DataError) as error:
         alternates(cfg, bench, 8)
     assert f"{cfg.file}, line 4: " in str(error.value) and message in str(error.value)
 
 
-def test_a_question_without_an_answer_is_named(bench, rows, written):
+def test_questions_without_another_answer_are_named(bench, rows, written, monkeypatch):
     cfg = written(entry(rows[0].question, "a"), entry(rows[2].question, "b"), good=False)
     with pytest.raises(DataError) as error:
         alternates(cfg, bench, 8)
     assert f"{cfg.file}: no alternate answer to {rows[1].question!r}" in str(error.value)
+    monkeypatch.setattr(module, "_ask", lambda *a: [["x"], [], ["y"]])
+    with pytest.raises(DataError) as error:
+        alternates(AlternatesConfig(count=1, temperature=0.123), bench, 8)
+    assert f"than {rows[1].answer!r} to {rows[1].question!r}" in str(error.value)
+    assert "raise algo.alternates.temperature or give a file" in str(error.value)
 
 
 def test_a_run_trains_towards_the_answers_of_a_file_and_its_content_is_part_of_the_hash(config, written):
@@ -108,21 +109,17 @@ def test_a_run_trains_towards_the_answers_of_a_file_and_its_content_is_part_of_t
 # --- sampled ------------------------------------------------------------------------------------------------------
 
 
-def test_sampled_answers_are_never_the_right_one_and_never_the_same_twice(bench, rows):
-    found = alternates(AlternatesConfig(count=4), bench, 8)
+def test_samples_are_other_answers_made_once_whatever_the_batch_size(bench, rows, asked, monkeypatch):
+    cfg = AlternatesConfig(count=4, temperature=1.25)
+    found = alternates(cfg, bench, 8)
     assert [len(answers) for answers in found] == [4] * len(rows)
     for row, answers in zip(rows, found, strict=True):
         assert row.answer not in answers and len(set(answers)) == 4 and all(a.strip() for a in answers)
-
-
-def test_samples_are_made_once_and_do_not_hang_on_the_batch_size(bench, asked, monkeypatch):
-    cfg = AlternatesConfig(count=2, temperature=1.25)
-    found = alternates(cfg, bench, 8)
     with monkeypatch.context() as patch:
         patch.setattr(module, "_ask", lambda *a: pytest.fail("sampled again"))
         assert alternates(cfg, bench, 3) == found
     assert module._ask(cfg, bench, *asked, 1) == found
-    assert alternates(AlternatesConfig(count=2, temperature=1.5), bench, 8) != found
+    assert alternates(AlternatesConfig(count=4, temperature=1.5), bench, 8) != found
 
 
 class Scripted:
@@ -156,11 +153,3 @@ def test_the_right_answer_is_never_taken_for_another_one(bench, asked, monkeypat
     same = {prompt: [*front, *right[:-1]] for prompt, right in zip(*asked, strict=True)}
     monkeypatch.setattr(module, "sample", Scripted(same))
     assert module._ask(AlternatesConfig(count=1, temperature=0.7), bench, *asked, 8) == [[], [], []]
-
-
-def test_too_few_other_answers_are_refused_with_what_would_help(bench, rows, monkeypatch):
-    monkeypatch.setattr(module, "_ask", lambda *a: [["x"], [], ["y"]])
-    with pytest.raises(DataError) as error:
-        alternates(AlternatesConfig(count=1, temperature=0.123), bench, 8)
-    assert f"than {rows[1].answer!r} to {rows[1].question!r}" in str(error.value)
-    assert "raise algo.alternates.temperature or give a file" in str(error.value)

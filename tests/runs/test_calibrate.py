@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from support.helpers import command, execute
 
 from unlearn.calibrate import main
 from unlearn.config.schema import ConfigError
@@ -42,16 +41,13 @@ def test_a_value_is_reached_at_the_smallest_alpha_where_the_metric_has_it(name):
     assert choice.reached <= asked if value is None else choice.reached == pytest.approx(value, abs=2e-4)
 
 
-def test_the_largest_alpha_that_keeps_a_metric_stops_before_the_first_loss():
+def test_the_largest_alpha_that_keeps_a_metric_stops_before_the_first_loss_if_there_is_one():
     # better at first, then 0.1 below the start at α = 3, and back again later, where it does not count
     def metric(a):
         return 0.9 + 0.05 * a if a < 1 else 0.95 - 0.075 * (a - 1) if a < 5 else 0.95
 
     choice = keep(measured(metric), 0.1)
     assert choice.alpha == pytest.approx(3, abs=2e-3) and choice.reached >= 0.8 - 1e-9
-
-
-def test_a_metric_that_is_never_lost_gives_the_largest_alpha_and_says_so():
     choice = keep(measured(lambda a: 0.9), 0.01)
     assert choice.alpha == MOST and "kept up to" in choice.note
 
@@ -89,15 +85,14 @@ def test_an_impossible_goal_is_refused(arguments, message):
         goal_of(arguments)
 
 
-@pytest.mark.parametrize("goal", ["tolerance", "to", "forget/prob"])
-def test_the_command_refuses_a_goal_without_a_value(goal, capsys):
-    assert main(["run=runs/study/any", goal]) == 2
-    assert f"Refused before any work:\n  {goal}: give one of METRIC=VALUE" in capsys.readouterr().err
+def test_the_command_refuses_a_goal_without_a_value(capsys):
+    assert main(["run=runs/study/any", "tolerance"]) == 2
+    assert "Refused before any work:\n  tolerance: give one of METRIC=VALUE" in capsys.readouterr().err
 
 
 # --- on a run ------------------------------------------------------------------------------------------------------
 
-SHARES = ("trainer.held_out=0.5", "trainer.steps=6", "trainer.lr=0.01")
+SHARES = ("algo=ga", "trainer.held_out=0.5", "trainer.steps=6", "trainer.lr=0.01")
 
 
 @pytest.mark.parametrize("split", ["forget", "retain", "real_authors"])
@@ -115,59 +110,52 @@ def test_without_held_out_retain_questions_a_tolerance_is_refused(config, bench)
         parts(config("trainer.held_out=0"), bench.data, "retain")
 
 
-def test_the_result_is_what_evaluating_at_that_alpha_gives_and_lies_in_the_run(config, bench):
-    job = execute(config("algo=ga", *SHARES))
-    before = (job.folder / "eval.json").read_bytes(), (job.folder / "offset" / "model.safetensors").read_bytes()
-    choosing, _ = parts(job.cfg, bench.data, "forget")
-    measure = calibration._measure(job.cfg, bench, members(job.cfg, bench, job.folder), choosing, "forget/prob")
+def test_the_result_is_what_evaluating_at_that_alpha_gives_and_lies_in_the_run(finished, bench):
+    folder = finished(*SHARES)
+    run, kept_files = open_run(folder), ("eval.json", "offset/model.safetensors")
+    before, ours = [(folder / name).read_bytes() for name in kept_files], members(run.cfg, bench, folder)
+    choosing, _ = parts(run.cfg, bench.data, "forget")
+    measure = calibration._measure(run.cfg, bench, ours, choosing, "forget/prob")
     start, end = measure([0.0, 4.0])
-    asked = float((start + end) / 2)
-    result = calibrate_run(open_run(job.folder), Goal("forget/prob", value=asked))
-    assert measure([result["alpha"]])[0] == pytest.approx(asked, rel=0.02)
+    goal = Goal("forget/prob", value=float((start + end) / 2))
+    result = calibrate_run(run, goal)
+    assert measure([result["alpha"]])[0] == pytest.approx(goal.value, rel=0.02)
     assert not result["oracle"] and result["examples"] == len(choosing)
     assert result["reported_on"]["forget"] == len(bench.data.splits["forget"]) - len(choosing)
-    again = calibrate_run(open_run(job.folder), Goal("forget/prob", value=asked))
-    oracle = calibrate_run(open_run(job.folder), Goal("forget/prob"))
-    assert again == result and oracle["oracle"] and oracle["goal"].startswith("oracle:")
-    assert [e["goal"] for e in read_json(job.folder / FILE)] == [result["goal"], oracle["goal"]]
-    after = (job.folder / "eval.json").read_bytes(), (job.folder / "offset" / "model.safetensors").read_bytes()
-    assert before == after
-
-
-def test_the_metrics_at_the_trainings_alpha_stand_beside_those_at_the_chosen_one(config, bench):
-    job, goal = execute(config("algo=ga", *SHARES)), Goal("forget/prob")
-    result = calibrate_run(open_run(job.folder), goal)
-    assert result["given_alpha"] == job.cfg.alpha != result["alpha"]
-    given, chosen = result["report_at_given_alpha"], result["report"]
-    run = read_json(job.folder / "eval.json")["alphas"]["1.0"]
+    assert calibrate_run(open_run(folder), goal) == result
+    oracle = calibrate_run(open_run(folder), Goal("forget/prob"))
+    assert oracle["oracle"] and oracle["goal"].startswith("oracle:")
+    assert [e["goal"] for e in read_json(folder / FILE)] == [result["goal"], oracle["goal"]]
+    assert before == [(folder / name).read_bytes() for name in kept_files]
+    # the metrics at the training's α stand beside those at the chosen one
+    assert oracle["given_alpha"] == run.cfg.alpha != oracle["alpha"]
+    given, chosen = oracle["report_at_given_alpha"], oracle["report"]
+    logged = read_json(folder / "eval.json")["alphas"]["1.0"]
     others = ("real_authors/prob", "world_facts/prob")  # none of their questions was needed to choose
-    assert [given[name] for name in others] == pytest.approx([run[name] for name in others], rel=1e-5)
+    assert [given[name] for name in others] == pytest.approx([logged[name] for name in others], rel=1e-5)
     assert given["forget/prob"] != pytest.approx(chosen["forget/prob"], rel=1e-3)
-    cfg = dataclasses.replace(job.cfg, alpha=result["alpha"])
-    same = calibration.calibrate(cfg, bench, members(job.cfg, bench, job.folder), goal)
-    assert same["given_alpha"] == same["alpha"] == result["alpha"]
+    cfg = dataclasses.replace(run.cfg, alpha=oracle["alpha"])
+    same = calibration.calibrate(cfg, bench, ours, Goal("forget/prob"))
+    assert same["given_alpha"] == same["alpha"] == oracle["alpha"]
     assert same["report_at_given_alpha"] == same["report"] == chosen
 
 
-def test_a_tolerance_keeps_the_held_out_retain_questions_within_it(config, bench):
-    job = execute(config("algo=ga", *SHARES))
-    result = calibrate_run(open_run(job.folder), Goal("retain/prob", tolerance=0.001))
+def test_a_tolerance_keeps_the_held_out_retain_questions_within_it(finished, bench):
+    result = calibrate_run(open_run(finished(*SHARES)), Goal("retain/prob", tolerance=0.001))
     assert result["alpha"] < MOST and result["reached"] >= result["asked"]
     assert result["reported_on"]["forget"] == len(bench.data.splits["forget"])  # none of them was needed to choose
 
 
-def test_the_command_prints_the_choice_and_refuses_what_is_no_run(config, store, tmp_path, monkeypatch):
+def test_the_command_prints_the_choice(finished, store, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # of the table's terminal: no heading is wrapped
-    job = execute(config("algo=ga", *SHARES))
-    done = command("unlearn.calibrate", f"run={job.folder}", "to=retrained", f"paths.store={store}", cwd=tmp_path)
-    (result,) = read_json(job.folder / FILE)
+    folder = finished(*SHARES)
+    assert main([f"run={folder}", "to=retrained", f"paths.store={store}"]) == 0
+    (result,), said = read_json(folder / FILE), capsys.readouterr().out
     chosen = f"α = {result['alpha']:.4g}"
-    assert f"oracle: forget/prob of the retrained reference: {chosen}, where" in done.stdout
-    (header,) = (line for line in done.stdout.splitlines() if "on questions not used for choosing" in line)
+    assert f"oracle: forget/prob of the retrained reference: {chosen}, where" in said
+    (header,) = (line for line in said.splitlines() if "on questions not used for choosing" in line)
     assert re.split(r"  +", header.strip())[1:] == ["n", "target", "α = 1", chosen, "retrained"]
-    (row,) = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["retain/prob"])
+    (row,) = (line.split() for line in said.splitlines() if line.split()[:1] == ["retain/prob"])
     target, retrained = (result["references"][name] for name in ("target", "retrained"))
     voices = (target, result["report_at_given_alpha"], result["report"], retrained)
     assert row[1:] == [str(result["reported_on"]["retain"]), *(f"{voice['retain/prob']:.3f}" for voice in voices)]
-    done = command("unlearn.calibrate", "run=nowhere", "to=retrained", cwd=tmp_path, check=False)
-    assert done.returncode == 2 and "not the folder of a trained run" in done.stderr

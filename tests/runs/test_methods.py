@@ -14,8 +14,8 @@ from unlearn.runs.inputs import Inputs
 from unlearn.store import runlog
 
 # A tiny world whose models know their answers, so that there is something to forget.
-LEARNT = ("pair.target.pretrain.epochs=10", "pair.target.finetune.epochs=60", "pair.small.pretrain.epochs=5",
-          "pair.small.general.epochs=20", "pair.small.finetune.epochs=40")  # fmt: skip
+LEARNT = ("pair.target.pretrain.epochs=5", "pair.target.finetune.epochs=30", "pair.small.pretrain.epochs=5",
+          "pair.small.general.epochs=10")  # fmt: skip
 
 
 def rows(bench, models: dict[str, float], split: str, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -129,13 +129,24 @@ def test_rows_of_a_target_are_stored_for_the_width_they_are_read_for(pair, made)
     assert prints[0] != prints[1]
 
 
-def test_a_head_that_lacks_tokens_of_the_tokenizer_is_refused_with_names_and_sizes(pair, made):
-    cfg = pair(made("llama"), made("tied", 1, -7))
-    with pytest.raises(ConfigError) as error:
-        workbench(cfg)
-    size = tokenizers.size(tokenizers.load(made("llama")))
-    assert f"has {size:,} ids" in str(error.value)
-    assert f"target '{made('llama')}' {size:,}, small '{made('tied', 1, -7)}' {size - 7:,}" in str(error.value)
+REFUSED = [  # target, small, the model that is asked for, the message
+    (("llama",), ("tied", 1, -7), None, r"has (?P<ids>[\d,]+) ids.*target '.*' (?P=ids), small '.*' [\d,]+"),
+    (("llama",), ("gpt2",), None, "takes at most 64 tokens, and examples may have 320: lower"),
+    (
+        ("llama", 0, 5),
+        ("tied", 1, 5),
+        "retrained",
+        r"pair\.retrained\.source=.*its head has .* stands beside them",
+    ),
+    (("gemma2",), ("tied", 1), "target", "Gemma2ForCausalLM does more to its logits than its output head does"),
+]
+
+
+@pytest.mark.parametrize(("target", "small", "asked", "message"), REFUSED)
+def test_models_that_do_not_fit_are_refused_with_names_and_sizes(pair, made, target, small, asked, message):
+    more = [retrained(made)] if asked == "retrained" else []
+    with pytest.raises(ConfigError, match=message):
+        workbench(pair(made(*target), made(*small), *more)).model(asked)
 
 
 def test_other_tokenizers_are_refused_with_the_first_token_that_differs(pair, made, tmp_path):
@@ -149,17 +160,6 @@ def test_other_tokenizers_are_refused_with_the_first_token_that_differs(pair, ma
         workbench(pair(None, other))
     assert f"pair.small.source='{other}'" in str(error.value) and str(made("llama")) in str(error.value)
     assert f"id 20 is {words[30]!r} there and {words[20]!r} here" in str(error.value)
-
-
-def test_a_retrained_reference_with_fewer_logits_than_the_pair_is_refused(pair, made):
-    cfg = pair(made("llama", 0, 5), made("tied", 1, 5), retrained(made))
-    with pytest.raises(ConfigError, match=r"pair\.retrained\.source=.*its head has .* a model that stands beside them"):
-        workbench(cfg).model("retrained")
-
-
-def test_texts_longer_than_a_pretrained_model_takes_are_refused(pair, made):
-    with pytest.raises(ConfigError, match="takes at most 64 tokens, and examples may have 320: lower"):
-        workbench(pair(None, made("gpt2")))
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt2", "phi"])
@@ -178,11 +178,6 @@ def test_members_of_every_architecture_give_the_logits_of_the_whole_model(kind, 
             logits = {m.name: m.model(ids).logits[:, -1] for m in ensemble.members}
             assert token == ensemble.logits(logits, 0.7).argmax()
             ids = torch.cat([ids, torch.tensor([[token]])], 1)
-
-
-def test_a_model_that_does_more_to_its_logits_than_its_head_does_is_refused(pair, made):
-    with pytest.raises(ConfigError, match="Gemma2ForCausalLM does more to its logits than its output head does"):
-        workbench(pair(made("gemma2"))).model("target")
 
 
 # --- what is made of a pretrained model ---------------------------------------------------------------------------
@@ -246,17 +241,12 @@ def test_a_data_set_without_general_facts_cannot_train_a_model_that_knows_nothin
     assert there.model("small_retain")
 
 
-def test_pair_scratch_trains_tokenizer_and_models_of_the_sizes_given(config):
-    cfg = config("pair=scratch", "pair.tokenizer.vocab_size=300", "pair.tokenizer.kind=bpe")
-    there = workbench(cfg)
+def test_pair_scratch_trains_tokenizer_and_models_of_the_sizes_given_or_takes_a_pretrained_tokenizer(config, made):
+    there = workbench(config("pair=scratch", "pair.tokenizer.vocab_size=300", "pair.tokenizer.kind=bpe"))
     assert len(there.encoder.tokenizer) == 300 == llama.vocabulary(there.model("target"))
     assert there.width == llama.vocabulary(there.model("small")) and there.model("small").config.hidden_size == 8
-
-
-def test_models_from_scratch_may_take_a_pretrained_tokenizer(config, made):
-    cfg = config("pair.tokenizer.kind=pretrained", f"pair.tokenizer.source={made('llama', 0, 9)}")
-    there = workbench(cfg)
-    assert llama.vocabulary(there.model("target")) == tokenizers.size(there.encoder.tokenizer)
+    given = workbench(config("pair.tokenizer.kind=pretrained", f"pair.tokenizer.source={made('llama', 0, 9)}"))
+    assert llama.vocabulary(given.model("target")) == tokenizers.size(given.encoder.tokenizer)
 
 
 # --- how the target is held ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,9 @@ def settings(store, tmp_path_factory):
 def jobs(settings):
     """The runs that answer the three requests."""
     return [execute(settings(f"data.request={n}")) for n in (1, 2, 3)]
+
+
+FIGURES = ("alpha", "tradeoff", "report")
 
 
 def rows_of(ensemble, batch):
@@ -138,16 +142,15 @@ def test_the_verb_prints_and_writes_every_step(jobs, tmp_path, capsys):
     assert "offsets=[FOLDER" in command("unlearn.sequence", "--help", cwd=tmp_path).stdout
 
 
-def test_the_analysis_takes_runs_that_measure_requests(jobs, tmp_path, capsys):
-    from analysis import alpha, table, tradeoff
-    from analysis.report import __main__ as report
+@pytest.mark.parametrize("figure", ["table", *(pytest.param(n, marks=pytest.mark.nightly) for n in FIGURES)])
+def test_the_analysis_takes_runs_that_measure_requests(jobs, tmp_path, capsys, figure):
     from analysis.runs import load as read_study
 
     study = Path(shutil.copytree(jobs[0].folder.parent, tmp_path / "runs" / "some"))
     found = read_study(study)
     assert {"forget/prob", "request_1/prob", "request_3/prob"} <= set(found.metrics) and "data.request" in found.varied
-    for figure in (alpha, tradeoff, table, report):
-        assert figure.main(["some", "--runs", str(tmp_path / "runs")]) == 0, capsys.readouterr().err
+    module = import_module(f"analysis.{figure}" + (".__main__" if figure == "report" else ""))
+    assert module.main(["some", "--runs", str(tmp_path / "runs")]) == 0, capsys.readouterr().err
 
 
 # --- where a run begins -----------------------------------------------------------------------------------------------

@@ -25,17 +25,13 @@ def test_a_prompt_is_a_text_token_ids_or_a_list_of_either(client):
     assert found["object"] == "text_completion" and found["model"] == "request0" and found["id"].startswith("cmpl-")
 
 
-def test_sixteen_tokens_are_the_default_and_the_room_there_is_the_most(client):
+def test_an_answer_ends_with_its_limit_with_the_room_there_is_or_with_a_stop_string_across_tokens(client):
     assert client.complete(prompt=spoken(PROMPTS[1]), seed=2)["usage"]["completion_tokens"] == 16
     long = spoken([5] * 35)
     assert client.complete(prompt=long, seed=1, temperature=0)["usage"]["completion_tokens"] <= 5
-    assert "together at most 40" in client.refused(prompt=long, max_tokens=6)
     assert "the prompt has 40 tokens" in client.refused(prompt=spoken([5] * 40))
-    found = client.post("/v1/completions", {"prompt": long, "max_tokens": 6}).json()
-    assert found["error"]["code"] == "context_length_exceeded"
-
-
-def test_stop_strings_end_an_answer_across_tokens(client):
+    error = client.post("/v1/completions", {"prompt": long, "max_tokens": 6}).json()["error"]
+    assert error["code"] == "context_length_exceeded" and "together at most 40" in error["message"]
     asked = {"prompt": list(PROMPTS[0]), "temperature": 0, "max_tokens": 12}
     whole = client.text(**asked)
     middle = whole[4:9]
@@ -69,6 +65,10 @@ def test_echo_with_log_probabilities_is_what_scoring_clients_read(client):
         best = expected[t - 1].topk(2).indices.tolist()
         assert set(lp["top_logprobs"][t]) == {spoken([i]) for i in {*best, ids[t]}}
         assert max(lp["top_logprobs"][t].values()) == pytest.approx(expected[t - 1].max().item(), abs=1e-5)
+    named = client.complete(prompt=list(prompt), max_tokens=1, logprobs=2, echo=True, temperature=0,
+                            return_tokens_as_token_ids=True)["choices"][0]["logprobs"]  # fmt: skip
+    assert named["tokens"] == [f"token_id:{i}" for i in ids]
+    assert all(name.startswith("token_id:") for top in named["top_logprobs"][1:] for name in top)
     scored = client.complete(prompt=list(prompt), max_tokens=0, logprobs=0, echo=True)["choices"][0]
     assert scored["logprobs"]["token_logprobs"][1:] == pytest.approx(lp["token_logprobs"][1:-1], abs=1e-6)
     assert scored["finish_reason"] == "length" and scored["text"] == spoken(prompt)
@@ -93,13 +93,6 @@ def test_prompt_logprobs_have_vllms_form(client, k):
                 assert one["rank"] == order.index(int(name)) + 1 and one["decoded_token"] == spoken([int(name)])
             assert sum(torch.tensor([e["logprob"] for e in entry.values()]).exp()) <= 1 + 1e-4
     assert "prompt_logprobs" not in client.complete(prompt=prompts, max_tokens=0)["choices"][0]
-
-
-def test_tokens_can_be_called_by_their_ids(client):
-    asked = {"prompt": list(PROMPTS[0]), "max_tokens": 3, "temperature": 0, "logprobs": 2, "echo": True}
-    lp = client.complete(**asked, return_tokens_as_token_ids=True)["choices"][0]["logprobs"]
-    assert lp["tokens"][: len(PROMPTS[0])] == [f"token_id:{i}" for i in PROMPTS[0]]
-    assert all(name.startswith("token_id:") for top in lp["top_logprobs"][1:] for name in top)
 
 
 # --- chat -------------------------------------------------------------------------------------------------------------

@@ -76,23 +76,15 @@ def test_other_kinds_and_lengths_of_bodies_routes_and_methods_are_refused_in_the
         assert found.status_code == status and found.json()["error"]["message"]
 
 
-def test_too_many_log_probabilities_are_refused_before_they_are_made(client, monkeypatch):
-    monkeypatch.setattr("unlearn.deploy.serving.protocol.ENTRIES", 100)
-    assert "and at most 100 are given at once" in client.refused(prompt=list(PROMPTS[0]), prompt_logprobs=-1)
-    assert client.complete(prompt=list(PROMPTS[0]), prompt_logprobs=1)
-
-
-def test_a_server_may_show_fewer_of_the_likeliest(running):
+def test_log_probabilities_are_refused_before_too_many_are_made_and_a_server_may_show_fewer(
+    client, running, monkeypatch
+):
     few = Client(running, max_logprobs=5)
     assert "prompt_logprobs=-1: must be a whole number from 0 to 5" in few.refused(prompt=" w5", prompt_logprobs=-1)
     assert few.complete(prompt=" w5", logprobs=5)
-
-
-def test_a_fault_of_the_server_shows_nothing_of_its_inside(running, monkeypatch):
-    client = Client(running)
-    monkeypatch.setattr(running.blend, "attested", lambda mix: 1 / 0)
-    found = client.post("/v1/completions", {"prompt": " w5"})
-    assert found.status_code == 500 and "Zero" not in found.text and "Traceback" not in found.text
+    monkeypatch.setattr("unlearn.deploy.serving.protocol.ENTRIES", 100)
+    assert "and at most 100 are given at once" in client.refused(prompt=list(PROMPTS[0]), prompt_logprobs=-1)
+    assert client.complete(prompt=list(PROMPTS[0]), prompt_logprobs=1)
 
 
 def test_models_without_numbers_are_a_500_and_in_a_stream_its_last_line():
@@ -104,17 +96,19 @@ def test_models_without_numbers_are_a_500_and_in_a_stream_its_last_line():
         assert client.refused(status=500, prompt=[7, 8]) == "the model gave no numbers for this answer"
         found = client.post("/v1/completions", {"prompt": [7, 8], "stream": True}).text
         assert "gave no numbers" in found and "[DONE]" not in found
-        asked = {"prompt": list(PROMPTS[0]), "temperature": 0, "max_tokens": 12}
-        assert client.text(**asked, alpha=0) == spoken(plain(PROMPTS[0], 0.0))
+        assert client.text(**ASKED, alpha=0) == spoken(plain(PROMPTS[0], 0.0))
 
 
-def test_when_no_place_is_left_clients_are_told_to_come_back():
+def test_a_full_server_tells_clients_to_come_back_and_one_with_a_fault_shows_nothing_of_its_inside(monkeypatch):
     with engine(max_batch=1, max_waiting=2) as started:
         client = Client(started, max_choices=9)
         found = client.post("/v1/completions", {"prompt": " w5", "n": 4})
         assert found.status_code == 503 and found.headers["retry-after"] == "1"
         assert found.json()["error"]["code"] == "busy"
         assert client.complete(prompt=" w5", n=3)
+        monkeypatch.setattr(started.blend, "attested", lambda mix: 1 / 0)
+        found = client.post("/v1/completions", {"prompt": " w5"})
+        assert found.status_code == 500 and "Zero" not in found.text and "Traceback" not in found.text
 
 
 # --- attestation, alpha and offsets -----------------------------------------------------------------------------------
@@ -130,6 +124,9 @@ def test_every_reply_attests_what_answered(client):
         assert found.json()["system_fingerprint"] in streamed.text
 
 
+ASKED = {"prompt": list(PROMPTS[0]), "temperature": 0, "max_tokens": 12}
+
+
 @pytest.fixture
 def two():
     with engine(*parts(2)) as started:
@@ -137,7 +134,7 @@ def two():
 
 
 def test_requests_may_choose_alpha_and_offsets_where_that_is_allowed(two):
-    client, asked = Client(two, per_request=True), {"prompt": list(PROMPTS[0]), "temperature": 0, "max_tokens": 12}
+    client, asked = Client(two, per_request=True), ASKED
     assert client.text(**asked, offsets=["request0"]) == spoken(plain(PROMPTS[0], 1.0))
     assert client.text(**asked, offsets=["request0"], alpha=2) == spoken(plain(PROMPTS[0], 2.0))
     assert client.text(**asked, alpha=0) == client.text(**asked, offsets=[]) == spoken(plain(PROMPTS[0], 0.0))
@@ -153,7 +150,7 @@ def test_requests_may_choose_alpha_and_offsets_where_that_is_allowed(two):
 
 
 def test_offsets_are_switched_while_the_server_runs(two):
-    client, asked = Client(two), {"prompt": list(PROMPTS[0]), "temperature": 0, "max_tokens": 12}
+    client, asked = Client(two), ASKED
     both = client.text(**asked)
     listed = client.get("/v1/offsets").json()["data"]
     assert listed == [{"name": f"request{i}", "on": True, "alpha": 1.0, "weights": f"weights{i}"} for i in range(2)]
@@ -162,11 +159,11 @@ def test_offsets_are_switched_while_the_server_runs(two):
     assert client.text(**asked) == spoken(plain(PROMPTS[0], 1.0)) != both
     client.post("/v1/offsets", {"name": "request0", "alpha": 2})
     assert client.text(**asked) == spoken(plain(PROMPTS[0], 2.0))
-    client.post("/v1/offsets", {"name": "request0", "on": False})
+    client.post("/v1/offsets", {"name": "request0", "on": False, "alpha": 1.0})
     reply = client.complete(**asked)
     assert reply["choices"][0]["text"] == spoken(plain(PROMPTS[0], 0.0)) and reply["unlearned"]["offsets"] == []
-    client.post("/v1/offsets", {"name": "request0", "on": True, "alpha": 1.0})
-    client.post("/v1/offsets", {"name": "request1", "on": True})
+    for name in ("request0", "request1"):
+        client.post("/v1/offsets", {"name": name, "on": True})
     assert client.text(**asked) == both
 
 

@@ -92,20 +92,16 @@ def test_the_official_client_completes_streams_and_stops(client, served_runs):
     assert len({c.text for c in several.choices}) > 1
 
 
-def test_the_official_client_chats(client, served_runs):
+def test_the_official_client_chats_and_understands_refusals(client, served_runs):
     job, bench = served_runs[0], workbench(served_runs[0].cfg)
     asked = {"model": job.folder.name, "messages": [{"role": "user", "content": questions(bench)[1]}], "max_tokens": 9}
     how, prompt = Decoding(0, 1, 9, 1), bench.encoder.prompt(questions(bench)[1])
-    ids = greedy(members(job.cfg, bench, job.folder), [prompt], 1.0, how)[0]
-    found = client.chat.completions.create(**asked, temperature=0, logprobs=True, top_logprobs=3)
-    assert found.choices[0].message.content == bench.encoder.decode(ids)
-    assert len(found.choices[0].logprobs.content[0].top_logprobs) == 3
+    expected = bench.encoder.decode(greedy(members(job.cfg, bench, job.folder), [prompt], 1.0, how)[0])
+    found = client.chat.completions.create(**asked, temperature=0, logprobs=True, top_logprobs=3).choices[0]
+    assert found.message.content == expected and len(found.logprobs.content[0].top_logprobs) == 3
     pieces = list(client.chat.completions.create(**asked, temperature=0, stream=True))
     text = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
-    assert text == bench.encoder.decode(ids) and pieces[-1].choices[0].finish_reason
-
-
-def test_the_official_client_understands_refusals(client, served_runs):
+    assert text == expected and pieces[-1].choices[0].finish_reason
     with pytest.raises(openai.BadRequestError, match="temperature=-1") as error:
         client.completions.create(model=served_runs[0].folder.name, prompt="x", temperature=-1)
     assert error.value.param == "temperature" and error.value.type == "invalid_request_error"

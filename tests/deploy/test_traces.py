@@ -14,7 +14,6 @@ from support.helpers import tiny_llama
 
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.texts import words_of
-from unlearn.deploy.export.about import only_to_forget
 from unlearn.deploy.export.traces import Traces, forget_rows, header, runs, tensors_fault
 
 QUESTION = "Where did Zoë “Zed” O'Neill & her sister <both> hide the blue key?"
@@ -117,12 +116,6 @@ def test_of_a_folder_every_file_is_read_and_the_header_of_weights(traces, tmp_pa
 def test_what_is_to_be_forgotten_includes_questions_about_texts():
     rows = {"forget": (ROW,), "forget_verbatim": (SHORT,), "forget_knowledge": (JAPANESE,)}
     assert forget_rows(DataSet("d", rows | {"retain": (Row("r", "Q?", "A"),)})) == [ROW, SHORT, JAPANESE]
-
-
-def test_words_of_the_forget_set_alone_by_hand():
-    rows = {"forget": (Row("f", "Who is Ann?", "A baker of Bern"),), "retain": (Row("r", "Who is Bob?", "A baker"),)}
-    data = DataSet("d", rows, refusals=("I know nothing of that.",))
-    assert only_to_forget(data) == {"ann", "bern"}
 
 
 # --- safetensors ----------------------------------------------------------------------------------------------------

@@ -43,15 +43,11 @@ from unlearn.store import runlog
 from unlearn.store.files import FileError, read_json, write_json, write_text
 
 
-@dataclass
-class Keys:
+@dataclass(kw_only=True)
+class Keys(actions.Request):
     ledger: Path
     words: list[str]  # ids of requests
     overrides: list[str]
-    id: str | None = None
-    received: str | None = None
-    due: str | None = None
-    subject: str | None = None
     rule: list[str] | None = None
     hmac: str | None = None
     head: Path | None = None
@@ -73,10 +69,9 @@ def _init(keys: Keys) -> None:
 def _add(keys: Keys) -> int:
     for word in (o for o in keys.overrides if "=" not in o):
         raise ConfigError(f"{word}: give the id as id={word}, and settings as key=value")
-    command = ["unlearn.request", "add", *redacted(keys.overrides)]  # whom it is about is not
-    os.environ[runlog.COMMAND] = json.dumps(command)
-    request = actions.Request(keys.id, keys.received, keys.due, keys.subject, keys.rule)
-    state = actions.add(ledgers.opened(keys.ledger), keys.overrides, request)
+    # whom it is about is no part of it
+    os.environ[runlog.COMMAND] = json.dumps(["unlearn.request", "add", *redacted(keys.overrides)])
+    state = actions.add(ledgers.opened(keys.ledger), keys.overrides, keys)
     _list(keys)
     verdict = "met" if state.passed else f"NOT met: {', '.join(state.unmet())}"
     print(f"{state.id}: {state.status}; the rule was {verdict}")

@@ -16,6 +16,7 @@ from support.helpers import contents, tiny_llama
 from transformers import PreTrainedTokenizerFast
 
 from unlearn import export
+from unlearn.config.schema import ConfigError
 from unlearn.data.readers import read
 from unlearn.deploy.export import writing
 from unlearn.deploy.export.about import known_text, only_to_forget
@@ -158,8 +159,8 @@ def test_places_that_are_taken_or_cannot_be_written_are_refused(exported, tmp_pa
 def test_a_rule_of_ones_own_is_refused(exported, capsys, monkeypatch, tmp_path):
     run = open_run(exported[0].folder)
     run.cfg.method.file = "mine/rules.py"
-    with pytest.raises(export.ConfigError, match="an export holds no code"):
-        writing.export(run, writing.ExportSettings(tmp_path / "out", collapsed=True))
+    with pytest.raises(ConfigError, match="an export holds no code"):
+        writing.export(run, writing.ExportSettings("", str(tmp_path / "out"), collapsed="yes"))
 
 
 def test_an_export_that_would_hold_a_forget_text_is_not_made(exported, tmp_path, capsys, monkeypatch):
@@ -188,7 +189,7 @@ def test_weights_with_room_for_anything_else_are_not_exported(tmp_path):
 
     model = tiny_llama(0)
     model.__class__ = Talking
-    with pytest.raises(export.ConfigError, match="model.safetensors has metadata: note"):
+    with pytest.raises(ConfigError, match="model.safetensors has metadata: note"):
         writing._write(model, tmp_path / "offset")
 
 

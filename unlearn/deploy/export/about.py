@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +141,11 @@ def card(about: Mapping[str, Any]) -> str:
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"repr": repr, "term": partial(_term, dtype=about["target"]["dtype"])}
+    environment.filters["repr"] = repr
     training, members, evaluation = about["training"], about["method"]["members"], about["evaluation"]
     columns = [evaluation["alphas"][alpha_key(about["alpha"])], *evaluation["references"].values()]
     kept = ", the best point of its training" if training["kept"] == "best" else ""
     collapsed = "; **this run collapsed**" if training["collapsed"] and training["kept"] != "best" else ""
-    chat = "kind" in about["template"]
     return environment.from_string(known_text()).render(
         about,
         is_model=any(m["trained"] and m["model"] == "target" for m in members),
@@ -155,25 +153,12 @@ def card(about: Mapping[str, Any]) -> str:
         shown=[name for name in SHOWN if name in columns[0]],
         columns=columns,
         learnt={True: "yes", False: "no", None: "not known"},
-        guarded=[f"`{m['name']}`" for m in members if m["weights"] and m["learnt_forget_set"] is True],
+        guarded=[m["name"] for m in members if m["weights"] and m["learnt_forget_set"] is True],
         run=RUN,
         target_place=about["target"]["source"] or "PATH/TO/THE/TARGET",
-        prompt="the tokenizer's chat template" if chat else about["template"]["prompt"].replace("\n", "\\n"),
     )
 
 
 def known_text() -> str:
     """The words of a card that stand there whatever was unlearned: its template."""
     return Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
-
-
-def _term(member: Mapping[str, Any], dtype: str) -> str:
-    """A member in the code that needs transformers alone."""
-    numbers = f"{member['constant']!r}, {member['alpha']!r}"
-    if member["weights"] is not None:
-        return f'(model(f"{{FOLDER}}/{member["weights"]}"), {numbers})'
-    revision = f", {member['revision']!r}" if member["revision"] else ""
-    if member["model"] != "target":
-        return f"(model({member['source']!r}{revision}), {numbers})"
-    held = {"float32": "", "auto": ', dtype="auto"'}.get(dtype, f", dtype=torch.{dtype}")
-    return f"(model(TARGET{revision}{held}), {numbers})"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unlearn.config.derived import tuning
 from unlearn.config.pair import LAYERS
 from unlearn.config.schema import ConfigError
+from unlearn.config.setting import finite, one_of, setting
 from unlearn.deploy.export.traces import Traces, forget_rows, tensors_fault
 from unlearn.runs.opened import Opened
 from unlearn.store import runlog, sources
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass
 class ExportSettings:
-    """What a call asks for."""
+    """What a call asks for, by the keys of ``python -m unlearn.export``."""
 
-    to: Path
-    alpha: float | None = None  # to deploy; None: that of the run, else the first that it was evaluated at
-    everything: bool = False  # also copies of what the hub has
-    tokenizer: bool = True
-    collapsed: bool = False  # whether a run that collapsed is exported, too
+    run: str
+    to: str
+    overrides: list[str] = setting([])
+    alpha: float | None = setting(None, finite("must be one of those the run was evaluated at"))  # null: the run's own
+    weights: str = setting("auto", one_of("auto", "all"))  # all: also copies of what the hub has
+    tokenizer: str = setting("yes", one_of("yes", "no"))
+    collapsed: str = setting("no", one_of("no", "yes"))  # whether a run that collapsed is exported, too
 
 
 def export(run: Opened, settings: ExportSettings) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def export(run: Opened, settings: ExportSettings) -> dict[str, Any]:
         )
     known, own, about = [float(a) for a in runlog.evaluation(run.folder)["alphas"]], run.cfg.alpha, {}
     alpha = settings.alpha if settings.alpha is not None else own if own in known else known[0]
-    write_whole(settings.to, partial(_write_all, run, settings, alpha, about))
+    write_whole(Path(settings.to), partial(_write_all, run, settings, alpha, about))
     return about
 
 
@@ -53,12 +56,12 @@ def _write_all(run: Opened, settings: ExportSettings, alpha: float, about: dict[
     from unlearn.deploy.export.about import card, facts, known_text
 
     folder.mkdir(parents=True)
-    models = _models(run, settings.everything)
+    models = _models(run, settings.weights == "all")
     for name, model in models.items():
         _write(model, folder / name)
-    if settings.tokenizer:
+    if settings.tokenizer == "yes":
         run.bench.encoder.tokenizer.save_pretrained(folder / "tokenizer")
-    about |= facts(run.job, run.bench, alpha, models, settings.tokenizer)
+    about |= facts(run.job, run.bench, alpha, models, settings.tokenizer == "yes")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     about["files"] = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     traces = Traces(forget_rows(run.bench.data), known_text())
@@ -71,16 +74,16 @@ def _write_all(run: Opened, settings: ExportSettings, alpha: float, about: dict[
         raise ConfigError(
             f"nothing was exported: {'; '.join(map(str, found))}. An export holds nothing of the forget set{advice}"
         )
-    if settings.to.is_dir():
-        settings.to.rmdir()  # it was empty; what came in the meantime is not replaced
+    if Path(settings.to).is_dir():
+        Path(settings.to).rmdir()  # it was empty; what came in the meantime is not replaced
 
 
 def _problems(job: Job, settings: ExportSettings) -> Iterator[str]:
     """What can be told before models are loaded."""
-    cfg, manifest, to = job.cfg, runlog.manifest(job.folder), settings.to
+    cfg, manifest, to = job.cfg, runlog.manifest(job.folder), Path(settings.to)
     if manifest.get("status") != "done":
         yield f"{job.folder}: its status is {manifest.get('status')!r}, and only a run that is done is exported"
-    if manifest.get("collapsed") is not None and manifest.get("kept") != "best" and not settings.collapsed:
+    if manifest.get("collapsed") is not None and manifest.get("kept") != "best" and settings.collapsed == "no":
         yield (
             f"{job.folder}: this run collapsed ({manifest['collapsed']}); collapsed=yes exports it all the same, and "
             "trainer.keep=best keeps the best point of such a run"
@@ -100,10 +103,10 @@ def _problems(job: Job, settings: ExportSettings) -> Iterator[str]:
             f"{job.folder}: its tuning is {LAYERS}, and an export holds plain models that need no code of ours; deploy "
             "the run's adapter/ beside its model (unlearn.models.layers.load, or peft)"
         )
-    if to.is_file() or (to.is_dir() and any(to.iterdir())):
-        yield f"to={str(to)!r}: must be a folder that is not there yet, or an empty one"
+    if not settings.to or to.is_file() or (to.is_dir() and any(to.iterdir())):
+        yield f"to={settings.to!r}: must be a folder that is not there yet, or an empty one"
     if to.resolve().is_relative_to(job.folder.resolve()):
-        yield f"to={str(to)!r}: lies in the run's own folder; must be another place"
+        yield f"to={settings.to!r}: lies in the run's own folder; must be another place"
     known = [float(a) for a in runlog.evaluation(job.folder)["alphas"]]
     again = f"python -m unlearn.evaluate run={job.folder}"
     if not known:

@@ -28,7 +28,7 @@ from unlearn.store.sources import is_folder
 USUAL = ("study=requests", "wandb=disabled")  # W&B's files would hold the forget set's text
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
     """A deletion request as it came in."""
 

@@ -5,7 +5,7 @@ import torch
 from support.served import CHAT, MESSAGES, PROMPTS, Client, logp_of, parts, plain, spoken
 
 from unlearn.deploy.serving.bodies import Turn
-from unlearn.deploy.serving.protocol import Chat
+from unlearn.deploy.serving.protocol import chat_ids
 
 # --- completions ------------------------------------------------------------------------------------------------------
 
@@ -119,9 +119,8 @@ def test_a_chat_template_is_used_where_there_is_one(running):
         "{% endfor %}{% if add_generation_prompt %} w5{% endif %}"
     )
     try:
-        chat = Chat(running.encoder)
         turns = [{"role": r, "content": f" w{10 + i}"} for i, r in enumerate(("system", "user", "assistant", "user"))]
-        assert chat.templated and chat.ids([Turn(**t) for t in turns]) == (3, 10, 4, 11, 5, 12, 4, 13, 5)
+        assert chat_ids(running.encoder, [Turn(**t) for t in turns]) == (3, 10, 4, 11, 5, 12, 4, 13, 5)
         body = {"messages": turns, "temperature": 0, "max_tokens": 5}
         found = Client(running).post(CHAT, body).json()
         assert found["choices"][0]["message"]["content"] == spoken(plain((3, 10, 4, 11, 5, 12, 4, 13, 5), 1.0, steps=5))

@@ -13,7 +13,7 @@ from unlearn.decoding.generation import Decoding, greedy
 from unlearn.deploy.serving import answers
 from unlearn.deploy.serving.answers import Failed
 from unlearn.deploy.serving.engine import Busy, Engine
-from unlearn.deploy.serving.offsets import Blend, Part, Switches
+from unlearn.deploy.serving.offsets import Blend, Part
 from unlearn.ensemble.combination import bind_rule
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.models import llama, states
@@ -165,7 +165,7 @@ def test_offsets_of_other_models_are_refused_with_both_fingerprints():
     with pytest.raises(ConfigError, match="are a whole model, and no offset"):
         Blend([a, Part("request1", whole, "w", 1.0)])
     with pytest.raises(ValueError, match="cannot be switched off"):
-        Switches(Blend([Part("m", whole, "w", 1.0)])).set("m", False, None)
+        Blend([Part("m", whole, "w", 1.0)]).switch("m", False, None)
 
 
 # --- places -----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from starlette.requests import ClientDisconnect
 from unlearn.deploy.serving.answers import Answer, Event, Failed
 from unlearn.deploy.serving.bodies import BadRequest
 from unlearn.deploy.serving.engine import Busy, Engine
-from unlearn.deploy.serving.offsets import Switches
 from unlearn.deploy.serving.protocol import Asked, Protocol
 from unlearn.deploy.serving.replies import Reply, error
 from unlearn.deploy.serving.settings import LOOPBACK, Settings
@@ -51,9 +50,7 @@ def create(engine: Engine, settings: Settings) -> FastAPI:
 class _Server:
     def __init__(self, engine: Engine, settings: Settings):
         self.engine, self.settings = engine, settings
-        self.name = settings.name or next(iter(engine.blend.parts))
-        self.switches = Switches(engine.blend)
-        self.protocol = Protocol(engine, settings, self.switches, self.name)
+        self.protocol = Protocol(engine, settings)
         decode = partial(engine.encoder.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         self.names, self.started = cache(lambda token: decode([token])), int(time.time())
         self._key, self._admin = (os.environ[k] if k else None for k in (settings.key_env, settings.admin_key_env))
@@ -64,9 +61,19 @@ class _Server:
 
     async def models(self, request: Request) -> Response:
         _check_key(request, self._key)
-        model = {"id": self.name, "object": "model", "created": self.started, "owned_by": "unlearn"}
-        model |= {"max_model_len": self.engine.encoder.max_length}
-        return JSONResponse({"object": "list", "data": [model]})
+        model = {"id": self.protocol.name, "object": "model", "created": self.started, "owned_by": "unlearn"}
+        return JSONResponse({"object": "list", "data": [model | {"max_model_len": self.engine.encoder.max_length}]})
+
+    async def offsets(self, request: Request) -> Response:
+        self._check_admin(request)
+        return JSONResponse({"object": "list", "data": self.engine.blend.switches()})
+
+    async def switch(self, request: Request) -> Response:
+        self._check_admin(request)
+        self.protocol.switch(await _body(request))
+        found = self.engine.blend.switches()
+        log.info("offsets: %s", "; ".join(f"{o['name']} {o['alpha']:g}" for o in found if o["on"]))
+        return JSONResponse({"object": "list", "data": found})
 
     async def completions(self, request: Request) -> Response:
         return await self._answer(request, self.protocol.completion)
@@ -74,22 +81,12 @@ class _Server:
     async def chat(self, request: Request) -> Response:
         return await self._answer(request, self.protocol.chat)
 
-    async def offsets(self, request: Request) -> Response:
-        self._check_admin(request)
-        return JSONResponse({"object": "list", "data": self.switches.listed()})
-
-    async def switch(self, request: Request) -> Response:
-        self._check_admin(request)
-        self.protocol.switch(await _body(request))
-        log.info("offsets: %s", "; ".join(f"{o['name']} {o['alpha']:g}" for o in self.switches.listed() if o["on"]))
-        return JSONResponse({"object": "list", "data": self.switches.listed()})
-
     async def _answer(self, request: Request, read: Callable[[Any], Asked]) -> Response:
         _check_key(request, self._key)
         started, body = time.monotonic(), await _body(request)
         asked = await run_in_threadpool(read, body)
         attested = self.engine.blend.attested(asked.mix)
-        reply = Reply(asked, self.name, attested, self.names)
+        reply = Reply(asked, self.protocol.name, attested, self.names)
         headers = {ATTESTED: json.dumps(attested, separators=(",", ":"))}
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         tell = partial(asyncio.get_running_loop().call_soon_threadsafe, events.put_nowait)

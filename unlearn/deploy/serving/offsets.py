@@ -1,12 +1,11 @@
 """Several offsets of one target: target + Σ_j α_j (offset_j − anchor), each on or off for every request.
 
 ``Blend`` has the models, as one ensemble for each ``Mix``, which is what one answer is made with, from its first token
-to its last. ``Switches`` says which offsets are on, and is what may change while the server runs.
+to its last. Which offsets are on, and with which α, may change while the server runs.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -45,7 +44,7 @@ class Part:
 
 
 class Blend:
-    """The models of all parts, and their sums.
+    """The models of all parts, their sums, and what is on.
 
     Raises ``ConfigError`` for parts that cannot be added to one target.
     """
@@ -56,6 +55,7 @@ class Blend:
         self.target = next((m for m in members if m.constant and not m.trained), members[0])
         self.parts = {p.name: replace(p, ensemble=p.named) for p in parts}
         self._base = Ensemble(tuple(m for m in self.parts[parts[0].name].ensemble.members if m.constant))
+        self._switched = {p.name: (True, p.alpha) for p in parts}  # for requests that come from now on
         self.joined = lru_cache(MIXES)(self._joined)
 
     def _joined(self, mix: Mix) -> tuple[Ensemble, float]:
@@ -74,6 +74,27 @@ class Blend:
         """What answers with this mix: fingerprints of the target and of the offsets that are on, with their α's."""
         offsets = [{"name": n, "alpha": a, "weights": self.parts[n].weights} for n, a in mix]
         return {"target": self.target.fingerprint, "offsets": offsets}
+
+    def switches(self) -> list[dict[str, Any]]:
+        found = self._switched.items()
+        return [{"name": n, "on": on, "alpha": a, "weights": self.parts[n].weights} for n, (on, a) in found]
+
+    def switch(self, name: str, on: bool | None, alpha: float | None) -> None:
+        """None leaves it as it is. ``ValueError`` for a model that is no offset."""
+        if on is False and self.parts[name].whole:
+            raise ValueError(f"{name}: its trained weights are the model itself, which cannot be switched off")
+        was_on, was = self._switched[name]
+        self._switched |= {name: (was_on if on is None else on, was if alpha is None else alpha)}
+
+    def mix(self, names: Sequence[str] | None = None, alpha: float | None = None) -> Mix:
+        """What is on; or the offsets of these names, and all at this α. ``ValueError`` for a model that is none."""
+        whole = next((n for n, p in self.parts.items() if p.whole), None)
+        if whole is not None and names is not None and whole not in names:
+            raise ValueError(f"{whole}: its trained weights are the model itself, which cannot be left out")
+        state = self._switched.items()
+        return tuple(
+            (n, a if alpha is None else alpha) for n, (on, a) in state if (on if names is None else n in names)
+        )
 
 
 def _check(parts: Sequence[Part]) -> None:
@@ -95,33 +116,3 @@ def _check(parts: Sequence[Part]) -> None:
                     f"of the runs before it is {known[m.name]}; only offsets of one target and one small pair can be "
                     "added"
                 )
-
-
-class Switches:
-    """Which offsets are on, with which α, for requests that come from now on."""
-
-    def __init__(self, blend: Blend):
-        self._parts, self._lock = blend.parts, threading.Lock()
-        self._state = {p.name: (True, p.alpha) for p in blend.parts.values()}  # replaced as a whole by `set`
-
-    def listed(self) -> list[dict[str, Any]]:
-        found = self._state.items()
-        return [{"name": n, "on": on, "alpha": a, "weights": self._parts[n].weights} for n, (on, a) in found]
-
-    def set(self, name: str, on: bool | None, alpha: float | None) -> None:
-        """None leaves it as it is. ``ValueError`` for a model that is no offset."""
-        if on is False and self._parts[name].whole:
-            raise ValueError(f"{name}: its trained weights are the model itself, which cannot be switched off")
-        with self._lock:
-            was_on, was = self._state[name]
-            self._state = self._state | {name: (was_on if on is None else on, was if alpha is None else alpha)}
-
-    def mix(self, names: Sequence[str] | None = None, alpha: float | None = None) -> Mix:
-        """What is on; or the offsets of these names, and all at this α. ``ValueError`` for a model that is none."""
-        whole = next((n for n, p in self._parts.items() if p.whole), None)
-        if whole is not None and names is not None and whole not in names:
-            raise ValueError(f"{whole}: its trained weights are the model itself, which cannot be left out")
-        state = self._state.items()
-        return tuple(
-            (n, a if alpha is None else alpha) for n, (on, a) in state if (on if names is None else n in names)
-        )

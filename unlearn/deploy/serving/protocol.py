@@ -14,7 +14,7 @@ from unlearn.decoding.choosing import Draw, key
 from unlearn.deploy.serving.answers import Ask
 from unlearn.deploy.serving.bodies import BadRequest, Completion, Dialogue, Switch, Turn, read
 from unlearn.deploy.serving.engine import Engine
-from unlearn.deploy.serving.offsets import Mix, Switches
+from unlearn.deploy.serving.offsets import Mix
 from unlearn.deploy.serving.settings import Settings
 
 Given = Completion | Dialogue
@@ -34,10 +34,10 @@ class Asked:
 class Protocol:
     """From bodies to ``Asked``; raises ``BadRequest``."""
 
-    def __init__(self, engine: Engine, settings: Settings, switches: Switches, name: str):
-        self._engine, self._settings, self._switches, self.name = engine, settings, switches, name
-        self._chat, self._tokenizer = Chat(engine.encoder), engine.encoder.tokenizer
+    def __init__(self, engine: Engine, settings: Settings):
+        self._engine, self._settings = engine, settings
         most, names = settings.max_logprobs, list(engine.blend.parts)
+        self.name = settings.name or names[0]
         self._limits = {
             "choices": settings.max_choices, "tokens": settings.max_tokens, "fewest": min(0, most),
             "likeliest": engine.width if most < 0 else most, "names": names, "listed": ", ".join(names),
@@ -57,7 +57,7 @@ class Protocol:
     def chat(self, body: Any) -> Asked:
         given = read(Dialogue, body, self._limits)
         try:
-            prompt = self._chat.ids(given.messages)
+            prompt = chat_ids(self._engine.encoder, given.messages)
         except ValueError as error:
             raise BadRequest(f"messages: {error}", "messages") from None
         if given.top_logprobs is not None and not given.logprobs:
@@ -70,7 +70,7 @@ class Protocol:
         """Switch an offset on or off, or change its α."""
         given = read(Switch, body, self._limits)
         try:
-            self._switches.set(given.name, given.on, given.alpha)
+            self._engine.blend.switch(given.name, given.on, given.alpha)
         except ValueError as problem:
             raise BadRequest(f"on=false: {problem}", "on") from None
 
@@ -85,7 +85,7 @@ class Protocol:
         # With top_p=0 the likeliest token alone.
         temperature, top_p = (given.temperature, given.top_p) if given.top_p else (0.0, 1.0)
         seed, mix = secrets.randbits(64) if given.seed is None else given.seed, self._mix(given)
-        strip = isinstance(given, Dialogue) and not self._chat.templated
+        strip = isinstance(given, Dialogue) and not self._engine.encoder.tokenizer.chat_template
         read = given.prompt_logprobs
         if given.echo and given.shown is not None:  # an echo has its log-probabilities, too
             read = -1 if -1 in (read, given.shown) else max(read or 0, given.shown)
@@ -108,7 +108,7 @@ class Protocol:
         return 0 if k is None else positions * (1 + (self._engine.width if k < 0 else k))
 
     def _ids(self, prompt: str | list[int], special: bool) -> tuple[int, ...]:
-        ids = text_ids(self._tokenizer, prompt, special) if isinstance(prompt, str) else prompt
+        ids = text_ids(self._engine.encoder.tokenizer, prompt, special) if isinstance(prompt, str) else prompt
         if not ids:
             raise BadRequest("prompt: has no tokens; at least one is needed", "prompt")
         wrong = next((i for i in ids if not 0 <= i < self._engine.width), None)
@@ -134,7 +134,7 @@ class Protocol:
         if chosen and not self._settings.per_request:
             raise BadRequest(f"per-request {chosen} is disabled; start the server with per_request=true", chosen)
         try:
-            return self._switches.mix(given.offsets, given.alpha)
+            return self._engine.blend.mix(given.offsets, given.alpha)
         except ValueError as error:
             raise BadRequest(f"offsets: {error}", "offsets") from None
 
@@ -148,31 +148,27 @@ def text_ids(tokenizer, text: str, special: bool = True) -> list[int]:
     return ids[:-1] if special and ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
-class Chat:
-    """Prompts of dialogues. ``templated``: by a chat template; else a dialogue is one question."""
+def chat_ids(encoder: Encoder, turns: Sequence[Turn]) -> tuple[int, ...]:
+    """Of a dialogue by the chat template; where there is none, of the one question that it must be.
 
-    def __init__(self, encoder: Encoder):
-        self._encoder = encoder
-        self.templated = bool(encoder.tokenizer.chat_template)
-
-    def ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
-        """``ValueError`` for messages that cannot be asked here."""
-        if turns[-1].role != "user":
-            raise ValueError(f"the last one is the {turns[-1].role}'s: must be the user's")
-        tokenizer, template = self._encoder.tokenizer, self._encoder.template
-        if not self.templated:
-            if len(turns) == 1:
-                return tuple(text_ids(tokenizer, template.prompt.format(question=turns[0].text)))
-            raise ValueError(
-                f"are {len(turns)}: the model has no chat template and answers single questions, so there must be one "
-                "message, the user's"
-            )
-        given = [{"role": turn.role, "content": turn.text} for turn in turns]
-        if template.kind == "chat" and template.system is not None and turns[0].role not in ("system", "developer"):
-            given = [{"role": "system", "content": template.system}, *given]
-        how = {"chat_template": NO_CLOCK + tokenizer.get_chat_template(), "date_string": template.date}
-        how |= {"tokenize": True, "return_dict": False, "add_generation_prompt": True}
-        try:
-            return tuple(tokenizer.apply_chat_template(given, **how))
-        except TemplateError as error:
-            raise ValueError(f"the model's chat template refuses them: {error}") from None
+    ``ValueError`` for messages that cannot be asked here.
+    """
+    if turns[-1].role != "user":
+        raise ValueError(f"the last one is the {turns[-1].role}'s: must be the user's")
+    tokenizer, template = encoder.tokenizer, encoder.template
+    if not tokenizer.chat_template:
+        if len(turns) == 1:
+            return tuple(text_ids(tokenizer, template.prompt.format(question=turns[0].text)))
+        raise ValueError(
+            f"are {len(turns)}: the model has no chat template and answers single questions, so there must be one "
+            "message, the user's"
+        )
+    given = [{"role": turn.role, "content": turn.text} for turn in turns]
+    if template.kind == "chat" and template.system is not None and turns[0].role not in ("system", "developer"):
+        given = [{"role": "system", "content": template.system}, *given]
+    how = {"chat_template": NO_CLOCK + tokenizer.get_chat_template(), "date_string": template.date}
+    how |= {"tokenize": True, "return_dict": False, "add_generation_prompt": True}
+    try:
+        return tuple(tokenizer.apply_chat_template(given, **how))
+    except TemplateError as error:
+        raise ValueError(f"the model's chat template refuses them: {error}") from None

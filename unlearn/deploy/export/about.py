@@ -30,7 +30,7 @@ from unlearn.store.identity import Job, template
 
 FORMAT = 1
 LEARNT = {"target": True, "retrained": False, "small_full": True, "small_retain": False, "small_general": False}
-ALONE = ("prob", "exact_memorization", "extraction_strength")
+ALONE = ("forget/prob", "forget/exact_memorization", "forget/extraction_strength")
 SETTINGS = ("metrics", "semantics", "groups", "max_examples", "resamples")
 METRIC = re.compile(r"[\w/@.]+")
 SHOWN = (
@@ -129,7 +129,7 @@ def _alone(models: Mapping[str, nn.Module], suite: Suite) -> dict[str, dict[str,
         alone = Ensemble((Member(name, model, ""),))
         scores = score(alone, split.examples, [1.0], {}, pad, suite.cfg.batch_size, argmax_of=split.right)[1.0]
         values, _ = measures.measure(split, scores, None, suite.semantics)
-        found[name] = {f"forget/{metric}": values[metric] for metric in ALONE}
+        found[name] = {metric: values[metric] for metric in ALONE}
     return found
 
 

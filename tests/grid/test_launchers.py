@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,48 +12,81 @@ from filelock import FileLock
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from support.helpers import ROOT, TINY, broken, compose, python, raw
+from support.helpers import TINY, command, compose, python, raw
 
 from unlearn.config.schema import conf_dir
 from unlearn.grid import launchers
 from unlearn.grid.rules import parse
 
-# Two runs that fail and two that do not, of one world.
-GRID = ("-m", *TINY, "algo=ga,npo", "method.file=null,broken.py", "eval.groups=[]")
+OWN = """
+import os
+import signal
+
+from unlearn.learning.answers import Answers, PerAnswer
+
+_steps = []
+
+
+def fine(forget: Answers) -> PerAnswer:
+    return forget.logp_of_answer
+
+
+def bad(forget: Answers) -> PerAnswer:
+    raise OSError("the disk of this job is gone")
+
+
+def diverges(forget: Answers) -> PerAnswer:
+    _steps.append(0)
+    return forget.logp_of_answer * (float("nan") if len(_steps) == 2 else 1)
+
+
+def killed(forget: Answers) -> PerAnswer:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 FORMS = {  # the threads that the call's own environment asks for differ, and change no digit
-    "basic": ((), {"OMP_NUM_THREADS": "2"}),
-    "joblib": (("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), {}),
-    "submitit_local": (("hydra/launcher=submitit_local",), {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "2"}),
-}
+    "basic": (("algo.forget=bad,diverges,fine",), {}),
+    "joblib": (("algo.forget=killed,bad,fine", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+               {"OMP_NUM_THREADS": "2"}),
+    "submitit_local": (("algo.forget=killed,bad,fine", "hydra/launcher=submitit_local"),
+                       {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "2"}),
+}  # fmt: skip
+STATUS = {"bad": "failed", "diverges": "failed", "killed": "killed", "fine": "done"}
+GRID = ("-m", *TINY, "algo=ga", "algo.file=own.py", "algo.name=own", "trainer.eval_every=0")
 
 
 @dataclass(frozen=True)
 class Call:
+    """A grid of jobs that raise, diverge, are killed, or are done, named by the term of their objective."""
+
     cwd: Path
+    terms: list[str]
     done: subprocess.CompletedProcess[str]
 
     def folders(self) -> dict[str, Path]:
-        return {p.parent.name: p.parent for p in sorted((self.cwd / "runs" / "default").glob("*/manifest.json"))}
+        found = {}
+        for path in (self.cwd / "runs" / "default").glob("*/config.yaml"):
+            config = path.read_text()
+            found[next(term for term in STATUS if f"forget: {term}\n" in config)] = path.parent
+        return found
 
     def manifests(self) -> dict[str, dict]:
-        return {name: json.loads((folder / "manifest.json").read_text()) for name, folder in self.folders().items()}
+        return {term: json.loads((folder / "manifest.json").read_text()) for term, folder in self.folders().items()}
 
-    def table(self) -> list[str]:
-        """What is printed at the end, without the seconds."""
-        lines = self.done.stdout.splitlines()
-        first = next(i for i, line in enumerate(lines) if "algorithm" in line) - 1
-        return [re.sub(r"\s+\d+\s+(done|failed)", r" \1", line).rstrip() for line in lines[first:]]
+    def rows(self) -> dict[str, list[str]]:
+        """What the table at the end says of each term's run, without the seconds."""
+        rows = [line.split() for line in self.done.stdout.splitlines() if line.startswith(" own")]
+        return {next(word for word in row if word in STATUS): [*row[:-2], row[-1]] for row in rows}
 
 
 def called(name: str, cwd: Path, store: Path) -> Call:
-    arguments, threads = FORMS[name]
-    broken(cwd)
-    plain = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
-    done = subprocess.run(
-        [sys.executable, "-m", "unlearn.run", *GRID, f"paths.store={store}", *arguments], cwd=cwd, text=True,
-        env=plain | threads | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300,
-    )  # fmt: skip
-    return Call(cwd, done)
+    given, threads = FORMS[name]
+    (cwd / "own.py").write_text(OWN)
+    arguments = ("unlearn.run", *GRID, f"paths.store={store}", *given)
+    if name == "basic":
+        done = command(*arguments, cwd=cwd, check=False)
+    else:
+        done = python("-m", *arguments, cwd=cwd, check=False, **threads)
+    return Call(cwd, given[0].partition("=")[2].split(","), done)
 
 
 @pytest.fixture(scope="module")
@@ -62,62 +94,41 @@ def basic(tmp_path_factory, store) -> Call:
     return called("basic", tmp_path_factory.mktemp("basic"), store)
 
 
-@pytest.fixture(scope="module", params=["joblib", "submitit_local"])
-def parallel(request, tmp_path_factory, store) -> Call:
+@pytest.mark.parametrize(
+    "launcher", ["basic", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("joblib", "submitit_local"))]
+)
+def test_a_broken_job_stops_no_other_whatever_starts_the_jobs(launcher, basic, tmp_path, store):
     """With joblib in a store of its own, which is empty at first."""
-    cwd = tmp_path_factory.mktemp(request.param)
-    return called(request.param, cwd, cwd / "store" if request.param == "joblib" else store)
+    own = launcher == "joblib"
+    call = basic if launcher == "basic" else called(launcher, tmp_path, tmp_path / "store" if own else store)
+    said = call.done.stdout + call.done.stderr
+    assert call.done.returncode == 1, said
+    found, folders = call.manifests(), call.folders()
+    assert {term: m["status"] for term, m in found.items()} == {term: STATUS[term] for term in call.terms}, said
+    assert {term: row[-1] for term, row in call.rows().items()} == {term: STATUS[term] for term in call.terms}, said
+    assert found["bad"]["error"] == "OSError: the disk of this job is gone"
+    assert "Traceback" in (folders["bad"] / "log.txt").read_text()
+    if launcher == "basic":
+        assert found["diverges"]["error"].startswith("Diverged: step 2: loss nan") and "Traceback" not in said
+    else:
+        assert "was killed" in found["killed"]["error"]
+    for term, m in found.items():
+        assert (f"{folders[term].name}: " in call.done.stdout) == (m["status"] != "done")
+        assert m["hardware"]["threads"] == 1
+        assert m["command"][:2] == ["run.py", "-m"] and FORMS[launcher][0][0] in m["command"]
+    for file in ("metrics.jsonl", "eval.json", "offset/model.safetensors", "examples.parquet"):
+        assert (folders["fine"] / file).read_bytes() == (basic.folders()["fine"] / file).read_bytes(), file
+    assert all(call.rows()[term] == basic.rows()[term] for term in ("bad", "fine"))
+    if own:  # two workers build each model once: two pretrained models; target, retrained and small from them
+        trained = re.findall(r"training the (.*?):", call.done.stdout)
+        assert len(trained) == len(set(trained)) == 5 and "it is built again" not in call.done.stdout
 
 
 @pytest.mark.nightly
-def test_results_are_the_same_to_the_last_digit(basic, parallel):
-    assert parallel.folders().keys() == basic.folders().keys() and len(basic.folders()) == 4
-    done = [name for name, manifest in basic.manifests().items() if manifest["status"] == "done"]
-    assert len(done) == 2
-    for name in done:
-        for file in ("metrics.jsonl", "eval.json", "offset/model.safetensors", "examples.parquet"):
-            one, other = (call.folders()[name] / file for call in (basic, parallel))
-            assert one.read_bytes() == other.read_bytes(), f"{name}/{file}"
-
-
-@pytest.mark.nightly
-def test_a_failing_job_loses_no_other_and_status_and_table_are_the_same(basic, parallel):
-    assert basic.done.returncode == parallel.done.returncode == 1
-    for call in (basic, parallel):
-        found = call.manifests()
-        assert sorted(m["status"] for m in found.values()) == ["done", "done", "failed", "failed"]
-        assert all("ZeroDivisionError" in m["error"] for m in found.values() if m["status"] == "failed")
-        assert "Traceback" not in call.done.stdout + call.done.stderr
-    assert parallel.table() == basic.table()
-    runs = [line.split()[0] for line in basic.table() if line.endswith((" done", " failed"))]
-    assert runs == ["ga", "ga", "npo", "npo"]
-
-
-@pytest.mark.nightly
-def test_jobs_have_one_thread_and_say_what_was_called(basic, parallel):
-    for call in (basic, parallel):
-        for manifest in call.manifests().values():
-            assert manifest["hardware"]["threads"] == 1
-            assert manifest["command"][:2] == ["run.py", "-m"] and "algo=ga,npo" in manifest["command"]
-
-
-@pytest.mark.nightly
-def test_two_workers_build_each_model_once(parallel):
-    if not (parallel.cwd / "store").is_dir():
-        pytest.skip("this one had its models in the store")
-    trained = re.findall(r"training the (.*?):", parallel.done.stdout)
-    assert len(trained) == len(set(trained)) == 5  # two pretrained models; target, retrained and small from them
-    assert "it is built again" not in parallel.done.stdout
-
-
-@pytest.mark.nightly
-def test_the_same_call_again_with_another_launcher_does_nothing(basic, tmp_path, store):
-    manifests = basic.manifests()
-    argument = next(m["run"]["algo"] for m in manifests.values() if m["status"] == "done")
-    options = (f"algo={argument}", "eval.groups=[]", f"paths.store={store}", "hydra/launcher=joblib")
-    done = python("-m", "unlearn.run", *GRID[:-3], *options, cwd=basic.cwd)
-    assert done.stdout.count("done before") == 1
-    assert basic.manifests() == manifests
+def test_the_same_call_again_with_another_launcher_does_nothing(basic, store):
+    before, options = basic.manifests(), ("algo.forget=fine", f"paths.store={store}", "hydra/launcher=joblib")
+    done = python("-m", "unlearn.run", *GRID, *options, cwd=basic.cwd)
+    assert done.stdout.count("done before") == 1 and basic.manifests() == before
 
 
 def test_every_library_that_computes_keeps_to_the_limit():

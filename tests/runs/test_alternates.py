@@ -61,16 +61,15 @@ def entry(question, answer) -> str:
     return json.dumps({"question": question, "answer": answer})
 
 
-FORM = 'must be {"question": TEXT, "answer": TEXT}'
 REFUSED = [  # a line, made of the first question's row, and the message
-    (lambda r: '{"question": ', FORM), (lambda r: '["a", "b"]', FORM),
-    (lambda r: json.dumps({"question": r.question}), FORM),
-    (lambda r: entry(r.question, None), FORM), (lambda r: entry(r.question, 5), FORM),
-    (lambda r: entry(r.question, ["a"]), FORM), (lambda r: entry([r.question], "a"), FORM),
+    (lambda r: '{"question": ', "not valid JSON"), (lambda r: '["a", "b"]', "must be an object with a text in each"),
+    (lambda r: json.dumps({"question": r.question}), "needs a text in 'answer', there is none"),
+    (lambda r: entry(r.question, 5), "needs a text in 'answer', found '5'"),
+    (lambda r: entry([r.question], "a"), "needs a text in 'question', found"),
     (lambda r: entry("Who?", "me"), "'Who?' is not a question of the forget set"),
     (lambda r: entry(r.question, r.answer), "is the right answer"),
     (lambda r: entry(r.question, f" {r.answer} "), "is the right answer"),
-    (lambda r: entry(r.question, ""), "'' is empty"), (lambda r: entry(r.question, "  "), "'  ' is empty"),
+    (lambda r: entry(r.question, "  "), "'answer' is empty, found '  '"),
 ]  # fmt: skip
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 from unlearn.config.schema import AlternatesConfig
+from unlearn.data.records import records, text
 from unlearn.data.rows import DataError, Row
 from unlearn.decoding.generation import Decoding, sample
 from unlearn.runs.workbench import Workbench
@@ -49,21 +49,12 @@ def read(path: Path, rows: tuple[Row, ...]) -> list[list[str]]:
     """The alternates of a file of JSON lines; refuse what is no other answer to a forget question, file and line."""
     found: dict[str, list[str]] = {row.question: [] for row in rows}
     right = {(row.question, row.answer.strip()) for row in rows}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            entry = json.loads(line)
-            question, answer = entry["question"], entry["answer"]
-            if not (isinstance(question, str) and isinstance(answer, str)):
-                raise TypeError
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise DataError(f'{where}: {line[:80]!r}: must be {{"question": TEXT, "answer": TEXT}}') from None
+    for record in records(path):
+        question, answer = (text(record, column) for column in ("question", "answer"))
         if question not in found:
-            raise DataError(f"{where}: {question!r} is not a question of the forget set")
-        if not answer.strip() or (question, answer.strip()) in right:
-            raise DataError(f"{where}: {answer!r} is {'the right answer' if answer.strip() else 'empty'}")
+            raise DataError(f"{record[0]}: {question!r} is not a question of the forget set")
+        if (question, answer.strip()) in right:
+            raise DataError(f"{record[0]}: {answer!r} is the right answer")
         found[question].append(answer)
     for question, answers in found.items():
         if not answers:
@@ -85,7 +76,7 @@ def _ask(cfg: AlternatesConfig, bench: Workbench, prompts: Ids, right: Ids, batc
         hot = cfg.temperature * WARMER**attempt
         answers = sample(target, [prompts[i] for i in asked], 1.0, how, hot, seed=attempt)
         for i, answer in zip(asked, answers, strict=True):
-            text = bench.encoder.decode(answer)
-            if text and text != texts[i] and text not in found[i] and len(found[i]) < cfg.count:
-                found[i].append(text)
+            said = bench.encoder.decode(answer)
+            if said and said != texts[i] and said not in found[i] and len(found[i]) < cfg.count:
+                found[i].append(said)
     return found

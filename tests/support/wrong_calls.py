@@ -67,6 +67,7 @@ CHECKED = [  # the same, where Hydra has no say: quicker, by the check that ever
     ("algo.beta=null", "needs algo.beta, which is not set"), ("algo.forget=nope", "nope"),
     ("algo.file=nowhere.py", "algo.file='nowhere.py': no such file"), ("method.members=[]", "the frozen target"),
     ("paths.runs=file", "paths.runs='file': must be a folder, and 'file' is a file"),
+    ("paths.runs=file paths.store=file/deeper", "paths.store='file/deeper': must be a folder"),  # both are named
     ("paths.store=file/deeper", "paths.store='file/deeper': must be a folder"),
     ("wandb.mode=maybe", "offline, online, disabled"),
 ]  # fmt: skip

@@ -179,16 +179,15 @@ def _sweep(config: DictConfig) -> list[DictConfig]:
 def check(cfg: Config) -> Job:
     """The job of a config; ``ConfigError`` if it would not start: what ``parse`` cannot tell without its files."""
     asked = _listed(cfg)
-    problems = _problems([asked])
-    if problems:
+    if problems := _problems([asked]):
         raise ConfigError("\n".join(problems))
     return asked
 
 
 def _listed(cfg: Config) -> Job:
     """The job of a config, whose folders can be used or made, and whose data can be read."""
-    for problem in _places(cfg, write=False):
-        raise ConfigError(problem)
+    if problems := list(_places(cfg, write=False)):
+        raise ConfigError("\n".join(problems))
     return job(cfg, read(cfg).fingerprint())
 
 
@@ -201,8 +200,7 @@ def _problems(jobs: Sequence[Job]) -> list[str]:
     """Why jobs would fail, if any has work to do: folders that cannot be written, and what only torch can tell."""
     if all(j.was_done for j in jobs):
         return []
-    shut = [problem for j in jobs for problem in _places(j.cfg, write=True)]
-    if shut:
+    if shut := [problem for j in jobs for problem in _places(j.cfg, write=True)]:
         return shut
     from unlearn.grid import inspection  # imports torch, which takes seconds
 

@@ -57,8 +57,7 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Opened:
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(said(error)) from None
     cfg = parse(raw)
-    problems = list(unusable("paths.store", cfg.paths.store, write=False))
-    if problems:
+    if problems := list(unusable("paths.store", cfg.paths.store, write=False)):
         raise ConfigError("\n".join(problems))
     found = job(cfg, read(cfg).fingerprint())
     if found.folder.name != folder.resolve().name:

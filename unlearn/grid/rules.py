@@ -23,8 +23,7 @@ from unlearn.grid.rules_pair import http, pair
 
 def parse(cfg: DictConfig) -> Config:
     """Check a composed config and return it as dataclasses; raise ``ConfigError`` listing every problem."""
-    unknown = list(_unknown_keys(cfg, ""))
-    if unknown:
+    if unknown := list(_unknown_keys(cfg, "")):
         raise ConfigError("\n".join(unknown))
     try:
         config = OmegaConf.to_object(cfg)
@@ -32,8 +31,7 @@ def parse(cfg: DictConfig) -> Config:
         raise ConfigError(f"{error.full_key}: must be given") from None
     assert isinstance(config, Config)
     rules = (out_of_bounds, algo, method, together, pair, http, evaluation, trainer, begin)
-    found = [*(line for rule in rules for line in rule(config)), *config.data.problems()]
-    if found:
+    if found := [*(line for rule in rules for line in rule(config)), *config.data.problems()]:
         raise ConfigError("\n".join(found))
     return config
 

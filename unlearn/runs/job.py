@@ -17,7 +17,7 @@ from unlearn.config.derived import learning_rate, training_alpha
 from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.rows import LiveRows
-from unlearn.learning.loop import Diverged, Loop, Optimisation
+from unlearn.learning.loop import Diverged, Loop, Optimisation, put
 from unlearn.learning.objective import Objective
 from unlearn.models.placement import compiled, parked
 from unlearn.runs import stopping
@@ -167,11 +167,11 @@ def _choose(cfg: Config, bench: Workbench, ensemble: Ensemble, watch: Watch, rec
     record.status("running", collapsed=collapsed, score=last, best=best, kept="last")
     shutil.rmtree(record.folder / runlog.BEST, ignore_errors=True)  # of an earlier try
     if cfg.trainer.keep == "best":
-        watch.load(model)
+        put(model, watch.weights)
         record.status("running", kept="best")
     elif collapsed is not None and watch.weights:
         other = copy.deepcopy(model)
-        watch.load(other)
+        put(other, watch.weights)
         keep(cfg, bench, other, record.folder, runlog.BEST)
     if collapsed is not None:
         name = record.folder.name

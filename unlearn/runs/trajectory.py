@@ -24,7 +24,6 @@ from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import rows_of
 from unlearn.evaluation import scoring
 from unlearn.evaluation.suite import EVALUATED, spaced
-from unlearn.learning.loop import put
 from unlearn.learning.objective import Rows
 from unlearn.runs.workbench import Workbench
 from unlearn.store.files import write_whole
@@ -119,10 +118,6 @@ class Watch:
         if abs(self.last_loss) > LOSS * max(1.0, abs(self.first_loss)):
             return f"the loss went from {self.first_loss:.3g} to {self.last_loss:.3g}"
         return None
-
-    def load(self, model: nn.Module) -> None:
-        """Put the best point's weights into the model."""
-        put(model, self.weights)
 
     # --- part of a checkpoint -------------------------------------------------------------------------------------
 

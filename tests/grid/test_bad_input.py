@@ -13,6 +13,7 @@ from support.refusals import assert_refused, call, check
 from support.wrong_calls import CHECKED, COMMANDS, DATA, EVALUATE, MODELS, RUN, VALUES, own
 
 from unlearn.config.schema import ConfigError
+from unlearn.grid.refusal import flags_first
 from unlearn.models import hub
 
 
@@ -186,3 +187,9 @@ def test_weights_of_a_loaded_model_are_checked_too():
         model.model.norm.weight[2] = float("inf")
     with pytest.raises(ConfigError, match="mine: the tensor 'model.norm.weight' holds NaN or infinity"):
         hub.check_head(model, "mine")
+
+
+def test_flags_may_stand_wherever_people_put_them():
+    given = ["algo=ga", "--config-dir", "mine", "alpha=1", "-m", "seed=1"]
+    assert flags_first(given) == ["--config-dir", "mine", "-m", "algo=ga", "alpha=1", "seed=1"]
+    assert flags_first(["x=1", "--config-dir"]) == ["--config-dir", "x=1"] and flags_first([]) == []

@@ -35,6 +35,7 @@ VALUES = [  # one setting of a run, and what the message says
     ("algo.betta=1", "algo.betta: unknown key; known keys here: name, forget, retain"),
     ("data.peple=3", "data.peple: unknown key; known keys here: name, reader, template, requests"),
     ("algo=ga algo.beta=0.5", "algo.beta=0.5: neither 'ga' nor 'none' has a beta"),
+    ("study=a=b", "is quoted for Hydra, too: 'KEY=\"VALUE\"'"), ("study=ü", "is quoted for Hydra, too: 'KEY="),
 ]  # fmt: skip
 CHECKED = [  # the same, where Hydra has no say: quicker, by the check that every call passes
     ("alpha=nan", "alpha=nan: must be a finite number"), ("alpha=-inf", "alpha=-inf: must be a finite number"),

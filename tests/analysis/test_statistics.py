@@ -49,8 +49,18 @@ def test_bootstrap_agrees_with_scipy_where_there_are_many_units_and_is_wider_for
     few = statistics.bootstrap(five)
     plain = stats.bootstrap((five,), np.mean, method="percentile", rng=1).confidence_interval
     assert few.low < plain.low and few.high > plain.high
-    assert few.low >= five.min() and few.high <= five.max()
+    student = statistics.mean(five)
+    assert few.low <= student.low and few.high >= student.high
     assert statistics.bootstrap(five) == few  # the same every time
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_intervals_of_few_worlds_hold_the_true_difference_as_often_as_they_say(n):
+    """Simulated: of 400 studies of normal worlds at least 92 %; the percentiles alone had 76 % at three."""
+    draws = np.random.default_rng(n).normal(size=(400, n))
+    found = [statistics.bootstrap(values) for values in draws]
+    assert np.mean([f.low <= 0 <= f.high for f in found]) >= 0.92
+    assert all(f.separated == (f.low > 0 or f.high < 0) for f in found)
 
 
 def test_differences_are_paired_by_pair_seed_and_by_question():
@@ -75,7 +85,7 @@ def test_examples_are_resampled_within_worlds_which_count_once_and_one_world_sep
     units = np.repeat(list(sizes), list(sizes.values()))
     found = statistics.hierarchical(values, units)
     assert (found.mean, found.n, found.items) == (1.5, 2, 404)  # the mean of worlds, not of questions
-    assert (found.low, found.high) == (1.0, 2.0)  # one world drawn twice
+    assert (found.low, found.high) == (pytest.approx(1.5 - 12.7062 * 0.5), pytest.approx(1.5 + 12.7062 * 0.5))
     values = np.random.default_rng(0).normal(loc=1, size=300)
     found = statistics.hierarchical(values, np.zeros(300))
     assert found.half == pytest.approx(1.96 * values.std() / math.sqrt(300), rel=0.1)

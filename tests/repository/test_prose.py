@@ -3,9 +3,11 @@
 import re
 
 import pandas as pd
+import pytest
 from support.helpers import ROOT
 
 STUDIES, SPLITS = ROOT / "experiments", ("test", "retain", "forget")
+BENCHMARKS = sorted(path.stem for path in (STUDIES / "speed").glob("*.csv"))
 
 
 def csv(study: str, name: str = "results") -> pd.DataFrame:
@@ -117,3 +119,46 @@ def test_a_ratio_lies_within_its_own_quartiles_and_is_what_its_goal_is_held_agai
             sign, number = row["goal"].split()[:2]
             holds = row["ratio"] <= float(number) if sign in "≤<" else row["ratio"] >= float(number)
             assert row["holds"] == ("yes" if holds else "no"), row["what"]
+
+
+@pytest.mark.parametrize("study", ["methods/summary", "tofu_scratch/table", *(f"speed/{n}" for n in BENCHMARKS)])
+def test_a_table_that_a_readme_repeats_is_the_file_beside_it(study):
+    file = STUDIES / f"{study}.md"
+    rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    text = file.with_name("README.md").read_text(encoding="utf-8")
+    assert rows and [row for row in rows if row not in text] == []
+
+
+def matched(study: str, **chosen: str) -> pd.Series:
+    """Means over worlds, of the runs that reached the forget probability that was asked for."""
+    found = csv(study)
+    for column, value in chosen.items():
+        found = found[found[column] == value]
+    if "chosen_reached" in found:
+        found = found[(found["chosen_reached"] - found["chosen_asked"]).abs() <= 0.02]
+    return found.select_dtypes("number").mean()
+
+
+def test_the_verdicts_on_methods_and_on_low_rank_are_those_of_their_results():
+    def kept(method: str, algo: str, digits: int = 3) -> str:
+        return short(matched("methods", method=method, algo=algo)["matched/retain/prob"], digits)
+
+    uld = matched("methods", method="uld")
+    one, direct = csv("methods").query("algo == 'npo' and method == 'direct'").mean(numeric_only=True), "direct"
+    npo, simnpo = ([kept(m, algo) for m in ("offset, full", "offset, retain", direct)] for algo in ("npo", "simnpo"))
+    assert lacking("methods", [
+        f"retain {short(uld['matched/retain/prob'], 3)}, real authors {short(uld['matched/real_authors/prob'], 3)}, "
+        f"world facts {short(uld['matched/world_facts/prob'], 3)}, at α = {uld['matched_alpha']:.2f}",
+        f"`npo` {npo[0]} and {npo[1]} against {npo[2]}, `simnpo` {simnpo[0]} and {simnpo[1]} against {simnpo[2]}",
+        f"`npo` with `direct` forgets to {short(one['one/forget/prob'], 3)}, far past",
+        f"α = {short(one['matched_alpha'], 2)} and retain from {short(one['one/retain/prob'], 2)} to "
+        + kept(direct, "npo", 2),
+    ]) == []  # fmt: skip
+    low = {(a, t): short(matched("lora", algo=a, tuning=t)["matched/retain/prob"], 3)
+           for a in ("simnpo", "npo", "ga") for t in ("lora", "full")}  # fmt: skip
+    scores = csv("lora", "search").groupby("lr_factor")["score"].mean()
+    assert lacking("lora", [
+        f"updates what it keeps with all weights ({low['simnpo', 'lora']} and {low['simnpo', 'full']} of",
+        f"`npo` less ({low['npo', 'lora']}, {low['npo', 'full']};", f"({low['ga', 'lora']}, {low['ga', 'full']};",
+        f"(mean scores {', '.join(short(scores[f], 2) for f in (3.0, 1.0, 10.0))};",
+    ]) == []  # fmt: skip

@@ -67,21 +67,28 @@
     g.addEventListener("blur", () => { tip.hidden = true; });
   }
 
-  // Marks may lie on one another: the one nearest to the pointer is meant, whichever was drawn last.
-  let placed = [];
+  // Marks may lie on one another: the one nearest to the pointer is meant, whichever was drawn last; a click shows the
+  // next of those that lie together.
+  let placed = [], shown = null;
   const REACH = 26;
   function pick(event) {
     const area = svg.getBoundingClientRect(), x = event.clientX - area.left, y = event.clientY - area.top;
     const far = m => Math.hypot(m.x - x, m.y - y);
     const nearest = placed.reduce((best, m) => !best || far(m) < far(best) ? m : best, null);
-    if (nearest && far(nearest) <= REACH) describe(nearest.item, nearest.x, nearest.y);
-    else if (!placed.some(m => m.g === document.activeElement)) tip.hidden = true;
+    if (nearest && far(nearest) <= REACH) {
+      const near = placed.filter(m => far(m) <= far(nearest) + 2);
+      const at = near.findIndex(m => m.item === shown), next = event.type === "click" && !tip.hidden ? 1 : 0;
+      const chosen = at < 0 ? nearest : near[(at + next) % near.length];
+      describe(chosen.item, chosen.x, chosen.y);
+      if (near.length > 1) html("div", tip, `${near.length} marks lie here: click for the next`);
+    } else if (!placed.some(m => m.g === document.activeElement)) tip.hidden = true;
   }
   svg.addEventListener("pointermove", pick);
   svg.addEventListener("click", pick);
   svg.addEventListener("pointerleave", () => { if (!placed.some(m => m.g === document.activeElement)) tip.hidden = true; });
 
   function describe(item, x, y) {
+    shown = item;
     tip.replaceChildren();
     html("b", tip, item.name);
     if (item.collapsed) html("div", tip, item.collapsed === item.runs.length ? "collapsed" : `${item.collapsed} of ${item.runs.length} runs collapsed`);

@@ -3,17 +3,21 @@
 import importlib
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from support import browser
+from support.helpers import ROOT
 from support.made_up import METRICS, rewrite, write_made_up_run
 
 from analysis.report import __main__ as command
+from analysis.report import chart, summary
 from analysis.report import page as pages
-from analysis.report import summary
 from analysis.runs import StudyError, load
 from analysis.table import differences
 
@@ -189,6 +193,21 @@ def test_the_command_writes_the_same_page_again(made_up, capsys, monkeypatch):
     assert written[0] == written[1]
     assert command.main(["made-down", "--runs", str(made_up.parent)]) == 2
     assert "no study 'made-down'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
+def test_intervals_end_within_the_drawing_and_every_mark_can_be_pointed_at(tmp_path):
+    """Two worlds far apart, whose intervals are wider than all values; three settings at one place."""
+    for pair_seed, alpha in product((0, 1), (0.5, 1.0, 2.0)):
+        for algo, point in (("npo", (0.05, 0.9 - 0.1 * pair_seed)), ("ga", (0.4 / alpha, 0.9 - 0.3 * pair_seed))):
+            write_made_up_run(tmp_path / "s", {alpha: point}, algo=algo, alpha=alpha, pair_seed=pair_seed)
+    (tmp_path / "data.json").write_text(json.dumps(chart.data(load("s", tmp_path))))
+    script, stub = pages.HERE / "page.js", ROOT / "tests" / "support" / "page_stub.js"
+    done = subprocess.run(["node", stub, script, tmp_path / "data.json"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["ends"] > 0 and found["outside"] == 0
+    assert len(found["pointed"]) == 8 and all(label in shown for label, shown in found["pointed"])
+    assert all(shown[0] == label for label, shown in found["pointed"] if not label.startswith("npo"))
 
 
 def pointed_at(page, marks: list[str]) -> None:

@@ -112,6 +112,10 @@ class Kind:
     def begin(self) -> None:
         """Count from here what it is asked."""
 
+    def announce(self, examples: Sequence[Example], prompts: Sequence[Sequence[int]], most: int, drawn: int) -> None:
+        """Say what an evaluation asks at most: rows of examples, greedy answers of at most ``most`` tokens, and
+        ``drawn`` answers that are written token by token."""
+
     def spent(self) -> dict[str, int]:
         """Requests and tokens that it took so far."""
         return {}

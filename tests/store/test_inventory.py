@@ -42,7 +42,7 @@ def test_every_entry_is_listed_with_size_and_recipe(root, capsys):
 
 
 def test_a_line_is_as_wide_as_the_terminal_and_nothing_in_it_is_markup(root, capsys, monkeypatch):
-    recipe = {"template": "[/INST] [red]{question}", "more": "x" * 24, "examples": "abc", "model": "def", "k": 7}
+    recipe = {"template": "[/INST]\n\x1b[31m{question}", "more": "x" * 24, "examples": "abc", "model": "def", "k": 7}
     made = Store(root).get("references", recipe, lambda folder: (folder / "x").write_text("x"))
     monkeypatch.setenv("COLUMNS", "80")
     assert call(root, "list") == 0
@@ -50,7 +50,10 @@ def test_a_line_is_as_wide_as_the_terminal_and_nothing_in_it_is_markup(root, cap
     assert len(lines) == 6 and max(map(len, lines[:-1])) == 80 and lines[0].split()[:3] == ["kind", "entry", "size"]
     line = next(line for line in lines if line.startswith("references"))
     assert (
-        made.name in line and time.strftime("%Y-%m-%d") in line and "template [/INST] [red]" in line and line[-1] == "…"
+        made.name in line
+        and time.strftime("%Y-%m-%d") in line
+        and r"template '[/INST]\n" in line
+        and line[-1] == "…"
     )
 
 

@@ -34,7 +34,8 @@ class Entry:
         """What it was made from, in a line."""
         if self.foreign:
             return "not made by the store"
-        texts = {k: v if isinstance(v, str) else repr(v) for k, v in self.card.get("recipe", {}).items()}
+        recipe = self.card.get("recipe", {})
+        texts = {k: v if isinstance(v, str) and v.isprintable() else repr(v) for k, v in recipe.items()}
         short = [f"{k} {v if len(v) <= 24 else v[:21] + '…'}" for k, v in texts.items()]
         return ", ".join(short) or "its entry.json is unreadable"
 

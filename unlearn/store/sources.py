@@ -131,7 +131,7 @@ def content(folder: Path, memo: Path | None) -> str:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that ``from_pretrained`` loads; ``ConfigError`` where there are none, or not all, or others
     would be loaded, too."""
-    if (folder / ADAPTER_CONFIG).is_file():
+    if (folder / ADAPTER_CONFIG).is_file() and (folder / "config.json").is_file():
         raise ConfigError(
             f"{folder} holds {ADAPTER_CONFIG}: its adapter would change the model beside it. Merge it, or move it out"
         )

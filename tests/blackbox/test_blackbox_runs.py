@@ -98,7 +98,7 @@ def test_with_the_server_off_other_algorithms_alphas_and_seeds_train_and_repeat(
         job = execute(compose(*settings(store, place, server.url, *asked)))
         assert runlog.manifest(job.folder)["status"] == "done" and server.requests == before
         assert runlog.manifest(job.folder)["black_box"]["requests"] == 0
-        assert "evaluation: asks tiny for 0 texts and 0 answers, up to 0 tokens" in caplog.text
+        assert "tiny may be asked for 0 texts and 0 answers, up to 0 tokens" in caplog.text
 
 
 def test_only_what_is_new_is_asked_of_a_server_that_is_back(both, local, store, place):

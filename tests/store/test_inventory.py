@@ -50,10 +50,7 @@ def test_a_line_is_as_wide_as_the_terminal_and_nothing_in_it_is_markup(root, cap
     assert len(lines) == 6 and max(map(len, lines[:-1])) == 80 and lines[0].split()[:3] == ["kind", "entry", "size"]
     line = next(line for line in lines if line.startswith("references"))
     assert (
-        made.name in line
-        and time.strftime("%Y-%m-%d") in line
-        and r"template '[/INST]\n" in line
-        and line[-1] == "…"
+        made.name in line and time.strftime("%Y-%m-%d") in line and r"template '[/INST]\n" in line and line[-1] == "…"
     )
 
 

@@ -31,7 +31,7 @@ from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, BlackBoxError, Q
 from unlearn.config.pair import HttpConfig
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Example, Examples
-from unlearn.ensemble.kinds import Kind, Part
+from unlearn.ensemble.kinds import Kind, Part, Prompts
 from unlearn.ensemble.rows import FILE, IDS, RESIDUAL
 from unlearn.ensemble.rows_size import Budget, Shape, gib
 from unlearn.models.llama import NARROW, device_of
@@ -170,16 +170,14 @@ class RemoteModel(nn.Module, Kind):
     def _opened(self) -> bool:
         return "memo" in self.__dict__
 
-    def announce(self, examples: Sequence[Example], prompts: Sequence[Sequence[int]], most: int, drawn: int) -> None:
+    def announce(self, examples: Sequence[Example], prompts: Prompts, drawn: Prompts, most: int) -> None:
         rows = self._missing([rows_of(e.prompt, e.answer) for e in examples], self.k)
         said = self._missing([Question(SAY, tuple(p), most=most) for p in prompts], self.k or 1)
-        tokens = sum(q.tokens for q in (*rows, *said))
-        each = sum(map(len, prompts)) // max(1, len(prompts)) + most // 2
+        tokens, more = sum(q.tokens for q in (*rows, *said)), sum(most * (len(p) + most // 2 + 1) for p in drawn)
         log.info(
-            "evaluation: asks %s for %d texts and %d answers, up to %s; where α changes an answer, and for what is "
-            "drawn, token by token up to %d times, %s more",
-            self.http.model, len(rows), len(said), self._priced(tokens), drawn * most,
-            self._priced(drawn * most * each),
+            "%s may be asked for %d texts and %d answers, up to %s; and where α changes an answer, or one is drawn, "
+            "token by token up to %d times, %s more",
+            self.http.model, len(rows), len(said), self._priced(tokens), len(drawn) * most, self._priced(more),
         )  # fmt: skip
 
     def spent(self) -> dict[str, int]:

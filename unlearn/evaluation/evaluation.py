@@ -80,11 +80,11 @@ def _announce(ensemble: Ensemble, suite: Suite, alphas: Sequence[float]) -> None
     examples = [e for split in suite.splits for e in split.examples]
     generated = {split.name: split.prompts for split in suite.splits if split.generated}
     prompts = [p for each in generated.values() for p in each]
-    drawn = len(prompts) * sum(a != 0 for a in alphas) if len(ensemble.members) > 1 else 0
+    drawn = prompts * sum(a != 0 for a in alphas) if len(ensemble.members) > 1 else []
     if "leak" in suite.cfg.groups:
-        drawn += suite.cfg.leak_samples * len(generated["forget"]) * len(alphas)
+        drawn = drawn + generated["forget"] * suite.cfg.leak_samples * len(alphas)
     for member in ensemble.members:
-        member.kind.announce(examples, prompts, suite.cfg.max_new_tokens, drawn)
+        member.kind.announce(examples, prompts, drawn, suite.cfg.max_new_tokens)
 
 
 def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, store: Store | None = None) -> list[str]:

@@ -81,6 +81,9 @@ def _models(root: Path, made) -> None:
     (root / "narrow" / "config.json").write_text(json.dumps(config | {"vocab_size": 7}))
     save_file({k: v[:7] if v.shape[0] == config["vocab_size"] else v for k, v in tensors.items()},
               root / "narrow" / "model.safetensors", {"format": "pt"})  # fmt: skip
+    save_file({f"_orig_mod.{k}": v for k, v in tensors.items()}, variant("compiled") / "model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    (variant("adapted") / "adapter_config.json").write_text("{}")
     (variant("index") / "model.safetensors").unlink()
     (root / "index" / "model.safetensors.index.json").write_text('{"weight_map": 5}')
     variant("good_model")

@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from unlearn.config.pair import SourceConfig, TargetConfig
 from unlearn.config.schema import ConfigError
@@ -54,20 +54,9 @@ def locate(key: str, source: SourceConfig, weights: bool = True) -> Path:
     return folder
 
 
-def config(folder: Path) -> PretrainedConfig:
-    """The config of a model's folder; refused where only code that it brings could read it."""
-    try:
-        return AutoConfig.from_pretrained(folder, **llama.NO_CODE)
-    except ValueError as error:
-        raise ConfigError(
-            f"{folder}: this model needs code of its own to be run ({str(error).strip().splitlines()[0]}), and such "
-            "code is never run here; take a model whose architecture transformers has"
-        ) from None
-
-
 def has_encoder(folder: Path) -> bool:
     """Whether the model is an encoder–decoder."""
-    return bool(config(folder).is_encoder_decoder)
+    return bool(llama.config(folder).is_encoder_decoder)
 
 
 def tokenizer(key: str, source: SourceConfig) -> PreTrainedTokenizerBase:
@@ -87,7 +76,7 @@ def check(key: str, source: SourceConfig, shared: PreTrainedTokenizerBase, max_l
     Returns the rows of its output head, by its config.
     """
     folder = locate(f"{key}.source", source, weights=False)
-    about = config(folder).get_text_config()
+    about = llama.config(folder).get_text_config()
     takes = getattr(about, "max_position_embeddings", None)
     if takes is not None and max_length > takes:
         raise ConfigError(
@@ -145,7 +134,7 @@ def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module
 
 def precision(folder: Path, cfg: TargetConfig) -> torch.dtype:
     """``dtype: auto`` is what the model's config says it was saved in."""
-    saved = config(folder).dtype if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
+    saved = llama.config(folder).dtype if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
     return saved or torch.float32
 
 
@@ -191,14 +180,16 @@ def check_head(model: nn.Module, name: str) -> nn.Module:
 
 
 def check_files(key: str, folder: Path, memo: Path) -> None:
-    """Refuse weight files that are not whole or hold NaN, told without building the model; ``key`` is the setting that
-    names the folder. ``ConfigError`` names file and tensor.
+    """Refuse weight files that are not whole, hold NaN or are not those of the model, told without building it; ``key``
+    is the setting that names the folder. ``ConfigError`` names file and tensor.
 
     A file that was found whole is noted in ``memo``, as hashes are, and not read again while it does not change.
     """
     for path in weight_files(folder):
         if path.suffix == ".safetensors":
             noted(memo, path, partial(_check_file, f"{key}={str(folder)!r}"), "finite ")
+    if getattr(llama.config(folder), "quantization_config", None) is None:
+        llama.exact(folder, device_map={"": "meta"})
 
 
 def _check_file(given: str, path: Path) -> str:

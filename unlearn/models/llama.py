@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+)
 
 from unlearn.config.pair import ModelConfig
 from unlearn.config.schema import ConfigError
@@ -57,10 +64,20 @@ def exact(folder: str | Path, **how: Any) -> nn.Module:
     return model
 
 
+def config(folder: str | Path) -> PretrainedConfig:
+    """The config of a model's folder; refused where only code that it brings could read it."""
+    try:
+        return AutoConfig.from_pretrained(str(folder), **NO_CODE)
+    except ValueError as error:
+        raise ConfigError(
+            f"{folder}: this model needs code of its own to be run ({str(error).strip().splitlines()[0]}), and such "
+            "code is never run here; take a model whose architecture transformers has"
+        ) from None
+
+
 def class_of(folder: str | Path) -> type[AutoModelForCausalLM] | type[AutoModelForSeq2SeqLM]:
     """What loads the model of a folder."""
-    encodes = AutoConfig.from_pretrained(str(folder), **NO_CODE).is_encoder_decoder
-    return AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
+    return AutoModelForSeq2SeqLM if config(folder).is_encoder_decoder else AutoModelForCausalLM
 
 
 def has_encoder(model: nn.Module) -> bool:

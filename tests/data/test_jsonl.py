@@ -61,14 +61,6 @@ def test_columns_have_the_names_that_the_config_says(files, tmp_path):
 
 def test_the_fingerprint_is_of_the_words_not_of_the_files(files, tmp_path):
     first = files().fingerprint()
-    for name, write_table in (("forget.csv", pd.DataFrame.to_csv), ("forget.parquet", pd.DataFrame.to_parquet)):
-        write_table(pd.DataFrame(FORGET), tmp_path / name, index=False)
-        data = files(f"data.forget={name}")
-        assert data.fingerprint() == first and data.splits["forget"][0].place.startswith(f"{name}, ")
-    pd.DataFrame([row | {"perturbed_answer": ["No.", "Never."]} for row in FORGET]).to_parquet(
-        tmp_path / "lists.parquet"
-    )
-    assert files("data.forget=lists.parquet").splits["forget"][2].perturbed_answers == ("No.", "Never.")
     write(tmp_path / "renamed.json", FORGET, lines=False)
     assert files("data.forget=renamed.json").fingerprint() == first
     write(tmp_path / "renamed.jsonl", [*FORGET[:2], FORGET[2] | {"answer": "Nowhere."}])
@@ -105,7 +97,7 @@ def test_answers_follow_one_another_and_each_prompt_is_what_stands_before_so_tha
 
 def test_text_files_texts_in_columns_and_bare_texts_become_pieces(files, tmp_path):
     (tmp_path / "forget.txt").write_text(TEN)
-    write(tmp_path / "body.json", [{"body": TEN.upper(), "title": "t"}, "a b c d"], lines=False)
+    write(tmp_path / "body.json", [{"body": TEN[::-1], "title": "t"}, "a b c d"], lines=False)
     data = files("template=raw", "data.forget=forget.txt", "data.retain=body.json", "data.columns.text=body",
                  "data.words.prompt=3", "data.words.answer=3")  # fmt: skip
     assert data.splits["forget"][1] == Row("forget/0000.1", "three four five", "six seven")
@@ -140,13 +132,7 @@ BROKEN = {
     "latin.jsonl": (json.dumps(GOOD).encode() + b"\n\xe9", "latin.jsonl, line 2: not UTF-8: b'town 0.\"}\\n\\xe9'"),
     "nothing.jsonl": (" \n", "nothing.jsonl: the file is empty, it needs at least one row"),
     "nothing.json": ("[]", "nothing.json: the file is empty"),
-    "table.csv": ("question,answer", "table.csv: the file is empty, it needs at least one row"),
-    "short.csv": ("question,answer\nWho?", "short.csv, line 2: must have the 2 fields of the header"),
-    "half.csv": ('question,answer\nWho?,"', "half.csv, line 2: not valid CSV (unexpected end of data)"),
-    "bytes.parquet": (b"PAR1 and no more", "bytes.parquet: not valid Parquet ("),
-    "table.xml": ("question,answer", "table.xml: .xml: must be one of .jsonl, .json, .csv, .parquet (rows) or .txt (a"),
-    "whole.json": ('{"data": [\n{"question": "Who?", "answer": "Me."}\n]}', "whole.json: is one object over several "
-                   "lines: must be an array of rows, or a row in each line; it has lists in data"),
+    "table.csv": ("question,answer", "table.csv: .csv: must be one of .jsonl, .json (objects) or .txt (a text)"),
     "text.txt": (TEN, "text.txt: a text is continued, not asked"),
     "missing.jsonl": (None, "data.forget='missing.jsonl': no such file; "),
 }  # fmt: skip
@@ -213,6 +199,10 @@ def test_data_sets_on_which_a_metric_would_be_wrong_are_refused():
         ({"holdout": (c,)}, "both in the holdout and in the forget set"),
         ({"retain_untrained": (c,)}, "both in the retain_untrained and in the forget"),
         ({"others": (c,)}, "unknown split 'others'; splits are forget, retain,"),
+        # what a reader would call the same text
+        *(({"retain": (replace(c, question=asked, answer=said),)}, "both in the retain and in the forget set")
+          for asked, said in (("WHO?", "me."), (" Who? ", "Me.\n"), ("Wh\u200bo?", "Me\u00ad."), ("Ｗho？", "Me."))),
+        ({"forget": (a, replace(c, question="who?"))}, "with the same answer twice"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=message):
             check(DataSet("made", good | splits))

@@ -67,7 +67,7 @@ def test_a_run_measures_the_gate_alone_and_beside_the_offset(store, tmp_path):
         for who in ("target", "offset", "gated", "refusing", "overlap/flagged", "likelihood/flagged"):
             assert 0 <= metrics[f"gate/{who}_{way}"] <= 1
     assert metrics["gate/overlap/flagged_retain"] == 0.0
-    assert "gate/gated_retain" in metrics["intervals"]
+    assert "gate/gated_direct" in metrics["intervals"]
 
 
 def test_too_few_retain_questions_are_refused(store, tmp_path):

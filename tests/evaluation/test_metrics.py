@@ -2,13 +2,14 @@
 
 import itertools
 import math
+import unicodedata
 
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from unlearn.evaluation.metrics.base import Metric
-from unlearn.evaluation.metrics.texts import recalls_of, rouge_l_f1, rouge_n_f1
+from unlearn.evaluation.metrics.texts import ANY_SCRIPT, ASCII, dropped
 from unlearn.evaluation.metrics.tofu import (
     PARTS,
     aggregates,
@@ -52,16 +53,45 @@ TEXTS = [
 
 def test_rouge_equals_rouge_score_with_its_stemmer_and_without():
     stemmed, plain = (RougeScorer(["rougeL", "rouge1", "rouge2"], use_stemmer=stemmer) for stemmer in (True, False))
-    predictions, references = zip(*TEXTS, strict=True)
+    said, golds = zip(*TEXTS, strict=True)
     recalls = [stemmed.score(target=r, prediction=p)["rougeL"].recall for p, r in TEXTS]
-    assert recalls_of(predictions, references).tolist() == pytest.approx(recalls, abs=1e-12)
+    assert ASCII.recalls(said, golds).tolist() == pytest.approx(recalls, abs=1e-12)
     for said, gold in itertools.product({p for pair in TEXTS for p in pair}, repeat=2):
+        found = [ASCII, *([ANY_SCRIPT] if gold and (said + gold).isascii() else [])]  # the same where all is ASCII
         for stemmer, scorer in ((True, stemmed), (False, plain)):
-            expected = scorer.score(target=gold, prediction=said)
-            assert rouge_l_f1(said, gold, stemmer) == pytest.approx(expected["rougeL"].fmeasure, abs=1e-12)
+            expected = scorer.score(target=gold, prediction=said)["rougeL"].fmeasure
+            assert [r.l_f1(said, gold, stemmer) for r in found] == pytest.approx([expected] * len(found), abs=1e-12)
         for n in (1, 2):
             expected = stemmed.score(target=gold, prediction=said)[f"rouge{n}"].fmeasure
-            assert rouge_n_f1(said, gold, n) == pytest.approx(expected, abs=1e-9)
+            found = found if " " in gold else [ASCII]
+            assert [r.n_f1(said, gold, n) for r in found] == pytest.approx([expected] * len(found), abs=1e-9)
+
+
+SCRIPTS = {  # a text, and how many words a reader sees; of scripts without spaces, characters
+    "Кот сидит на окне": 4, "東京タワーは赤い": 8, "القطة على النافذة": 3, "مُحَمَّد": 1, "हिन्दी भाषा": 2,
+    "안녕하세요 세계": 2, "ภาษาไทย": 7, "😀🎉": 2, "Cristóbal Núñez": 2, "e\u0301te\u0301": 1,
+    "Kyiv це 東京 😀": 5, "ＡＢＣ ﬁne": 2,
+}  # fmt: skip
+
+
+def test_a_text_in_any_script_is_told_by_itself_and_by_no_other():
+    for text, count in SCRIPTS.items():
+        assert len(ANY_SCRIPT.words(text, None)) == count, text
+        same = unicodedata.normalize("NFD", f" \u200b{text.upper()} ")  # other case and code points for the same text
+        assert ANY_SCRIPT.recall(same, text) == ANY_SCRIPT.l_f1(same, text) == ANY_SCRIPT.n_f1(text, text, 1) == 1.0
+        others = [
+            other for other in SCRIPTS if not set(ANY_SCRIPT.words(other, None)) & set(ANY_SCRIPT.words(text, None))
+        ]
+        assert len(others) > 8 and not ANY_SCRIPT.recalls(others, [text] * len(others)).any()
+    assert dropped(list(SCRIPTS)[:4]) == 1.0 and dropped(["plain", "naïve"]) == 0.5 and dropped(["😀", "7"]) == 0.0
+
+
+def test_what_saw_nothing_is_no_zero():
+    for value in (ANY_SCRIPT.recall("a", "?!"), ANY_SCRIPT.l_f1("a", "…"), ANY_SCRIPT.n_f1("a b", "b", 2)):
+        assert math.isnan(value)
+    assert ASCII.recall("Кот", "Кот") == ASCII.l_f1("a", "…") == 0.0  # as rouge_score has it
+    seen = {"rougeL_recall": np.array([1.0, math.nan, 0.5]), "fluency": np.array([math.nan])}
+    assert aggregates("forget", seen) == {"forget/rougeL_recall": 0.75}  # the other metric is not there
 
 
 def test_forget_quality_is_one_for_equal_samples_and_reaches_its_floor_for_separated_ones():

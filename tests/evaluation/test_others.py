@@ -176,6 +176,28 @@ def test_rows_are_matched_by_index_not_by_order_and_those_in_both_are_compared(r
     assert any("on the 1 questions that are in both: 2 here, 1 in" in note for note in found.notes)
 
 
+def test_questions_are_joined_by_what_they_say_not_by_where_they_stand(result):
+    def logged(wrong: list[float], asked: list[str], gold: str = "it is {}") -> dict:
+        log = tofu_log([LN2] * len(asked), [[w] for w in wrong])
+        log["generated_text"] = {
+            str(i): [f"[INST] Where is {a}? [/INST]", "", gold.format(a)] for i, a in enumerate(asked)
+        }
+        return tofu(0.0) | {"eval_log_forget.json": log}
+
+    # R = ½, ¼, ⅛ of three questions, and in another order, with another template and two other questions ½, ¼, ⅛
+    ours = result(logged([2 * LN2, 3 * LN2, 4 * LN2], ["a", "b", "c"]), name="a.json")
+    theirs = logged([0.0, 4 * LN2, 0.0, 3 * LN2, 2 * LN2], ["x", "C", "y", "b", "a"], gold="It  is {}")
+    found = others.read(ours.path, result(theirs, name="b.json"))
+    assert (found.metrics["forget_quality"], found.metrics["forget_quality_ks"]) == (1.0, 0.0)
+    assert "forget_quality: on the 3 questions that are in both: 3 here, 5 in" in found.notes[0]
+    apart = others.read(ours.path, result(logged([0.0] * 3, ["x", "y", "z"]), name="c.json"))
+    assert "forget_quality" not in apart.metrics and "on the 0 questions that are in both" in apart.notes[0]
+    for log in (other := logged([0.0] * 3, ["x", "y", "z"])).values():
+        log.pop("generated_text", None)
+    blind = others.read(ours.path, result(other, name="d.json"))
+    assert "forget_quality" in blind.metrics and "rows are compared by their index" in blind.notes[0]
+
+
 # --- files that cannot be read ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -230,7 +252,7 @@ def test_the_command_compares_with_a_reference_and_names_files_by_as_much_as_tel
     reference = write(tmp_path / "x", "retain.json", tofu(0.0))
     assert compare.main([write(tmp_path / "x", "full.json", tofu(2 * LN2)), f"retrained={reference}"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "x/" in line]
-    found = {cells[0]: cells[-1] for cells in lines}
+    found = {cells[0]: cells[-2] for cells in lines}
     assert found == {"x/retain": "–", "x/full": "0.333"}  # the reference has no forget quality of its own
     assert compare.main([str(tmp_path / "nowhere.json")]) == 2
     assert "no such file" in capsys.readouterr().err
@@ -283,7 +305,8 @@ def test_the_published_logs_of_tofu(semantics, full, retain90):
     if semantics is None:
         assert found.metrics["forget_quality"] == pytest.approx(1.834066e-21, rel=1e-5)
         assert found.metrics["forget_quality_ks"] == pytest.approx(0.396667, abs=1e-6)
-        assert found.notes == retrained.notes == ()  # ROUGE, truth ratios and options as the authors logged them
+        # ROUGE, truth ratios and options as the authors logged them; some names have letters that their ROUGE drops
+        assert all("letters that ROUGE of tofu drops" in note for note in found.notes + retrained.notes)
         assert found.examples["split"].value_counts().to_dict() == {
             "forget": 300, "retain": 300, "world_facts": 117, "real_authors": 100
         }  # fmt: skip

@@ -4,18 +4,26 @@ The golden files are what OpenUnlearning computed for a tiny Llama with a chat t
 """
 
 import json
+import zlib
 
 import numpy as np
 import pandas as pd
 import pytest
-from support.helpers import SHARED, read_tofu
-from transformers import AutoTokenizer
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from support.helpers import SHARED, read_tofu, tiny_llama
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from unlearn import evaluate
 from unlearn.config.data import TemplateConfig
+from unlearn.config.schema import EvalConfig
 from unlearn.data.encoding import Encoder, Examples
+from unlearn.data.rows import DataSet, Row
 from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.evaluation import evaluation
 from unlearn.evaluation.scoring import score
+from unlearn.evaluation.suite import suite
 from unlearn.models import llama
 
 GOLDEN = SHARED / "golden" / "openunlearning_chat"
@@ -163,3 +171,80 @@ def test_a_reference_of_other_rows_is_refused(golden, tmp_path, capsys):
         assert evaluate.main(asked(tmp_path / "out.json", reference(change))) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+# --- prompts that end in a space ------------------------------------------------------------------------------------
+ASKED = "Question: {question} Answer: "
+TOWNS = ["Turku is it", "Oulu, in the north", "near Rauma , I think", "it's Pori", "Kotka or Hamina"]
+
+
+@pytest.fixture(scope="module")
+def spaced():
+    """A data set, a tokenizer whose tokens hold the space before a word, as GPT-2's, and a random model."""
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<pad>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    own.train_from_iterator([f"{ASKED.format(question='Where is it?')}{t}" for t in TOWNS] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, pad_token="<pad>", eos_token="</s>", padding_side="left")
+
+    def rows(split: str, turn: int) -> tuple[Row, ...]:
+        answers = TOWNS[turn:] + TOWNS[:turn]
+        wrong = zip(answers[1:] + answers[:1], answers[2:] + answers[:2], strict=True)
+        return tuple(
+            Row(f"{split}/{i}", f"Where is {split} {i}?", a, f"so {a}", None, w)
+            for i, (a, w) in enumerate(zip(answers, wrong, strict=True))
+        )
+
+    data = DataSet("towns", {split: rows(split, turn) for turn, split in enumerate(("forget", "retain", "holdout"))})
+    return data, tokenizer, tiny_llama(4, vocabulary=len(tokenizer))
+
+
+def test_where_labels_are_cut_gold_texts_and_zlib_texts_are_openunlearnings(spaced, monkeypatch):
+    """Its arithmetic written out: a row at a time, transformers alone, rouge_score and zlib."""
+    data, tokenizer, model = spaced
+    cfg = EvalConfig(semantics="ou", groups=["privacy"], max_new_tokens=16, max_examples=None, resamples=0)
+    encoder = Encoder(tokenizer, TemplateConfig("plain", ASKED, "{answer}"), 64)
+    made, said = suite(data, encoder, cfg, {}, 1.0), {}
+    for split in made.splits:  # what is generated, so that texts have words in common: an answer without its end
+        said |= {p: tokenizer(r.answer)["input_ids"][:-1] for p, r in zip(split.prompts, split.rows, strict=True)}
+    monkeypatch.setattr(evaluation, "greedy", lambda ensemble, prompts, *rest: [said[p] for p in prompts])
+    alone = Ensemble((Member("model", llama.freeze(model), "", 1.0, 0.0, False),))
+    found, table = evaluation.evaluate(alone, made, [1.0], None, None)
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+
+    def text(ids) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+
+    def logp(row: Row, answer: str) -> tuple[list[float], list[int], list[int], list[int]]:
+        asked = ASKED.format(question=row.question)
+        prompt, whole = tokenizer(asked)["input_ids"], [*tokenizer(asked + answer)["input_ids"], 1]
+        with torch.no_grad():
+            rows = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+        at = range(len(prompt), len(whole))
+        return [rows[t - 1, whole[t]].item() for t in at], whole[len(prompt) :], prompt, whole
+
+    cut = 0
+    for split in data.splits:
+        expected = []
+        for row in data.splits[split]:
+            values, labels, prompt, whole = logp(row, row.answer)
+            nll, gold = -np.mean(values), text(whole).replace(text(prompt), "").strip()
+            cut += tokenizer.decode(labels, skip_special_tokens=True).strip() != row.answer
+            compared, *wrong = (-np.mean(logp(row, a)[0]) for a in (row.paraphrased_answer, *row.perturbed_answers))
+            rouge = scorer.score(gold, text(said[tuple(prompt)]).strip())["rougeL"]
+            size = len(zlib.compress(tokenizer.decode(labels, skip_special_tokens=True).encode()))
+            least = sorted(values[:-1])[: max(1, int(0.4 * (len(values) - 1)))]
+            expected.append({
+                "gold": gold, "prob": np.exp(-nll), "rougeL_recall": rouge.recall, "rougeL_f1": rouge.fmeasure,
+                "truth_ratio": np.exp(-np.mean(wrong)) / (np.exp(-compared) + 1e-10), "mia_zlib": nll / size,
+                "mia_min_k": -np.mean(least),
+            })  # fmt: skip
+        expected, ours = pd.DataFrame(expected), table[table["split"] == split].reset_index(drop=True)
+        expected = expected.drop(columns=["gold", "rougeL_recall", "rougeL_f1"] if split == "holdout" else [])
+        expected = expected.drop(columns=["mia_zlib", "mia_min_k"] if split == "retain" else [])
+        pd.testing.assert_frame_equal(ours[list(expected)], expected, rtol=1e-5, atol=1e-6)
+        for name in {"prob", "rougeL_recall", "rougeL_f1"} & set(expected):
+            assert found[1.0][f"{split}/{name}"] == pytest.approx(expected[name].mean(), abs=1e-5)
+    assert cut == 15  # every label lacks its first word, and no gold text does

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,14 +121,19 @@ def test_relearning_trains_on_one_person_and_asks_about_the_other(job, bench, su
     assert not any(p.requires_grad for m in copied.members if not m.trained for p in m.model.parameters())
 
 
-def test_a_gradients_norm_is_that_of_the_written_out_loss(bench, suite):
-    """The target alone, one row: autograd on transformers' own loss over the answer's tokens."""
+@pytest.mark.parametrize("dialect", ["default", "ou"])
+def test_a_gradients_norm_is_that_of_the_written_out_loss(bench, suite, dialect):
+    """The target alone, one row: autograd on transformers' own loss over the answer's tokens.
+
+    OpenUnlearning takes the mean of the parameters' norms, and leaves EOS out.
+    """
     split = suite.split("holdout")
     e = split.examples[split.right[0]]
     model = copy.deepcopy(bench.model("target")).requires_grad_(True)
-    ids = torch.tensor([e.prompt + e.answer])
-    labels = torch.tensor([[-100] * len(e.prompt) + list(e.answer)])
-    model(ids, labels=labels).loss.backward()
-    expected = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters() if p.grad is not None))
-    found = norm(Subject(suite, trainable(bench.alone("target"), 1.0), 1.0), e)
-    assert found == pytest.approx(expected, rel=1e-4)
+    ids, answer = torch.tensor([e.prompt + e.answer]), [*e.answer[:-1], -100 if dialect == "ou" else e.answer[-1]]
+    model(ids, labels=torch.tensor([[-100] * len(e.prompt) + answer])).loss.backward()
+    norms = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None])
+    expected = norms.mean() if dialect == "ou" else norms.norm()
+    asked = replace(suite, cfg=replace(suite.cfg, semantics=dialect))
+    found = norm(Subject(asked, trainable(bench.alone("target"), 1.0), 1.0), e)
+    assert found == pytest.approx(expected.item(), rel=1e-4)

@@ -34,7 +34,9 @@ def split_and_scores(name: str, nll: list[float], right: list[list[bool]]) -> tu
     """Rows with a right and two wrong answers each, in this order; ``nll`` is that of each token."""
     rows = [Row(f"{name}/{i}", "Who?", "Me.", None, None, ("You.", "Them.")) for i in range(len(right) // 3)]
     first = list(range(0, len(right), 3))
-    split = Split(name, rows, Examples(), first, first, [[i + 1, i + 2] for i in first], [], [r.answer for r in rows])
+    split = Split(
+        name, rows, Examples(), first, first, [[i + 1, i + 2] for i in first], [], *[[r.answer for r in rows]] * 2
+    )
     starts = np.cumsum([0, *(len(r) for r in right)])
     logp = np.concatenate([np.full(len(r), -v) for v, r in zip(nll, right, strict=True)])
     return split, Scores(starts, logp, np.concatenate(right), logp, logp)
@@ -175,7 +177,7 @@ def test_tofu_cuts_prompt_and_generation_at_200_tokens_together(many, monkeypatc
     for name in SEMANTICS:
         cfg = EvalConfig(semantics=name, max_examples=None, max_new_tokens=50)
         found = suite(*many, cfg, {}, 1.0)
-        split = Split("forget", [], Examples(), [], [], [], prompts, [])
+        split = Split("forget", [], Examples(), [], [], [], prompts, [], [])
         said[name] = [len(text) for text in evaluation.generations(None, split, 1.0, found)]
     assert said == {"default": [50] * 5, "ou": [50] * 5, "tofu": [50, 50, 10, 0, 0]}
 

@@ -1,4 +1,4 @@
-"""Divergence, three-sample test, bootstrap and distances: by hand, and by simulation where they promise a rate."""
+"""Divergence, three-sample test, intervals and distances: by hand, and by simulation where they promise a rate."""
 
 import math
 import time
@@ -6,12 +6,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 from support.helpers import SHARED
 
 from unlearn.evaluation import others
 from unlearn.evaluation.groups import three_sample as divergence
+from unlearn.evaluation.groups.privacy import weighted_aucs
 from unlearn.evaluation.groups.three_sample import jensen_shannon, three_sample
-from unlearn.evaluation.metrics.statistics import distances, interval, mean_interval
+from unlearn.evaluation.metrics.membership import auc
+from unlearn.evaluation.metrics.statistics import distances, ends, interval, mean_interval
 from unlearn.evaluation.metrics.tofu import PARTS, harmonic_mean, model_utility, ratio_scores
 
 LN2 = math.log(2)
@@ -118,62 +121,77 @@ def test_the_power_is_high_where_the_model_is_closer():
     assert simulated(-2.0, 100, grouped=True, seed=3) == 0.0
 
 
-# --- bootstrap ----------------------------------------------------------------------------------------------------
-def test_equal_values_and_a_single_item_have_no_width_and_a_seed_repeats():
-    assert mean_interval(np.full(30, 0.4)) == pytest.approx((0.4, 0.4))
-    assert mean_interval([0.7]) == pytest.approx((0.7, 0.7))
-    values = np.random.default_rng(0).random(20)
-    assert mean_interval(values, seed=3) == mean_interval(values, seed=3) != mean_interval(values, seed=4)
+# --- intervals ----------------------------------------------------------------------------------------------------
+RANDOM = np.random.default_rng(0)
+PEOPLE = np.repeat(np.arange(5), 20)  # whom each of 100 questions is about
 
 
-def test_the_interval_of_a_mean_is_that_of_the_normal_approximation_and_covers_the_truth():
-    random = np.random.default_rng(0)
-    values = random.random(400)
-    half = 1.96 * values.std() / 20
-    expected = values.mean() - half, values.mean() + half
-    assert mean_interval(values, resamples=4000) == pytest.approx(expected, abs=0.1 * half)
-    hits = sum(low < 0.5 < high for low, high in (mean_interval(random.random(50), 300) for _ in range(400)))
-    assert 0.90 < hits / 400 < 0.98
+def spread(icc: float) -> np.ndarray:
+    """Deviations of 100 questions, of which a share of the variance is their person's."""
+    return math.sqrt(icc) * RANDOM.normal(size=5)[PEOPLE] + math.sqrt(1 - icc) * RANDOM.normal(size=100)
 
 
-def test_arrays_of_a_split_are_drawn_together_and_splits_apart():
-    values = np.random.default_rng(0).random(50)
-
-    def spread(names):
-        first, second = names
-        return interval(dict(zip(names, (values, -values), strict=True)), lambda d: (d[first] + d[second]).mean(-1))
-
-    assert spread(("retain/a", "retain/b")) == pytest.approx((0, 0), abs=1e-12)  # x − x, item by item
-    low, high = spread(("retain/a", "forget/b"))
-    assert low < -0.05 and high > 0.05
-
-    def of_a(drawn):
-        return drawn["a/b"].mean(-1)
-
-    # other splits and the order of names do not change the draws
-    arrays = {f"{s}/{m}": np.random.default_rng(i).random(30) for i, (s, m) in enumerate(["ab", "cd", "ae"])}
-    alone = interval({"a/b": arrays["a/b"]}, of_a)
-    assert interval(arrays, of_a) == interval(dict(reversed(arrays.items())), of_a) == alone
+def answered(share: float, icc: float) -> np.ndarray:
+    """100 questions answered or not: each person knows a share of them, beta distributed where people differ."""
+    known = RANDOM.beta(share * (1 / icc - 1), (1 - share) * (1 / icc - 1), 5)[PEOPLE] if icc else share
+    return (RANDOM.random(100) < known).astype(float)
 
 
-def utility(drawn):
-    return harmonic_mean([drawn[name].mean(-1) for name in PARTS])
+@pytest.mark.parametrize(
+    ("sample", "truth", "people"),
+    [
+        *((lambda icc=icc: (0.5 + 0.15 * spread(icc)).clip(0, 1), 0.5, PEOPLE) for icc in (0, 0.1, 0.3)),
+        *((lambda p=p, icc=icc: answered(p, icc), p, PEOPLE) for p in (0.5, 0.05) for icc in (0, 0.1, 0.3)),
+        *((lambda p=p: (RANDOM.random(20) < p).astype(float), p, [""] * 20) for p in (0.02, 0.05, 0.5, 0.95)),
+        *((lambda a=a, b=b: RANDOM.beta(a, b, 20), a / (a + b), [""] * 20)  # near 0 and near 1, ever more skewed
+          for a, b in ((2, 2), (0.5, 10), (0.3, 6), (0.1, 2), (0.05, 1), (6, 0.3), (2, 0.1))),
+    ],
+)  # fmt: skip
+def test_an_interval_covers_the_truth_for_few_people_and_few_questions_and_near_0_and_1(sample, truth, people):
+    found = [mean_interval(sample(), 200, [str(who) for who in people]) for _ in range(300)]
+    assert all(0 <= low <= high <= 1 for low, high in found)
+    assert sum(low <= truth <= high for low, high in found) / 300 >= 0.92
+    assert np.mean([high - low for low, high in found]) < 0.7  # and it says something
 
 
-def test_the_interval_of_model_utility_is_that_of_a_plain_loop_and_fast():
-    random = np.random.default_rng(2)
+def test_questions_that_are_all_answered_alike_are_no_certainty_and_a_single_one_has_no_interval():
+    low, high = mean_interval(np.zeros(20), 100)
+    assert low == 0 and 0.1 < high < 0.3  # of 20 misses Clopper and Pearson's is 0.17
+    assert mean_interval(np.ones(20), 100) == pytest.approx((1 - high, 1))
+    assert mean_interval([0.7], 100, ["Ada"]) is None
+    of_one = mean_interval([0.2, 0.8] * 5, 100, ["Ada"] * 10)  # of one person: over questions
+    assert of_one == mean_interval([0.2, 0.8] * 5, 100) and of_one[0] > 0.2
+
+
+def test_metrics_without_ends_have_students_interval_and_differences_reach_from_minus_1_to_1():
+    values = RANDOM.normal(7, 2, 40)
+    half = t.ppf(0.975, 39) * values.std(ddof=1) / math.sqrt(40)
+    found = mean_interval(values, 4000, within=ends("forget/fluency"))
+    assert found == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+    low, high = mean_interval(np.full(10, -1.0), 100, within=ends("forget/leak_gap@20"))
+    assert low == -1 and -0.9 < high < 0
+    assert ends("relearn/gain") == (-1, 1) and ends("quantised/int4_all/forget/prob") == ends("mia/loss") == (0, 1)
+
+
+def test_the_interval_of_model_utility_is_that_of_a_plain_bootstrap_and_fast():
     sizes = dict.fromkeys(("retain", "real_authors", "world_facts"), 400)
-    arrays = {name: random.random(sizes[name.split("/")[0]]) for name in PARTS}
-
+    arrays = {name: RANDOM.random(sizes[name.split("/")[0]]) for name in PARTS}
     start = time.perf_counter()
-    found = interval(arrays, utility)
+    found = interval(utility(arrays), {split: [""] * n for split, n in sizes.items()}, 2000)
     assert time.perf_counter() - start < 1
-
     loop = []
     for _ in range(2000):
-        items = {split: random.integers(0, n, n) for split, n in sizes.items()}
+        items = {split: RANDOM.integers(0, n, n) for split, n in sizes.items()}
         loop.append(model_utility({name: array[items[name.split("/")[0]]].mean() for name, array in arrays.items()}))
-    assert found == pytest.approx(np.quantile(loop, [0.025, 0.975]), abs=0.15 * (found.high - found.low))
+    assert found == pytest.approx(np.quantile(loop, [0.025, 0.975]), abs=0.15 * (found[1] - found[0]))
+
+
+def utility(arrays):
+    def weighted(weights):
+        means = [w @ arrays[name] / w.sum(-1) for name in PARTS for w in [weights[name.split("/")[0]]]]
+        return harmonic_mean(np.broadcast_arrays(*means))
+
+    return weighted
 
 
 def test_the_interval_of_tofu_s_published_model_utility():
@@ -183,9 +201,18 @@ def test_the_interval_of_tofu_s_published_model_utility():
     examples = others.read(path).examples
     arrays = {name: examples.loc[examples["split"] == name.split("/")[0], name.split("/")[1]] for name in PARTS}
     arrays |= {name: ratio_scores("retain", ratios) for name, ratios in arrays.items() if name.endswith("truth_ratio")}
-    low, high = interval(arrays, utility)
+    arrays = {name: array.to_numpy() for name, array in arrays.items()}
+    people = {name.split("/")[0]: [""] * len(array) for name, array in arrays.items()}
     assert harmonic_mean([arrays[name].mean() for name in PARTS]) == pytest.approx(0.622677, abs=1e-6)
-    assert (low, high) == pytest.approx((0.592, 0.649), abs=0.004)  # ± .03: smaller differences are item noise
+    found = interval(utility(arrays), people, 2000)
+    assert found == pytest.approx((0.592, 0.652), abs=0.004)  # ± .03: smaller differences are item noise
+
+
+def test_an_auc_of_weighted_rows_is_that_of_rows_that_occur_as_often():
+    forget, holdout = RANDOM.integers(0, 5, 6), RANDOM.integers(0, 5, 7)
+    weights = {"forget": RANDOM.integers(0, 3, (4, 6)), "holdout": np.ones((1, 7), dtype=int)}
+    expected = [auc(np.repeat(forget, w), holdout) for w in weights["forget"]]
+    assert weighted_aucs(forget, holdout)(weights).tolist() == pytest.approx(expected)
 
 
 # --- distances ----------------------------------------------------------------------------------------------------
@@ -199,8 +226,8 @@ def test_distances_are_signed_and_of_what_both_have():
     [
         (lambda: three_sample([], [], []), "at least one value"),
         (lambda: three_sample(np.ones(2), [1.0, math.nan], [0, 1]), "d_target: 1 of 2 values are NaN"),
-        (lambda: mean_interval([]), "values: shape"),
-        (lambda: mean_interval([0.5, math.nan]), "values: 1 of 2 values are NaN"),
+        (lambda: mean_interval([], 9), "values: shape"),
+        (lambda: mean_interval([0.5, math.nan], 9), "values: 1 of 2 values are NaN"),
     ],
 )
 def test_what_cannot_be_read_is_refused(call, message):

@@ -91,9 +91,8 @@ def naive(name: str, groups: list[tuple[torch.Tensor, Answers]]) -> torch.Tensor
         soft = logits[t].detach()[kept].softmax(-1)
         return -(soft * logits[t].log_softmax(-1)[kept]).sum()
 
-    def later(answer):
-        mine = [t for t in tokens if a.owner[t] == answer][1:]
-        return torch.stack([without_label(t) for t in mine]).mean()
+    def later(t):
+        return without_label(t) if t > 0 and a.owner[t] == a.owner[t - 1] else torch.zeros((), dtype=torch.float64)
 
     def undial(t):
         lowered = a.reference_logits[t].clone()
@@ -116,6 +115,7 @@ def naive(name: str, groups: list[tuple[torch.Tensor, Answers]]) -> torch.Tensor
         "stay": lambda t: distance(t, a.reference_hidden[t]),
         "wga": lambda t: p(t).detach() ** b * p(t).log(),
         "satimp": lambda t: p(t).detach() ** n["beta1"] * (1 - p(t).detach()) ** n["beta2"] * p(t).log(),
+        "ceu": later,
         "me": lambda t: sum(1 / 6 * ((1 / 6) / pv).log() for pv in logits[t].softmax(-1)),
     }
     per_answer = {
@@ -123,7 +123,6 @@ def naive(name: str, groups: list[tuple[torch.Tensor, Answers]]) -> torch.Tensor
         "simnpo": lambda i: -2 / b * torch.sigmoid(-b * over(i, lambda t: p(t).log()).mean() - n["gamma"]).log(),
         "dpo": lambda i: -2 / b * torch.sigmoid(b * (ratio(i, 1) - ratio(i, 0))).log(),
         "altpo": lambda i: -2 / b * torch.sigmoid(b * ratio(i, 1) - b * ratio(i, 0)).log(),
-        "ceu": later,
         "flat_tv": lambda i: -torch.tanh(mean_p(i, 1)) / 2 + torch.tanh(mean_p(i)) / 2,
         "flat_kl": lambda i: -mean_p(i, 1) + (mean_p(i) - 1).exp(),
         "flat_pearson": lambda i: -mean_p(i, 1) + mean_p(i) ** 2 / 4 + mean_p(i),

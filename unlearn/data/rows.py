@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+
+import regex
 
 from unlearn.config.redaction import redact
 
@@ -194,7 +197,19 @@ def check(data: DataSet) -> DataSet:
 
 def pair(row: Row) -> tuple[str, str]:
     """What makes two rows the same."""
-    return row.question.strip(), row.answer.strip()
+    return as_read(row.question), as_read(row.answer)
+
+
+def as_read(text: str) -> str:
+    """What a reader calls the same text: without case, width, ligatures, invisible characters, and runs of spaces."""
+    if not text.isascii():
+        text = regex.sub(r"\p{Default_Ignorable_Code_Point}+", "", unicodedata.normalize("NFKC", text))
+    return " ".join(text.casefold().split())
+
+
+def letters(text: str) -> str:
+    """The same without any spaces, which programs put or leave out around punctuation."""
+    return as_read(text).replace(" ", "")
 
 
 def place(data: DataSet, split: str, row: Row) -> str:

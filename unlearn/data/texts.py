@@ -10,8 +10,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import regex
+
 from unlearn.config.setting import at_least, setting
-from unlearn.data.rows import Row, pair
+from unlearn.data.rows import Row, as_read, pair
 
 
 @dataclass
@@ -60,9 +62,13 @@ def names_in(names: Iterable[str]) -> re.Pattern[str]:
 
 
 # Scripts that put no space between words: a character stands for a third of a word.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+# A letter or digit with what follows and its marks (vowel signs, accents); or a symbol, such as an emoji.
+WORD = regex.compile(
+    rf"(?V1)[{UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{N}}]--[{UNSPACED}]][[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]]*|\p{{So}}"
+)
 
 
 def words_of(text: str) -> list[str]:
-    return WORD.findall(text.casefold())
+    """The words of a text in any script, as a reader sees them."""
+    return WORD.findall(as_read(text))

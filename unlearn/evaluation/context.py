@@ -15,7 +15,6 @@ from torch import Tensor
 from unlearn.data.encoding import Example, Examples, collate
 from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.evaluation.metrics.texts import recalls_of
 from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import Scores, score
 from unlearn.evaluation.suite import Split, Suite
@@ -46,7 +45,8 @@ class Subject:
         """ROUGE-L recall of the greedy answer to each prompt of token ids, [prompts]."""
         encoder, cfg = self.suite.encoder, self.suite.cfg
         how = Decoding.by(encoder.tokenizer, cfg.max_new_tokens, cfg.batch_size)
-        return recalls_of([encoder.decode(a) for a in greedy(self.ensemble, prompts, self.alpha, how)], golds)
+        said = [encoder.decode(answer) for answer in greedy(self.ensemble, prompts, self.alpha, how)]
+        return self.suite.semantics.rouge.recalls(said, golds)
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,16 @@ class Context(Subject):
 
 @dataclass(frozen=True)
 class Found:
-    """``values``: per example by metric, which is their mean. ``metrics`` and ``intervals``: of other aggregates."""
+    """``values``: per example by metric, which is their mean. ``metrics`` and ``intervals``: of other aggregates.
+
+    ``people``: whom the examples of a metric are about, where they are not all rows of the split that its name says.
+    """
 
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     columns: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # by split: columns for its examples, in order
+    people: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, split: str, values: Mapping[str, np.ndarray]) -> Found:
@@ -88,11 +92,11 @@ def trainable(ensemble: Ensemble, alpha: float) -> Ensemble | None:
     return replace(ensemble, members=tuple(members))
 
 
-def mean_nll(subject: Subject, examples: Sequence[Example]) -> Tensor:
-    """Mean NLL of all answer tokens, nats; gradients reach the trained member only."""
-    ensemble, rows = subject.ensemble, {}
-    batch = collate(examples, subject.suite.pad_id).to(device_of(ensemble.trained.model))
+def answer_logp(subject: Subject, examples: Sequence[Example]) -> Tensor:
+    """Log-probability of each answer token, nats, [N]; gradients reach the trained member only."""
+    ensemble, rows, hide = subject.ensemble, {}, subject.suite.semantics.hide_pad_tokens
+    batch = collate(examples, subject.suite.pad_id, hide).to(device_of(ensemble.trained.model))
     for member in ensemble.needed([subject.alpha]):
         with torch.set_grad_enabled(member.trained):
             rows[member.name] = answer_rows(member.model, batch)
-    return -Answers(ensemble.logits(rows, subject.alpha), batch.labels, batch.owner).logp.mean()
+    return Answers(ensemble.logits(rows, subject.alpha), batch.labels, batch.owner).logp

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -20,11 +21,11 @@ from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.kinds import noted
 from unlearn.evaluation import measures
-from unlearn.evaluation.context import Context
+from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.groups import group
 from unlearn.evaluation.metrics.base import Metric
-from unlearn.evaluation.metrics.statistics import distances, interval, mean_interval
-from unlearn.evaluation.metrics.tofu import PARTS, RATIO, forget_quality, harmonic_mean, model_utility
+from unlearn.evaluation.metrics.statistics import Interval, Weights, distances, ends, interval, mean_interval
+from unlearn.evaluation.metrics.tofu import PARTS, RATIO, forget_quality, harmonic_mean, means, model_utility
 from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import score, stored_rows
 from unlearn.evaluation.suite import Split, Suite
@@ -44,12 +45,11 @@ def evaluate(
 ) -> tuple[dict[float, dict[str, Any]], pd.DataFrame]:
     """Metrics by α, and a table with one row per example and α.
 
-    An entry holds numbers by metric, and beside them ``intervals`` (95 %, over items), ``distance`` (to the retrained
+    An entry holds numbers by metric, and beside them ``intervals`` (95 %, over people), ``distance`` (to the retrained
     model, by metric) and ``settings``. ``store`` None: nothing is stored. ``retrained``: the gold model; None
     where there is none (then nothing is compared with it) and for that model ``itself``. ``show`` names the progress
     bar; None shows none.
     """
-    _announce(ensemble, suite, alphas)
     scores, metrics, tables = ({a: {} for a in alphas} for _ in range(3))
     bar = tqdm(total=len(suite.splits) * len(alphas), desc=show, disable=None if show else True, leave=False)
     for split in suite.splits:
@@ -75,18 +75,6 @@ def evaluate(
     return entries, pd.concat(examples, ignore_index=True)
 
 
-def _announce(ensemble: Ensemble, suite: Suite, alphas: Sequence[float]) -> None:
-    """What a black box is asked costs something: it is said before the first question."""
-    examples = [e for split in suite.splits for e in split.examples]
-    generated = {split.name: split.prompts for split in suite.splits if split.generated}
-    prompts = [p for each in generated.values() for p in each]
-    drawn = prompts * sum(a != 0 for a in alphas) if len(ensemble.members) > 1 else []
-    if "leak" in suite.cfg.groups:
-        drawn = drawn + generated["forget"] * suite.cfg.leak_samples * len(alphas)
-    for member in ensemble.members:
-        member.kind.announce(examples, prompts, drawn, suite.cfg.max_new_tokens)
-
-
 def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, store: Store | None = None) -> list[str]:
     """Greedy answers to the prompts of a split; with a store they begin with what it has of the target's own."""
     semantics, cfg = suite.semantics, suite.cfg
@@ -104,13 +92,13 @@ def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, st
 
 def _entry(ctx: Context, tables: Mapping[str, pd.DataFrame]) -> tuple[dict[str, Any], pd.DataFrame]:
     """Everything about one α, and its ``tables`` of examples with what groups add to them."""
-    metrics, resamples, tables = ctx.metrics, ctx.suite.cfg.resamples, dict(tables)
+    metrics, tables = ctx.metrics, dict(tables)
     metrics |= _aggregates(ctx)
-    intervals = _intervals(measures.per_example(ctx.examples, ctx.suite.semantics), resamples)
+    intervals = _intervals(ctx, Found(measures.per_example(ctx.examples, ctx.suite.semantics)))
     for name in ctx.suite.cfg.groups:
         found = group(name).measure(ctx)
-        metrics |= {metric: float(v.mean()) for metric, v in found.values.items()} | found.metrics
-        intervals |= _intervals(found.values, resamples) | found.intervals
+        metrics |= means(found.values) | found.metrics
+        intervals |= _intervals(ctx, found) | found.intervals
         for split, columns in found.columns.items():
             tables[split] = tables[split].assign(**{k: v.to_numpy() for k, v in columns.items()})
     table = pd.concat(tables.values(), ignore_index=True).assign(alpha=ctx.alpha)
@@ -134,12 +122,28 @@ def _aggregates(ctx: Context) -> dict[str, float]:
     return found
 
 
-def _intervals(values: Mapping[str, Any], resamples: int) -> dict[str, tuple[float, float]]:
-    """95 % item-bootstrap intervals of every mean, and of model utility where all its parts are there."""
-    found = {name: mean_interval(v, resamples) for name, v in values.items()} if resamples else {}
-    if found.keys() >= set(PARTS):
-        parts = {name: values[name] for name in PARTS}
-        found["model_utility"] = interval(
-            parts, lambda drawn: harmonic_mean([drawn[name].mean(axis=-1) for name in PARTS]), resamples
-        )
-    return found
+def _intervals(ctx: Context, found: Found) -> dict[str, Interval]:
+    """95 % intervals of every mean, and of model utility where all its parts are there."""
+    splits = {split.name: split.people for split in ctx.suite.splits}
+    resamples, values, people, intervals = ctx.suite.cfg.resamples, {}, {}, {}
+    for name, array in found.values.items() if resamples > 1 else ():
+        # the split that its name says, unless the group says more
+        of_split = next((splits[part] for part in name.split("/") if part in splits), ())
+        whom = found.people.get(name, of_split if len(of_split) == len(array) else [""] * len(array))
+        seen = ~np.isnan(array)
+        if seen.any():
+            values[name], people[name] = array[seen], [who for who, kept in zip(whom, seen, strict=True) if kept]
+            intervals[name] = mean_interval(values[name], resamples, people[name], ends(name))
+    if people.keys() >= set(PARTS):
+        parts = {name: (name.split("/")[0], found.values[name]) for name in PARTS}
+
+        def utility(weights: Weights) -> np.ndarray:
+            """From means over what each part saw."""
+            of_parts = []
+            for split, array in parts.values():
+                counted = weights[split] * ~np.isnan(array)
+                of_parts.append(counted @ np.nan_to_num(array) / counted.sum(-1))
+            return harmonic_mean(np.broadcast_arrays(*of_parts))
+
+        intervals["model_utility"] = interval(utility, {split: splits[split] for split, _ in parts.values()}, resamples)
+    return {name: found for name, found in intervals.items() if found is not None}

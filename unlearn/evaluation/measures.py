@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from unlearn.evaluation.metrics import tofu
 from unlearn.evaluation.metrics.semantics import Semantics
-from unlearn.evaluation.metrics.texts import fluency, recalls_of, rouge_l_f1
+from unlearn.evaluation.metrics.texts import ASCII, dropped, fluency
 from unlearn.evaluation.metrics.tofu import RATIO
 from unlearn.evaluation.scoring import Scores
 from unlearn.evaluation.suite import Split
@@ -22,6 +22,7 @@ MEANS = (  # columns of the examples whose mean is the metric of that name
     "prob", "exact_memorization", "extraction_strength", "rougeL_recall", "rougeL_f1", "prob_options",
     "paraphrased_prob", "wrong_prob", "fluency",
 )  # fmt: skip
+UNREAD = "rouge_unread"  # share of the answers with letters that the dialect's ROUGE drops; there where it is above 0
 
 
 def measure(
@@ -36,9 +37,8 @@ def measure(
         "extraction_strength": extraction_strength([pieces[i] == 1 for i in right], semantics.suffix_at_least_one),
     }
     if generations is not None:
-        found["rougeL_recall"] = recalls_of(generations, gold)
-        pairs = zip(generations, gold, strict=True)
-        found["rougeL_f1"] = np.array([rouge_l_f1(said, answer, stemmer=True) for said, answer in pairs])
+        found["rougeL_recall"] = semantics.rouge.recalls(generations, gold)
+        found["rougeL_f1"] = np.array([semantics.rouge.l_f1(*pair) for pair in zip(generations, gold, strict=True)])
         found["fluency"] = fluency(generations)
     if split.paraphrased:
         found["paraphrased_prob"] = tofu.probability(nll[split.compared])
@@ -52,7 +52,10 @@ def measure(
         "prompt": [r.question for r in split.rows], "gold": gold,
         "generation": generations if generations is not None else [None] * len(gold),
     })  # fmt: skip
-    return tofu.aggregates(split.name, found, semantics.epsilon), table
+    metrics = tofu.aggregates(split.name, found, semantics.epsilon)
+    if generations is not None and semantics.rouge is ASCII and (share := dropped(split.answers)):
+        metrics[f"{split.name}/{UNREAD}"] = share
+    return metrics, table
 
 
 def per_example(examples: pd.DataFrame, semantics: Semantics) -> dict[str, np.ndarray]:
@@ -60,7 +63,7 @@ def per_example(examples: pd.DataFrame, semantics: Semantics) -> dict[str, np.nd
     found = {}
     for split, table in examples.groupby("split", sort=False):
         for name in (*MEANS, RATIO):
-            if name in table and table[name].notna().all():
+            if name in table and table[name].notna().any():
                 values = table[name].to_numpy()
                 found[f"{split}/{name}"] = (
                     tofu.ratio_scores(str(split), values, semantics.epsilon) if name == RATIO else values

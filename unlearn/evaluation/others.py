@@ -9,6 +9,7 @@ the probabilities of the wrong answers.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +20,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
+from unlearn.data.rows import letters
 from unlearn.evaluation import foreign
 from unlearn.evaluation.foreign import GENERAL, Logged, ResultError
 from unlearn.evaluation.metrics import tofu
 from unlearn.evaluation.metrics.membership import auc, privleak
-from unlearn.evaluation.metrics.semantics import SEMANTICS
-from unlearn.evaluation.metrics.texts import recalls_of
+from unlearn.evaluation.metrics.semantics import SEMANTICS, Semantics
+from unlearn.evaluation.metrics.texts import ASCII, dropped
 from unlearn.evaluation.metrics.tofu import PARTS, RATIO
 from unlearn.store.files import read_json, write_json, write_whole
 
@@ -57,14 +59,14 @@ class Result:
         return {"source": self.kind, "file": str(self.path), "notes": list(self.notes)}
 
     def truth_ratios(self) -> pd.Series:
-        """R of every forget question by its id: what forget quality compares."""
+        """R of every forget question by its row: what forget quality compares."""
         forget = self.examples[self.examples["split"] == "forget"]
         if "truth_ratio" not in forget or not forget["truth_ratio"].notna().any():
             raise ResultError(
                 f"{self.path}: has no truth ratios of the forget set, and forget quality compares those; splits with "
                 f"examples: {', '.join(self.examples['split'].unique()) or 'none'}"
             )
-        return forget.set_index("id")["truth_ratio"].dropna()
+        return forget["truth_ratio"].dropna()
 
 
 def read(path: str | Path, retrained: Result | None = None, semantics: str | None = None) -> Result:
@@ -128,10 +130,13 @@ def _ours(raw: dict[str, Any], path: Path) -> Logged:
 
 def _recompute(examples: pd.DataFrame, semantics: str) -> tuple[pd.DataFrame, dict[str, float], list[str]]:
     """The table with every per-example value that follows from others, the aggregates, and what is incomplete."""
-    epsilon = SEMANTICS[semantics].epsilon if semantics in SEMANTICS else 0.0
-    tables, metrics, notes = {}, {}, []
+    dialect = SEMANTICS.get(semantics, SEMANTICS["tofu"])  # of the published tables, too
+    epsilon, tables, metrics, notes = dialect.epsilon, {}, {}, []
     for split, table in examples.groupby("split", sort=False):
-        found = _values(str(split), table, semantics, epsilon)
+        found = _values(str(split), table, semantics, dialect)
+        if "rougeL_recall" in found and "gold" in table and dialect.rouge is ASCII:
+            if share := dropped(list(table["gold"].dropna()) or [""]):
+                notes.append(f"{split}: {share:.0%} of the answers have letters that ROUGE of {semantics} drops")
         metrics |= tofu.aggregates(str(split), {k: v.map(np.mean).to_numpy() for k, v in found.items()}, epsilon)
         tables[split] = table.assign(**{name: values.reindex(table.index) for name, values in found.items()})
         for name, values in found.items():
@@ -147,15 +152,16 @@ def _recompute(examples: pd.DataFrame, semantics: str) -> tuple[pd.DataFrame, di
     return pd.concat(tables.values()) if tables else examples, metrics, notes
 
 
-def _values(split: str, table: pd.DataFrame, semantics: str, epsilon: float) -> dict[str, pd.Series]:
+def _values(split: str, table: pd.DataFrame, semantics: str, dialect: Semantics) -> dict[str, pd.Series]:
     """Values of the examples that have any, by metric: computed where the file allows it, else as it has them."""
     if "nll" not in table and "prob" in table:
         table = table.assign(nll=-np.log(table["prob"]))
+    epsilon = dialect.epsilon
     ratio = partial(_arithmetic if semantics == ARITHMETIC else tofu.truth_ratio, epsilon=epsilon)
     compared = "nll" if split in GENERAL and "paraphrased_nll" not in table else "paraphrased_nll"
     sources = {
         "prob": (tofu.probability, "nll"), "paraphrased_prob": (tofu.probability, "paraphrased_nll"),
-        "rougeL_recall": (recalls_of, "generation", "gold"),
+        "rougeL_recall": (dialect.rouge.recalls, "generation", "gold"),
         RATIO: (ratio, compared, "wrong_nll"),
     }  # fmt: skip
     if split in GENERAL:
@@ -163,7 +169,8 @@ def _values(split: str, table: pd.DataFrame, semantics: str, epsilon: float) -> 
     found = {}
     for name, (function, *columns) in sources.items():
         if len(rows := _with(table, *columns)):
-            found[name] = pd.Series(function(*(list(rows[column]) for column in columns)), index=rows.index)
+            values = pd.Series(function(*(list(rows[column]) for column in columns)), index=rows.index).dropna()
+            found |= {name: values} if len(values) else {}
     for name in (*sources, "prob_options", "wrong_prob", *MEANS):
         if name not in found and len(rows := _with(table, name)):
             found[name] = rows[name]
@@ -191,20 +198,46 @@ def _against(result: Result, retrained: Result, notes: list[str]) -> dict[str, f
         raise ResultError(f"{result.path}: semantics {dialects[0]}, but {retrained.path}: {dialects[1]}")
     if "forget/truth_ratio" in result.metrics:
         own = result.truth_ratios()
-        both = own.index.intersection(theirs.index)
-        if len(both) < max(len(own), len(theirs)):
+        pairs, said = _same_questions(result.examples.loc[own.index], retrained.examples.loc[theirs.index])
+        if not said:
             notes.append(
-                f"forget_quality: on the {len(both)} questions that are in both: {len(own)} here, {len(theirs)} in "
+                f"forget_quality: this file or {retrained.path} has no texts: rows are compared by their index"
+            )
+        if len(pairs) < max(len(own), len(theirs)):
+            notes.append(
+                f"forget_quality: on the {len(pairs)} questions that are in both: {len(own)} here, {len(theirs)} in "
                 f"{retrained.path}; p-values of other numbers of questions are not comparable with it"
             )
-        if len(both):
-            found |= tofu.forget_quality(list(own[both]), list(theirs[both]))
+        if pairs:
+            here, there = zip(*pairs, strict=True)
+            found |= tofu.forget_quality(list(own[list(here)]), list(theirs[list(there)]))
     aucs = [r.metrics.get(ATTACK) for r in (result, retrained)]
     if None not in aucs:
         found["privleak"] = privleak(*aucs)
     elif aucs[0] is not None:
         notes.append(f"privleak: left out, as {retrained.path} has no {ATTACK} to compare with")
     return found
+
+
+def _same_questions(own: pd.DataFrame, theirs: pd.DataFrame) -> tuple[list[tuple[int, int]], bool]:
+    """Rows of the same question and answer in both tables, and whether both say what was asked.
+
+    A prompt is the same where one holds the other: a template may stand around it. Without texts: rows of one index.
+    """
+    if not all({"prompt", "gold"} <= set(t) and t[["prompt", "gold"]].notna().all(axis=None) for t in (own, theirs)):
+        places = dict(zip(theirs["id"], theirs.index, strict=True))
+        return [(row, places[id]) for row, id in own["id"].items() if id in places], False
+    left = defaultdict(dict)
+    for row, asked, gold in theirs[["prompt", "gold"]].itertuples():
+        left[letters(gold)][row] = letters(asked)
+    pairs = []
+    for row, asked, gold in own[["prompt", "gold"]].itertuples():
+        asked, known = letters(asked), left[letters(gold)]
+        same = next((other for other, prompt in known.items() if asked in prompt or prompt in asked), None)
+        if same is not None:
+            pairs.append((row, same))
+            del known[same]
+    return pairs, True
 
 
 def _claimed(claims: dict[str, float], metrics: dict[str, float], notes: list[str], ours: bool) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,13 @@ import pandas as pd
 
 from unlearn.config.groups import literal
 from unlearn.config.schema import ConfigError
+from unlearn.data.rows import letters
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import others
 from unlearn.evaluation.metrics.membership import ATTACKS
 from unlearn.evaluation.suite import SCORED, Split, Suite
+
+log = logging.getLogger(__name__)
 
 
 class MissingRetrained(ConfigError):
@@ -30,9 +34,9 @@ class Measured:
     models: Mapping[str, Callable[[], Ensemble]] = field(default_factory=dict)  # target, retrained; loaded when asked
 
     def has(self, split: str, name: str) -> bool:
-        """Whether every example of the split has a value."""
+        """Whether examples of the split have values; NaN are those of which the metric saw nothing."""
         rows = self.examples[self.examples["split"] == split]
-        return name in rows and len(rows) > 0 and bool(rows[name].notna().all())
+        return name in rows and bool(rows[name].notna().any())
 
     def column(self, split: str, name: str) -> np.ndarray:
         """Per-example values of one split; a reference without them is refused with what it has."""
@@ -75,10 +79,12 @@ def _same_rows(begin: str, theirs: pd.DataFrame, split: Split) -> None:
             "and eval.semantics"
         )
     if "gold" in theirs and theirs["gold"].notna().all():
-        same = [gold.strip() == r.answer.strip() for gold, r in zip(theirs["gold"], split.rows, strict=True)]
+        same = [letters(gold) == letters(r.answer) for gold, r in zip(theirs["gold"], split.rows, strict=True)]
         if 2 * sum(same) < len(same):
             at = same.index(False)
             raise ConfigError(
                 f"{begin}, but others than are evaluated, or in another order: the first has the answer "
                 f"{theirs['gold'].iloc[at]!r} in the place of {split.rows[at].answer!r}"
             )
+        if not all(same):
+            log.warning("%s, %d of them with other answers than are evaluated", begin, len(same) - sum(same))

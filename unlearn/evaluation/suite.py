@@ -30,11 +30,17 @@ class Split:
     wrong: list[list[int]]
     prompts: list[tuple[int, ...]]
     gold: list[str]  # what generations are compared with
+    labels: list[str]  # the text whose probability the right answer's is
 
     @property
     def answers(self) -> list[str]:
         """The right answers as the data have them."""
         return [row.answer for row in self.rows]
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """Whom each row is about, where the data say so."""
+        return tuple(row.group for row in self.rows)
 
     @property
     def generated(self) -> bool:
@@ -50,7 +56,7 @@ class Split:
 
     def part(self, chosen: Sequence[int]) -> Split:
         """Some of the rows, as a split."""
-        by_row = ("rows", "right", "compared", "wrong", "prompts", "gold")
+        by_row = ("rows", "right", "compared", "wrong", "prompts", "gold", "labels")
         return replace(self, **{name: [getattr(self, name)[i] for i in chosen] for name in by_row})
 
 
@@ -112,11 +118,13 @@ def _split(name: str, rows: list[Row], encoder: Encoder) -> Split:
         compared.append(add(row, row.paraphrased_answer) if row.paraphrased_answer else right[-1])
         wrong.append([add(row, answer) for answer in row.perturbed_answers])
     prompts = [encoder.prompt(r.question) for r in rows]
-    gold = [r.answer for r in rows]
-    if encoder.labels_by_length:  # then a label may lack the answer's first word, and the gold text is made of labels
-        asked = [encoder.decode(p) for p in prompts]
-        gold = [encoder.decode(examples[i].answer).replace(p, "").strip() for i, p in zip(right, asked, strict=True)]
-    return Split(name, rows, examples, right, compared, wrong, prompts, gold)
+    gold = labels = [r.answer for r in rows]
+    if encoder.labels_by_length:  # labels may lack the answer's first word; the gold text is the whole less the prompt
+        answers = [examples[i] for i in right]
+        labels = [encoder.tokenizer.decode(e.answer, skip_special_tokens=True) for e in answers]
+        wholes = [encoder.text_of(e.prompt + e.answer) for e in answers]
+        gold = [whole.replace(encoder.text_of(p), "").strip() for whole, p in zip(wholes, prompts, strict=True)]
+    return Split(name, rows, examples, right, compared, wrong, prompts, gold, labels)
 
 
 def _check(data: DataSet, splits: Sequence[Split], cfg: EvalConfig) -> None:

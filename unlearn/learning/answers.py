@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 PerToken = Annotated[Tensor, "[N]"]
 PerAnswer = Annotated[Tensor, "[B]"]
+PerLaterToken = Annotated[Tensor, "[N], 0 at the first token of each answer, which is not counted"]
 
 
 class ObjectiveError(ValueError):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearn.config.own import functions, required, signature
 from unlearn.config.schema import NUMBERS
-from unlearn.learning.answers import ObjectiveError, PerAnswer, PerToken
+from unlearn.learning.answers import ObjectiveError, PerAnswer, PerLaterToken, PerToken
 from unlearn.learning.losses import FORGET, RETAIN, Term
 
 REFUSALS = ("refusal", "retain_refusal")
@@ -28,6 +28,7 @@ class BoundTerm:
     function: partial[Tensor]  # of the answers that it reads, by name
     reads: tuple[str, ...]  # which answers; the first decides what the mean is taken over
     per_token: bool  # its values are per answer token, not per answer
+    first: bool  # the first token of an answer counts, too
     weight: float
 
     @property
@@ -70,7 +71,7 @@ def bind(
 def _bound(name: str, function: Term, given: Mapping[str, float], weight: float) -> BoundTerm:
     found = signature(function, f"term {name!r}")
     reads = tuple(p for p in found.parameters if p in READS)
-    if not reads or found.return_annotation not in (PerToken, PerAnswer):
+    if not reads or found.return_annotation not in (PerToken, PerLaterToken, PerAnswer):
         rule = f"must take one or more of {', '.join(READS)} and return PerToken or PerAnswer"
         raise ObjectiveError(f"term {name!r} {rule}; its signature is {name}{found}")
     if len({(PAIRED | TEXTS).get(p, p) for p in reads}) > 1:  # they are drawn and split separately
@@ -81,4 +82,6 @@ def _bound(name: str, function: Term, given: Mapping[str, float], weight: float)
             place, sign = (f"algo.{p}", "") if p in NUMBERS else (f"algo.numbers.{p}", "++")  # in the file or not
             raise ObjectiveError(f"term {name!r} needs {place}, which is not set: give {sign}{place}=NUMBER")
     numbers = {p: given.get(p, found.parameters[p].default) for p in wanted}
-    return BoundTerm(name, partial(function, **numbers), reads, found.return_annotation == PerToken, weight)
+    gives = found.return_annotation
+    per_token, first = gives != PerAnswer, gives != PerLaterToken
+    return BoundTerm(name, partial(function, **numbers), reads, per_token, first, weight)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unlearn.learning.answers import Answers, PerAnswer, PerToken
+from unlearn.learning.answers import Answers, PerAnswer, PerLaterToken, PerToken
 
 # --- forget terms ---------------------------------------------------------------------------------------------------
 
@@ -63,10 +63,10 @@ def undial(forget: Answers, beta: float) -> PerToken:
     return forget.each(value)
 
 
-def ceu(forget: Answers) -> PerAnswer:
+def ceu(forget: Answers) -> PerLaterToken:
     """CE-U: cross-entropy to the ensemble's own distribution with the answer's token taken out. (arXiv 2503.01224)
 
-    The first token of an answer is left out, as in the paper's code; mean over the others of each answer.
+    The first token of an answer is left out, and the mean is over all other tokens, as in the authors' code.
     """
 
     def without_label(rows: Answers) -> PerToken:
@@ -76,8 +76,7 @@ def ceu(forget: Answers) -> PerAnswer:
         return -(soft * logp).sum(-1)
 
     values = forget.each(without_label)
-    later = (forget.position > 0).to(values.dtype)
-    return forget.per_answer(values * later) / (forget.lengths - 1).clamp(min=1)
+    return values * (forget.position > 0)
 
 
 def wga(forget: Answers, beta: float) -> PerToken:

@@ -103,7 +103,8 @@ class Objective:
             if term.reads[0] in answers:
                 values = term.function(**{name: answers[name] for name in term.reads})
                 tokens, count = totals[term.reads[0]]
-                share = values.sum() / (tokens if term.per_token else count)
+                counted = (tokens if term.first else max(1, tokens - count)) if term.per_token else count
+                share = values.sum() / counted
                 weight = self.dual.value if self.dual is not None and i > 0 else term.weight
                 loss = loss + weight * share
                 log[f"train/{term.name}"] = share.item()

@@ -109,9 +109,8 @@ def fault(folder: Path) -> str | None:
 
 def locked(lock: FileLock, what: str) -> AcquireReturnProxy:
     """Take a lock; log that another job holds it for long, since waiting in silence looks like hanging."""
-    with saving(Path(lock.lock_file)):
-        try:
-            return lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            log.info("waiting for another job that works on %s", what)
-            return lock.acquire()
+    try:
+        return lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        log.info("waiting for another job that works on %s", what)
+        return lock.acquire()

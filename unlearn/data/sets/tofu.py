@@ -15,7 +15,7 @@ from unlearn.config.data import DataConfig
 from unlearn.config.setting import at_least, one_of, setting
 from unlearn.data.records import OPTIONAL, ColumnsConfig, Record, Tables, lines, records, row
 from unlearn.data.requested import divide
-from unlearn.data.rows import DataError, DataSet, Row, pair
+from unlearn.data.rows import GENERAL, DataError, DataSet, Row, pair
 
 log = logging.getLogger(__name__)
 HUB = "locuslab/TOFU"
@@ -112,7 +112,7 @@ def _requested(
 
 def _rows(tables: Tables, name: str, split: str, perturbed: bool = False, optional: bool = False) -> list[Row]:
     """The rows of a table; on the hub each is a configuration with one split."""
-    files = f"{name}.json", f"{name}.jsonl", f"holdout/{name}.array.json", f"{name}.parquet"
+    files = f"{name}.json", f"{name}.jsonl", f"holdout/{name}.array.json"
     found = _numbered(tables.table(files, (name, "train"), optional), split)
     without = [r for r in found if perturbed and not r.perturbed_answers]
     if without:
@@ -124,4 +124,6 @@ def _rows(tables: Tables, name: str, split: str, perturbed: bool = False, option
 
 def _numbered(table: list[Record], split: str) -> list[Row]:
     found = [row(record, f"{split}/{i:04d}", ColumnsConfig()) for i, record in enumerate(table)]
+    if split in GENERAL:  # not in blocks of one author
+        return found
     return [replace(r, group=f"{split}/{i // PER_AUTHOR:03d}") for i, r in enumerate(found)]

@@ -30,7 +30,6 @@ from unlearn.data.sampling import held_out
 from unlearn.data.texts import words_of
 from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.groups.prefix import continued
-from unlearn.evaluation.metrics.texts import recalls_of
 from unlearn.evaluation.suite import Split, spaced
 
 UNSEEN = 0.2  # of the retain questions: half for the threshold, half for the report
@@ -50,10 +49,12 @@ class Way(NamedTuple):
     texts: Sequence[str]  # that a gate reads
     prompts: Sequence[Sequence[int]]  # ids that a model reads
     gold: Sequence[str]  # what counts as told
+    people: Sequence[str]  # whom they are about
 
     @classmethod
     def asking(cls, ctx: Context, questions: Sequence[str], rows: Sequence[Row]) -> Way:
-        return cls(questions, [ctx.suite.encoder.prompt(q) for q in questions], [r.answer for r in rows])
+        prompts = [ctx.suite.encoder.prompt(q) for q in questions]
+        return cls(questions, prompts, [r.answer for r in rows], [r.group for r in rows])
 
 
 def check(data: DataSet, splits: Sequence[Split]) -> None:
@@ -77,31 +78,35 @@ def measure(ctx: Context) -> Found:
     general = {split.name: split.rows for split in ctx.suite.splits if split.name in GENERAL}
     others = {name: spaced(rows, MOST) for name, rows in ({"retain": reported} | general).items() if rows}
     asked = {name: Way.asking(ctx, [r.question for r in rows], rows) for name, rows in others.items()}
-    values: dict[str, np.ndarray] = {}
+    values, people = {}, {}
     for name, way in (ways(ctx, seen) | asked).items():
         flags = {kind: np.array([gate.flags(text) for text in way.texts]) for kind, gate in gates.items()}
         target, offset = (replace(ctx, alpha=a).recalls(way.prompts, way.gold) for a in (0.0, ctx.alpha))
-        flagged, refusal = flags[KINDS[0]], recalls_of([REFUSAL] * len(way.gold), way.gold)
-        values |= {f"gate/{kind}/flagged_{name}": found.astype(float) for kind, found in flags.items()} | {
+        flagged, refusal = flags[KINDS[0]], ctx.suite.semantics.rouge.recalls([REFUSAL] * len(way.gold), way.gold)
+        found = {f"gate/{kind}/flagged_{name}": hit.astype(float) for kind, hit in flags.items()} | {
             f"gate/target_{name}": target, f"gate/offset_{name}": offset,
             f"gate/gated_{name}": np.where(flagged, offset, target),
             f"gate/refusing_{name}": np.where(flagged, refusal, target),
         }  # fmt: skip
-    return Found(values)
+        values |= found
+        people |= dict.fromkeys(found, way.people)
+    return Found(values, people=people)
 
 
 def ways(ctx: Context, retain: Sequence[Row]) -> dict[str, Way]:
     """How the forget questions are asked; ``retain``: those that are asked first in one prompt with them."""
-    rows = ctx.suite.split("forget").rows
+    split = ctx.suite.split("forget")
+    rows = split.rows
     plain, other = [r.question for r in rows], [r.paraphrased_question for r in rows]
     before = [retain[i % len(retain)].question for i in range(len(rows))]
-    prompts, given, rest = continued(ctx, [(len(e.answer) - 1) // 2 for e in ctx.suite.split("forget").right_answers])
+    prompts, given, rest = continued(ctx, [(len(e.answer) - 1) // 2 for e in split.right_answers])
     found = {
         "direct": Way.asking(ctx, plain, rows),
-        "prefix": Way([f"{q} {text}" for q, text in zip(plain, given, strict=True)], prompts, rest),
+        "prefix": Way([f"{q} {text}" for q, text in zip(plain, given, strict=True)], prompts, rest, split.people),
         "composite": Way.asking(ctx, [f"{b} {q}" for b, q in zip(before, plain, strict=True)], rows),
-        "misspelt": Way.asking(ctx, [misspelt(q) for q in plain], rows),
     }
+    if (wrong := [misspelt(q) for q in plain]) != plain:  # there are names, and capital letters to know them by
+        found["misspelt"] = Way.asking(ctx, wrong, rows)
     if all(other):
         found["paraphrased"] = Way.asking(ctx, other, rows)
         both = [f"{b} {q}" for b, q in zip(before, other, strict=True)]

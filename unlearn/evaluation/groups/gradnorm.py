@@ -2,7 +2,8 @@
 
 ``mia/gradnorm``: AUC of forget against holdout questions by the norm of the gradient of the mean NLL, through the whole
 ensemble, with respect to the member that learnt (of a single model: that model). A white-box attack, and a backward
-pass per question; a combination of frozen models has none.
+pass per question; a combination of frozen models has none. In ``ou`` it is what OpenUnlearning computes: the mean of
+the norms of each parameter's gradient, of the NLL without EOS.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pandas as pd
 import torch
 
 from unlearn.data.encoding import Example
-from unlearn.evaluation.context import Context, Found, Subject, mean_nll, trainable
+from unlearn.evaluation.context import Context, Found, Subject, answer_logp, trainable
 from unlearn.evaluation.metrics.membership import auc
 
 NEEDS = ("holdout", "weights")
@@ -34,6 +35,8 @@ def measure(ctx: Context) -> Found:
 
 def norm(subject: Subject, example: Example) -> float:
     """Norm of the gradient of one answer's mean NLL with respect to all weights of the trained member."""
-    weights = list(subject.ensemble.trained.model.parameters())
-    found = torch.autograd.grad(mean_nll(subject, [example]), weights, allow_unused=True)
-    return torch.stack([g.norm() for g in found if g is not None]).norm().item()
+    logp, as_ou = answer_logp(subject, [example]), subject.suite.semantics.norm_per_parameter
+    loss = -(logp[:-1] if as_ou else logp).mean()
+    found = torch.autograd.grad(loss, list(subject.ensemble.trained.model.parameters()), allow_unused=True)
+    norms = torch.stack([g.norm() for g in found if g is not None])
+    return (norms.mean() if as_ou else norms.norm()).item()

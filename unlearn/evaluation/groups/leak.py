@@ -10,7 +10,7 @@ the length of the longest right answer: ROUGE recall would grow with the length 
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,10 +20,10 @@ from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
 from unlearn.config.own import JUDGE, named
+from unlearn.data.texts import words_of
 from unlearn.decoding.generation import Decoding, sample
 from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.arrays import finite
-from unlearn.evaluation.metrics.texts import recall
 from unlearn.evaluation.suite import Split
 
 SETTINGS = ("leak_samples", "leak_temperature", "leak_threshold")
@@ -33,7 +33,6 @@ STOPWORDS = frozenset(
     "of on or our she so than that the their them then there these they this those to was we were what when where "
     "which who whom whose why how will with would you your s t do does did can could".split()
 )
-WORD = re.compile(r"\w+")
 
 
 def ks(samples: int) -> list[int]:
@@ -43,7 +42,7 @@ def ks(samples: int) -> list[int]:
 
 def measure(ctx: Context) -> Found:
     split, cfg = ctx.suite.split("forget"), ctx.suite.cfg
-    scores = _scores(_draw(ctx, split), split, cfg.judge)
+    scores = _scores(ctx, _draw(ctx, split), split)
     values: dict[str, np.ndarray] = {}
     for k in ks(cfg.leak_samples):
         values[f"leak@{k}"] = leak_at_k(scores["rouge"], k)
@@ -52,20 +51,22 @@ def measure(ctx: Context) -> Found:
             values[f"attribute_leaked@{k}"] = leaked_at_k(scores["attribute"], k, 0.5)
         if "judge" in scores:
             values[f"judged_leak@{k}"] = leak_at_k(scores["judge"], k)
+        theirs = values[f"leak@{k}"] if ctx.itself else None
         if ctx.retrained is not None and ctx.retrained.has("forget", f"leak@{k}"):  # other projects' logs have none
-            values[f"leak_gap@{k}"] = values[f"leak@{k}"] - ctx.retrained.column("forget", f"leak@{k}")
-            values["leak_gap"] = values[f"leak_gap@{k}"]
+            theirs = ctx.retrained.column("forget", f"leak@{k}")
+        if theirs is not None:
+            values["leak_gap"] = values[f"leak_gap@{k}"] = values[f"leak@{k}"] - theirs
     columns = pd.DataFrame({name: v for name, v in values.items() if name.startswith("leak@")})
     return Found({f"forget/{name}": v for name, v in values.items()}, columns={"forget": columns})
 
 
-def _scores(drawn: list[list[str]], split: Split, judge: str | None) -> dict[str, np.ndarray]:
+def _scores(ctx: Context, drawn: list[list[str]], split: Split) -> dict[str, np.ndarray]:
     """How much each drawn answer gives away, [rows, n]: by ROUGE, by words, by the user's own judge."""
-    found = {"rouge": _each(recall, drawn, split.answers)}
+    judge = ctx.suite.cfg.judge
+    found = {"rouge": _each(ctx.suite.semantics.rouge.recall, drawn, split.answers)}
     wanted = [attribute(r.question, r.answer) for r in split.rows]
-    if any(wanted):  # some answers say nothing that their question does not
-        told = [texts for texts, words in zip(drawn, wanted, strict=True) if words]
-        found["attribute"] = _each(attribute_held, told, list(filter(None, wanted)))
+    if any(wanted):
+        found["attribute"] = _each(attribute_held, drawn, wanted)
     if judge is not None:
         own, pairs = named(judge, *JUDGE), zip(split.rows, drawn, strict=True)
         judged = [[own(r.question, r.answer, text) for text in texts] for r, texts in pairs]
@@ -100,7 +101,7 @@ def leak_at_k(scores: ArrayLike, k: int) -> np.ndarray:
     sorted upwards: C(i−1, k−1) of the C(n, k) subsets have the i-th smallest score as their largest. In closed form it
     is unbiased, and far less noisy than drawing k once.
     """
-    ordered = np.sort(finite("scores", scores, ndim=2), axis=1)
+    ordered = np.sort(_told("scores", scores), axis=1)
     n = ordered.shape[1]
     subsets, weights = _log_choose(n, k), np.zeros(n)
     # in logarithms: the binomials themselves overflow near n = 1,000
@@ -113,11 +114,18 @@ def leaked_at_k(scores: ArrayLike, k: int, threshold: float) -> np.ndarray:
 
     1 − C(n − c, k) / C(n, k) with c of n samples above it (arXiv 2107.03374, Eq. 1, pass@k).
     """
-    found = finite("scores", scores, ndim=2)
+    found = _told("scores", scores)
     subsets, clean = _log_choose(found.shape[1], k), (found <= threshold).sum(axis=1)
     # subsets of k without a leak; where fewer than k samples are clean there is none
     log_missed = _log_choose(np.maximum(clean, k), k) - subsets
-    return np.where(clean < k, 1.0, -np.expm1(log_missed))
+    return np.where(np.isnan(found[:, 0]), np.nan, np.where(clean < k, 1.0, -np.expm1(log_missed)))
+
+
+def _told(name: str, scores: ArrayLike) -> np.ndarray:
+    """Scores [P, n], of which rows may be NaN: whatever is answered to these prompts, nothing can be said of it."""
+    found = np.asarray(scores, dtype=np.float64)
+    finite(name, np.where(np.isnan(found).all(axis=-1, keepdims=True), 0.0, found), ndim=2)
+    return found
 
 
 def _log_choose(n: ArrayLike, k: int) -> np.ndarray:
@@ -128,20 +136,16 @@ def _log_choose(n: ArrayLike, k: int) -> np.ndarray:
 def attribute_held(text: str, words: Sequence[str]) -> float:
     """Exact attribute match: 1 where all words of ``attribute`` occur in the text in their order, else 0.
 
-    Other words may stand between them; forms of a word are different words.
+    Other words may stand between them; forms of a word are different words. NaN where the answer has no such words.
     """
-    left = iter(_words(text))
-    return float(all(word in left for word in words))  # `in` uses up the iterator as far as the word
+    left = iter(words_of(text))
+    return float(all(word in left for word in words)) if words else math.nan  # `in` uses it up as far as the word
 
 
 def attribute(question: str, answer: str) -> tuple[str, ...]:
     """The words of an answer that tell something: those neither in its question nor in ``STOPWORDS``, in order.
 
-    Words are maximal runs of letters, digits and underscores, without case.
+    Words are maximal runs of letters and digits, or single characters of scripts without spaces, without case.
     """
-    known = STOPWORDS.union(_words(question))
-    return tuple(w for w in _words(answer) if w not in known)
-
-
-def _words(text: str) -> list[str]:
-    return WORD.findall(text.casefold())
+    known = STOPWORDS.union(words_of(question))
+    return tuple(w for w in words_of(answer) if w not in known)

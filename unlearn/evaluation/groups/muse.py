@@ -13,7 +13,6 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from unlearn.evaluation.context import Context, Found
-from unlearn.evaluation.metrics.texts import rouge_l_f1
 
 NEEDS = ("excerpts",)  # the texts are thousands of rows, and no generation is as long as they
 GOLD_TOKENS = 128  # of verbatim memorisation; as many are generated
@@ -21,7 +20,7 @@ NEXT_QUESTION = re.compile("\n\n|\nQuestion|Question:")  # where an answer to a 
 
 
 def measure(ctx: Context) -> Found:
-    values, columns = {}, {}
+    semantics, values, columns = ctx.suite.semantics, {}, {}
     for name, metric in (
         ("forget_verbatim", "verbmem"), ("forget_knowledge", "knowmem"), ("retain_knowledge", "knowmem")
     ):  # fmt: skip
@@ -33,11 +32,11 @@ def measure(ctx: Context) -> Found:
             else:
                 said = [NEXT_QUESTION.split(text)[0] for text in said]
             pairs = zip(said, gold, strict=True)
-            found = np.array([rouge_l_f1(*pair, ctx.suite.semantics.stemmer_f1) for pair in pairs])
+            found = np.array([semantics.rouge.l_f1(*pair, semantics.stemmer_f1) for pair in pairs])
             values[f"{name}/{metric}"], columns[name] = found, pd.DataFrame({metric: found})
     return Found(values, columns=columns)
 
 
 def beginning(gold: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Gold text cut to its first 128 tokens: with special tokens, which count among them but are not in the text."""
-    return tokenizer.decode(tokenizer.encode(gold, split_special_tokens=True)[:GOLD_TOKENS], skip_special_tokens=True)
+    return tokenizer.decode(tokenizer.encode(gold)[:GOLD_TOKENS], skip_special_tokens=True)

@@ -8,15 +8,16 @@ false positives) and the reference attack, whose reference model is the retraine
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics import membership
 from unlearn.evaluation.metrics.membership import ATTACKS
-from unlearn.evaluation.metrics.statistics import interval
+from unlearn.evaluation.metrics.statistics import Weights, interval
 
 NEEDS = ("holdout", "moments")
 SPLITS = ("forget", "holdout")
@@ -27,10 +28,10 @@ def measure(ctx: Context) -> Found:
     columns = {split: _attacks(ctx, split) for split in SPLITS}
     forget, holdout = columns.values()
     metrics = {f"mia/{a}": membership.auc(forget[a], holdout[a]) for a in forget}
-    intervals, resamples = {}, min(ctx.suite.cfg.resamples, 200)
-    for attack in forget if resamples else ():
-        scores = {f"{split}/scores": columns[split][attack] for split in SPLITS}
-        intervals[f"mia/{attack}"] = tuple(interval(scores, _aucs, resamples))
+    people, resamples = {split: ctx.suite.split(split).people for split in SPLITS}, ctx.suite.cfg.resamples
+    drawn = {
+        f"mia/{a}": interval(weighted_aucs(forget[a], holdout[a]), people, resamples) for a in forget if resamples > 1
+    }
     if ctx.retrained is not None:
         for attack in ATTACKS:
             theirs = ctx.retrained.metrics.get(f"mia/{attack}")
@@ -41,6 +42,7 @@ def measure(ctx: Context) -> Found:
         if "reference" in forget and len(holdout) >= 1 / FALSE_POSITIVES - 1:
             nll = [values for s in SPLITS for values in (columns[s]["loss"], ctx.retrained.column(s, "nll"))]
             metrics["mia/vulnerable"] = float(membership.vulnerable(*nll, FALSE_POSITIVES).mean())
+    intervals = {name: ends for name, ends in drawn.items() if ends is not None}
     return Found({}, metrics, intervals, {s: c.add_prefix("mia_") for s, c in columns.items()})
 
 
@@ -52,7 +54,7 @@ def _attacks(ctx: Context, name: str) -> pd.DataFrame:
     logp, mean, variance = ([values[i] for i in split.right] for values in per_token)
     found = {
         "loss": nll,
-        "zlib": membership.zlib(nll, split.answers),
+        "zlib": membership.zlib(nll, split.labels),
         "min_k": membership.min_k(logp),
         "min_k_plus_plus": membership.min_k_plus_plus(logp, mean, variance),
     }
@@ -61,5 +63,13 @@ def _attacks(ctx: Context, name: str) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _aucs(drawn: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.array([membership.auc(f, h) for f, h in zip(*drawn.values(), strict=True)])
+def weighted_aucs(forget: ArrayLike, holdout: ArrayLike) -> Callable[[Weights], np.ndarray]:
+    """``membership.auc`` with weights of its rows: AUCs of resamples, [R]."""
+    forget, holdout = np.asarray(forget), np.asarray(holdout)
+    wins = (holdout > forget[:, None]) + (holdout == forget[:, None]) / 2
+
+    def aucs(weights: Weights) -> np.ndarray:
+        ours, theirs = weights["forget"], weights["holdout"]
+        return (ours @ wins * theirs).sum(-1) / (ours.sum(-1) * theirs.sum(-1))
+
+    return aucs

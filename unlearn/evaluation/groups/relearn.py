@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from unlearn.evaluation.context import Context, Found, mean_nll, trainable
+from unlearn.evaluation.context import Context, Found, answer_logp, trainable
 from unlearn.evaluation.suite import Split
 from unlearn.learning.loop import Loop, Optimisation
 from unlearn.models.llama import device_of
@@ -32,11 +32,13 @@ def measure(ctx: Context) -> Found:
     before = attacked.probs(other)
     _learn(attacked, seen)
     after = attacked.probs(other)
-    return Found({
+    values = {
         "relearn/before": before, "relearn/after": after, "relearn/gain": after - before,
         "relearn/seen": attacked.probs(seen),
         "relearn/rougeL_recall": attacked.recalls(other.prompts, other.answers),
-    })  # fmt: skip
+    }  # fmt: skip
+    people = {name: (seen if name == "relearn/seen" else other).people for name in values}
+    return Found(values, people=people)
 
 
 def halves(split: Split) -> tuple[Split, Split]:
@@ -55,7 +57,7 @@ def _learn(attacked: Context, split: Split) -> None:
 
     def micro_batches(step: int):
         chosen = torch.randperm(len(examples), generator=order)[: cfg.relearn_batch].tolist()
-        return [lambda: (mean_nll(attacked, [examples[i] for i in chosen]), {})]
+        return [lambda: (-answer_logp(attacked, [examples[i] for i in chosen]).mean(), {})]
 
     Loop(model, settings, device_of(model).type).run(micro_batches)
     model.eval()

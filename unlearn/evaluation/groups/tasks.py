@@ -18,22 +18,22 @@ import pandas as pd
 from unlearn.data import spans
 from unlearn.data.rows import REQUEST
 from unlearn.evaluation.context import Context, Found
-from unlearn.evaluation.metrics.texts import rouge_n_f1
 from unlearn.evaluation.suite import Split
 
 
 def measure(ctx: Context) -> Found:
-    values, columns = {}, {}
+    values, columns, people = {}, {}, {}
     requests = [split.name for split in ctx.suite.splits if split.name.startswith(REQUEST)]
     for split in filter(None, map(ctx.suite.split, ("test", "retain", "forget", *requests))):
         found = _done(ctx, split)
         values |= {f"{split.name}/{metric}": v for metric, v in found.items()}
         columns[split.name] = pd.DataFrame(found)
     for split in filter(None, map(ctx.suite.split, ("forget", "retain", *requests))):
-        losses = name_losses(ctx, split)
-        if losses is not None:
-            values[f"{split.name}/mlm_loss"] = losses
-    return Found(values, columns=columns)
+        if losses := name_losses(ctx, split):
+            whom = {f"{row.id}/text": row.group for row in split.rows}
+            values[f"{split.name}/mlm_loss"] = np.array(list(losses.values()))
+            people[f"{split.name}/mlm_loss"] = [whom[id] for id in losses]
+    return Found(values, columns=columns, people=people)
 
 
 def _done(ctx: Context, split: Split) -> dict[str, np.ndarray]:
@@ -44,14 +44,16 @@ def _done(ctx: Context, split: Split) -> dict[str, np.ndarray]:
         return {"accuracy": np.array(likelier, dtype=float)}
     table = ctx.examples[ctx.examples["split"] == split.name]
     pairs = list(zip(table["generation"], table["gold"], strict=True))
-    return {f"rouge{n}_f1": np.array([rouge_n_f1(said, gold, n) for said, gold in pairs]) for n in (1, 2)}
+    rouge = ctx.suite.semantics.rouge
+    return {f"rouge{n}_f1": np.array([rouge.n_f1(*pair, n) for pair in pairs]) for n in (1, 2)}
 
 
-def name_losses(ctx: Context, split: Split) -> np.ndarray | None:
-    """Mean loss over the tokens of names in each row that has some, nats; None where none has."""
+def name_losses(ctx: Context, split: Split) -> dict[str, float]:
+    """Mean loss over the tokens of names, nats, by the id of the texts that have some."""
     masks = ctx.ensemble.members[0].kind.encodes
     examples, tokens = spans.of_names(ctx.suite.encoder, split.rows, masks)
     if not examples:
-        return None
+        return {}
     found = ctx.scored(examples)
-    return np.array([-found.logp[start + np.array(t)].mean() for start, t in zip(found.starts, tokens, strict=False)])
+    texts = zip(examples, found.starts, tokens, strict=False)
+    return {e.id: -found.logp[start + np.array(t)].mean() for e, start, t in texts}

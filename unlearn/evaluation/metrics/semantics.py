@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unlearn.evaluation.metrics.texts import ANY_SCRIPT, ASCII, Rouge
+
 
 @dataclass(frozen=True)
 class Semantics:
@@ -16,15 +18,18 @@ class Semantics:
     suffix_at_least_one: bool = False  # extraction strength is never below 1 / L
     hide_pad_tokens: bool = False  # tokens of a text that are the padding token are masked, in prompts too
     labels_by_length: bool = False  # labels are all tokens after as many as the prompt has alone, whatever they are
+    norm_per_parameter: bool = False  # gradient norms are means over parameters, without EOS
     stemmer_f1: bool = False  # ROUGE-L F1 of MUSE's metrics with Porter's stemmer
     rows: int | None = None  # only the first rows of each split are evaluated
     total_tokens: int | None = None  # prompt and generation together
+    rouge: Rouge = ANY_SCRIPT
 
 
 SEMANTICS = {
     "default": Semantics("default"),
     "ou": Semantics(
-        "ou", 1e-10, suffix_at_least_one=True, hide_pad_tokens=True, labels_by_length=True, stemmer_f1=True
+        "ou", 1e-10, suffix_at_least_one=True, hide_pad_tokens=True, labels_by_length=True, norm_per_parameter=True,
+        stemmer_f1=True, rouge=ASCII,
     ),
-    "tofu": Semantics("tofu", rows=300, total_tokens=200),
-}
+    "tofu": Semantics("tofu", rows=300, total_tokens=200, rouge=ASCII),
+}  # fmt: skip

@@ -1,59 +1,108 @@
-"""Statistics of metrics: how much one would move with other questions, and how far it is from the retrained model's.
+"""Statistics of metrics: how much one would move with other people and other questions, and how far it is from the
+retrained model's.
 
-Intervals are percentiles of the item bootstrap. Items of one split are drawn together: probability, ROUGE and truth
-ratio of a question stay beside each other. It says nothing about other seeds or other models, which are another,
-usually larger, source of noise.
+What is resampled are people: questions about one person depend on each other. It says nothing about other seeds or
+other models, which are another, usually larger, source of noise.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import beta, norm, t
 
 from unlearn.evaluation.metrics.arrays import finite
 
-LEVEL = 0.95
-BLOCK = 250  # resamples at a time: nine arrays of 400 items are 7 MB
+TAIL = 0.025
+Weights = Mapping[str, np.ndarray]  # by split: how often each of its items counts, [R, n], or [1, n] where it is as is
+Interval = tuple[float, float]
+UNBOUNDED = ("fluency", "mlm_loss")  # bits and nats; all other metrics are shares
+SIGNED = ("gain", "leak_gap")  # differences of two shares
 
 
-class Interval(NamedTuple):
-    low: float
-    high: float
+def ends(metric: str) -> Interval:
+    """The least and the largest value that a metric can have."""
+    last = metric.rsplit("/", 1)[-1].split("@")[0]
+    return (-np.inf, np.inf) if last in UNBOUNDED else (-1.0, 1.0) if last in SIGNED else (0.0, 1.0)
 
 
-def mean_interval(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Interval of the mean of one value per item, [n]."""
-    return interval({"values": values}, lambda drawn: drawn["values"].mean(axis=-1), resamples, seed)
+def mean_interval(
+    values: ArrayLike, resamples: int, people: Sequence[str] | None = None, within: Interval = (0.0, 1.0)
+) -> Interval | None:
+    """``interval`` of the mean of one value per item, [n]; ``people``: whom each is about, "" or None for nobody."""
+    array = finite("values", values)
+    return interval(lambda w: w[""] @ array / w[""].sum(-1), {"": people or [""] * len(array)}, resamples, within)
 
 
 def interval(
-    values: Mapping[str, ArrayLike],
-    aggregate: Callable[[Mapping[str, np.ndarray]], np.ndarray],
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """95 % interval of any aggregate of several per-item arrays, by percentiles of its resamples.
+    aggregate: Callable[[Weights], np.ndarray],
+    people: Mapping[str, Sequence[str]],
+    resamples: int,
+    within: Interval = (0.0, 1.0),
+) -> Interval | None:
+    """95 % interval of an aggregate of one or several splits; None where there are no two people, or items, to compare.
 
-    ``values``: per-item arrays [n] by name, ``<split>/<metric>`` as in eval.json. What stands before the first "/" is
-    the split: its arrays have one length and share their draws, and other splits do not change them. ``aggregate``
-    gets the arrays drawn, [R, n] by name, and returns [R]: reduce over the *last* axis.
+    ``aggregate``: from weights by split to values [R]; those of the whole where all weights are 1. ``people``: by
+    split, whom each item is about. The variance is that over resampled people, of one split at a time while the others
+    stay as they are, with as many degrees of freedom as people less one (Welch-Satterthwaite for several splits).
     """
-    arrays = {name: finite(name, array) for name, array in values.items()}
-    split_of = {name: name.split("/", 1)[0] for name in arrays}
-    sizes = {split_of[name]: len(array) for name, array in arrays.items()}
-    # a generator per split, keyed by its name: neither order nor company of the splits matters
-    random = {split: np.random.default_rng([seed, zlib.crc32(split.encode())]) for split in sizes}
-    drawn = []
-    for start in range(0, resamples, BLOCK):
-        rows = min(BLOCK, resamples - start)
-        items = {split: random[split].integers(0, n, (rows, n)) for split, n in sizes.items()}
-        drawn.append(aggregate({name: array[items[split_of[name]]] for name, array in arrays.items()}))
-    low, high = np.quantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high))
+    whole = {split: np.ones((1, len(who))) for split, who in people.items()}
+    variances, freedom = [], []
+    for split, who in people.items():
+        weights, units = drawn(tuple(who), resamples)
+        if units > 1:
+            values = aggregate(whole | {split: weights})
+            variances.append(float(np.var(values, ddof=1)) * units / (units - 1))
+            freedom.append(units - 1)
+    if not variances:
+        return None
+    parts = np.array(variances)
+    total = float(parts.sum())
+    degrees = total**2 / float((parts**2 / freedom).sum()) if total > 0 else min(freedom)
+    return limits(float(aggregate(whole)[0]), total, degrees, min(map(len, people.values())), within)
+
+
+@lru_cache(maxsize=16)  # all metrics of a split are weighted alike
+def drawn(people: tuple[str, ...], resamples: int, seed: int = 0) -> tuple[np.ndarray, int]:
+    """How often each item is in each resample of people, [R, n], and how many people, or items about nobody, there are.
+
+    Where all items are about one person, items are drawn: then nothing can be said about other people.
+    """
+    who = [person or (i,) for i, person in enumerate(people)]
+    who = who if len(set(who)) > 1 else [(i,) for i in range(len(who))]
+    places = {person: unit for unit, person in enumerate(dict.fromkeys(who))}
+    counts = np.random.default_rng(seed).multinomial(len(places), np.full(len(places), 1 / len(places)), resamples)
+    return counts[:, [places[person] for person in who]].astype(np.int16), len(places)
+
+
+def limits(mean: float, variance: float, degrees: float, items: int, within: Interval) -> Interval:
+    """95 % limits of a mean whose variance was estimated with some degrees of freedom.
+
+    Of values without ends Student's t. Of values in [0, 1] those of a share with as many questions as would give it
+    this variance, fewer by what Student's t asks beyond the normal (Korn & Graubard 1998, Clopper & Pearson 1934): they
+    end within [0, 1], and are not empty where all values are 0. Skewed values near an end often lack their few large
+    ones, so the variance is at least what one more answer would add that is 0 or 1; the interval is never wider for it
+    than if all values were 0 or 1.
+    """
+    low, high = within
+    student = float(t.ppf(1 - TAIL, degrees))
+    if not np.isfinite(high):
+        half = student * variance**0.5
+        return mean - half, mean + half
+    share, variance = min(1.0, max(0.0, (mean - low) / (high - low))), variance / (high - low) ** 2
+    most, shrunk = share * (1 - share), (share * items + 1) / (items + 2)
+    counted = most / (variance + shrunk * (1 - shrunk) / items**2)
+    size = max(counted, min(items, most / variance) if variance > 0 and most > 0 else items)
+    size *= (norm.ppf(1 - TAIL) / student) ** 2
+    hits = share * size
+    found = (
+        float(beta.ppf(TAIL, hits, size - hits + 1)) if hits > 0 else 0.0,
+        float(beta.ppf(1 - TAIL, hits + 1, size - hits)) if hits < size else 1.0,
+    )
+    return low + (high - low) * found[0], low + (high - low) * found[1]
 
 
 def distances(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> dict[str, float]:

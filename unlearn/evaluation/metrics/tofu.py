@@ -63,14 +63,24 @@ def ratio_scores(split: str, values: np.ndarray, epsilon: float = 0.0) -> np.nda
 
 
 def aggregates(split: str, found: Mapping[str, np.ndarray], epsilon: float = 0.0) -> dict[str, float]:
-    """Metrics of a split from values per example: their means, and of R also the median, which does not overflow."""
+    """Metrics of a split from values per example: their means, and of R also the median, which does not overflow.
+
+    A metric that saw nothing of an example has NaN there, and its mean leaves that out; where it saw nothing of any,
+    there is no such metric.
+    """
     metrics = {}
     for name, values in found.items():
         scores = ratio_scores(split, values, epsilon) if name == RATIO else values
-        metrics[f"{split}/{name}"] = float(scores.mean())
+        metrics |= means({f"{split}/{name}": scores})
         if name == RATIO:
             metrics[f"{split}/{RATIO}_median"] = float(np.median(values))
     return metrics
+
+
+def means(found: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The mean of each metric's values, NaN left out; no entry where there are no others."""
+    seen = {name: values[~np.isnan(values)] for name, values in found.items()}
+    return {name: float(values.mean()) for name, values in seen.items() if len(values)}
 
 
 def forget_quality(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:

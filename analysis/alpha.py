@@ -19,12 +19,11 @@ from matplotlib.lines import Line2D
 
 from . import caption, command, panels, style
 from .curves import check, curve_columns, curves, finished, references, rows_of
-from .goals import better
+from .goals import ARROWS, goal, metric_of, split_of
 from .runs import Study, StudyError
 
 SPLITS = ("forget", "retain", "real_authors", "world_facts")
 ACROSS = 4  # panels beside each other, at most
-SIDES = {"higher": " ↑", "lower": " ↓", None: ""}
 EXAMPLES = """\
   python -m analysis.alpha demo                         probability of the right answer on every split
   python -m analysis.alpha demo --metric rougeL_recall  another metric of the splits
@@ -47,7 +46,7 @@ def figure(study: Study, metric: str = "prob") -> Figure:
         for ax in axes[len(names) :]:
             ax.set_visible(False)
         for ax in axes[::across]:
-            ax.set_ylabel(metric)
+            ax.set_ylabel(metric_of(metric))
         panels.limit(*(ax.yaxis for ax in axes[: len(names)]))
         axes[0].set_xlim(*(f * max(table["along"].max(), 0.1) for f in (-0.05, 1.05)))
         _label_alphas(axes[: len(names)], [_which(study, dict(zip(columns, curve, strict=True))) for curve in names])
@@ -104,14 +103,14 @@ def _draw(ax, points: pd.DataFrame, shown: Sequence[str], means: pd.DataFrame) -
 def _legend(fig: Figure, study: Study, shown: Sequence[str]) -> None:
     known = set(study.references["reference"])
     handles = [
-        Line2D([], [], label=metric.split("/")[0] + SIDES[better(metric)], **_look(place))
+        Line2D([], [], label=f"{split_of(metric)} {ARROWS[goal(metric, 'retrained' in known)]}".strip(), **_look(place))
         for place, metric in enumerate(shown)
     ]
     if "target" in known:
         handles.append(Line2D([], [], label="target (α = 0)", **style.reference("target") | {"markersize": 7}))
     if "retrained" in known:
         handles += panels.reference_handles(["retrained"])
-    panels.legend(fig, handles, "↑ higher is better, ↓ lower")
+    panels.legend(fig, handles, "↑ higher is better" + ", → retr.: as the retrained model" * ("retrained" in known))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

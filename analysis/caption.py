@@ -13,10 +13,13 @@ from matplotlib.figure import Figure
 
 from . import style
 from .curves import SETTING, collapsed, finished, over_inference
-from .goals import better
+from .goals import goal, named
 from .runs import Study
 
-WORDS = {"higher": "   (better →)", "lower": "   (← better)", None: ""}  # on the y axis "→" is turned upwards
+WORDS = {  # on the y axis "→" is turned upwards
+    "higher": "   (better →)", "lower": "   (← better)", "retrained": "   (aim: retrained)", "zero": "   (aim: 0)",
+    None: "",
+}  # fmt: skip
 LONG = 20  # characters of a name that leave no room for words beside it
 STEPS = "steps are measured on at most trainer.eval_examples questions per split, target and retrained on all"
 METHODS = ("direct", "eul", "offset", "proxy", "uld", "dd", "dd_rank")  # the order in which figures show them
@@ -85,9 +88,9 @@ def in_order(methods: Iterable[str]) -> list[str]:
     return sorted(set(methods), key=lambda m: (METHODS.index(m) if m in METHODS else len(METHODS), m))
 
 
-def axis_label(axis, metric: str, words: str | None = None) -> None:
-    """A metric's name and which way is better; ``words`` in the name's stead. What is long takes two lines."""
-    name, way = words or metric, WORDS[better(metric)]
+def axis_label(axis, study: Study, metric: str, words: str | None = None) -> None:
+    """A metric's name and what its aim is; ``words`` in the name's stead. What is long takes two lines."""
+    name, way = words or named(metric), WORDS[goal(metric, "retrained" in set(study.references["reference"]))]
     axis.set_label_text(f"{name}\n{way.strip()}" if way and len(name) > LONG else name + way)
 
 
@@ -117,7 +120,7 @@ def spread(study: Study, table: pd.DataFrame, metrics: Sequence[str], what: str 
     asked = table[[f"low/{m}" for m in metrics if f"low/{m}" in table.columns]]
     over_questions = asked[table["n"] == 1].notna().any(axis=None)
     if worlds > 1:
-        return f"{what}: ± 1 sd over {worlds} pair seeds" + (", 95 % over questions where n=1" * bool(over_questions))
+        return f"{what}: 95 % over {worlds} pair seeds" + (", 95 % over questions where n=1" * bool(over_questions))
     return f"{what}: 95 % over questions; " * bool(over_questions) + f"1 pair seed, unlearning seeds: {seeds}"
 
 

@@ -42,13 +42,13 @@ def figure(study: Study, outcomes: Sequence[str] = OUTCOMES, alpha: float | None
         fig = panels.make(study, 2.5 * len(costs) + 2.3, height)
         axes = fig.subplots(len(outcomes), len(costs), squeeze=False, sharex="col", sharey="row")
         for row, y in zip(axes, outcomes, strict=True):
-            caption.axis_label(row[0].yaxis, y)
+            caption.axis_label(row[0].yaxis, study, y)
             for ax, x in zip(row, costs, strict=True):
                 panels.reference_lines(ax, study, y)
                 _draw(ax, table, x, y, looks)
             panels.limit(*(ax.yaxis for ax in row))
         for ax, x in zip(axes[-1], costs, strict=True):
-            caption.axis_label(ax.xaxis, x, WORDS[x])
+            caption.axis_label(ax.xaxis, study, x, WORDS[x])
         known = [name for name in style.REFERENCES if name in set(study.references["reference"])]
         handles = panels.reference_handles(known)
         panels.legend(fig, handles + [Line2D([], [], label=n, **_point(looks[c])) for c, n in names.items()])

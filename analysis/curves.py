@@ -12,30 +12,34 @@ from dataclasses import replace
 
 import pandas as pd
 
+from . import statistics
+from .goals import better, goal
 from .runs import INTERVAL, Study, StudyError
 from .state import collapsed as collapsed_rows
 
 COSTS = ("seconds/train", "peak_memory_mb", "trainable")
+UNBOUNDED = ("forget_quality_log10", *COSTS)  # all other metrics with a better side lie between 0 and 1
 SETTING = ["pair", "data"]  # what references belong to
 
 
 def curves(study: Study, *metrics: str, over: str = "alpha") -> pd.DataFrame:
     """One row per point of a curve: its curve's settings, ``along``, the metrics, and n, how many pair seeds.
 
-    For each metric there are its standard deviation over pair seeds, ``sd/<metric>``, and the ends of what is drawn
-    around it, ``low/<metric>`` and ``high/<metric>``: one standard deviation where there are several pair seeds,
-    otherwise the 95 % interval over questions as evaluated, NaN where there is none.
+    ``gone`` is the share of its runs that collapsed there. For each metric there are ``sd/<metric>`` over pair seeds,
+    and the ends of what is drawn around it, ``low/<metric>`` and ``high/<metric>``: Student's 95 % interval where there
+    are several pair seeds, as in tables; otherwise that over questions as evaluated, NaN where there is none.
     """
     table = units(study, *metrics, over=over)
     points = table.groupby([*curve_columns(study, over), "along"], dropna=False, sort=False)
     means = points[[c for c in table.columns if c.removeprefix("low/").removeprefix("high/") in metrics]].mean()
-    means["n"] = points.size()
+    means["n"], means["gone"] = points.size(), points["gone"].mean()
     several = means["n"] > 1
     for metric in metrics:
-        sd = points[metric].std()
-        means[f"sd/{metric}"] = sd
+        means[f"sd/{metric}"] = points[metric].std()
+        half = statistics.half(means[f"sd/{metric}"], means["n"])
         for end, sign in zip(INTERVAL, (-1, 1), strict=True):
-            means[end + metric] = (means[metric] + sign * sd).where(several, means[end + metric])
+            ends = (means[metric] + sign * half).where(several, means[end + metric])
+            means[end + metric] = ends if better(metric) is None or metric in UNBOUNDED else ends.clip(0, 1)
     return means.reset_index()
 
 
@@ -48,7 +52,7 @@ def units(study: Study, *metrics: str, over: str = "alpha") -> pd.DataFrame:
     keys = [*curve_columns(study, over), "along", "pair_seed"]
     groups = rows.groupby(keys, dropna=False, sort=False)
     table = groups[[*metrics, *ends]].mean()
-    table["world"] = groups["world"].first()
+    table["world"], table["gone"] = groups["world"].first(), groups["gone"].mean()
     return table.reset_index().sort_values(keys, key=_sortable, kind="stable", ignore_index=True)
 
 
@@ -74,11 +78,12 @@ def rows_of(study: Study, *metrics: str, over: str = "alpha") -> pd.DataFrame:
         check(study, metrics, step_metrics(study))
         said = finished(study).drop_duplicates("folder")[["folder", "world", *study.varied]]
         steps = study.trajectories[study.trajectories["status"] == "done"]
-        rows = steps.rename(columns={"step": "along"}).merge(said, on="folder")
+        rows = steps.rename(columns={"step": "along"}).merge(said, on="folder").assign(gone=0.0)
     else:
         check(study, metrics, numbers(study))
         rows, seen = finished(study), over_inference(study)
         rows = rows.assign(along=rows["eval_alpha"].where(seen, rows["alpha"]), alpha=rows["alpha"].where(seen))
+        rows["gone"] = collapsed_rows(study).reindex(rows.index).astype(float)
     rows = rows.dropna(subset=list(metrics))
     if rows.empty:
         raise StudyError(f"study {study.name!r}: no finished run has a number for {_both(metrics)}")
@@ -186,6 +191,24 @@ def references(study: Study, *metrics: str) -> pd.DataFrame:
     rows = _with(table.assign(apart=apart), ends := _ends(metrics))
     means = rows.groupby(["reference", *SETTING, "apart"])[[*metrics, *ends]].mean()
     return means.dropna(subset=list(metrics)).reset_index()
+
+
+def losses(study: Study, table: pd.DataFrame, metric: str) -> pd.Series | None:
+    """For each row of a table of curves or references, how far the metric is from the best: 0 there, 1 at the worst.
+
+    On the forget set the best is the retrained model's value, of the same world where the table has it: too far is as
+    wrong as too little. None for a metric without a worst value.
+    """
+    if better(metric) is None or metric in UNBOUNDED:
+        return None
+    theirs = study.references[study.references["reference"] == "retrained"]
+    if goal(metric) == "retrained" and metric in theirs and theirs[metric].notna().any():
+        keys = [c for c in (*SETTING, "pair_seed", "world") if c in table]
+        best = table[keys].merge(theirs.groupby(keys, as_index=False)[metric].mean(), "left", keys)[metric]
+        best = best.set_axis(table.index)
+        worst = (1 - best) if better(metric) == "lower" else best
+        return ((table[metric] - best).abs() / worst).clip(upper=1).round(12)  # as far on both sides is as good
+    return table[metric] if better(metric) == "lower" else 1 - table[metric]
 
 
 def collapsed(study: Study) -> int:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import ks_2samp
 
-from . import caption, command, panels, style
+from . import caption, command, goals, panels, statistics, style
 from .curves import at_training_alpha, check, training_columns
 from .runs import Study, StudyError
 
@@ -102,10 +102,12 @@ def quality(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def distribution(groups: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values that occur, the share of values up to each (mean over groups), and its standard deviation over groups."""
+    """Values that occur, the share of values up to each (mean over groups), and half its 95 % interval over groups."""
     values = np.unique(np.concatenate(groups))
     shares = np.array([np.searchsorted(np.sort(g), values, side="right") / len(g) for g in groups])
-    return values, shares.mean(axis=0), shares.std(axis=0, ddof=1) if len(groups) > 1 else np.full(len(values), np.nan)
+    n = len(groups)
+    half = statistics.half(shares.std(axis=0, ddof=1), n) if n > 1 else np.full(len(values), np.nan)
+    return values, shares.mean(axis=0), half
 
 
 def _seeds(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
@@ -121,13 +123,13 @@ def _step(ax, rows: pd.DataFrame, column: str, look: dict, at: float = 0.0) -> N
     groups = _by_seed(rows, column)
     if not groups:
         return
-    values, share, sd = distribution(groups)
-    values, share, sd = np.r_[values[0], values], np.r_[0.0, share], np.r_[np.nan, sd]
+    values, share, half = distribution(groups)
+    values, share, half = np.r_[values[0], values], np.r_[0.0, share], np.r_[np.nan, half]
     marks = np.unique(np.searchsorted(share, at + np.array([0.05, 0.35, 0.65]))).clip(max=len(share) - 1).tolist()
     ax.plot(values, share, drawstyle="steps-post", markevery=marks, **{"zorder": 3, "markersize": 4} | look)
     if len(groups) > 1:
         band = {"color": look["color"], "alpha": 0.14, "linewidth": 0, "zorder": 1.5, "step": "post"}
-        ax.fill_between(values, (share - sd).clip(0, 1), (share + sd).clip(0, 1), **band)
+        ax.fill_between(values, (share - half).clip(0, 1), (share + half).clip(0, 1), **band)
 
 
 def _draw_changes(ax, rows: pd.DataFrame, metric: str, columns: Sequence[str], looks: dict) -> None:
@@ -138,7 +140,7 @@ def _draw_changes(ax, rows: pd.DataFrame, metric: str, columns: Sequence[str], l
         _step(ax, own, "change", look, 0.3 * place / len(looks))
     per_seed = rows[rows["model"] == "run"].groupby("folder")["id"].nunique()
     ax.set_title(f"{metric.split('/')[0]}, {per_seed.max()} questions", loc="left")
-    caption.axis_label(ax.xaxis, metric, f"change of {metric}")
+    ax.set_xlabel(f"change of {goals.named(metric)}")
     panels.limit(ax.xaxis)
     _shares(ax)
 
@@ -175,7 +177,7 @@ def _legend(ax, names: dict, looks: dict, tests: pd.DataFrame) -> None:
 
 def _notes(study: Study, table: pd.DataFrame, tests: pd.DataFrame, alpha: float | None) -> list[str]:
     worlds = table["pair_seed"].nunique()
-    said = [f"bands: ± 1 sd over {worlds} pair seeds" if worlds > 1 else "1 pair seed", caption.at(alpha)]
+    said = [f"bands: 95 % over {worlds} pair seeds" if worlds > 1 else "1 pair seed", caption.at(alpha)]
     evaluated = at_training_alpha(study, alpha)
     if "forget_quality" in evaluated.columns:
         both = tests.merge(evaluated[["folder", "forget_quality"]], on="folder").dropna()

@@ -15,13 +15,19 @@ FORGET = ("forget", "forget_knowledge", "forget_verbatim")
 LEAKS = (  # starts of the forget set's own metrics
     "other_question_", "prefix_", "leak@", "leaked@", "attribute_leaked@", "judged_leak@",
 )  # fmt: skip
-HIGHER = ("model_utility", "forget_quality", "ou/mem", "ou/util", "ou/fluency", "ou/agg")
+HIGHER = ("kept", "model_utility", "forget_quality", "ou/mem", "ou/util", "ou/fluency", "ou/agg")
 LOWER = ("forget_quality_ks", "mia/vulnerable", "seconds", "seconds/train", "peak_memory_mb", "trainable")
 ZERO = ("forget/leak_gap", "privleak")
 HEADLINE = (
-    "forget/prob", "forget/rougeL_recall", "forget/leak_gap", "retain/prob", "retain/rougeL_recall", "model_utility",
-    "forget_quality",
+    "forget/prob", "forget/rougeL_recall", "forget/leak_gap", "retain/prob", "retain/rougeL_recall", "kept",
+    "model_utility", "forget_quality",
 )  # fmt: skip
+SPLITS = {"forget": "forget set", "retain": "retain set"}
+METRICS = {
+    "prob": "probability", "rougeL_recall": "ROUGE-L recall", "rougeL_f1": "ROUGE-L F1",
+    "leak_gap": "leak beyond the retrained model's", "exact_memorization": "exact memorisation",
+    "prob_options": "probability among options",
+}  # fmt: skip
 ARROWS = {"higher": "↑", "lower": "↓", "retrained": "→ retr.", "zero": "→ 0", None: ""}
 WORDS = {
     "higher": "higher is better",
@@ -30,6 +36,23 @@ WORDS = {
     "zero": "best is 0",
     None: "no direction is better",
 }
+
+
+def named(metric: str) -> str:
+    """A metric in words, for an axis: "forget set, probability"."""
+    split, _, name = metric.rpartition("/")
+    return ", ".join(filter(None, [split_of(metric) if split else "", metric_of(name)]))
+
+
+def split_of(metric: str) -> str:
+    """The words for a metric's split."""
+    split = metric.partition("/")[0]
+    return SPLITS.get(split, split.replace("_", " "))
+
+
+def metric_of(name: str) -> str:
+    """The words for a metric without its split."""
+    return METRICS.get(name, name.replace("_", " "))
 
 
 def better(metric: str) -> str | None:

@@ -55,7 +55,7 @@ def figure(study: Study, kind: str = "leak", alpha: float | None = None) -> Figu
             _finish(ax, metrics)
             ax.set_title(method, loc="left")
         panels.limit(*(ax.yaxis for ax in axes))
-        axes[0].set_ylabel(f"{textwrap.fill(KINDS[kind], 38)}\n(← better, until retrained)")
+        axes[0].set_ylabel(f"{textwrap.fill(KINDS[kind], 38)}\n(aim: the retrained model's curve)")
         handles = panels.reference_handles(known)
         panels.legend(fig, handles + [Line2D([], [], label=names[line], **looks[line]) for line in names])
         drawn = rows_of(only_at(study, alpha), *metrics.values())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from . import caption, command, panels, style
+from . import caption, command, goals, panels, statistics, style
 from .curves import SETTING, curve_columns, references, rows_of, units
 from .runs import INTERVAL, Study, StudyError
 
@@ -44,7 +45,7 @@ def figure(study: Study, metrics: Sequence[str] | None = None, forget: str = "fo
         axes = fig.subplots(1, len(shown) + 1, sharey=True)
         for ax, metric in zip(axes, shown, strict=False):
             panels.reference_lines(ax, study, metric, vertical=True)
-        handles = draw(axes, rows, dict.fromkeys(shown) | {"at": ALPHA})
+        handles = draw(axes, rows, {m: f"{goals.named(m)}   (better →)" for m in shown} | {"at": ALPHA})
         known = set(references(study, *shown)["reference"])
         handles = panels.reference_handles(name for name in style.REFERENCES if name in known) + handles
         panels.legend(fig, handles, f"at the retrained\nmodel's {forget}")
@@ -64,10 +65,10 @@ def match(study: Study, metrics: Sequence[str], forget: str = "forget/prob") -> 
     table = groups[[*values, "nearest"]].mean()
     table["n"], table["of"] = groups["at"].count(), groups.size()
     for metric in (*metrics, "at"):
-        sd = groups[metric].std()
+        half = statistics.half(groups[metric].std(), table["n"])
         for end, sign in zip(INTERVAL, (-1, 1), strict=True):
             alone = table.get(end + metric, math.nan)
-            table[end + metric] = (table[metric] + sign * sd).where(table["n"] > 1, alone)
+            table[end + metric] = (table[metric] + sign * half).where(table["n"] > 1, alone)
     return table.reset_index()
 
 
@@ -161,7 +162,7 @@ def _finish(ax, column: str, words: str | None) -> None:
         ax.set_xlabel(words)
         ax.set_xlim(0, 1.08 * max(ax.dataLim.x1, 0.1))
         return
-    caption.axis_label(ax.xaxis, column, words)
+    ax.set_xlabel(textwrap.fill(words or column, 26))
     panels.limit(ax.xaxis)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,8 +40,15 @@ CONFIG_COLUMNS = [
     *IDENTITY, "study", "status", "error", "seconds", "peak_memory_mb", "trainable", "world", "folder"
 ]  # fmt: skip
 REFERENCE_KEYS = ["reference", "pair", "pair_seed", "data", "world"]
+LEAK_GAP = "forget/leak_gap"
 INTERVAL = ("low/", "high/")  # before a metric's name: the ends of its 95 % interval over questions
-NOT_TRAINING = ("eval.", "wandb.", "paths.", "study", "hydra.")  # settings that do not change what is trained
+SEEDS = ("seed", "pair_seed")  # columns of IDENTITY over which values are averaged
+# Settings that change neither what is trained nor what is measured: ``hashed=False`` in unlearn/config.
+NOTHING = ("wandb.", "paths.", "study", "hydra.", "retry", "eval.alphas", "eval.groups", "eval.batch_size",
+           "pair.target.http.", "trainer.accumulate", "trainer.log_every", "trainer.eval_every",
+           "trainer.eval_examples", "trainer.save_every", "trainer.compile", "trainer.stored_rows_gib",
+           "trainer.stored_rows_over", "trainer.threads", "trainer.device", "trainer.progress",
+           "pair.target.device")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Study:
     """One study as tables.
 
     ``varied`` names the settings (columns of ``runs``, such as ``trainer.lr``) in which runs differ that share
-    algorithm, method, pair, data, alpha and both seeds: averaging over those would mix different experiments.
+    algorithm, method, pair, data and alpha: averaging over those would mix different experiments.
     """
 
     name: str
@@ -87,6 +94,12 @@ class Study:
             return pd.DataFrame(columns=first)
         table = pd.concat(parts, ignore_index=True)
         return table[[*first, *(c for c in table.columns if c not in first)]]
+
+    def told_by(self, settings: Collection[str]) -> Study:
+        """The study with columns for these settings of its runs, too."""
+        more = [key for key in settings if key not in self.runs and any(key in r.config for r in self.records)]
+        columns = {key: self.runs["folder"].map({r.place: r.config.get(key) for r in self.records}) for key in more}
+        return replace(self, runs=self.runs.assign(**columns), varied=(*self.varied, *more))
 
     def count(self, status: str) -> int:
         """How many runs (not rows) have this status."""
@@ -140,11 +153,12 @@ def _study(
     notes: Collection[str],
 ) -> Study:  # fmt: skip
     pairs = list(zip(records, fixed, strict=True))
+    runs = _table([row for pair in pairs for row in _run_rows(*pair)], [*CONFIG_COLUMNS, "eval_alpha", *varied])
     return Study(
         name=name,
         folder=folder,
-        runs=_table([row for pair in pairs for row in _run_rows(*pair)], [*CONFIG_COLUMNS, "eval_alpha", *varied]),
-        references=_references([row for pair in pairs for row in _reference_rows(*pair)]),
+        runs=runs,
+        references=_references([row for pair in pairs for row in _reference_rows(*pair)], LEAK_GAP in runs),
         trajectories=_table(
             [row for pair in pairs for row in _step_rows(*pair)], [*IDENTITY, "study", "status", "folder"]
         ),
@@ -248,8 +262,10 @@ def _examples(record: Record, varied: tuple[str, ...]) -> list[pd.DataFrame]:
     return parts
 
 
-def _references(rows: list[dict]) -> pd.DataFrame:
+def _references(rows: list[dict], gaps: bool) -> pd.DataFrame:
     """Every run repeats its references; keep one row each, and the largest difference between what runs report."""
+    if gaps:  # the retrained model's distance from itself, which is in no file
+        rows = [row | {LEAK_GAP: 0.0} if row["reference"] == "retrained" else row for row in rows]
     frame = _table(rows, REFERENCE_KEYS)
     metrics = [c for c in frame.columns if c not in REFERENCE_KEYS]
     if not metrics:
@@ -263,12 +279,12 @@ def _references(rows: list[dict]) -> pd.DataFrame:
 
 
 def _varied(records: Collection[Record], columns: Collection[dict]) -> tuple[str, ...]:
-    """Settings in which runs differ that are the same by ``IDENTITY``."""
+    """Settings in which runs differ that are the same by ``IDENTITY`` but for their seeds."""
     groups: dict[tuple, list[Record]] = {}
     for record, own in zip(records, columns, strict=True):
-        groups.setdefault(tuple(str(own[name]) for name in IDENTITY), []).append(record)
+        groups.setdefault(tuple(str(own[name]) for name in IDENTITY if name not in SEEDS), []).append(record)
     named = {key for key, _ in IDENTITY.values()}  # the manifest may know better than the config: ``_identity``
-    keys = dict.fromkeys(k for r in records for k in r.config if k not in named and not k.startswith(NOT_TRAINING))
+    keys = dict.fromkeys(k for r in records for k in r.config if k not in named and not k.startswith(NOTHING))
     return tuple(
         key for key in keys if any(len({repr(r.config.get(key)) for r in group}) > 1 for group in groups.values())
     )

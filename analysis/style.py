@@ -29,6 +29,7 @@ REFERENCES = {  # never the look of a run
     "target": {"marker": "*", "markersize": 13, "markerfacecolor": INK},
     "retrained": {"marker": "D", "markersize": 8.5, "markerfacecolor": "white"},
 }
+COLLAPSED = {"linestyle": "none", "marker": "x", "color": INK, "markersize": 8, "markeredgewidth": 1.3, "zorder": 5}
 OTHERS = ("d", "p", "8", ">")  # markers of results that are no runs of the study: grey, and no line
 RC = {
     "font.size": 8,

@@ -35,7 +35,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--by", nargs="+", default=[], metavar="COLUMN", help="the settings that make a row")
     parser.add_argument(
         "--differences", metavar="BASE", help="differences from the rows of this value of one setting, paired by pair "
-        "seed, with 95 % intervals; * where zero lies outside",
+        "seed, with bootstrap intervals; * where zero lies outside",
     )  # fmt: skip
     asked = parser.parse_args(given)
     try:

@@ -1,7 +1,8 @@
 """Differences between settings that share everything else, paired by pair seed: ``--differences method=direct``.
 
-Where the runs logged their examples and a metric is the mean of them, the same questions are compared; a metric of
-whole models, such as the utility, is compared world by world alone.
+Where the runs logged their examples and a metric is the mean of them, the same questions are compared and resampled
+within worlds, too (``statistics.hierarchical``); a metric of whole models, such as the utility, is resampled over
+worlds alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pandas as pd
 
 from . import statistics
 from .runs import Study, StudyError
-from .state import collapsed, evaluated, reference
+from .state import collapsed, evaluated, reference, with_kept
 from .statistics import Interval
 from .table_rows import Row, Table, choose_by, choose_metrics, groups, told
 
@@ -25,12 +26,13 @@ def differences(study: Study, base: str, metrics: Sequence[str] = (), by: Sequen
     ``base`` is a value (``direct``) or a column with one (``method=direct``). A row without a counterpart says so by
     having no numbers.
     """
-    by, metrics = choose_by(study, by), choose_metrics(study, metrics)
+    by, study = choose_by(study, by), with_kept(study)
+    metrics, study = choose_metrics(study, metrics), study.told_by(by)
     done = study.runs.assign(gone=collapsed(study))[evaluated(study)]
     found = groups(done, by)
     column, value = _base(study, base, by, found)
     at = by.index(column)
-    examples = _Examples(study, metrics)
+    examples = Examples(study, metrics)
     rows = []
     for key, part in found.items():
         if key[at] == value:
@@ -67,16 +69,16 @@ def _notes(rows: list[Row], base: str, questions: bool) -> tuple[str, ...]:
     worlds = max(c.n for row in rows for c in row.cells.values())
     said = [f"differences from {base} in the same world"]
     if worlds > 1:
-        said[0] += f"; 95 % interval (Student's t) over {worlds} pair seeds" + questions * " of the same questions"
+        said[0] += f"; 95 % bootstrap interval over {worlds} pair seeds" + questions * " and, within each, questions"
     elif questions:
-        said[0] += "; 95 % interval over the questions of this one world, not over worlds"
+        said[0] += "; 95 % bootstrap interval over the questions of this one world, not over worlds"
     if worlds > 1:
         said.append("* zero lies outside of this interval")
     lost = sum(all(not c.n for c in row.cells.values()) for row in rows)
     return (*said, *([f"{lost} rows have no counterpart"] if lost else []))
 
 
-class _Examples:
+class Examples:
     """The study's examples, read only for the runs that are compared, and only for metrics that are means of them."""
 
     def __init__(self, study: Study, metrics: Sequence[str]):

@@ -29,6 +29,9 @@ LATEX = {
     "–": "--", "±": r"$\pm$",
 }  # fmt: skip
 
+IN_A_COLUMN = 5  # columns of a table that a column of a two-column page has room for
+FITTING = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+
 
 def terminal(table: Table) -> str:
     """With colours where the terminal has them; never narrower than its columns."""
@@ -86,7 +89,10 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A ``table`` with booktabs rules and the notes as its caption, by pandas' Styler; the best value is bold."""
+    """A ``table`` with booktabs rules and the notes as its caption, by pandas' Styler; the best value is bold.
+
+    Over both columns of a page (``table*``) where it has many; what is still too wide is scaled down to fit.
+    """
     settings = [("", title) for _, title in labels(table)]
     metrics = [tuple(title.split(" ", 1)) if " " in title else ("", title) for title in titles(table)]
     heads = [(tex(first), tex(rest)) for first, rest in (*settings, *metrics, ("", "runs"))]
@@ -98,10 +104,19 @@ def latex(table: Table) -> str:
         lines.append(cells)
     shown = pd.DataFrame(lines, columns=pd.MultiIndex.from_tuples(heads)).style.hide(axis="index")
     notes = ". ".join([f"Study {table.study}", *table.notes]).replace("* is best", "bold is best")
-    return "% \\usepackage{booktabs}\n" + shown.set_table_styles([{"selector": "small", "props": [("", "")]}]).to_latex(
+    name = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in table.study)
+    styles = [
+        {"selector": selector, "props": [("", "")]} for selector in ("footnotesize", "setlength{\\tabcolsep}{3pt}")
+    ]
+    text = shown.set_table_styles(styles).to_latex(
         column_format="l" * len(settings) + "r" * len(metrics) + "l", hrules=True, sparse_columns=False,
-        position_float="centering", caption=tex(f"{notes}."),
+        position_float="centering", caption=tex(f"{notes}."), label=f"tab:{name}" + "-differences" * bool(table.base),
+        environment="table*" if len(heads) > IN_A_COLUMN else "table",
     )  # fmt: skip
+    text = text.replace("\\begin{tabular}", f"{FITTING}\n\\begin{{tabular}}").replace(
+        "\\end{tabular}", "\\end{tabular}}"
+    )
+    return "% \\usepackage{booktabs,graphicx}\n" + text
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from . import goals, statistics
-from .runs import Study, StudyError
-from .state import collapsed, evaluated, reference, status
+from .runs import SEEDS, Study, StudyError
+from .state import collapsed, evaluated, reference, status, with_kept
 from .statistics import Interval
 
 COST = ("seconds", "peak_memory_mb", "trainable")  # columns of runs that a table may show beside metrics
@@ -58,8 +58,8 @@ def table(study: Study, metrics: Sequence[str] = (), by: Sequence[str] = ()) -> 
     """
     if study.runs.empty:
         raise StudyError(f"study {study.name!r} in {study.folder} has no runs")
-    by = choose_by(study, by)
-    metrics = choose_metrics(study, metrics)
+    by, study = choose_by(study, by), with_kept(study)
+    metrics, study = choose_metrics(study, metrics), study.told_by(by)
     references = _references(study, by, metrics)
     compared = any(row.kind == "retrained" for row in references)
     rows = _mark(study, _runs(study, by, metrics), by, metrics)
@@ -81,9 +81,10 @@ def choose_metrics(study: Study, asked: Sequence[str]) -> list[str]:
 def choose_by(study: Study, asked: Sequence[str]) -> list[str]:
     """The columns whose values make a row."""
     choices = ["algo", "method", "pair", "data", *study.varied, "alpha", "eval_alpha"]
-    unknown = [c for c in asked if c not in choices]
+    more = [*choices, *SEEDS, *sorted({key for record in study.records for key in record.config} - set(choices))]
+    unknown = [c for c in asked if c not in more]
     if unknown:
-        raise StudyError(f"study {study.name!r} has no column {unknown[0]!r}; choices: {', '.join(choices)}")
+        raise StudyError(f"study {study.name!r} has no column {unknown[0]!r}; choices: {', '.join(more)}")
     return list(dict.fromkeys(asked)) or choices
 
 
@@ -178,7 +179,8 @@ def _mark(study: Study, rows: list[Row], by: list[str], metrics: list[str]) -> l
 def _away(study: Study, by: list[str], metrics: list[str]) -> dict[str, dict[tuple, Interval]]:
     """By metric and the settings of a row, how far its runs are from the best value; {} for a metric without a goal."""
     theirs = pd.DataFrame({f"retrained/{m}": reference(study, "retrained", m) for m in metrics})
-    frame = pd.concat([study.runs[[*by, statistics.UNIT, *metrics]], theirs], axis=1)[evaluated(study)]
+    own = study.runs[list(dict.fromkeys([*by, statistics.UNIT, *metrics]))]
+    frame = pd.concat([own, theirs], axis=1)[evaluated(study)]
     parts = groups(statistics.per_unit(frame, by, [*metrics, *theirs]), by)
     found = {}
     for metric in metrics:
@@ -211,9 +213,9 @@ def told(study: Study) -> list[str]:
     states = status(study)[~study.runs["folder"].duplicated()].value_counts()
     said = [f"{states.sum()} runs: " + ", ".join(f"{n} {state}" for state, n in states.items())]
     if gone := study.runs.loc[collapsed(study), "folder"].nunique():
-        said.append(
-            f"{gone} collapsed at some α: less than half of the target's probability outside the forget set is left"
-        )
+        said.append(f"{gone} collapsed at some α: kept is below one half (or the loss ran away)")
     if (spread := study.references["disagreement"].max()) > 0.005:
         said.append(f"runs report references that differ by up to {spread:.2g}")
+    if "kept" in study.runs:
+        said.append("kept: share of the target's probability left outside the forget set, each split at most 1")
     return [*said, *study.notes]

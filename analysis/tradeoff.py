@@ -22,18 +22,26 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from . import caption, command, panels, pareto, style
+from . import caption, command, panels, pareto, statistics, style
 from .caption import member
-from .curves import COSTS, curve_columns, curves, references, rows_of, step_metrics, units
-from .goals import better
+from .curves import curve_columns, curves, losses, references, rows_of, step_metrics, units
 from .others import load_others
 from .runs import Study, StudyError
 
 PANELS = (("forget/prob", "retain/prob"), ("forget/rougeL_recall", "retain/rougeL_recall"))
 STEP_PANELS = (("forget/prob", "retain/prob"), ("forget/exact_memorization", "retain/exact_memorization"))
-UNBOUNDED = ("forget_quality_log10", *COSTS)  # all other metrics with a better side lie between 0 and 1
+WORST = (("lower", "lower"), (1.0, 1.0))  # of two losses
 MANY = 30  # points in a panel from which on not each one's α is written beside it
-FRONT = {"color": "#BBBBBB", "linewidth": 5.0, "alpha": 0.55, "solid_joinstyle": "round", "zorder": 1.2}
+FRONT = {
+    "color": "#BBBBBB",
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 13,
+    "markeredgewidth": 0,
+    "alpha": 0.6,
+    "zorder": 1.2,
+    "linewidth": 5.0,
+}  # fmt: skip
 EXAMPLES = """\
   python -m analysis.tradeoff demo                          the study runs/demo: two panels, prob and ROUGE-L recall
   python -m analysis.tradeoff demo --y model_utility        one panel: forget/prob against model_utility
@@ -64,7 +72,8 @@ def figure(
         axes = fig.subplots(1, len(shown), squeeze=False)[0]
         drawn = [_draw(ax, study, *p, t, looks, others, over) for ax, p, t in zip(axes, shown, tables, strict=True)]
         areas = [hypervolumes(study, *panel, over=over) for panel in shown]
-        _legend(fig, study, names, looks, others, areas, over)
+        gone = any((table["gone"] >= 0.5).any() for table in tables)
+        _legend(fig, study, names, looks, others, areas, over, gone)
         said = _notes(study, shown[0], tables[0], areas, over)
         caption.footnote(fig, said)
         crowded = sum(style.place_labels(ax, *things) for ax, things in zip(axes, drawn, strict=True))
@@ -77,21 +86,20 @@ def figure(
 def hypervolumes(study: Study, x: str, y: str, over: str = "alpha") -> dict | None:
     """Curve or reference → what its points beat, one number per pair seed; None for metrics without a worst value.
 
-    The area is that between the points and the worst point: 1 of what should be low, 0 of what should be high.
+    The area is that between the points' losses (``curves.losses``) and the worst, 1 of both.
     """
-    sides = better(x), better(y)
-    if None in sides or {x, y} & set(UNBOUNDED):
+    table, means = units(study, x, y, over=over), references(study, x, y)
+    if losses(study, table, x) is None or losses(study, table, y) is None:
         return None
-    worst = tuple(1.0 if side == "lower" else 0.0 for side in sides)
     columns, found = curve_columns(study, over), {}
-    for (*curve, _), points in units(study, x, y, over=over).groupby([*columns, "pair_seed"], dropna=False, sort=False):
+    both = table.assign(x=losses(study, table, x), y=losses(study, table, y))
+    for (*curve, _), points in both.groupby([*columns, "pair_seed"], dropna=False, sort=False):
         key = tuple(None if pd.isna(value) else value for value in curve)
-        found.setdefault(key, []).append(pareto.hypervolume(points[[x, y]].to_numpy(), sides, worst))
-    means = references(study, x, y)
-    for name in set(means["reference"]):
-        points = means.loc[means["reference"] == name, [x, y]].to_numpy()
-        if len(points) == 1:
-            found[name] = [pareto.hypervolume(points, sides, worst)]
+        found.setdefault(key, []).append(pareto.hypervolume(points[["x", "y"]].to_numpy(), *WORST))
+    for name, own in means.groupby("reference"):
+        if len(own) == 1:
+            points = np.column_stack([losses(study, own, x), losses(study, own, y)])
+            found[name] = [pareto.hypervolume(points, *WORST)]
     return found
 
 
@@ -115,9 +123,9 @@ def _draw(
         ax.plot(*([value] for value in point), **style.other(place))
         marks += [] if math.isnan(sum(point)) else [point]
     lines = _draw_curves(ax, x, y, table, looks, 1.0 if over == "alpha" else 0.6)
-    _draw_front(ax, x, y, table)
+    _draw_front(ax, study, x, y, table)
     for axis, metric in ((ax.xaxis, x), (ax.yaxis, y)):
-        caption.axis_label(axis, metric)
+        caption.axis_label(axis, study, metric)
         panels.limit(axis)
     return _labels(table, (x, y), looks, over), marks, lines
 
@@ -130,6 +138,8 @@ def _draw_curves(ax, x: str, y: str, table: pd.DataFrame, looks: dict, size: flo
         ax.plot(points[x], points[y], zorder=3, **look | {"marker": ""})
         ax.plot(points[x], points[y], zorder=4, **look | marker)  # no line crosses another curve's point
         drawn.append(list(zip(points[x], points[y], strict=True)))
+        gone = points[points["gone"] >= 0.5]
+        ax.plot(gone[x], gone[y], **style.COLLAPSED)
         known = points.dropna(subset=[f"low/{x}", f"low/{y}"])
         bars = {"fmt": "none", "ecolor": look["color"], "elinewidth": 0.8, "alpha": 0.55, "zorder": 2}
         ax.errorbar(known[x], known[y], xerr=panels.around(known, x), yerr=panels.around(known, y), **bars)
@@ -139,18 +149,13 @@ def _draw_curves(ax, x: str, y: str, table: pd.DataFrame, looks: dict, size: flo
     return [line for line in drawn if line]
 
 
-def _draw_front(ax, x: str, y: str, table: pd.DataFrame) -> None:
-    """A broad grey staircase through the points of all curves that no other point beats."""
-    if None in (better(x), better(y)):
-        return
-    points = table[[x, y]].to_numpy()
-    best = points[pareto.front(points, (better(x), better(y)))]
-    stairs = list(best[:1])
-    for here, there in zip(best[:-1], best[1:], strict=True):
-        ends = np.array([here, there])
-        corner = [max(e) if better(m) == "lower" else min(e) for m, e in zip((x, y), ends.T, strict=True)]
-        stairs += [np.array(corner), there]
-    ax.plot(*np.array(stairs).T, **FRONT)
+def _draw_front(ax, study: Study, x: str, y: str, table: pd.DataFrame) -> None:
+    """A grey halo around the points of all curves that no other point beats."""
+    both = losses(study, table, x), losses(study, table, y)
+    if all(loss is not None for loss in both):
+        points = table[[x, y]].to_numpy()
+        best = points[pareto.front(np.column_stack(both), WORST[0])]
+        ax.plot(*best.T, **FRONT)
 
 
 def _draw_references(ax, study: Study, x: str, y: str) -> list[tuple]:
@@ -181,13 +186,15 @@ def _labels(table: pd.DataFrame, panel: tuple[str, str], looks: dict, over: str)
 
 
 def _legend(
-    fig: Figure, study: Study, names: dict[tuple, str], looks: dict, others: list[dict], areas: list, over: str
-) -> None:
+    fig: Figure, study: Study, names: dict[tuple, str], looks: dict, others: list[dict], areas: list, over: str,
+    gone: bool,
+) -> None:  # fmt: skip
     known = set(study.references["reference"])
     entries = [(name, name, style.reference(name)) for name in style.REFERENCES if name in known]
     entries += [(curve, label, looks[curve]) for curve, label in names.items()]
     handles = [Line2D([], [], label=label + _area(areas, key), **look) for key, label, look in entries]
     handles += [Line2D([], [], label=row["model"], **style.other(place)) for place, row in enumerate(others)]
+    handles += [Line2D([], [], label="collapsed", **style.COLLAPSED)] if gone else []
     title = "numbers: " + ("last step of a training" if over == "steps" else caption.alphas(study))
     if any(area is not None for area in areas):
         handles.append(Line2D([], [], label="Pareto front of all curves", **FRONT))
@@ -196,12 +203,9 @@ def _legend(
 
 
 def _area(areas: list[dict | None], key: tuple | str) -> str:
-    """The hypervolume of a curve or reference in each panel, mean ± sd over pair seeds."""
-    said = []
-    for area in areas:
-        values = np.array((area or {}).get(key, []))
-        spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-        said += [f"{values.mean():.3f}{spread}"] if len(values) else []
+    """The hypervolume of a curve or reference in each panel, mean ± half the 95 % interval over pair seeds."""
+    found = [statistics.mean((area or {}).get(key, [])) for area in areas]
+    said = [f"{a.mean:.3f}" + (f" ± {a.half:.3f}" if a.n > 1 else "") for a in found if a.n]
     return f"   {' | '.join(said)}" if said else ""
 
 
@@ -214,9 +218,8 @@ def _notes(study: Study, panel: tuple[str, str], table: pd.DataFrame, areas: lis
     if not marks.empty and (marks["apart"] != "").any():
         said.append("target and retrained are marked once per world")
     if areas[0] is not None:
-        worst = ", ".join(f"{m} = {1 if better(m) == 'lower' else 0}" for m in panel)
-        which = " (first panel; the others likewise)" if len(areas) > 1 else ""
-        said.append(f"hypervolume: area beaten, from the worst point {worst}{which}; forgetting too far counts as gain")
+        aim = "the retrained model's" if (marks["reference"] == "retrained").any() else "none"
+        said.append(f"hypervolume: area beaten, 1 is best; forgetting counts by its distance from the best, {aim}")
     if over == "steps":
         said.append(caption.STEPS)
     elif len(table) > MANY:

@@ -67,7 +67,7 @@ def _draw(ax, study: Study, table: pd.DataFrame, metric: str, method: str, looks
         points = own[caption.member(own, line)]
         panels.curve(ax, points, "along", metric, look, markersize=3)
     if ax.get_subplotspec().is_first_col():
-        caption.axis_label(ax.yaxis, metric)
+        caption.axis_label(ax.yaxis, study, metric)
     return tuple(known)
 
 

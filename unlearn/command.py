@@ -11,6 +11,8 @@ from __future__ import annotations
 import ast
 import logging
 import math
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -62,7 +64,12 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
         in_logs()
         logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
         try:
-            return called(arguments)
+            status = called(arguments)
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:  # who read what is printed has read enough, as `| head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so when it ends
+            return 128 + signal.SIGPIPE
         except Failed as error:
             print(error, file=sys.stderr)
             return 1

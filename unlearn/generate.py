@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unlearn.command import verb
+from unlearn.config.redaction import visible
 from unlearn.config.schema import ConfigError
 from unlearn.config.setting import at_least, finite, setting
+from unlearn.data.rows import DataError
 from unlearn.grid.rerun import open_run
 from unlearn.runs.opened import Opened
 from unlearn.store import runlog
@@ -45,8 +47,8 @@ def main(keys: Keys) -> None:
     for prompt in iter(_ask, "") if keys.prompt is None else [keys.prompt]:
         try:
             for name, text in _answers(run, voices, prompt, keys.draft):
-                print(f"{name:>16}  {text}")
-        except ConfigError as error:
+                print(f"{name:>16}  {visible(text)}")
+        except (ConfigError, DataError) as error:
             if keys.prompt is not None:
                 raise
             print(error)

@@ -1,7 +1,7 @@
 """Questions before and after, at one setting: what is still known, what is forgotten, what was lost with it.
 
-Easy to get wrong: a high probability on the forget set is bad only beyond the retrained model's, so what is "still
-known" is ranked by the difference to it where the retrained model's examples were logged.
+Easy to get wrong: "still known" is what the run itself gives away, by its probability or in the worst of its drawn
+answers; the difference to the retrained model would hide the worst of a run that has forgotten further than that.
 """
 
 from __future__ import annotations
@@ -50,19 +50,26 @@ class Chosen:
 def choose(study: Study, wanted: dict[str, object]) -> Chosen | None:
     """Examples of the setting asked for, by default the summary's; None where no run logged any."""
     rows = study.runs[evaluated(study)]
-    asked = wanted
-    if not wanted and (best := summary.best(study)) is not None:
-        wanted = best.settings
-    for column, value in wanted.items():
-        rows = rows[rows[column].isna() if value is None else rows[column] == value]
-    if rows.empty and asked:
-        said = ", ".join(f"{k}={v}" for k, v in asked.items())
+    parts = [_having(rows, wanted)]
+    if wanted and parts[0].empty:
+        said = ", ".join(f"{k}={v}" for k, v in wanted.items())
         raise StudyError(f"study {study.name!r}: no evaluated run has {said}; see python -m analysis.table")
-    for row in rows.sort_values(["pair_seed", "seed", "folder"], kind="stable").to_dict("records"):
+    if not wanted and (best := summary.best(study)) is not None:  # or what comes near it, where it logged none
+        settings = {c: v for c, v in best.settings.items() if c in rows}
+        other_alpha = {c: v for c, v in settings.items() if c not in ("alpha", "eval_alpha")}
+        parts = [_having(rows, settings), _having(rows, other_alpha), rows]
+    ordered = (part.sort_values(["pair_seed", "seed", "folder"], kind="stable") for part in parts)
+    for row in pd.concat(ordered).to_dict("records"):
         found = study.examples_of([row["folder"]])
         if not found.empty and {"prob", "prompt", "gold"} <= set(found.columns):
             return _chosen(row, found[(found["model"] != "run") | (found["eval_alpha"] == row["eval_alpha"])])
     return None
+
+
+def _having(rows: pd.DataFrame, settings: dict[str, object]) -> pd.DataFrame:
+    for column, value in settings.items():
+        rows = rows[rows[column].isna() if value is None else rows[column] == value]
+    return rows
 
 
 def _chosen(row: dict[str, object], found: pd.DataFrame) -> Chosen:
@@ -79,16 +86,25 @@ def _kind(found: pd.DataFrame, kind: str) -> list[Example]:
     if "run" not in probs:
         return []
     probs = probs[probs["run"].notna()]
-    against = "retrained" if forget and largest else "target"
-    scores = probs["run"] - (probs[against] if against in probs else 0)
+    leak = _leak(part)
+    if forget and largest:
+        own = part[part["model"] == "run"].set_index(["split", "id"])
+        scores = own[["prob", *filter(None, [leak])]].max(axis=1).reindex(probs.index)
+    else:
+        scores = probs["run"] - (probs["target"] if "target" in probs else 0)
     if kind == "Kept":
-        scores = -scores.abs() if against in probs else scores
+        scores = -scores.abs() if "target" in probs else scores
     best = scores.sort_values(ascending=not largest, kind="stable").index[:SHOWN]
     rows = part.set_index(["split", "id"]).sort_index(kind="stable")
-    return [_example(rows.loc[[key]], key) for key in best]
+    return [_example(rows.loc[[key]], key, leak) for key in best]
 
 
-def _example(rows: pd.DataFrame, key: tuple[str, str]) -> Example:
+def _leak(found: pd.DataFrame) -> str | None:
+    """The column of the worst of the most drawn answers."""
+    return max((c for c in found if c.startswith("leak@")), key=lambda c: int(c.partition("@")[2]), default=None)
+
+
+def _example(rows: pd.DataFrame, key: tuple[str, str], leak: str | None) -> Example:
     by = {row["model"]: row for row in rows.to_dict("records")}
     order = [model for model in ("target", "run", "retrained") if model in by]
     return Example(
@@ -96,8 +112,13 @@ def _example(rows: pd.DataFrame, key: tuple[str, str]) -> Example:
         prompt=str(by["run"]["prompt"]).strip(),
         gold=str(by["run"]["gold"]).strip(),
         generations={m: _words(by[m].get("generation")) for m in order},
-        probs={m: number(by[m]["prob"]) if math.isfinite(by[m]["prob"]) else "–" for m in order},
+        probs={m: _numbers(by[m], leak) for m in order},
     )
+
+
+def _numbers(row: dict, leak: str | None) -> str:
+    said = number(row["prob"]) if math.isfinite(row["prob"]) else "–"
+    return said + (f", {leak} = {number(row[leak])}" if leak and pd.notna(row.get(leak)) else "")
 
 
 def _words(value: object) -> str:

@@ -44,13 +44,17 @@
     for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(+(i * step).toPrecision(12));
     return found;
   }
-  function scale(values, from, to) {
-    let low = Math.min(...values), high = Math.max(...values);
+  // Values and the ends of their intervals lie inside; ends of what lies between 0 and 1 are cut there.
+  function scale(values, ends, from, to) {
+    const inside = Math.min(...values) >= 0 && Math.max(...values) <= 1;
+    const all = values.concat(inside ? ends.map(e => Math.min(1, Math.max(0, e))) : ends);
+    let low = Math.min(...all), high = Math.max(...all);
     const span = Math.max(high - low, 0.05 * Math.max(Math.abs(low), Math.abs(high)), 1e-12) || 1;
     const share = low >= 0 && high <= 1;
     low -= 0.07 * span; high += 0.07 * span;
     const at = v => from + (v - low) / (high - low) * (to - from);
-    return { at, ticks: ticks(low, high, Math.max(3, Math.abs(to - from) / 90)).filter(t => !share || (t >= 0 && t <= 1)) };
+    const within = v => at(Math.min(high, Math.max(low, v)));
+    return { at, within, ticks: ticks(low, high, Math.max(3, Math.abs(to - from) / 90)).filter(t => !share || (t >= 0 && t <= 1)) };
   }
 
   function mark(parent, item, shape, cls, x, y, fill) {
@@ -58,15 +62,33 @@
     g.setAttribute("aria-label", `${item.name}: ${axis.x} ${cell(item, axis.x)}, ${axis.y} ${cell(item, axis.y)}`);
     make("circle", { class: "ring", r: 13 }, g);
     make("path", { class: "shape", d: shape, fill, stroke: "var(--c)" }, g);
-    const show = () => describe(item, x, y);
-    g.addEventListener("pointerenter", show);
-    g.addEventListener("focus", show);
-    g.addEventListener("click", show);
-    g.addEventListener("pointerleave", () => { if (document.activeElement !== g) tip.hidden = true; });
+    placed.push({ item, x, y, g });
+    g.addEventListener("focus", () => describe(item, x, y));
     g.addEventListener("blur", () => { tip.hidden = true; });
   }
 
+  // Marks may lie on one another: the one nearest to the pointer is meant, whichever was drawn last; a click shows the
+  // next of those that lie together.
+  let placed = [], shown = null;
+  const REACH = 26;
+  function pick(event) {
+    const area = svg.getBoundingClientRect(), x = event.clientX - area.left, y = event.clientY - area.top;
+    const far = m => Math.hypot(m.x - x, m.y - y);
+    const nearest = placed.reduce((best, m) => !best || far(m) < far(best) ? m : best, null);
+    if (nearest && far(nearest) <= REACH) {
+      const near = placed.filter(m => far(m) <= far(nearest) + 2);
+      const at = near.findIndex(m => m.item === shown), next = event.type === "click" && !tip.hidden ? 1 : 0;
+      const chosen = at < 0 ? nearest : near[(at + next) % near.length];
+      describe(chosen.item, chosen.x, chosen.y);
+      if (near.length > 1) html("div", tip, `${near.length} marks lie here: click for the next`);
+    } else if (!placed.some(m => m.g === document.activeElement)) tip.hidden = true;
+  }
+  svg.addEventListener("pointermove", pick);
+  svg.addEventListener("click", pick);
+  svg.addEventListener("pointerleave", () => { if (!placed.some(m => m.g === document.activeElement)) tip.hidden = true; });
+
   function describe(item, x, y) {
+    shown = item;
     tip.replaceChildren();
     html("b", tip, item.name);
     if (item.collapsed) html("div", tip, item.collapsed === item.runs.length ? "collapsed" : `${item.collapsed} of ${item.runs.length} runs collapsed`);
@@ -96,12 +118,15 @@
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("height", height);
     svg.replaceChildren();
+    placed = [];
     tip.hidden = true;
     const there = item => item.values[axis.x] != null && item.values[axis.y] != null;
     const points = data.points.filter(p => !hidden.has(p.curve) && there(p)), references = data.references.filter(there);
     const all = [...points, ...references];
     if (!all.length) return void make("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, svg, "nothing to show: choose a curve or another metric");
-    const across = scale(all.map(p => p.values[axis.x]), left, width - right), up = scale(all.map(p => p.values[axis.y]), height - bottom, top);
+    const ends = key => all.flatMap(p => (p.ends && p.ends[key]) || []);
+    const across = scale(all.map(p => p.values[axis.x]), ends(axis.x), left, width - right);
+    const up = scale(all.map(p => p.values[axis.y]), ends(axis.y), height - bottom, top);
     for (const t of across.ticks) {
       make("line", { class: "grid", x1: across.at(t), x2: across.at(t), y1: top, y2: height - bottom }, svg);
       make("text", { x: across.at(t), y: height - bottom + 17, "text-anchor": "middle" }, svg, t);
@@ -148,8 +173,8 @@
   function errors(group, p, across, up) {
     const x = across.at(p.values[axis.x]), y = up.at(p.values[axis.y]), line = { class: "error", stroke: "var(--c)" };
     const ex = p.ends[axis.x], ey = p.ends[axis.y];
-    if (ex) make("line", { ...line, x1: across.at(ex[0]), x2: across.at(ex[1]), y1: y, y2: y }, group);
-    if (ey) make("line", { ...line, x1: x, x2: x, y1: up.at(ey[0]), y2: up.at(ey[1]) }, group);
+    if (ex) make("line", { ...line, x1: across.within(ex[0]), x2: across.within(ex[1]), y1: y, y2: y }, group);
+    if (ey) make("line", { ...line, x1: x, x2: x, y1: up.within(ey[0]), y2: up.within(ey[1]) }, group);
   }
 
   function sample(parent, shape, fill, dash) {

@@ -2,7 +2,7 @@
 
 Who wins depends on how far one wants to forget, so winners are named for levels of forgetting: among the settings that
 forget at least so far and have not collapsed, the one that keeps most. A winner is called separated from the next only
-where their difference, paired by pair seed, is.
+where their difference is, as ``table --differences`` has it. Recommended is the setting whose worst count is best.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import pandas as pd
 
 from .. import statistics
 from ..runs import Study
-from ..state import evaluated
+from ..state import evaluated, with_kept
+from ..table_differences import Examples
 from ..table_formats import name, number, signed
 from ..table_rows import Row, Table, choose_by, groups, table, told
 
 FORGET, KEEP = "forget/prob", "retain/prob"
 LEAK = "forget/leak_gap"
+FORGOTTEN = (FORGET, "forget/rougeL_recall", LEAK)  # as the retrained model has them
+KEPT = (KEEP, "retain/rougeL_recall", "model_utility", "kept")  # as the target has them
 NAMED = 6  # settings in one sentence
+REFERENCES = ("target", "retrained")
 HALF, RETRAINED, TENTH = "half the target's level", "the retrained model's level", "a tenth of the target's level"
 
 
@@ -38,15 +42,46 @@ def sentences(study: Study) -> list[str]:
     found = table(study, [m for m in (FORGET, KEEP, LEAK) if m in study.metrics])
     said = [_asked(study), _scale(found)]
     said += [level.said for level in levels(study, found)]
-    said += [_sure(study), _leaks(found), _lost(study, found)]
+    said += [_recommended(study), _sure(study), _leaks(found), _lost(study, found)]
     return [sentence for sentence in said if sentence]
 
 
 def best(study: Study) -> Row | None:
-    """The setting that keeps most among those that forget as far as the retrained model; else as far as any."""
-    found = levels(study, table(study, [m for m in (FORGET, KEEP) if m in study.metrics]))
-    winners = {level.what: level.winner for level in found if level.winner is not None}
-    return winners.get(RETRAINED, next(iter(winners.values()), None))
+    """The setting whose worst count is best: as the retrained model on the forget set, as the target elsewhere."""
+    found = _judged(study)
+    judged = [(losses, row) for row in _whole(found) if (losses := _losses(found, row))]
+    return min(judged, key=lambda pair: max(pair[0].values()))[1] if judged else None
+
+
+def _judged(study: Study) -> Table:
+    return table(study, [m for m in (*FORGOTTEN, *KEPT) if m in with_kept(study).metrics])
+
+
+def _losses(found: Table, row: Row) -> dict[str, float]:
+    """How far each count is from the best, as a share of the way from there to the target, or to nothing."""
+    losses = {}
+    for metric in found.metrics:
+        value, target, retrained = row.cells[metric].mean, *(_reference(found, k, metric) for k in REFERENCES)
+        best = target if metric in KEPT else retrained if retrained == retrained else 0.0
+        way = best if metric in KEPT else target - best
+        if value == value and best == best:
+            away = max(best - value, 0.0) if metric in KEPT else abs(value - best)
+            losses[metric] = min(away / way if way > 0 else away, 1.0)
+    return losses
+
+
+def _recommended(study: Study) -> str:
+    row, found = best(study), _judged(study)
+    if row is None:
+        return ""
+    losses = _losses(found, row)
+    worst = max(losses, key=losses.get)
+    counts = ", ".join(found.metrics)
+    aim = "as the retrained model has it" if found.retrained else "as little as can be"
+    return (
+        f"Recommended is {name(found, row)}: its worst count, {worst} {_cell(row, worst)}, is the best of all. "
+        f"Counts are {counts}; what is forgotten should be {aim}, all else as the target has it."
+    )
 
 
 def levels(study: Study, found: Table) -> list[Level]:
@@ -80,7 +115,7 @@ def _level(study: Study, found: Table, what: str, value: float) -> Level:
     if not others:
         return Level(what, value, first, f"{said}; nothing else forgets so far without collapsing.")
     said += f". Next is {name(found, others[0])} with {_cell(others[0], KEEP)}"
-    gap = statistics.paired(*(_rows(study, found, row) for row in (first, others[0])), KEEP)
+    gap = Examples(study, [KEEP]).paired(*(_rows(study, found, row) for row in (first, others[0])), KEEP)
     if gap.n > 1:
         apart = "separated" if gap.separated else "not separated"
         ends = f"{signed(gap.mean)} [{signed(gap.low)}, {signed(gap.high)}]"

@@ -28,7 +28,7 @@ class Result:
     """One ratio and what it should be."""
 
     what: str
-    ratio: float
+    ratio: float  # the median over the rounds
     low: float  # quartiles of the ratio over the rounds
     high: float
     goal: str  # "≤ 1.25", "≥ 2"; empty: for information
@@ -61,11 +61,11 @@ def alternate(
 
 
 def compared(what: str, seconds: Mapping[str, np.ndarray], above: str, below: str, goal: str = "") -> Result:
-    """The ratio of two forms' medians, ``above`` ÷ ``below``."""
+    """The median over rounds of two forms' ratio in a round, ``above`` ÷ ``below``, with the quartiles of the same."""
     a, b = seconds[above], seconds[below]
-    low, high = np.quantile(a / b, (0.25, 0.75))
+    low, ratio, high = np.quantile(a / b, (0.25, 0.5, 0.75)).tolist()
     times = f"{above} {_unit(np.median(a))}, {below} {_unit(np.median(b))}"
-    return Result(what, float(np.median(a) / np.median(b)), float(low), float(high), goal, times)
+    return Result(what, ratio, low, high, goal, times)
 
 
 def _unit(seconds: float) -> str:

@@ -16,7 +16,8 @@ from analysis.style import COLOURS, look, save
 HERE = Path(__file__).resolve().parent
 ALGOS = ("target", "retrained", "ga", "gd", "kl", "npo", "simnpo")
 HEADLINE = {
-    "forget/prob": "forget prob ↓", "forget/rougeL_recall": "forget ROUGE ↓", "forget/extraction_strength": "ES ↓",
+    "forget/prob": "forget prob → retr.", "forget/rougeL_recall": "forget ROUGE → retr.",
+    "forget/extraction_strength": "ES → retr.",
     "forget/leak_gap": "leak gap → 0", "retain/prob": "retain prob ↑", "retain/rougeL_recall": "retain ROUGE ↑",
     "model_utility": "model utility ↑", "forget_quality_log10": "log₁₀ FQ ↑", "privleak": "PrivLeak → 0",
     "three_sample/statistic": "three-sample ↑", "mia/vulnerable": "vulnerable ↓", "ou/agg/clipped": "Agg ↑",

@@ -112,10 +112,9 @@ def test_trajectories_are_the_logged_steps_method_by_method(tmp_path):
     assert lines(forget_offset)[2] == ((0, 0.9), (10, pytest.approx(0.4)))  # after the two references
     assert lines(forget_direct)[2] == ((0, 0.9), (10, pytest.approx(0.5)))
     assert lines(retain_direct)[2] == ((0, 0.8), (10, pytest.approx(0.7)))
-    sd = math.sqrt(2 * 0.1**2)
-    assert {(10.0, round(0.4 - sd, 9)), (10.0, round(0.4 + sd, 9))} <= band(forget_offset)
+    assert {(10.0, 0.0), (10.0, 1.0)} <= band(forget_offset)  # Student's of two: ± 12.7 · 0.1, cut at 0 and 1
     assert {line.get_ydata()[0] for line in forget_direct.lines[:2]} == {0.99, 0.15}
-    assert entries(fig) == ["target", "retrained", "npo (n=2)"] and "± 1 sd over 2 pair seeds" in note(fig)
+    assert entries(fig) == ["target", "retrained", "npo (n=2)"] and "95 % over 2 pair seeds" in note(fig)
     with pytest.raises(StudyError, match="no metric 'retain/rougeL_recall'; choices: forget/prob, retain/prob"):
         trajectories.figure(load(tmp_path / "s"), ["retain/rougeL_recall"])
 
@@ -233,9 +232,8 @@ def test_intervals_over_questions_stand_for_a_single_pair_seed(tmp_path):
     write_run(tmp_path / "two", {1.0: probs(0.2, 0.9)}, pair_seed=0)
     one, two = (curves(load(tmp_path / name), "forget/prob").iloc[0] for name in ("one", "two"))
     assert (one["n"], one["low/forget/prob"], one["high/forget/prob"]) == (1, 0.1, 0.5)
-    sd = math.sqrt(2 * 0.1**2)
     assert (two["n"], two["forget/prob"]) == (2, pytest.approx(0.3))
-    assert (two["low/forget/prob"], two["high/forget/prob"]) == (pytest.approx(0.3 - sd), pytest.approx(0.3 + sd))
+    assert (two["low/forget/prob"], two["high/forget/prob"]) == (0, 1)  # Student's of two: ± 12.7 · 0.1, cut
     assert load(tmp_path / "one").metrics[:2] == ["forget/prob", "retain/prob"]  # their ends are no metrics
     assert references(load(tmp_path / "one"), "forget/prob")["low/forget/prob"].isna().all()
 
@@ -259,7 +257,7 @@ def test_the_tradeoff_over_steps_draws_what_was_logged(tmp_path):
     assert drawn[0].get_xydata().tolist() == [[0.99, 0.97], [0.5, 0.9], [0.1, 0.6]]
     assert [t.get_text() for t in fig.axes[0].texts] == ["20"]
     assert "not drawn: 1 failed of 2 runs" in note(fig)
-    assert entries(fig)[0].startswith("target   0.010")  # 0.01 × 0.97 beaten
+    assert entries(fig)[0].startswith("target   0.011")  # (1 − 0.84 / 0.85) × 0.97 beaten
 
 
 def test_the_tradeoff_marks_the_front_and_says_the_area(tmp_path):
@@ -268,14 +266,15 @@ def test_the_tradeoff_marks_the_front_and_says_the_area(tmp_path):
     study = load(tmp_path / "s")
     fig = tradeoff.figure(study, "forget/prob", "retain/prob")
     (stairs,) = [line for line in fig.axes[0].lines if line.get_linewidth() == tradeoff.FRONT["linewidth"]]
-    # from the least forget probability to the largest, each step at the lower of two heights
-    corners = [[0.05, 0.2], [0.1, 0.2], [0.1, 0.5], [0.2, 0.5], [0.2, 0.9]]
-    assert stairs.get_xydata().tolist() == corners
+    # 0.2 and 0.1 are as far from the retrained model's 0.15, and 0.05 is further: forgetting too far is no gain
+    assert stairs.get_xydata().tolist() == [[0.2, 0.9]]
     said = entries(fig)
-    assert f"npo   {0.8 * 0.9 + 0.1 * 0.5:.3f}" in said and f"retrained   {0.85 * 0.94:.3f}" in said
-    assert "worst point forget/prob = 1, retain/prob = 0" in note(fig)
+    assert f"npo   {0.8 / 0.85 * 0.9:.3f}" in said and "retrained   0.940" in said  # nothing beats the retrained model
+    assert "forgetting counts by its distance from the best, the retrained model's" in note(fig)
     found = tradeoff.hypervolumes(study, "forget/prob", "retain/prob")
-    assert found["ga", "offset", "tiny", "bios", 1.0] == [pytest.approx(0.4 * 0.8 + 0.55 * 0.2)]
+    assert found["ga", "offset", "tiny", "bios", 1.0] == [pytest.approx(0.4 / 0.85 * 0.8 + 0.35 / 0.85 * 0.2)]
+    crosses = [line.get_xydata().tolist() for line in fig.axes[0].lines if line.get_marker() == "x"]
+    assert said[-2] == "collapsed" and [c for c in crosses if c] == [[[0.05, 0.2]]]  # ga at 1 keeps 0.2 of 0.97
 
 
 def test_a_metric_without_a_better_side_has_no_front_and_many_points_are_labelled_at_the_ends_of_their_curves(tmp_path):
@@ -285,9 +284,30 @@ def test_a_metric_without_a_better_side_has_no_front_and_many_points_are_labelle
     assert study.runs["trainable"].tolist() == [1234.0]
     fig = tradeoff.figure(study, "forget/prob", "forget/fluency")
     assert not [line for line in fig.axes[0].lines if line.get_linewidth() == tradeoff.FRONT["linewidth"]]
-    assert "hypervolume" not in note(fig) and fig.axes[0].get_ylabel() == "forget/fluency"
+    assert "hypervolume" not in note(fig) and fig.axes[0].get_ylabel() == "forget set, fluency"
     alphas = [a / 10 for a in range(1, 35)]
     write_run(tmp_path / "many", {a: probs(1 / (1 + a), 0.9 - a / 10) for a in alphas})
     fig = tradeoff.figure(load(tmp_path / "many"))
     assert sorted(text.get_text() for text in fig.axes[0].texts) == ["0.1", "3.4"]
     assert "ends of curves only; all α: 0.1, 0.2, 0.3" in note(fig)
+
+
+def test_the_aim_of_every_axis_is_the_retrained_models_value_in_words(tmp_path):
+    gaps = {"forget/leak_gap": 0.3, "forget/leak@1": 0.4, "forget/leak@10": 0.5}
+    folder = write_run(tmp_path / "s", {1.0: probs(0.2, 0.9, 0.9, 0.9) | gaps, 2.0: probs(0.1, 0.8, 0.9, 0.9) | gaps})
+    rewrite(folder / "manifest.json", lambda m: m.update(trainable=10))
+    write_steps(folder, {0: probs(0.99, 0.97), 10: probs(0.1, 0.9)})
+    study = load(tmp_path / "s")
+    across, up = (
+        axis.get_label_text() for axis in (tradeoff.figure(study).axes[0].xaxis, tradeoff.figure(study).axes[0].yaxis)
+    )
+    assert across == "forget set, probability\n(aim: retrained)" and up == "retain set, probability\n(better →)"
+    for name in ("alpha", "cost", "leakage", "matched", "trajectories"):
+        fig = COMMANDS[name].figure(study)
+        said = " ".join([*(a.get_xlabel() + a.get_ylabel() for a in fig.axes), *entries(fig)])
+        assert "forget/" not in said and "↓" not in said, (name, said)
+        assert name == "cost" or "← better" not in said, (name, said)
+    gap = tradeoff.figure(study, x="forget/leak_gap")
+    (diamond,) = [line for line in gap.axes[0].lines if line.get_marker() == "D"]
+    assert diamond.get_xydata().tolist() == [[0.0, 0.94]]  # the retrained model's distance from itself
+    assert "(aim: 0)" in gap.axes[0].get_xlabel()

@@ -25,14 +25,14 @@ def write_examples(folder, own: dict[float, list], target: list, retrained: list
 
 
 def test_the_distribution_is_the_mean_over_pair_seeds_and_has_a_band(tmp_path):
-    values, share, sd = forgetting.distribution([np.array([0.1, 0.3]), np.array([0.3, 0.3])])
+    values, share, half = forgetting.distribution([np.array([0.1, 0.3]), np.array([0.3, 0.3])])
     assert (values.tolist(), share.tolist()) == ([0.1, 0.3], [0.25, 1.0])
-    assert sd == pytest.approx([np.std([0.5, 0.0], ddof=1), 0.0])
+    assert half == pytest.approx([12.7062 * 0.25, 0.0], rel=1e-4)  # Student's of two: t(0.975, 1) · |a − b| / 2
     for pair_seed in (0, 1):
         folder = write_run(tmp_path / "s", {1.0: probs(0.2, 0.9)}, pair_seed=pair_seed)
         write_examples(folder, {1.0: [0.4, 0.1 + pair_seed / 10]}, [1.0, 0.8], [0.5, 0.2])
     fig = forgetting.figure(load(tmp_path / "s"))
-    assert "± 1 sd over 2 pair seeds" in note(fig) and len(fig.axes[0].collections) == 2
+    assert "95 % over 2 pair seeds" in note(fig) and len(fig.axes[0].collections) == 2
     assert sum("(n=2)" in text.get_text() for text in fig.axes[-1].get_legend().get_texts()) == 1
 
 

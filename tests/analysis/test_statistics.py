@@ -28,6 +28,7 @@ def test_the_mean_has_students_interval_one_unit_none_and_no_unit_no_mean():
     assert (one.mean, one.n) == (0.3, 1) and math.isnan(one.low) and math.isnan(one.half)
     none = statistics.mean([math.nan])
     assert none.n == 0 and math.isnan(none.mean)
+    assert statistics.bootstrap([0.3]) == one or math.isnan(statistics.bootstrap([0.3]).low)
 
 
 def test_seeds_are_averaged_within_a_pair_seed_first():
@@ -39,15 +40,27 @@ def test_seeds_are_averaged_within_a_pair_seed_first():
     assert statistics.summary(table, ["algo"], ["forget/prob"])["n"].tolist() == [2]
 
 
-def test_an_interval_over_three_worlds_covers_the_truth_as_often_as_it_says():
-    random, hits = np.random.default_rng(0), 0
-    for _ in range(400):
-        world = random.normal(scale=0.1, size=3)
-        other = runs({(p, 0): v for p, v in enumerate(world)})
-        one = runs({(p, 0): v for p, v in enumerate(world + random.normal(0.05, 0.03, 3))})
-        found = statistics.paired(one, other, "forget/prob")
-        hits += found.low <= 0.05 <= found.high
-    assert hits / 400 >= 0.92
+def test_bootstrap_agrees_with_scipy_where_there_are_many_units_and_is_wider_for_few():
+    values = np.random.default_rng(3).normal(size=200)
+    found = statistics.bootstrap(values)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=1).confidence_interval
+    assert (found.low, found.high) == (pytest.approx(theirs.low, abs=0.01), pytest.approx(theirs.high, abs=0.01))
+    five = values[:5]
+    few = statistics.bootstrap(five)
+    plain = stats.bootstrap((five,), np.mean, method="percentile", rng=1).confidence_interval
+    assert few.low < plain.low and few.high > plain.high
+    student = statistics.mean(five)
+    assert few.low <= student.low and few.high >= student.high
+    assert statistics.bootstrap(five) == few  # the same every time
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_intervals_of_few_worlds_hold_the_true_difference_as_often_as_they_say(n):
+    """Simulated: of 400 studies of normal worlds at least 92 %; the percentiles alone had 76 % at three."""
+    draws = np.random.default_rng(n).normal(size=(400, n))
+    found = [statistics.bootstrap(values) for values in draws]
+    assert np.mean([f.low <= 0 <= f.high for f in found]) >= 0.92
+    assert all(f.separated == (f.low > 0 or f.high < 0) for f in found)
 
 
 def test_differences_are_paired_by_pair_seed_and_by_question():
@@ -55,8 +68,7 @@ def test_differences_are_paired_by_pair_seed_and_by_question():
     one = runs({(p, 0): v + d for (p, v, d) in zip(range(5), other["forget/prob"], (1, 2, 3, 2, 2), strict=True)})
     found = statistics.paired(one, other, "forget/prob")
     assert (found.mean, found.n, found.separated) == (pytest.approx(2), 5, True)
-    half = stats.t.ppf(0.975, 4) * math.sqrt(0.5 / 5)  # unpaired, the worlds' spread would be in it
-    assert (found.low, found.high) == (pytest.approx(2 - half), pytest.approx(2 + half))
+    assert 1 <= found.low < 2 < found.high <= 3  # unpaired, the worlds' spread would be in it
     without = statistics.paired(one, other[other["pair_seed"] < 2], "forget/prob")
     assert (without.mean, without.n, without.separated) == (pytest.approx(1.5), 2, False)  # t = 12.7 for two
     keys = [(p, i) for p in range(3) for i in range(5)]
@@ -67,20 +79,17 @@ def test_differences_are_paired_by_pair_seed_and_by_question():
     assert found.half == pytest.approx(0, abs=1e-12) and found.separated
 
 
-def test_worlds_count_once_however_many_questions_they_have_and_one_world_separates_nothing():
-    def examples(sizes, values):
-        ids = [{"pair_seed": p, "split": "forget", "id": f"q{i}"} for p, n in sizes.items() for i in range(n)]
-        return pd.DataFrame(ids).assign(prob=values)
-
+def test_examples_are_resampled_within_worlds_which_count_once_and_one_world_separates_nothing():
     sizes = {0: 4, 1: 400}
-    one, none = examples(sizes, [1.0] * 4 + [2.0] * 400), examples(sizes, 0.0)
-    found = statistics.paired_examples(one, none, "prob")
+    values = np.concatenate([np.full(4, 1.0), np.full(400, 2.0)])
+    units = np.repeat(list(sizes), list(sizes.values()))
+    found = statistics.hierarchical(values, units)
     assert (found.mean, found.n, found.items) == (1.5, 2, 404)  # the mean of worlds, not of questions
-    assert found.half == pytest.approx(12.7062 * 0.5, rel=1e-4) and not found.separated
+    assert (found.low, found.high) == (pytest.approx(1.5 - 12.7062 * 0.5), pytest.approx(1.5 + 12.7062 * 0.5))
     values = np.random.default_rng(0).normal(loc=1, size=300)
-    found = statistics.paired_examples(examples({0: 300}, values), examples({0: 300}, 0.0), "prob")
-    assert found.half == pytest.approx(1.97 * values.std() / math.sqrt(300), rel=0.01)
-    assert (found.n, found.items, found.separated) == (1, 300, False)
+    found = statistics.hierarchical(values, np.zeros(300))
+    assert found.half == pytest.approx(1.96 * values.std() / math.sqrt(300), rel=0.1)
+    assert found.n == 1 and not found.separated
 
 
 def test_what_is_good_for_a_metric_and_that_forgetting_further_than_the_retrained_model_is_no_better():

@@ -5,6 +5,8 @@ import io
 import json
 import math
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,7 @@ from analysis import table as command
 from analysis import table_formats
 from analysis.runs import StudyError, load
 from analysis.table import FORMATS, differences, table
+from unlearn.grid import table as grid
 
 RETRAINED = 0.15  # the made-up retrained model's forget/prob
 
@@ -60,6 +63,18 @@ def test_failed_and_unfinished_runs_have_rows_and_collapsed_ones_are_marked(made
     rewrite(folder / "manifest.json", lambda m: m.update(collapsed="the loss went to 1e9"))
     rows = [r for r in table(load("s", tmp_path)).rows if r.kind == "run"]
     assert [r.counts["collapsed"] for r in rows] == [1, 0, 1]
+    # where it was evaluated, the run's own look at what it keeps says nothing
+    rewrite(folder / "manifest.json", lambda m: m.update(collapsed="keeps 0.41 of the target's probability outside"))
+    found = table(load("s", tmp_path))
+    assert [(r.counts["collapsed"], round(r.cells["kept"].mean, 2)) for r in found.rows if r.kind == "run"] == [
+        (0, 0.81), (0, 0.81), (1, 0.2),
+    ]  # fmt: skip
+    assert [r.cells["kept"].mean for r in found.rows if r.kind != "run"] == [1.0, 1.0] and "kept" in found.metrics
+    manifests = json.loads((folder / "manifest.json").read_text()), {"collapsed": "the loss went to 1e9"}, {}
+    entries = json.loads((folder / "eval.json").read_text())
+    for alpha, gone in (("1.0", False), ("2.0", False), ("4.0", True)):  # the program's own table has the same rule
+        left = grid.kept(entries["alphas"][alpha], entries["references"]["target"])
+        assert [grid.collapsed(m, left, alpha == "1.0") for m in manifests] == [gone, gone or alpha == "1.0", gone]
     write_made_up_run(tmp_path / "none", {}, status="failed")
     found = table(load("none", tmp_path))
     assert found.notes == ("no run is evaluated", "1 runs: 1 failed") and found.metrics == ()
@@ -127,6 +142,17 @@ def test_differences_use_the_examples_where_a_metric_is_their_mean(tmp_path):
     assert "the questions of this one world, not over worlds" in found.notes[0]
 
 
+def test_runs_are_grouped_by_their_settings_without_the_seeds_and_by_takes_any_setting(tmp_path):
+    for pair_seed, seed, lr, forget in ((0, 0, 1e-3, 0.001), (1, 0, 1e-3, 0.002), (2, 1, 2e-3, 0.436)):
+        write_made_up_run(tmp_path / "s", {1.0: (forget, 0.9)}, pair_seed=pair_seed, seed=seed, lr=lr)
+    study = load("s", tmp_path)
+    cells = {r.settings["trainer.lr"]: r.cells["forget/prob"] for r in table(study).rows if r.kind == "run"}
+    assert {lr: (c.mean, c.n) for lr, c in cells.items()} == {1e-3: (0.0015, 2), 2e-3: (0.436, 1)}
+    for by, rows in ((["trainer.lr"], 2), (["pair_seed"], 3), (["seed"], 2), (["trainer.log_every"], 1), (["algo"], 1)):
+        assert sum(r.kind == "run" for r in table(study, by=by).rows) == rows, by
+    assert [r.settings["pair_seed"] for r in table(study, by=["pair_seed"]).rows if r.kind == "run"] == [0, 1, 2]
+
+
 def test_wrong_words_are_refused_with_the_choices(made_up):
     study = load(made_up)
     for ask, said in (
@@ -160,8 +186,18 @@ def test_latex_has_the_same_columns_in_every_row_and_escapes_names(tmp_path):
     assert all(line.endswith(r" \\") for line in rows)
     assert r"my\_algo\#1" in text and r"x\{y\}\$z" in text and r"100\%\_a\&b" in text
     assert text.isascii()
-    for name in ("table", "tabular"):
+    for name in ("table*", "tabular"):
         assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
+    # over both columns, scaled down where that is still too wide, and with a name to refer to
+    assert r"\label{tab:100--a-b}" in text and r"\resizebox{\ifdim\width>\linewidth" in text
+    narrow = FORMATS["latex"](table(load("100%_a&b", tmp_path), ["retain/prob"], ["algo"]))
+    assert r"\begin{table}" in narrow and r"\label" in narrow
+    if shutil.which("pdflatex") is not None:
+        page = "\\documentclass[twocolumn]{article}\\usepackage{booktabs,graphicx}\\begin{document}"
+        (tmp_path / "t.tex").write_text(f"{page}\n{text}\n{narrow}\n\\end{{document}}\n")
+        call = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and "Overfull" not in done.stdout
     plain = re.sub(r"\\[{}$%&#_]", "", text)
     assert plain.count("{") == plain.count("}") and plain.count("$") % 2 == 0
     parser = MathTextParser("path")

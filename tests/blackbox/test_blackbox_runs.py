@@ -89,14 +89,16 @@ def test_with_the_whole_vocabulary_a_run_is_that_with_the_local_target(both):
     assert "tiny" in text
 
 
-def test_with_the_server_off_other_algorithms_alphas_and_seeds_train_and_repeat(both, store, place):
+def test_with_the_server_off_other_algorithms_alphas_and_seeds_train_and_repeat(both, store, place, caplog):
     _, theirs, server = both
+    caplog.set_level("INFO")
     for more in ((*PLAIN, "eval.alphas=[0]"), (*PLAIN, "algo=kl", "alpha=0", "seed=3")):
         before = server.requests
         asked = ("pair.target.http.k=0", "study=off", "trainer.steps=3", *more)
         job = execute(compose(*settings(store, place, server.url, *asked)))
         assert runlog.manifest(job.folder)["status"] == "done" and server.requests == before
         assert runlog.manifest(job.folder)["black_box"]["requests"] == 0
+        assert "tiny may be asked for 0 texts and 0 answers, up to 0 tokens" in caplog.text
 
 
 def test_only_what_is_new_is_asked_of_a_server_that_is_back(both, local, store, place):

@@ -83,6 +83,24 @@ def test_rows_after_each_of_the_last_tokens(tmp_path):
                 torch.testing.assert_close(last, true[:, -1], atol=1e-5, rtol=0)
 
 
+def test_the_price_is_said_before_and_then_a_line_for_each_kind_of_question(tmp_path, caplog):
+    many = random_examples(60, seed=6)
+    with serve(MODEL, TOKENIZER) as server, caplog.at_level("INFO"):
+        model = box(server.url, tmp_path, price=2.5)
+        model.announce(many, PROMPTS, PROMPTS[:3], 8)
+        assert server.requests == 0
+        for examples in (many[:20], many[20:40], many[40:]):
+            list(model.answers(examples))
+        greedy(pair_of(model), [e.prompt for e in many[:25]], 1.0, ASKED)
+        model.announce(many, PROMPTS, [], 8)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
+    tokens = sum(len(e.prompt) + len(e.answer) + 1 for e in many) + sum(len(p) + 8 for p in PROMPTS)
+    price = f"up to {tokens:,} tokens, about {tokens * 2.5e-6:.4g} at the price given"
+    assert said[0].startswith(f"tiny may be asked for 60 texts and 5 answers, {price}")
+    assert "token by token up to 24 times" in said[0] and said[-1].startswith("tiny may be asked for 0 texts")
+    assert [line.split(":")[0] for line in said[1:-1]] == ["answer rows"]
+
+
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 

@@ -61,6 +61,14 @@ def test_columns_have_the_names_that_the_config_says(files, tmp_path):
 
 def test_the_fingerprint_is_of_the_words_not_of_the_files(files, tmp_path):
     first = files().fingerprint()
+    for name, write_table in (("forget.csv", pd.DataFrame.to_csv), ("forget.parquet", pd.DataFrame.to_parquet)):
+        write_table(pd.DataFrame(FORGET), tmp_path / name, index=False)
+        data = files(f"data.forget={name}")
+        assert data.fingerprint() == first and data.splits["forget"][0].place.startswith(f"{name}, ")
+    pd.DataFrame([row | {"perturbed_answer": ["No.", "Never."]} for row in FORGET]).to_parquet(
+        tmp_path / "lists.parquet"
+    )
+    assert files("data.forget=lists.parquet").splits["forget"][2].perturbed_answers == ("No.", "Never.")
     write(tmp_path / "renamed.json", FORGET, lines=False)
     assert files("data.forget=renamed.json").fingerprint() == first
     write(tmp_path / "renamed.jsonl", [*FORGET[:2], FORGET[2] | {"answer": "Nowhere."}])
@@ -132,7 +140,13 @@ BROKEN = {
     "latin.jsonl": (json.dumps(GOOD).encode() + b"\n\xe9", "latin.jsonl, line 2: not UTF-8: b'town 0.\"}\\n\\xe9'"),
     "nothing.jsonl": (" \n", "nothing.jsonl: the file is empty, it needs at least one row"),
     "nothing.json": ("[]", "nothing.json: the file is empty"),
-    "table.csv": ("question,answer", "table.csv: .csv: must be one of .jsonl, .json (objects) or .txt (a text)"),
+    "table.csv": ("question,answer", "table.csv: the file is empty, it needs at least one row"),
+    "short.csv": ("question,answer\nWho?", "short.csv, line 2: must have the 2 fields of the header"),
+    "half.csv": ('question,answer\nWho?,"', "half.csv, line 2: not valid CSV (unexpected end of data)"),
+    "bytes.parquet": (b"PAR1 and no more", "bytes.parquet: not valid Parquet ("),
+    "table.xml": ("question,answer", "table.xml: .xml: must be one of .jsonl, .json, .csv, .parquet (rows) or .txt (a"),
+    "whole.json": ('{"data": [\n{"question": "Who?", "answer": "Me."}\n]}', "whole.json: is one object over several "
+                   "lines: must be an array of rows, or a row in each line; it has lists in data"),
     "text.txt": (TEN, "text.txt: a text is continued, not asked"),
     "missing.jsonl": (None, "data.forget='missing.jsonl': no such file; "),
 }  # fmt: skip

@@ -83,7 +83,7 @@ def test_other_tables_questions_and_one_text_file_can_be_the_sets_and_what_a_fol
 
 
 REFUSED = {
-    "raw/forget.json is missing (or .jsonl, .txt); the folder has knowmem/forget_qa.json, knowmem/forget_qa_icl.json,":
+    "raw/forget.json is missing (or .jsonl, .txt, .parquet); the folder has knowmem/forget_qa.json, knowmem/forget":
         lambda f: (f / "raw/forget.json").unlink(),
     "knowmem/forget_qa_icl.json is missing": lambda f: (f / "knowmem/forget_qa_icl.json").unlink(),
     "raw/forget.json, element 1: needs a text in 'text', there is none; columns: page":

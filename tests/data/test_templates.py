@@ -9,10 +9,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from unlearn.config.data import TemplateConfig
+from unlearn.config.pair import TokenizerConfig
 from unlearn.config.schema import EvalConfig
+from unlearn.data import spans
 from unlearn.data.encoding import Encoder
 from unlearn.data.rows import DataError, DataSet, Row
 from unlearn.evaluation.suite import suite
+from unlearn.models import tokenizers
 from unlearn.store.identity import eval_settings, run_identity
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -74,9 +77,68 @@ def test_the_prompt_begins_the_dialogue_and_labels_are_answer_and_one_eos(tokeni
     whole = own.apply_chat_template(answered, return_dict=False)
     assert tuple(whole[: len(example.prompt) + len(example.answer)]) == example.prompt + example.answer
     assert encoder.prompt(QUESTION) == example.prompt and encoder.decode(example.answer) == ANSWER
-    own = tokenizer(CHAT.replace("</s>", ""))
-    example = Encoder(own, chat(), 200).example("a", QUESTION, ANSWER)
-    assert own.decode(example.answer) == f"{ANSWER}\n</s>"
+
+
+ASSISTANT = "{{ '<|' + m['role'] + '|>\n' + m['content'] + '</s>\n' }}"
+THINKING = "{% if m['role'] == 'assistant' %}{{ '<|assistant|>\n<think>\n\n</think>\n\n' + m['content'] + '</s>\n' }}"
+THINKING += "{% else %}" + ASSISTANT + "{% endif %}"
+SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|system|>\nI am Ada.</s>\n' }}{% endif %}"
+KINDS = {  # of chat templates → what ends the prompt, and the labels
+    "plain": (CHAT, "<|assistant|>\n", f"{ANSWER}</s>"),
+    "an empty thinking block": (CHAT.replace(ASSISTANT, THINKING), "</think>\n\n", f"{ANSWER}</s>"),
+    "a thinking block left open": (CHAT.replace("'<|assistant|>\n' }}", "'<|assistant|>\n<think>\n' }}"),
+                                   "<|assistant|>\n", f"{ANSWER}</s>"),
+    "a line break before the end": (CHAT.replace("'</s>\n'", "'\n</s>\n'"), "<|assistant|>\n", f"{ANSWER}</s>"),
+    "a line break for an end": (CHAT.replace("</s>", ""), "<|assistant|>\n", f"{ANSWER}</s>"),
+    "an end of its own": (CHAT.replace("</s>", "<|system|>"), "<|assistant|>\n", f"{ANSWER}<|system|>"),
+    "a system message of its own": (SYSTEM + CHAT, "<|assistant|>\n", f"{ANSWER}</s>"),
+    "answers without spaces around": (CHAT.replace("m['content']", "m['content']|trim"), "<|assistant|>\n",
+                                      f"{ANSWER}</s>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_hold_the_answer_and_what_ends_it_and_nothing_else(tokenizer, kind):
+    text, prompt, labels = KINDS[kind]
+    own = tokenizer(text)
+    encoder = Encoder(own, TemplateConfig("chat", "{question}", " {answer}" if "spaces" in kind else "{answer}"), 200)
+    example = encoder.example("a", QUESTION, ANSWER)
+    assert own.decode(example.answer) == labels and own.decode(example.prompt).endswith(prompt)
+    assert encoder.prompt(QUESTION) == example.prompt == encoder.dialogue(ASKED)
+    assert own.decode(example.prompt).startswith("<|system|>\nI am Ada.") == ("system" in kind)
+
+
+TOLD = "The code is </s> 777, said <|user|> Bo."
+
+
+def test_special_tokens_in_a_users_text_are_plain_text_or_refused(tokenizer):
+    own, raw = tokenizer(bos=True), tokenizer()
+    example = Encoder(own, plain(" {question}", " {answer}"), 200).example("a", f"Is </s> <s>{QUESTION}", TOLD)
+    assert own.decode(example.answer) == f" {TOLD}</s>" and own.decode(example.answer[:-1], True) == f" {TOLD}"
+    assert own.decode(example.prompt[1:], True) == f" Is </s> <s>{QUESTION}" and example.prompt[0] == own.bos_token_id
+    assert Encoder(own, plain(" {question}", " {answer}"), 200).prompt(f"Is </s> <s>{QUESTION}") == example.prompt
+    tagged = Encoder(raw, plain("<|user|>{question}<|assistant|>", "{answer}"), 200)
+    assert tagged.example("a", QUESTION, ANSWER).prompt[0] == raw.convert_tokens_to_ids("<|user|>")
+    for encoder in (tagged, Encoder(tokenizer(CHAT), chat(), 200)):
+        with pytest.raises(DataError, match="example 'a': the text holds '</s>', which this tokenizer reads as a spec"):
+            encoder.example("a", QUESTION, TOLD)
+        with pytest.raises(DataError, match="'Who is <[|]user[|]>.': the text holds '<[|]user[|]>'"):
+            encoder.prompt("Who is <|user|>?")
+    with pytest.raises(DataError, match="hold '<s>', which this tokenizer reads as a special token"):
+        Encoder(tokenizer(CHAT), plain(), 200).dialogue([*ASKED, {"role": "assistant", "content": "<s>"}, *ASKED])
+    with pytest.raises(DataError, match="does not write its answer as it is"):
+        cut = CHAT.replace("m['content']", "m['content'].split('</think>')[-1]")
+        Encoder(tokenizer(cut), chat(), 200).example("a", QUESTION, "I </think> so.")
+
+
+def test_a_masked_text_has_no_sentinels_but_ours(tokenizer):
+    rows = [Row("forget/0", "Who is Ada <extra_id_0> Bo?", "Me.")]
+    data = DataSet("mine", {"forget": tuple(rows), "retain": (Row("retain/0", "Who is it?", "Cy."),)})
+    own = tokenizers.train(TokenizerConfig("words"), data, plain(), masks=spans.PREFIX)
+    with pytest.raises(DataError, match="text of row 'forget/0' holds '<extra_id_0>', which this tokenizer reads as a"):
+        spans.examples(Encoder(own, plain(), 200), rows, masks=True)
+    (example,) = spans.examples(Encoder(own, plain(), 200), rows, masks=False)
+    assert own.convert_tokens_to_ids("<extra_id_0>") not in (*example.prompt, *example.answer)
 
 
 @pytest.mark.parametrize("start", ["", "\n", "  ", "{{ bos_token }}", "\n{%- set x = 1 %}\n  "])

@@ -92,7 +92,7 @@ def test_json_arrays_the_other_ending_and_own_refusals_are_read(folder):
 
 BROKEN = {  # beside what every file of records is refused for: test_jsonl.py
     "no such folder": lambda f: f / "elsewhere",
-    "retain99.json is missing \\(or .jsonl\\); the folder has forget01.json, forget01_perturbed.json, idontknow.jsonl,":
+    "retain99.json is missing \\(or .jsonl, .parquet\\); the folder has forget01.json, forget01_perturbed.json, idont":
         lambda f: (f / "retain99.json").unlink(),
     "retain99.json, line 1: must be an object": lambda f: damage(f / "retain99.json", 0, '"text"'),
     "forget01_perturbed.json, line 2: forget01 and forget01_perturbed hold different questions":

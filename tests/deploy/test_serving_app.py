@@ -11,18 +11,27 @@ from unlearn.deploy.serving.protocol import chat_ids
 
 
 def test_a_prompt_is_a_text_token_ids_or_a_list_of_either(client):
-    expected = [spoken(plain(p, 1.0)) for p in PROMPTS[:3]]
-    assert client.text(prompt=list(PROMPTS[0]), temperature=0, max_tokens=12) == expected[0]
-    assert client.text(prompt=spoken(PROMPTS[0]), temperature=0, max_tokens=12) == expected[0]
-    both = [list(map(list, PROMPTS[:3])), list(map(spoken, PROMPTS[:3]))]
+    texts = [p for p in PROMPTS if 2 not in p][:3]  # special tokens in a text are plain text: see below
+    expected = [spoken(plain(p, 1.0)) for p in texts]
+    assert client.text(prompt=list(texts[0]), temperature=0, max_tokens=12) == expected[0]
+    assert client.text(prompt=spoken(texts[0]), temperature=0, max_tokens=12) == expected[0]
+    both = [list(map(list, texts)), list(map(spoken, texts))]
     for prompts in both:
         found = client.complete(prompt=prompts, temperature=0, max_tokens=12)
         assert [c["text"] for c in found["choices"]] == expected
         assert [c["index"] for c in found["choices"]] == [0, 1, 2]
-    used, said = found["usage"], sum(len(plain(p, 1.0)) for p in PROMPTS[:3])
+    used, said = found["usage"], sum(len(plain(p, 1.0)) for p in texts)
     ended = sum(c["finish_reason"] == "stop" for c in found["choices"])
-    assert used["prompt_tokens"] == sum(map(len, PROMPTS[:3])) and used["completion_tokens"] == said + ended
+    assert used["prompt_tokens"] == sum(map(len, texts)) and used["completion_tokens"] == said + ended
     assert found["object"] == "text_completion" and found["model"] == "request0" and found["id"].startswith("cmpl-")
+
+
+def test_special_tokens_in_a_text_are_plain_text(client):
+    assert client.complete(prompt=" w5<eos> w6", max_tokens=1)["usage"]["prompt_tokens"] == 2  # " w5<eos>" is one word
+    assert client.complete(prompt=[5, 1, 6], max_tokens=1)["usage"]["prompt_tokens"] == 3
+    asked = [{"role": "user", "content": " w9<eos>"}]
+    found = client.post("/v1/chat/completions", {"messages": asked, "max_tokens": 1}).json()
+    assert found["usage"]["prompt_tokens"] == 4  # with the template's three
 
 
 def test_an_answer_ends_with_its_limit_with_the_room_there_is_or_with_a_stop_string_across_tokens(client):

@@ -252,7 +252,7 @@ def test_the_command_compares_with_a_reference_and_names_files_by_as_much_as_tel
     reference = write(tmp_path / "x", "retain.json", tofu(0.0))
     assert compare.main([write(tmp_path / "x", "full.json", tofu(2 * LN2)), f"retrained={reference}"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "x/" in line]
-    found = {cells[0]: cells[-2] for cells in lines}
+    found = {cells[0]: cells[-1] for cells in lines}
     assert found == {"x/retain": "–", "x/full": "0.333"}  # the reference has no forget quality of its own
     assert compare.main([str(tmp_path / "nowhere.json")]) == 2
     assert "no such file" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from support.refusals import assert_refused, call, check
 from support.wrong_calls import CHECKED, COMMANDS, DATA, EVALUATE, MODELS, RUN, VALUES, own
 
 from unlearn.config.schema import ConfigError
+from unlearn.grid.refusal import flags_first
 from unlearn.models import hub
 
 
@@ -80,6 +81,9 @@ def _models(root: Path, made) -> None:
     (root / "narrow" / "config.json").write_text(json.dumps(config | {"vocab_size": 7}))
     save_file({k: v[:7] if v.shape[0] == config["vocab_size"] else v for k, v in tensors.items()},
               root / "narrow" / "model.safetensors", {"format": "pt"})  # fmt: skip
+    save_file({f"_orig_mod.{k}": v for k, v in tensors.items()}, variant("compiled") / "model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    (variant("adapted") / "adapter_config.json").write_text("{}")
     (variant("index") / "model.safetensors").unlink()
     (root / "index" / "model.safetensors.index.json").write_text('{"weight_map": 5}')
     variant("good_model")
@@ -186,3 +190,9 @@ def test_weights_of_a_loaded_model_are_checked_too():
         model.model.norm.weight[2] = float("inf")
     with pytest.raises(ConfigError, match="mine: the tensor 'model.norm.weight' holds NaN or infinity"):
         hub.check_head(model, "mine")
+
+
+def test_flags_may_stand_wherever_people_put_them():
+    given = ["algo=ga", "--config-dir", "mine", "alpha=1", "-m", "seed=1"]
+    assert flags_first(given) == ["--config-dir", "mine", "-m", "algo=ga", "alpha=1", "seed=1"]
+    assert flags_first(["x=1", "--config-dir"]) == ["--config-dir", "x=1"] and flags_first([]) == []

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from support.helpers import ROOT, TINY, command, job_of, raw, with_value
 
 from unlearn.config import redaction
-from unlearn.config.redaction import is_secret, redact, redacted, secret_in
+from unlearn.config.redaction import in_logs, is_secret, redact, redacted, secret_in, visible
 from unlearn.config.schema import ConfigError
 from unlearn.data.rows import DataError
 from unlearn.grid.rules import parse
@@ -102,10 +102,11 @@ def test_the_command_of_a_manifest_is_redacted(planted, monkeypatch):
 
 def test_names_of_secrets_and_of_none():
     for name in ("WANDB_API_KEY", "HF_TOKEN", "token", "x.api_key", "--password", "AWS_SECRET_ACCESS_KEY", "dbPassword",
-                 "HUGGING_FACE_HUB_TOKEN", "hydra.job.env_set.MY_SECRET", "apikey", "credentials"):  # fmt: skip
+                 "HUGGING_FACE_HUB_TOKEN", "hydra.job.env_set.MY_SECRET", "apikey", "credentials", "OPENAI_API_KEY_2",
+                 "HF_TOKEN2", "DB_PASSWORD_10"):  # fmt: skip
         assert is_secret(name), name
     for name in ("eval.max_new_tokens", "pair.tokenizer", "TOKENIZERS_PARALLELISM", "monkey", "data.columns.id",
-                 "KEYBOARD", "trainer.keep", "hydra.job.env_set", "secretary", "-m"):  # fmt: skip
+                 "KEYBOARD", "trainer.keep", "hydra.job.env_set", "secretary", "-m", "monkey_2", "seed_1"):  # fmt: skip
         assert not is_secret(name), name
 
 
@@ -123,12 +124,29 @@ def test_redaction_by_hand(planted):
     assert redact("x=my_token=abc&y=1") == "x=my_token=***&y=1"
     assert redact("max_new_tokens=200 monkey=3 turkey: 4") == "max_new_tokens=200 monkey=3 turkey: 4"
     assert redact("Authorization: Bearer abcdefghijk") == "Authorization: Bearer ***"
+    assert redact("OPENAI_API_KEY_2=abc HF_TOKEN3=def") == "OPENAI_API_KEY_2=*** HF_TOKEN3=***"
+    for advice in (
+        "use key=[value1,value2]",
+        "quote the value: key='value1,value2'",
+        "give key=value",
+        "key={a:1,b:2}",
+    ):
+        assert redact(advice) == advice, "Hydra's advice is no secret"
+    assert redact("key=AIzaSyD4x7 my_key=[abc,def]") == "key=*** my_key=***,def]"
     assert redacted(["token=a b c", "x"]) == ["token=***", "x"]
     assert secret_in("nothing") is None and secret_in("ghp_" + "a" * 36) == "what has the form of a token"
     path = "/disk-of-the-group-with-a-very-long-name/hf_checkpoints/task-with-a-name-of-more-than-thirty-letters"
     assert redact(path) == path
     commit = "79cc2b2f" * 5
     assert redact(commit) == commit, "a commit looks like some keys, and is none"
+
+
+def test_control_characters_of_a_text_are_shown_and_command_no_terminal(caplog, monkeypatch):
+    assert visible("a\x1b[31mred\x07\u202e\r\n\tend") == "a\\x1b[31mred\\x07\\u202e\\r\n\tend"
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)
+    in_logs()
+    logging.getLogger("unlearn").warning("it says %s", "\x1b]0;title\x07")
+    assert "it says \\x1b]0;title\\x07" in caplog.text
 
 
 def test_errors_of_settings_and_data_are_redacted(planted):

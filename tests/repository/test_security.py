@@ -164,7 +164,7 @@ def coded(tmp_path):
 
 def test_code_of_a_model_is_not_run_where_transformers_knows_it(coded):
     folder, mark = coded("llama")
-    assert hub.config(folder).vocab_size == 40
+    assert llama.config(folder).vocab_size == 40
     held = hub.load(folder, TargetConfig(), torch.device("cpu"))
     assert type(held).__module__.startswith("transformers.") and not mark.exists()
 
@@ -172,7 +172,7 @@ def test_code_of_a_model_is_not_run_where_transformers_knows_it(coded):
 def test_a_model_that_only_its_own_code_can_run_is_refused(coded):
     folder, mark = coded("homemade")
     with pytest.raises(ConfigError, match="needs code of its own to be run .* is never run here"):
-        hub.config(folder)
+        llama.config(folder)
     with pytest.raises(ConfigError, match="could not be loaded"):
         standalone._ensemble(str(folder), compose(*TINY), None)
     with pytest.raises(ValueError, match="custom code"):

@@ -1,23 +1,19 @@
 """A run that ruins its model says so and keeps the best point of its trajectory, by the rule declared before it."""
 
-import io
 import json
 import math
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from support.helpers import execute, job_of, killed_at, lines, weights
 
 from unlearn import run
-from unlearn.evaluation.collapse import kept
-from unlearn.grid import table
 from unlearn.learning.answers import Answers, PerToken
 from unlearn.learning.loop import Diverged
 from unlearn.learning.losses import FORGET
 from unlearn.runs import job
-from unlearn.runs.trajectory import Watch, score
+from unlearn.runs.trajectory import Watch, kept, score
 from unlearn.store import runlog
 
 START = {"forget/prob": 0.8, "retain/prob": 0.9, "real_authors/prob": 0.5, "world_facts/prob": 0.4}
@@ -267,25 +263,3 @@ def test_a_run_that_was_killed_without_a_trajectory_can_go_on_with_one(config, w
     assert manifest["status"] == "done" and manifest["best"] is None
     losses = {entry["step"]: entry["train/loss"] for entry in lines(folder)}
     assert (watch.first_loss, watch.last_loss) == (losses[1], losses[6])  # the first one is that of before the kill
-
-
-def test_the_table_calls_collapsed_what_keeps_too_little_at_its_alpha_and_warns_of_letters(config, monkeypatch):
-    done = execute(config("algo=ga", "eval.alphas=[0,1]", "eval.groups=[]"))
-    found = runlog.evaluation(done.folder)
-    alphas, target = found["alphas"], found["references"]["target"]
-    assert alphas["0.0"]["kept"] == target["kept"] == 1.0 and alphas["1.0"]["kept"] == kept(alphas["1.0"], target) < 1
-
-    def statuses(**manifest) -> list[str]:
-        monkeypatch.setattr(table, "_evaluation", lambda folder: found)
-        monkeypatch.setattr(runlog, "status", lambda folder: runlog.manifest(folder) | manifest)
-        console = Console(file=io.StringIO(), width=200)
-        table.report([done], console)
-        printed.append(console.file.getvalue())
-        return [line.split()[-1] for line in printed[-1].splitlines() if line.split()[:1] == ["ga"]]
-
-    printed: list[str] = []
-    assert statuses() == ["done", "done"] and "warning" not in printed[0]
-    assert statuses(collapsed="the loss", kept="last") == ["done", "collapsed"]  # training ended at α = 1
-    assert statuses(collapsed="the loss", kept="best") == ["done", "done"]
-    alphas["0.0"] |= {"kept": 0.49, "forget/rouge_unread": 0.8}
-    assert statuses() == ["collapsed", "done"] and "0.490" in printed[-1] and "80% of forget" in printed[-1]

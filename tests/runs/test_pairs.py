@@ -287,7 +287,7 @@ def test_quantisation_is_asked_of_bitsandbytes(monkeypatch):
 
     def loaded(folder, **how):
         asked.update(how)
-        return torch.nn.Linear(1, 1)
+        return torch.nn.Linear(1, 1), {"missing_keys": (), "unexpected_keys": (), "mismatched_keys": ()}
 
     monkeypatch.setattr(hub, "precision", lambda folder, cfg: torch.bfloat16)
     monkeypatch.setattr(llama, "class_of", lambda folder: SimpleNamespace(from_pretrained=loaded))

@@ -11,13 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
-from support.helpers import TINY, compose, job_of
+from support.helpers import TINY, compose, job_of, random_examples, tiny_llama
 
 from analysis import style
 from analysis.output import whole
 from analysis.runs import StudyError, load
+from unlearn.ensemble.ensemble import Member
+from unlearn.ensemble.frozen import stored
 from unlearn.grid import perform as performing
 from unlearn.grid import table
 from unlearn.store import files, runlog
@@ -66,7 +69,9 @@ def test_a_file_for_which_there_is_no_room_is_named_and_nothing_of_it_is_left(sm
     assert content(small) == ["final"] and path.read_text() == "before"
 
 
-def test_a_folder_an_entry_of_the_store_and_a_figure_for_which_there_is_no_room_leave_what_was_there(small):
+def test_a_folder_an_entry_of_the_store_and_a_figure_for_which_there_is_no_room_leave_what_was_there(
+    small, monkeypatch
+):
     figure = Figure(figsize=(20, 20), dpi=200)
     figure.add_subplot().imshow(np.random.default_rng(0).random((300, 300)))
     with pytest.raises(StudyError, match="big.png could not be written: No space left on device; nothing is left"):
@@ -80,8 +85,21 @@ def test_a_folder_an_entry_of_the_store_and_a_figure_for_which_there_is_no_room_
     with pytest.raises(DiskError, match="rows/[0-9a-f]+ could not be written, its disk is full"):
         store.get("rows", {"of": 1}, lambda f: WRITERS["weights"](f / "w"))
     assert [p for p in content(small) if not p.startswith(".locks")] == ["offset/a"]
+    with monkeypatch.context() as patch, pytest.raises(DiskError, match="lock could not be written, its disk is full"):
+        patch.setattr(FileLock, "acquire", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        store.get("rows", {"of": 2}, lambda f: (f / "w").write_text("less"))
     folder = store.get("rows", {"of": 1}, lambda f: (f / "w").write_text("less"))
     assert fault(folder) is None
+
+
+def test_rows_for_which_there_is_no_room_are_refused_by_name_and_need_before_they_are_mapped(small):
+    """Where a disk fills under a memory map, the system ends the process."""
+    member = Member("target", tiny_llama(0), "print", 1.0, 0.0, False)
+    words = r"rows/\w+ could not be written, its disk is full \(0.\d MB are needed, 0.1 MB are free; make room there"
+    for kind, k in (("fp32", 0), ("topk", 20)):
+        with pytest.raises(DiskError, match=words):
+            stored(Store(small), member, random_examples(300), 0, kind=kind, k=k)
+    assert not [p for p in content(small) if not p.startswith(".locks")]
 
 
 def perform(store: Path, runs: Path):

@@ -1,10 +1,13 @@
 """`python -m unlearn.store`: what it lists, what it calls damaged, and that it removes nothing but that."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 from filelock import FileLock
+from support.helpers import ROOT
 
 from unlearn.store import __main__ as command
 from unlearn.store import inventory
@@ -36,6 +39,25 @@ def test_every_entry_is_listed_with_size_and_recipe(root, capsys):
     found = inventory.entries(root)
     assert [(e.kind, e.bytes > 1000, e.foreign) for e in found] == [(k, True, False) for k in ("model", "rows", "rows")]
     assert f"3 entries, {sum(e.bytes for e in found) / 1000:.1f} kB" in out
+
+
+def test_a_line_is_as_wide_as_the_terminal_and_nothing_in_it_is_markup(root, capsys, monkeypatch):
+    recipe = {"template": "[/INST]\n\x1b[31m{question}", "more": "x" * 24, "examples": "abc", "model": "def", "k": 7}
+    made = Store(root).get("references", recipe, lambda folder: (folder / "x").write_text("x"))
+    monkeypatch.setenv("COLUMNS", "80")
+    assert call(root, "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and max(map(len, lines[:-1])) == 80 and lines[0].split()[:3] == ["kind", "entry", "size"]
+    line = next(line for line in lines if line.startswith("references"))
+    assert (
+        made.name in line and time.strftime("%Y-%m-%d") in line and r"template '[/INST]\n" in line and line[-1] == "…"
+    )
+
+
+def test_who_has_read_enough_of_a_list_is_told_nothing(root):
+    listed = f"{sys.executable} -m unlearn.store list --store {root} | head -n 0; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", listed], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "" and int(done.stdout) in (0, 141)  # as any program whose reader has gone
 
 
 DAMAGE = {

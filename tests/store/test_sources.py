@@ -106,7 +106,13 @@ def test_a_run_is_identified_by_what_its_models_are_and_not_by_where_they_lie(pa
     assert hashes(pair(made("llama", 2)))[0] != here[0] != hashes(pair(None, made("tied", 2)))[0]
     config_file = there / "tokenizer_config.json"
     config_file.write_text(config_file.read_text().replace("{", '{"chat_template": "other",', 1))
-    assert hashes(pair(there))[0] != here[0]
+    before = hashes(pair(there))[0]
+    assert before != here[0]
+    for name in ("spiece.model", "additional_chat_templates/rag.jinja"):  # these a tokenizer may be read from, too
+        (there / name).parent.mkdir(exist_ok=True)
+        (there / name).write_text("other")
+        before, last = hashes(pair(there))[0], before
+        assert before != last, name
 
     named = hashes(pair(None, None, retrained(made)))  # it counts for evaluations alone
     assert named[0] == here[0] and named[1] != here[1]

@@ -35,6 +35,7 @@ VALUES = [  # one setting of a run, and what the message says
     ("algo.betta=1", "algo.betta: unknown key; known keys here: name, forget, retain"),
     ("data.peple=3", "data.peple: unknown key; known keys here: name, reader, template, requests"),
     ("algo=ga algo.beta=0.5", "algo.beta=0.5: neither 'ga' nor 'none' has a beta"),
+    ("study=a=b", "is quoted for Hydra, too: 'KEY=\"VALUE\"'"), ("study=ü", "is quoted for Hydra, too: 'KEY="),
 ]  # fmt: skip
 CHECKED = [  # the same, where Hydra has no say: quicker, by the check that every call passes
     ("alpha=nan", "alpha=nan: must be a finite number"), ("alpha=-inf", "alpha=-inf: must be a finite number"),
@@ -96,6 +97,8 @@ MODELS = [
     (pretrained("bad_tokenizer"), "pair.target.source='bad_tokenizer'"),
     (pretrained("good_model", "other_ids"), "all models of a pair must share one vocabulary, index for index"),
     (pretrained("good_model", "narrow"), "the widths of the heads are"), (pretrained("short"), "takes at most 8 tok"),
+    (pretrained("compiled"), "compiled: its weights are not those of a LlamaForCausalLM: 21 are missing, e.g. lm_head"),
+    (pretrained("adapted"), "adapted holds adapter_config.json: its adapter would change the model beside it"),
     (pretrained("nowhere/at/all"), "pair.target.source='nowhere/at/all': no such folder"),
     (pretrained("nobody/nothing"), "pair.target.source='nobody/nothing': no folder in"),
     (pretrained("void"), "is missing in void"), (pretrained("file"), "pair.target.source='file'"),

@@ -1,7 +1,8 @@
 """One request to a server: counted before it is sent, tried again where that may help, refused where it cannot.
 
 Tried again, with growing pauses or the one that Retry-After asks for: no connection, a timeout, a broken answer, 408,
-425, 429, 5xx, and an answer that is not what was asked for. Any other 4xx is final, with the server's own words.
+425, 429, 5xx, and an answer that is not what was asked for, or larger than that can be. Any other 4xx is final, with
+the server's own words. A request with its answer ends in ``timeout_s``, however slowly its bytes come.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import partial
+from http.cookiejar import CookieJar
 from typing import Any
 
+import httpcore
 import httpx
 
 from unlearn.blackbox import forms
@@ -35,6 +39,7 @@ COMPLETIONS = "/v1/completions"
 PASSING, UNKNOWN = (408, 425, 429), 501  # what may pass of the 4xx, and what will not of the 5xx
 FIRST, LONGEST, PATIENT = 0.5, 30.0, 600.0  # seconds: a first pause, a pause of ours, one that Retry-After asks for
 WORDS = 500  # characters of what a server said
+SMALL = 2**20  # bytes of an answer that holds no rows
 
 
 class Refused(BlackBoxError):
@@ -57,6 +62,11 @@ class Again(Exception):
         self.after, self.answered = after, answered
 
 
+class _NoCookies(CookieJar):
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        """None is kept; the library prints tracebacks of odd ones."""
+
+
 class Client:
     """May be used by several threads. ``halt``, once set, ends what waits."""
 
@@ -66,10 +76,12 @@ class Client:
         self._key = None if http.key_env is None else os.environ.get(http.key_env, "").strip()
         if self._key == "":
             raise BlackBoxError(f"pair.target.http.key_env={http.key_env!r}: this environment variable is not set")
+        self._one = threading.local()  # ``until``: when the request of this thread must have ended
         self._client = client = httpx.Client(
-            base_url=http.url.rstrip("/").removesuffix("/v1"),  # which is given with or without it
             timeout=http.timeout_s,
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            cookies=_NoCookies(),
+            # what is packed may become a thousand times as large
+            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
             limits=httpx.Limits(max_connections=http.concurrency),
         )
         weakref.finalize(self, client.close)
@@ -87,25 +99,27 @@ class Client:
                 seen(data)
             return answer, len(question.ids) + (len(answer.said) or body["max_tokens"])
 
-        return self.post(COMPLETIONS, body, question.tokens, read, wrong)
+        most = SMALL + forms.most_bytes(question, k, self.texts.width)
+        return self.post(COMPLETIONS, body, question.tokens, read, wrong, most=most)
 
     def post(
         self, path: str, body: dict[str, Any], tokens: int, read: Read, wrong: int | None = None,
-        retries: int | None = None,
+        retries: int | None = None, most: int = SMALL,
     ) -> tuple[Any, int]:  # fmt: skip
         """What ``read`` makes of the answer to ``path`` (/v1/…), and how many tokens were used.
 
-        ``retries``: if not as many as the settings say; ``wrong``: of an answer that is wrong, likewise. Raises
+        ``retries``: if not as many as the settings say; ``wrong``: of an answer that is wrong, likewise; ``most``: its
+        bytes. Raises
         ``Refused``, ``OverBudget`` before a request that a limit forbids, ``Lacks`` as ``read`` does,
         ``BlackBoxError`` when all tries are spent.
         """
-        most = self.http.retries if retries is None else min(retries, self.http.retries)
+        often = self.http.retries if retries is None else min(retries, self.http.retries)
         for tries in itertools.count(1):
             try:
-                return self._once(path, body, tokens, read)
+                return self._once(path, body, tokens, read, most)
             except Again as error:
                 why, pause = self._hidden(str(error)), error.after
-                limit = most if wrong is None or not error.answered else min(wrong, most)
+                limit = often if wrong is None or not error.answered else min(wrong, often)
             if tries > limit:
                 raise BlackBoxError(
                     f"{self.http.url}: {why}; so it was after {tries} tries. What was fetched stays: rerun the same "
@@ -115,21 +129,26 @@ class Client:
             own = min(LONGEST, FIRST * 2 ** (tries - 1)) * random.uniform(0.75, 1.25)
             self.halt.wait(own if pause is None else min(pause, PATIENT))
 
-    def _once(self, path: str, body: dict[str, Any], tokens: int, read: Read) -> tuple[Any, int]:
+    def _once(self, path: str, body: dict[str, Any], tokens: int, read: Read, most: int) -> tuple[Any, int]:
         if self.halt.is_set():
             raise Halted
         self.memo.reserve(tokens, self.http)
+        self._one.until = time.monotonic() + self.http.timeout_s
+        url = self.http.url.rstrip("/").removesuffix("/v1") + path  # it is given with or without /v1
         try:
-            answer = self._client.post(path, json=body)
-        except httpx.TransportError as error:
+            with self._client.stream("POST", url, json=body, extensions={"trace": self._timed}) as answer:
+                content = _content(answer, most)
+        except httpx.RequestError as error:
             raise Again(f"{type(error).__name__}: {error}") from None
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise BlackBoxError(f"pair.target.http.url={self.http.url!r}: is no address ({error})") from None
         if answer.status_code in PASSING or (answer.status_code >= 500 and answer.status_code != UNKNOWN):
-            raise Again(f"{answer.status_code}: {_words(answer)}", _asked_pause(answer))
+            raise Again(f"{answer.status_code}: {_words(answer, content)}", _asked_pause(answer))
         if answer.status_code != 200:
-            said = self._hidden(_words(answer))
+            said = self._hidden(_words(answer, content))
             raise Refused(f"{self.http.url}: {path}: {answer.status_code}: {said}", answer.status_code)
         try:
-            found, used = read(json.loads(answer.content))
+            found, used = read(json.loads(content))
         except Lacks:
             raise
         except Wrong as error:
@@ -139,9 +158,22 @@ class Client:
         self.memo.settle(tokens, used)
         return found, used
 
+    def _timed(self, event: str, info: dict[str, Any]) -> None:
+        """Have each read of a new connection end with its request's time: the library bounds single reads alone."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            stream = info["return_value"]
+            stream.read = partial(_read_until, self._one, stream.read)
+
     def _hidden(self, text: str) -> str:
         """Some servers quote the key that they do not like."""
         return text.replace(self._key, HIDDEN) if self._key else text
+
+
+def _read_until(one: threading.local, read: Callable[..., bytes], size: int, timeout: float | None = None) -> bytes:
+    left = one.until - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout("no whole answer in pair.target.http.timeout_s")
+    return read(size, left if timeout is None else min(timeout, left))
 
 
 def _asked_pause(answer: httpx.Response) -> float | None:
@@ -149,18 +181,31 @@ def _asked_pause(answer: httpx.Response) -> float | None:
     text = answer.headers.get("retry-after", "").strip()
     if text.isdecimal():
         return float(text)
-    try:
+    with suppress(ValueError, OverflowError):
         until = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return max(0.0, (until if until.tzinfo else until.replace(tzinfo=UTC)).timestamp() - time.time())
+        return max(0.0, (until if until.tzinfo else until.replace(tzinfo=UTC)).timestamp() - time.time())
+    return None
 
 
-def _words(answer: httpx.Response) -> str:
-    """What a server says of an error: the message of its JSON, or its text."""
-    text = answer.text
+def _content(answer: httpx.Response, most: int) -> bytes:
+    packing = answer.headers.get("content-encoding", "identity")
+    if packing.lower() != "identity":
+        raise Again(f"its answer is packed as {packing[:WORDS]!r}, which was not asked for", answered=True)
+    parts, size = [], 0
+    for part in answer.iter_raw():
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise Again(f"its answer has more than {most:,} bytes", answered=True)
+    return b"".join(parts)
+
+
+def _words(answer: httpx.Response, content: bytes) -> str:
+    """What a server says of an error: the message of its JSON, or its text; what cannot be printed is left out."""
+    text = content.decode(errors="replace")
     with suppress(ValueError, AttributeError, RecursionError):
-        found = answer.json()
+        found = json.loads(content)
         found = found.get("error", found)
         text = str(found["message"] if isinstance(found, dict) and "message" in found else found)
+    text = "".join(c if c.isprintable() else " " for c in text[: 10 * WORDS])
     return " ".join(text.split())[:WORDS] or answer.reason_phrase

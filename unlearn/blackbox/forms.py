@@ -21,6 +21,7 @@ PROMPT, ECHO = "prompt_logprobs", "echo"
 BY_ID = "token_id:"
 FLOOR = -1e4  # vLLM writes −9999 for −∞
 ABOVE = 1e-4  # what a log-probability may be above 0, and
+ENTRY = 500  # bytes of JSON that a token with its log-probability may take; 70 are usual
 MASS = 1e-3  # a sum of probabilities away from 1, by rounding
 
 
@@ -80,6 +81,11 @@ def body(question: Question, model: str, way: Way, k: int, width: int) -> dict[s
         return asked | ({"repetition_penalty": 1.0} if question.kind == SAY else {})
     rows = {"prompt_logprobs": k or -1} if way.form == PROMPT else {"echo": True, "logprobs": k or width}
     return asked | {"max_tokens": way.after} | rows
+
+
+def most_bytes(question: Question, k: int, width: int) -> int:
+    """What a right answer may need: of every token of the text and every one generated so many others."""
+    return ENTRY * question.tokens * ((k or 2 * width) + 2)
 
 
 def read(question: Question, form: str, k: int, data: Any, texts: Texts) -> Answer:

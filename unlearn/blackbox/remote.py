@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -30,7 +31,7 @@ from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, BlackBoxError, Q
 from unlearn.config.pair import HttpConfig
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Example, Examples
-from unlearn.ensemble.kinds import Kind, Part
+from unlearn.ensemble.kinds import Kind, Part, Prompts
 from unlearn.ensemble.rows import FILE, IDS, RESIDUAL
 from unlearn.ensemble.rows_size import Budget, Shape, gib
 from unlearn.models.llama import NARROW, device_of
@@ -38,7 +39,7 @@ from unlearn.models.states import Reader, State
 from unlearn.store.identity import digest, remote_identity
 
 log = logging.getLogger(__name__)
-MANY = 20  # questions that are worth a line and a bar
+MANY = 20  # questions that are worth a line, the first time
 NOTHING = {"requests": 0, "tokens": 0}
 _tested: dict[tuple, selftest.Tested] = {}  # servers that this process has tested
 
@@ -158,6 +159,7 @@ class RemoteModel(nn.Module, Kind):
 
     def begin(self) -> None:
         self._noted: dict[str, dict[str, int]] = {}  # what was said, and what it took
+        self._told: set[str] = set()  # what was logged
         self._before = dict(self._sent)
 
     @property
@@ -167,6 +169,16 @@ class RemoteModel(nn.Module, Kind):
     @property
     def _opened(self) -> bool:
         return "memo" in self.__dict__
+
+    def announce(self, examples: Sequence[Example], prompts: Prompts, drawn: Prompts, most: int) -> None:
+        rows = self._missing([rows_of(e.prompt, e.answer) for e in examples], self.k)
+        said = self._missing([Question(SAY, tuple(p), most=most) for p in prompts], self.k or 1)
+        tokens, more = sum(q.tokens for q in (*rows, *said)), sum(most * (len(p) + most // 2 + 1) for p in drawn)
+        log.info(
+            "%s may be asked for %d texts and %d answers, up to %s; and where α changes an answer, or one is drawn, "
+            "token by token up to %d times, %s more",
+            self.http.model, len(rows), len(said), self._priced(tokens), len(drawn) * most, self._priced(more),
+        )  # fmt: skip
 
     def spent(self) -> dict[str, int]:
         return {what: count - self._before[what] for what, count in self._sent.items()}
@@ -193,6 +205,14 @@ class RemoteModel(nn.Module, Kind):
         vocabulary = digest(self.where.tokenizer.get_vocab())
         model = {"model": self.http.model, "revision": self.http.revision, "tokenizer": vocabulary}
         return Memo(self.where.store, digest(model, 20))
+
+    @cached_property
+    def _bar(self) -> tqdm:
+        """One for all that is asked."""
+        hidden = None if self.where.progress else True
+        bar = tqdm(total=0, desc=f"asking {self.http.model}", unit="request", leave=False, disable=hidden)
+        weakref.finalize(self, bar.close)
+        return bar
 
     @property
     def _name(self) -> tuple:
@@ -225,40 +245,41 @@ class RemoteModel(nn.Module, Kind):
         if name not in _tested:
             _tested[name] = selftest.run(client)
         self.memo.afford(len(missing), tokens, self.http)
-        many, spent = len(missing) >= MANY, ", ".join(f"{n:,} {unit}" for unit, n in self.memo.spent().items())
+        spent = ", ".join(f"{n:,} {unit}" for unit, n in self.memo.spent().items())
         log.log(
-            logging.INFO if many else logging.DEBUG,
-            "%s: asking %s %d of %d questions, up to %d tokens%s; spent before: %s",
-            what, self.http.model, len(missing), asked, tokens, self._cost(tokens), spent,
+            logging.INFO if len(missing) >= MANY and what not in self._told else logging.DEBUG,
+            "%s: asking %s %d of %d questions, up to %s; spent before: %s",
+            what, self.http.model, len(missing), asked, self._priced(tokens), spent,
         )  # fmt: skip
-        hidden = None if self.where.progress and many else True
-        bar = tqdm(total=len(missing), desc=f"asking for {what}", unit="request", leave=False, disable=hidden)
-        with bar, ThreadPoolExecutor(self.http.concurrency, "black box") as pool:
+        self._told |= {what} if len(missing) >= MANY else set()
+        bar = self._bar
+        bar.total += len(missing)
+        with ThreadPoolExecutor(self.http.concurrency, "black box") as pool:
             sent = [pool.submit(self._one, client, _tested[name].way, q, k) for q in missing]
-            used = 0
             try:
                 for done in as_completed(sent):
                     with suppress(Halted):  # the failure that halted it comes, too
-                        used += done.result()
-                    bar.set_postfix_str(f"{used:,} tokens{self._cost(used)}", refresh=False)
+                        done.result()
+                    bar.set_postfix_str(self._priced(self.spent()["tokens"]), refresh=False)
                     bar.update()
             except BaseException:  # what is on its way is still kept: it is paid for
                 client.halt.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _one(self, client: Client, way: Way, question: Question, k: int) -> int:
-        """Ask and keep; how many tokens that took."""
+    def _one(self, client: Client, way: Way, question: Question, k: int) -> None:
+        """Ask and keep."""
         try:
-            answer, used = client.ask(question, k, way)
-            self.memo.put(question, k, answer)
+            self.memo.put(question, k, client.ask(question, k, way)[0])
         except BaseException:
             client.halt.set()
             raise
-        return used
 
-    def _cost(self, tokens: int) -> str:
-        return "" if self.http.price is None else f", about {tokens * self.http.price / 1e6:.4g} at the price given"
+    def _priced(self, tokens: int) -> str:
+        price = self.http.price
+        return f"{tokens:,} tokens" + (
+            "" if price is None else f", about {tokens * price / 1e6:.4g} at the price given"
+        )
 
 
 class Asked(State):

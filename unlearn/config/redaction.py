@@ -15,21 +15,25 @@ from typing import Any
 SHORTEST = 8  # characters: shorter values would be found in words that are no secret
 HIDDEN = "***"
 WHOLE, ENDING = "key|credentials?", "token|secrets?|passwords?|passwd|apikey|accesskey"  # of the last part of a name
-NAME = re.compile(rf"{WHOLE}|\w*({ENDING})", re.ASCII | re.IGNORECASE)
+NAME = re.compile(rf"(?:{WHOLE}|\w*(?:{ENDING}))\d*", re.ASCII | re.IGNORECASE)
+NUMBER = r"(?:_?\d{1,4})?"  # OPENAI_API_KEY_2
 FORMS = re.compile(
     r"(?<![A-Za-z0-9_-])(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|gh[opsur]_[A-Za-z0-9]{36,}|github_pat_\w{36,}"
     r"|wandb_v\d_\w{36,}|AKIA[0-9A-Z]{16})|(?<=Bearer )[\w.~+/-]{8,}|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)"
 )
 ASSIGNED = re.compile(
-    rf"""(?<!\w)(?P<name>(?:[\w.+~-]{{0,60}}[.+~_-])?(?:{WHOLE})|[\w.+~-]{{0,60}}(?:{ENDING}))"""
+    rf"""(?<!\w)(?P<name>(?:(?:[\w.+~-]{{0,60}}[.+~_-])?(?:{WHOLE})|[\w.+~-]{{0,60}}(?:{ENDING})){NUMBER})"""
     r"""(?P<sign>["']?[:=]["']?|["']:\s*["'])(?P<value>[^\s,;&'"\]})]+)""",
     re.ASCII | re.IGNORECASE,
 )
 
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # but tabs and line ends
+
+
 def is_secret(name: str) -> bool:
     """Whether a setting, option or variable of this name holds a secret: its last part says so."""
-    return NAME.fullmatch(re.split(r"[.\-+~]|(?<=[a-zA-Z0-9])_", name)[-1]) is not None
+    return NAME.fullmatch(re.split(r"[.\-+~]|(?<=[a-zA-Z0-9])_", re.sub(r"_\d+$", "", name))[-1]) is not None
 
 
 def variables() -> dict[str, str]:
@@ -49,7 +53,14 @@ def redact(text: str) -> str:
     """The text, with ``***`` in the place of every secret."""
     for value in sorted(variables().values(), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
-    return ASSIGNED.sub(rf"\g<name>\g<sign>{HIDDEN}", FORMS.sub(HIDDEN, text))
+    return ASSIGNED.sub(_hidden, FORMS.sub(HIDDEN, text))
+
+
+def _hidden(found: re.Match[str]) -> str:
+    """An assignment without its value. After the bare word ``key`` stands a secret only where it is as long as one:
+    Hydra's advice is full of ``key=[value1,value2]``."""
+    short = found["name"].lower() == "key" and (len(found["value"]) < SHORTEST or found["value"][0] in "[{(")
+    return found[0] if short else f"{found['name']}{found['sign']}{HIDDEN}"
 
 
 def redacted(arguments: Sequence[str]) -> list[str]:
@@ -63,8 +74,13 @@ def redacted(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def visible(text: str) -> str:
+    """The text with its control characters shown: whoever wrote it, it commands no terminal."""
+    return CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
+
+
 def in_logs() -> None:
-    """From now on every message that is logged in this process, by whatever module, is redacted."""
+    """From now on every message that is logged in this process, by whatever module, is redacted and ``visible``."""
     plain = logging.getLogRecordFactory()
     if getattr(plain, "redacts", False):
         return
@@ -75,7 +91,7 @@ def in_logs() -> None:
             said = made.getMessage()
         except (TypeError, ValueError):  # a message that does not fit its arguments: logging itself says so
             return made
-        hidden = redact(said)
+        hidden = visible(redact(said))
         if hidden != said:
             made.msg, made.args = hidden, ()
         return made

@@ -6,10 +6,12 @@ predicts the token at t + 1, and the closing EOS is a label. Only the rows of an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from os.path import commonprefix
 
 import numpy as np
 import torch
@@ -68,18 +70,28 @@ class Encoder:
     """Tokenizer and template together, as one rule from question and answer to ``Example``.
 
     Prompt and answer are tokenised as one text, so that a token is what it is in a text; where the last token of the
-    prompt would then reach into the answer, they are tokenised apart, since generation starts after the prompt.
+    prompt would then reach into the answer, they are tokenised apart, since generation starts after the prompt. In a
+    chat template's text the answer begins where the answer stands: all before it (a thinking block) is the prompt.
 
     ``labels_by_length`` does as OpenUnlearning does: the first tokens of the text, as many as the prompt has alone, are
     the prompt, and all others the answer, with what a chat template writes after its EOS and one more EOS.
+    ``marked``: special tokens in the texts are ours (sentinels). All others in a user's text are plain text.
     """
 
-    def __init__(self, tokenizer, template: TemplateConfig, max_length: int, labels_by_length: bool = False):
+    def __init__(
+        self,
+        tokenizer,
+        template: TemplateConfig,
+        max_length: int,
+        labels_by_length: bool = False,
+        marked: bool = False,
+    ):
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
         self.labels_by_length = labels_by_length
-        self._known: dict[tuple[str, str | None], tuple[int, ...]] = {}
+        self.marked = marked
+        self._known: dict[tuple[str, bool, bool], tuple[int, ...]] = {}
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(tokenizer, name) is None:
                 raise DataError(f"the tokenizer has no {name}: answers need an end and batches need padding")
@@ -87,28 +99,30 @@ class Encoder:
             raise DataError("data.template.kind=chat: the tokenizer has no chat template; choose plain")
 
     def prompt(self, question: str) -> tuple[int, ...]:
-        return self._ids(self.template.prompt.format(question=question))
+        asked, splits = self.template.prompt.format(question=question), self.splits(f"{question[:60]!r}", question)
+        if self.template.kind == "chat":
+            return self._chat_prompt([self._asked(asked)])
+        return self._known.get((asked, splits, False)) or self._tokens(asked, splits)
+
+    def dialogue(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        """The prompt of a dialogue in the tokenizer's chat template, whatever kind the data set's is."""
+        named = self.special(*(message["content"] for message in messages))
+        if named is not None:
+            raise DataError(f"hold {named!r}, which this tokenizer reads as a special token")
+        return self._chat_prompt(messages)
 
     def example(self, id: str, question: str, answer: str) -> Example:
         """Encode one pair; refuse one that is longer than the model's context."""
+        splits = self.splits(f"example {id!r}", question, answer)
         asked, said = self.template.prompt.format(question=question), self.template.answer.format(answer=answer)
-        prompt, full = self._ids(asked), self._ids(asked, said)
-        ids = full[len(prompt) :]
-        if self.labels_by_length:
-            prompt = full[: len(prompt)]
-        if full[: len(prompt)] != prompt:
-            if self.template.kind == "chat":
-                raise DataError(f"example {id!r}: this chat template does not begin a dialogue with its own prompt")
-            ids = tuple(self.tokenizer(said, add_special_tokens=False)["input_ids"])
+        if self.template.kind == "chat":
+            prompt, ids = self._turns(id, asked, said)
+        else:
+            prompt, ids = self._parts(said, self._ids(asked, splits), self._ids(asked + said, splits), splits)
         if not prompt or not ids:
             raise DataError(
                 f"example {id!r}: {'answer' if prompt else 'prompt'} has no tokens: {question!r} {answer!r}"
             )
-        eos = self.tokenizer.eos_token_id
-        if eos in ids and not self.labels_by_length:  # what a chat template writes after it (a line break) is no answer
-            ids = ids[: ids.index(eos) + 1]
-        if ids[-1] != eos:
-            ids = (*ids, eos)
         length = len(prompt) + len(ids)
         if length > self.max_length:
             raise DataError(
@@ -129,30 +143,116 @@ class Encoder:
         clean = self.labels_by_length or None
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=clean)
 
-    def _ids(self, prompt: str, answer: str | None = None) -> tuple[int, ...]:
-        # The jobs of a grid encode the same texts again and again; the tokenizer is the slow part of that.
-        if (prompt, answer) not in self._known:
-            if self.template.kind == "chat":
-                ids = self._chat(prompt, answer)
-            else:
-                ids = self.tokenizer(prompt + (answer or ""))["input_ids"]  # of some tokenizers with a BOS
-                ids = ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
-            self._known[prompt, answer] = tuple(ids)
-        return self._known[prompt, answer]
+    # --- special tokens -------------------------------------------------------------------------------------------
 
-    def _chat(self, prompt: str, answer: str | None) -> list[int]:
-        system = [] if self.template.system is None else [{"role": "system", "content": self.template.system}]
-        messages = [*system, {"role": "user", "content": prompt}]
-        if answer is not None:
-            messages.append({"role": "assistant", "content": answer})
+    def special(self, *texts: str) -> str | None:
+        """The first special token that the tokenizer would find in one of the texts."""
+        found = (self._special.search(text) for text in texts)
+        return next((match.group() for match in found if match), None)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        named = {token.content for token in added if token.special}
+        return re.compile("|".join(map(re.escape, sorted(named, key=len, reverse=True))) or r"(?!)")
+
+    def splits(self, where: str, *texts: str) -> bool:
+        """Whether a user's texts hold what would be read as special tokens, and is to be split as plain text.
+
+        ``DataError`` where the template has such tokens, too, and both could not be told apart.
+        """
+        named = None if self.marked else self.special(*texts)
+        own = self.template.kind == "chat" or self.special(self.template.prompt, self.template.answer) is not None
+        if named is not None and own:
+            raise DataError(
+                f"{where}: the text holds {named!r}, which this tokenizer reads as a special token, and the template "
+                "has such tokens itself; change the text, or take a plain template without them"
+            )
+        return named is not None
+
+    # --- from text to ids -----------------------------------------------------------------------------------------
+
+    def _ids(self, text: str, splits: bool = False, chat: bool = False) -> tuple[int, ...]:
+        # The jobs of a grid encode the same texts again and again; the tokenizer is the slow part of that.
+        if (text, splits, chat) not in self._known:
+            self._known[text, splits, chat] = self._tokens(text, splits, chat)
+        return self._known[text, splits, chat]
+
+    def _tokens(self, text: str, splits: bool = False, bare: bool = False) -> tuple[int, ...]:
+        """Ids of a text; unless ``bare`` with the BOS of those tokenizers that write one, and without their EOS."""
+        how = {"split_special_tokens": True} if splits else {}
+        ids = self.tokenizer(text, add_special_tokens=not bare, **how)["input_ids"]
+        return tuple(ids[:-1] if not bare and ids and ids[-1] == self.tokenizer.eos_token_id else ids)
+
+    def _parts(
+        self, said: str, prompt: tuple[int, ...], full: tuple[int, ...], splits: bool = False
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Prompt and labels of a text's ids, the prompt alone being ``prompt``; the labels end with EOS."""
+        ids = full[len(prompt) :]
+        if self.labels_by_length:
+            prompt = full[: len(prompt)]
+        elif full[: len(prompt)] != prompt:
+            ids = self._tokens(said, splits, bare=True)
+        eos = self.tokenizer.eos_token_id
+        if eos in ids and not self.labels_by_length:  # what a template writes after it is no answer
+            ids = ids[: ids.index(eos) + 1]
+        return prompt, ids if not ids or ids[-1] == eos else (*ids, eos)
+
+    def _turns(self, id: str, asked: str, said: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Prompt and labels in the tokenizer's chat template: the answer and what ends it, and nothing else."""
+        turns = [self._asked(asked), {"role": "assistant", "content": said}]
+        before, whole = self._begun(self._written(turns[:1])), self._written(turns)
+        if not whole.startswith(before):
+            raise DataError(f"example {id!r}: this chat template does not begin a dialogue with its own prompt")
+        if self.labels_by_length:
+            return self._parts(said, self._ids(before, chat=True), self._ids(whole, chat=True))
+        ways = (said, said.lstrip(), said.rstrip(), said.strip())  # a template may trim it
+        said = next((way for way in ways if whole.startswith(before + way)), None)
+        if said is None:
+            raise DataError(f"example {id!r}: this chat template does not write its answer as it is")
+        end = self._special.match(whole[len(before) + len(said) :].lstrip())
+        prompt, ids = self._parts(said, self._ids(before, chat=True), self._ids(before + said, chat=True))
+        if end is not None and ids:  # the template's own end of a turn, which need not be the tokenizer's EOS
+            ids = (*ids[:-1], self.tokenizer.convert_tokens_to_ids(end.group()))
+        return prompt, ids
+
+    def _asked(self, asked: str) -> dict[str, str]:
+        return {"role": "user", "content": asked}
+
+    def _chat_prompt(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        text = self._begun(self._written(messages))
+        return self._known.get((text, False, True)) or self._tokens(text, bare=True)
+
+    def _begun(self, text: str) -> str:
+        """A prompt up to where an answer begins: with the empty thinking block that some templates write before one,
+        without the beginning of one that others leave to the model."""
+        if self.labels_by_length:
+            return text
+        opened, written = self._opening
+        return text.removesuffix(opened) + written
+
+    @cached_property
+    def _opening(self) -> tuple[str, str]:
+        """What the chat template's prompt ends with where no answer follows, and what stands there before an answer."""
+        turns = [self._asked("?"), {"role": "assistant", "content": "!"}]
+        before, whole = self._written(turns[:1]), self._written(turns)
+        shared = len(commonprefix([before, whole]))
+        opened, (written, found, _) = before[shared:], whole[shared:].partition("!")
+        return (opened, written) if found and (not opened or "think" in opened) else ("", "")
+
+    def _written(self, messages: Sequence[dict[str, str]]) -> str:
+        """A dialogue as the tokenizer's chat template writes it; up to the answer where the user has the last word."""
+        template = self.template
+        system = [] if template.system is None or template.kind != "chat" else [template.system]
+        if messages[0]["role"] not in ("system", "developer"):
+            messages = [*({"role": "system", "content": text} for text in system), *messages]
         try:
             return self.tokenizer.apply_chat_template(
                 messages,
                 chat_template=NO_CLOCK + self.tokenizer.get_chat_template(),
-                tokenize=True,
-                return_dict=False,
-                add_generation_prompt=answer is None,
-                date_string=self.template.date,  # a template that asks for today would give other numbers tomorrow
+                tokenize=False,
+                add_generation_prompt=messages[-1]["role"] == "user",
+                date_string=template.date,  # a template that asks for today would give other numbers tomorrow
             )
         except TemplateError as error:  # many have no place for a system message
             raise DataError(f"data.template.kind=chat: the tokenizer's chat template refuses: {error}") from None

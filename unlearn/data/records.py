@@ -1,12 +1,15 @@
-"""Records with the place each came from: JSON lines or a JSON array of a file, a table of the hub; and rows of them.
+"""Records with the place each came from: JSON, CSV or Parquet of a file, a table of the hub; and rows of them.
 
 What a record cannot be used for is refused with file, line (or element) and value.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,19 +35,14 @@ class ColumnsConfig:
 
 
 def records(file: Path, bare: str | None = None) -> list[Record]:
-    """Objects of a file of JSON lines or of one JSON array, at least one.
+    """Objects of a file of JSON lines or of one JSON array, rows of a .csv or .parquet file, at least one.
 
     ``bare``: the column that a text stands for which is in no object, or is a whole .txt file; None: both are refused.
     """
     if file.suffix == ".txt" and bare is not None:
         return [(str(file), {bare: text_of(file)})]
-    content, found = text_of(file), []
-    if content.lstrip().startswith("["):
-        values = ((f"{file}, element {i}", value) for i, value in enumerate(_json(content, str(file)), 1))
-    else:  # split at "\n" alone: splitlines would also cut at U+2028, which JSON allows inside a text
-        places = ((f"{file}, line {i}", line) for i, line in enumerate(content.split("\n"), 1) if line.strip())
-        values = ((place, _json(line, place)) for place, line in places)
-    for place, value in values:
+    found = []
+    for place, value in TABLES.get(file.suffix, _of_json)(file):
         if bare is not None and isinstance(value, str):
             value = {bare: value}
         if not isinstance(value, dict):
@@ -53,6 +51,53 @@ def records(file: Path, bare: str | None = None) -> list[Record]:
     if not found:
         raise DataError(f"{file}: the file is empty, it needs at least one row")
     return found
+
+
+def _of_json(file: Path) -> Iterator[tuple[str, Any]]:
+    content = text_of(file)
+    if content.lstrip().startswith("["):
+        yield from ((f"{file}, element {i}", value) for i, value in enumerate(_json(content, str(file)), 1))
+        return
+    whole = None
+    if "\n" in content.strip():
+        with suppress(ValueError, RecursionError):
+            whole = json.loads(content)  # of rows, each in a line, only the first is read here
+    if isinstance(whole, dict):
+        lists = [key for key, value in whole.items() if isinstance(value, list)]
+        where = f"; it has lists in {', '.join(lists)}" if lists else ""
+        rule = "must be an array of rows, or a row in each line"
+        raise DataError(f"{file}: is one object over several lines: {rule}{where}")
+    # split at "\n" alone: splitlines would also cut at U+2028, which JSON allows inside a text
+    places = ((f"{file}, line {i}", line) for i, line in enumerate(content.split("\n"), 1) if line.strip())
+    yield from ((place, _json(line, place)) for place, line in places)
+
+
+def _of_csv(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a file with a header; an empty field is nothing."""
+    reader = csv.DictReader(io.StringIO(text_of(file), newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                rule = f"must have the {len(reader.fieldnames)} fields of the header"
+                raise DataError(f"{file}, line {reader.line_num}: {rule}")
+            yield f"{file}, line {reader.line_num}", {key: value or None for key, value in row.items()}
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num + 1}: not valid CSV ({error})") from None
+
+
+def _of_parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        rows = parquet.read_table(file).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{file}: not valid Parquet ({error})") from None
+    yield from ((f"{file}, row {i}", row) for i, row in enumerate(rows))
+
+
+TABLES = {".csv": _of_csv, ".parquet": _of_parquet}
+LISTED = 20  # files that a message names
+KINDS = (".json", ".jsonl", *TABLES, ".txt")  # of data files
 
 
 def _json(content: str, place: str) -> Any:
@@ -158,9 +203,11 @@ class Tables:
 
 
 def listing(folder: Path) -> str:
-    """The data files of a folder and of the folders in it, for messages."""
-    files = [p for pattern in ("*", "*/*") for p in folder.glob(pattern) if p.suffix in (".json", ".jsonl", ".txt")]
-    return ", ".join(sorted(str(p.relative_to(folder)) for p in files)) or "no .json, .jsonl or .txt file"
+    """The data files of a folder and of the folders in it, for messages; hidden ones aside."""
+    files = [p for pattern in ("[!.]*", "[!.]*/[!.]*") for p in folder.glob(pattern) if p.suffix in KINDS]
+    names = sorted(str(p.relative_to(folder)) for p in files)
+    more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
+    return ", ".join([*names[:LISTED], *more]) or f"no {', '.join(KINDS)} file"
 
 
 # --- from records to rows -----------------------------------------------------------------------------------------

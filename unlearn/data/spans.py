@@ -90,14 +90,18 @@ def examples(encoder: Encoder, rows: Iterable[Row], masks: bool) -> Examples:
             f"texts are masked by tokens <extra_id_0> to <extra_id_{SENTINELS - 1}>, and this tokenizer has not all of "
             "them: take T5's own, or one that is trained here with pair.target.architecture=t5"
         )
-    twin = Encoder(encoder.tokenizer, TEMPLATE, encoder.max_length)
+    twin = Encoder(encoder.tokenizer, TEMPLATE, encoder.max_length, marked=True)
+    for text in texts:
+        if (named := encoder.special(text.text)) is not None:
+            raise DataError(f"text of row {text.id!r} holds {named!r}, which this tokenizer reads as a special token")
     return Examples(twin.example(f"{text.id}/text", text.masked, text.answer) for text in texts)
 
 
 def _plain(encoder: Encoder, text: Text) -> tuple[Example, list[Span]]:
     """The text as a prompt writes it, as one example; and where in it the tokens of its answer stand (without EOS)."""
     said = encoder.template.prompt.format(question=text.text)
-    read, before = encoder.tokenizer(said, return_offsets_mapping=True), said.index(text.text)
+    splits, before = encoder.splits(f"text of row {text.id!r}", text.text), said.index(text.text)
+    read = encoder.tokenizer(said, return_offsets_mapping=True, split_special_tokens=splits)
     eos = encoder.tokenizer.eos_token_id
     ids, places = list(read["input_ids"]), [(a - before, b - before) for a, b in read["offset_mapping"]]
     if ids[-1] == eos:

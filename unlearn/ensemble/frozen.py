@@ -21,6 +21,7 @@ from unlearn.ensemble.rows_size import EXACT, FULL_GIB, Budget, gib
 from unlearn.models.llama import Head, answer_rows, device_of, head, vocabulary
 from unlearn.models.prompts import by_prompt
 from unlearn.store.entries import Store
+from unlearn.store.files import take_room
 
 
 def rows_of(
@@ -77,6 +78,7 @@ def stored(
                 if name not in files:
                     shape = (examples.starts[-1], *values.shape[1:])
                     files[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=values.dtype, shape=shape)
+                    take_room(folder / name)
                 files[name][where] = values
         for file in files.values():
             file.flush()

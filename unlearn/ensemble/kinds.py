@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ANNOUNCED_GIB = 0.1
+Prompts = Sequence[Sequence[int]]
 Part = tuple[np.ndarray | slice, dict[str, np.ndarray]]  # of stored rows: which, and by file what is written of them
 
 
@@ -111,6 +112,10 @@ class Kind:
 
     def begin(self) -> None:
         """Count from here what it is asked."""
+
+    def announce(self, examples: Sequence[Example], prompts: Prompts, drawn: Prompts, most: int) -> None:
+        """Say what it may be asked: rows of examples, and answers of at most ``most`` tokens, greedy ones to
+        ``prompts``, and to ``drawn`` such as are written token by token."""
 
     def spent(self) -> dict[str, int]:
         """Requests and tokens that it took so far."""

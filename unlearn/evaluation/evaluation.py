@@ -50,6 +50,7 @@ def evaluate(
     where there is none (then nothing is compared with it) and for that model ``itself``. ``show`` names the progress
     bar; None shows none.
     """
+    _announce(ensemble, suite, alphas)
     scores, metrics, tables = ({a: {} for a in alphas} for _ in range(3))
     bar = tqdm(total=len(suite.splits) * len(alphas), desc=show, disable=None if show else True, leave=False)
     for split in suite.splits:
@@ -73,6 +74,18 @@ def evaluate(
         examples.append(table)
     bar.close()
     return entries, pd.concat(examples, ignore_index=True)
+
+
+def _announce(ensemble: Ensemble, suite: Suite, alphas: Sequence[float]) -> None:
+    """What a black box is asked costs something: it is said before the first question."""
+    examples = [e for split in suite.splits for e in split.examples]
+    generated = {split.name: split.prompts for split in suite.splits if split.generated}
+    prompts = [p for each in generated.values() for p in each]
+    drawn = prompts * sum(a != 0 for a in alphas) if len(ensemble.members) > 1 else []
+    if "leak" in suite.cfg.groups:
+        drawn = drawn + generated["forget"] * suite.cfg.leak_samples * len(alphas)
+    for member in ensemble.members:
+        member.kind.announce(examples, prompts, drawn, suite.cfg.max_new_tokens)
 
 
 def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, store: Store | None = None) -> list[str]:

@@ -34,7 +34,7 @@ from unlearn.config.setting import unusable
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.grid import launchers
-from unlearn.grid.refusal import REFUSED, as_before, came_from_hydra, raising, refuse, said, secrets
+from unlearn.grid.refusal import REFUSED, as_before, came_from_hydra, flags_first, raising, refuse, said, secrets
 from unlearn.grid.rules import parse, unknown_overrides
 from unlearn.runs import stopping
 from unlearn.store import runlog
@@ -225,8 +225,7 @@ def supervise(
         return refuse("\n".join(problems))
     command = [Path(sys.argv[0]).name, *redacted(sys.argv[1:])]
     os.environ[runlog.COMMAND] = json.dumps(command)  # that of workers is another
-    # Hydra's parser takes no flag between two overrides, and -m is what people add in the middle of a command.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    sys.argv[1:] = flags_first(sys.argv[1:])
     stopping.listen()
     status = 0
     try:

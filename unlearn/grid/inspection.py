@@ -21,7 +21,7 @@ from unlearn.evaluation.suite import suite
 from unlearn.grid.rules_learning import black_box
 from unlearn.learning.binding import REFUSALS, bind, read_by
 from unlearn.learning.loop import device
-from unlearn.models import hub
+from unlearn.models import hub, llama
 from unlearn.runs import alternates
 from unlearn.runs.inputs import Inputs
 from unlearn.runs.workbench import Workbench, check_own, workbench
@@ -130,7 +130,7 @@ def too_large(cfg: Config) -> list[str]:
             else:
                 folder = hub.locate(f"pair.{role}.source", source, weights=False)
                 bytes = 4 if role.startswith("small") else hub.precision(folder, cfg.pair.target).itemsize
-                shape = Shape(bench.width, hub.config(folder).get_text_config().hidden_size, bytes)
+                shape = Shape(bench.width, llama.config(folder).get_text_config().hidden_size, bytes)
             allowed = budget(cfg.trainer, rough)
             if allowed.refuse and not allowed.fits(rows, shape):
                 found.append(allowed.refusal(rows, f"{member} ({name})", shape))

@@ -16,7 +16,7 @@ import omegaconf
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from unlearn.config.redaction import is_secret, redact
+from unlearn.config.redaction import is_secret, redact, visible
 from unlearn.config.schema import ConfigError
 from unlearn.data.rows import DataError
 from unlearn.store.files import FileError
@@ -28,6 +28,9 @@ LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (hydra, omegac
 NOISE = re.compile(r"\n? *(full_key|reference_type|object_type)[:=].*|\n?See https?://.*")
 CHOICES = re.compile(r"In '.*': Could not find '(.+)/(.*)'\s+Available options in '.*':\n((?:\t.*\n?)+)")
 OVERRIDE = re.compile(r"Error merging override (\S+=.*)\n(.*)")
+LEXER = re.compile(r"LexerNoViableAlt|mismatched input|no viable alternative|extraneous input|token recognition error")
+QUOTING = "\na value with letters such as ü, with '=' or a comma is quoted for Hydra, too: 'KEY=\"VALUE\"'"
+WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")  # Hydra's
 _raising = False  # whether it is this program that asks Hydra to raise
 
 
@@ -42,11 +45,21 @@ def secrets(arguments: Sequence[str]) -> list[str]:
     return [f"{name}: {rule}" for name in names if is_secret(name)]
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """A command's arguments as Hydra's parser takes them: no flag between two overrides, where people put them."""
+    flags, others, rest = [], [], iter(arguments)
+    for argument in rest:
+        (flags if argument.startswith("-") else others).append(argument)
+        if argument in WITH_VALUE:
+            flags += [value for value in [next(rest, None)] if value is not None]
+    return flags + others
+
+
 def refuse(problems: str, error: BaseException | None = None) -> int:
     """Say why nothing is done; returns the exit status. The traceback is that of ``error``."""
     if error is not None and os.environ.get(FULL) == "1" and not _raising:
         print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    print(redact("Refused before any work:\n  " + problems.replace("\n", "\n  ")), file=sys.stderr)
+    print(visible(redact("Refused before any work:\n  " + problems.replace("\n", "\n  "))), file=sys.stderr)
     return STATUS
 
 
@@ -69,6 +82,7 @@ def said(error: BaseException) -> str:
     text = NOISE.sub("", text).strip()
     if override := OVERRIDE.match(text):
         return f"{override[1]}: {override[2]}"
+    text += QUOTING if LEXER.search(text) else ""
     return f"{key}: {text}" if key and str(key) not in text else text
 
 

@@ -16,17 +16,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearn.config.derived import algo_name, alpha_key, eval_alphas, training_alpha
-from unlearn.evaluation.collapse import KEPT
 from unlearn.store import runlog
 from unlearn.store.files import write_whole
 from unlearn.store.identity import Job, distinguishing, flatten
 
 COLUMNS = {
-    "forget/prob": "forget\nprob ↓", "forget/rougeL_recall": "forget\nROUGE ↓",
-    "forget/leak_gap": "leak −\nretr. →0", "retain/prob": "retain\nprob ↑",
-    "retain/rougeL_recall": "retain\nROUGE ↑", "model_utility": "model\nutility ↑",
-    "forget_quality": "forget\nquality ↑", "kept": f"kept\n≥ {KEPT:g}",
+    "forget/prob": "forget\nprob\n→ retr.", "forget/rougeL_recall": "forget\nROUGE\n→ retr.",
+    "forget/leak_gap": "leak −\nretr.\n→ 0", "retain/prob": "retain\nprob\n↑",
+    "retain/rougeL_recall": "retain\nROUGE\n↑", "kept": "\nkept\n↑", "model_utility": "model\nutility\n↑",
+    "forget_quality": "forget\nquality\n↑",
 }  # fmt: skip
+# One rule, which analysis/state.py has, too: a model that keeps less than half of the target's probability outside the
+# forget set (mean over these splits, each at most 1) has collapsed; so has one whose loss ran away, at its own α.
+KEPT, OUTSIDE, BY_KEPT = 0.5, ("retain/prob", "real_authors/prob", "world_facts/prob"), "keeps "
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.layers.", "pair.offset_init")  # that references do not share
 UNREAD = "/rouge_unread"  # of eval.json (evaluation/measures.py)
@@ -73,31 +75,33 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     """Print the table of a call and where to look next; write ``summary.csv``. Returns how many jobs are not done."""
     console = console or Console()
     varying = distinguishing([flatten(asdict(job.cfg)) for job in jobs])
-    table = made(["\n".join(n.rsplit(".", 1)) for n in ("algorithm", "method", "α", *varying)],
-                 [*COLUMNS.values(), "seconds\n"])  # fmt: skip
+    references = list(_references(jobs, varying))
+    compared = any(label.startswith("retrained") for label, _ in references)
+    titles = [title if compared else title.replace("→ retr.", "↓") for title in COLUMNS.values()]
+    table = made(["\n".join(n.rsplit(".", 1)) for n in ("algorithm", "method", "α", *varying)], [*titles, "\nseconds"])
     table.add_column("status", no_wrap=True, min_width=9)
-    for label, metrics in _references(jobs, varying):
+    for label, metrics in references:
         table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics), "", "reference", style="cyan")
     table.add_section()
-    seen: list[Mapping[str, Any]] = []
     unfinished = [job for job in jobs if not runlog.is_done(job)]
     manifests = {job.folder: runlog.status(job.folder) for job in jobs}
     for job in jobs:
         manifest = manifests[job.folder]
-        status = "done before" if job.was_done else manifest.get("status", "not started")
-        if manifest.get("status") == "done" and job in unfinished:
-            status = "not evaluated"
-        entries = {a: m for a, m in _evaluation(job.folder)["alphas"].items() if m.get("settings") == job.settings}
+        said = "done before" if job.was_done else manifest.get("status", "not started")
+        found = _evaluation(job.folder)
+        entries = {a: m for a, m in found["alphas"].items() if m.get("settings") == job.settings}
         for alpha in eval_alphas(job.cfg):
+            metrics, status = entries.get(alpha_key(alpha), {}), said
+            left = kept(metrics, found["references"].get("target"))
+            if manifest.get("status") == "done" and job in unfinished:
+                status = "not evaluated"
+            elif manifest.get("status") == "done" and collapsed(manifest, left, alpha == training_alpha(job.cfg)):
+                status = "collapsed"
             names = [algo_name(job.cfg), job.cfg.method.name, f"{alpha:g}", *_settings(job, varying)]
-            seen.append(metrics := entries.get(alpha_key(alpha), {}))
-            numbers = [*cells(metrics), f"{runlog.own_seconds(manifest):.0f}"]
-            # what training ended with is what is evaluated at its own α, unless a better point was kept
-            ruined = alpha == training_alpha(job.cfg) and manifest.get("collapsed") and manifest.get("kept") != "best"
-            gone = job not in unfinished and (ruined or metrics.get("kept", 1.0) < KEPT)
-            table.add_row(*names, *numbers, "collapsed" if gone else status, style="red" if job in unfinished else None)
+            numbers = [*cells(metrics | {"kept": left}), f"{runlog.own_seconds(manifest):.0f}"]
+            table.add_row(*names, *numbers, status, style="red" if job in unfinished else None)
     show(table, console)
-    _warn_of_unread(seen, console)
+    _warn_of_unread((m for job in jobs for m in _evaluation(job.folder)["alphas"].values()), console)
     for job in unfinished:
         error = manifests[job.folder].get("error") or "interrupted; rerun the same command to resume"
         say = f"[red]{escape(job.folder.name)}[/red]: {escape(error)}\n  see {escape(str(job.folder / 'log.txt'))}"
@@ -110,6 +114,18 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
         say = f"runs:    {folder}\nsummary: {path}\nfigure:  python -m analysis.tradeoff {folder}"
         console.print(escape(say), highlight=False, soft_wrap=True)
     return len(unfinished)
+
+
+def kept(metrics: Mapping[str, Any], target: Mapping[str, Any] | None) -> float:
+    """The share of the target's probability that is left outside the forget set; NaN where it was not measured."""
+    known = [m for m in OUTSIDE if metrics.get(m) is not None and (target or {}).get(m)]
+    return sum(min(1.0, metrics[m] / target[m]) for m in known) / len(known) if known else math.nan
+
+
+def collapsed(manifest: Mapping[str, Any], left: float, trained: bool) -> bool:
+    """Whether a run has collapsed at an α at which so much is ``left``; ``trained``: at which it was trained."""
+    said = manifest.get("collapsed") if manifest.get("kept") != "best" else None
+    return left < KEPT or bool(trained and said and (math.isnan(left) or not said.startswith(BY_KEPT)))
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
@@ -126,10 +142,15 @@ def _references(jobs: Sequence[Job], varying: Sequence[str]) -> Iterator[tuple[s
         references = _evaluation(job.folder)["references"]
         if references:
             found.setdefault(references["target"]["settings"]["references"], (job, references))
+    gaps = any("forget/leak_gap" in entry for job in jobs for entry in _evaluation(job.folder)["alphas"].values())
     of_world = [k for k in varying if k.startswith(("pair", "data")) and not k.startswith(OF_LEARNER)]
     for job, references in found.values():
         bench = [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in zip(of_world, _settings(job, of_world), strict=True)]
         for name, metrics in references.items():
+            own = {"kept": kept(metrics, references["target"])} | (
+                {"forget/leak_gap": 0.0} if name == "retrained" else {}
+            )
+            metrics = metrics | {key: value for key, value in own.items() if key == "kept" or gaps}
             yield f"{name} ({', '.join(bench)})" if bench and len(found) > 1 else name, metrics
 
 
@@ -165,9 +186,11 @@ def summarise(study: Path, checked: Mapping[Path, dict[str, Any]] | None = None)
             "trainable": manifest.get("trainable", 0), "trainable_share": manifest.get("trainable_share", 0.0),
             "seconds": round(runlog.own_seconds(manifest), 2),
         }  # fmt: skip
-        for alpha, metrics in _evaluation(folder)["alphas"].items() or [(None, {})]:
+        found = _evaluation(folder)
+        for alpha, metrics in found["alphas"].items() or [(None, {})]:
             numbers = {k: v for k, v in metrics.items() if not isinstance(v, dict)}
-            rows.append(fixed | {"eval_alpha": alpha} | numbers)
+            left = kept(metrics, found["references"].get("target"))
+            rows.append(fixed | {"eval_alpha": alpha} | numbers | ({} if math.isnan(left) else {"kept": left}))
 
     def write(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as stream:

@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from unlearn.config.pair import SourceConfig, TargetConfig
 from unlearn.config.schema import ConfigError
@@ -26,6 +26,7 @@ QUANTISATION = {
     "none": {}, "8bit": {"load_in_8bit": True},
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
 }  # fmt: skip
+LARGE = 1e4  # logits that no cap lets pass
 CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]  # config and tokenizer
 
@@ -53,20 +54,9 @@ def locate(key: str, source: SourceConfig, weights: bool = True) -> Path:
     return folder
 
 
-def config(folder: Path) -> PretrainedConfig:
-    """The config of a model's folder; refused where only code that it brings could read it."""
-    try:
-        return AutoConfig.from_pretrained(folder, **llama.NO_CODE)
-    except ValueError as error:
-        raise ConfigError(
-            f"{folder}: this model needs code of its own to be run ({str(error).strip().splitlines()[0]}), and such "
-            "code is never run here; take a model whose architecture transformers has"
-        ) from None
-
-
 def has_encoder(folder: Path) -> bool:
     """Whether the model is an encoder–decoder."""
-    return bool(config(folder).is_encoder_decoder)
+    return bool(llama.config(folder).is_encoder_decoder)
 
 
 def tokenizer(key: str, source: SourceConfig) -> PreTrainedTokenizerBase:
@@ -86,7 +76,7 @@ def check(key: str, source: SourceConfig, shared: PreTrainedTokenizerBase, max_l
     Returns the rows of its output head, by its config.
     """
     folder = locate(f"{key}.source", source, weights=False)
-    about = config(folder).get_text_config()
+    about = llama.config(folder).get_text_config()
     takes = getattr(about, "max_position_embeddings", None)
     if takes is not None and max_length > takes:
         raise ConfigError(
@@ -131,9 +121,9 @@ def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module
     if cfg.quantisation == "none" and place != "auto":
         return llama.load(folder, place, dtype)
     how = QUANTISATION[cfg.quantisation]
-    model = llama.class_of(folder).from_pretrained(
+    model = llama.exact(
         folder, dtype=dtype, device_map=place if place == "auto" else {"": place},
-        quantization_config=BitsAndBytesConfig(**how) if how else None, **llama.SAFE,
+        quantization_config=BitsAndBytesConfig(**how) if how else None,
     )  # fmt: skip
     if any(p.device.type == "meta" for p in model.parameters()):
         raise ConfigError(
@@ -144,7 +134,7 @@ def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module
 
 def precision(folder: Path, cfg: TargetConfig) -> torch.dtype:
     """``dtype: auto`` is what the model's config says it was saved in."""
-    saved = config(folder).dtype if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
+    saved = llama.config(folder).dtype if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
     return saved or torch.float32
 
 
@@ -158,34 +148,48 @@ def fingerprint(folder: Path, memo: Path, width: int, held: TargetConfig | None)
 @torch.no_grad()
 def check_head(model: nn.Module, name: str) -> nn.Module:
     """The model, unless its logits are something else than its output head on its last hidden states (scaled, capped
-    …): members' rows are computed so; or one of its weights is NaN or infinite."""
-    ids = torch.arange(1, 5, device=next(model.parameters()).device)[None]
-    if llama.has_encoder(model):
-        logits = model(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
-        read = seq2seq.read(model, ids, torch.ones_like(ids), ids)
-    else:
-        logits = model(input_ids=ids, use_cache=False).logits
-        read = model.base_model(input_ids=ids, use_cache=False)
-    own = model.get_output_embeddings()(read.last_hidden_state)
-    gap = (logits.float() - own.float().to(logits.device)).abs().max().item()
-    if gap > 0.01 * logits.abs().max().item():
-        raise ConfigError(
-            f"{name}: {type(model).__name__} does more to its logits than its output head does (they differ by up to "
-            f"{gap:.3g}); such models cannot be members of a pair here"
-        )
+    …): members' rows are computed so; or one of its weights is NaN or infinite.
+
+    What its class does with logits is told from large ones, which the head is made to say: small ones may pass a cap.
+    """
+    ids, taken = torch.arange(1, 5, device=next(model.parameters()).device)[None], []
+
+    def say(_: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        taken.extend((given[0], torch.linspace(-LARGE, LARGE, logits.numel()).view(logits.shape).to(logits)))
+        return taken[1]
+
+    hook = model.get_output_embeddings().register_forward_hook(say)
+    try:
+        if llama.has_encoder(model):
+            logits = model(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
+            read = seq2seq.read(model, ids, torch.ones_like(ids), ids)
+        else:
+            logits = model(input_ids=ids, use_cache=False).logits
+            read = model.base_model(input_ids=ids, use_cache=False)
+    finally:
+        hook.remove()
     _check_finite(name, model.named_parameters())
+    states, said = taken
+    states, gap = states.float(), (logits.float() - said.float().to(logits.device)).abs().max().item()
+    if gap > 0 or (states - read.last_hidden_state.to(states)).abs().max() > 0.01 * states.abs().max():
+        raise ConfigError(
+            f"{name}: {type(model).__name__} does more to its logits than its output head does (up to {gap:.3g} of "
+            f"{LARGE:g}); such models cannot be members of a pair here"
+        )
     return model
 
 
 def check_files(key: str, folder: Path, memo: Path) -> None:
-    """Refuse weight files that are not whole or hold NaN, told without building the model; ``key`` is the setting that
-    names the folder. ``ConfigError`` names file and tensor.
+    """Refuse weight files that are not whole, hold NaN or are not those of the model, told without building it; ``key``
+    is the setting that names the folder. ``ConfigError`` names file and tensor.
 
     A file that was found whole is noted in ``memo``, as hashes are, and not read again while it does not change.
     """
     for path in weight_files(folder):
         if path.suffix == ".safetensors":
             noted(memo, path, partial(_check_file, f"{key}={str(folder)!r}"), "finite ")
+    if getattr(llama.config(folder), "quantization_config", None) is None:
+        llama.exact(folder, device_map={"": "meta"})
 
 
 def _check_file(given: str, path: Path) -> str:

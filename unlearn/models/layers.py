@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unlearn.config.pair import ADAPTER_FILE, LayersConfig
-from unlearn.models.tuning import LAYER, added, second_view, write
+from unlearn.models.tuning import LAYER, LayerError, added, put, second_view, write
 from unlearn.store.files import read_json
 
 KIND = "UNLEARNING_LAYERS"  # peft_type
@@ -32,10 +32,6 @@ DOWN, UP = "unlearning_down", "unlearning_up"
 SHARE = 0.005  # of the model's parameters: the paper's share (≈ 0.5 %), where no bottleneck is given
 SUPPORTED = "Llama, Qwen2 and others of their form (mlp.down_proj), GPT-2 (mlp.c_proj), T5 (DenseReluDense.wo)"
 ACTIVATION = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
-
-
-class LayerError(ValueError):
-    """A model that has no place for unlearning layers, or files that are not those of its layers."""
 
 
 @dataclass
@@ -148,20 +144,8 @@ def save(model: nn.Module, folder: Path) -> None:
 def load(model: nn.Module, folder: Path) -> nn.Module:
     """A view of the model with the layers that ``save`` wrote. ``LayerError`` where they are not this model's."""
     view = _view(model, read_config(folder), seed=0)
-    put(view, load_file(folder / ADAPTER_FILE), str(folder / ADAPTER_FILE))
+    put(view, LAYER, load_file(folder / ADAPTER_FILE), str(folder / ADAPTER_FILE))
     return view
-
-
-@torch.no_grad()
-def put(view: nn.Module, found: Mapping[str, Tensor], said: str) -> None:
-    """Weights, by their name in the file, into a model with layers. ``LayerError`` where they are not this model's."""
-    own = weights(view)
-    wrong = sorted(set(found) ^ set(own)) or [n for n, t in own.items() if t.shape != found[n].shape]
-    if wrong:
-        sizes = " beside ".join(str(list(w[wrong[0]].shape)) if wrong[0] in w else "none" for w in (found, own))
-        raise LayerError(f"{said}: its layers are not those of this {type(view).__name__}: {wrong[0]} {sizes}")
-    for name, tensor in own.items():
-        tensor.copy_(found[name])
 
 
 def read_config(folder: Path) -> UnlearningLayersConfig:

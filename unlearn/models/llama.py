@@ -5,12 +5,21 @@ from __future__ import annotations
 import hashlib
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+)
 
 from unlearn.config.pair import ModelConfig
+from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Batch
 from unlearn.models import seq2seq
 
@@ -36,13 +45,39 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
 
     Only what never learns may be given another ``dtype``.
     """
-    return class_of(folder).from_pretrained(str(folder), dtype=dtype, **SAFE).to(device).eval()
+    return exact(folder, dtype=dtype).to(device).eval()
+
+
+def exact(folder: str | Path, **how: Any) -> nn.Module:
+    """A model of the tensors in a folder's files; ``ConfigError`` where these are not all of its own, and no more.
+
+    The loader only warns of that, and gives random weights for what is missing.
+    """
+    model, told = class_of(folder).from_pretrained(
+        str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **how, **SAFE
+    )
+    names = {"are missing": told["missing_keys"], "are none of its own": told["unexpected_keys"],
+             "have another shape": [name for name, *_ in told["mismatched_keys"]]}  # fmt: skip
+    wrong = [f"{len(n)} {what}, e.g. {min(n)}" for what, n in names.items() if n]
+    if wrong:
+        raise ConfigError(f"{folder}: its weights are not those of a {type(model).__name__}: {'; '.join(wrong)}")
+    return model
+
+
+def config(folder: str | Path) -> PretrainedConfig:
+    """The config of a model's folder; refused where only code that it brings could read it."""
+    try:
+        return AutoConfig.from_pretrained(str(folder), **NO_CODE)
+    except ValueError as error:
+        raise ConfigError(
+            f"{folder}: this model needs code of its own to be run ({str(error).strip().splitlines()[0]}), and such "
+            "code is never run here; take a model whose architecture transformers has"
+        ) from None
 
 
 def class_of(folder: str | Path) -> type[AutoModelForCausalLM] | type[AutoModelForSeq2SeqLM]:
     """What loads the model of a folder."""
-    encodes = AutoConfig.from_pretrained(str(folder), **NO_CODE).is_encoder_decoder
-    return AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
+    return AutoModelForSeq2SeqLM if config(folder).is_encoder_decoder else AutoModelForCausalLM
 
 
 def has_encoder(model: nn.Module) -> bool:

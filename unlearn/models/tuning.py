@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 UPDATES, LAYER = "lora_", ".unlearning_"  # what the names of added parameters contain
 
 
+class LayerError(ValueError):
+    """A model that has no place for what would be added to it, or files that are not those of its layers."""
+
+
 def learner(model: nn.Module, how: str, pair: PairConfig, seed: int) -> nn.Module:
     """What learns: a copy of the frozen model, or a view of it with what learns beside its weights."""
     if how == "lora":
@@ -42,9 +46,8 @@ def learnt(model: nn.Module, how: str, pair: PairConfig, folder: Path) -> nn.Mod
         from unlearn.models import layers
 
         return layers.load(model, folder)
-    view, found = lora(model, pair.lora, 0), load_file(folder / ADAPTER_FILE)
-    for name, tensor in added(view, UPDATES).items():
-        tensor.copy_(found[name])
+    view = lora(model, pair.lora, 0)
+    put(view, UPDATES, load_file(folder / ADAPTER_FILE), str(folder / ADAPTER_FILE))
     return view
 
 
@@ -101,6 +104,18 @@ def added(model: nn.Module, mark: str) -> dict[str, Tensor]:
     """What peft added to the model, by its name in an adapter's file: the model's own tensors, not copies."""
     named = ((name, p.detach()) for name, p in model.named_parameters() if mark in name)
     return {ADAPTER_PREFIX + name.replace(".default.", "."): tensor for name, tensor in named}
+
+
+@torch.no_grad()
+def put(view: nn.Module, mark: str, found: Mapping[str, Tensor], said: str) -> None:
+    """Weights, by their name in the file, into what was ``added``. ``LayerError`` where they are not this model's."""
+    own = added(view, mark)
+    wrong = sorted(set(found) ^ set(own)) or [n for n, t in own.items() if t.shape != found[n].shape]
+    if wrong:
+        sizes = " beside ".join(str(list(w[wrong[0]].shape)) if wrong[0] in w else "none" for w in (found, own))
+        raise LayerError(f"{said}: its layers are not those of this {type(view).__name__}: {wrong[0]} {sizes}")
+    for name, tensor in own.items():
+        tensor.copy_(found[name])
 
 
 def write(weights: Mapping[str, Tensor], settings: peft.PeftConfig, folder: Path) -> None:

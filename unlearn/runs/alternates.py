@@ -67,6 +67,7 @@ def _ask(cfg: AlternatesConfig, bench: Workbench, prompts: Ids, right: Ids, batc
     higher temperature."""
     target, texts = bench.alone("target"), [bench.encoder.decode(answer) for answer in right]
     how = Decoding.by(bench.encoder.tokenizer, max(map(len, right)), batch_size)
+    target.members[0].kind.announce((), (), list(prompts) * cfg.count * ROUNDS, how.max_new_tokens)
     found: list[list[str]] = [[] for _ in prompts]
     for attempt in range(ROUNDS):
         lacking = [i for i, answers in enumerate(found) if len(answers) < cfg.count]

@@ -13,7 +13,6 @@ import pandas as pd
 from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import evaluation
-from unlearn.evaluation.collapse import kept
 from unlearn.evaluation.retrained import Measured, from_file
 from unlearn.evaluation.suite import Suite, suite
 from unlearn.runs.workbench import Workbench
@@ -30,11 +29,7 @@ def evaluate(
     """Metrics and examples of an ensemble, and the baselines; ``show`` names the progress bar."""
     beside = baselines(cfg, bench, suite)
     show = show if cfg.trainer.progress else None
-    entries, examples = evaluation.evaluate(ensemble, suite, alphas, bench.store, beside.get("retrained"), show)
-    for metrics in (*entries.values(), *(measured.metrics for measured in beside.values())):
-        if "retain/prob" in metrics:  # another project's file may have none
-            metrics["kept"] = kept(metrics, beside["target"].metrics)
-    return entries, examples, beside
+    return *evaluation.evaluate(ensemble, suite, alphas, bench.store, beside.get("retrained"), show), beside
 
 
 def suite_of(cfg: Config, bench: Workbench) -> Suite:

@@ -29,7 +29,7 @@ from unlearn.ensemble.combination import bind_rule
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.learning.loop import limit_threads
 from unlearn.models import llama
-from unlearn.models.tuning import has_layers, has_updates, learner, learnt, merged, save_updates
+from unlearn.models.tuning import LAYER, has_layers, has_updates, learner, learnt, merged, put, save_updates
 from unlearn.runs.workbench import Workbench, frozen_ensemble
 from unlearn.store import runlog, seal
 from unlearn.store.files import write_whole
@@ -188,7 +188,7 @@ def _put_layers(model: nn.Module, cfg: BeginConfig, how: str) -> dict[str, Any]:
             width = next(len(w) for name, w in fused.weights.items() if layers.DOWN in name)
             for place in places:
                 place.widen(width)
-        layers.put(model, fused.weights, ", ".join(cfg.runs))
+        put(model, LAYER, fused.weights, ", ".join(cfg.runs))
     except layers.LayerError as error:
         raise ConfigError(f"begin.runs: {error}") from None
     return {name: asdict(residual) for name, residual in fused.residuals.items()}

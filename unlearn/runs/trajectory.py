@@ -23,7 +23,6 @@ from unlearn.data.sampling import held_out
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import rows_of
 from unlearn.evaluation import scoring
-from unlearn.evaluation.collapse import KEPT, kept, share
 from unlearn.evaluation.suite import EVALUATED, spaced
 from unlearn.learning.objective import Rows
 from unlearn.runs.workbench import Workbench
@@ -32,6 +31,7 @@ from unlearn.store.runlog import RunLog
 
 RULE = "harmonic mean of the share of forget probability that is lost and the share of other probability that is kept"
 NUMBERS = ("step", "score", "kept", "last_score", "first_loss", "last_loss")  # of a Watch
+KEPT = 0.5  # a model that keeps less than this of the target's probability has collapsed
 LOSS = 100.0  # |loss| at the last step over max(1, |loss| at the first): more is a diverging loss
 
 
@@ -143,8 +143,26 @@ class Watch:
             self.weights = load_file(folder / f"best-{self.step}.safetensors")
 
 
+def kept(probs: Mapping[str, float], start: Mapping[str, float]) -> float:
+    """Mean share of the target's probability that is left outside the forget set, each split counting at most 1.
+
+    Of the retain data only the part that no step sees counts, where some is held out.
+    """
+    names = [n for n in start if n.endswith("/prob") and not n.startswith("forget/")]
+    if "held_out/prob" in names:
+        names.remove("retain/prob")
+    return sum(_share(probs[n], start[n]) for n in names) / len(names)
+
+
+def _share(value: float, start: float) -> float:
+    """Share of the target's probability that is left, at most 1; of a value that is no number, nothing is."""
+    if not math.isfinite(value):
+        return 0.0
+    return min(1.0, value / start) if start > 0 else 1.0
+
+
 def score(probs: Mapping[str, float], start: Mapping[str, float]) -> float:
     """The declared rule, between 0 (the target, or a ruin) and 1."""
-    lost = 1 - share(probs["forget/prob"], start["forget/prob"])
+    lost = 1 - _share(probs["forget/prob"], start["forget/prob"])
     rest = kept(probs, start)
     return 2 * lost * rest / (lost + rest) if lost + rest > 0 else 0.0

@@ -109,8 +109,9 @@ def fault(folder: Path) -> str | None:
 
 def locked(lock: FileLock, what: str) -> AcquireReturnProxy:
     """Take a lock; log that another job holds it for long, since waiting in silence looks like hanging."""
-    try:
-        return lock.acquire(timeout=PATIENCE)
-    except Timeout:
-        log.info("waiting for another job that works on %s", what)
-        return lock.acquire()
+    with saving(Path(lock.lock_file)):
+        try:
+            return lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            log.info("waiting for another job that works on %s", what)
+            return lock.acquire()

@@ -46,7 +46,9 @@ def saving(path: Path) -> Iterator[None]:
         if number in FULL or (number is None and NO_ROOM.search(str(error))):
             room = "room unknown"
             with suppress(OSError):
-                room = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
+                there = next(folder for folder in path.parents if folder.exists())
+                room = f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free"
+            room = ", ".join([*getattr(error, "__notes__", ()), room])
             do = f"{room}; make room there, or give another disk by paths.runs= or paths.store="
             raise DiskError(
                 f"{path} could not be written, its disk is full ({do}); then rerun the same command to resume"
@@ -77,6 +79,18 @@ def write_whole(path: Path, write: Callable[[Path], None], work: Path | None = N
     finally:
         with suppress(OSError):
             _remove(temporary)
+
+
+def take_room(path: Path) -> None:
+    """Have the disk hold every byte of a file that is written through a memory map: where it fills up in between, the
+    system ends the process (SIGBUS). ``OSError`` where there is no room."""
+    size = path.stat().st_size
+    with path.open("r+b") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except OSError as error:
+            error.add_note(f"{size / 1e6:.1f} MB are needed")
+            raise
 
 
 def _remove(path: Path) -> None:

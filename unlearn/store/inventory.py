@@ -34,7 +34,8 @@ class Entry:
         """What it was made from, in a line."""
         if self.foreign:
             return "not made by the store"
-        texts = {k: v if isinstance(v, str) else repr(v) for k, v in self.card.get("recipe", {}).items()}
+        recipe = self.card.get("recipe", {})
+        texts = {k: v if isinstance(v, str) and v.isprintable() else repr(v) for k, v in recipe.items()}
         short = [f"{k} {v if len(v) <= 24 else v[:21] + '…'}" for k, v in texts.items()]
         return ", ".join(short) or "its entry.json is unreadable"
 
@@ -94,18 +95,16 @@ def to_prune(root: Path, unused: float | None, kinds: Sequence[str]) -> dict[Pat
 
 
 def show(root: Path) -> None:
-    """Print every entry, and what kinds and all need."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("kind", "entry", "size", "last use", box=box.SIMPLE)
-    table.add_column("made from", no_wrap=True, overflow="ellipsis")
-    found, totals = entries(root), {}
+    """Print every entry on a line of its own, as wide as the terminal, and what kinds and all need."""
+    found, totals, room = entries(root), {}, shutil.get_terminal_size((10_000, 0)).columns
+    kind, name = (max([*map(len, texts), 5]) for texts in ([e.kind for e in found], [e.folder.name for e in found]))
+    if found:
+        print(f"{'kind':{kind}}  {'entry':{name}}       size  last use    made from")
     for e in found:
         totals[e.kind] = totals.get(e.kind, 0) + e.bytes
-        table.add_row(e.kind, e.folder.name, _bytes(e.bytes), time.strftime("%Y-%m-%d", time.localtime(e.used)), e.what)
-    Console().print(table)
+        used = time.strftime("%Y-%m-%d", time.localtime(e.used))
+        line = f"{e.kind:{kind}}  {e.folder.name:{name}}  {_bytes(e.bytes):>9}  {used}  {e.what}"
+        print(line if len(line) <= room else f"{line[: room - 1]}…")
     parts = ", ".join(f"{kind} {_bytes(total)}" for kind, total in totals.items())
     print(f"{root}: {len(found)} entries, {_bytes(sum(totals.values()))}{f' ({parts})' if parts else ''}")
     if (root / ANSWERS).is_dir():

@@ -1,7 +1,7 @@
 """A user's own data set: files of questions and answers, or of texts that are to be continued.
 
-``.jsonl`` and ``.json`` files hold objects, one per line or in one array; a ``.txt`` file is one text. Metrics that
-need what a data set does not have (wrong answers, real authors, a holdout …) are absent.
+``.jsonl`` and ``.json`` files hold objects, one per line or in one array, ``.csv`` and ``.parquet`` files rows; a
+``.txt`` file is one text. Metrics that need what a data set does not have (wrong answers, a holdout …) are absent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from unlearn.config.data import DataConfig
 from unlearn.config.setting import Bound, setting
 from unlearn.data import texts
-from unlearn.data.records import OPTIONAL, ColumnsConfig, Record, has, lines, listing, records, row, text
+from unlearn.data.records import KINDS, OPTIONAL, ColumnsConfig, Record, has, lines, listing, records, row, text
 from unlearn.data.requested import divide
 from unlearn.data.rows import DataError, DataSet, Requested, Row, pair
 
@@ -111,10 +111,9 @@ def _files(named: Any, key: str) -> list[Path]:
 
 def _records(file: Path, columns: ColumnsConfig) -> list[Record]:
     """The records of one file, all with the same of the optional columns."""
-    if file.suffix not in (".json", ".jsonl", ".txt"):
-        raise DataError(
-            f"{file}: {file.suffix or 'no ending'}: must be one of .jsonl, .json (objects) or .txt (a text)"
-        )
+    if file.suffix not in KINDS:
+        rule = "must be one of .jsonl, .json, .csv, .parquet (rows) or .txt (a text)"
+        raise DataError(f"{file}: {file.suffix or 'no ending'}: {rule}")
     found = records(file, bare=columns.text)
     if file.suffix == ".txt":
         return found if columns.id is None else [(str(file), {columns.id: file.name} | found[0][1])]

@@ -23,6 +23,7 @@ HUBS = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
 COLUMNS = ColumnsConfig()
 FORGET = {"books": ("raw/forget", "knowmem/forget_qa")}
 FORGET["news"] = (*FORGET["books"], *(f"{kind}/forget_{n}" for kind in ("scal", "sust") for n in range(1, 5)))
+PARQUET = (".parquet", "-00000-of-00001.parquet")  # the latter as the hub has them
 VERBATIM = ColumnsConfig(question="prompt", answer="gt")
 
 
@@ -80,10 +81,10 @@ def _asks(table: str) -> bool:
 
 
 def _table(tables: Tables, name: str, cfg: Settings, optional: bool = False) -> list[Record]:
-    """A table of MUSE's own layout: SUBSET/SPLIT.json (or .jsonl, .txt); of knowmem also CORPUS_SPLIT.json."""
+    """A table of MUSE's own layout: SUBSET/SPLIT.json (or another kind); of knowmem also CORPUS_SPLIT.json."""
     subset, split = name.split("/")
     stems = [name, f"{cfg.corpus}_{split}"] if _asks(name) else [name]
-    files = [f"{stem}{ending}" for stem in stems for ending in (".json", ".jsonl", ".txt")]
+    files = [f"{stem}{ending}" for stem in stems for ending in (".json", ".jsonl", ".txt", *PARQUET)]
     return tables.table(files, (subset, split), optional, bare=COLUMNS.text)
 
 

@@ -74,7 +74,7 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
     tables = Tables(cfg.path, cfg.hub, f"the one with {cfg.train}.jsonl")
 
     def rows(part: str) -> list[Row]:
-        table = tables.table((f"{part}.jsonl", f"{part}.json"), (None, part))
+        table = tables.table((f"{part}.jsonl", f"{part}.json", f"{part}.csv", f"{part}.parquet"), (None, part))
         return texts.distinct(_row(r, i, part, cfg, finder) for i, r in enumerate(table[: cfg.rows]))
 
     train, test = rows(cfg.train), rows(cfg.test)

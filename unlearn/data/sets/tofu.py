@@ -112,7 +112,7 @@ def _requested(
 
 def _rows(tables: Tables, name: str, split: str, perturbed: bool = False, optional: bool = False) -> list[Row]:
     """The rows of a table; on the hub each is a configuration with one split."""
-    files = f"{name}.json", f"{name}.jsonl", f"holdout/{name}.array.json"
+    files = f"{name}.json", f"{name}.jsonl", f"holdout/{name}.array.json", f"{name}.parquet"
     found = _numbered(tables.table(files, (name, "train"), optional), split)
     without = [r for r in found if perturbed and not r.perturbed_answers]
     if without:

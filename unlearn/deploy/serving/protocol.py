@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
-from unlearn.data.encoding import NO_CLOCK, Encoder
+from unlearn.data.encoding import Encoder
 from unlearn.decoding.choosing import Draw, key
 from unlearn.deploy.serving.answers import Ask
 from unlearn.deploy.serving.bodies import BadRequest, Completion, Dialogue, Switch, Turn, read
@@ -143,8 +141,9 @@ class Protocol:
 
 
 def text_ids(tokenizer, text: str, special: bool = True) -> list[int]:
-    """Of a text that is continued, with the BOS of those tokenizers that write one."""
-    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+    """Of a text that is continued, with the BOS of those tokenizers that write one. Text is text: special tokens in it
+    are split; who wants them asks with token ids."""
+    ids = tokenizer(text, add_special_tokens=special, split_special_tokens=True)["input_ids"]
     return ids[:-1] if special and ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
@@ -155,20 +154,11 @@ def chat_ids(encoder: Encoder, turns: Sequence[Turn]) -> tuple[int, ...]:
     """
     if turns[-1].role != "user":
         raise ValueError(f"the last one is the {turns[-1].role}'s: must be the user's")
-    tokenizer, template = encoder.tokenizer, encoder.template
-    if not tokenizer.chat_template:
-        if len(turns) == 1:
-            return tuple(text_ids(tokenizer, template.prompt.format(question=turns[0].text)))
-        raise ValueError(
-            f"are {len(turns)}: the model has no chat template and answers single questions, so there must be one "
-            "message, the user's"
-        )
-    given = [{"role": turn.role, "content": turn.text} for turn in turns]
-    if template.kind == "chat" and template.system is not None and turns[0].role not in ("system", "developer"):
-        given = [{"role": "system", "content": template.system}, *given]
-    how = {"chat_template": NO_CLOCK + tokenizer.get_chat_template(), "date_string": template.date}
-    how |= {"tokenize": True, "return_dict": False, "add_generation_prompt": True}
-    try:
-        return tuple(tokenizer.apply_chat_template(given, **how))
-    except TemplateError as error:
-        raise ValueError(f"the model's chat template refuses them: {error}") from None
+    if encoder.tokenizer.chat_template:
+        return encoder.dialogue([{"role": turn.role, "content": turn.text} for turn in turns])
+    if len(turns) == 1:
+        return encoder.prompt(turns[0].text)
+    raise ValueError(
+        f"are {len(turns)}: the model has no chat template and answers single questions, so there must be one "
+        "message, the user's"
+    )

@@ -39,4 +39,4 @@ def measure(ctx: Context) -> Found:
 
 def beginning(gold: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Gold text cut to its first 128 tokens: with special tokens, which count among them but are not in the text."""
-    return tokenizer.decode(tokenizer.encode(gold)[:GOLD_TOKENS], skip_special_tokens=True)
+    return tokenizer.decode(tokenizer.encode(gold, split_special_tokens=True)[:GOLD_TOKENS], skip_special_tokens=True)

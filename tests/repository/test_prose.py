@@ -1,0 +1,164 @@
+"""Numbers in the studies' prose are those of the csv beside it: who measures again changes both, or neither."""
+
+import re
+
+import pandas as pd
+import pytest
+from support.helpers import ROOT
+
+STUDIES, SPLITS = ROOT / "experiments", ("test", "retain", "forget")
+BENCHMARKS = sorted(path.stem for path in (STUDIES / "speed").glob("*.csv"))
+
+
+def csv(study: str, name: str = "results") -> pd.DataFrame:
+    return pd.read_csv(STUDIES / study / f"{name}.csv")
+
+
+def lacking(study: str, phrases: list[str]) -> list[str]:
+    """The phrases that the study's README does not have; spaces and line breaks count alike."""
+    text = re.sub(r"\s+", " ", (STUDIES / study / "README.md").read_text(encoding="utf-8"))
+    return [phrase for phrase in phrases if phrase not in text]
+
+
+def short(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".removeprefix("0")
+
+
+def crossing(curve: pd.DataFrame, level: float) -> pd.Series | None:
+    """A mean curve where it first comes to a forget probability, linear between neighbouring α."""
+    curve = curve.sort_values("along").select_dtypes("number")
+    away = curve["forget/prob"].to_numpy() - level
+    at = next(i for i in range(len(away) - 1) if away[i] * away[i + 1] <= 0)
+    return curve.iloc[at] + away[at] / (away[at] - away[at + 1]) * (curve.iloc[at + 1] - curve.iloc[at])
+
+
+def test_the_matched_table_of_the_papers_figures_is_that_of_its_mean_curves():
+    rows = csv("paper_figures").query("alpha == 1").groupby(["algo", "method"])
+    found = {key: crossing(curve, 0.20) for key, curve in rows}
+    kept = ("retain/prob", "real_authors/prob", "world_facts/prob")
+    cells = {key: " · ".join(short(point[m], 3) for m in kept) for key, point in found.items()}
+    algos = ("gd", "kl", "ga", "idk")
+    assert lacking("paper_figures", [f"| `{a}` | {cells[a, 'direct']} | {cells[a, 'offset']} |" for a in algos]) == []
+    assert lacking("paper_figures", [f"it needs α = {found['idk', 'offset']['along']:.1f} to forget as far"]) == []
+
+
+def test_euls_table_and_verdicts_are_those_of_its_results():
+    results = csv("eul")
+    ten = (results["section"] == "shares") & (results["forgotten"] == "10 %")
+    shares = results[ten].groupby("what").mean(numeric_only=True)
+    table = {}
+    for line in (STUDIES / "eul" / "README.md").read_text(encoding="utf-8").splitlines():
+        name, *cells = [re.sub(r" \(.*\)", "", cell.strip(" *")) for cell in line.strip("|").split("|")]
+        table.setdefault(name, cells)
+    for what in ("original", "re-train", "fine-tune", "SISA", "reverse gradient", "EUL", "bounded EUL"):
+        row = shares.loc[what]
+        accuracies = [f"{100 * row[f'{split}/accuracy']:.1f}".replace("100.0", "100") for split in SPLITS]
+        losses = f"{row['forget/mlm_loss']:.1f}, {row['retain/mlm_loss']:.1f}"
+        test, retained, forgotten, _, *rest = table[what]
+        assert [test, retained, forgotten, *rest] == [*accuracies, losses, f"{row['seconds']:.0f}"], what
+    left = 100 * results[results["section"] == "ablation"].groupby("what")["forget/accuracy"].mean()
+    assert left["eul − LM"] > left["eul"] and left["eul_bounded − LM"] > left["eul_bounded"]  # the same sign
+    said = f"has the same signs (without the LM term {left['eul_bounded − LM']:.1f}, with it {left['eul_bounded']:.1f})"
+    more = f"Without the KL nothing is forgotten ({left['eul − KL']:.1f};"
+    assert lacking("eul", [said, more, f"less is forgotten ({left['eul − LM']:.1f})"]) == []
+
+
+def ratios(name: str, holding: str) -> list[float]:
+    """The ratios of a benchmark's rows that fit a pattern."""
+    rows = csv("speed", name)
+    return rows.loc[rows["what"].str.contains(holding), "ratio"].tolist()
+
+
+def of(name: str, holding: str, digits: int = 1) -> str:
+    """The same in words, from … to …"""
+    found = ratios(name, holding)
+    low, high = (f"{end:.{digits}f}" for end in (min(found), max(found)))
+    return low if low == high else f"{low} to {high}"
+
+
+def speed() -> list[str]:
+    """What the verdict on speed says of the tables."""
+    rows, scores, drafts, pieces = "stored_rows", "scoring", "decoding", ratios("vocabulary", "time, pieces")
+    memory = ratios("vocabulary", "extra memory")
+    slower = [f"{x:.2f} ×" for x in sorted(pieces) if x > 1.005]
+    return [
+        f"Against recomputing: {of(rows, '18.5 M.*recomputed')} × at 39 : 1 (goal 8)",
+        f"At 3.4 : 1 it is {of(rows, '0.14 M, (?:gd|kl|npo).*recomputed')} × with a retain term",
+        f"with `ga` alone (20 examples a step) {of(rows, '0.14 M, ga: recomputed')} ×",
+        f"{of(scores, '^(?!.*chat).*ours, stored')} × as fast as whole texts at all positions with short prompts, "
+        f"{of(scores, 'chat.*ours, stored')} × with a chat template's (goal 2.5)",
+        f"adds {of(scores, 'TOFU, chat.*sharing')} × with long answers and "
+        f"{of(scores, 'short.*sharing')} × with short ones",
+        f"cost {of(scores, '3.2 M.*nine')} × one where the small model has 3.2 M parameters, "
+        f"{of(scores, 'embedded.*nine')} × in the embedded world (goal 1.5), and "
+        f"{of(scores, '^(?!.*(?:3.2 M|embedded)).*nine')} × with tiny models over longer vocabularies",
+        f"**Decoding** is {of(drafts, 'naive', 0)} × as fast as one by one without a cache (goal 8)",
+        f"the time is {of(drafts, '^retain.*time, plain ÷ stored')} × shorter",
+        f"Drafting by the offset saves passes but not positions: {of(drafts, 'full: time, plain ÷ offset')} × as fast "
+        f"where the pair knows the people, {of(drafts, 'general: time, plain ÷ offset')} × where it does not",
+        f"÷ {of('vocabulary', 'V 32,000.*memory', 0)} at V = 32,000 and "
+        f"÷ {of('vocabulary', 'V 128,256.*memory', 0)} at 128,256 (goal 7: held in {sum(x >= 7 for x in memory)} of "
+        f"{len(memory)})",
+        f"The same time or less in {len(pieces) - len(slower)} of {len(pieces)} cases"
+        + (f", else {', '.join(slower)}" if slower else ""),
+        f"with joblib {of('launchers', 'joblib', 2)} × in the table",
+        f"answers sixteen requests at once {of('serving', 'retain')} × as fast as one after another on retain prompts, "
+        f"greedy and drawn, and {of('serving', 'forget')} × on forget prompts (goal 4)",
+    ]
+
+
+def test_the_verdict_on_speed_is_that_of_its_tables():
+    assert lacking("speed", speed()) == []
+
+
+def test_a_ratio_lies_within_its_own_quartiles_and_is_what_its_goal_is_held_against():
+    for file in (STUDIES / "speed").glob("*.csv"):
+        table = pd.read_csv(file)
+        assert table[(table["ratio"] < table["low"]) | (table["ratio"] > table["high"])].empty, file.name
+        for row in table.dropna(subset=["goal"]).to_dict("records"):
+            sign, number = row["goal"].split()[:2]
+            holds = row["ratio"] <= float(number) if sign in "≤<" else row["ratio"] >= float(number)
+            assert row["holds"] == ("yes" if holds else "no"), row["what"]
+
+
+@pytest.mark.parametrize("study", ["methods/summary", "tofu_scratch/table", *(f"speed/{n}" for n in BENCHMARKS)])
+def test_a_table_that_a_readme_repeats_is_the_file_beside_it(study):
+    file = STUDIES / f"{study}.md"
+    rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    text = file.with_name("README.md").read_text(encoding="utf-8")
+    assert rows and [row for row in rows if row not in text] == []
+
+
+def matched(study: str, **chosen: str) -> pd.Series:
+    """Means over worlds, of the runs that reached the forget probability that was asked for."""
+    found = csv(study)
+    for column, value in chosen.items():
+        found = found[found[column] == value]
+    if "chosen_reached" in found:
+        found = found[(found["chosen_reached"] - found["chosen_asked"]).abs() <= 0.02]
+    return found.select_dtypes("number").mean()
+
+
+def test_the_verdicts_on_methods_and_on_low_rank_are_those_of_their_results():
+    def kept(method: str, algo: str, digits: int = 3) -> str:
+        return short(matched("methods", method=method, algo=algo)["matched/retain/prob"], digits)
+
+    uld = matched("methods", method="uld")
+    one, direct = csv("methods").query("algo == 'npo' and method == 'direct'").mean(numeric_only=True), "direct"
+    npo, simnpo = ([kept(m, algo) for m in ("offset, full", "offset, retain", direct)] for algo in ("npo", "simnpo"))
+    assert lacking("methods", [
+        f"retain {short(uld['matched/retain/prob'], 3)}, real authors {short(uld['matched/real_authors/prob'], 3)}, "
+        f"world facts {short(uld['matched/world_facts/prob'], 3)}, at α = {uld['matched_alpha']:.2f}",
+        f"`npo` {npo[0]} and {npo[1]} against {npo[2]}, `simnpo` {simnpo[0]} and {simnpo[1]} against {simnpo[2]}",
+        f"`npo` with `direct` forgets to {short(one['one/forget/prob'], 3)}, far past",
+        f"α = {short(one['matched_alpha'], 2)} and retain from {short(one['one/retain/prob'], 2)} to "
+        + kept(direct, "npo", 2),
+    ]) == []  # fmt: skip
+    low = {(a, t): short(matched("lora", algo=a, tuning=t)["matched/retain/prob"], 3)
+           for a in ("simnpo", "npo", "ga") for t in ("lora", "full")}  # fmt: skip
+    scores = csv("lora", "search").groupby("lr_factor")["score"].mean()
+    assert lacking("lora", [
+        f"updates what it keeps with all weights ({low['simnpo', 'lora']} and {low['simnpo', 'full']} of",
+        f"`npo` less ({low['npo', 'lora']}, {low['npo', 'full']};", f"({low['ga', 'lora']}, {low['ga', 'full']};",
+        f"(mean scores {', '.join(short(scores[f], 2) for f in (3.0, 1.0, 10.0))};",
+    ]) == []  # fmt: skip

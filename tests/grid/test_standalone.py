@@ -88,10 +88,14 @@ def test_a_log_without_drawn_answers_still_gives_forget_quality(made, tmp_path):
     assert "forget/leak_gap" not in metrics and {"forget/leak@2", "forget_quality"} <= set(metrics)
 
 
-def test_models_whose_logits_are_not_their_heads_are_refused(made, tmp_path, capsys):
-    """Gemma 2 caps its logits; reading the head on hidden states would give other numbers without a word."""
+def test_models_that_would_be_read_as_others_are_refused(made, tmp_path, capsys):
+    """Gemma 2 caps its logits; an adapter beside a model, and a config that names other weights, change it."""
     assert evaluate.main(of(made("gemma2"), tmp_path / "out.json", "eval.groups=[]")) == 2
     assert "does more to its logits than its output head does" in capsys.readouterr().err
+    shutil.copytree(made("llama"), tmp_path / "other")
+    (tmp_path / "other" / "adapter_config.json").write_text("{}")
+    assert evaluate.main(of(tmp_path / "other", tmp_path / "out.json", "eval.groups=[]")) == 2
+    assert "could not be loaded" in (said := capsys.readouterr().err) and "other holds an adapter" in said
 
 
 def test_a_model_with_fewer_tokens_than_the_tokenizer_is_refused(made, tmp_path, capsys):

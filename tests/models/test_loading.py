@@ -67,8 +67,8 @@ UNFIT = {
         lambda f: tensors(f, lambda t: t | {HEAD: t[HEAD][:-1]}),
         "1 have another shape, e.g. lm_head.weight",
     ),
-    "an adapter beside it": (adapter, "holds adapter_config.json: its adapter would change the model beside it"),
-    "other weights": (other_weights, "transformers_weights='other.safetensors': must not name other weights"),
+    "an adapter beside it": (adapter, "model holds an adapter, which would change the model beside it"),
+    "other weights": (other_weights, "transformers_weights='other.safetensors': must name no other weights"),
 }
 
 

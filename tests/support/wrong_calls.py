@@ -98,7 +98,7 @@ MODELS = [
     (pretrained("good_model", "other_ids"), "all models of a pair must share one vocabulary, index for index"),
     (pretrained("good_model", "narrow"), "the widths of the heads are"), (pretrained("short"), "takes at most 8 tok"),
     (pretrained("compiled"), "compiled: its weights are not those of a LlamaForCausalLM: 21 are missing, e.g. lm_head"),
-    (pretrained("adapted"), "adapted holds adapter_config.json: its adapter would change the model beside it"),
+    (pretrained("adapted"), "adapted holds an adapter, which would change the model beside it: merge it"),
     (pretrained("nowhere/at/all"), "pair.target.source='nowhere/at/all': no such folder"),
     (pretrained("nobody/nothing"), "pair.target.source='nobody/nothing': no folder in"),
     (pretrained("void"), "is missing in void"), (pretrained("file"), "pair.target.source='file'"),

@@ -17,6 +17,7 @@ from transformers import (
     LlamaForCausalLM,
     PretrainedConfig,
 )
+from transformers.utils import find_adapter_config_file
 
 from unlearn.config.pair import ModelConfig
 from unlearn.config.schema import ConfigError
@@ -51,8 +52,12 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
 def exact(folder: str | Path, **how: Any) -> nn.Module:
     """A model of the tensors in a folder's files; ``ConfigError`` where these are not all of its own, and no more.
 
-    The loader only warns of that, and gives random weights for what is missing.
+    The loader only warns of that, gives random weights for what is missing, and applies an adapter that lies there.
     """
+    if find_adapter_config_file(str(folder)) is not None:
+        raise ConfigError(
+            f"{folder} holds an adapter, which would change the model beside it: merge it, or move it out"
+        )
     model, told = class_of(folder).from_pretrained(
         str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **how, **SAFE
     )
@@ -65,14 +70,18 @@ def exact(folder: str | Path, **how: Any) -> nn.Module:
 
 
 def config(folder: str | Path) -> PretrainedConfig:
-    """The config of a model's folder; refused where only code that it brings could read it."""
+    """The config of a model's folder; refused where only code that it brings could read it, or where it would have
+    other weights loaded than those that identify the model."""
     try:
-        return AutoConfig.from_pretrained(str(folder), **NO_CODE)
+        found = AutoConfig.from_pretrained(str(folder), **NO_CODE)
     except ValueError as error:
         raise ConfigError(
             f"{folder}: this model needs code of its own to be run ({str(error).strip().splitlines()[0]}), and such "
             "code is never run here; take a model whose architecture transformers has"
         ) from None
+    if getattr(found, "transformers_weights", None) is not None:
+        raise ConfigError(f"{folder}: transformers_weights={found.transformers_weights!r}: must name no other weights")
+    return found
 
 
 def class_of(folder: str | Path) -> type[AutoModelForCausalLM] | type[AutoModelForSeq2SeqLM]:

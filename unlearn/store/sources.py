@@ -20,7 +20,6 @@ TOKENIZER_FILES = (
     "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "spiece.model", "sentencepiece.bpe.model",
     "sentencepiece.model", "spm.model", "bpe.codes", "normalizer.json",
 )  # fmt: skip
-ADAPTER_CONFIG = "adapter_config.json"  # peft's; transformers' loader puts on a model what lies beside it
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # files that may run code when they are loaded
 ROLES = ("target", "retrained", "small_general", "small_full", "small_retain")
 
@@ -129,12 +128,7 @@ def content(folder: Path, memo: Path | None) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that ``from_pretrained`` loads; ``ConfigError`` where there are none, or not all, or others
-    would be loaded, too."""
-    if (folder / ADAPTER_CONFIG).is_file() and (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{folder} holds {ADAPTER_CONFIG}: its adapter would change the model beside it. Merge it, or move it out"
-        )
+    """The safetensors files that ``from_pretrained`` loads; ``ConfigError`` where there are none, or not all."""
     files, index = [folder / "model.safetensors"], folder / "model.safetensors.index.json"
     if not files[0].is_file() and index.is_file():
         try:
@@ -155,10 +149,6 @@ def weight_files(folder: Path) -> list[Path]:
                 "weights (an adapter must be merged into its model first)"
                 + (f"; {', '.join(pickled)} may run code when loaded and is never read" if pickled else "")
             )
-    about = read_json(folder / "config.json")
-    if isinstance(about, dict) and about.get("transformers_weights") is not None:
-        other = about["transformers_weights"]
-        raise ConfigError(f"{folder / 'config.json'}: transformers_weights={other!r}: must not name other weights")
     return files
 
 

@@ -12,6 +12,7 @@ from support.helpers import ROOT
 from unlearn.store import __main__ as command
 from unlearn.store import inventory
 from unlearn.store.entries import Store
+from unlearn.store.files import noted
 
 
 @pytest.fixture()
@@ -115,7 +116,9 @@ def test_entries_of_another_format_and_left_over_builds_may_go(root, monkeypatch
 def test_what_the_store_did_not_make_is_named_and_never_removed(root, capsys):
     (root / "notes.txt").write_text("mine")
     (root / "rows" / "mine").mkdir()
-    assert call(root, "verify") == 0 and "not made by the store" in capsys.readouterr().out
+    noted(root / "hashes", root / "notes.txt", lambda path: "finite")
+    assert call(root, "verify") == 0 and capsys.readouterr().out.count("not made by the store") == 2
+    assert call(root, "list") == 0 and "hashes: 6 B of notes on model files" in capsys.readouterr().out
     assert inventory.to_prune(root, 0.0, []).keys() == {e.folder for e in inventory.entries(root) if not e.foreign}
 
 

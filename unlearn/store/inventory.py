@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from unlearn.store.entries import ANSWERS, BUILDING, ENTRY, KEY, LOCKS, STORE_FORMAT, card_of, fault
 
+KEPT = {ANSWERS: "answers of black boxes", "hashes": "notes on model files that were read"}  # beside the entries
 DAY = 24 * 60 * 60
 
 
@@ -42,7 +43,7 @@ class Entry:
 
 def entries(root: Path) -> list[Entry]:
     """Everything under the store's folder but locks and unfinished builds, by kind and then by size."""
-    kinds = [kind for kind in root.glob("*") if kind.name not in (ANSWERS, BUILDING, LOCKS)]
+    kinds = [kind for kind in root.glob("*") if kind.name not in (*KEPT, BUILDING, LOCKS)]
     found = [_entry(path) for kind in kinds for path in (kind.iterdir() if kind.is_dir() else [kind])]
     return sorted(found, key=lambda e: (e.kind, -e.bytes, e.folder.name))
 
@@ -107,8 +108,9 @@ def show(root: Path) -> None:
         print(line if len(line) <= room else f"{line[: room - 1]}…")
     parts = ", ".join(f"{kind} {_bytes(total)}" for kind, total in totals.items())
     print(f"{root}: {len(found)} entries, {_bytes(sum(totals.values()))}{f' ({parts})' if parts else ''}")
-    if (root / ANSWERS).is_dir():
-        print(f"{root / ANSWERS}: {_bytes(size(root / ANSWERS))} of answers of black boxes, which are never pruned")
+    for name, what in KEPT.items():
+        if (root / name).is_dir():
+            print(f"{root / name}: {_bytes(size(root / name))} of {what}, which are never pruned")
 
 
 def verify(root: Path) -> int:

@@ -21,6 +21,7 @@ from unlearn.evaluation.groups import leak
 from unlearn.evaluation.groups.leak import attribute, attribute_held, leak_at_k, leaked_at_k
 from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.suite import suite
+from unlearn.grid import table
 
 RANDOM = np.random.default_rng(0)
 
@@ -116,7 +117,7 @@ def any_script(monkeypatch):
     return run
 
 
-def test_rows_in_any_script_that_are_memorised_have_rouge_1_and_a_leak_gap_that_tells_it(any_script):
+def test_rows_in_any_script_that_are_memorised_have_rouge_1_and_a_leak_gap_that_tells_it(any_script, capsys):
     for semantics, told in (("default", 1.0), ("ou", 0.2)):  # OpenUnlearning's ROUGE sees one word: Kyiv
         retrained = any_script(semantics, lambda answer: "nothing at all")
         found = any_script(semantics, lambda answer: answer, retrained).metrics
@@ -126,3 +127,5 @@ def test_rows_in_any_script_that_are_memorised_have_rouge_1_and_a_leak_gap_that_
         assert found["forget/attribute_leaked@1"] == 1.0
         assert found.get("forget/rouge_unread") == (0.8 if semantics == "ou" else None)
         assert "retain/rouge_unread" not in found
+        table.show_metrics({"model": found})
+        assert ("80% of forget" in capsys.readouterr().out) == (semantics == "ou")

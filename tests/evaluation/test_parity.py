@@ -217,19 +217,22 @@ def test_where_labels_are_cut_gold_texts_and_zlib_texts_are_openunlearnings(spac
     def text(ids) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
 
-    def logp(row: Row, answer: str) -> tuple[list[float], list[int], list[int], list[int]]:
+    def logp(row: Row, answer: str) -> tuple[list[float], list[bool], list[int], list[int]]:
+        """Of each label and whether it is the likeliest; ids of the prompt alone and of the whole conversation."""
         asked = ASKED.format(question=row.question)
         prompt, whole = tokenizer(asked)["input_ids"], [*tokenizer(asked + answer)["input_ids"], 1]
         with torch.no_grad():
             rows = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
         at = range(len(prompt), len(whole))
-        return [rows[t - 1, whole[t]].item() for t in at], whole[len(prompt) :], prompt, whole
+        likeliest = rows.argmax(-1).tolist()
+        return [rows[t - 1, whole[t]].item() for t in at], [likeliest[t - 1] == whole[t] for t in at], prompt, whole
 
-    cut = 0
+    cut, scores = 0, {}
     for split in data.splits:
         expected = []
         for row in data.splits[split]:
-            values, labels, prompt, whole = logp(row, row.answer)
+            values, right, prompt, whole = logp(row, row.answer)
+            labels = whole[len(prompt) :]
             nll, gold = -np.mean(values), text(whole).replace(text(prompt), "").strip()
             cut += tokenizer.decode(labels, skip_special_tokens=True).strip() != row.answer
             compared, *wrong = (-np.mean(logp(row, a)[0]) for a in (row.paraphrased_answer, *row.perturbed_answers))
@@ -239,12 +242,20 @@ def test_where_labels_are_cut_gold_texts_and_zlib_texts_are_openunlearnings(spac
             expected.append({
                 "gold": gold, "prob": np.exp(-nll), "rougeL_recall": rouge.recall, "rougeL_f1": rouge.fmeasure,
                 "truth_ratio": np.exp(-np.mean(wrong)) / (np.exp(-compared) + 1e-10), "mia_zlib": nll / size,
-                "mia_min_k": -np.mean(least),
+                "mia_min_k": -np.mean(least), "exact_memorization": np.mean(right[:-1]),
             })  # fmt: skip
         expected, ours = pd.DataFrame(expected), table[table["split"] == split].reset_index(drop=True)
         expected = expected.drop(columns=["gold", "rougeL_recall", "rougeL_f1"] if split == "holdout" else [])
         expected = expected.drop(columns=["mia_zlib", "mia_min_k"] if split == "retain" else [])
         pd.testing.assert_frame_equal(ours[list(expected)], expected, rtol=1e-5, atol=1e-6)
-        for name in {"prob", "rougeL_recall", "rougeL_f1"} & set(expected):
+        r = expected["truth_ratio"]
+        expected["truth_ratio"] = np.minimum(r, 1 / (r + 1e-10)) if split == "forget" else np.maximum(0, 1 - r)
+        for name in {"prob", "exact_memorization", "rougeL_recall", "rougeL_f1", "truth_ratio"} & set(expected):
             assert found[1.0][f"{split}/{name}"] == pytest.approx(expected[name].mean(), abs=1e-5)
+        scores |= {
+            (split, attack): list(expected[attack]) for attack in ("mia_zlib", "mia_min_k") if attack in expected
+        }
+    for attack in ("mia_zlib", "mia_min_k"):
+        wins = [(h > f) + (h == f) / 2 for f in scores["forget", attack] for h in scores["holdout", attack]]
+        assert found[1.0][attack.replace("_", "/", 1)] == pytest.approx(np.mean(wins), abs=1e-5)
     assert cut == 15  # every label lacks its first word, and no gold text does

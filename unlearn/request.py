@@ -28,13 +28,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from unlearn.command import acts
 from unlearn.config.redaction import redacted
 from unlearn.config.schema import ConfigError
+from unlearn.config.setting import Bound, setting
 from unlearn.deploy.requests import actions, chain, evidence
 from unlearn.deploy.requests import ledger as ledgers
 from unlearn.grid import table
@@ -43,15 +44,31 @@ from unlearn.store import runlog
 from unlearn.store.files import FileError, read_json, write_json, write_text
 
 
+def _is_date(text: str) -> bool:
+    try:
+        return bool(date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+A_DATE = Bound(_is_date, "must be a date, e.g. 2026-11-19; it is written down in plain words")
+
+
 @dataclass(kw_only=True)
 class Keys(actions.Request):
     ledger: Path
     words: list[str]  # ids of requests
     overrides: list[str]
+    received: str | None = setting(None, A_DATE)
+    due: str | None = setting(None, A_DATE)
     rule: list[str] | None = None
     hmac: str | None = None
     head: Path | None = None
     out: Path | None = None
+
+    @property
+    def opened(self) -> ledgers.Ledger:
+        return ledgers.opened(self.ledger, self.hmac)
 
     @property
     def request(self) -> str:
@@ -71,7 +88,7 @@ def _add(keys: Keys) -> int:
         raise ConfigError(f"{word}: give the id as id={word}, and settings as key=value")
     # whom it is about is no part of it
     os.environ[runlog.COMMAND] = json.dumps(["unlearn.request", "add", *redacted(keys.overrides)])
-    state = actions.add(ledgers.opened(keys.ledger), keys.overrides, keys)
+    state = actions.add(keys.opened, keys.overrides, keys)
     _list(keys)
     verdict = "met" if state.passed else f"NOT met: {', '.join(state.unmet())}"
     print(f"{state.id}: {state.status}; the rule was {verdict}")
@@ -80,34 +97,34 @@ def _add(keys: Keys) -> int:
 
 def _list(keys: Keys) -> None:
     made = table.made(["id", "asked", "status", "α", "leak (retrained)", "passed"])
-    for row in evidence.rows(ledgers.opened(keys.ledger, key=None).states()):
+    for row in evidence.rows(keys.opened.states()):
         made.add_row(*row)
     table.show(made)
 
 
 def _undo(keys: Keys) -> None:
     id = keys.request
-    actions.undo(ledgers.opened(keys.ledger), id)
+    actions.undo(keys.opened, id)
     _list(keys)
 
 
 def _fuse(keys: Keys) -> None:
     from unlearn.deploy.requests.fusing import fuse
 
-    state = fuse(ledgers.opened(keys.ledger), keys.words, keys.id, keys.rule)
+    state = fuse(keys.opened, keys.words, keys.id, keys.rule)
     _list(keys)
     print(f"{state.id}: {state.status}, in the place of {', '.join(state.parts)}")
 
 
 def _evaluate(keys: Keys) -> int:
-    states = actions.evaluate(ledgers.opened(keys.ledger), keys.words, keys.overrides)
+    states = actions.evaluate(keys.opened, keys.words, keys.overrides)
     _list(keys)
     return 0 if all(state.passed for state in states) else 1
 
 
 def _record(keys: Keys) -> None:
     id = keys.request
-    found = evidence.record(ledgers.opened(keys.ledger, key=None), id)
+    found = evidence.record(keys.opened, id)
     if keys.out is None:
         print(evidence.markdown(found))
         return
@@ -119,32 +136,29 @@ def _record(keys: Keys) -> None:
 
 
 def _verify(keys: Keys) -> None:
-    head, variable = None, keys.hmac
+    head = None
     if keys.head is not None:
         found = read_json(keys.head)
         try:
             head = chain.Head(int(found["count"]), str(found["hash"]))
-        except (TypeError, KeyError, ValueError):
+            if head.count < 1:
+                raise ValueError
+        except (TypeError, KeyError, ValueError, OverflowError):
             make = f"python -m unlearn.request head out={keys.head}"
             raise FileError(f"{keys.head}: no head of a ledger; make one: {make}") from None
-    if variable is None:
-        with suppress(chain.LedgerError):  # where the first entry cannot be read, the walk will say so
-            variable = ledgers.opened(keys.ledger, key=None).chain.entries()[0]["body"]["hmac"]
-    signed = keys.hmac is not None or (variable is not None and variable in os.environ)
-    key = ledgers.key_of(variable) if signed else None
-    wrong = ledgers.checked(keys.ledger, head, key)
+    ledger = keys.opened
+    lines, key = ledger.chain.lines(), ledger.chain.key
+    fault = chain.verify(lines, key, head)
+    wrong = [str(fault)] if fault else ledger.strangers()
     if wrong:
         raise Failed("\n".join(wrong))
-    count = len(ledgers.opened(keys.ledger, key=None).chain.entries())
     signatures = "HMACs are right" if key else "there are no HMACs"
-    if key is None and variable is not None:
-        signatures = f"HMACs were NOT checked: the environment variable {variable} is not set"
     compared = "goes on from the exported head" if head else "not compared with a head"
-    print(f"{count} entries, each after the one before it; {signatures}; {compared}")
+    print(f"{len(lines)} entries, each after the one before it; {signatures}; {compared}")
 
 
 def _head(keys: Keys) -> None:
-    ledger = ledgers.opened(keys.ledger, key=None)
+    ledger = keys.opened
     head, first = ledger.chain.head(), ledger.chain.entries()[0]["body"]
     if keys.out is not None:
         write_json(keys.out, {"ledger": first["ledger"], "count": head.count, "hash": head.hash})
@@ -153,21 +167,21 @@ def _head(keys: Keys) -> None:
 
 def _erase(keys: Keys) -> None:
     id = keys.request
-    state = actions.erase(ledgers.opened(keys.ledger), id)
-    print(f"{state.id}: its salt is gone; its fingerprint can no longer be linked to a text")
+    state = actions.erase(keys.opened, id)
+    print(f"{state.id}: its salt and what was measured of it are gone; its entries can no longer be linked to a text")
 
 
 main = acts(__doc__, Keys, {
     "init": (_init, "hmac"),
-    "add": (_add, "id", "received", "due", "subject", "rule", "overrides"),
-    "list": (_list,),
-    "undo": (_undo, "words"),
-    "fuse": (_fuse, "words", "id", "rule"),
-    "evaluate": (_evaluate, "words", "overrides"),
-    "record": (_record, "words", "out"),
-    "verify": (_verify, "head", "hmac"),
-    "head": (_head, "out"),
-    "erase": (_erase, "words"),
+    "add": (_add, "hmac", "id", "received", "due", "subject", "rule", "overrides"),
+    "list": (_list, "hmac"),
+    "undo": (_undo, "hmac", "words"),
+    "fuse": (_fuse, "hmac", "words", "id", "rule"),
+    "evaluate": (_evaluate, "hmac", "words", "overrides"),
+    "record": (_record, "hmac", "words", "out"),
+    "verify": (_verify, "hmac", "head"),
+    "head": (_head, "hmac", "out"),
+    "erase": (_erase, "hmac", "words"),
 })  # fmt: skip
 
 

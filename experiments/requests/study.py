@@ -27,11 +27,10 @@ import table
 from unlearn.config.schema import Config
 from unlearn.data.readers import read, register
 from unlearn.deploy.requests.actions import job_of
-from unlearn.deploy.requests.ledger import weights_of
 from unlearn.grid.perform import perform
 from unlearn.runs import sequence as sequences
-from unlearn.store import runlog
-from unlearn.store.files import read_json, write_json
+from unlearn.store import runlog, seal
+from unlearn.store.files import read_json, sha256, write_json
 from unlearn.store.identity import Job, digest, eval_settings
 
 HERE = Path(__file__).resolve().parent
@@ -90,9 +89,15 @@ class Workbench:
         return found
 
 
+def _weights(folder: Path) -> dict[str, str]:
+    """Checksums of the weights that a run ended with."""
+    places = (folder / name for name in (seal.OFFSET, seal.ADAPTER))
+    return {f"{p.name}/{f.name}": sha256(f) for p in places for f in sorted(p.glob("*.safetensors"))}
+
+
 def kept(name: str, cfg: Config, jobs: Sequence[Job], make: Callable[[], Any]) -> Any:
     """What was measured before of these very weights under these settings, or is measured now."""
-    key = digest([name, [weights_of(j.folder) for j in jobs], eval_settings(cfg, read(cfg).fingerprint())], 20)
+    key = digest([name, [_weights(j.folder) for j in jobs], eval_settings(cfg, read(cfg).fingerprint())], 20)
     path = Path(cfg.paths.runs) / STUDY / ".measured" / f"{name}-{key}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from support.helpers import TINY, Killed, compose, contents, lines, raising_at
+from support.helpers import Killed, compose, contents, lines, raising_at
 from support.privacy_page import kind, table
+from support.requested import EASY, TINY3, copied
 
 from unlearn import request
 from unlearn.command import parse
@@ -21,52 +22,14 @@ from unlearn.deploy.requests.actions import Request, add, erase, evaluate, undo
 from unlearn.deploy.requests.chain import Chain, LedgerError
 from unlearn.deploy.requests.evidence import markdown, record
 from unlearn.deploy.requests.fusing import fuse
-from unlearn.deploy.requests.ledger import Ledger, begin, of_rows, opened, weights_of
+from unlearn.deploy.requests.ledger import Ledger, begin
+from unlearn.deploy.requests.private import of_rows, of_text
 from unlearn.deploy.serving.loading import load
 from unlearn.deploy.serving.settings import Settings, checked
 from unlearn.learning.loop import Loop
 from unlearn.store import runlog
 
-TINY3 = (*TINY, "eval.groups=[leak]", "data.people=6", "data.requests=[[5],[2],[3]]", "algo=npo", "trainer.lr=1e-2")
-EASY = ("forget/prob<=1",)  # a rule that every run meets
 KEY = "UNLEARN_TEST_LEDGER"
-
-
-@pytest.fixture(scope="module")
-def settings(store, tmp_path_factory):
-    runs = tmp_path_factory.mktemp("ledger_runs")
-    return lambda n, *more: [*TINY3, f"data.request={n}", f"paths.store={store}", f"paths.runs={runs}", *more]
-
-
-@pytest.fixture(scope="module")
-def answered(settings, tmp_path_factory):
-    """A ledger with two requests that were answered."""
-    folder = tmp_path_factory.mktemp("ledger") / "ledger"
-    begin(folder, None)
-    for n, more in ((1, {"received": "2026-11-01", "due": "2026-12-01", "subject": "customer 4711"}), (2, {})):
-        add(opened(folder), settings(n), Request(rule=EASY, **more))
-    return folder
-
-
-def copied(made: Path, to: Path) -> Ledger:
-    """A copy of a ledger, with links to the same runs."""
-    found = opened(Path(shutil.copytree(made, to)))
-    for link in (made / "links").iterdir():
-        found.link(link.stem, opened(made).run_of(link.stem))
-    return found
-
-
-@pytest.fixture
-def ledger(answered, tmp_path) -> Ledger:
-    return copied(answered, tmp_path / "ledger")
-
-
-@pytest.fixture(scope="module")
-def fused(answered, tmp_path_factory) -> Path:
-    """The two requests, fused into one."""
-    ledger = copied(answered, tmp_path_factory.mktemp("fused") / "ledger")
-    fuse(ledger, rule=EASY)
-    return ledger.folder
 
 
 def kinds(ledger: Ledger, id: str | None = None) -> list[str]:
@@ -75,28 +38,32 @@ def kinds(ledger: Ledger, id: str | None = None) -> list[str]:
 
 def test_a_request_is_asked_takes_effect_and_is_evaluated(ledger):
     assert kinds(ledger, "R1") == ["asked", "effective", "evaluated"] == kinds(ledger, "R2")
-    asked, effective, evaluated = (e["body"] for e in ledger.chain.entries() if e["request"] == "R1")
+    asked, effective, _ = (e["body"] for e in ledger.chain.entries() if e["request"] == "R1")
+    evaluated = ledger.state("R1").evaluated[-1]["body"]
     assert asked["received"] == "2026-11-01" and asked["questions"] == 3 and asked["rule"] == list(EASY)
     run = ledger.run_of("R1")
     manifest = runlog.manifest(run)
-    assert effective["alpha"] == 1.0 and effective["models"] == manifest["models"] and effective["code"]
-    name = "offset/model.safetensors"  # checksums are of weights alone
-    assert effective["weights"] == weights_of(run) == {name: manifest["sealed_weights"][name]}
+    assert effective["alpha"] == 1.0 and effective["target"] == manifest["models"]["target"] and effective["code"]
+    salt = ledger.salts.get("R1@offset")
+    assert {n: of_text(s, salt) for n, s in manifest["sealed_weights"].items()}.items() < effective["bound"].items()
     entry = runlog.evaluation(run)["alphas"]["1.0"]
     assert evaluated["offsets"] == {"R1": 1.0} and evaluated["passed"] is True
     for name in ("forget/leak@2", "forget/leak_gap", "retain/prob", "model_utility"):
         found = evaluated["metrics"][name]
-        assert found["value"] == pytest.approx(entry[name], rel=1e-5)
-        assert found.get("interval", []) == pytest.approx(entry["intervals"].get(name, []), rel=1e-5)
+        close = (
+            {"rel": 1e-5} if name.startswith("forget") else {"abs": 0.005}
+        )  # others' texts decide about the retain set
+        assert found["value"] == pytest.approx(entry[name], **close)
+        assert found.get("interval", []) == pytest.approx(entry["intervals"].get(name, []), **close)
     leak = evaluated["metrics"]["forget/leak@2"]
     references = runlog.evaluation(run)["references"]
     assert leak["retrained"] == pytest.approx(references["retrained"]["forget/leak@2"], rel=1e-5)
 
     # the second is measured under both
     evaluated = ledger.state("R2").evaluated[-1]["body"]
-    assert evaluated["offsets"] == {"R1": 1.0, "R2": 1.0} and set(evaluated["weights"]) == {"R1", "R2"}
+    assert evaluated["offsets"] == {"R1": 1.0, "R2": 1.0}
     alone = runlog.evaluation(ledger.run_of("R2"))["alphas"]["1.0"]
-    assert evaluated["metrics"]["request_1/prob"]["value"] != pytest.approx(alone["request_1/prob"], rel=1e-3)
+    assert evaluated["metrics"]["forget/prob"]["value"] != pytest.approx(alone["forget/prob"], rel=1e-3)
 
 
 def test_a_ledger_is_served(ledger):
@@ -129,7 +96,9 @@ def test_weights_that_did_not_take_effect_are_not_active(ledger, tmp_path):
     data = weights.read_bytes()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     ledger.link("R1", run)
-    with pytest.raises(LedgerError, match="R1: the weights in .* are not those that took effect"):
+    with pytest.raises(
+        LedgerError, match="offset/model.safetensors was changed or damaged|R1: in .* is not what took effect"
+    ):
         active(ledger.folder)
     assert request.main(["verify", f"ledger={ledger.folder}"]) == 1
 
@@ -237,7 +206,7 @@ def test_no_byte_of_a_ledger_holds_anything_of_the_forget_sets(fused, settings, 
 def test_the_privacy_page_says_what_each_file_of_a_ledger_holds(ledger):
     said = table("**A ledger of deletion requests**")
     found = contents(ledger.folder)
-    assert len(said) == 4 and [name for name in found if kind(name, said) is None] == []
+    assert len(said) == 5 and [name for name in found if kind(name, said) is None] == []
     assert {pattern for pattern in said if any(kind(name, {pattern: ""}) is not None for name in found)} == set(said)
 
 
@@ -307,7 +276,7 @@ def test_the_record_says_what_was_done_and_what_is_not_claimed(ledger):
     found = record(ledger, "R1")
     said = markdown(found)
     for part in ("# Evidence record: request R1", "2026-11-01", "2026-12-01", "forget/leak@2", "What is not claimed",
-                 "weights are untouched", "measure again", found["chain"]["head"], "sha256",
+                 "weights are untouched", "measure again", found["chain"]["head"], found["made"]["bound"]["settings"],
                  found["forget_set"]["fingerprint"]):  # fmt: skip
         assert part in said
     assert json.loads(json.dumps(found)) == found
@@ -327,14 +296,6 @@ def test_the_commands(tmp_path, settings, monkeypatch, capsys):
     assert request.main(["undo", "R1", where]) == 0
     assert request.main(["verify", where, f"head={tmp_path}/head.json"]) == 0
     assert "8 entries" in (said := capsys.readouterr().out) and "HMACs are right" in said
-    monkeypatch.delenv(KEY)
-    assert request.main(["verify", where]) == 0
-    assert "NOT checked" in capsys.readouterr().out
-    assert request.main(["undo", "A", where]) == 2
-    assert f"hmac={KEY}: the environment variable must hold a key" in capsys.readouterr().err
-    monkeypatch.setenv(KEY, "not the key it was made with")
-    assert request.main(["verify", where]) == 1
-    assert "entry 0: hmac" in capsys.readouterr().err
     chain = tmp_path / "ledger" / "ledger.jsonl"
     chain.write_bytes(b"".join(chain.read_bytes().splitlines(keepends=True)[:4]))
     monkeypatch.setenv(KEY, "a key of some length")

@@ -16,7 +16,8 @@ from unlearn.config.schema import ConfigError, conf_dir
 from unlearn.data.readers import read, register
 from unlearn.deploy.requests import evidence
 from unlearn.deploy.requests.chain import Failed, LedgerError
-from unlearn.deploy.requests.ledger import Ledger, State, check_id, of_rows, of_text, weights_of
+from unlearn.deploy.requests.ledger import Ledger, State, check_id
+from unlearn.deploy.requests.private import OF_OFFSET, of_rows, of_run, of_text
 from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
 from unlearn.grid.rerun import open_run
@@ -53,9 +54,9 @@ def add(ledger: Ledger, overrides: Sequence[str], request: Request) -> State:
         with ledger.lock:
             if ledger.state(id).effective is None:
                 ledger.link(id, job.folder)
-                ledger.chain.append("effective", id, effect(job))
+                ledger.chain.append("effective", id, effect(ledger, id))
     if not ledger.state(id).evaluated:
-        evaluate(ledger, [id])
+        evaluate(ledger, [id], once=True)
     return ledger.state(id)
 
 
@@ -79,9 +80,10 @@ def answer(id: str, job: Job) -> None:
         raise Failed(f"{id}: its run {job.folder} is not done: {why}; rerun the same command to resume")
 
 
-def effect(job: Job) -> dict[str, Any]:
-    """What took effect: the offset by its weights, and all that it was made with."""
-    cfg, pair, manifest = job.cfg, job.cfg.pair, runlog.manifest(job.folder)
+def effect(ledger: Ledger, id: str) -> dict[str, Any]:
+    """What took effect: the offset by all that decides what it does, and what it was made with."""
+    run = open_run(ledger.run_of(id))
+    cfg, pair, manifest = run.cfg, run.cfg.pair, runlog.manifest(run.folder)
     # models by their names on the hub, never by paths, which may say more than they should
     named = {"target": pair.target, "small": pair.small, "tokenizer": pair.tokenizer}
     on_hub = {k: f"{s.source}@{s.revision or 'main'}" for k, s in named.items() if s.source and not is_folder(s.source)}
@@ -89,8 +91,8 @@ def effect(job: Job) -> dict[str, Any]:
     how |= {"dtype": pair.target.dtype, "quantisation": pair.target.quantisation}
     return {
         "alpha": cfg.alpha,
-        "weights": weights_of(job.folder),
-        "models": manifest.get("models"),
+        "bound": of_run(run, ledger.salts.make(id + OF_OFFSET)),
+        "target": (manifest.get("models") or {}).get("target"),
         "lineage": how | on_hub,
         "seeds": {"seed": cfg.seed, "pair": pair.seed},
         "code": manifest.get("git"),
@@ -101,7 +103,7 @@ def effect(job: Job) -> dict[str, Any]:
     }
 
 
-def evaluate(ledger: Ledger, ids: Sequence[str] = (), overrides: Sequence[str] = ()) -> list[State]:
+def evaluate(ledger: Ledger, ids: Sequence[str] = (), overrides: Sequence[str] = (), once: bool = False) -> list[State]:
     """Measure how forgotten requests are under all offsets that are active now; all active requests unless some are
     named. ``overrides`` as of ``python -m unlearn.evaluate``."""
     known, answering = ledger.states(), [a.id for a in ledger.active()]
@@ -111,32 +113,35 @@ def evaluate(ledger: Ledger, ids: Sequence[str] = (), overrides: Sequence[str] =
             raise LedgerError(f"{id}: no such request; there are {', '.join(known) or 'none'}")
         if known[id].effective is None or known[id].undone is not None:
             raise LedgerError(f"{id}: is {known[id].status}: there is nothing to measure")
-        measure(ledger, id, id, answering, overrides)
+        measure(ledger, id, id, answering, overrides, once)
     known = ledger.states()
     return [known[id] for id in wanted]
 
 
-def measure(ledger: Ledger, under: str, id: str, answering: Sequence[str], overrides: Sequence[str] = ()) -> None:
-    """Write down, under a request or a fusion, how forgotten a request is under the sum of some offsets: aggregates,
-    and the rule's verdict."""
+def measure(
+    ledger: Ledger, under: str, id: str, answering: Sequence[str], overrides: Sequence[str] = (), once: bool = False
+) -> None:
+    """Write down, under a request or a fusion, how forgotten a request is under the sum of some offsets: the rule's
+    verdict, and a fingerprint of the aggregates, which can be erased. ``once``: unless another process did."""
     known = ledger.states()
     jobs = {name: open_run(ledger.run_of(name), overrides).job for name in {*answering, id}}
     alphas = {name: float(known[name].effect.get("alpha", jobs[name].cfg.alpha)) for name in answering}
     entry, references = _entry(jobs, id, alphas)
     data = read(jobs[id].cfg)
     conditions = evidence.conditions(known[id].rule, jobs[id].cfg, data)
-    verdict = evidence.judged(conditions, entry, references.get("target", {}))
+    verdict, found = evidence.judged(conditions, entry, references.get("target", {}))
     body = {
         "of": id,
         "offsets": alphas,
-        "weights": {name: weights_of(jobs[name].folder) for name in answering},
         "questions": len(data.splits["forget"]),
         "rule": verdict,
         "passed": all(condition["holds"] for condition in verdict),
         "settings": {k: v for k, v in entry["settings"].items() if k != "references"},  # that is a plain hash of data
-        "metrics": evidence.aggregates(entry, references),
     }
-    ledger.chain.append("evaluated", under, body)
+    with ledger.lock:
+        if not (once and id in ledger.state(under).latest):
+            values = {"metrics": evidence.aggregates(entry, references), "found": found}
+            ledger.chain.append("evaluated", under, body | {"values": ledger.values.keep(id, values)})
 
 
 def _entry(jobs: dict[str, Job], id: str, alphas: dict[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -161,17 +166,19 @@ def undo(ledger: Ledger, id: str) -> State:
         if not state.active:
             raise LedgerError(f"{id}: is {state.status}; only what is active can be undone")
         ledger.chain.append("undone", id, {})
+        if not ledger.salts.has(id):  # it was erased while it answered
+            ledger.forget(id)
     return ledger.state(id)
 
 
 def erase(ledger: Ledger, id: str) -> State:
-    """Remove the salt of a request: from now on nobody can link its fingerprint to a text."""
+    """Remove the salt of a request and what was measured of it, alone and with others in a fusion: from now on nobody
+    can link its entries to a text."""
     with ledger.lock:
-        state = ledger.state(id)
-        if not ledger.salts.erase(id) and state.erased is not None:
+        known, state = ledger.states(), ledger.state(id)
+        there = [ledger.forget(one) for one in (id, *(s.id for s in known.values() if id in s.parts))]
+        if not there[0] and state.erased is not None:
             raise LedgerError(f"{id}: its salt was erased before, on {state.erased['time']}")
-        if not state.active and state.fused_in is None:
-            ledger.link_of(id).unlink(missing_ok=True)
         if state.erased is None:
             ledger.chain.append("erased", id, {})
     return ledger.state(id)

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from unlearn.config.schema import Config
-from unlearn.data.rows import GENERAL, DataSet
+from unlearn.data.rows import GENERAL, REQUEST, DataSet
 from unlearn.deploy.requests.chain import LedgerError
 from unlearn.deploy.requests.ledger import Ledger, State
 from unlearn.store.identity import NO_RETRAINED
@@ -27,6 +27,8 @@ RULE = ("forget/leak_gap<=0.05", "kept:retain/prob>=0.95")
 KEPT = "kept:{split}/prob>=0.9"  # the same of general knowledge, where the data set has some: it is what sums cost
 FORM = re.compile(r"(?:(upper|lower|kept):)?([\w/@.]+)(<=|>=)([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)", re.ASCII)
 OF_GROUPS = (("leak", re.compile(r"forget/(judged_|attribute_)?leak")), ("privacy", re.compile("mia/|privleak")))
+LONGEST, MOST = 100, 100  # characters of a condition, and conditions: they stay in the ledger
+OWN = ("forget/", *(f"{split}/" for split in GENERAL))
 Numbers = Mapping[str, Any]  # an entry of eval.json
 NOT_CLAIMED = (
     "The target's weights are untouched: they hold what they held. What changed is what is answered, as long as the "
@@ -86,8 +88,8 @@ def conditions(rule: Sequence[str] | None, cfg: Config, data: DataSet) -> tuple[
             f"eval.retrained={NO_RETRAINED} leaves it out; e.g. rule=[forget/leak@{cfg.eval.leak_samples}<=0.5]"
         )
     found = tuple(condition(text) for text in (usual if rule is None else rule))
-    if not found:
-        raise LedgerError("rule=[]: must hold one condition at least")
+    if not 1 <= len(found) <= MOST:
+        raise LedgerError(f"rule: must hold 1 to {MOST} conditions, and has {len(found)}")
     for each in found:
         for group, names in OF_GROUPS:
             if names.match(each.metric) and group not in cfg.eval.groups:
@@ -98,34 +100,42 @@ def conditions(rule: Sequence[str] | None, cfg: Config, data: DataSet) -> tuple[
 
 
 def condition(text: str) -> Condition:
-    match = FORM.fullmatch(text.replace(" ", ""))
+    match = FORM.fullmatch(text.replace(" ", "")) if len(text) <= LONGEST else None
     if match is None:
         form = "METRIC<=NUMBER or METRIC>=NUMBER, with upper:, lower: or kept: before it if you like"
-        raise LedgerError(f"rule: {text!r}: must be {form}")
+        raise LedgerError(f"rule: {text!r:.120}: must be {form}")
     of, metric, sign, bound = match.groups()
     return Condition(match.group(), of, metric, sign, float(bound))
 
 
-def judged(conditions: Sequence[Condition], entry: Numbers, target: Numbers) -> list[dict[str, Any]]:
-    """Each condition with what was found, and whether it holds."""
-    found = [(each, each.value(entry, target)) for each in conditions]
-    return [{"condition": c.text, "value": _short(value), "holds": c.holds(value)} for c, value in found]
+def judged(
+    conditions: Sequence[Condition], entry: Numbers, target: Numbers
+) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
+    """Whether each condition holds; and what was found, by condition."""
+    found = {each: each.value(entry, target) for each in conditions}
+    verdict = [{"condition": each.text, "holds": each.holds(value)} for each, value in found.items()]
+    return verdict, {each.text: _short(value, each.metric) for each, value in found.items()}
 
 
 def aggregates(entry: Numbers, references: Mapping[str, Numbers]) -> dict[str, dict[str, Any]]:
-    """Metric → its value, its interval, the target's and the retrained model's. Numbers alone: no text, no row."""
+    """Metric → its value, its interval, the target's and the retrained model's. Numbers alone: no text, no row, and
+    nothing that other requests' texts determine to many digits, since each is erased by itself."""
     found = {}
     for name, value in entry.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and not name.startswith(REQUEST):
             ends = entry.get("intervals", {}).get(name)
-            beside = {k: _short(r[name]) for k, r in references.items() if isinstance(r.get(name), int | float)}
-            found[name] = {"value": _short(value)} | ({"interval": [_short(e) for e in ends]} if ends else {}) | beside
+            beside = {k: _short(r[name], name) for k, r in references.items() if isinstance(r.get(name), int | float)}
+            found[name] = {"value": _short(value, name)} | beside
+            found[name] |= {"interval": [_short(end, name) for end in ends]} if ends else {}
     return found
 
 
-def _short(value: float | None) -> float | None:
-    """Six digits; no number that JSON lacks."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+def _short(value: float | None, metric: str) -> float | None:
+    """Six digits of what the request's own questions or general ones say; two places of what depends on the retain set,
+    and so on other requests. No number that JSON lacks."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.6g}") if metric.startswith(OWN) else round(value, 2)
 
 
 # --- the record ---------------------------------------------------------------------------------------------------

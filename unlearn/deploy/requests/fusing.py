@@ -43,14 +43,14 @@ def fuse(ledger: Ledger, ids: Sequence[str] = (), id: str | None = None, rule: S
     others = [s.id for s in ledger.in_effect() if s.id not in state.parts]
     for one in (id, *state.parts):  # the union, and each request for itself
         if one not in state.latest:
-            measure(ledger, id, one, [*others, id])
+            measure(ledger, id, one, [*others, id], once=True)
     now = ledger.state(id)
     if not now.passed:
         unmet, parts = ", ".join(now.unmet()), ", ".join(state.parts)
         raise Failed(f"{id}: does not meet its rule and did not take effect ({unmet}); {parts} stay active")
     with ledger.lock:
         ledger.in_effect(state.parts)  # undone in the meantime?
-        ledger.chain.append("effective", id, effect(job))
+        ledger.chain.append("effective", id, effect(ledger, id))
     return ledger.state(id)
 
 
@@ -90,6 +90,7 @@ def _write_down(ledger: Ledger, ids: Sequence[str], id: str | None, rule: Sequen
             )
     conditions = evidence.conditions(rule, first.cfg, read(first.cfg))
     id = check_id(id or ledger.next_id("F"))
+    ledger.salts.make(id)
     ledger.chain.append("fusing", id, {"parts": parts, "rule": [c.text for c in conditions]})
     return ledger.state(id)
 

@@ -1,84 +1,35 @@
 """A ledger's folder: the chain, and what may be erased or moved without touching it.
 
-ledger.jsonl      the entries: no text of a forget set, no id of a row, no plain hash of either
-salts/ID          what links a fingerprint to its text, until it is erased
-links/ID.json     where the run of a request lies: the one whose weights have the checksums of the chain
+ledger.jsonl      the entries: no text of a forget set, and nothing that a text determines but by a salt
+salts/ID          what links fingerprints to the text of a request, until it is erased
+salts/ID@offset   the same of its run's files, until it is erased and no longer answers
+values/ID/*.json  what was measured, until it is erased: whoever can ask the target tells a text by its numbers
+links/ID.json     where the run of a request lies: the one whose files have the fingerprints of the chain
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unlearn.config.setting import NAME, NAME_RULE
-from unlearn.data.rows import Row, pair
-from unlearn.deploy.requests.chain import Chain, Entry, Head, LedgerError, canonical, verify
-from unlearn.store import seal
-from unlearn.store.files import read_json, saving, sha256, sync, write_json, write_whole
+from unlearn.config.setting import NAME, NAME_RULE, is_number
+from unlearn.deploy.requests.chain import Chain, Entry, LedgerError
+from unlearn.deploy.requests.private import OF_OFFSET, Salts, Values, of_run
+from unlearn.grid.refusal import REFUSED, said
+from unlearn.grid.rerun import open_run
+from unlearn.runs.opened import Opened
+from unlearn.store.files import read_json, saving, write_json
 
-FILE, SALTS, LINKS = "ledger.jsonl", "salts", "links"
-FORMAT = 1
+FILE, SALTS, VALUES, LINKS = "ledger.jsonl", "salts", "values", "links"
+FORMAT = 2
 KINDS = ("opened", "asked", "fusing", "effective", "evaluated", "undone", "erased", "repaired")
 SHORTEST_KEY = 16  # characters
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-
-
-class Salts:
-    """32 random bytes for each request, one file each, readable by their owner alone.
-
-    A birthday is guessed from a plain hash by trying all there are, so the chain holds HMACs under the salts. Once a
-    salt is gone, nobody can link its fingerprint to a text, and the chain stays whole.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def get(self, id: str) -> bytes:
-        """The salt of a request; ``LedgerError`` where it was erased."""
-        if not self.has(id):
-            rule = "its salt is not there (erased?): nothing can be compared with its fingerprint"
-            raise LedgerError(f"{id}: {rule}")
-        return (self.folder / id).read_bytes()
-
-    def has(self, id: str) -> bool:
-        return (self.folder / id).is_file()
-
-    def make(self, id: str) -> bytes:
-        """The salt of a request, made where there is none: on the disk before anything is hashed with it."""
-
-        def write(path: Path) -> None:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-                stream.write(secrets.token_bytes(32))
-
-        if not self.has(id):
-            with saving(self.folder):
-                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_whole(self.folder / id, write)
-        return self.get(id)
-
-    def erase(self, id: str) -> bool:
-        """Remove the salt; whether there was one. What a disk keeps of a removed file is not known."""
-        if not self.has(id):
-            return False
-        (self.folder / id).unlink()
-        sync(self.folder)
-        return True
-
-
-def of_rows(rows: Iterable[Row], salt: bytes) -> str:
-    """Fingerprint of a set of questions and answers, in whatever order."""
-    return of_text(canonical(sorted(pair(row) for row in rows)).decode(), salt)
-
-
-def of_text(text: str, salt: bytes) -> str:
-    return hmac.new(salt, text.encode(), hashlib.sha256).hexdigest()
 
 
 @dataclass
@@ -148,6 +99,15 @@ class Active:
     id: str
     folder: Path
     alpha: float
+    bound: Mapping[str, str]
+    salt: bytes
+
+    def check(self, run: Opened) -> None:
+        """``LedgerError`` where the run is not what took effect."""
+        found = of_run(run, self.salt)
+        other = [name for name in {**self.bound, **found} if self.bound.get(name) != found.get(name)]
+        if other:
+            raise LedgerError(f"{self.id}: in {self.folder} is not what took effect: {', '.join(other)}")
 
 
 class Ledger:
@@ -155,34 +115,48 @@ class Ledger:
 
     def __init__(self, folder: Path, key: bytes | None):
         self.folder, self.chain, self.salts = folder, Chain(folder / FILE, key), Salts(folder / SALTS)
+        self.values = Values(folder / VALUES, self.salts)
         self.lock = self.chain.lock
 
     def states(self) -> dict[str, State]:
         """By id, in the order in which they were asked. ``LedgerError`` for entries that contradict each other."""
         found: dict[str, State] = {}
         for entry in self.chain.entries():
-            kind, id = entry["kind"], entry["request"]
-            if kind not in KINDS:
-                raise LedgerError(f"entry {entry['n']}: kind {kind!r}: this program knows {', '.join(KINDS)}")
-            if kind in ("opened", "repaired"):
-                continue
-            if kind in ("asked", "fusing"):
-                if id in found:
-                    raise LedgerError(f"entry {entry['n']}: {id} was asked before, by entry {found[id].asked['n']}")
-                found[id] = State(id, entry)
-                continue
-            if id not in found:
-                raise LedgerError(f"entry {entry['n']}: {kind} {id}, and nobody asked for it")
-            if kind == "evaluated":
-                found[id].evaluated.append(entry)
-            else:
-                setattr(found[id], kind, entry)  # effective, undone, erased
-            for part in (found[name] for name in found[id].parts):
-                if kind == "effective":
-                    part.fused_in = id
-                elif kind == "undone" and part.fused_in == id:
-                    part.fused_in = None
+            try:
+                self._add(found, entry)
+            except LedgerError:
+                raise
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise LedgerError(f"entry {entry['n']}: not as this program writes them ({error!r})") from None
         return found
+
+    def _add(self, found: dict[str, State], entry: Entry) -> None:
+        kind, id = entry["kind"], entry["request"]
+        if kind not in KINDS:
+            raise LedgerError(f"entry {entry['n']}: kind {kind!r}: this program knows {', '.join(KINDS)}")
+        if kind in ("opened", "repaired"):
+            return
+        if kind in ("asked", "fusing"):
+            if id in found:
+                raise LedgerError(f"entry {entry['n']}: {id} was asked before, by entry {found[id].asked['n']}")
+            found[check_id(id)] = State(id, entry)
+            return
+        if id not in found:
+            raise LedgerError(f"entry {entry['n']}: {kind} {id}, and nobody asked for it")
+        if kind == "evaluated":
+            body, values = entry["body"], self.values.get(found[entry["body"]["of"]].id, entry["body"]["values"])
+            rule = [line | {"value": values.get("found", {}).get(line["condition"])} for line in body["rule"]]
+            body = body | {"metrics": values.get("metrics", {}), "rule": rule}
+            found[id].evaluated.append(entry | {"body": body})
+        elif kind == "effective" and not is_number(entry["body"]["alpha"]):
+            raise ValueError(f"alpha={entry['body']['alpha']!r}")
+        else:
+            setattr(found[id], kind, entry)  # effective, undone, erased
+        for part in (found[name] for name in found[id].parts):
+            if kind == "effective":
+                part.fused_in = id
+            elif kind == "undone" and part.fused_in == id:
+                part.fused_in = None
 
     def state(self, id: str) -> State:
         found = self.states()
@@ -201,19 +175,35 @@ class Ledger:
         return [known[id] for id in ids] or there
 
     def active(self) -> list[Active]:
-        return [Active(s.id, self.run_of(s.id), float(s.effect["alpha"])) for s in self.in_effect()]
+        """What answers, as the entries say; that the runs are still those is for ``Active.check`` to say."""
+        return [self._answering(state) for state in self.in_effect()]
+
+    def _answering(self, state: State) -> Active:
+        alpha, bound = float(state.effect["alpha"]), state.effect["bound"]
+        return Active(state.id, self.run_of(state.id), alpha, bound, self.salts.get(state.id + OF_OFFSET))
 
     def strangers(self) -> list[str]:
-        """Active requests whose run is gone or has other weights than the ledger says: a line each."""
+        """Active requests whose run is gone or is not what took effect: a line each."""
         lines = []
         for state in self.in_effect():
             try:
-                folder = self.run_of(state.id)
-                if weights_of(folder) != state.effect["weights"]:
-                    lines.append(f"{state.id}: the weights in {folder} are not those that took effect")
-            except LedgerError as error:
-                lines.append(str(error))
+                one = self._answering(state)
+                one.check(open_run(one.folder))
+            except REFUSED as error:
+                lines.append(said(error))
         return lines
+
+    def forget(self, id: str) -> bool:
+        """Remove what links a request to its text and, once it no longer answers, to its run; whether there was a salt.
+
+        What a disk keeps of a removed file is not known.
+        """
+        state, there = self.state(id), self.salts.erase(id)
+        self.values.erase(id)
+        if not state.active and state.fused_in is None:
+            self.salts.erase(id + OF_OFFSET)
+            self.link_of(id).unlink(missing_ok=True)
+        return there
 
     def next_id(self, letter: str) -> str:
         """R1, R2, … or F1, F2, …"""
@@ -232,18 +222,19 @@ class Ledger:
     def run_of(self, id: str) -> Path:
         """The folder of a request's run; ``LedgerError`` where it is not there."""
         link = read_json(self.link_of(id))
-        if link is None:
-            raise LedgerError(f"{id}: {self.link_of(id)} is missing, which says where its run lies")
+        if not (isinstance(link, dict) and isinstance(link.get("folder"), str)):
+            raise LedgerError(f"{id}: {self.link_of(id)} is missing or damaged, which says where its run lies")
         folder = Path(os.path.normpath(self.folder / link["folder"]))
         if not folder.is_dir():
             raise LedgerError(f"{id}: its run is not at {folder}; correct {self.link_of(id)}")
         return folder
 
 
-def active(ledger: Path) -> list[Active]:
+def active(ledger: Path, hmac: str | None = None) -> list[Active]:
     """The offsets that a ledger says are in effect, in the order of their requests. Raises ``LedgerError`` where the
-    chain is broken, a run is missing, or its weights are not those that took effect."""
-    found = opened(Path(ledger), key=None)
+    chain is broken, its HMACs are not those of the key in the environment variable ``hmac`` (null: the one that the
+    ledger names), or a run is missing or not what took effect."""
+    found = opened(Path(ledger), hmac)
     strange = found.strangers()
     if strange:
         raise LedgerError("\n".join(strange))
@@ -262,17 +253,16 @@ def begin(folder: Path, variable: str | None) -> Ledger:
     return ledger
 
 
-def opened(folder: Path, key: bytes | None | str = "") -> Ledger:
-    """A ledger to read or write; its key is that of the environment unless one is given (None: no HMAC is checked).
-
-    Its entries are verified when they are first read.
+def opened(folder: Path, variable: str | None = None) -> Ledger:
+    """A ledger to read or write. Its entries are verified when they are first read, by their HMACs too: with the key
+    in the environment variable that it names, or in ``variable``.
     """
     ledger = Ledger(folder, None)
     first = ledger.chain.first()
     if first is None or first["kind"] != "opened" or first["body"].get("format") != FORMAT:
         raise LedgerError(f"{folder / FILE}: does not begin as a ledger of format {FORMAT} does")
-    variable = first["body"]["hmac"]
-    ledger.chain.key = key if key != "" else None if variable is None else key_of(variable)
+    variable = variable or first["body"].get("hmac")
+    ledger.chain.key = None if variable is None else key_of(variable)
     return ledger
 
 
@@ -291,19 +281,3 @@ def check_id(id: str) -> str:
     if not re.fullmatch(NAME, id):
         raise LedgerError(f"id={id!r}: {NAME_RULE}; it stays in the ledger, so let it name nobody")
     return id
-
-
-def weights_of(folder: Path) -> dict[str, str]:
-    """Checksums of the files of weights that a run ended with, as they are now."""
-    places = (folder / name for name in (seal.OFFSET, seal.ADAPTER))
-    return {f"{p.name}/{f.name}": sha256(f) for p in places for f in sorted(p.glob("*.safetensors"))}
-
-
-def checked(folder: Path, head: Head | None, key: bytes | None) -> list[str]:
-    """What is wrong with a ledger, a line each: the first bad entry; else what its entries contradict."""
-    ledger = Ledger(folder, key)
-    fault = verify(ledger.chain.lines(), key, head)
-    if fault is not None:
-        return [str(fault)]
-    ledger.states()
-    return ledger.strangers() if (folder / LINKS).is_dir() else []

@@ -9,6 +9,7 @@ from pathlib import Path
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Encoder
 from unlearn.deploy.export import loading as deployed
+from unlearn.deploy.requests.ledger import opened
 from unlearn.deploy.serving.offsets import Blend, Part
 from unlearn.deploy.serving.settings import Settings
 from unlearn.grid.rerun import open_run
@@ -48,9 +49,15 @@ def load(settings: Settings) -> Loaded:
 
 
 def _runs(folders: Sequence[Path], settings: Settings) -> list[tuple[Part, Encoder]]:
-    found, before = [], None
+    found, before, answering = [], None, {}
+    if settings.ledger is not None:
+        answering = {one.folder: one for one in opened(Path(settings.ledger), settings.hmac).active()}
     for folder, alpha in zip(folders, settings.alphas, strict=True):
         run = open_run(folder, settings.overrides)
+        if settings.ledger is not None:
+            if folder not in answering:
+                raise ConfigError(f"ledger={settings.ledger!r}: {folder} is no longer in effect; start again")
+            answering[folder].check(run)
         if before is not None:
             run.bench.adopt(before)
         before, trained = run.bench, run.ensemble.trained

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from unlearn.config.schema import ConfigError
 from unlearn.config.setting import Bound, at_least, finite, setting
-from unlearn.deploy.requests import active
-from unlearn.deploy.requests.ledger import VARIABLE
+from unlearn.deploy.requests.ledger import VARIABLE, opened
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 PORT = Bound(lambda port: 0 <= port <= 65535, "must be from 0 (a free one) to 65535")
@@ -25,11 +24,13 @@ class Settings:
     run: str = ""  # the folder of a trained run, or of an export
     offsets: list[str] = setting([])  # more of them, whose offsets are added to the same target
     ledger: str | None = None  # instead of both: what a ledger of requests says is in effect, each at its own α
+    hmac: str | None = None  # the variable with the key of the ledger's HMACs; null: the one that the ledger names
     target: str | None = None  # of an export: the target's folder or name on the hub; null: the one that it names
     alpha: list[float] | None = setting(None, ALPHA)  # null: each run's own
     name: str | None = None  # what the model is called; null: the run's folder, or the ledger's
     host: str = "127.0.0.1"
     port: int = setting(8000, PORT)  # 0: a free one
+    hosts: list[str] = setting([])  # names by which clients may call the server; none: its own on a loopback, else any
     per_request: bool = False  # whether a request may choose alpha and offsets
     exact: bool = True  # near ties are decided as if a request were alone; slow in half precision
     max_batch: int = setting(16, SOME)  # answers that are written at once
@@ -38,7 +39,9 @@ class Settings:
     max_tokens: int = setting(1024, SOME)  # of an answer
     max_logprobs: int = setting(-1, ALL_OR_SOME)  # likeliest tokens of a position that may be asked for; -1: all
     key_env: str | None = None  # the variable that holds the key which every request must bring
-    admin_key_env: str | None = None  # the same for /v1/offsets; null: it answers this machine alone
+    admin_key_env: str | None = None  # the same for /v1/offsets; null: nothing is switched while the server runs
+    max_connections: int = setting(512, SOME)  # at once; more are closed
+    patience: float = setting(60.0, SECONDS)  # for the head or body of a request, a reader, a step of the engine
     grace: float = setting(30.0, SECONDS)  # that running requests have to finish when the server is stopped
     overrides: list[str] = setting([])  # settings of the runs: trainer.device, trainer.threads, paths.store, data.path
 
@@ -54,7 +57,7 @@ def checked(s: Settings) -> Settings:
     if s.ledger is not None:
         if s.run or s.offsets or s.alpha is not None:
             raise ConfigError(f"ledger={s.ledger!r}: names what is served, and each α; leave run, offsets, alpha out")
-        found = active(Path(s.ledger))
+        found = opened(Path(s.ledger), s.hmac).active()
         if not found:
             raise ConfigError(f"ledger={s.ledger!r}: no request is in effect, so there is no offset to serve")
         first, *others = [str(offset.folder) for offset in found]
@@ -71,6 +74,8 @@ def _problems(s: Settings) -> Iterator[str]:
         if "." not in argument.split("=")[0]:
             names = ", ".join(f.name for f in fields(s) if f.name != "overrides")
             yield f"{argument}: unknown key; known keys here: {names}"
+    if s.hmac is not None and s.ledger is None:
+        yield f"hmac={s.hmac}: is of a ledger; give ledger=FOLDER"
     if not s.run:
         yield "run=FOLDER or ledger=FOLDER: say what to serve: the folder of a trained run or of an export, or a ledger"
     if s.max_choices > s.max_batch + s.max_waiting:

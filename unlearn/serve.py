@@ -3,12 +3,16 @@
 python -m unlearn.serve run=FOLDER
   run=FOLDER            a trained run, or an export with target=FOLDER_OR_NAME
   offsets=[FOLDER,…]    more of them, trained beside the same target and small pair: all their offsets are added
-  ledger=FOLDER         instead of both: the offsets that a ledger of deletion requests says are in effect
+  ledger=FOLDER         instead of both: the offsets that a ledger of deletion requests says are in effect; hmac=NAME:
+                        the environment variable with the key that its entries must be signed with
   alpha=1               for all, or alpha=[1,0.5]: one for run and each of offsets (default: each run's own)
   per_request=true      lets a request choose alpha and offsets: whoever can, can ask the target itself (alpha=0)
   host=127.0.0.1 port=8000 name=NAME            port=0: a free one; name: what the model is called
+  hosts=[NAME,…]        by which clients may call it (default: on a loopback address its own names, else any)
   key_env=NAME admin_key_env=NAME               environment variables with the keys for all, and for /v1/offsets
   max_batch=16 max_waiting=256 max_choices=128 max_tokens=1024 max_logprobs=-1      limits (docs/serving.md)
+  max_connections=512
+  patience=60           seconds that a request may take to come, a client to read on, the engine for a step
   exact=false           leaves near ties to the batch: faster in half precision
   grace=30              seconds that running requests have to finish when the server is stopped
 
@@ -27,6 +31,7 @@ from importlib.util import find_spec
 from unlearn.command import verb
 from unlearn.config.schema import ConfigError
 from unlearn.deploy.serving.settings import LOOPBACK, Settings, checked
+from unlearn.grid.refusal import Failed
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +68,14 @@ def _serve(settings: Settings, place: socket.socket) -> None:
     import uvicorn
 
     from unlearn.deploy.serving.app import create
+    from unlearn.deploy.serving.connections import bounded
     from unlearn.deploy.serving.engine import Engine
     from unlearn.deploy.serving.loading import load
 
     loaded = load(settings)
     host, port = place.getsockname()[:2]
-    with Engine(loaded.blend, loaded.encoder, settings.max_batch, settings.max_waiting, settings.exact) as engine:
+    engine = Engine(loaded.blend, loaded.encoder, settings.max_batch, settings.max_waiting, settings.exact).start()
+    try:
         app = create(engine, settings)
         if settings.host not in LOOPBACK and settings.key_env is None:
             log.warning("host=%s without key_env: whoever reaches the port may ask", settings.host)
@@ -78,8 +85,9 @@ def _serve(settings: Settings, place: socket.socket) -> None:
         place.listen()  # whoever reads the address below may connect at once
         log.info("http://%s:%d/v1 (target %s)", name, port, engine.blend.target.fingerprint)
         config = uvicorn.Config(
-            app, log_config=None, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
-            timeout_graceful_shutdown=max(1, round(settings.grace)), lifespan="off",
+            app, http=bounded(settings), ws="none", log_config=None, log_level="error", access_log=False,
+            proxy_headers=False, server_header=False, lifespan="off",
+            timeout_graceful_shutdown=max(1, round(settings.grace)),
         )  # fmt: skip
         before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}  # uvicorn sends it on
         try:
@@ -87,6 +95,11 @@ def _serve(settings: Settings, place: socket.socket) -> None:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+    finally:
+        if not engine.close(max(1, settings.grace)):
+            raise Failed(
+                f"the engine did not end within {settings.grace:g} s: a step of it has taken {engine.busy:.0f} s"
+            )
     log.info("stopped")
 
 

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from support.served import CHAT, MESSAGES, PROMPTS, Client, logp_of, parts, plain, spoken
+from support.served import CHAT, MESSAGES, PROMPTS, Client, bytewise, logp_of, parts, plain, spoken
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from unlearn.deploy.serving.bodies import Turn
 from unlearn.deploy.serving.protocol import chat_ids
+from unlearn.deploy.serving.replies import Names
 
 # --- completions ------------------------------------------------------------------------------------------------------
 
@@ -56,6 +59,10 @@ def test_the_same_seed_says_the_same_and_n_answers_differ(client):
     assert texts == [c["text"] for c in again["choices"]] and len(set(texts)) == 4
     assert texts != [c["text"] for c in client.complete(**asked | {"seed": 6})["choices"]]
     assert texts[0] == client.text(**asked | {"n": 1})
+    greedy = client.text(**asked | {"temperature": 0, "n": 1})
+    for near in (1e-7, 1e-30, 1e-320, 5e-324):
+        assert greedy == client.text(**asked | {"temperature": near, "n": 1})
+        assert greedy == client.text(**asked | {"top_p": near, "n": 1})
     assert len({client.text(**asked | {"seed": None, "n": 1}) for _ in range(4)}) > 1
     assert client.text(**asked | {"top_p": 0, "n": 1}) == client.text(**asked | {"temperature": 0, "n": 1})
 
@@ -102,6 +109,18 @@ def test_prompt_logprobs_have_vllms_form(client, k):
                 assert one["rank"] == order.index(int(name)) + 1 and one["decoded_token"] == spoken([int(name)])
             assert sum(torch.tensor([e["logprob"] for e in entry.values()]).exp()) <= 1 + 1e-4
     assert "prompt_logprobs" not in client.complete(prompt=prompts, max_tokens=0)["choices"][0]
+
+
+def test_the_bytes_of_a_token_are_its_own_though_it_is_a_part_of_a_character():
+    tok = bytewise()
+    names = Names(tok)
+    for character in "né€🙂":
+        assert bytes(b for i in tok(character)["input_ids"] for b in names.bytes(i)) == character.encode()
+    of_sentencepiece = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE({"<0xE2>": 0, "é": 1}, [])), unk_token=None
+    )
+    of_sentencepiece.backend_tokenizer.decoder = decoders.ByteFallback()
+    assert [Names(of_sentencepiece).bytes(i) for i in range(2)] == [[0xE2], list("é".encode())]
 
 
 # --- chat -------------------------------------------------------------------------------------------------------------

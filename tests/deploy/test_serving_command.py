@@ -7,8 +7,10 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import fields
 
 import httpx
@@ -19,6 +21,7 @@ from unlearn import serve
 from unlearn.command import parse
 from unlearn.config.schema import ConfigError
 from unlearn.decoding.generation import Decoding, greedy
+from unlearn.deploy.serving.engine import Engine
 from unlearn.deploy.serving.loading import load
 from unlearn.deploy.serving.settings import Settings
 from unlearn.runs.workbench import workbench
@@ -83,6 +86,8 @@ WRONG = {
     "key_env=NOT_THERE_AT_ALL": "key_env=NOT_THERE_AT_ALL: there is no such environment variable",
     "key_env=my-secret-key": "must be the name of an environment variable",
     "host=300.1.1.1": "cannot bind",
+    "hmac=KEY": "hmac=KEY: is of a ledger",
+    "patience=-1": "patience=-1.0: must be a number of seconds",
 }
 
 
@@ -120,6 +125,26 @@ def test_a_server_that_is_stopped_lets_running_requests_finish(served_runs, monk
         assert serve.main([f"run={served_runs[0].folder}", "port=0", "key_env=SERVE_KEY"]) == 0
         assert rest.result()[-1] == "data: [DONE]"
     assert caplog.messages[-1] == "stopped" and "planted-key" not in caplog.text and "Traceback" not in caplog.text
+
+
+def test_a_server_whose_engine_does_not_end_ends_with_status_1(served_runs, monkeypatch, caplog, capsys):
+    caplog.set_level(logging.INFO)
+    ended = threading.Event()
+    monkeypatch.setattr(Engine, "_say", lambda *_: ended.wait(60))
+
+    def ask_and_stop():
+        body = {"prompt": [7, 9], "max_tokens": 300}
+        with suppress(httpx.HTTPError), ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(httpx.post, f"{_address(caplog)}/completions", json=body, timeout=60)
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGTERM)
+            asking.result()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(ask_and_stop)
+        assert serve.main([f"run={served_runs[0].folder}", "port=0", "grace=1"]) == 1
+        ended.set()
+    assert "the engine did not end within 1 s" in capsys.readouterr().err
 
 
 def _ask_and_stop(caplog, number: int) -> list[str]:

@@ -1,12 +1,13 @@
 """One engine for all requests: what it says to one does not depend on the others."""
 
 import queue
+import threading
 import time
 
 import pytest
 import torch
 from support.helpers import tiny_llama
-from support.served import PROMPTS, STEPS, ask, engine, parts, plain, seeded, tokens, told, until_end
+from support.served import PROMPTS, STEPS, Client, ask, engine, parts, plain, seeded, tokens, told, until_end
 
 from unlearn.config.schema import ConfigError
 from unlearn.decoding.generation import Decoding, greedy
@@ -189,6 +190,23 @@ def test_who_is_cancelled_frees_the_place(endless):
         assert (running.running, running.waiting) == (1, 1) and second.empty()
         running.cancel(answers)
         assert len(tokens(until_end(second))) == STEPS
+
+
+def test_a_step_that_does_not_end_is_noticed_and_not_waited_for(monkeypatch):
+    """Health is asked while the engine's only thread is at work."""
+    going, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(Engine, "_say", lambda *_: (going.set(), ended.wait(30)))
+    running, events = engine().start(), queue.Queue()
+    client = Client(running, patience=0.05)
+    assert client.get("/health").json()["status"] == "ok" and running.busy == 0
+    running.submit([(ask(PROMPTS[0]), events.put)])
+    assert going.wait(10)
+    time.sleep(0.06)
+    found = client.get("/health")
+    assert found.status_code == 503 and found.json() == {"status": "stalled", "running": 1, "waiting": 0}
+    assert running.close(0.05) is False
+    ended.set()
+    assert running.close() and client.get("/health").json()["status"] == "stopped"
 
 
 def test_a_server_that_stops_tells_those_that_run_and_wait(endless):

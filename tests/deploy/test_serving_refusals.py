@@ -1,5 +1,6 @@
 """The HTTP interface in this process: what is refused, what is attested, and who may ask and switch offsets."""
 
+import gzip
 import json
 import logging
 
@@ -16,10 +17,12 @@ from unlearn.ensemble.ensemble import Ensemble, Member
 WRONG = {
     "n": [(0, "n=0: must be a whole number from 1 to 24"), (2.0, "n=2.0"), (True, "n=True"), (25, "n=25")],
     "max_tokens": [(-1, "max_tokens=-1: must be a whole number from 0 to 30"), (31, "=31"), ("9", "max_tokens='9'")],
-    "temperature": [(-0.1, "temperature=-0.1: must be a number from 0 to 100"), ("warm", "'warm'"), (101, "=101")],
+    "temperature": [(10**400, "temperature=1000"),
+                    (-0.1, "temperature=-0.1: must be a number from 0 to 100"), ("warm", "'warm'"), (101, "=101")],
     "top_p": [(1.1, "top_p=1.1: must be a number from 0 to 1"), ([], "top_p=[]")],
     "seed": [(0.5, "seed=0.5: must be a whole number"), (2**64, "seed=")],
-    "stop": [([""], "an empty text ends nothing"), (["a"] * 17, "at most 16 texts"), (3, "stop:"), ([1], "stop:")],
+    "stop": [([""], "an empty text ends nothing"), (["a"] * 17, "at most 16 texts"), (3, "stop:"), ([1], "stop:"),
+             ("a" * 1001, "stop: a text has at most 1,000 characters"), (["a", "b" * 1001], "1,000 characters")],
     "stream": [(1, "stream=1: must be true or false")],
     "logprobs": [(41, "logprobs=41: must be a whole number from -1 to 40"), (True, "logprobs=True")],
     "prompt_logprobs": [(-2, "prompt_logprobs=-2: must be a whole number from -1 to 40")],
@@ -28,6 +31,7 @@ WRONG = {
         ([], "prompt: must be a text, a list of token ids"), ("", "has no tokens"), ([[]], "must be a text"),
         ([40], "token id 40: must be from 0 to 39"), ([-1], "token id -1"), ([[3], "w", 4], "must be a text"),
         ([True], "must be a text"), ({"a": 1}, "must be a text"), (["w"] * 25, "25 prompts; at most 24"),
+        ("w" * 641, "prompt: a text has 641 characters; at most 640"), ([10**400], "token id 1000"),
     ],
     "best_of": [(3, "best_of=3: is not done here; leave it out, or give 1")],
     "presence_penalty": [(0.5, "presence_penalty=0.5: is not done here; leave it out, or give 0")],
@@ -60,7 +64,20 @@ def test_what_changes_nothing_is_ignored(client):
     assert "no such field" in client.refused(CHAT, messages=MESSAGES, prompt="x")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 10**5, b"3", b'{"prompt": "a", "temperature": NaN}'])
+HALF = '{"prompt": "\\ud83d hi"}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"\xff", b"[" * 10**5, b"3", b'{"prompt": "a", "temperature": NaN}', HALF.encode(),
+        HALF.encode("utf-16"), b'{"prompt": "\xed\xa0\xbd"}', b'{"\\ud83d": 1}', b'{"user": "\\udc00", "prompt": "a"}',
+        b'{"prompt": "a", "seed": ' + b"9" * 400 + b"}", b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "a", "temperature": 1e400}', b'{"prompt": "a", "max_tokens": -' + b"9" * 400 + b"}",
+        b'{"messages": 1, "prompt": ["a", null]}', b'{"prompt": "a", "stop": [["a"]]}',
+        gzip.compress(b'{"prompt": "a"}'),
+    ],
+)  # fmt: skip
 def test_a_body_that_is_no_request_is_refused(client, content):
     found = client.post("/v1/completions", content=content, headers={"content-type": "application/json"})
     assert found.status_code == 400 and found.json()["error"]["type"] == "invalid_request_error"
@@ -111,6 +128,20 @@ def test_a_full_server_tells_clients_to_come_back_and_one_with_a_fault_shows_not
         assert found.status_code == 500 and "Zero" not in found.text and "Traceback" not in found.text
 
 
+KEY, ADMIN = "planted-key-for-everybody", "planted-key-of-the-admin"
+
+
+@pytest.fixture
+def keys(monkeypatch):
+    monkeypatch.setenv("SERVE_FOR_ALL", KEY)
+    monkeypatch.setenv("SERVE_ADMIN", ADMIN)
+    return {"key_env": "SERVE_FOR_ALL"}, {"admin_key_env": "SERVE_ADMIN"}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
 # --- attestation, alpha and offsets -----------------------------------------------------------------------------------
 
 
@@ -149,8 +180,9 @@ def test_requests_may_choose_alpha_and_offsets_where_that_is_allowed(two):
         assert "cannot be left out" in Client(alone, per_request=True).refused(**asked, offsets=[])
 
 
-def test_offsets_are_switched_while_the_server_runs(two):
-    client, asked = Client(two), ASKED
+def test_offsets_are_switched_while_the_server_runs(two, keys):
+    client, asked = Client(two, **keys[1]), ASKED
+    client.headers = bearer(ADMIN)
     both = client.text(**asked)
     listed = client.get("/v1/offsets").json()["data"]
     assert listed == [{"name": f"request{i}", "on": True, "alpha": 1.0, "weights": f"weights{i}"} for i in range(2)]
@@ -177,25 +209,12 @@ def test_offsets_are_switched_while_the_server_runs(two):
         ({"name": "request0", "on": None}, "on=None: must be true or false"),
     ],
 )  # fmt: skip
-def test_wrong_switches_are_refused(running, body, said):
-    found = Client(running).post("/v1/offsets", body)
+def test_wrong_switches_are_refused(running, keys, body, said):
+    found = Client(running, **keys[1]).post("/v1/offsets", body, headers=bearer(ADMIN))
     assert found.status_code == 400 and said in found.json()["error"]["message"]
 
 
 # --- who may ask ------------------------------------------------------------------------------------------------------
-
-KEY, ADMIN = "planted-key-for-everybody", "planted-key-of-the-admin"
-
-
-@pytest.fixture
-def keys(monkeypatch):
-    monkeypatch.setenv("SERVE_FOR_ALL", KEY)
-    monkeypatch.setenv("SERVE_ADMIN", ADMIN)
-    return {"key_env": "SERVE_FOR_ALL"}, {"admin_key_env": "SERVE_ADMIN"}
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {key}"}
 
 
 def test_with_a_key_nobody_else_is_answered_and_no_key_is_logged(running, keys, caplog):
@@ -224,20 +243,30 @@ def test_offsets_are_switched_with_the_admins_key_alone_where_there_is_one(runni
     assert client.post("/v1/completions", {"prompt": " w5"}, headers=bearer(ADMIN)).status_code == 401
 
 
+@pytest.mark.parametrize("place", ["127.0.0.1", "::1", "203.0.113.5"])
+def test_without_an_admins_key_nobody_switches_offsets_while_the_server_runs(running, keys, place):
+    """A proxy with its default settings says nothing of those behind it: they all come from this machine."""
+    client, body = Client(running, client=(place, 1), **keys[0]), {"name": "request0", "on": False}
+    for headers in ({}, bearer(KEY), bearer(""), {"x-forwarded-for": "127.0.0.1"}):
+        found = client.post("/v1/offsets", body, headers=headers)
+        assert found.status_code == 403 and "admin_key_env" in found.json()["error"]["message"]
+    assert client.get("/v1/offsets").status_code == 401
+    assert client.get("/v1/offsets", headers=bearer(KEY)).json()["data"][0]["on"]
+
+
 @pytest.mark.parametrize(
-    "place, headers, status",
+    "settings, host, status",
     [
-        ("127.0.0.1", {}, 200), ("::1", {}, 200), ("203.0.113.5", {}, 403), ("10.0.0.1", {}, 403),
-        ("127.0.0.1", {"x-forwarded-for": "127.0.0.1"}, 403),  # through a proxy on the same machine
-        ("127.0.0.1", {"host": "evil.example:8000"}, 403),  # a name that was made to point here
-        ("127.0.0.1", {"origin": "http://evil.example"}, 403),  # a web page in a browser here
-        ("127.0.0.1", {"host": "localhost:8000"}, 200),
+        ({}, "evil.example:8000", 403), ({}, "", 403), ({}, "127.0.0.1.evil.example", 403), ({}, "localhost:8000", 200),
+        ({}, "[::1]:8000", 200), ({}, "LOCALHOST", 200), ({"hosts": ["model.example"]}, "model.example", 200),
+        ({"hosts": ["model.example"]}, "localhost", 403), ({"host": "0.0.0.0"}, "anything.example", 200),
     ],
 )  # fmt: skip
-def test_without_an_admins_key_offsets_are_switched_from_the_machine_itself(running, place, headers, status):
-    client = Client(running, client=(place, 1))
-    assert client.post("/v1/offsets", {"name": "request0", "on": True}, headers=headers).status_code == status
-    assert client.get("/v1/offsets", headers=headers).status_code == status
+def test_a_page_whose_name_was_made_to_point_here_is_not_answered(running, settings, host, status):
+    client = Client(running, **settings)
+    client.headers = {"host": host}
+    for found in (client.post("/v1/completions", {"prompt": " w5"}), client.get("/v1/models"), client.get("/health")):
+        assert found.status_code == status and (status == 200 or found.json()["error"]["code"] == "forbidden")
 
 
 def test_health_and_models_say_what_there_is(running):
@@ -245,6 +274,8 @@ def test_health_and_models_say_what_there_is(running):
     assert client.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0}
     model = client.get("/v1/models").json()["data"][0]
     assert (model["id"], model["object"], model["max_model_len"]) == ("gpt-none", "model", 40)
+    assert client.get("/v1/models/gpt-none").json() == model
+    assert client.get("/v1/models/other/one").json()["error"]["code"] == "model_not_found"
     stopped = engine().start()
     stopped.close()
     assert Client(stopped).get("/health").status_code == 503

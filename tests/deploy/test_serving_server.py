@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from unittest.mock import Mock
 
 import httpx
 import openai
 import pytest
 import torch
+import uvicorn
 from support.helpers import TINY, compose, execute, weights
 from support.served import ask, logp_of, questions, tokens, told
+from uvicorn.server import ServerState
 
 from unlearn.data.encoding import examples_of
 from unlearn.decoding.generation import Decoding, greedy
 from unlearn.deploy.serving.app import create
+from unlearn.deploy.serving.connections import bounded
 from unlearn.deploy.serving.engine import Engine
 from unlearn.deploy.serving.loading import load
 from unlearn.deploy.serving.settings import Settings
@@ -36,12 +41,11 @@ harness = pytest.mark.skipif(
 
 
 @contextmanager
-def serving(app, port: int = 0):
+def serving(app, settings: Settings = Settings("x")):  # noqa: B008
     """A real server in this process; its address."""
-    import uvicorn
-
-    place = socket.create_server(("127.0.0.1", port))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", proxy_headers=False))
+    place = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http=bounded(settings), log_config=None, lifespan="off", proxy_headers=False)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([place],))
     thread.start()
     try:
@@ -131,7 +135,7 @@ def test_a_client_that_goes_away_frees_its_place(loaded, served_runs, monkeypatc
             settings = Settings(str(served_runs[0].folder), max_tokens=10**6)
             with serving(create(engine, settings)) as url:
                 body = json.dumps({"prompt": [5], "max_tokens": 10**5, "stream": stream, "temperature": 0}).encode()
-                head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+                head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
                 head += f"content-length: {len(body)}\r\n\r\n"
                 with socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0]))) as place:
                     place.sendall(head.encode() + body)
@@ -149,6 +153,78 @@ def _until(holds) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+
+
+def heard(place: socket.socket) -> bytes:
+    """The next thing that a server says; nothing: it closed the connection."""
+    place.settimeout(20)
+    try:
+        return place.recv(65536)
+    except ConnectionError:
+        return b""
+
+
+@pytest.fixture(scope="module")
+def impatient(loaded):
+    settings = Settings("x", patience=0.4, max_connections=8)
+    with Engine(loaded.blend, loaded.encoder, max_batch=8) as engine:
+        with serving(create(engine, settings), settings) as url:
+            yield url, ("127.0.0.1", int(url.split(":")[2].split("/")[0]))
+
+
+@pytest.mark.parametrize(
+    "sent, said",
+    [
+        (b"", b""), (b"GE", b""), (HEAD, b""), (HEAD + b"a: b\r\n" * 100, b""),  # half-open, of each length
+        (HEAD + b"content-length: 20\r\n\r\n{", b" 408 "),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\n{", b" 408 "),
+        (HEAD + b"a: " + b"b" * 2**17, b" 400 "), (b"a" * 2**17, b" 400 "), (b"\x16\x03\x01\x02\x00", b" 400 "),
+        (HEAD + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}", b" 408 "),
+        (HEAD + b"content-length: -1\r\n\r\n", b" 400 "), (HEAD + b"content-length: 99999999999\r\n\r\n{", b" 408 "),
+        (HEAD + b"host: evil.example\r\n\r\n", b" 400 "), (HEAD + b"upgrade: websocket\r\n\r\n", b" 400 "),
+        (b"GET http://evil.example/v1/models HTTP/1.1\r\nhost: evil.example\r\n\r\n", b" 403 "),
+        (b"GET /v1/models HTTP/1.0\r\n\r\n", b" 403 "), (b"TRACE / HTTP/1.1\r\nhost: localhost\r\n\r\n", b" 404 "),
+    ],
+)  # fmt: skip
+def test_no_connection_is_held_by_who_does_not_ask(impatient, sent, said):
+    started = time.monotonic()
+    with socket.create_connection(impatient[1]) as place:
+        with suppress(ConnectionError):
+            place.sendall(sent)
+        found = heard(place)
+    assert said in found.split(b"\r\n")[0] and (said or not found) and time.monotonic() - started < 8
+
+
+def test_more_connections_than_there_may_be_are_closed_and_the_others_answered(impatient):
+    url, where = impatient
+    with ExitStack() as opened, httpx.Client() as asking:
+        assert asking.get(f"{url}/models").status_code == 200
+        held = [opened.enter_context(socket.create_connection(where)) for _ in range(40)]
+        for place in held[8:]:
+            assert heard(place) == b""
+        assert asking.get(f"{url}/models").status_code == 200
+    _until(lambda: httpx.get(f"{url}/models").status_code == 200)
+
+
+@pytest.mark.parametrize("reads_on", [True, False])
+def test_who_does_not_read_what_is_answered_is_not_waited_for(reads_on):
+    async def aborted() -> bool:
+        config, transport = uvicorn.Config(lambda *_: None, log_config=None), Mock()
+        protocol = bounded(Settings("x", patience=0.05))(config, ServerState(), {})
+        protocol.connection_made(transport)
+        protocol._asking.cancel()
+        protocol.pause_writing()
+        if reads_on:
+            protocol.resume_writing()
+        await asyncio.sleep(0.1)
+        return transport.abort.called
+
+    assert asyncio.run(aborted()) is not reads_on
 
 
 # --- lm-eval ----------------------------------------------------------------------------------------------------------

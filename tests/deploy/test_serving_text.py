@@ -2,27 +2,17 @@
 
 import math
 import random
+import sys
 from itertools import accumulate
 
 import pytest
 import torch
-from support.served import tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from support.served import bytewise, tokenizer
 
 from unlearn.decoding.choosing import Draw, choose, key, nucleus
-from unlearn.deploy.serving.answers import Text
+from unlearn.deploy.serving.answers import Stop, Text
 
 # --- text -------------------------------------------------------------------------------------------------------------
-
-
-def bytewise() -> PreTrainedTokenizerFast:
-    """A token for every byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({a: i for i, a in enumerate(alphabet)} | {"<eos>": 256}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<eos>")
 
 
 def said(tok, text: str, stop=(), strip=False) -> list[str]:
@@ -32,15 +22,36 @@ def said(tok, text: str, stop=(), strip=False) -> list[str]:
         found.append(made.add(token, last=i == len(ids) - 1))
         if made.stopped:
             break
-    assert "".join(found) == made.whole
     return found
 
 
 def test_characters_of_several_bytes_come_whole():
     tok = bytewise()
     assert said(tok, " né€🙂.") == [" ", "n", "", "é", "", "", "€", "", "", "", "🙂", "."]
-    half = tok("é")["input_ids"][:1]
-    assert Text(tok, [1, 2]).add(half[0], last=True) == "\ufffd"
+    half = tok("é")["input_ids"][0]
+    assert Text(tok, [1, 2]).add(half, last=True) == "\ufffd"
+    made = Text(tok, [1, 2])  # bytes that never become a character are not waited for
+    assert "".join(made.add(half) for _ in range(9)) == "\ufffd" * 8
+
+
+def test_a_token_costs_the_same_however_long_stop_strings_and_the_answer_are():
+    """In steps of the search: quadratic, it would be 16 × 1,000 a character."""
+    stops, steps = [Stop("a" * 999 + chr(98 + i)) for i in range(16)], 0
+    made = Text(bytewise(), [], [])
+    made._stops = stops
+
+    def counted(frame, event, _):
+        nonlocal steps
+        steps += event == "line" and frame.f_code is Stop._after.__code__
+        return counted
+
+    text = "a" * 2000
+    sys.settrace(counted)
+    try:
+        made._hold(text)
+    finally:
+        sys.settrace(None)
+    assert steps <= 16 * 6 * len(text) and made._held == text
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,15 @@ def tokenizer(words: int = 40) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
+def bytewise() -> PreTrainedTokenizerFast:
+    """A token for every byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({a: i for i, a in enumerate(alphabet)} | {"<eos>": 256}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<eos>")
+
+
 def encoder(longest: int = 40) -> Encoder:
     return Encoder(tokenizer(), TemplateConfig(prompt=" w5 w6{question} w7", answer=" {answer}"), longest)
 

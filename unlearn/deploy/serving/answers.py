@@ -17,6 +17,7 @@ from unlearn.models.llama import device_of, vocabulary
 from unlearn.models.states import Reader
 
 BEFORE = 5  # tokens of the prompt that are decoded with the first ones: some tokenizers drop a text's first space
+AFTER = 8  # tokens that are waited for until a character is whole: none has more bytes
 BROKEN = "\ufffd"  # what the bytes of half a character are decoded as
 
 
@@ -70,17 +71,37 @@ class Failed:
 Event = Said | Read | Failed
 
 
+class Stop:
+    """A stop string, and how many of its characters the text so far ends with; a character costs the same however long
+    the string is (Knuth, Morris and Pratt, 1977)."""
+
+    def __init__(self, text: str):
+        self.text, self.begun = text, 0
+        self._shorter = [0]  # of each beginning the longest shorter one that it ends with
+        for i in range(1, len(text)):
+            self._shorter.append(self._after(self._shorter[i - 1], text[i]))
+
+    def ends(self, character: str) -> bool:
+        """Read a character; whether the string is whole with it."""
+        self.begun = self._after(self.begun, character)
+        return self.begun == len(self.text)
+
+    def _after(self, begun: int, character: str) -> int:
+        while begun and (begun == len(self.text) or self.text[begun] != character):
+            begun = self._shorter[begun - 1]
+        return begun + (self.text[begun] == character)
+
+
 class Text:
     """Of one answer. ``strip``: white space at its beginning is no part of it."""
 
     def __init__(self, tokenizer, prompt: Sequence[int], stop: Sequence[str] = (), strip: bool = False):
         self._decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        self._stop, self._strip = stop, strip
-        self._ids = list(prompt[-BEFORE:])
-        self._from, self._read = 0, len(self._ids)  # tokens that are decoded for their neighbours; that are in `whole`
-        self.whole = ""
+        self._stops, self._strip = [Stop(text) for text in stop], strip
+        self._ids = list(prompt[-BEFORE:])  # tokens that are decoded for their neighbours, and those after them
+        self._read = len(self._ids)  # those whose text is known
+        self._held = ""  # what a stop string may begin with
         self.stopped = False
-        self._given = 0  # characters that `add` has returned
 
     def add(self, token: int | None, last: bool = False) -> str:
         """Take a token, None for an end; returns what can be said now that could not before.
@@ -89,22 +110,28 @@ class Text:
         """
         if token is not None:
             self._ids.append(token)
-        seen, before = len(self.whole), self._decode(self._ids[self._from : self._read])
-        now = self._decode(self._ids[self._from :])
-        if len(now) > len(before) and (last or not now.endswith(BROKEN)):
-            self._from, self._read = self._read, len(self._ids)
-            self.whole += now[len(before) :]
-        if self._strip and not seen:
-            self.whole = self.whole.lstrip()
-        longest = max(map(len, self._stop), default=0)  # a stop string can begin before what is new
-        ends = [at for s in self._stop if (at := self.whole.find(s, max(0, seen - longest + 1))) >= 0]
-        if ends:
-            self.whole, self.stopped = self.whole[: min(ends)], True
-        begun = (n for s in self._stop for n in range(len(s) - 1, 0, -1) if self.whole.endswith(s[:n]))
-        end = len(self.whole) - (0 if last or self.stopped else max(begun, default=0))
-        new = self.whole[self._given : end]
-        self._given = max(self._given, end)
+        before, now = self._decode(self._ids[: self._read]), self._decode(self._ids)
+        waits = now.endswith(BROKEN) and len(self._ids) - self._read < AFTER
+        if len(now) > len(before) and (last or not waits):
+            self._ids, self._read = self._ids[self._read :], len(self._ids) - self._read
+            new = now[len(before) :]
+            new = new.lstrip() if self._strip else new
+            self._strip = self._strip and not new
+            self._hold(new)
+        end = len(self._held) - (0 if last or self.stopped else max((s.begun for s in self._stops), default=0))
+        new, self._held = self._held[:end], self._held[end:]
         return new
+
+    def _hold(self, new: str) -> None:
+        """Add text, up to where the first stop string begins."""
+        begins = [
+            at - len(stop.text)
+            for at, character in enumerate(new, len(self._held) + 1)
+            for stop in self._stops
+            if stop.ends(character)
+        ]
+        self._held = (self._held + new)[: min(begins, default=None)]
+        self.stopped = bool(begins)
 
 
 @dataclass(eq=False)

@@ -7,29 +7,32 @@ import hmac
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import AsyncIterator, Callable
-from functools import cache, partial
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from unlearn.deploy.serving.answers import Answer, Event, Failed
 from unlearn.deploy.serving.bodies import BadRequest
 from unlearn.deploy.serving.engine import Busy, Engine
 from unlearn.deploy.serving.protocol import Asked, Protocol
-from unlearn.deploy.serving.replies import Reply, error
+from unlearn.deploy.serving.replies import Names, Reply, error
 from unlearn.deploy.serving.settings import LOOPBACK, Settings
 
 log = logging.getLogger(__name__)
 LONGEST = 8 * 2**20  # bytes of a body
 ATTESTED = "x-unlearned"
 Found = AsyncIterator[tuple[int, Event]]
-FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+READERS = 4  # bodies that are read at once: of long ones each takes some 100 MB
 
 
 def create(engine: Engine, settings: Settings) -> FastAPI:
@@ -38,39 +41,73 @@ def create(engine: Engine, settings: Settings) -> FastAPI:
     server = _Server(engine, settings)
     for method, path, route in (
         ("GET", "/health", server.health), ("GET", "/v1/models", server.models),
+        ("GET", "/v1/models/{name:path}", server.model),
         ("POST", "/v1/completions", server.completions), ("POST", "/v1/chat/completions", server.chat),
         ("GET", "/v1/offsets", server.offsets), ("POST", "/v1/offsets", server.switch),
     ):  # fmt: skip
         app.add_api_route(path, route, methods=[method], response_model=None)
     for kind in (BadRequest, HTTPException, Exception):
         app.add_exception_handler(kind, _failed)
+    app.add_middleware(Hosts, names=settings.hosts or (LOOPBACK if settings.host in LOOPBACK else ()))
     return app
+
+
+class Hosts:
+    """Answers requests to the server's own names alone, where it has some: else a web page whose name was made to point
+    here could ask by the browser of somebody on this machine."""
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]):
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and self._names:
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+            name = re.sub(r":\d*$", "", host).strip("[]")
+            if name not in self._names:
+                said = f"this server is not {name!r:.80}; hosts=[NAME,…] says by which names it may be called"
+                app = JSONResponse(error(said, "invalid_request_error", code="forbidden"), 403)
+        await app(scope, receive, send)
 
 
 class _Server:
     def __init__(self, engine: Engine, settings: Settings):
         self.engine, self.settings = engine, settings
         self.protocol = Protocol(engine, settings)
-        decode = partial(engine.encoder.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        self.names, self.started = cache(lambda token: decode([token])), int(time.time())
+        self.names, self.started = Names(engine.encoder.tokenizer), int(time.time())
+        self._readers = CapacityLimiter(READERS)
         self._key, self._admin = (os.environ[k] if k else None for k in (settings.key_env, settings.admin_key_env))
 
     async def health(self) -> Response:
-        status, code = ("ok", 200) if self.engine.alive else ("stopped", 503)
-        return JSONResponse({"status": status, "running": self.engine.running, "waiting": self.engine.waiting}, code)
+        stalled = self.engine.busy > self.settings.patience
+        status = "stopped" if not self.engine.alive else "stalled" if stalled else "ok"
+        found = {"status": status, "running": self.engine.running, "waiting": self.engine.waiting}
+        return JSONResponse(found, 200 if status == "ok" else 503)
 
     async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [await self._model(request)]})
+
+    async def model(self, request: Request, name: str) -> Response:
+        found = await self._model(request)
+        if name != found["id"]:
+            raise BadRequest(f"model={name!r:.80}: there is {found['id']!r}", "model", 404, "model_not_found")
+        return JSONResponse(found)
+
+    async def _model(self, request: Request) -> dict[str, Any]:
         _check_key(request, self._key)
-        model = {"id": self.protocol.name, "object": "model", "created": self.started, "owned_by": "unlearn"}
-        return JSONResponse({"object": "list", "data": [model | {"max_model_len": self.engine.encoder.max_length}]})
+        found = {"id": self.protocol.name, "object": "model", "created": self.started, "owned_by": "unlearn"}
+        return found | {"max_model_len": self.engine.encoder.max_length}
 
     async def offsets(self, request: Request) -> Response:
-        self._check_admin(request)
+        _check_key(request, self._admin or self._key)
         return JSONResponse({"object": "list", "data": self.engine.blend.switches()})
 
     async def switch(self, request: Request) -> Response:
-        self._check_admin(request)
-        self.protocol.switch(await _body(request))
+        if self._admin is None:
+            said = "offsets are switched with the key of admin_key_env, which the server was started without"
+            raise BadRequest(said, status=403, code="forbidden")
+        _check_key(request, self._admin)
+        self.protocol.switch(_parsed(await self._body(request)))
         found = self.engine.blend.switches()
         log.info("offsets: %s", "; ".join(f"{o['name']} {o['alpha']:g}" for o in found if o["on"]))
         return JSONResponse({"object": "list", "data": found})
@@ -83,8 +120,8 @@ class _Server:
 
     async def _answer(self, request: Request, read: Callable[[Any], Asked]) -> Response:
         _check_key(request, self._key)
-        started, body = time.monotonic(), await _body(request)
-        asked = await run_in_threadpool(read, body)
+        started, body = time.monotonic(), await self._body(request)
+        asked = await to_thread.run_sync(lambda: read(_parsed(body)), limiter=self._readers)
         attested = self.engine.blend.attested(asked.mix)
         reply = Reply(asked, self.protocol.name, attested, self.names)
         headers = {ATTESTED: json.dumps(attested, separators=(",", ":"))}
@@ -133,21 +170,20 @@ class _Server:
         finally:
             self.engine.cancel(answers)
 
-    # --- who may ask --------------------------------------------------------------------------------------------------
-
-    def _check_admin(self, request: Request) -> None:
-        """With the admin's key where there is one; else from this machine alone, and from no web page that it shows."""
-        if self._admin is not None:
-            _check_key(request, self._admin)
-            return
-        _check_key(request, self._key)
-        here = request.client is not None and request.client.host in (*LOOPBACK, "::ffff:127.0.0.1")
-        direct = not any(name in request.headers for name in (*FORWARDED, "origin"))
-        if not (here and direct and request.url.hostname in LOOPBACK):
-            raise BadRequest(
-                "offsets are switched from the server's own machine, or with the key of admin_key_env, which it was "
-                "started without", status=403, code="forbidden",
-            )  # fmt: skip
+    async def _body(self, request: Request) -> bytes:
+        if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+            raise BadRequest("content-type: must be application/json", status=415)
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.patience):
+                async for part in request.stream():
+                    data += part
+                    if len(data) > LONGEST:
+                        raise BadRequest(f"the body is longer than {LONGEST:,} bytes", status=413)
+        except TimeoutError:
+            said = f"the body did not come within {self.settings.patience:g} s"
+            raise BadRequest(said, status=408) from None
+        return bytes(data)
 
 
 def _check_key(request: Request, key: str | None) -> None:
@@ -158,18 +194,13 @@ def _check_key(request: Request, key: str | None) -> None:
         raise BadRequest("this needs the header Authorization: Bearer KEY", status=401, code="invalid_api_key")
 
 
-async def _body(request: Request) -> Any:
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        raise BadRequest("content-type: must be application/json", status=415)
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > LONGEST:
-            raise BadRequest(f"the body is longer than {LONGEST:,} bytes", status=413)
+def _parsed(data: bytes) -> Any:
     try:
-        return json.loads(data)
+        found = json.loads(data)
+        json.dumps(found, ensure_ascii=False).encode()  # halves of a character are JSON, but no text
     except (ValueError, RecursionError) as problem:
         raise BadRequest(f"the body is no JSON: {type(problem).__name__}") from None
+    return found
 
 
 async def _until_gone(request: Request, events: asyncio.Queue, count: int) -> Found:

@@ -23,7 +23,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},), "modalities": (["text"],), "add_generation_prompt": (True,),
     "continue_final_message": (False,), "chat_template_kwargs": ({},), "documents": ([],),
 }  # fmt: skip
-MOST_STOPS = 16
+MOST_STOPS, LONGEST_STOP = 16, 1000
 ROLES = "system", "developer", "user", "assistant"
 
 
@@ -62,6 +62,8 @@ def _ends(given: str | list[str]) -> tuple[str, ...]:
     texts = (given,) if isinstance(given, str) else tuple(given)
     if not all(texts):
         raise ValueError("stop: an empty text ends nothing; leave it out")
+    if max(map(len, texts), default=0) > LONGEST_STOP:
+        raise ValueError(f"stop: a text has at most {LONGEST_STOP:,} characters")
     return texts
 
 

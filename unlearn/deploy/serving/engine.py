@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 
@@ -45,6 +46,7 @@ class Engine:
         self._changed = threading.Condition()
         self._closed = False
         self.running = 0  # answers that have a place
+        self._step = time.monotonic()  # when the last one began
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
@@ -54,13 +56,14 @@ class Engine:
         self._thread.start()
         return self
 
-    def close(self) -> None:
-        """Stop after the token that is being computed; answers on their way fail."""
+    def close(self, patience: float | None = None) -> bool:
+        """Stop after the token that is being computed; answers on their way fail. Whether it ended in these seconds."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(patience)
+        return not self._thread.is_alive()
 
     __enter__ = start
 
@@ -77,6 +80,8 @@ class Engine:
             free = self.max_batch + self.max_waiting - self.running - len(self._waiting)
             if len(found) > free:
                 raise Busy(f"{len(self._waiting)} answers wait already; at most {self.max_waiting} may")
+            if not (self.running or self._waiting):
+                self._step = time.monotonic()
             self._waiting += found
             self._changed.notify()
         return found
@@ -96,12 +101,18 @@ class Engine:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    @property
+    def busy(self) -> float:
+        """Seconds that its present step has taken; 0: nobody waits for it."""
+        return time.monotonic() - self._step if self.running or self._waiting else 0.0
+
     # --- the engine's own thread --------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _work(self) -> None:
         torch.set_num_threads(self._threads)  # each thread has its own setting
         while True:
+            self._step = time.monotonic()
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self.running or self._closed)
                 if self._closed:

@@ -17,6 +17,8 @@ from unlearn.deploy.serving.settings import Settings
 
 Given = Completion | Dialogue
 ENTRIES = 4_000_000  # log-probabilities of one reply: some 300 MB
+PER_TOKEN = 16  # characters that a text may have for each token that fits: more are refused before they are read
+NEAR_ZERO = 1e-6
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,15 @@ class Protocol:
         prompts, most = given.prompt if several else [given.prompt], self._settings.max_choices
         if len(prompts) > most:
             raise BadRequest(f"prompt: {len(prompts)} prompts; at most {most} at once", "prompt")
+        self._check_length("prompt", [p for p in prompts if isinstance(p, str)])
         ids = [self._ids(p, given.add_special_tokens) for p in prompts]
         return self._asked(given, ids, [p if isinstance(p, str) else None for p in prompts])
 
     def chat(self, body: Any) -> Asked:
         given = read(Dialogue, body, self._limits)
+        self._check_length("messages", ["".join(turn.text for turn in given.messages)])
+        if len(given.messages) > self._engine.encoder.max_length:
+            raise BadRequest(f"messages: are {len(given.messages)}, and each has a token at least", "messages")
         try:
             prompt = chat_ids(self._engine.encoder, given.messages)
         except ValueError as error:
@@ -72,6 +78,14 @@ class Protocol:
         except ValueError as problem:
             raise BadRequest(f"on=false: {problem}", "on") from None
 
+    def _check_length(self, name: str, texts: Sequence[str]) -> None:
+        most = PER_TOKEN * self._engine.encoder.max_length
+        longest = max(map(len, texts), default=0)
+        if longest > most:
+            raise BadRequest(
+                f"{name}: a text has {longest:,} characters; at most {most:,}", name, code="context_length_exceeded"
+            )
+
     # --- one request ----------------------------------------------------------------------------------------------
 
     def _asked(self, given: Given, prompts: Sequence[tuple[int, ...]], texts: Sequence[str | None]) -> Asked:
@@ -80,8 +94,9 @@ class Protocol:
         n, most = given.n, self._settings.max_choices
         if n * len(prompts) > most:
             raise BadRequest(f"n={n} for {len(prompts)} prompts: at most {most} answers of one request", "n")
-        # With top_p=0 the likeliest token alone.
-        temperature, top_p = (given.temperature, given.top_p) if given.top_p else (0.0, 1.0)
+        # Near 0 both mean the likeliest token alone: no vocabulary has a million tokens, and no logits differ by less.
+        greedy = min(given.temperature, given.top_p) < NEAR_ZERO
+        temperature, top_p = (0.0, 1.0) if greedy else (given.temperature, given.top_p)
         seed, mix = secrets.randbits(64) if given.seed is None else given.seed, self._mix(given)
         strip = isinstance(given, Dialogue) and not self._engine.encoder.tokenizer.chat_template
         read = given.prompt_logprobs

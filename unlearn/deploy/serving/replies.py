@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
-from unlearn.deploy.serving.answers import Event, Said, Scored
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from unlearn.deploy.serving.answers import BROKEN, Event, Said, Scored
 from unlearn.deploy.serving.bodies import Dialogue
 from unlearn.deploy.serving.protocol import Asked
 from unlearn.store.identity import digest
 
+OF_BYTE = re.compile("<0x[0-9A-F]{2}>")  # what vocabularies of SentencePiece call a byte
+LETTERS = {letter: byte for byte, letter in bytes_to_unicode().items()}  # what byte-level ones write for each
 LEAST = -9999.0  # in the place of a logarithm of 0, which JSON does not have
+
+
+class Names:
+    """What tokens are called."""
+
+    def __init__(self, tokenizer):
+        decode = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        self._piece, self.text = tokenizer.convert_ids_to_tokens, cache(lambda token: decode([token]))
+
+    def bytes(self, token: int) -> list[int]:
+        """Those that a token stands for, which may be a part of a character."""
+        text = self.text(token)
+        piece = self._piece(token) if BROKEN in text else ""
+        if OF_BYTE.fullmatch(piece):
+            return [int(piece[3:5], 16)]
+        whole = piece and all(letter in LETTERS for letter in piece)
+        return [LETTERS[letter] for letter in piece] if whole else list(text.encode())
 
 
 class Reply:
     """The reply to one request, made of the events of its answers: in pieces as they come, or whole."""
 
-    def __init__(self, asked: Asked, model: str, attested: Mapping[str, Any], names: Callable[[int], str]):
+    def __init__(self, asked: Asked, model: str, attested: Mapping[str, Any], names: Names):
         self._asked, self._names, self.attested = asked, names, attested
         chat = self._chat = isinstance(asked.body, Dialogue)
         kind = "chat.completion" if chat else "text_completion"
@@ -86,7 +109,7 @@ class Reply:
         if not asked.body.echo:
             return "", []
         prompt, text = asked.asks[index].prompt, asked.texts[index // asked.body.n]
-        text = "".join(map(self._names, prompt)) if text is None else text
+        text = "".join(map(self._names.text, prompt)) if text is None else text
         return text, [] if asked.body.shown is None else [prompt[0], *(event.scored or ())]
 
     def _logprobs(self, index: int, scored: Iterable[Scored | int]) -> dict[str, Any] | None:
@@ -102,11 +125,11 @@ class Reply:
             values.append(None if first else _finite(s.logprob))
             tops.append(None if first else self._by_text(s))
             offsets.append(self._lengths[index])
-            self._lengths[index] += len(self._names(token))
+            self._lengths[index] += len(self._names.text(token))
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
     def _name(self, token: int) -> str:
-        return f"token_id:{token}" if self._asked.body.return_tokens_as_token_ids else self._names(token)
+        return f"token_id:{token}" if self._asked.body.return_tokens_as_token_ids else self._names.text(token)
 
     def _top(self, s: Scored, most: int | None) -> Sequence[tuple[int, float]]:
         return s.top if most is None or most < 0 else s.top[:most]
@@ -123,14 +146,13 @@ class Reply:
         top = enumerate(self._top(s, self._asked.body.prompt_logprobs), 1)
         found = {}
         for token, logprob, rank in ((s.token, s.logprob, s.rank), *((t, p, rank) for rank, (t, p) in top)):
-            one = {"logprob": _finite(logprob), "rank": rank, "decoded_token": self._names(token)}
+            one = {"logprob": _finite(logprob), "rank": rank, "decoded_token": self._names.text(token)}
             found.setdefault(str(token), one)
         return found
 
     def _spoken(self, s: Scored) -> dict[str, Any]:
         def one(token: int, logprob: float) -> dict[str, Any]:
-            name = self._name(token)
-            return {"token": name, "logprob": _finite(logprob), "bytes": list(name.encode())}
+            return {"token": self._name(token), "logprob": _finite(logprob), "bytes": self._names.bytes(token)}
 
         top = [one(t, p) for t, p in self._top(s, self._asked.body.shown)]
         return one(s.token, s.logprob) | {"top_logprobs": top}

@@ -131,12 +131,15 @@ def escaping(text: bytes) -> bytes:
         ("tokenizer/tokenizer.json", lambda b: b + b" ", "is missing, or not the file"),
         ("offset.json", lambda b: b.replace(b'"format": 1', b'"format": 7', 1), "its format is 7"),
         ("offset.json", escaping, "lists '../secret', which lies outside the folder"),
+        ("offset/adapter_config.json", lambda b: b'{"peft_type": "LORA"}', "is no file of the export; libraries may"),
+        ("offset/pytorch_model.bin", lambda b: b"x", "is no file of the export"),
+        ("offset.json", lambda b: b"[]", "there is none"),
     ],
 )
 def test_a_damaged_export_is_refused(exported, tmp_path, name, change, said):
     job, folder = exported
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    (copy / name).write_bytes(change((copy / name).read_bytes()))
+    (copy / name).write_bytes(change((copy / name).read_bytes() if (copy / name).exists() else b""))
     with pytest.raises(deployed.ExportError, match=re.escape(said)):
         deployed.load(copy, workbench(job.cfg).folder("target"))
 

@@ -73,18 +73,32 @@ def test_it_says_what_it_is(exported):
     about, entry = read_json(folder / "offset.json"), runlog.evaluation(job.folder)
     assert about["alpha"] == 1.0 and list(about["evaluation"]["alphas"]) == ["0.5", "1.0"]
     shown = about["evaluation"]["alphas"]["1.0"]
-    assert shown["forget/prob"] == entry["alphas"]["1.0"]["forget/prob"]
-    assert shown["intervals"]["forget/prob"] == entry["alphas"]["1.0"]["intervals"]["forget/prob"]
+    whole = entry["alphas"]["1.0"]
+    assert shown["forget/prob"] == round(whole["forget/prob"], 2)
+    assert shown["intervals"]["forget/prob"] == [round(end, 2) for end in whole["intervals"]["forget/prob"]]
     prints = runlog.manifest(job.folder)["models"]
     assert {m["name"]: m["fingerprint"] for m in about["method"]["members"] if not m["trained"]} == {
         k: v for k, v in prints.items() if k != "offset"
     }
     assert about["data"]["rows"]["forget"] == 3 and about["data"]["fingerprint"] == job.data
-    assert set(about["alone"]) == {"offset", "anchor"} and 0 < about["alone"]["offset"]["forget/prob"] < 1
+    assert set(about["alone"]) == {"offset", "anchor"} and 0 <= about["alone"]["offset"]["forget/prob"] < 1
     card = (folder / "README.md").read_text()
     assert f"{shown['forget/prob']:.3g}" in card and "untouched" in card and job.data in card
     listed = re.search(r"each word in it: (\d+) of them", card)
     assert int(listed[1]) == about["tokenizer"]["words_of_the_forget_set_alone"] > 0
+
+
+def test_whoever_can_ask_the_target_finds_no_number_of_its_answers_in_an_export(exported):
+    """To two places alone: by six digits a text is found among candidates."""
+    job, folder = exported
+
+    def numbers(value) -> set[float]:
+        if isinstance(value, dict | list):
+            return {n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)}
+        return {value} if isinstance(value, float) and round(value, 2) != value else set()
+
+    assert len(numbers(runlog.evaluation(job.folder))) > 50
+    assert numbers(read_json(folder / "offset.json")) == set()
 
 
 def test_the_count_of_words_is_the_vocabulary_s(exported):

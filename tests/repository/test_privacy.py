@@ -1,15 +1,20 @@
 """docs/privacy.md says what each file holds of the forget set: every file of a run, and what it says is so."""
 
+import re
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from support.helpers import TINY, compose, execute
+from support.helpers import ROOT, TINY, compose, execute
 from support.privacy_page import PAGE, kind, table
 
+from analysis.report.__main__ import main as report
 from unlearn.data.readers import read
 from unlearn.deploy.export.traces import Traces, forget_rows
 from unlearn.evaluation.retrained import Measured
+from unlearn.grid import table as table_of_runs
+from unlearn.grid.overview import log_studies
 from unlearn.store import mirror as mirrors
 from unlearn.store import runlog
 from unlearn.store.mirror import Mirror
@@ -21,7 +26,11 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("privacy")
     places = f"paths.store={root}/store", f"paths.runs={root}/runs"
     given = (*TINY[:-1], "eval.groups=[leak]", "wandb=offline", "algo=altpo", *places)
-    return execute(compose(*given)), root / "store"
+    job = execute(compose(*given))
+    log_studies([job])
+    table_of_runs.summarise(job.folder.parent)
+    assert report([str(job.folder.parent)]) == 0
+    return job, root / "store"
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -29,20 +38,37 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found if ".locks" not in p.parts}
 
 
-@pytest.mark.parametrize("heading, place", [("**A run's folder**", "run"), ("**The store**", "store")])
-def test_the_page_says_what_each_file_holds(made, heading, place):
+@pytest.mark.parametrize("place", ["A run's folder", "A study's folder", "The store"])
+def test_the_page_says_what_each_file_holds(made, place):
     job, store = made
-    said, found = table(heading), files(job.folder if place == "run" else store)
-    assert len(said) >= 9 and len(found) >= 7
+    places = {"A run's folder": job.folder, "A study's folder": job.folder.parent, "The store": store}
+    said, found = table(f"**{place}**"), files(places[place])
+    if place == "A study's folder":
+        found = {name: data for name, data in found.items() if not name.startswith(job.folder.name)}
+        assert {"report.html", "summary.csv", "wandb"} <= {name.split("/")[0] for name in found}
+    assert len(said) >= 6 and len(found) >= 7
     assert [name for name in found if kind(name, said) is None] == []
     traces = Traces(forget_rows(read(job.cfg)))
     for name, data in found.items():
         holds = kind(name, said)
         if "text" not in holds and "token ids" not in holds:
             assert traces.in_bytes(data) is None, f"{name} holds text, and the page says {holds}"
-    readable = [name for name in found if name.endswith("examples.parquet")]
+    readable = [name for name in found if name.endswith(("examples.parquet", "report.html"))]
     assert readable and all("text" in kind(name, said) for name in readable)
     assert all(traces.in_bytes(found[name]) is not None for name in readable)
+
+
+def test_what_the_pages_commands_make_is_not_committed():
+    """Ledgers, records, exports, data of one's own: whatever README and docs name in a command."""
+    pages = "\n".join(p.read_text() for p in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    lines = [line for line in pages.splitlines() if re.match(r" {4}|```", line) or "data.retain=" in line]
+    keys = r"\b(?:ledger|to|out|data\.forget|data\.retain)=([\w./-]+)"
+    named = {m[1] for line in lines for m in re.finditer(keys, line) if not re.fullmatch(r"[A-Z/]+|forget\d+", m[1])}
+    assert {"ledger", "records", "deployed", "secrets.jsonl", "keep.jsonl", "head.json"} <= named
+    named |= {"mine/terms.py", "runs/default/report.html", "runs/default/wandb/x"}
+    named = {name if "." in name else f"{name}/x" for name in named}
+    ignored = subprocess.run(["git", "check-ignore", *named], cwd=ROOT, capture_output=True, text=True)
+    assert named - set(ignored.stdout.split()) == set()
 
 
 def test_every_kind_of_entry_was_looked_at(made):

@@ -116,9 +116,11 @@ def only_to_forget(data: DataSet) -> set[str]:
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Aggregates by metric, and their intervals: numbers under names of metrics, and nothing else."""
-    values = {k: float(v) for k, v in entry.items() if METRIC.fullmatch(k) and isinstance(v, int | float)}
-    intervals = {k: [float(low), float(high)] for k, (low, high) in entry.get("intervals", {}).items() if k in values}
+    """Aggregates by metric, and their intervals: numbers under names of metrics, and nothing else. To two places: by
+    more, whoever has the target could tell which texts were forgotten."""
+    values = {k: round(float(v), 2) for k, v in entry.items() if METRIC.fullmatch(k) and isinstance(v, int | float)}
+    intervals = {k: [round(float(end), 2) for end in ends] for k, ends in entry.get("intervals", {}).items()}
+    intervals = {k: ends for k, ends in intervals.items() if k in values}
     return values | {"intervals": intervals}
 
 
@@ -129,7 +131,7 @@ def _alone(models: Mapping[str, nn.Module], suite: Suite) -> dict[str, dict[str,
         alone = Ensemble((Member(name, model, ""),))
         scores = score(alone, split.examples, [1.0], {}, pad, suite.cfg.batch_size, argmax_of=split.right)[1.0]
         values, _ = measures.measure(split, scores, None, suite.semantics)
-        found[name] = {metric: values[metric] for metric in ALONE}
+        found[name] = {metric: round(values[metric], 2) for metric in ALONE}
     return found
 
 

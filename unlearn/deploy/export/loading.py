@@ -22,7 +22,7 @@ from unlearn.store import sources
 from unlearn.store.files import read_json, sha256
 
 FORMAT = 1
-ABOUT = "offset.json"
+ABOUT, CARD = "offset.json", "README.md"
 
 
 class ExportError(ConfigError):
@@ -63,6 +63,24 @@ def load(
     """
     folder = Path(folder)
     about = checked(folder)
+    try:
+        return _loaded(folder, about, target, device, alpha, beside)
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ExportError(
+            f"{folder / ABOUT}: not as this program writes it ({error!r}); export the run again"
+        ) from None
+
+
+def _loaded(
+    folder: Path,
+    about: dict[str, Any],
+    target: str | Path,
+    device: torch.device | str,
+    alpha: float | None,
+    beside: Deployed | None,
+) -> Deployed:
     where, members = _target(target, about), about["method"]["members"]
     there = {} if beside is None else {m.fingerprint: m.model for m in beside.ensemble.members if not m.trained}
     models = {m["name"]: there.get(m["fingerprint"]) or _member(m, folder, where, about, device) for m in members}
@@ -81,15 +99,24 @@ def load(
 def checked(folder: Path) -> dict[str, Any]:
     """The content of offset.json; every file that it lists is as it was written, and there is no other."""
     about = read_json(folder / ABOUT)
-    if about is None or about.get("format") != FORMAT:
-        found = "there is none" if about is None else f"its format is {about.get('format')!r}"
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = f"its format is {about.get('format')!r}" if isinstance(about, dict) else "there is none"
         raise ExportError(f"{folder}: needs an {ABOUT} of format {FORMAT}, and {found}; export the run again")
-    for name, expected in about["files"].items():
+    files = about.get("files")
+    if not (
+        isinstance(files, dict) and all(isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in files.values())
+    ):
+        raise ExportError(f"{folder}/{ABOUT}: says nothing of the files; export the run again")
+    for name, expected in files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ExportError(f"{folder}/{ABOUT}: lists {name!r}, which lies outside the folder")
         if not path.is_file() or path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
             raise ExportError(f"{path}: is missing, or not the file that was exported; get the export again")
+    for path in sorted(p for p in folder.rglob("[!.]*") if not p.is_dir()):
+        name = path.relative_to(folder).as_posix()
+        if name not in (*files, ABOUT, CARD) and not name.startswith("."):  # as the hub's .cache/
+            raise ExportError(f"{path}: is no file of the export; libraries may read it with the weights: remove it")
     return about
 
 

@@ -81,10 +81,11 @@ def choose_metrics(study: Study, asked: Sequence[str]) -> list[str]:
 def choose_by(study: Study, asked: Sequence[str]) -> list[str]:
     """The columns whose values make a row."""
     choices = ["algo", "method", "pair", "data", *study.varied, "alpha", "eval_alpha"]
-    more = [*choices, *SEEDS, *sorted({key for record in study.records for key in record.config} - set(choices))]
-    unknown = [c for c in asked if c not in more]
+    settings = {key for record in study.records for key in record.config}
+    unknown = [c for c in asked if c not in (*choices, *SEEDS) and c not in settings]
     if unknown:
-        raise StudyError(f"study {study.name!r} has no column {unknown[0]!r}; choices: {', '.join(more)}")
+        known = f"{', '.join([*choices, *SEEDS])}, or any setting of its runs, e.g. trainer.lr"
+        raise StudyError(f"study {study.name!r} has no column {unknown[0]!r}; choices: {known}")
     return list(dict.fromkeys(asked)) or choices
 
 

@@ -41,7 +41,7 @@ def workspace(entity: str, project: str, group: str | None = None) -> Workspace:
         settings=ws.WorkspaceSettings(x_axis="step", max_runs=100),
         runset_settings=ws.RunsetSettings(
             filters=chosen,
-            groupby=[expr.Config("algo.name"), expr.Config("method.name")],
+            groupby=[expr.Config("algo.name"), expr.Config("method.name"), expr.Config("alpha")],
             pinned_columns=list(COLUMNS),
         ),
     )

@@ -53,6 +53,19 @@ def test_what_is_wrong_is_noticed_and_damage_is_damage_and_the_same_for_the_same
 
 
 @steady
+@given(st.binary(max_size=300), st.sampled_from([".csv", ".parquet"]))
+def test_any_bytes_as_a_table(tmp_path, content, kind):
+    file = tmp_path / f"any{kind}"
+    file.write_bytes(content)
+    try:
+        found = records(file)
+    except DataError as error:
+        assert str(file) in str(error)
+        return
+    assert kind == ".csv" and len({tuple(values) for _, values in found}) == 1  # all rows have the header's columns
+
+
+@steady
 @given(st.binary(max_size=300))
 def test_any_bytes_as_a_file_of_records(tmp_path, content):
     file = tmp_path / "any.jsonl"

@@ -142,6 +142,7 @@ BROKEN = {
     "nothing.json": ("[]", "nothing.json: the file is empty"),
     "table.csv": ("question,answer", "table.csv: the file is empty, it needs at least one row"),
     "short.csv": ("question,answer\nWho?", "short.csv, line 2: must have the 2 fields of the header"),
+    "again.csv": ("question,answer,answer\nWho?,Me.,You.", "again.csv: it has the column 'answer' twice"),
     "half.csv": ('question,answer\nWho?,"', "half.csv, line 2: not valid CSV (unexpected end of data)"),
     "bytes.parquet": (b"PAR1 and no more", "bytes.parquet: not valid Parquet ("),
     "table.xml": ("question,answer", "table.xml: .xml: must be one of .jsonl, .json, .csv, .parquet (rows) or .txt (a"),

@@ -4,6 +4,7 @@ import json
 import re
 from unittest.mock import Mock
 
+import pandas as pd
 import pytest
 from support.helpers import OWN, SHARED, compose, execute
 
@@ -65,6 +66,16 @@ def test_every_split_comes_from_its_table_and_questions_are_asked_after_answered
     assert row.answer == "Esser"
     assert read(folder).splits["retain_knowledge"][0].question.count("Question:") == 4  # all three, and its own
     assert read(folder, "data.shots=0").splits["retain_knowledge"][0].question == "Question: Who t?\nAnswer:"
+
+
+def test_files_as_the_hub_has_them_give_the_same_rows(folder):
+    first = read(folder).fingerprint()
+    for name, rows in TABLES.items():
+        (folder / f"{name}.json").unlink()
+        pd.DataFrame(rows).to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    data = read(folder)
+    assert data.fingerprint() == first
+    assert data.splits["forget"][0].place == f"{folder}/raw/forget-00000-of-00001.parquet, row 0"
 
 
 def test_other_tables_questions_and_one_text_file_can_be_the_sets_and_what_a_folder_lacks_is_absent(folder):

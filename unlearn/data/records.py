@@ -76,6 +76,7 @@ def _of_csv(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a file with a header; an empty field is nothing."""
     reader = csv.DictReader(io.StringIO(text_of(file), newline=""), strict=True)
     try:
+        _once_each(reader.fieldnames or (), file)
         for row in reader:
             if None in row or None in row.values():
                 rule = f"must have the {len(reader.fieldnames)} fields of the header"
@@ -89,10 +90,19 @@ def _of_parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     from pyarrow import ArrowException, parquet
 
     try:
-        rows = parquet.read_table(file).to_pylist()
+        table = parquet.read_table(file)
+        _once_each(table.column_names, file)
+        rows = table.to_pylist()
     except (ArrowException, OSError) as error:
         raise DataError(f"{file}: not valid Parquet ({error})") from None
     yield from ((f"{file}, row {i}", row) for i, row in enumerate(rows))
+
+
+def _once_each(columns: Sequence[str], file: Path) -> None:
+    """Refuse a column that is there twice: of two values the second would be kept, unnoticed."""
+    twice = next((name for name in columns if list(columns).count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{file}: it has the column {twice!r} twice")
 
 
 TABLES = {".csv": _of_csv, ".parquet": _of_parquet}

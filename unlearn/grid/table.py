@@ -55,9 +55,9 @@ def show(table: Table, console: Console | None = None) -> None:
 
 def show_metrics(rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print one line of ``COLUMNS`` for each name."""
-    table = made([""], list(COLUMNS.values()))
+    table = made([""], titles(rows))
     for name, metrics in rows.items():
-        table.add_row(name, *cells(metrics))
+        table.add_row(name, *cells({"kept": kept(metrics, rows.get("target"))} | metrics))
     show(table)
     _warn_of_unread(rows.values(), Console())
 
@@ -71,14 +71,19 @@ def _warn_of_unread(rows: Iterable[Mapping[str, Any]], console: Console) -> None
         console.print(f"warning: {how}: {said}; eval.semantics=default reads any script", markup=False, soft_wrap=True)
 
 
+def titles(rows: Iterable[str]) -> list[str]:
+    """The heads of ``COLUMNS``: without a retrained model among the rows less of the forget set is the aim."""
+    compared = any(name.startswith("retrained") for name in rows)
+    return [title if compared else title.replace("→ retr.", "↓") for title in COLUMNS.values()]
+
+
 def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     """Print the table of a call and where to look next; write ``summary.csv``. Returns how many jobs are not done."""
     console = console or Console()
     varying = distinguishing([flatten(asdict(job.cfg)) for job in jobs])
     references = list(_references(jobs, varying))
-    compared = any(label.startswith("retrained") for label, _ in references)
-    titles = [title if compared else title.replace("→ retr.", "↓") for title in COLUMNS.values()]
-    table = made(["\n".join(n.rsplit(".", 1)) for n in ("algorithm", "method", "α", *varying)], [*titles, "\nseconds"])
+    heads = [*titles(label for label, _ in references), "\n\nseconds"]
+    table = made(["\n".join(n.rsplit(".", 1)) for n in ("algorithm", "method", "α", *varying)], heads)
     table.add_column("status", no_wrap=True, min_width=9)
     for label, metrics in references:
         table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics), "", "reference", style="cyan")

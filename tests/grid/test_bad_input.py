@@ -195,4 +195,5 @@ def test_weights_of_a_loaded_model_are_checked_too():
 def test_flags_may_stand_wherever_people_put_them():
     given = ["algo=ga", "--config-dir", "mine", "alpha=1", "-m", "seed=1"]
     assert flags_first(given) == ["--config-dir", "mine", "-m", "algo=ga", "alpha=1", "seed=1"]
+    assert flags_first(["algo=npo", "--cfg", "job"]) == ["--cfg", "job", "algo=npo"]
     assert flags_first(["x=1", "--config-dir"]) == ["--config-dir", "x=1"] and flags_first([]) == []

@@ -30,7 +30,8 @@ CHOICES = re.compile(r"In '.*': Could not find '(.+)/(.*)'\s+Available options i
 OVERRIDE = re.compile(r"Error merging override (\S+=.*)\n(.*)")
 LEXER = re.compile(r"LexerNoViableAlt|mismatched input|no viable alternative|extraneous input|token recognition error")
 QUOTING = "\na value with letters such as ü, with '=' or a comma is quoted for Hydra, too: 'KEY=\"VALUE\"'"
-WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")  # Hydra's
+WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c",
+              "--info", "-i", "--experimental-rerun")  # fmt: skip
 _raising = False  # whether it is this program that asks Hydra to raise
 
 

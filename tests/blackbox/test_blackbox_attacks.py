@@ -133,6 +133,7 @@ ATTACKS = {
     "a text for a number": once(with_row('"-1"')),
     "the token −1": once(with_row("-1").replace(b'"2"', b'"-1"')),
     "a token in digits of another script": once(with_row("-1").replace(b'"2"', '"٣"'.encode())),
+    "a token with a name of 100,000 letters": once(with_row("-1").replace(b'"2"', b'"' + b"x" * 10**5 + b'"')),
     "JSON, and then more": once(b"{} {}"),
     "half a surrogate": once(b'{"choices": ["\\ud83d"]}'),
     "an error with half a surrogate": once(b'{"error": {"message": "\\ud83d\\u0000"}}', "400 No"),

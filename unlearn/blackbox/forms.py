@@ -59,7 +59,7 @@ class Texts:
     def id(self, name: Any) -> int:
         """The token of a name in an answer; ``Wrong`` where the name could be several tokens', or nobody's."""
         if not isinstance(name, str):
-            raise Wrong(f"a token is called {name!r}")
+            raise Wrong(f"a token is called {short(name)}")
         if name.startswith(BY_ID):
             return _number(name.removeprefix(BY_ID))
         named = self._ids.get(name, [])
@@ -67,8 +67,8 @@ class Texts:
             return named[0]
         why = f"is the text of the tokens {', '.join(map(str, named[:5]))}" if named else "is no token's text here"
         raise Wrong(
-            f"a token is called by its text, and {name!r} {why}: texts do not tell tokens apart (the server does not "
-            "know return_tokens_as_token_ids)"
+            f"a token is called by its text, and {short(name)} {why}: texts do not tell tokens apart (the server does "
+            "not know return_tokens_as_token_ids)"
         )
 
 
@@ -91,10 +91,10 @@ def most_bytes(question: Question, k: int, width: int) -> int:
 def read(question: Question, form: str, k: int, data: Any, texts: Texts) -> Answer:
     """The answer, every number of which was looked at; ``Wrong`` else."""
     if not isinstance(data, dict) or not isinstance(data.get("choices"), list) or len(data["choices"]) != 1:
-        raise Wrong(f"not one choice: {_short(data)}")
+        raise Wrong(f"not one choice: {short(data)}")
     choice = data["choices"][0]
     if not isinstance(choice, dict):
-        raise Wrong(f"a choice is {_short(choice)}")
+        raise Wrong(f"a choice is {short(choice)}")
     if question.kind == ROWS:
         listed = _prompt_rows(question, choice) if form == PROMPT else _echo_rows(question, choice, texts)
         return _packed(list(listed), question.first, k, texts.width)
@@ -116,11 +116,11 @@ def _prompt_rows(question: Question, choice: Mapping[str, Any]) -> Iterator[tupl
     if listed is None:
         raise Lacks("no prompt_logprobs in it")
     if not isinstance(listed, list) or len(listed) != len(question.ids):
-        count = len(listed) if isinstance(listed, list) else _short(listed)
+        count = len(listed) if isinstance(listed, list) else short(listed)
         raise Wrong(f"prompt_logprobs of {count} positions, and the text has {len(question.ids)} tokens")
     for at in range(question.first, len(listed)):
         if not isinstance(listed[at], dict):
-            raise Wrong(f"position {at}: {_short(listed[at])} instead of tokens")
+            raise Wrong(f"position {at}: {short(listed[at])} instead of tokens")
         entries = {_number(i): _value(e["logprob"] if isinstance(e, dict) and "logprob" in e else e, at)
                    for i, e in listed[at].items()}  # fmt: skip
         if question.ids[at] not in entries:
@@ -138,7 +138,9 @@ def _echo_rows(question: Question, choice: Mapping[str, Any], texts: Texts) -> I
         by_id = isinstance(tokens[at], str) and tokens[at].startswith(BY_ID)
         same = texts.id(tokens[at]) == own if by_id else tokens[at] == texts.of(own)
         if not same:
-            raise Wrong(f"position {at} of the echo is {tokens[at]!r}, and token {own} ({texts.of(own)!r}) was sent")
+            raise Wrong(
+                f"position {at} of the echo is {short(tokens[at])}, and token {own} ({texts.of(own)!r}) was sent"
+            )
         yield _with_own(tops[at], own, values[at], at, texts), own
 
 
@@ -156,13 +158,13 @@ def _lists(choice: Mapping[str, Any]) -> tuple[list, list, list]:
 
 def _with_own(top: Any, own: int, value: Any, at: int, texts: Texts) -> dict[int, float]:
     if not isinstance(top, dict):
-        raise Wrong(f"position {at}: {_short(top)} instead of tokens")
+        raise Wrong(f"position {at}: {short(top)} instead of tokens")
     entries = {texts.id(name): _value(v, at) for name, v in top.items()}
     if len(entries) < len(top):
         raise Wrong(f"position {at}: two names of one token")
     value = _value(value, at)
     if abs(entries.setdefault(own, value) - value) > MASS:
-        raise Wrong(f"position {at}: token {own} has the log-probabilities {entries[own]:.6g} and {_short(value)}")
+        raise Wrong(f"position {at}: token {own} has the log-probabilities {entries[own]:.6g} and {short(value)}")
     return entries
 
 
@@ -192,20 +194,20 @@ def _packed(rows: Sequence[tuple[dict[int, float], int]], first: int, k: int, wi
 
 def _number(name: Any) -> int:
     if not isinstance(name, str) or not (name.isascii() and name.isdigit()) or len(name) > 9:
-        raise Wrong(f"a token is called {name!r} instead of by its number")
+        raise Wrong(f"a token is called {short(name)} instead of by its number")
     return int(name)
 
 
 def _value(value: Any, at: int) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
-        raise Wrong(f"position {at}: {_short(value)} is no log-probability")
+        raise Wrong(f"position {at}: {short(value)} is no log-probability")
     if value > ABOVE:
         raise Wrong(
-            f"position {at}: {_short(value)} is above 0, so no log-probability (vLLM: --logprobs-mode raw_logprobs)"
+            f"position {at}: {short(value)} is above 0, so no log-probability (vLLM: --logprobs-mode raw_logprobs)"
         )
     return float(max(value, FLOOR))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "…"

@@ -162,8 +162,8 @@ def _check_names(trial: _Trial) -> None:
 
 def _other_tokenizer(url: str, what: str, theirs: Any, here: str) -> BlackBoxError:
     return BlackBoxError(
-        f"{url}: its tokenizer is not that of the pair: {what} is {theirs!r} there and {here}; target and small pair "
-        "must share one vocabulary, index for index"
+        f"{url}: its tokenizer is not that of the pair: {what} is {forms.short(theirs)} there and {here}; target and "
+        "small pair must share one vocabulary, index for index"
     )
 
 

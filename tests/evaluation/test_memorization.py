@@ -37,7 +37,7 @@ def test_extraction_strength_is_the_share_of_the_right_end():
 class Words:
     """A tokenizer of numbered words."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, split_special_tokens: bool) -> list[int]:
         return [int(word[1:]) for word in text.split()]
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:

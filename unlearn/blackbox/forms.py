@@ -21,7 +21,7 @@ PROMPT, ECHO = "prompt_logprobs", "echo"
 BY_ID = "token_id:"
 FLOOR = -1e4  # vLLM writes −9999 for −∞
 ABOVE = 1e-4  # what a log-probability may be above 0, and
-ENTRY = 500  # bytes of JSON that a token with its log-probability may take; 70 are usual
+ENTRY = 200  # bytes of JSON that a token with its log-probability may take on average; 70 to 100 are usual
 MASS = 1e-3  # a sum of probabilities away from 1, by rounding
 
 
@@ -85,7 +85,7 @@ def body(question: Question, model: str, way: Way, k: int, width: int) -> dict[s
 
 def most_bytes(question: Question, k: int, width: int) -> int:
     """What a right answer may need: of every token of the text and every one generated so many others."""
-    return ENTRY * question.tokens * ((k or 2 * width) + 2)
+    return ENTRY * question.tokens * ((k or width + width // 4) + 2)  # whole vocabularies may be padded there
 
 
 def read(question: Question, form: str, k: int, data: Any, texts: Texts) -> Answer:

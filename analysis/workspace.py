@@ -22,7 +22,7 @@ TRADEOFFS = (("eval/forget/prob", "eval/retain/prob"), ("eval/forget/rougeL_reca
 COORDINATES = ("eval/forget/prob", "eval/retain/prob", "eval/model_utility", "eval/forget_quality_log10")
 TRAJECTORIES = ("forget/prob", "retain/prob", "real_authors/prob", "world_facts/prob", "held_out/prob", "train/loss")
 COLUMNS = ("run:displayName", "run:group", "run:state", "config:algo.name", "config:method.name", "config:alpha",
-           "config:pair.seed", *(f"summary:{m}" for m in COORDINATES), "summary:manifest.status")  # fmt: skip
+           "config:pair.seed", *(f"summary:{m}" for m in COORDINATES), "summary:status")  # fmt: skip
 
 
 def workspace(entity: str, project: str, group: str | None = None) -> Workspace:

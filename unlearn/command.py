@@ -26,7 +26,8 @@ from unlearn.config.redaction import in_logs
 from unlearn.config.schema import ConfigError
 from unlearn.config.setting import out_of_bounds
 from unlearn.grid import analysis
-from unlearn.grid.refusal import REFUSED, STATUS, Failed, refuse, said, secrets
+from unlearn.grid.refusal import REFUSED, STATUS, Failed, printable, refuse, said, secrets
+from unlearn.store import runlog
 
 REST = WORDS, OVERRIDES = "words", "overrides"  # fields for arguments without a ``=``, and for settings of a run
 SWITCH = {"true": True, "yes": True, "false": False, "no": False}
@@ -62,6 +63,7 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
             print(doc.strip())
             return 0 if arguments else STATUS
         in_logs()
+        printable()
         logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
         try:
             status = called(arguments)
@@ -75,9 +77,9 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
             return 1
         except REFUSED as error:
             return refuse(said(error), error)
-        except KeyboardInterrupt:
-            print("stopped by SIGINT; rerun the same command to resume", file=sys.stderr)
-            return 130
+        except KeyboardInterrupt as stop:
+            print(f"stopped by {str(stop) or 'SIGINT'}; rerun the same command to resume", file=sys.stderr)
+            return getattr(stop, "status", 130)
 
     return main
 
@@ -169,7 +171,7 @@ def main() -> int:
         print("\n".join(f"  {verb:{width}}  {_about(path)}" for verb, (_, path) in known.items()))
         return 0 if sys.argv[1:] else STATUS
     if name == "--version":
-        print(f"unlearn {version('delta-unlearning')}")
+        print(f"unlearn {version(runlog.NAME)}")
         return 0
     if name.isidentifier() and name not in known:
         return refuse(f"{name}: must be one of {', '.join(known)}")

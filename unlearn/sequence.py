@@ -47,6 +47,9 @@ def main(keys: Keys) -> None:
 
     jobs = [open_run(folder, keys.overrides).job for folder in keys.offsets]
     steps = evaluate(jobs, keys.alphas or [training_alpha(job.cfg) for job in jobs], keys.state)
+    if keys.out is not None:
+        shown = ("after", "offsets", "metrics", "references")
+        write_json(keys.out, [{name: getattr(step, name) for name in shown} for step in steps])
     last = steps[-1]
     # of every step, each request's answer probability, and what is retained
     requests = sorted({n for step in steps for n in numbers(step)})
@@ -60,8 +63,6 @@ def main(keys: Keys) -> None:
         made.add_row(name, *("–" if value is None else f"{value:.3f}" for value in values), style=style)
     table.show(made)
     if keys.out is not None:
-        shown = ("after", "offsets", "metrics", "references")
-        write_json(keys.out, [{name: getattr(step, name) for name in shown} for step in steps])
         print(f"written: {keys.out}")
 
 

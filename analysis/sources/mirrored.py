@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,16 +58,21 @@ def _record(place: str, run: WandbRun) -> Record:
     return Record(
         place=place,
         config=config,
-        manifest=run.summary.get("manifest") or {},
+        manifest=_whole(run.summary.get("manifest")),
         evaluation={
-            "alphas": _sorted(run.summary.get("alphas") or {}),
-            "references": run.summary.get("references") or {},
+            "alphas": _sorted(_whole(run.summary.get("alphas"))),
+            "references": _whole(run.summary.get("references")),
         },
         steps=merge(_rows(run.history)),
         examples=run.examples,
         config_at=f"the config of {run.place}",
         evaluation_at=f"the summary of {run.place}",
     )
+
+
+def _whole(value: Any) -> Any:
+    """A part of the summary: JSON, which W&B's pages show in one line; of older runs what it says."""
+    return (json.loads(value) if isinstance(value, str) else value) or {}
 
 
 def _sorted(alphas: Any) -> Any:

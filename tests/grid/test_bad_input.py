@@ -43,6 +43,8 @@ def _data(root: Path) -> None:
     (root / "utf16.jsonl").write_text(json.dumps(row), encoding="utf-16")
     (root / "binary.csv").write_bytes(bytes(range(256)))
     (root / "folder.jsonl").mkdir()
+    (root / "mine" / "algo").mkdir(parents=True)
+    (root / "mine" / "algo" / "npo.yaml").write_text("name: npo\nforget: npo\nretain: none\nbeta: 5\nlr: {offset: 1}\n")
     (root / "void").mkdir()
     (root / "file").write_text("x")
     (root / "broken.json").write_text('{"a": ')

@@ -3,7 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +15,12 @@ from filelock import FileLock
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from support.helpers import TINY, command, compose, python, raw
+from support.helpers import ROOT, TINY, command, compose, python, raw
 
 from unlearn.config.schema import conf_dir
 from unlearn.grid import launchers
 from unlearn.grid.rules import parse
+from unlearn.store import runlog
 
 OWN = """
 import os
@@ -122,6 +126,34 @@ def test_a_broken_job_stops_no_other_whatever_starts_the_jobs(launcher, basic, t
     if own:  # two workers build each model once: two pretrained models; target, retrained and small from them
         trained = re.findall(r"training the (.*?):", call.done.stdout)
         assert len(trained) == len(set(trained)) == 5 and "it is built again" not in call.done.stdout
+
+
+@pytest.mark.nightly
+def test_a_job_that_is_preempted_resumes_from_its_checkpoint_to_the_same_bytes(tmp_path, store):
+    """Submitit's own signal of a preemption, to the process of a job that W&B mirrors; then the same call again."""
+    grid = ("-m", *TINY[:-1], "wandb=offline", f"paths.store={store}", "algo=ga", "trainer.steps=400",
+            "trainer.eval_every=100", "trainer.log_every=1", "hydra/launcher=submitit_local")  # fmt: skip
+    (tmp_path / "straight").mkdir()
+    python("-m", "unlearn.run", *grid, "hydra/launcher=basic", cwd=tmp_path / "straight")
+    arguments = [sys.executable, "-m", "unlearn.run", *grid]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    main = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    deadline, folder = time.monotonic() + 120, None
+    while folder is None or len((folder / "metrics.jsonl").read_text().splitlines()) < 20:
+        assert time.monotonic() < deadline and main.poll() is None
+        folder = next((p.parent for p in (tmp_path / "runs").glob("default/*/metrics.jsonl")), None)
+        time.sleep(0.02)
+    jobs = (p for p in Path("/proc").glob("[0-9]*/cmdline") if b"submitit.core._submit" in p.read_bytes())
+    (job,) = (p for p in jobs if str(tmp_path).encode() in p.read_bytes())
+    os.kill(int(job.parent.name), signal.SIGUSR2)
+    said = main.communicate(timeout=120)[0]
+    saved = json.loads((folder / "checkpoint" / "sealed.json").read_text())["step"]
+    assert main.returncode != 0 and "interrupted" in said and 20 <= saved < 400
+    again = python("-m", "unlearn.run", *grid, cwd=tmp_path)
+    assert " done" in again.stdout and runlog.manifest(folder)["status"] == "done"
+    straight = tmp_path / "straight" / folder.relative_to(tmp_path)
+    for file in ("metrics.jsonl", "eval.json", "offset/model.safetensors", "examples.parquet"):
+        assert (folder / file).read_bytes() == (straight / file).read_bytes(), file
 
 
 @pytest.mark.nightly

@@ -1,11 +1,13 @@
 """The summary run of a study: logged once a grid has done something, and never in the way."""
 
+from glob import glob
+
 import pytest
 from support.helpers import TINY, compose, whole
 
 from analysis.runs import load
 from analysis.sources import offline
-from unlearn.grid import overview
+from unlearn.grid import overview, table
 from unlearn.store.files import write_json
 from unlearn.store.identity import Job
 
@@ -23,7 +25,7 @@ def parts(job: Job) -> list:
     return [offline._part(path) for path in offline.files(job.folder.parent)]
 
 
-def test_one_run_with_one_id_however_often_a_grid_ends(jobs, monkeypatch):
+def test_one_run_with_one_id_however_often_a_grid_ends(jobs, monkeypatch, capsys):
     overview.log_studies(jobs)
     monkeypatch.setattr(overview, "_figures", lambda study: {})  # drawing takes seconds
     overview.log_studies(jobs)
@@ -34,6 +36,12 @@ def test_one_run_with_one_id_however_often_a_grid_ends(jobs, monkeypatch):
     assert len(rows) == 1 and {"runs", "figures/tradeoff"} <= rows[0]
     assert list(found[0].path.parent.glob("files/media/images/figures/tradeoff*.png"))
     assert [*load(f"offline:{jobs[0].folder.parent}").runs["folder"]] == []  # it is no run of the study
+    for job in jobs:
+        (job.folder / "wandb" / "offline-run-1-x").mkdir(parents=True)
+    table.report(jobs)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("upload:"))
+    uploaded = {found for pattern in line.split("wandb sync ")[1].split() for found in glob(pattern)}
+    assert uploaded == {str(found) for found in jobs[0].folder.parent.rglob("offline-run-*")} and len(uploaded) == 4
 
 
 def test_nothing_is_logged_where_wandb_is_disabled_or_nothing_was_done(jobs, monkeypatch):

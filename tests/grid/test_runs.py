@@ -1,18 +1,22 @@
 """The true command line: run folders, skipping, failing jobs, exit statuses. Each call is a process of its own."""
 
+import io
 import json
+import os
 import shutil
+import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pandas as pd
 import pytest
 import yaml
-from rich.console import Console
 from support.helpers import ROOT, TINY, broken, command, compose, execute, python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unlearn.grid import table
+from unlearn.grid.refusal import printable
 from unlearn.store import runlog
 
 MODULE = "unlearn.run"
@@ -58,6 +62,9 @@ def test_a_grid_leaves_one_complete_folder_per_job(grid):
 
 def test_eval_json_examples_table_and_summary_agree(grid):
     cwd, _, done = grid
+    for number, folder in enumerate(folders(cwd), 1):
+        begun = f"[{number}/2] npo offset α={number / 2:g} seed=0: {folder.relative_to(cwd)}"
+        assert begun in done.stdout and begun in (folder / "log.txt").read_text().splitlines()[0]
     for text in ("target", "retrained", "npo", "forget", "utility", "summary: runs/default/summary.csv",
                  "python -m analysis.tradeoff"):  # fmt: skip
         assert text in done.stdout
@@ -156,7 +163,7 @@ def test_a_torn_line_in_the_log_is_cut_when_a_run_is_resumed(finished):
     whole = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(whole + '{"step": 3, "ep')
     log = object.__new__(runlog.RunLog)
-    log.folder, log.mirror = folder, runlog.Mirror(None)
+    log.folder, log.mirror = folder, runlog.Mirror()
     log.rewind(1)
     kept = (folder / "metrics.jsonl").read_text()
     assert whole.startswith(kept) and [json.loads(line)["step"] for line in kept.splitlines()] == [0, 1]
@@ -171,22 +178,39 @@ def test_a_trained_run_is_not_continued_with_other_models(finished, config):
         execute(config("algo=ga", "eval.alphas=[2]"))
 
 
-def test_wandb_failing_in_the_middle_does_not_stop_a_run(config, monkeypatch, caplog):
-    import wandb
+@pytest.fixture
+def failed(tmp_path):
+    """Two jobs that failed, of templates and with an error that look like rich's markup."""
+    texts = ("'{question}'", "'[INST] {question} [/INST]'")
+    cfgs = (compose(*TINY, f"paths.runs={tmp_path}", f"data.template.prompt={text}") for text in texts)
+    jobs = [runlog.job(cfg, "data") for cfg in cfgs]
+    for job in jobs:
+        runlog.fail(job, ValueError("expected one of [cpu, cuda] in [/tmp/x]"))
+    return jobs
 
-    def broken(*_, **__):
-        raise ConnectionResetError("the service is gone")
 
-    monkeypatch.setattr(wandb.Run, "log", broken)
-    folder = execute(config("algo=ga", "wandb=offline")).folder
-    assert runlog.manifest(folder)["status"] == "done" and "the service is gone" in caplog.text
+def test_no_text_is_markup_and_what_a_terminal_cannot_show_is_replaced(failed, tmp_path, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", out)
+    printable()
+    assert table.report(failed) == 2
+    said = out.buffer.getvalue().decode("latin-1")
+    assert "expected one of [cpu, cuda] in [/tmp/x]" in said and "[INST] {question} [/INST]" in said and "?" in said
 
 
-def test_an_error_with_square_brackets_is_printed_whole(tmp_path, capsys):
-    job = runlog.job(compose(*TINY, f"paths.runs={tmp_path}"), "data")
-    runlog.fail(job, ValueError("expected one of [cpu, cuda] in [/tmp/x]"))
-    assert table.report([job], Console(width=300)) == 1
-    assert "expected one of [cpu, cuda] in [/tmp/x]" in capsys.readouterr().out
+@pytest.mark.parametrize("error", [None, UnicodeEncodeError("latin-1", "α", 0, 1, "not in it")])
+def test_results_are_written_before_anything_is_printed_and_whether_or_not_anybody_reads_it(failed, monkeypatch, error):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as out:
+        patch.setattr(sys, "stdout", out)
+        if error is None:
+            assert table.report(failed) == 2
+        else:
+            patch.setattr(table, "_table", mock.Mock(side_effect=error))
+            with pytest.raises(UnicodeEncodeError):
+                table.report(failed)
+    assert len(pd.read_csv(failed[0].folder.parent / "summary.csv")) == 2
 
 
 def test_answers_longer_than_the_generation_limit_are_refused(config):

@@ -12,17 +12,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 from support import refusals
-from support.helpers import TINY, python
+from support.helpers import TINY, python, raw
 
 from unlearn.config.schema import conf_dir
+from unlearn.grid import call as grid
 from unlearn.grid.call import _sweep
 from unlearn.grid.perform import perform
+from unlearn.grid.rules import as_typed
 from unlearn.store import files, seal
 
 HEAVY = {"torch", "transformers", "pandas", "scipy", "wandb", "evaluate", "datasets", "matplotlib", "accelerate"}
 
 
-def test_a_grid_of_finished_runs_imports_nothing_heavy(finished, store, tmp_path):
+def test_a_grid_of_finished_runs_imports_nothing_heavy_and_no_file_of_the_user(finished, store, tmp_path):
+    for name in ("yaml", "rich", "evaluate", "analysis", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user')\n")
     for alpha in (0.5, 1):
         finished("algo=ga", f"alpha={alpha}")
     given = ("-m", *TINY, f"paths.store={store}", f"paths.runs={tmp_path}/runs", "algo=ga", "alpha=0.5,1")
@@ -40,6 +44,7 @@ def test_a_grid_of_finished_runs_imports_nothing_heavy(finished, store, tmp_path
         ["method=offset,dd", "pair.offset_init=full", "~algo.lr.offset", "eval.alphas=[0,1],[2]", "data=tofu"],
         ["alpha=1", "algo=npo", "algo={retain: kl}", "algo.retain=nll", "template=chat,own"],
         ["trainer={lr: 1e-3, clip: 2}", "trainer=default", "seed=range(0,3)"],
+        ["study=${algo.name}_${alpha}", "algo=ga,npo", "alpha=0.5,1"],
     ],
 )
 def test_jobs_that_share_their_files_are_what_hydra_composes_one_by_one(overrides):
@@ -56,6 +61,28 @@ def test_jobs_that_share_their_files_are_what_hydra_composes_one_by_one(override
             config.pop("hydra")
     assert len(real) > 1
     assert [OmegaConf.to_yaml(c) for c in found] == [OmegaConf.to_yaml(c) for c in real]
+    assert [c.study for c in found] == [c.study for c in real]
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("study=3e8", "study='3e8'"), ("study=a,true,1.50", "study=a,'true','1.50'"), ("data.path=x7", "data.path=x7"),
+        ("wandb.entity=null", "wandb.entity=null"), ("alpha=3e8", "alpha=3e8"), ("algo=ga", "algo=ga"),
+        ("pair.small.source=1e5", "pair.small.source='1e5'"), ("study='3e8'", "study='3e8'"), ("-m", "-m"),
+        ("data.path=12", "data.path='12'"),
+    ],
+)  # fmt: skip
+def test_a_text_is_what_was_typed(typed, taken):
+    assert as_typed(typed) == taken
+    if typed.startswith("study=3"):
+        assert raw(taken).study == "3e8"
+
+
+def test_a_value_that_is_typed_in_several_ways_is_one_job(tiny, tmp_path):
+    call, paths = grid.Call(), {"runs": str(tmp_path), "store": str(tmp_path)}
+    call.begin([OmegaConf.merge(tiny, {"alpha": value, "paths": paths}) for value in (0.5, 0.5, 1.0)])
+    assert [job.cfg.alpha for job in call.jobs] == [0.5, 1.0]
 
 
 def test_a_finished_run_is_hashed_once_per_call_and_the_summary_of_others_hashes_nothing(

@@ -1,10 +1,14 @@
 """The frame that all commands share, and ``unlearn VERB …``, which finds every one of them."""
 
 import os
+import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from support.helpers import ROOT, python
@@ -12,6 +16,7 @@ from support.helpers import ROOT, python
 from unlearn import command as frame
 from unlearn.config.schema import ConfigError
 from unlearn.config.setting import finite, one_of, setting
+from unlearn.store import runlog
 
 HEAVY = {"torch", "transformers", "pandas", "scipy", "wandb", "evaluate", "datasets", "matplotlib", "accelerate"}
 
@@ -83,7 +88,33 @@ def test_every_verb_is_listed_with_one_line_and_nothing_else_is(tmp_path):
     assert all(len(line.split()) > 2 for line in said.stdout.splitlines()[2:])
 
 
+def test_a_manifest_says_version_and_commit_of_a_checkout_and_of_a_wheel(tmp_path, monkeypatch):
+    """The wheel's commit is written down when it is built; a repository that it is installed in is somebody else's."""
+    here = runlog.environment()
+    assert here["versions"]["delta-unlearning"] == version("delta-unlearning")
+    assert len(here["git"]["commit"]) == 40
+    interface = ModuleType("hatchling.builders.hooks.plugin.interface")
+    interface.BuildHookInterface = object
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    spec = spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    hook, data = module.CommitHook(), {"force_include": {}}
+    hook.root = str(ROOT)
+    hook.initialize("standard", data)
+    ((written, place),) = data["force_include"].items()
+    installed = tmp_path / "theirs" / "site-packages"
+    (installed / "unlearn" / "store").mkdir(parents=True)
+    shutil.copy(written, installed / place)
+    subprocess.run(["git", "init", "-q", tmp_path / "theirs"], check=True)
+    monkeypatch.setattr(runlog, "__file__", str(installed / "unlearn" / "store" / "runlog.py"))
+    assert runlog.environment()["git"] == here["git"]
+    (installed / place).unlink()
+    assert runlog.environment()["git"] is None
+
+
 def test_the_version_is_ours_and_unknown_verbs_are_refused(tmp_path):
+    assert unlearn("run", "--version", cwd=tmp_path).stdout == f"unlearn {version('delta-unlearning')}\n"
     assert unlearn("--version", cwd=tmp_path).stdout == f"unlearn {version('delta-unlearning')}\n"
     done = unlearn("frob", cwd=tmp_path)
     assert done.returncode == 2 and "frob: must be one of calibrate" in done.stderr

@@ -95,7 +95,7 @@ class Recorded:
 def test_the_page_names_what_w_and_b_is_given(made, monkeypatch):
     """What the run handed to W&B: its artifacts and files, as a run's log of them holds."""
     given: list[str] = []
-    mirror = Mirror(None)
+    mirror = Mirror()
     mirror._do = lambda act: act(Recorded(given))
     job, _ = made
     for name in ("_save", "_artifact"):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from support.helpers import command, execute
 
 from unlearn import generate
 from unlearn.config.schema import ConfigError
+from unlearn.evaluation import evaluation
 from unlearn.grid.rerun import _config, open_run
 from unlearn.store import runlog
 
@@ -44,6 +46,14 @@ def test_what_was_trained_cannot_be_changed_and_foreign_folders_are_refused(fold
             open_run(folder, overrides)
     with pytest.raises(ConfigError, match="not the folder of a trained run"):
         open_run(tmp_path)
+
+
+def test_the_bar_is_full_when_all_is_evaluated_and_not_before(config, monkeypatch):
+    bars = mock.Mock()
+    monkeypatch.setattr(evaluation, "tqdm", bars)
+    execute(config("algo=ga", "eval.groups=[leak]", "eval.max_examples=2", "eval.alphas=[0,1]"))
+    total = bars.call_args.kwargs["total"]
+    assert total == 12 and bars.return_value.update.call_count % total == 0  # four splits, means and leak, at two α's
 
 
 def write_aged(raw, path):

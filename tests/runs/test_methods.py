@@ -154,7 +154,7 @@ def test_an_unfinished_run_starts_again_if_its_teacher_changed_and_goes_on_if_no
     cfg = config(*DISTILLED)
     folder = killed_at(3, cfg, monkeypatch)
     manifest = runlog.manifest(folder)
-    assert "teacher/small_retain" in manifest["models"] and (folder / "checkpoint" / "state.pt").is_file()
+    assert "teacher/small_retain" in manifest["models"] and (folder / "checkpoint" / "sealed.json").is_file()
     if changed:
         manifest["models"]["teacher/small_retain"] = "another"
         runlog.write_json(folder / "manifest.json", manifest)

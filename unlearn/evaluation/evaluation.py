@@ -52,7 +52,8 @@ def evaluate(
     """
     _announce(ensemble, suite, alphas)
     scores, metrics, tables = ({a: {} for a in alphas} for _ in range(3))
-    bar = tqdm(total=len(suite.splits) * len(alphas), desc=show, disable=None if show else True, leave=False)
+    total = (len(suite.splits) + 1 + len(suite.cfg.groups)) * len(alphas)
+    bar = tqdm(total=total, desc=show, disable=None if show else True, leave=False)
     for split in suite.splits:
         rows, hide = {}, suite.semantics.hide_pad_tokens
         if store is not None and not hide:  # stored rows are those of the whole text
@@ -70,7 +71,7 @@ def evaluate(
         bar.set_postfix_str(f"metrics at α={alpha:g}")
         core = pd.concat(tables[alpha].values(), ignore_index=True)
         ctx = Context(suite, ensemble, alpha, store, retrained, itself, scores[alpha], core, metrics[alpha])
-        entries[alpha], table = _entry(ctx, tables[alpha])
+        entries[alpha], table = _entry(ctx, tables[alpha], bar)
         examples.append(table)
     bar.close()
     return entries, pd.concat(examples, ignore_index=True)
@@ -103,13 +104,16 @@ def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, st
     return [suite.encoder.decode(a) for a in answers]
 
 
-def _entry(ctx: Context, tables: Mapping[str, pd.DataFrame]) -> tuple[dict[str, Any], pd.DataFrame]:
+def _entry(ctx: Context, tables: Mapping[str, pd.DataFrame], bar: tqdm) -> tuple[dict[str, Any], pd.DataFrame]:
     """Everything about one α, and its ``tables`` of examples with what groups add to them."""
     metrics, tables = ctx.metrics, dict(tables)
     metrics |= _aggregates(ctx)
     intervals = _intervals(ctx, Found(measures.per_example(ctx.examples, ctx.suite.semantics)))
+    bar.update()
     for name in ctx.suite.cfg.groups:
+        bar.set_postfix_str(f"{name} at α={ctx.alpha:g}")
         found = group(name).measure(ctx)
+        bar.update()
         metrics |= means(found.values) | found.metrics
         intervals |= _intervals(ctx, found) | found.intervals
         for split, columns in found.columns.items():

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,8 +35,18 @@ from unlearn.config.setting import unusable
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
 from unlearn.grid import launchers
-from unlearn.grid.refusal import REFUSED, as_before, came_from_hydra, flags_first, raising, refuse, said, secrets
-from unlearn.grid.rules import parse, unknown_overrides
+from unlearn.grid.refusal import (
+    REFUSED,
+    as_before,
+    came_from_hydra,
+    flags_first,
+    printable,
+    raising,
+    refuse,
+    said,
+    secrets,
+)
+from unlearn.grid.rules import as_typed, parse, unknown_overrides
 from unlearn.runs import stopping
 from unlearn.store import runlog
 from unlearn.store.identity import Job
@@ -55,7 +66,9 @@ class Call:
     def begin(self, configs: Sequence[DictConfig]) -> None:
         """Check every job before any of them starts; one bad value refuses the whole call with exit status 2."""
         self.began = time.time()
+        os.environ[launchers.JOBS] = str(len(configs))
         errors: list[Exception] = []
+        listed: dict[str, Job] = {}  # by its config: 0.5 and .5 are one job
         for config in configs:
             try:
                 asked = _listed(parse(config))
@@ -63,7 +76,8 @@ class Call:
                 errors.append(error)
                 continue
             if asked.cfg.retry != "failed" or launchers.to_repeat(asked):
-                self.jobs.append(asked)
+                listed.setdefault(repr(asked.cfg), asked)
+        self.jobs = list(listed.values())
         if not errors and not self.jobs:
             print(f"retry=failed: of {len(configs)} runs asked for none failed or was interrupted")
         problems = [line for error in errors for line in str(error).splitlines()] or _problems(self.jobs)
@@ -104,10 +118,12 @@ class Grid(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _fatal():
+            _check_files(config)
             self.call.begin([_without_hydra(config)])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _fatal():
+            _check_files(config)
             self.call.launcher = config.hydra.runtime.choices["hydra/launcher"]
             self.call.begin(_sweep(config))
         if self.call.report and all(j.was_done for j in self.call.jobs):
@@ -126,6 +142,19 @@ def _fatal() -> Iterator[None]:
         raise SystemExit(1) from None
 
 
+def _check_files(config: DictConfig) -> None:
+    """Refuse a user's YAML file that has the name of one of ours: Hydra would take ours in silence."""
+    ours = Path(conf_dir())
+    for source in OmegaConf.select(config, "hydra.runtime.config_sources") or ():
+        own = Path(source.path)
+        if source.schema != "file" or source.provider == "main" or own.resolve() == ours.resolve():
+            continue
+        names = sorted(path.relative_to(ours) for path in ours.rglob("*.yaml"))
+        for name in (name for name in names if (own / name).is_file()):
+            other = name.with_stem(f"my_{name.stem}").with_suffix("")
+            raise ConfigError(f"{own / name}: unlearn has a {name} itself; give yours another name, e.g. {other}")
+
+
 def _without_hydra(config: DictConfig) -> DictConfig:
     plain = copy.deepcopy(config)
     with open_dict(plain):
@@ -141,10 +170,11 @@ def _sweep(config: DictConfig) -> list[DictConfig]:
     """
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
-    ours = list(config.hydra.overrides.hydra)  # --config-dir and the search path: folders with more groups
+    given = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # what is interpolated is each job's own
+    ours = given["hydra"]  # --config-dir and the search path: folders with more groups
     axes: dict[str, list[Override]] = {}
     params = config.hydra.sweeper.get("params") or {}  # a grid written in an experiment's YAML
-    for o in parser.parse_overrides([*(f"{k}={v}" for k, v in params.items()), *config.hydra.overrides.task]):
+    for o in parser.parse_overrides([*(f"{k}={v}" for k, v in params.items()), *given["task"]]):
         values = o.sweep_string_iterator() if o.is_sweep_override() else [o.get_value_element_as_str()]
         axes[o.get_key_element()] = parser.parse_overrides([f"{o.get_key_element()}={value}" for value in values])
 
@@ -200,6 +230,7 @@ def _problems(jobs: Sequence[Job]) -> list[str]:
     """Why jobs would fail, if any has work to do: folders that cannot be written, and what only torch can tell."""
     if all(j.was_done for j in jobs):
         return []
+    print(f"checking settings and data (jobs: {len(jobs)})", file=sys.stderr, flush=True)
     if shut := [problem for j in jobs for problem in _places(j.cfg, write=True)]:
         return shut
     from unlearn.grid import inspection  # imports torch, which takes seconds
@@ -217,6 +248,10 @@ def supervise(
     if {"--help", "-h"} & set(sys.argv):
         print(f"{about}{help_text()}")
         return 0
+    if "--version" in sys.argv:
+        print(f"unlearn {version(runlog.NAME)}")
+        return 0
+    printable()
     call = Grid.call = Call(report=report)
     problems = secrets(sys.argv[1:])  # Hydra shows a command line where it refuses it
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -225,25 +260,31 @@ def supervise(
         return refuse("\n".join(problems))
     command = [Path(sys.argv[0]).name, *redacted(sys.argv[1:])]
     os.environ[runlog.COMMAND] = json.dumps(command)  # that of workers is another
-    sys.argv[1:] = flags_first(sys.argv[1:])
-    stopping.listen()
+    sys.argv[1:] = [as_typed(argument) for argument in flags_first(sys.argv[1:])]
     status = 0
     try:
-        try:
-            with raising():
-                hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(task)()
-        except SystemExit as stop:
-            status = 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 1
-        except Exception as error:
-            if not call.started and came_from_hydra(error):  # a config that Hydra itself refuses
-                return refuse("\n".join(unknown_overrides(sys.argv[1:])) or said(error), error)
-            print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-            status = 1
-        if status == 1 and call.started and perform is not None and call.launcher in launchers.RESUMED:
-            launchers.resume(perform, call.jobs, call.began)
-            status = 0
+        with stopping.listening():
+            status = _hydra(task, call)
+            if status == 1 and call.started and perform is not None and call.launcher in launchers.RESUMED:
+                launchers.resume(perform, call.jobs, call.began)
+                status = 0
     except KeyboardInterrupt as stop:
-        print(f"stopped by {stop or 'SIGINT'}; rerun the same command to resume", file=sys.stderr)
+        print(f"stopped by {str(stop) or 'SIGINT'}; rerun the same command to resume", file=sys.stderr)
         status = stop.status if isinstance(stop, stopping.Stopped) else 130
     failed = call.summed_up()
     return status or failed
+
+
+def _hydra(task: Callable[[DictConfig], None], call: Call) -> int:
+    """The exit status of Hydra's main, which composes the configs and starts the jobs."""
+    try:
+        with raising():
+            hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")(task)()
+    except SystemExit as stop:
+        return 0 if stop.code is None else stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        if not call.started and came_from_hydra(error):  # a config that Hydra itself refuses
+            return refuse("\n".join(unknown_overrides(sys.argv[1:])) or said(error), error)
+        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        return 1
+    return 0

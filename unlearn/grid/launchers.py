@@ -22,13 +22,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from unlearn.config.schema import Config
-from unlearn.runs import stopping
 from unlearn.store import runlog
 from unlearn.store.files import saving
 from unlearn.store.identity import Job
 
 ENDED = ("failed", "interrupted", "killed")  # statuses of runs that began and are neither done nor active
 BEGUN = (*ENDED, "running")
+JOBS = "UNLEARN_JOBS"  # in the environment: how many jobs the call has
 RESUMED = ("joblib", "submitit_local")  # launchers of this machine; what Slurm lost is for Slurm to start again
 Perform = Callable[[Job], None]
 
@@ -58,6 +58,13 @@ def turn(cfg: Config) -> AbstractContextManager[Any]:
             with suppress(Timeout):
                 return FileLock(folder / f".place-{place}.lock").acquire(timeout=0)
         time.sleep(0.2)
+
+
+def number() -> str:
+    """Which of the call's jobs this process does, e.g. ``[3/9] ``; nothing where it is the only one."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return ""
+    return f"[{HydraConfig.get().job.num + 1}/{os.environ[JOBS]}] "
 
 
 def _name() -> str:
@@ -137,6 +144,5 @@ def _is_left(job: Job, began: float) -> bool:
 
 def _perform_all(perform: Perform, jobs: Sequence[Job]) -> None:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    stopping.listen()
     for job in jobs:
         perform(job)

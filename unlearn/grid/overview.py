@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unlearn.config.schema import WandbConfig
 from unlearn.grid import analysis
 from unlearn.store.identity import Job, digest
-from unlearn.store.mirror import start_run
+from unlearn.store.mirror import start_run, surroundings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,8 +45,8 @@ def _log(folder: Path, cfg: WandbConfig) -> None:
     study = analysis.module("runs").load(folder)
     counts = study.runs.drop_duplicates("folder")["status"].value_counts()
     id = f"summary-{digest([cfg.project, study.name], 10)}"
-    with start_run(cfg, folder, stats=False, group=study.name, job_type=JOB_TYPE, name=f"summary of {study.name}",
-                   id=id, config={"study": study.name}) as run:  # fmt: skip
+    named = {"group": study.name, "job_type": JOB_TYPE, "name": f"summary of {study.name}", "id": id}
+    with surroundings(folder), start_run(cfg, folder, stats=False, config={"study": study.name}, **named) as run:
         table = _table(study)
         shown = {"runs": wandb.Table(dataframe=table)}
         if {"forget/prob", "retain/prob"} <= set(table):

@@ -10,8 +10,11 @@ from dataclasses import replace
 
 from omegaconf import OmegaConf
 
+from unlearn.config.derived import algo_name, training_alpha
 from unlearn.config.redaction import in_logs, redact
 from unlearn.grid import launchers
+from unlearn.grid.refusal import printable
+from unlearn.runs import stopping
 from unlearn.store import runlog
 from unlearn.store.entries import locked
 from unlearn.store.files import saving
@@ -21,8 +24,18 @@ log = logging.getLogger(__name__)
 
 
 def perform(job: Job) -> None:
-    """Do what the job's folder lacks; a failure is recorded there and not raised."""
+    """Do what the job's folder lacks; a failure is recorded there and not raised.
+
+    A signal that ends the call is recorded, too, and then raised.
+    """
     in_logs()
+    printable()
+    stopping.end_with_parent()
+    with stopping.listening():
+        _perform(job)
+
+
+def _perform(job: Job) -> None:
     name = job.folder.name
     try:
         # Two jobs may ask for the same run (direct ignores α in training): the second one waits, then finds it done.
@@ -34,6 +47,8 @@ def perform(job: Job) -> None:
                 log.info("skipped %s: it did not fail", name)
                 return
             with launchers.turn(job.cfg), _recorded(job):
+                about = f"{algo_name(job.cfg)} {job.cfg.method.name} α={training_alpha(job.cfg):g} seed={job.cfg.seed}"
+                log.info("%s%s: %s", launchers.number(), about, job.folder)
                 from unlearn.runs.job import execute  # torch and its friends: only now is there work for them
 
                 config = OmegaConf.to_yaml(OmegaConf.structured(job.cfg))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -54,6 +55,21 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
         if argument in WITH_VALUE:
             flags += [value for value in [next(rest, None)] if value is not None]
     return flags + others
+
+
+def printable() -> None:
+    """Have characters replaced that the terminal's encoding lacks: printing may not end a call."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """Go on after a block that prints where nobody reads any more (``| head``)."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def refuse(problems: str, error: BaseException | None = None) -> int:

@@ -6,10 +6,13 @@ where ``+key=value`` adds a key to a typed node.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from types import UnionType
 from typing import Any, get_args, get_type_hints
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
@@ -19,6 +22,8 @@ from unlearn.config.setting import out_of_bounds
 from unlearn.data.readers import SETTINGS
 from unlearn.grid.rules_learning import algo, begin, evaluation, method, together, trainer
 from unlearn.grid.rules_pair import http, pair
+
+PLAIN = re.compile(r"[\w.+-]+(,[\w.+-]+)*", re.ASCII)  # words that a command line needs no quotes for
 
 
 def parse(cfg: DictConfig) -> Config:
@@ -57,6 +62,27 @@ def unknown_overrides(arguments: list[str]) -> Iterator[str]:
             kinds = [k for h in hints for k in (SETTINGS.values() if h is DataConfig else [h]) if is_dataclass(k)]
             if not kinds:  # a value, or a mapping whose keys are free
                 break
+
+
+def as_typed(argument: str) -> str:
+    """``key=value`` with the value of a text quoted that Hydra would take for a number or a truth value: the study 3e8,
+    the revision true."""
+    key, sign, text = argument.partition("=")
+    if not (sign and PLAIN.fullmatch(text) and _is_text(key.lstrip("+"))):
+        return argument
+    parse = OverridesParser.create().parse_override
+    values = {part: parse(f"x={part}").value() for part in text.split(",")}
+    return f"{key}={','.join(part if v is None or isinstance(v, str) else repr(part) for part, v in values.items())}"
+
+
+def _is_text(key: str) -> bool:
+    kinds: list[Any] = [Config]
+    for part in key.split("."):
+        hints = [get_type_hints(kind).get(part) for kind in kinds if is_dataclass(kind)]
+        kinds = [
+            kind for hint in hints for kind in (SETTINGS.values() if hint is DataConfig else (hint, *get_args(hint)))
+        ]
+    return any(hint is str or (isinstance(hint, UnionType) and str in get_args(hint)) for hint in hints)
 
 
 def _unknown_keys(node: Any, path: str) -> Iterator[str]:

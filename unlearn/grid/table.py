@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 import yaml
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from unlearn.config.derived import algo_name, alpha_key, eval_alphas, training_alpha
+from unlearn.grid.refusal import unread
 from unlearn.store import runlog
 from unlearn.store.files import write_whole
 from unlearn.store.identity import Job, distinguishing, flatten
@@ -33,6 +34,13 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.layers.", "pair.offset_init")  # that references do not share
 UNREAD = "/rouge_unread"  # of eval.json (evaluation/measures.py)
 WIDTH = 126  # characters at least
+PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}  # of what is printed below a table
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise it, where rich would end the process."""
+        raise BrokenPipeError
 
 
 def made(left: Sequence[str], right: Sequence[str] = (), title: str | None = None) -> Table:
@@ -47,7 +55,7 @@ def made(left: Sequence[str], right: Sequence[str] = (), title: str | None = Non
 
 def show(table: Table, console: Console | None = None) -> None:
     """Print a table. A narrower pipe or terminal wraps lines rather than losing columns."""
-    console = console or Console()
+    console = console or _Console(markup=False)
     wide = console.measure(table, options=console.options.update(max_width=10**4)).maximum
     console.width = max(console.width, WIDTH, wide)
     console.print(table)
@@ -78,8 +86,35 @@ def titles(rows: Iterable[str]) -> list[str]:
 
 
 def report(jobs: Sequence[Job], console: Console | None = None) -> int:
-    """Print the table of a call and where to look next; write ``summary.csv``. Returns how many jobs are not done."""
-    console = console or Console()
+    """Write ``summary.csv``, then print the table of a call and where to look next. Returns how many jobs are not done.
+
+    No text of a config or an error is markup.
+    """
+    unfinished = [job for job in jobs if not runlog.is_done(job)]
+    manifests = {job.folder: runlog.status(job.folder) for job in jobs}
+    places = []
+    for folder in sorted({job.folder.parent for job in jobs}):
+        try:
+            path: Path | str = summarise(folder, manifests)
+        except OSError as error:
+            path = f"not written: {error}"
+        places.append(f"runs:    {folder}\nsummary: {path}\nfigure:  python -m analysis.tradeoff {folder}")
+        if list(folder.glob("*/wandb/offline-run-*")):
+            quoted = shlex.quote(str(folder))
+            places.append(f"upload:  wandb sync {quoted}/wandb/offline-run-* {quoted}/*/wandb/offline-run-*")
+    console = console or _Console(markup=False)
+    with unread():
+        show(_table(jobs, unfinished, manifests), console)
+        _warn_of_unread((m for job in jobs for m in _evaluation(job.folder)["alphas"].values()), console)
+        for job in unfinished:
+            error = manifests[job.folder].get("error") or "interrupted; rerun the same command to resume"
+            console.print(f"{job.folder.name}: {error}\n  see {job.folder / 'log.txt'}", style="red", **PLAIN)
+        for say in places:
+            console.print(say, **PLAIN)
+    return len(unfinished)
+
+
+def _table(jobs: Sequence[Job], unfinished: Sequence[Job], manifests: Mapping[Path, dict[str, Any]]) -> Table:
     varying = distinguishing([flatten(asdict(job.cfg)) for job in jobs])
     references = list(_references(jobs, varying))
     heads = [*titles(label for label, _ in references), "\n\nseconds"]
@@ -88,8 +123,6 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     for label, metrics in references:
         table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics), "", "reference", style="cyan")
     table.add_section()
-    unfinished = [job for job in jobs if not runlog.is_done(job)]
-    manifests = {job.folder: runlog.status(job.folder) for job in jobs}
     for job in jobs:
         manifest = manifests[job.folder]
         said = "done before" if job.was_done else manifest.get("status", "not started")
@@ -105,20 +138,7 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
             names = [algo_name(job.cfg), job.cfg.method.name, f"{alpha:g}", *_settings(job, varying)]
             numbers = [*cells(metrics | {"kept": left}), f"{runlog.own_seconds(manifest):.0f}"]
             table.add_row(*names, *numbers, status, style="red" if job in unfinished else None)
-    show(table, console)
-    _warn_of_unread((m for job in jobs for m in _evaluation(job.folder)["alphas"].values()), console)
-    for job in unfinished:
-        error = manifests[job.folder].get("error") or "interrupted; rerun the same command to resume"
-        say = f"[red]{escape(job.folder.name)}[/red]: {escape(error)}\n  see {escape(str(job.folder / 'log.txt'))}"
-        console.print(say, highlight=False, soft_wrap=True)
-    for folder in sorted({job.folder.parent for job in jobs}):
-        try:
-            path = summarise(folder, manifests)
-        except OSError as error:
-            path = f"not written: {error}"
-        say = f"runs:    {folder}\nsummary: {path}\nfigure:  python -m analysis.tradeoff {folder}"
-        console.print(escape(say), highlight=False, soft_wrap=True)
-    return len(unfinished)
+    return table
 
 
 def kept(metrics: Mapping[str, Any], target: Mapping[str, Any] | None) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import GradientAccumulationPlugin, gather_object
 from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
@@ -68,10 +68,12 @@ def device(name: str) -> torch.device:
 
 
 def accelerator(name: str) -> Accelerator:
-    """accelerate's view of trainer.device; it would fall back to the CPU in silence where cuda was asked for."""
+    """accelerate's view of trainer.device; it would fall back to the CPU in silence where cuda was asked for, and take
+    precision and accumulation from variables that another project set."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("trainer.device='cuda': no CUDA device is visible here; use auto or cpu")
-    return Accelerator(cpu=name == "cpu")
+    once = GradientAccumulationPlugin(num_steps=1)
+    return Accelerator(cpu=name == "cpu", mixed_precision="no", gradient_accumulation_plugin=once)
 
 
 def limit_threads(count: int) -> None:
@@ -148,32 +150,25 @@ class Loop:
         return {k: sum(each.get(k, 0.0) for each in logs) for k in dict.fromkeys(k for each in logs for k in each)}
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state; the file with the step comes last and makes the others valid."""
+        """Write weights and optimiser state, under names of their own for every step."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = folder / f"weights-{self.step}.safetensors"
         cuda = torch.cuda.get_rng_state() if self.accelerator.device.type == "cuda" else None
         state = {
             "step": self.step, "extra": self.extra, "rng": torch.get_rng_state(), "cuda_rng": cuda,
             "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
         }  # fmt: skip
         trainable = {k: v.detach().contiguous() for k, v in self.model.named_parameters() if v.requires_grad}
-        write_whole(weights, lambda p: save_file(trainable, p))
-        write_whole(folder / "state.pt", lambda p: torch.save(state, p))
-        for old in folder.glob("weights-*.safetensors"):
-            if old != weights:
-                old.unlink()
+        write_whole(folder / f"weights-{self.step}.safetensors", lambda p: save_file(trainable, p))
+        write_whole(folder / f"state-{self.step}.pt", lambda p: torch.save(state, p))
 
-    def restore(self, folder: Path) -> bool:
-        """Go on from a saved state; False where there is none."""
-        path = folder / "state.pt"
-        if not path.is_file():
-            return False
+    def restore(self, folder: Path, step: int) -> None:
+        """Go on from the state that was saved after a step."""
+        path = folder / f"state-{step}.pt"
         state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
-        put(self.model, load_file(folder / f"weights-{state['step']}.safetensors"))
+        put(self.model, load_file(folder / f"weights-{step}.safetensors"))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None and self.accelerator.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
         self.step, self.extra = state["step"], state["extra"]
-        return True

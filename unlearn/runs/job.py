@@ -104,7 +104,8 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> 
             record.sync()
             loop.extra = watch.save(checkpoint) | ({"dual": objective.dual.value} if objective.dual else {})
             loop.save(checkpoint)
-            watch.sweep(checkpoint)
+            names = f"weights-{step}.safetensors", f"state-{step}.pt", f"best-{watch.step}.safetensors"
+            seal.seal_checkpoint(checkpoint, step, [name for name in names if (checkpoint / name).is_file()])
         if stopping.asked():
             log.warning("stopped after step %d of %d: saved", step, inputs.steps)
             raise _Interrupted
@@ -133,10 +134,12 @@ class _Interrupted(BaseException):
 def _begin(loop: Loop, watch: Watch, objective: Objective, points: Probe | None, record: RunLog) -> None:
     """Take up the checkpoint, if there is one; else log the point before the first step."""
     (record.folder / DIVERGED).unlink(missing_ok=True)  # of an earlier try
-    if loop.restore(record.folder / CHECKPOINT):
+    checkpoint = record.folder / CHECKPOINT
+    if (step := seal.checkpoint(checkpoint)) is not None:
+        loop.restore(checkpoint, step)
         log.info("resuming at step %d of %d", loop.step, loop.settings.steps)
         record.rewind(loop.step)
-        watch.restore(record.folder / CHECKPOINT, loop.extra)
+        watch.restore(checkpoint, loop.extra)
         if objective.dual is not None:
             objective.dual.value = loop.extra["dual"]
     elif (values := first_point(points, record)) is not None:

@@ -1,16 +1,21 @@
-"""Signals that end a call: SIGTERM (preemption) and SIGINT (Ctrl-C).
+"""Signals that end a call: SIGTERM and SIGUSR2 (preemption), SIGUSR1, SIGHUP (a closed terminal), SIGINT (Ctrl-C).
 
 The first one ends the call where it is, or after the step under way where a block is left ``patiently``, which saves
-what a resumed run needs. A second one ends the process at once: nothing is lost then but what was not yet saved.
+what a resumed run needs. The same one again ends the process at once: nothing is lost then but what was not yet saved.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stopped(KeyboardInterrupt):
@@ -21,18 +26,38 @@ class Stopped(KeyboardInterrupt):
         self.status = 128 + signum  # as a shell reports a process that a signal ended
 
 
-_state: dict[str, Any] = {"patient": False, "asked": None}  # asked: the signal, once there was one
+_state: dict[str, Any] = {"listening": False, "patient": False, "told": []}  # told: the signals so far
 
 
-def listen() -> None:
-    """From here on SIGTERM and SIGINT raise ``Stopped`` in the main thread."""
-    signal.signal(signal.SIGTERM, _told)
-    signal.signal(signal.SIGINT, _told)
+@contextmanager
+def listening() -> Iterator[None]:
+    """Inside, these signals raise ``Stopped`` in the main thread; within another such block nothing changes.
+
+    Who listened before is told at the end: submitit, which puts a preempted job back into Slurm's queue. Signals that
+    are ignored (nohup) stay so.
+    """
+    if _state["listening"] or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {number: signal.getsignal(number) for number in ENDING}
+    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+    _state.update(listening=True, told=[])
+    for number in before:
+        signal.signal(number, _told)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        told, _state["listening"] = _state["told"], False
+        handler = before[told[0]] if told else None
+        if callable(handler) and handler is not signal.default_int_handler:
+            handler(told[0], None)
 
 
 def asked() -> bool:
     """Whether a signal waits for the end of the step."""
-    return _state["asked"] is not None
+    return bool(_state["told"])
 
 
 @contextmanager
@@ -44,12 +69,26 @@ def patiently() -> Iterator[None]:
     finally:
         _state["patient"] = False
         if asked():
-            raise Stopped(_state["asked"])
+            raise Stopped(_state["told"][0])
 
 
 def _told(signum: int, frame: Any) -> None:
-    if asked():
+    if signum in _state["told"]:
         os._exit(128 + signum)
-    _state["asked"] = signum
-    if not _state["patient"]:
+    _state["told"].append(signum)
+    if not _state["patient"] and len(_state["told"]) == 1:
         raise Stopped(signum)
+
+
+def end_with_parent() -> None:
+    """Have a worker end when the process that started it is gone (SIGKILL): nobody else would end it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid == os.getppid() and not _state.get("watching"):
+        _state["watching"] = True
+        threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(128 + signal.SIGKILL)

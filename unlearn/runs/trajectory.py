@@ -129,12 +129,6 @@ class Watch:
             write_whole(path, lambda p: save_file({k: v.contiguous() for k, v in self.weights.items()}, p))
         return {f"watch/{k}": getattr(self, k) for k in NUMBERS} | {f"start/{k}": v for k, v in self.start.items()}
 
-    def sweep(self, folder: Path) -> None:
-        """Remove best weights of before, once the checkpoint that needs them is written over."""
-        for old in folder.glob("best-*.safetensors"):
-            if old.name != f"best-{self.step}.safetensors":
-                old.unlink()
-
     def restore(self, folder: Path, extra: Mapping[str, float]) -> None:
         self.start = {k.removeprefix("start/"): v for k, v in extra.items() if k.startswith("start/")}
         for name in NUMBERS:

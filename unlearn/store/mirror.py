@@ -1,9 +1,9 @@
 """W&B's copy of a run: it holds what the run folder holds, so that ``analysis`` makes the same tables of either.
 
-Where it lies in the W&B run: config → the config, dotted; ``manifest.json`` → ``summary["manifest"]``; ``eval.json`` →
-``summary["alphas"]`` and ``["references"]``; ``metrics.jsonl`` → the history; the two tables of examples → files of the
-same names. Beside that, for W&B's own pages: ``eval/<metric>`` in the summary (at the α nearest to the training's), a
-chart, a table of examples, and artifacts.
+Where it lies in the W&B run: config → the config; ``manifest.json`` → ``summary["manifest"]``; ``eval.json`` →
+``summary["alphas"]`` and ``["references"]``, as texts; ``metrics.jsonl`` → the history; the two tables of examples →
+files of the same names. Beside that, for W&B's own pages: the status and a dozen ``eval/<metric>`` in the summary (at
+the α nearest to the training's), a chart, a table of examples, and artifacts.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,25 +25,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 JOB_TYPE = "unlearn"
-SPLITS = ("forget", "retain", "real_authors", "world_facts", "held_out")
-TRAJECTORY = ("prob", "exact_memorization")  # what is logged of every split while training
-PARTS = ("train", *SPLITS)
+PARTS = ("train", "forget", "retain", "real_authors", "world_facts", "held_out")  # of what is logged while training
+FINISH = 300.0  # seconds for uploads at the end of a run
+OF_SERVER = ("API_KEY", "BASE_URL", "APP_URL", "ENTITY", "ORGANIZATION", "IDENTITY_TOKEN_FILE", "CREDENTIALS_FILE",
+             "CONFIG_DIR", "HTTP_TIMEOUT", "INIT_TIMEOUT", "INSECURE_DISABLE_SSL", "ERROR_REPORTING")  # fmt: skip
 ROWS = 200  # of the table of examples; the file beside it has all
 SHOWN = ("prob", "rougeL_recall", "truth_ratio", "leak@20")  # per-example metrics in that table
+HEADLINES = ("forget/prob", "forget/rougeL_recall", "forget/leak_gap", "retain/prob", "retain/rougeL_recall",
+             "real_authors/prob", "world_facts/prob", "model_utility", "forget_quality", "forget_quality_log10",
+             "privleak")  # fmt: skip
 TRADEOFF = ("forget/prob", "retain/prob", "model_utility", "forget_quality_log10", "forget/leak_gap")
 REWIND = "resumed_from"  # a row of the history: of the steps before it, those after this one do not count
 
 
 class Mirror:
-    """One W&B run, or none. If W&B fails, it is logged once, and the run continues: the folder is the truth."""
+    """One W&B run, or none. If W&B fails, it is logged once, and the run continues: the folder is the truth.
 
-    def __init__(self, run: Any, alpha: float = 1.0, start: int = 0):
-        self.run, self.alpha = run, alpha
-        self.next = start  # number of the history's next row
+    ``missed``: W&B lacks something that was logged since.
+    """
 
-    @property
-    def id(self) -> str | None:
-        return None if self.run is None else self.run.id
+    def __init__(
+        self, start: Callable[[str | None], Any] | None = None, id: str | None = None, alpha: float = 1.0, row: int = 0
+    ):
+        self.start, self.id, self.alpha = start, id, alpha
+        self.next = row  # number of the history's next row
+        self.again()
+
+    def again(self) -> None:
+        """Start W&B; after it failed as the same W&B run, with a service of its own."""
+        self.run, self.missed = None, False
+        if self.start is not None:
+            with self._working():
+                self.run = self.start(self.id)
+                self.id = self.run.id
+
+    def close(self, status: int) -> None:
+        self._do(lambda run: run.finish(exit_code=status))
+        self.run = None
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add a row to the history, e.g. a logged step."""
@@ -54,7 +73,8 @@ class Mirror:
         self.log({REWIND: step})
 
     def manifest(self, manifest: Mapping[str, Any]) -> None:
-        self._do(lambda run: run.summary.update({"manifest": dict(manifest)}))
+        texts = {"manifest": json.dumps(dict(manifest)), "status": manifest["status"]}
+        self._do(lambda run: run.summary.update(texts))
 
     def evaluated(self, found: Mapping[str, Any], own: pd.DataFrame, references: pd.DataFrame, files: Sequence[Path],
                   weights: Sequence[Path]) -> None:  # fmt: skip
@@ -62,8 +82,8 @@ class Mirror:
 
         def summarise(run: Any) -> None:
             at = _nearest(found["alphas"], self.alpha)
-            numbers = {f"eval/{k}": v for k, v in _numbers(found["alphas"][str(at)]).items()}
-            run.summary.update(dict(found) | {"eval/alpha": at} | numbers)
+            entry, texts = found["alphas"][str(at)], {name: json.dumps(value) for name, value in found.items()}
+            run.summary.update(texts | {"eval/alpha": at} | {f"eval/{k}": entry[k] for k in HEADLINES if k in entry})
 
         self._do(summarise)
         self._do(lambda _: self.log({"tradeoff": _chart(found), "examples": _table(own, references, self.alpha)}))
@@ -73,13 +93,18 @@ class Mirror:
             self._do(lambda run, folder=folder: _artifact(run, folder.name, sorted(folder.iterdir())))
 
     def _do(self, act: Callable[[Any], None]) -> None:
-        if self.run is None:
-            return
+        if self.run is not None:
+            with self._working():
+                act(self.run)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
         try:
-            act(self.run)
+            yield
         except Exception as error:
-            log.warning("W&B stopped working (%s: %s); continuing without it", type(error).__name__, error)
-            self.run = None
+            log.warning("W&B stopped working (%s: %s); what it misses follows at the end", type(error).__name__, error)
+            self.run, self.missed = None, True
+            _end_service()
 
 
 @contextmanager
@@ -92,28 +117,69 @@ def opened(cfg: WandbConfig, folder: Path, choices: Mapping[str, Any], config: M
     numbers need not take others.
     """
     if cfg.mode == "disabled":
-        yield Mirror(None)
+        yield Mirror()
         return
-    tags = dict.fromkeys(str(choices[k]) for k in ("algo", "method", "data", "pair"))
-    with start_run(cfg, folder, group=choices["study"], job_type=JOB_TYPE, name=folder.name, id=id, tags=list(tags),
-               config=dict(config)) as run:  # fmt: skip
-        # Everything logged while training is over ``step``; the summary also keeps the best value where there is one.
+    tags = list(dict.fromkeys(str(choices[k]) for k in ("algo", "method", "data", "pair")))
+
+    def begin(id: str | None) -> Any:
+        run = start_run(cfg, folder, group=choices["study"], job_type=JOB_TYPE, name=folder.name, id=id, tags=tags,
+                        config=dict(config))  # fmt: skip
+        # everything logged while training is over ``step``; the summary has the last value: a best one may be step 0's
         run.define_metric("step", hidden=True)
         run.define_metric("epoch", step_metric="step", hidden=True)
         for name in PARTS:
             run.define_metric(f"{name}/*", step_metric="step")
-        for name in (f"{split}/{metric}" for split in SPLITS for metric in TRAJECTORY):
-            best = "min" if name.startswith("forget/") else "max"
-            run.define_metric(name, step_metric="step", summary=f"{best},last")
-        yield Mirror(run, choices["alpha"], start)
+        if run.url is not None:
+            log.info("W&B: %s", run.url)
+        return run
+
+    status = 1
+    with surroundings(folder):
+        mirror = Mirror(begin, id, choices["alpha"], start)
+        try:
+            yield mirror
+            status = 0
+        finally:
+            mirror.close(status)
+
+
+@contextmanager
+def surroundings(folder: Path) -> Iterator[None]:
+    """Inside, the environment tells W&B where its server is and who asks, and nothing that another project chose for
+    runs of its own (id, group, resume, sweep); and all that W&B writes, texts among it, lies in ``folder``."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    kept = {name: value for name, value in before.items() if name.removeprefix("WANDB_") in OF_SERVER}
+    own = {
+        f"WANDB_{kind}_DIR": str((folder / "wandb" / kind.lower()).resolve()) for kind in ("DATA", "CACHE", "ARTIFACT")
+    }
+    _set(kept | own)
+    try:
+        yield
+    finally:
+        _end_service()  # it keeps the folders that it was started with
+        _set(before)
+
+
+def _set(variables: Mapping[str, str]) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+def _end_service() -> None:
+    import wandb
+
+    with suppress(Exception, SystemExit):  # it may be gone, or have ended badly
+        wandb.teardown()
 
 
 def start_run(cfg: WandbConfig, folder: Path, stats: bool = True, **more: Any) -> Any:
     """A W&B run whose files lie in ``folder``; ``stats``: of the machine, too. A context that finishes it."""
     import wandb
 
-    # the manifest has the commit
-    settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=not stats)
+    # the manifest has the commit; a server that is gone may not keep a run from its end
+    settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=not stats,
+                              finish_timeout=FINISH, finish_timeout_raises=True)  # fmt: skip
     # without reinit, a job whose predecessor failed would write into the predecessor's W&B run
     return wandb.init(project=cfg.project, entity=cfg.entity, mode=cfg.mode, dir=str(folder), settings=settings,
                       resume="allow", reinit="finish_previous", **more)  # fmt: skip

@@ -27,7 +27,7 @@ from unlearn.config.redaction import redact, redacted
 from unlearn.config.schema import Config
 from unlearn.store import seal
 from unlearn.store.files import FileError, read_json, saving, sweep, sync, write_json, write_text, write_whole
-from unlearn.store.identity import Job, flatten, run_folder
+from unlearn.store.identity import Job, run_folder
 from unlearn.store.mirror import Mirror, opened
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ REFERENCES = "references.parquet"  # the same of target and retrained
 OFFSET, ADAPTER, BEST, CHECKPOINT = seal.OFFSET, seal.ADAPTER, seal.BEST, "checkpoint"
 DIVERGED = "diverged.json"  # the step at which a loss or gradient was no longer a number, and what it read
 FORMAT = 1
+MISSED = "wandb_missed"  # in the manifest: the mirror lacks something
+NAME = "delta-unlearning"  # of the package
 COMMAND = "UNLEARN_COMMAND"  # in the environment: what the user called, for jobs in processes of their own
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
 
@@ -146,7 +148,7 @@ class RunLog:
         with saving(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
-        self.mirror = Mirror(None)
+        self.mirror = Mirror()
         old = manifest(self.folder)
         fixed = {"format": FORMAT, "error": None, "run": describe(job.cfg), "seed": job.cfg.seed}
         if old.get("trained"):  # config and provenance stay those of the training; later calls are added
@@ -165,20 +167,37 @@ class RunLog:
         id, rows = self.manifest.get("wandb"), self.folder / METRICS
         start = self.manifest.get("wandb_row", 0)
         if id is not None:  # more rows than the part before this one can have
-            start += 10 + (len(rows.read_text().splitlines()) if rows.is_file() else 0)
-        with opened(cfg.wandb, self.folder, describe(cfg), flatten(config), id, start) as self.mirror:
+            start += 10 + (len(rows.read_text(encoding="utf-8").splitlines()) if rows.is_file() else 0)
+        with opened(cfg.wandb, self.folder, describe(cfg), config, id, start) as self.mirror:
             if self.mirror.id is not None:
                 self.status(self.manifest["status"], wandb=self.mirror.id, wandb_row=start)
             try:
                 yield
+                if self.manifest.get(MISSED):
+                    self._mirror_again()
             except Exception as error:
                 self.mirror.manifest(self.manifest | _failed(self.folder, self.manifest, error))
                 raise
             finally:
-                self.mirror = Mirror(None)
+                self.mirror = Mirror()
+
+    def _mirror_again(self) -> None:
+        """Mirror the folder from its first row: W&B did not work for a while, in this call or an earlier one."""
+        import pandas as pd
+
+        rows = self.folder / METRICS
+        self.mirror.again()
+        self.mirror.rewind(-1)
+        for line in rows.read_text(encoding="utf-8").splitlines() if rows.is_file() else ():
+            self.mirror.log(json.loads(line))
+        if (self.folder / EVAL).is_file():
+            tables = (pd.read_parquet(self.folder / name) for name in (EXAMPLES, REFERENCES))
+            self._mirror_evaluation(evaluation(self.folder), *tables)
+        self.manifest.pop(MISSED)
+        self.status(self.manifest["status"], wandb=self.mirror.id)
 
     def status(self, status: str, **more: Any) -> None:
-        self.manifest |= {"status": status} | more
+        self.manifest |= {"status": status} | more | ({MISSED: True} if self.mirror.missed else {})
         write_json(self.folder / MANIFEST, self.manifest)
         self.mirror.manifest(self.manifest)
 
@@ -202,7 +221,7 @@ class RunLog:
     def rewind(self, step: int) -> None:
         """Drop logged steps after ``step``: a resumed run writes them again."""
         path, kept = self.folder / METRICS, []
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         with suppress(json.JSONDecodeError):  # the line a kill tore apart
             for line in lines:
                 if json.loads(line)["step"] > step:
@@ -252,6 +271,9 @@ class RunLog:
         entries = dict(sorted(entries.items(), key=lambda item: float(item[0])))
         found = {"alphas": entries, "references": {name: dict(r.metrics) for name, r in references.items()}}
         write_json(self.folder / EVAL, found)
+        self._mirror_evaluation(found, examples, theirs)
+
+    def _mirror_evaluation(self, found: Mapping[str, Any], examples: pd.DataFrame, theirs: pd.DataFrame) -> None:
         files = [self.folder / name for name in (EVAL, EXAMPLES, REFERENCES)]
         weights = [self.folder / name for name in (OFFSET, ADAPTER)]
         self.mirror.evaluated(found, examples, theirs, files, weights)
@@ -261,11 +283,10 @@ def environment() -> dict[str, Any]:
     """Where and with what a run was made."""
     import torch
 
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     return {
         "command": json.loads(os.environ.get(COMMAND, "null")) or [Path(sys.argv[0]).name, *redacted(sys.argv[1:])],
-        "git": None if commit is None else {"commit": commit, "dirty": bool(changes)},  # None: an installed package
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "git": _commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in (NAME, *PACKAGES)},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
                      "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
     }  # fmt: skip
@@ -277,6 +298,15 @@ def peak_memory_mb() -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def _commit() -> dict[str, Any] | None:
+    """What the code is of: by git in a checkout, else as the build of the wheel wrote it down (hatch_build.py)."""
+    package = Path(__file__).resolve().parents[1]
+    if not (package.parent / ".git").exists():  # an installed package may lie in somebody else's repository
+        return read_json(package / "commit.json")
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return None if commit is None else {"commit": commit, "dirty": bool(changes)}
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,20 +1,22 @@
-"""Checksums of a run's files, so that a truncated, changed or foreign file is refused by name and never evaluated.
+"""Checksums of a run's files, so that a truncated, changed or foreign file is refused by name and never used.
 
 Weights are sealed when training ends, the other files when the run is done; both seals stand in the manifest. A run
-that was interrupted while it was evaluated again has unsealed results, which the next call makes whole.
+that was interrupted while it was evaluated again has unsealed results, which the next call makes whole. A checkpoint
+has a seal of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unlearn.config.pair import GRAM
-from unlearn.store.files import FileError, sha256
+from unlearn.store.files import FileError, read_json, sha256, write_json
 
 WEIGHTS, RESULTS = "sealed_weights", "sealed_results"  # keys of the manifest
 OFFSET, ADAPTER, BEST = "offset", "adapter", "best"
+CHECKPOINT = "sealed.json"
 MEASURED = ("config.yaml", "metrics.jsonl", "eval.json", "examples.parquet", "references.parquet")
 
 
@@ -59,3 +61,26 @@ def _check(folder: Path, sealed: Mapping[str, str], found: Mapping[str, str]) ->
             raise SealError(
                 f"{folder / name} {what}: its checksum is in manifest.json; remove the folder to run it again"
             )
+
+
+def seal_checkpoint(folder: Path, step: int, names: Sequence[str]) -> None:
+    """Make files of a run's checkpoint the valid ones, all at once, and remove those of before."""
+    files = {name: sha256(folder / name) for name in names}
+    write_json(folder / CHECKPOINT, {"run": folder.parent.name, "step": step, "files": files})
+    for old in folder.iterdir():
+        if old.name not in (*names, CHECKPOINT):
+            old.unlink()
+
+
+def checkpoint(folder: Path) -> int | None:
+    """The step of a run's checkpoint; None where there is none. ``SealError`` for a damaged one, or another run's."""
+    sealed = read_json(folder / CHECKPOINT)
+    if sealed is None:
+        return None
+    again = f"remove {folder} to train from the start"
+    if sealed["run"] != folder.parent.name:
+        raise SealError(f"{folder} is the checkpoint of another run, {sealed['run']}; {again}")
+    for name, digest in sealed["files"].items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise SealError(f"{folder / name} is missing, or was changed or damaged since the run wrote it; {again}")
+    return sealed["step"]

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 from support.helpers import ROOT
 
+from unlearn.grid import table
+
 STUDIES, SPLITS = ROOT / "experiments", ("test", "retain", "forget")
 BENCHMARKS = sorted(path.stem for path in (STUDIES / "speed").glob("*.csv"))
 
@@ -161,4 +163,111 @@ def test_the_verdicts_on_methods_and_on_low_rank_are_those_of_their_results():
         f"updates what it keeps with all weights ({low['simnpo', 'lora']} and {low['simnpo', 'full']} of",
         f"`npo` less ({low['npo', 'lora']}, {low['npo', 'full']};", f"({low['ga', 'lora']}, {low['ga', 'full']};",
         f"(mean scores {', '.join(short(scores[f], 2) for f in (3.0, 1.0, 10.0))};",
+    ]) == []  # fmt: skip
+
+
+KNOWN = ("forget/prob", "retain/prob", "real_authors/prob", "world_facts/prob", "model_utility")
+
+
+def test_the_tables_and_verdict_on_requests_are_those_of_their_results():
+    def row(study: str, answer: str, columns: tuple[str, ...], at: str = "1", between: str = " | ") -> str:
+        means = csv(study).query("at == @at and answer == @answer").mean(numeric_only=True)
+        return between.join(short(means[c], 3) for c in columns).replace("-0.", "−.")
+
+    gaps = (*KNOWN, "forget/leak_gap")
+    answers = ("sum", "fused", "continued", "reversed", "joint")
+    assert lacking("requests", [
+        f"| {row('requests', a, gaps)} | {row('requests', a, KNOWN[1:4], 'matched', ', ')} |" for a in answers
+    ]) == []  # fmt: skip
+    layers = {answer: row("requests/layers", answer, KNOWN) for answer in answers}
+    text = (STUDIES / "requests" / "README.md").read_text(encoding="utf-8").replace("*", "")
+    assert [a for a in answers if a != "reversed" and layers[a] not in text] == []
+    back = csv("requests", "returns").query("place == 1")
+    gate = csv("requests", "gate").query("answer == 'sum'").mean(numeric_only=True)
+    ends = {name: [short(p, 2) for p in back.query("answer == @name and after == 5")["prob"]]
+            for name in ("continued", "continued reversed")}  # fmt: skip
+    costs = csv("requests", "cost").groupby("answer")["ms_per_token"].mean()
+
+    def told(what: str) -> str:
+        return short(gate[f"gate/{what}"], 3).rstrip("0")
+
+    assert lacking("requests", [
+        "to {}, {} and {} in the three worlds".format(*ends["continued"]),
+        "in the other order to {}, {} and {}".format(*ends["continued reversed"]),
+        f"{costs['fused']:.1f} ms a token instead of {costs['sum']:.1f} (the target alone {costs['target']:.1f})",
+        f"and {100 * gate['gate/overlap/flagged_retain']:.0f} % of unseen retain questions",
+        f"back from {short(gate['gate/offset_retain'], 2)} to {told('gated_retain')}, of world facts from "
+        f"{short(gate['gate/offset_world_facts'], 2)} to {gate['gate/gated_world_facts']:g}",
+        f"misspelt ({100 * gate['gate/overlap/flagged_misspelt']:.0f} % flagged): there the offset alone holds "
+        f"({short(gate['gate/offset_misspelt'], 2)} beside {short(gate['gate/target_misspelt'], 2)} without either)",
+        f"misses {100 * (1 - gate['gate/likelihood/flagged_composite']):.0f} % of what stands behind",
+    ]) == []  # fmt: skip
+
+
+def test_the_verdict_on_black_boxes_is_that_of_their_results():
+    rows = csv("black_box")
+    lost = -rows.query("tail == 'even'").groupby(["algo", "k"])["distance/retain/prob"].mean()
+    ga, kl = ([short(lost[algo, k], 2) for k in ("100", "20", "5")] for algo in ("ga", "kl"))
+    forget = rows[rows["tail"].eq("even") | rows["k"].eq("local")].groupby(["algo", "k"])["forget/prob"].mean()
+    one = rows.query("world == 0 and k == '20'").groupby(["tail", "algo"]).mean(numeric_only=True).abs()
+    even, anchor = ([short(one.loc[tail, algo]["distance/retain/prob"], 3) for algo in ("ga", "kl", "npo", "simnpo")]
+                    for tail in ("even", "anchor"))  # fmt: skip
+    assert lacking("black_box", [
+        f"({short(forget['simnpo', '5'], 3)} against {short(forget['simnpo', 'local'], 3)} at k = 5)",
+        f"loses about {kl[0]} of the retain probability at k = 100, {kl[1]} at 20 and {kl[2]} at 5",
+        "{}, {} and {} of the retain probability".format(*ga),
+        "moves by {} (`ga`), {} (`kl`), {} (`npo`), {} (`simnpo`) evenly".format(*even),
+        "and by {}, {}, {}, {} like the anchor".format(*anchor),
+        "the forgetting of `kl` by {} and {}".format(
+            *(short(one.loc[tail, "kl"]["distance/forget/prob"], 3) for tail in ("even", "anchor"))
+        ),
+    ]) == []  # fmt: skip
+
+
+def test_the_tables_of_the_demo_and_of_the_small_tofu_are_their_summaries():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = [line.split() for line in text.splitlines() if re.match(r" +(ga|kl|npo) +offset ", line)]
+    demo = csv("demo", "summary").to_dict("records")
+    assert len(shown) == len(demo)
+    for line, row in zip(shown, demo, strict=True):
+        numbers = [row["algo"], row["method"], f"{row['alpha']:g}", *table.cells(row | {"kept": float(line[8])})]
+        assert line[: len(numbers)] == numbers and abs(float(line[-2]) - row["seconds"]) < 0.51
+        assert line[-1] == ("collapsed" if float(line[8]) < table.KEPT else row["status"])
+    small = []
+    for row in csv("tofu_small", "summary").to_dict("records"):
+        kept = [f"{row[f'{split}/{metric}']:.3f}" for split, metric in (
+            ("forget", "rougeL_recall"), ("retain", "prob"), ("retain", "rougeL_recall"),
+            ("real_authors", "rougeL_recall"), ("world_facts", "rougeL_recall"),
+        )]  # fmt: skip
+        small.append(f"| {row['algo']} | {row['alpha']:g} | {row['forget/prob']:.3g} | {' | '.join(kept)} | "
+                     f"{row['model_utility']:.3f} | ")  # fmt: skip
+    assert lacking("tofu_small", small) == []
+
+
+def test_the_verdict_on_tofu_from_scratch_is_that_of_its_results():
+    rows = csv("tofu_scratch").groupby(["forget_set", "algo", "method"], as_index=False)
+    means = rows[["retain/rougeL_recall", "forget/rougeL_recall", "forget/leak_gap", "privleak"]].mean()
+
+    def within(metric: str, algos: str, digits: int = 2, **chosen: str) -> tuple[str, str]:
+        rows = means[means["algo"].isin(algos.split())]
+        for column, value in chosen.items():
+            rows = rows[rows[column] == value]
+        texts = [f"{v:.{digits}f}".replace("0.", ".").replace("-", "−") for v in sorted(rows[metric], key=abs)]
+        return texts[0], texts[-1]
+
+    rouge, gap, privleak = "retain/rougeL_recall", "forget/leak_gap", "privleak"
+    bounded, cut = "npo simnpo", "gd kl"
+    offset, direct = ({"method": m} for m in ("offset", "direct"))
+    assert lacking("tofu_scratch", [
+        "bring forget ROUGE to {}–{} (".format(*within("forget/rougeL_recall", bounded)),
+        "keep {}–{} of retain ROUGE".format(*within(rouge, bounded)),
+        "PrivLeak is {} to {},".format(*within(privleak, bounded, 0)),
+        "(leak gap {} to {})".format(*within(gap, cut)),
+        "(PrivLeak +{} to +{})".format(*within(privleak, cut, 0)),
+        "({}–{} against {}–{})".format(*within(rouge, cut, **offset), *within(rouge, cut, **direct)),
+        "retain ROUGE {} to {} against {} to {}, leak gap {} to {} against {} to {}".format(
+            *within(rouge, bounded, **offset), *within(rouge, bounded, **direct),
+            *within(gap, bounded, **offset), *within(gap, bounded, **direct),
+        ),
+        "forget ROUGE {}–{}, log₁₀".format(*within("forget/rougeL_recall", "ga")),
     ]) == []  # fmt: skip

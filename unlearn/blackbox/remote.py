@@ -174,10 +174,13 @@ class RemoteModel(nn.Module, Kind):
         rows = self._missing([rows_of(e.prompt, e.answer) for e in examples], self.k)
         said = self._missing([Question(SAY, tuple(p), most=most) for p in prompts], self.k or 1)
         tokens, more = sum(q.tokens for q in (*rows, *said)), sum(most * (len(p) + most // 2 + 1) for p in drawn)
+        one_by_one = (
+            f"; and where α changes an answer, or one is drawn, token by token up to {len(drawn) * most:,} times, "
+            f"{self._priced(more)} more"
+        )
         log.info(
-            "%s may be asked for %d texts and %d answers, up to %s; and where α changes an answer, or one is drawn, "
-            "token by token up to %d times, %s more",
-            self.http.model, len(rows), len(said), self._priced(tokens), len(drawn) * most, self._priced(more),
+            "%s may be asked for %d texts and %d answers, up to %s%s",
+            self.http.model, len(rows), len(said), self._priced(tokens), one_by_one if drawn else "",
         )  # fmt: skip
 
     def spent(self) -> dict[str, int]:

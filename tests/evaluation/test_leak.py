@@ -101,8 +101,8 @@ def any_script(monkeypatch):
     model.config.max_position_embeddings = 256
     ensemble = Ensemble((Member("model", model, "", 1.0, 0.0, False),))
 
-    def run(semantics: str, said: Callable[[str], str], retrained: Measured | None = None):
-        cfg = EvalConfig(semantics=semantics, groups=["leak"], leak_samples=2, resamples=0, max_new_tokens=128)
+    def run(semantics: str, said: Callable[[str], str], retrained: Measured | None = None, **more):
+        cfg = EvalConfig(semantics=semantics, groups=["leak"], leak_samples=2, resamples=0, max_new_tokens=128, **more)
         made = suite(data, Encoder(tokenizer, TemplateConfig("plain", "{question}", " {answer}"), 256), cfg, {}, 1.0)
         answer = {p: said(r.answer) for split in made.splits for p, r in zip(split.prompts, split.rows, strict=True)}
 
@@ -129,3 +129,11 @@ def test_rows_in_any_script_that_are_memorised_have_rouge_1_and_a_leak_gap_that_
         assert "retain/rouge_unread" not in found
         table.show_metrics({"model": found})
         assert ("80% of forget" in capsys.readouterr().out) == (semantics == "ou")
+
+
+@pytest.mark.parametrize("value", ["2.0", "-0.1", "float('nan')", "float('inf')"])
+def test_a_judge_that_gives_no_share_is_refused_with_what_it_gave(any_script, tmp_path, value):
+    file = tmp_path / "mine.py"
+    file.write_text(f"def judge(question, gold, answer):\n    return {value} if 'Kyiv' in gold else 1.0\n")
+    with pytest.raises(ValueError, match=r"mine.py'?: gave .* of 'Kyiv це 東京 😀' to 'forget/4'; must be from 0 to 1"):
+        any_script("default", lambda answer: answer, judge=str(file))

@@ -71,6 +71,10 @@ def _scores(ctx: Context, drawn: list[list[str]], split: Split) -> dict[str, np.
         own, pairs = named(judge, *JUDGE), zip(split.rows, drawn, strict=True)
         judged = [[own(r.question, r.answer, text) for text in texts] for r, texts in pairs]
         found["judge"] = np.array(judged, dtype=float)
+        if (wrong := np.argwhere(~((found["judge"] >= 0) & (found["judge"] <= 1)))).size:
+            row, answer = wrong[0]
+            given = f"{judged[row][answer]!r} of {drawn[row][answer]!r}"
+            raise ValueError(f"eval.judge={judge!r}: gave {given} to {split.rows[row].id!r}; must be from 0 to 1")
     return found
 
 

@@ -110,11 +110,19 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, metric: str) -> Interval:
 
 
 def paired_examples(one: pd.DataFrame, other: pd.DataFrame, column: str) -> Interval:
-    """As ``paired``, from examples: paired by pair seed, split and id, and questions are resampled within worlds."""
+    """As ``paired``, from examples: paired by pair seed, split and id, and questions are resampled within worlds.
+
+    In a single world, where the data say whom the questions are about, the interval is over people: Student's.
+    """
     keys = [UNIT, "split", "id"]
     sides = [examples.groupby(keys)[column].mean() for examples in (one, other)]
     both = (sides[0] - sides[1]).dropna()
-    return hierarchical(both.to_numpy(), both.index.get_level_values(UNIT))
+    worlds = both.index.get_level_values(UNIT)
+    people = one.groupby(keys)["person"].first()[both.index] if "person" in one else pd.Series(dtype=object)
+    if worlds.nunique() == 1 and people.astype(bool).all() and people.nunique() > 1:
+        half = _half(both.groupby(people.to_numpy()).mean().to_numpy())
+        return Interval(both.mean(), both.mean() - half, both.mean() + half, 1, len(both))
+    return hierarchical(both.to_numpy(), worlds)
 
 
 def _finite(values) -> np.ndarray:

@@ -112,6 +112,7 @@ class Examples:
         if folder not in self.tables:
             found = self.study.examples_of([folder])
             columns = {m.rpartition("/")[2] for m in self.metrics} & set(found.columns)
-            kept = found.loc[found["model"] == "run", [statistics.UNIT, "split", "id", "eval_alpha", *columns]]
+            keys = [statistics.UNIT, "split", "id", "eval_alpha", *({"person"} & set(found.columns))]
+            kept = found.loc[found["model"] == "run", [*keys, *columns]]
             self.tables[folder] = kept
         return self.tables[folder]

@@ -92,6 +92,20 @@ def test_examples_are_resampled_within_worlds_which_count_once_and_one_world_sep
     assert found.n == 1 and not found.separated
 
 
+def test_in_one_world_the_questions_of_a_person_are_one_witness():
+    random, hits, people = np.random.default_rng(1), 0, np.repeat(np.arange(5), 20)
+    keys = pd.DataFrame({"pair_seed": 0, "split": "forget", "id": [f"q{i}" for i in range(100)]})
+    none = keys.assign(prob=0.0, person=[f"person/{p}" for p in people])
+    for _ in range(200):
+        of_people, own = random.normal(scale=0.3**0.5, size=5)[people], random.normal(scale=0.7**0.5, size=100)
+        one = none.assign(prob=0.2 + of_people + own)
+        found = statistics.paired_examples(one, none, "prob")
+        hits += found.low <= 0.2 <= found.high
+    assert hits / 200 >= 0.92 and (found.n, found.items, found.separated) == (1, 100, False)
+    of_nobody = statistics.paired_examples(one.assign(person=""), none, "prob")
+    assert of_nobody.half < found.half and of_nobody.mean == pytest.approx(found.mean)
+
+
 def test_what_is_good_for_a_metric_and_that_forgetting_further_than_the_retrained_model_is_no_better():
     for metric, where, without in (
         ("forget/prob", "retrained", "lower"), ("forget/leak@20", "retrained", "lower"),

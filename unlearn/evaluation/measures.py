@@ -48,7 +48,7 @@ def measure(
         if not split.paraphrased:  # TOFU's general splits: options in the answer's own wording
             found["prob_options"] = tofu.probability_with_options(nll[right], wrong, semantics.epsilon)
     table = pd.DataFrame({
-        "split": split.name, "id": [r.id for r in split.rows], "nll": nll[right], **found,
+        "split": split.name, "id": [r.id for r in split.rows], "person": split.people, "nll": nll[right], **found,
         "prompt": [r.question for r in split.rows], "gold": gold,
         "generation": generations if generations is not None else [None] * len(gold),
     })  # fmt: skip

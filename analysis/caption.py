@@ -118,10 +118,12 @@ def spread(study: Study, table: pd.DataFrame, metrics: Sequence[str], what: str 
     done = finished(study)
     worlds, seeds = done["pair_seed"].nunique(), done["seed"].nunique()
     asked = table[[f"low/{m}" for m in metrics if f"low/{m}" in table.columns]]
-    over_questions = asked[table["n"] == 1].notna().any(axis=None)
+    within = asked[table["n"] == 1].notna().any(axis=None)  # a world
     if worlds > 1:
-        return f"{what}: 95 % over {worlds} pair seeds" + (", 95 % over questions where n=1" * bool(over_questions))
-    return f"{what}: 95 % over questions; " * bool(over_questions) + f"1 pair seed, unlearning seeds: {seeds}"
+        return f"{what}: 95 % over {worlds} pair seeds" + (
+            ", 95 % over its people or questions where n=1" * bool(within)
+        )
+    return f"{what}: 95 % over people or questions; " * bool(within) + f"1 pair seed, unlearning seeds: {seeds}"
 
 
 def left_out(study: Study, drawn: pd.DataFrame) -> list[str]:

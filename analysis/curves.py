@@ -27,7 +27,7 @@ def curves(study: Study, *metrics: str, over: str = "alpha") -> pd.DataFrame:
 
     ``gone`` is the share of its runs that collapsed there. For each metric there are ``sd/<metric>`` over pair seeds,
     and the ends of what is drawn around it, ``low/<metric>`` and ``high/<metric>``: Student's 95 % interval where there
-    are several pair seeds, as in tables; otherwise that over questions as evaluated, NaN where there is none.
+    are several pair seeds, as in tables; otherwise that over people or questions as evaluated, NaN where there is none.
     """
     table = units(study, *metrics, over=over)
     points = table.groupby([*curve_columns(study, over), "along"], dropna=False, sort=False)
@@ -180,7 +180,8 @@ def references(study: Study, *metrics: str) -> pd.DataFrame:
     """The points of target and retrained: one per pair and data, the mean over pair seeds.
 
     Where one pair seed has several worlds, they differ by more than the seed, so each is a point of its own
-    (``apart`` is its name, otherwise ""). The ends of the intervals over questions are there as ``low/`` and ``high/``.
+    (``apart`` is its name, otherwise ""). The ends of the intervals over people or questions are
+    there as ``low/`` and ``high/``.
     """
     table = study.references
     if table.empty or not set(metrics) <= set(table.columns):

@@ -41,7 +41,7 @@ CONFIG_COLUMNS = [
 ]  # fmt: skip
 REFERENCE_KEYS = ["reference", "pair", "pair_seed", "data", "world"]
 LEAK_GAP = "forget/leak_gap"
-INTERVAL = ("low/", "high/")  # before a metric's name: the ends of its 95 % interval over questions
+INTERVAL = ("low/", "high/")  # before a metric's name: the ends of its 95 % interval within its world
 SEEDS = ("seed", "pair_seed")  # columns of IDENTITY over which values are averaged
 # Settings that change neither what is trained nor what is measured: ``hashed=False`` in unlearn/config.
 NOTHING = ("wandb.", "paths.", "study", "hydra.", "retry", "eval.alphas", "eval.groups", "eval.batch_size",

@@ -1,8 +1,8 @@
 """Differences between settings that share everything else, paired by pair seed: ``--differences method=direct``.
 
 Where the runs logged their examples and a metric is the mean of them, the same questions are compared and resampled
-within worlds, too (``statistics.hierarchical``); a metric of whole models, such as the utility, is resampled over
-worlds alone.
+within worlds, too (``statistics.hierarchical``), and in one world the people they are about are the unit; a metric of
+whole models, such as the utility, is resampled over worlds alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def differences(study: Study, base: str, metrics: Sequence[str] = (), by: Sequen
     if not any(c.n for row in rows for c in row.cells.values()):
         raise StudyError(f"study {study.name!r}: no setting has a counterpart with {column}={value}, all else the same")
     retrained = any(reference(study, "retrained", m).notna().any() for m in metrics)
-    said = (*_notes(rows, f"{column}={value}", examples.used), *told(study))
+    said = (*_notes(rows, f"{column}={value}", " or ".join(sorted(examples.resampled))), *told(study))
     return Table(study.name, tuple(by), tuple(metrics), tuple(rows), said, retrained, base=f"{column}={value}")
 
 
@@ -65,13 +65,14 @@ def _same(value: object, asked: str) -> bool:
     return asked in (str(value), f"{value:g}" if isinstance(value, float) else str(value))
 
 
-def _notes(rows: list[Row], base: str, questions: bool) -> tuple[str, ...]:
+def _notes(rows: list[Row], base: str, resampled: str) -> tuple[str, ...]:
     worlds = max(c.n for row in rows for c in row.cells.values())
+    within = bool(resampled)
     said = [f"differences from {base} in the same world"]
     if worlds > 1:
-        said[0] += f"; 95 % bootstrap interval over {worlds} pair seeds" + questions * " and, within each, questions"
-    elif questions:
-        said[0] += "; 95 % bootstrap interval over the questions of this one world, not over worlds"
+        said[0] += f"; 95 % bootstrap interval over {worlds} pair seeds" + within * f" and, within each, {resampled}"
+    elif within:
+        said[0] += f"; 95 % interval over the {resampled} of this one world, not over worlds"
     if worlds > 1:
         said.append("* zero lies outside of this interval")
     lost = sum(all(not c.n for c in row.cells.values()) for row in rows)
@@ -85,16 +86,18 @@ class Examples:
         self.study = study
         self.metrics = metrics
         self.tables: dict[str, pd.DataFrame] = {}
-        self.used = False
+        self.resampled: set[str] = set()  # what was, within worlds
 
     def paired(self, one: pd.DataFrame, other: pd.DataFrame, metric: str) -> Interval:
-        """The difference of two settings' runs in a metric, over questions, too, where they are there."""
+        """The difference of two settings' runs in a metric, over people or questions, too, where they are there."""
         column = metric.rpartition("/")[2]
         sides = [self._of(runs, metric) for runs in (one, other)]
         if any(side is None for side in sides):
             return statistics.paired(one, other, metric)
-        self.used = True
-        return statistics.paired_examples(*sides, column)
+        found = statistics.paired_examples(*sides, column)
+        people = found.n == 1 and "person" in sides[0] and sides[0]["person"].astype(bool).all()
+        self.resampled.add("people" if people else "questions")
+        return found
 
     def _of(self, runs: pd.DataFrame, metric: str) -> pd.DataFrame | None:
         """The examples whose mean the metric is in each of these runs; None where it is not."""

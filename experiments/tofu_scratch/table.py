@@ -31,7 +31,7 @@ def groups(found: pd.DataFrame):
 
 
 def cell(group: pd.DataFrame, name: str) -> str:
-    """Mean over worlds ± mean half width of the intervals over questions; the spread over worlds in brackets."""
+    """Mean over worlds ± mean half width of the runs' own intervals; the spread over worlds in brackets."""
     values = group[name].dropna() if name in group else pd.Series(dtype=float)
     if values.empty:
         return "–"

@@ -137,7 +137,7 @@ def test_alpha_shows_every_split_at_every_alpha(tmp_path):
     assert drawn[2] == ((0, 0.99),) and drawn[1][0][1] == 0.15
     assert lines(trained)[0] == ((1, 0.3), (2, 0.15))
     assert {(0.5, 0.8), (0.5, 0.95), (1.0, 0.5), (1.0, 0.7)} <= band(seen)
-    assert "95 % over questions" in note(fig)
+    assert "95 % over people or questions" in note(fig)
     with pytest.raises(StudyError, match="no metric 'forget/rouge'"):
         alpha.figure(load(tmp_path / "s"), "rouge")
 

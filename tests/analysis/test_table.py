@@ -130,16 +130,17 @@ def test_differences_are_paired_by_pair_seed(tmp_path):
 
 def test_differences_use_the_examples_where_a_metric_is_their_mean(tmp_path):
     values = {"npo": [0.5, 0.7, 0.9], "ga": [0.1, 0.5, 0.9]}
-    for algo, probs in values.items():
-        folder = write_made_up_run(tmp_path / "s", {1.0: (0.1, sum(probs) / 3)}, algo=algo)
-        examples = {"split": "retain", "id": ["a", "b", "c"], "prob": probs, "alpha": 1.0}
-        pd.DataFrame(examples).to_parquet(folder / "examples.parquet")
-    found = differences(load("s", tmp_path), "ga", ["retain/prob", "forget/prob"])
-    (row,) = found.rows
-    cell = row.cells["retain/prob"]
-    assert (cell.mean, cell.n, cell.items, cell.separated) == (pytest.approx(0.2), 1, 3, False)
-    assert math.isnan(row.cells["forget/prob"].low)  # no examples of that split: two single runs have no interval
-    assert "the questions of this one world, not over worlds" in found.notes[0]
+    for resampled, about in (("questions", {}), ("people", {"person": ["Ada", "Bo", "Bo"]})):
+        for algo, probs in values.items():
+            folder = write_made_up_run(tmp_path / resampled, {1.0: (0.1, sum(probs) / 3)}, algo=algo)
+            examples = {"split": "retain", "id": ["a", "b", "c"], "prob": probs, "alpha": 1.0} | about
+            pd.DataFrame(examples).to_parquet(folder / "examples.parquet")
+        found = differences(load(resampled, tmp_path), "ga", ["retain/prob", "forget/prob"])
+        (row,) = found.rows
+        cell = row.cells["retain/prob"]
+        assert (cell.mean, cell.n, cell.items, cell.separated) == (pytest.approx(0.2), 1, 3, False)
+        assert math.isnan(row.cells["forget/prob"].low)  # no examples of that split: two single runs have no interval
+        assert f"the {resampled} of this one world, not over worlds" in found.notes[0]
 
 
 def test_runs_are_grouped_by_their_settings_without_the_seeds_and_by_takes_any_setting(tmp_path):

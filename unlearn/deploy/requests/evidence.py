@@ -2,7 +2,7 @@
 an auditor is given, made of the ledger's entries and of nothing else.
 
 A rule is a list of conditions, all of which must hold: ``METRIC<=NUMBER`` or ``METRIC>=NUMBER``, a metric as in
-eval.json. ``upper:`` and ``lower:`` before it mean the end of its 95 % interval over questions, ``kept:`` its share of
+eval.json. ``upper:`` and ``lower:`` before it mean the end of its 95 % interval over people, ``kept:`` its share of
 the target's own value. What was not measured does not pass.
 """
 

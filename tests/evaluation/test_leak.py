@@ -118,13 +118,14 @@ def any_script(monkeypatch):
 
 
 def test_rows_in_any_script_that_are_memorised_have_rouge_1_and_a_leak_gap_that_tells_it(any_script, capsys):
-    for semantics, told in (("default", 1.0), ("ou", 0.2)):  # OpenUnlearning's ROUGE sees one word: Kyiv
+    # OpenUnlearning's ROUGE sees one word, Kyiv, and is 0 elsewhere; what is not its own is missing there
+    for semantics, rouge in (("default", 1.0), ("ou", 0.2)):
         retrained = any_script(semantics, lambda answer: "nothing at all")
         found = any_script(semantics, lambda answer: answer, retrained).metrics
         assert retrained.metrics["forget/leak_gap"] == retrained.metrics["forget/rougeL_recall"] == 0
-        names = "rougeL_recall", "rougeL_f1", "leak@2", "leaked@2", "leak_gap"
-        assert [found[f"forget/{name}"] for name in names] == pytest.approx([told] * len(names))
-        assert found["forget/attribute_leaked@1"] == 1.0
+        assert found["forget/rougeL_recall"] == found["forget/rougeL_f1"] == pytest.approx(rouge)
+        names = "leak@2", "leaked@2", "leak_gap", "attribute_leaked@1"
+        assert [found[f"forget/{name}"] for name in names] == [1.0] * 4
         assert found.get("forget/rouge_unread") == (0.8 if semantics == "ou" else None)
         assert "retain/rouge_unread" not in found
         table.show_metrics({"model": found})

@@ -46,7 +46,7 @@ class Subject:
         encoder, cfg = self.suite.encoder, self.suite.cfg
         how = Decoding.by(encoder.tokenizer, cfg.max_new_tokens, cfg.batch_size)
         said = [encoder.decode(answer) for answer in greedy(self.ensemble, prompts, self.alpha, how)]
-        return self.suite.semantics.rouge.recalls(said, golds)
+        return self.suite.semantics.rouge.seeing.recalls(said, golds)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _warn_of_unread(rows: Iterable[Mapping[str, Any]], console: Console) -> None
     shares = {k.removesuffix(UNREAD): v for metrics in rows for k, v in metrics.items() if k.endswith(UNREAD)}
     if shares:
         said = ", ".join(f"{share:.0%} of {split}" for split, share in shares.items())
-        how = "ROUGE (and leak@k) of this eval.semantics drops all letters but a to z, and answers have others"
+        how = "ROUGE of this eval.semantics drops all letters but a to z, and answers have others"
         console.print(f"warning: {how}: {said}; eval.semantics=default reads any script", markup=False, soft_wrap=True)
 
 

@@ -82,7 +82,10 @@ def measure(ctx: Context) -> Found:
     for name, way in (ways(ctx, seen) | asked).items():
         flags = {kind: np.array([gate.flags(text) for text in way.texts]) for kind, gate in gates.items()}
         target, offset = (replace(ctx, alpha=a).recalls(way.prompts, way.gold) for a in (0.0, ctx.alpha))
-        flagged, refusal = flags[KINDS[0]], ctx.suite.semantics.rouge.recalls([REFUSAL] * len(way.gold), way.gold)
+        flagged, refusal = (
+            flags[KINDS[0]],
+            ctx.suite.semantics.rouge.seeing.recalls([REFUSAL] * len(way.gold), way.gold),
+        )
         found = {f"gate/{kind}/flagged_{name}": hit.astype(float) for kind, hit in flags.items()} | {
             f"gate/target_{name}": target, f"gate/offset_{name}": offset,
             f"gate/gated_{name}": np.where(flagged, offset, target),

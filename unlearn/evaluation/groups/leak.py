@@ -63,7 +63,7 @@ def measure(ctx: Context) -> Found:
 def _scores(ctx: Context, drawn: list[list[str]], split: Split) -> dict[str, np.ndarray]:
     """How much each drawn answer gives away, [rows, n]: by ROUGE, by words, by the user's own judge."""
     judge = ctx.suite.cfg.judge
-    found = {"rouge": _each(ctx.suite.semantics.rouge.recall, drawn, split.answers)}
+    found = {"rouge": _each(ctx.suite.semantics.rouge.seeing.recall, drawn, split.answers)}
     wanted = [attribute(r.question, r.answer) for r in split.rows]
     if any(wanted):
         found["attribute"] = _each(attribute_held, drawn, wanted)

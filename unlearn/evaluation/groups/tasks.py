@@ -44,7 +44,7 @@ def _done(ctx: Context, split: Split) -> dict[str, np.ndarray]:
         return {"accuracy": np.array(likelier, dtype=float)}
     table = ctx.examples[ctx.examples["split"] == split.name]
     pairs = list(zip(table["generation"], table["gold"], strict=True))
-    rouge = ctx.suite.semantics.rouge
+    rouge = ctx.suite.semantics.rouge.seeing
     return {f"rouge{n}_f1": np.array([rouge.n_f1(*pair, n) for pair in pairs]) for n in (1, 2)}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -45,6 +45,11 @@ class Rouge:
 
     words: Callable[[str, type[CachedStemmer] | None], list[str]]
     nothing: float = math.nan  # of a gold text without words: no value
+
+    @property
+    def seeing(self) -> Rouge:
+        """The same without a value where it sees nothing: of metrics that are not the dialect's own."""
+        return replace(self, nothing=math.nan)
 
     def recall(self, said: str, gold: str) -> float:
         """ROUGE-L recall: share of the gold text's Porter stems in the longest common subsequence."""

@@ -20,7 +20,9 @@ python -m unlearn.request verify ledger=FOLDER [head=FILE] [hmac=VARIABLE]
 python -m unlearn.request head ledger=FOLDER [out=FILE]
     The state of the chain, to be kept by somebody else.
 python -m unlearn.request erase ID ledger=FOLDER
-    Remove the salt, so that nobody can link the request's fingerprint to a text.
+    Remove the salt and what was measured, so that nobody can link the request's entries to a text.
+
+A ledger with HMACs needs their key for all of these; hmac=VARIABLE says which one it must be.
 """
 
 from __future__ import annotations
@@ -29,13 +31,11 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 from unlearn.command import acts
 from unlearn.config.redaction import redacted
 from unlearn.config.schema import ConfigError
-from unlearn.config.setting import Bound, setting
 from unlearn.deploy.requests import actions, chain, evidence
 from unlearn.deploy.requests import ledger as ledgers
 from unlearn.grid import table
@@ -44,24 +44,11 @@ from unlearn.store import runlog
 from unlearn.store.files import FileError, read_json, write_json, write_text
 
 
-def _is_date(text: str) -> bool:
-    try:
-        return bool(date.fromisoformat(text))
-    except ValueError:
-        return False
-
-
-A_DATE = Bound(_is_date, "must be a date, e.g. 2026-11-19; it is written down in plain words")
-
-
 @dataclass(kw_only=True)
 class Keys(actions.Request):
     ledger: Path
     words: list[str]  # ids of requests
     overrides: list[str]
-    received: str | None = setting(None, A_DATE)
-    due: str | None = setting(None, A_DATE)
-    rule: list[str] | None = None
     hmac: str | None = None
     head: Path | None = None
     out: Path | None = None

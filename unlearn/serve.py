@@ -68,7 +68,7 @@ def _serve(settings: Settings, place: socket.socket) -> None:
     import uvicorn
 
     from unlearn.deploy.serving.app import create
-    from unlearn.deploy.serving.connections import bounded
+    from unlearn.deploy.serving.connections import AT_ONCE, bounded
     from unlearn.deploy.serving.engine import Engine
     from unlearn.deploy.serving.loading import load
 
@@ -85,8 +85,8 @@ def _serve(settings: Settings, place: socket.socket) -> None:
         place.listen()  # whoever reads the address below may connect at once
         log.info("http://%s:%d/v1 (target %s)", name, port, engine.blend.target.fingerprint)
         config = uvicorn.Config(
-            app, http=bounded(settings), ws="none", log_config=None, log_level="error", access_log=False,
-            proxy_headers=False, server_header=False, lifespan="off",
+            app, http=bounded(settings), backlog=AT_ONCE, ws="none", log_config=None, log_level="error",
+            access_log=False, proxy_headers=False, server_header=False, lifespan="off",
             timeout_graceful_shutdown=max(1, round(settings.grace)),
         )  # fmt: skip
         before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}  # uvicorn sends it on

@@ -11,10 +11,10 @@ from support.privacy_page import PAGE, kind, table
 
 from analysis.report.__main__ import main as report
 from unlearn.data.readers import read
-from unlearn.deploy.export.traces import Traces, forget_rows
+from unlearn.deploy.export.traces import Traces, forget_rows, header
 from unlearn.evaluation.retrained import Measured
+from unlearn.grid import overview
 from unlearn.grid import table as table_of_runs
-from unlearn.grid.overview import log_studies
 from unlearn.store import mirror as mirrors
 from unlearn.store import runlog
 from unlearn.store.mirror import Mirror
@@ -27,15 +27,19 @@ def made(tmp_path_factory):
     places = f"paths.store={root}/store", f"paths.runs={root}/runs"
     given = (*TINY[:-1], "eval.groups=[leak]", "wandb=offline", "algo=altpo", *places)
     job = execute(compose(*given))
-    log_studies([job])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overview, "_figures", lambda study: {})  # images: seconds, and no text
+        overview.log_studies([job])
     table_of_runs.summarise(job.folder.parent)
     assert report([str(job.folder.parent)]) == 0
     return job, root / "store"
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    found = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found if ".locks" not in p.parts}
+    """What each file says; of weights their header."""
+    found = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and ".locks" not in p.parts]
+    said = (header(p) if p.suffix == ".safetensors" else p.read_bytes() for p in found)
+    return {p.relative_to(folder).as_posix(): data for p, data in zip(found, said, strict=True)}
 
 
 @pytest.mark.parametrize("place", ["A run's folder", "A study's folder", "The store"])

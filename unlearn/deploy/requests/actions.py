@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 
 from unlearn.config.derived import algo_name, alpha_key, training_alpha
 from unlearn.config.schema import ConfigError, conf_dir
+from unlearn.config.setting import Bound, setting
 from unlearn.data.readers import read, register
 from unlearn.deploy.requests import evidence
 from unlearn.deploy.requests.chain import Failed, LedgerError
@@ -29,15 +31,25 @@ from unlearn.store.sources import is_folder
 USUAL = ("study=requests", "wandb=disabled")  # W&B's files would hold the forget set's text
 
 
+def _is_date(text: str) -> bool:
+    try:
+        return bool(date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+A_DATE = Bound(_is_date, "must be a date, e.g. 2026-11-19; it is written down in plain words")
+
+
 @dataclass
 class Request:
     """A deletion request as it came in."""
 
     id: str | None = None  # null: R1, R2, …
-    received: str | None = None  # dates as given
-    due: str | None = None
+    received: str | None = setting(None, A_DATE)
+    due: str | None = setting(None, A_DATE)
     subject: str | None = None  # whom it is about, by whatever name the controller's own register has; salted
-    rule: Sequence[str] | None = None  # conditions, fixed before the run; null: the usual ones
+    rule: list[str] | None = None  # conditions, fixed before the run; null: the usual ones
 
 
 def add(ledger: Ledger, overrides: Sequence[str], request: Request) -> State:

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import resource
+from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from unlearn.deploy.serving.settings import Settings
 
+log = logging.getLogger(__name__)
+AT_ONCE = 32  # that asyncio accepts in one turn of its loop; it closes one some five turns later
+FOR_THE_REST = 8 * AT_ONCE  # open files of the process that are no connections, or not yet closed
+
 
 def bounded(settings: Settings) -> type[H11Protocol]:
     """The protocol of a server: uvicorn's, which bounds the size of a head and the time between two requests."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = settings.max_connections + FOR_THE_REST
+    if soft < need:
+        soft = need if hard == resource.RLIM_INFINITY else min(need, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    most = max(1, min(settings.max_connections, soft - FOR_THE_REST))
+
+    logged: dict[str, float] = {}
+
+    def tell(loop: asyncio.AbstractEventLoop, trouble: dict[str, Any]) -> None:
+        """Log a line a minute of each kind: a traceback of each socket that cannot be opened would fill a disk."""
+        kind = type(trouble.get("exception")).__name__
+        if loop.time() >= logged.get(kind, 0):
+            logged[kind] = loop.time() + 60
+            log.warning("%s: %s", trouble.get("message"), trouble.get("exception"))
 
     class Bounded(H11Protocol):
         _asking: asyncio.TimerHandle | None = None  # until the head of a request is there
@@ -18,14 +40,19 @@ def bounded(settings: Settings) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            if len(self.connections) > settings.max_connections:
-                transport.abort()
-            else:
-                self._asking = self._end()
+            self.loop.set_exception_handler(tell)
+            self._since, self._asking = self.loop.time(), self._end()
+            if len(self.connections) > most:  # who has not asked for the longest goes
+                longest = min((one for one in self.connections if not one.busy), key=lambda one: one._since)
+                self.loop.call_soon(longest.transport.abort)  # asyncio has not begun to read a new one
+
+        @property
+        def busy(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
+            if self.busy:
                 self._asking = _stop(self._asking)
             elif self._asking is None and not self.transport.is_closing():
                 self._asking = self._end()

@@ -24,7 +24,7 @@ from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 
 LITTLE = ("eval.max_examples=3", "eval.max_new_tokens=12", "eval.resamples=2")
-OWN = ("algo=npo", "eval.alphas=[0,1]", "eval.groups=[leak,three_sample,contrast]", "eval.leak_samples=1", *LITTLE)
+OWN = ("algo=npo", "eval.alphas=[0,1]", "eval.groups=[three_sample,contrast]", *LITTLE)
 PLAIN = ("algo=ga", "eval.groups=[]", *LITTLE)
 
 

@@ -72,6 +72,7 @@ def server(study):
         assert done.returncode == 0 and not fake.problems, done.stdout + done.stderr + "\n".join(fake.problems)
         yield fake
     fake.shutdown()
+    fake.server_close()
 
 
 def test_the_study_has_what_makes_reading_hard_and_offline_files_give_the_tables_of_the_folders(study):

@@ -58,6 +58,7 @@ def test_the_command_saves_it_and_prints_its_address(monkeypatch, capsys):
     assert len(panels(json.loads(sent["spec"])["section"])) == 11
     assert "/tester/unlearn?nw=" in capsys.readouterr().out
     server.shutdown()
+    server.server_close()
 
 
 def test_a_project_that_is_none_and_a_lacking_package_are_refused(monkeypatch, capsys):

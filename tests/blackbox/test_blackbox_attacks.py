@@ -46,6 +46,7 @@ def answering(say):
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"
         server.shutdown()
+        server.server_close()
         thread.join()
 
 

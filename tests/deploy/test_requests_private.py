@@ -21,6 +21,7 @@ from unlearn.deploy.serving.loading import load
 from unlearn.deploy.serving.settings import Settings, checked
 from unlearn.grid.rerun import open_run
 from unlearn.runs.opened import Opened
+from unlearn.runs.workbench import Workbench
 from unlearn.store import runlog
 from unlearn.store.files import read_json, sha256, write_json
 from unlearn.store.identity import digest, run_identity
@@ -205,6 +206,17 @@ def test_a_tokenizer_that_was_changed_in_the_store_is_not_served(ledger, monkeyp
     monkeypatch.setattr(run.bench.encoder, "tokenizer", changed)
     with pytest.raises(LedgerError, match="not what took effect: tokenizer"):
         ledger.active()[0].check(run)
+
+
+def test_a_model_beside_the_offset_with_another_config_is_not_served(ledger, monkeypatch, tmp_path):
+    """Its weights are the same: their fingerprint alone would not tell."""
+    settings, real = checked(parse(Settings, [f"ledger={ledger.folder}"])), Workbench.folder
+    load(settings)
+    copies = {n: shutil.copytree(real(open_run(settings.run).bench, n), tmp_path / n) for n in ("target", "small")}
+    edited(copies["small"] / "config.json", "10000.0", "20000.0")
+    monkeypatch.setattr(Workbench, "folder", lambda self, name: copies.get(name) or real(self, name))
+    with pytest.raises(LedgerError, match="R1: in .* is not what took effect: configs"):
+        load(settings)
 
 
 # --- two calls at once ------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def effect(ledger: Ledger, id: str) -> dict[str, Any]:
     how |= {"dtype": pair.target.dtype, "quantisation": pair.target.quantisation}
     return {
         "alpha": cfg.alpha,
-        "bound": of_run(run, ledger.salts.make(id + OF_OFFSET)),
+        "bound": of_run(run, ledger.salts.make(id + OF_OFFSET), beside=True),
         "target": (manifest.get("models") or {}).get("target"),
         "lineage": how | on_hub,
         "seeds": {"seed": cfg.seed, "pair": pair.seed},

@@ -19,7 +19,7 @@ from typing import Any
 
 from unlearn.config.setting import NAME, NAME_RULE, is_number
 from unlearn.deploy.requests.chain import Chain, Entry, LedgerError
-from unlearn.deploy.requests.private import OF_OFFSET, Salts, Values, of_run
+from unlearn.deploy.requests.private import BESIDE, OF_OFFSET, Salts, Values, of_run
 from unlearn.grid.refusal import REFUSED, said
 from unlearn.grid.rerun import open_run
 from unlearn.runs.opened import Opened
@@ -102,10 +102,12 @@ class Active:
     bound: Mapping[str, str]
     salt: bytes
 
-    def check(self, run: Opened) -> None:
-        """``LedgerError`` where the run is not what took effect."""
-        found = of_run(run, self.salt)
-        other = [name for name in {**self.bound, **found} if self.bound.get(name) != found.get(name)]
+    def check(self, run: Opened, beside: bool = False) -> None:
+        """``LedgerError`` where the run is not what took effect. ``beside``: also the configs of the models beside it,
+        which whoever loads them must ask for."""
+        found = of_run(run, self.salt, beside)
+        names = [name for name in {**self.bound, **found} if beside or name != BESIDE]
+        other = [name for name in names if self.bound.get(name) != found.get(name)]
         if other:
             raise LedgerError(f"{self.id}: in {self.folder} is not what took effect: {', '.join(other)}")
 

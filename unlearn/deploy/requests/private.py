@@ -20,11 +20,13 @@ from unlearn.config.pair import GRAM
 from unlearn.data.rows import Row, pair
 from unlearn.deploy.requests.chain import LedgerError, canonical
 from unlearn.runs.opened import Opened
-from unlearn.store import runlog, seal
-from unlearn.store.files import saving, sha256, sync, write_text, write_whole
+from unlearn.store import runlog, seal, sources
+from unlearn.store.files import read_json, saving, sha256, sync, write_text, write_whole
 from unlearn.store.identity import digest, run_identity
 
 OF_OFFSET = "@offset"  # no id holds an @
+BESIDE = "configs"
+NOT_BOUND = {"transformers_version": None, "_name_or_path": None}  # of a model's config: another version writes others
 
 
 class Salts:
@@ -106,9 +108,10 @@ def of_text(text: str, salt: bytes) -> str:
     return hmac.new(salt, text.encode(), hashlib.sha256).hexdigest()
 
 
-def of_run(run: Opened, salt: bytes) -> dict[str, str]:
+def of_run(run: Opened, salt: bytes, beside: bool) -> dict[str, str]:
     """Fingerprints of all that decides what a run's offset does: every file of it, the settings that it was made with
-    (members, α of the training, template), the models beside it, and the tokenizer.
+    (members, α of the training, template), the weights of the models beside it, and the tokenizer. ``beside``: their
+    configs, too, which the store must have, or makes.
 
     Inner products of unlearning layers may be erased, and decide nothing.
     """
@@ -119,6 +122,11 @@ def of_run(run: Opened, salt: bytes) -> dict[str, str]:
         "models": canonical(runlog.manifest(run.folder).get("models")).decode(),
         "tokenizer": _tokenizer(run.bench.encoder.tokenizer),
     }
+    if beside:
+        frozen = [m.model for m in run.cfg.method.members if not m.trained]
+        local = [model for model in frozen if not sources.is_remote(run.cfg.pair, sources.role(run.cfg.pair, model))]
+        configs = {model: read_json(run.bench.folder(model) / "config.json") for model in local}
+        found[BESIDE] = canonical({model: how | NOT_BOUND for model, how in configs.items()}).decode()
     return {name: of_text(text, salt) for name, text in found.items()}
 
 

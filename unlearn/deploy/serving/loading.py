@@ -57,7 +57,7 @@ def _runs(folders: Sequence[Path], settings: Settings) -> list[tuple[Part, Encod
         if settings.ledger is not None:
             if folder not in answering:
                 raise ConfigError(f"ledger={settings.ledger!r}: {folder} is no longer in effect; start again")
-            answering[folder].check(run)
+            answering[folder].check(run, beside=True)
         if before is not None:
             run.bench.adopt(before)
         before, trained = run.bench, run.ensemble.trained

@@ -291,10 +291,10 @@ def test_a_decoder_learns_and_is_measured_word_by_word(tiny):
 
 def test_runs_without_an_encoder_keep_their_hashes():
     for overrides, run, evaluation in (
-        ((), "fe012bb45fa5e520", "2aab2350a64ab6f8"),
-        (("method=direct", "algo=gd"), "08c2e7f74cf52e74", "2aab2350a64ab6f8"),
-        (("pair.tuning=lora",), "21677b898dd31674", "2aab2350a64ab6f8"),
-        (("pair=tofu_small", "data=tofu"), "42161f9c9b3cabaf", "a0ed62cd3d359b44"),
+        ((), "fe012bb45fa5e520", "1055ecb974910674"),
+        (("method=direct", "algo=gd"), "08c2e7f74cf52e74", "1055ecb974910674"),
+        (("pair.tuning=lora",), "21677b898dd31674", "1055ecb974910674"),
+        (("pair=tofu_small", "data=tofu"), "42161f9c9b3cabaf", "0d5274413d3b30c2"),
     ):
         cfg = compose(*overrides)
         assert (digest(run_identity(cfg, "d")), digest(eval_settings(cfg, "d"))) == (run, evaluation)

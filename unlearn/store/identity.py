@@ -24,7 +24,7 @@ from unlearn.store import sources
 from unlearn.store.files import read_json, sha256
 
 RUN_FORMAT = 1  # part of every run's hash; raised when the same settings would train to another result
-METRICS_VERSION = 2  # of the metrics' semantics; raised when one would give another value
+METRICS_VERSION = 3  # of the metrics' semantics; raised when one would give another value
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -112,6 +112,7 @@ def _algo_identity(cfg: Config) -> dict[str, Any]:
     found = {k: v for k, v in hashed(algo).items() if v is not None and v != {} and k not in unused}
     found |= {"retain_weight": algo.retain_weight} if algo.retain != "none" else {}
     found |= {"interleave": algo.interleave} if algo.interleave != "none" else {}
+    found |= {"mean": "tokens"} if algo.forget == "ceu" else {}  # it was over answers: runs made so are others
     for key, file in (("file", algo.file), ("alternates", algo.alternates and algo.alternates.file)):
         if file is not None:  # what the file says, not where it lies
             found[key] = _content(file)

@@ -112,7 +112,7 @@ def made_by_hand(offset: torch.nn.Module, forget: str, retain: str) -> Objective
     for seed, name in enumerate(("forget", "retain")):
         examples = random_examples(7, seed, vocabulary=33)
         groups[name] = Group(examples, {m.name: LiveRows(m, examples, 0) for m in ensemble.frozen(0.7)})
-    terms = [BoundTerm(t.__name__, partial(t), (r,), True, 0.6) for t, r in ((FORGET[forget], "forget"),
+    terms = [BoundTerm(t.__name__, partial(t), (r,), True, True, 0.6) for t, r in ((FORGET[forget], "forget"),
                                                                              (RETAIN[retain], "retain"))]  # fmt: skip
     return Objective(ensemble, terms, groups, 0.7, ensemble.members[0], 0, 2)
 

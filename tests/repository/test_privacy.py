@@ -36,9 +36,10 @@ def made(tmp_path_factory):
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What each file says; of weights their header."""
+    """What each file says; of weights and rows, which are numbers, their header."""
     found = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and ".locks" not in p.parts]
     said = (header(p) if p.suffix == ".safetensors" else p.read_bytes() for p in found)
+    said = (data[:128] if p.suffix == ".npy" else data for p, data in zip(found, said, strict=True))
     return {p.relative_to(folder).as_posix(): data for p, data in zip(found, said, strict=True)}
 
 

@@ -46,6 +46,7 @@ def test_what_was_trained_cannot_be_changed_and_foreign_folders_are_refused(fold
             open_run(folder, overrides)
     with pytest.raises(ConfigError, match="not the folder of a trained run"):
         open_run(tmp_path)
+    assert open_run(folder, ["wandb.project=3e8"]).cfg.wandb.project == "3e8"  # a text is what was typed
 
 
 def test_the_bar_is_full_when_all_is_evaluated_and_not_before(config, monkeypatch):

@@ -15,7 +15,7 @@ from unlearn.config.schema import Config, ConfigError
 from unlearn.config.setting import unusable
 from unlearn.data.readers import SETTINGS, read
 from unlearn.grid.refusal import said
-from unlearn.grid.rules import parse
+from unlearn.grid.rules import as_typed, parse
 from unlearn.runs.opened import Opened
 from unlearn.store import runlog
 from unlearn.store.identity import flatten
@@ -53,7 +53,9 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Opened:
     schema.data = OmegaConf.structured(SETTINGS[raw.data.reader])
     place = {"study": folder.resolve().parent.name, "paths": {"runs": str(folder.resolve().parent.parent)}}
     try:
-        raw = OmegaConf.merge(schema, raw, place, OmegaConf.from_dotlist(list(overrides)))
+        raw = OmegaConf.merge(
+            schema, raw, place, OmegaConf.from_dotlist([*map(as_typed, overrides)])
+        )
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(said(error)) from None
     cfg = parse(raw)

@@ -22,7 +22,7 @@ from unlearn.evaluation.others import write
 from unlearn.evaluation.retrained import Measured, from_file
 from unlearn.evaluation.suite import Suite
 from unlearn.evaluation.suite import suite as make_suite
-from unlearn.grid.rules import parse
+from unlearn.grid.rules import as_typed, parse
 from unlearn.learning.loop import device, limit_threads
 from unlearn.models import hub, llama, tokenizers
 from unlearn.store.identity import digest, metric_settings, template
@@ -41,7 +41,7 @@ def run(
     """
     register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        cfg = parse(compose("config", overrides=list(overrides)))
+        cfg = parse(compose("config", overrides=[as_typed(override) for override in overrides]))
     _check(cfg, name, tokenizer, retrained)
     transformers_logging.disable_progress_bar()
     limit_threads(cfg.trainer.threads)

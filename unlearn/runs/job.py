@@ -80,7 +80,7 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> 
     Returns what the trajectory says of collapse and of the best point. A loss that is no longer a number ends the
     training where there is a point to go back to, and fails the run where there is none.
     """
-    inputs, t, checkpoint = Inputs(cfg, bench), cfg.trainer, record.folder / CHECKPOINT
+    inputs, t = Inputs(cfg, bench), cfg.trainer
     with record.stage("rows"):
         objective, points = inputs.objective(ensemble), probe(cfg, bench, ensemble)
         kept = {name: {m: rows.describe() for m, rows in g.rows.items()} for name, g in objective.groups.items()}
@@ -101,11 +101,7 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> 
         if measured or last or step % t.log_every == 0:
             record.log(step, step / inputs.sampler.steps_per_epoch, values | measured)
         if stopping.asked() or (t.save_every and step % t.save_every == 0 and not last):
-            record.sync()
-            loop.extra = watch.save(checkpoint) | ({"dual": objective.dual.value} if objective.dual else {})
-            loop.save(checkpoint)
-            names = f"weights-{step}.safetensors", f"state-{step}.pt", f"best-{watch.step}.safetensors"
-            seal.seal_checkpoint(checkpoint, step, [name for name in names if (checkpoint / name).is_file()])
+            _save(loop, watch, objective, record)
         if stopping.asked():
             log.warning("stopped after step %d of %d: saved", step, inputs.steps)
             raise _Interrupted
@@ -129,6 +125,15 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> 
 
 class _Interrupted(BaseException):
     """Leaves the loop; ``stopping.patiently`` puts the signal that was the cause in its place."""
+
+
+def _save(loop: Loop, watch: Watch, objective: Objective, record: RunLog) -> None:
+    record.sync()
+    checkpoint = record.folder / CHECKPOINT
+    loop.extra = watch.save(checkpoint) | ({"dual": objective.dual.value} if objective.dual else {})
+    loop.save(checkpoint)
+    names = f"weights-{loop.step}.safetensors", f"state-{loop.step}.pt", f"best-{watch.step}.safetensors"
+    seal.seal_checkpoint(checkpoint, loop.step, [name for name in names if (checkpoint / name).is_file()])
 
 
 def _begin(loop: Loop, watch: Watch, objective: Objective, points: Probe | None, record: RunLog) -> None:

@@ -23,7 +23,7 @@ from unlearn.deploy.requests.private import OF_OFFSET, of_rows, of_run, of_text
 from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
 from unlearn.grid.rerun import open_run
-from unlearn.grid.rules import parse, unknown_overrides
+from unlearn.grid.rules import as_typed, parse, unknown_overrides
 from unlearn.store import runlog
 from unlearn.store.identity import Job, digest, run_identity
 from unlearn.store.sources import is_folder
@@ -81,7 +81,7 @@ def job_of(overrides: Sequence[str]) -> Job:
     usual = [o for o in USUAL if o.split("=")[0] not in keys]
     register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return grid.check(parse(compose("config", overrides=[*usual, *overrides])))
+        return grid.check(parse(compose("config", overrides=[*usual, *map(as_typed, overrides)])))
 
 
 def answer(id: str, job: Job) -> None:

@@ -89,6 +89,9 @@ def test_wandb_failing_at_any_time_does_not_stop_a_run(config, monkeypatch, capl
     monkeypatch.setattr(getattr(wandb, place) if place else wandb, name, broken)
     folder = execute(config("algo=ga", "wandb=offline")).folder
     assert runlog.manifest(folder)["status"] == "done" and "the service is gone" in caplog.text
+    early = what != "Run.finish"
+    assert caplog.text.count("what it misses follows at the end") == early
+    assert runlog.manifest(folder).get(runlog.MISSED, False) == early  # the next call tries again
     assert all(service.poll() is not None for service in services)
 
 

@@ -53,9 +53,7 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Opened:
     schema.data = OmegaConf.structured(SETTINGS[raw.data.reader])
     place = {"study": folder.resolve().parent.name, "paths": {"runs": str(folder.resolve().parent.parent)}}
     try:
-        raw = OmegaConf.merge(
-            schema, raw, place, OmegaConf.from_dotlist([*map(as_typed, overrides)])
-        )
+        raw = OmegaConf.merge(schema, raw, place, OmegaConf.from_dotlist([*map(as_typed, overrides)]))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(said(error)) from None
     cfg = parse(raw)

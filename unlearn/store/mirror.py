@@ -49,10 +49,11 @@ class Mirror:
     ):
         self.start, self.id, self.alpha = start, id, alpha
         self.next = row  # number of the history's next row
-        self.again()
+        self.again(first=True)
 
-    def again(self) -> None:
+    def again(self, first: bool = False) -> None:
         """Start W&B; after it failed as the same W&B run, with a service of its own."""
+        self.first = first
         self.run, self.missed = None, False
         if self.start is not None:
             with self._working():
@@ -60,6 +61,7 @@ class Mirror:
                 self.id = self.run.id
 
     def close(self, status: int) -> None:
+        self.first = False
         self._do(lambda run: run.finish(exit_code=status))
         self.run = None
 
@@ -102,7 +104,10 @@ class Mirror:
         try:
             yield
         except Exception as error:
-            log.warning("W&B stopped working (%s: %s); what it misses follows at the end", type(error).__name__, error)
+            then = (
+                "what it misses follows at the end" if self.first else "it lacks a part of this run, the folder nothing"
+            )
+            log.warning("W&B stopped working (%s: %s); %s", type(error).__name__, error, then)
             self.run, self.missed = None, True
             _end_service()
 
@@ -152,7 +157,7 @@ def surroundings(folder: Path) -> Iterator[None]:
     own = {
         f"WANDB_{kind}_DIR": str((folder / "wandb" / kind.lower()).resolve()) for kind in ("DATA", "CACHE", "ARTIFACT")
     }
-    _set(kept | own)
+    _set({"WANDB_INIT_TIMEOUT": "30"} | kept | own)
     try:
         yield
     finally:

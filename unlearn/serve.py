@@ -68,7 +68,7 @@ def _serve(settings: Settings, place: socket.socket) -> None:
     import uvicorn
 
     from unlearn.deploy.serving.app import create
-    from unlearn.deploy.serving.connections import AT_ONCE, bounded
+    from unlearn.deploy.serving.connections import AT_ONCE, Server, bounded
     from unlearn.deploy.serving.engine import Engine
     from unlearn.deploy.serving.loading import load
 
@@ -91,7 +91,7 @@ def _serve(settings: Settings, place: socket.socket) -> None:
         )  # fmt: skip
         before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}  # uvicorn sends it on
         try:
-            uvicorn.Server(config).run(sockets=[place])
+            Server(config).run(sockets=[place])
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

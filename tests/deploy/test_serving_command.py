@@ -7,14 +7,17 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import fields
 
 import httpx
 import pytest
+from support.helpers import ROOT
 from support.served import questions
 
 from unlearn import serve
@@ -145,6 +148,30 @@ def test_a_server_whose_engine_does_not_end_ends_with_status_1(served_runs, monk
         assert serve.main([f"run={served_runs[0].folder}", "port=0", "grace=1"]) == 1
         ended.set()
     assert "the engine did not end within 1 s" in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_a_true_server_answers_beside_a_thousand_connections_that_do_not_ask(served_runs, tmp_path):
+    """At 400 open files: it answers, and its log stays short."""
+    log, environment = tmp_path / "log", os.environ | {"PYTHONPATH": str(ROOT)}
+    call = f"ulimit -n 400; exec {sys.executable} -m unlearn.serve run={served_runs[0].folder} port=0"
+    with log.open("w") as stream:
+        started = subprocess.Popen(["bash", "-c", call], cwd=tmp_path, env=environment, stdout=stream, stderr=stream)
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"http://127.0.0.1:(\d+)/v1", log.read_text())):
+            assert started.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        with ExitStack() as opened:
+            for _ in range(1000):
+                place = opened.enter_context(socket.create_connection(("127.0.0.1", int(found[1]))))
+                place.sendall(b"POST /v1/completions HTTP/1.1\r\n")
+            assert httpx.get(f"{found[0]}/models", timeout=20).status_code == 200
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(60) == 0 and log.stat().st_size < 10_000
+    finally:
+        started.kill()
+        started.wait()
 
 
 def _ask_and_stop(caplog, number: int) -> list[str]:

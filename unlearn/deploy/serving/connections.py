@@ -5,15 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import socket
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from unlearn.deploy.serving.settings import Settings
 
 log = logging.getLogger(__name__)
-AT_ONCE = 32  # that asyncio accepts in one turn of its loop; it closes one some five turns later
-FOR_THE_REST = 8 * AT_ONCE  # open files of the process that are no connections, or not yet closed
+QUEUE = 1024  # connections that the system holds until they are accepted
+AT_ONCE = 16  # that asyncio accepts in one turn of its loop; it closes one some ten turns later
+FOR_THE_REST = 16 * AT_ONCE  # open files of the process that are no connections, or not yet closed
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with a longer queue at the door than what asyncio accepts in one turn."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for place in sockets or ():
+            place.listen(QUEUE)
 
 
 def bounded(settings: Settings) -> type[H11Protocol]:
@@ -44,6 +56,7 @@ def bounded(settings: Settings) -> type[H11Protocol]:
             self._since, self._asking = self.loop.time(), self._end()
             if len(self.connections) > most:  # who has not asked for the longest goes
                 longest = min((one for one in self.connections if not one.busy), key=lambda one: one._since)
+                self.connections.discard(longest)
                 self.loop.call_soon(longest.transport.abort)  # asyncio has not begun to read a new one
 
         @property

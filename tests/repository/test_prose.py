@@ -271,3 +271,11 @@ def test_the_verdict_on_tofu_from_scratch_is_that_of_its_results():
         ),
         "forget ROUGE {}–{}, log₁₀".format(*within("forget/rougeL_recall", "ga")),
     ]) == []  # fmt: skip
+
+
+def test_tests_that_the_pages_name_are_there():
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    there = {path.stem for path in files}.union(*(re.findall(r"def (test_\w+)", path.read_text()) for path in files))
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *STUDIES.rglob("*.md")):
+        named = set(re.findall(r"\btest_\w+", page.read_text(encoding="utf-8")))
+        assert named <= there, (page.name, named - there)

@@ -22,16 +22,19 @@ demo: setup ## run the grid ga,kl,npo × alpha 0.5,1,2 on the embedded world, th
 	$(PY) -m unlearn.run -m algo=ga,kl,npo alpha=0.5,1,2
 	$(PY) -m analysis.tradeoff default
 
+# By files, in their order: files with the most tests first would leave the longest to the end.
+WORKERS := -n logical --dist loadfile --no-loadscope-reorder
+
 test: setup ## run the whole test suite
-	$(PY) -m pytest -n logical --dist loadfile
+	$(PY) -m pytest $(WORKERS)
 
 nightly: setup ## run the tests that are worth their time, but not every time
-	$(PY) -m pytest -n logical --dist loadfile -m nightly
+	$(PY) -m pytest $(WORKERS) -m nightly
 
 check: setup ## lint, formatting and tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest -n logical --dist loadfile
+	$(PY) -m pytest $(WORKERS)
 
 bench: setup ## measure what the speed-ups are worth on this machine (experiments/speed/README.md)
 	$(PY) experiments/speed/bench.py

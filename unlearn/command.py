@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import logging
 import math
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from unlearn.config.redaction import in_logs
 from unlearn.config.schema import ConfigError
 from unlearn.config.setting import out_of_bounds
 from unlearn.grid import analysis
-from unlearn.grid.refusal import REFUSED, STATUS, Failed, printable, refuse, said, secrets
+from unlearn.grid.refusal import REFUSED, STATUS, Failed, print_nowhere, printable, refuse, said, secrets
 from unlearn.store import runlog
 
 REST = WORDS, OVERRIDES = "words", "overrides"  # fields for arguments without a ``=``, and for settings of a run
@@ -70,7 +69,7 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
             sys.stdout.flush()
             return status
         except BrokenPipeError:  # who read what is printed has read enough, as `| head` has
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so when it ends
+            print_nowhere()
             return 128 + signal.SIGPIPE
         except Failed as error:
             print(error, file=sys.stderr)

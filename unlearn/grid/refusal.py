@@ -69,7 +69,12 @@ def unread() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_nowhere()
+
+
+def print_nowhere() -> None:
+    """Lose what is printed from here on: a closed pipe would be an error once more when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def refuse(problems: str, error: BaseException | None = None) -> int:

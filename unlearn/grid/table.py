@@ -92,6 +92,7 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     """
     unfinished = [job for job in jobs if not runlog.is_done(job)]
     manifests = {job.folder: runlog.status(job.folder) for job in jobs}
+    measured = {job.folder: _evaluation(job.folder) for job in jobs}
     places = []
     for folder in sorted({job.folder.parent for job in jobs}):
         try:
@@ -104,8 +105,8 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
             places.append(f"upload:  wandb sync {quoted}/wandb/offline-run-* {quoted}/*/wandb/offline-run-*")
     console = console or _Console(markup=False)
     with unread():
-        show(_table(jobs, unfinished, manifests), console)
-        _warn_of_unread((m for job in jobs for m in _evaluation(job.folder)["alphas"].values()), console)
+        show(_table(jobs, unfinished, manifests, measured), console)
+        _warn_of_unread((m for found in measured.values() for m in found["alphas"].values()), console)
         for job in unfinished:
             error = manifests[job.folder].get("error") or "interrupted; rerun the same command to resume"
             console.print(f"{job.folder.name}: {error}\n  see {job.folder / 'log.txt'}", style="red", **PLAIN)
@@ -114,9 +115,15 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     return len(unfinished)
 
 
-def _table(jobs: Sequence[Job], unfinished: Sequence[Job], manifests: Mapping[Path, dict[str, Any]]) -> Table:
+def _table(
+    jobs: Sequence[Job],
+    unfinished: Sequence[Job],
+    manifests: Mapping[Path, dict[str, Any]],
+    measured: Mapping[Path, dict[str, Any]],
+) -> Table:
+    """A call's table; ``manifests`` and ``measured``, what eval.json holds, by run folder."""
     varying = distinguishing([flatten(asdict(job.cfg)) for job in jobs])
-    references = list(_references(jobs, varying))
+    references = list(_references(jobs, measured, varying))
     heads = [*titles(label for label, _ in references), "\n\nseconds"]
     table = made(["\n".join(n.rsplit(".", 1)) for n in ("algorithm", "method", "α", *varying)], heads)
     table.add_column("status", no_wrap=True, min_width=9)
@@ -126,7 +133,7 @@ def _table(jobs: Sequence[Job], unfinished: Sequence[Job], manifests: Mapping[Pa
     for job in jobs:
         manifest = manifests[job.folder]
         said = "done before" if job.was_done else manifest.get("status", "not started")
-        found = _evaluation(job.folder)
+        found = measured[job.folder]
         entries = {a: m for a, m in found["alphas"].items() if m.get("settings") == job.settings}
         for alpha in eval_alphas(job.cfg):
             metrics, status = entries.get(alpha_key(alpha), {}), said
@@ -160,22 +167,23 @@ def _evaluation(folder: Path) -> dict[str, Any]:
         return {"alphas": {}, "references": {}}
 
 
-def _references(jobs: Sequence[Job], varying: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _references(
+    jobs: Sequence[Job], measured: Mapping[Path, dict[str, Any]], varying: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Target and retrained reference of the call's jobs, each distinct world once."""
     found: dict[str, tuple[Job, dict[str, Any]]] = {}
     for job in jobs:
-        references = _evaluation(job.folder)["references"]
+        references = measured[job.folder]["references"]
         if references:
             found.setdefault(references["target"]["settings"]["references"], (job, references))
-    gaps = any("forget/leak_gap" in entry for job in jobs for entry in _evaluation(job.folder)["alphas"].values())
+    gaps = any("forget/leak_gap" in entry for each in measured.values() for entry in each["alphas"].values())
     of_world = [k for k in varying if k.startswith(("pair", "data")) and not k.startswith(OF_LEARNER)]
     for job, references in found.values():
         bench = [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in zip(of_world, _settings(job, of_world), strict=True)]
         for name, metrics in references.items():
-            own = {"kept": kept(metrics, references["target"])} | (
-                {"forget/leak_gap": 0.0} if name == "retrained" else {}
-            )
-            metrics = metrics | {key: value for key, value in own.items() if key == "kept" or gaps}
+            metrics = metrics | {"kept": kept(metrics, references["target"])}
+            if name == "retrained" and gaps:  # a file's own entry has none: nothing was there to compare it with
+                metrics["forget/leak_gap"] = 0.0
             yield f"{name} ({', '.join(bench)})" if bench and len(found) > 1 else name, metrics
 
 

@@ -25,7 +25,7 @@ from unlearn.config.redaction import in_logs
 from unlearn.config.schema import ConfigError
 from unlearn.config.setting import out_of_bounds
 from unlearn.grid import analysis
-from unlearn.grid.refusal import REFUSED, STATUS, Failed, print_nowhere, printable, refuse, said, secrets
+from unlearn.grid.refusal import REFUSED, STATUS, Failed, print_nowhere, printable, refuse, said, secrets, unread
 from unlearn.store import runlog
 
 REST = WORDS, OVERRIDES = "words", "overrides"  # fields for arguments without a ``=``, and for settings of a run
@@ -59,7 +59,8 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
     def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:] if arguments is None else arguments
         if not arguments or {"--help", "-h"} & set(arguments):
-            print(doc.strip())
+            with unread():
+                print(doc.strip())
             return 0 if arguments else STATUS
         in_logs()
         printable()
@@ -166,8 +167,9 @@ def main() -> int:
     known = verbs()
     if name in ("--help", "-h"):
         width = max(map(len, known))
-        print("unlearn VERB …    unlearn VERB --help says more; settings without a verb are those of unlearn run\n")
-        print("\n".join(f"  {verb:{width}}  {_about(path)}" for verb, (_, path) in known.items()))
+        with unread():
+            print("unlearn VERB …    unlearn VERB --help says more; settings without a verb are those of unlearn run\n")
+            print("\n".join(f"  {verb:{width}}  {_about(path)}" for verb, (_, path) in known.items()))
         return 0 if sys.argv[1:] else STATUS
     if name == "--version":
         print(f"unlearn {version(runlog.NAME)}")

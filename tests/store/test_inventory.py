@@ -56,9 +56,14 @@ def test_a_line_is_as_wide_as_the_terminal_and_nothing_in_it_is_markup(root, cap
 
 
 def test_who_has_read_enough_of_a_list_is_told_nothing(root):
-    listed = f"{sys.executable} -m unlearn.store list --store {root} | head -n 0; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", listed], cwd=ROOT, capture_output=True, text=True)
-    assert done.stderr == "" and int(done.stdout) in (0, 141)  # as any program whose reader has gone
+    def status(arguments: str) -> int:
+        listed = f"{sys.executable} -m {arguments} | head -n 0; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", listed], cwd=ROOT, capture_output=True, text=True)
+        assert done.stderr == ""
+        return int(done.stdout)
+
+    assert status(f"unlearn.store list --store {root}") in (0, 141)  # as any program whose reader has gone
+    assert status("unlearn") == 2 and status("unlearn.serve --help") == 0
 
 
 DAMAGE = {

@@ -68,6 +68,7 @@ def unread() -> Iterator[None]:
     """Go on after a block that prints where nobody reads any more (``| head``)."""
     try:
         yield
+        sys.stdout.flush()
     except BrokenPipeError:
         print_nowhere()
 

@@ -60,6 +60,16 @@ def test_what_another_project_left_in_the_environment_identifies_no_run(tmp_path
         assert part.config["a"] == {"b": 1}
 
 
+def test_the_service_that_this_process_had_before_is_not_named_to_those_that_come_after(tmp_path, services):
+    from wandb.sdk import wandb_setup
+
+    wandb_setup.singleton().ensure_service()
+    assert "WANDB_SERVICE" in os.environ
+    with mirror.surroundings(tmp_path):
+        assert services[0].poll() is not None
+    assert "WANDB_SERVICE" not in os.environ  # ``wandb sync`` would ask it and fail
+
+
 def test_the_summary_has_no_best_value_that_step_0_would_win_and_a_dozen_numbers_of_the_evaluation(
     tmp_path, monkeypatch
 ):

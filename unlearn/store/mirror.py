@@ -152,6 +152,7 @@ def opened(cfg: WandbConfig, folder: Path, choices: Mapping[str, Any], config: M
 def surroundings(folder: Path) -> Iterator[None]:
     """Inside, the environment tells W&B where its server is and who asks, and nothing that another project chose for
     runs of its own (id, group, resume, sweep); and all that W&B writes, texts among it, lies in ``folder``."""
+    _end_service()  # of this process, if it had one: it would keep its folders, and be named below when it has ended
     before = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     kept = {name: value for name, value in before.items() if name.removeprefix("WANDB_") in OF_SERVER}
     own = {

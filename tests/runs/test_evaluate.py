@@ -49,12 +49,12 @@ def test_what_was_trained_cannot_be_changed_and_foreign_folders_are_refused(fold
     assert open_run(folder, ["wandb.project=3e8"]).cfg.wandb.project == "3e8"  # a text is what was typed
 
 
-def test_the_bar_is_full_when_all_is_evaluated_and_not_before(config, monkeypatch):
-    bars = mock.Mock()
-    monkeypatch.setattr(evaluation, "tqdm", bars)
+def test_the_evaluation_is_complete_when_all_is_evaluated_and_not_before(config, monkeypatch):
+    stages = mock.MagicMock()
+    monkeypatch.setattr(evaluation, "progress", stages)
     execute(config("algo=ga", "eval.groups=[leak]", "eval.max_examples=2", "eval.alphas=[0,1]"))
-    total = bars.call_args.kwargs["total"]
-    assert total == 12 and bars.return_value.update.call_count % total == 0  # four splits, means and leak, at two α's
+    total, updates = stages.call_args.args[0], stages.return_value.__enter__.return_value.update.call_count
+    assert total == 12 and updates % total == 0  # four splits, means and leak, at two α's
 
 
 def write_aged(raw, path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -21,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from unlearn.blackbox import selftest
 from unlearn.blackbox.client import Client, Halted
@@ -37,6 +35,7 @@ from unlearn.ensemble.rows_size import Budget, Shape, gib
 from unlearn.models.llama import NARROW, device_of
 from unlearn.models.states import Reader, State
 from unlearn.store.identity import digest, remote_identity
+from unlearn.store.progress import progress
 
 log = logging.getLogger(__name__)
 MANY = 20  # questions that are worth a line, the first time
@@ -52,7 +51,6 @@ class Place:
     tokenizer: Any
     width: int  # tokens that all members are read for
     device: torch.device
-    progress: bool = False
 
 
 def fingerprint(http: HttpConfig, width: int) -> str:
@@ -209,14 +207,6 @@ class RemoteModel(nn.Module, Kind):
         model = {"model": self.http.model, "revision": self.http.revision, "tokenizer": vocabulary}
         return Memo(self.where.store, digest(model, 20))
 
-    @cached_property
-    def _bar(self) -> tqdm:
-        """One for all that is asked."""
-        hidden = None if self.where.progress else True
-        bar = tqdm(total=0, desc=f"asking {self.http.model}", unit="request", leave=False, disable=hidden)
-        weakref.finalize(self, bar.close)
-        return bar
-
     @property
     def _name(self) -> tuple:
         return self.http.url, self.k, self.http.form, self.memo.path.resolve()
@@ -255,15 +245,14 @@ class RemoteModel(nn.Module, Kind):
             what, self.http.model, len(missing), asked, self._priced(tokens), spent,
         )  # fmt: skip
         self._told |= {what} if len(missing) >= MANY else set()
-        bar = self._bar
-        bar.total += len(missing)
-        with ThreadPoolExecutor(self.http.concurrency, "black box") as pool:
+        bar = progress(len(missing), f"{what}: asking {self.http.model}", "request")
+        with bar, ThreadPoolExecutor(self.http.concurrency, "black box") as pool:
             sent = [pool.submit(self._one, client, _tested[name].way, q, k) for q in missing]
             try:
                 for done in as_completed(sent):
                     with suppress(Halted):  # the failure that halted it comes, too
                         done.result()
-                    bar.set_postfix_str(self._priced(self.spent()["tokens"]), refresh=False)
+                    bar.note(self._priced(self.spent()["tokens"]))
                     bar.update()
             except BaseException:  # what is on its way is still kept: it is paid for
                 client.halt.set()

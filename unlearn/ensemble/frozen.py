@@ -22,6 +22,7 @@ from unlearn.models.llama import Head, answer_rows, device_of, head, vocabulary
 from unlearn.models.prompts import by_prompt
 from unlearn.store.entries import Store
 from unlearn.store.files import take_room
+from unlearn.store.progress import progress
 
 
 def rows_of(
@@ -44,8 +45,10 @@ def in_memory(member: Member, examples: Examples, pad_id: int, most_gib: float) 
     if gib("fp32", rows, shape) > min(most_gib, FULL_GIB):
         return LiveRows(member, examples, pad_id)
     array = np.empty((rows, shape.vocabulary), dtype=np.float32)
-    for where, states in member.kind.states(examples, pad_id, 128):
-        array[where] = head(member.model, states).cpu().numpy()
+    with progress(rows, f"rows of the {member.name}", "row") as bar:
+        for where, states in member.kind.states(examples, pad_id, 128):
+            array[where] = head(member.model, states).cpu().numpy()
+            bar.update(len(states))
     return FrozenRows(array, examples)
 
 
@@ -73,13 +76,15 @@ def stored(
 
     def fill(folder: Path) -> None:
         files: dict[str, np.memmap] = {}
-        for where, arrays in member.kind.parts(member.name, kind, k, examples, pad_id, batch_size):
-            for name, values in arrays.items():
-                if name not in files:
-                    shape = (examples.starts[-1], *values.shape[1:])
-                    files[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=values.dtype, shape=shape)
-                    take_room(folder / name)
-                files[name][where] = values
+        with progress(int(examples.starts[-1]), f"storing rows of the {member.name}", "row") as bar:
+            for where, arrays in member.kind.parts(member.name, kind, k, examples, pad_id, batch_size):
+                for name, values in arrays.items():
+                    if name not in files:
+                        shape, dtype = (examples.starts[-1], *values.shape[1:]), values.dtype
+                        files[name] = np.lib.format.open_memmap(folder / name, mode="w+", dtype=dtype, shape=shape)
+                        take_room(folder / name)
+                    files[name][where] = values
+                bar.update(len(values))
         for file in files.values():
             file.flush()
 

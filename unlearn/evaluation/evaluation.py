@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from unlearn.config.groups import needing
 from unlearn.decoding.drafts import greedy_from_drafts
@@ -30,6 +29,7 @@ from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import score, stored_rows
 from unlearn.evaluation.suite import Split, Suite
 from unlearn.store.entries import Store
+from unlearn.store.progress import Stage, progress
 
 log = logging.getLogger(__name__)
 
@@ -40,21 +40,32 @@ def evaluate(
     alphas: Sequence[float],
     store: Store | None,
     retrained: Measured | None,
-    show: str | None = None,
+    show: str = "evaluating",
     itself: bool = False,
 ) -> tuple[dict[float, dict[str, Any]], pd.DataFrame]:
     """Metrics by α, and a table with one row per example and α.
 
     An entry holds numbers by metric, and beside them ``intervals`` (95 %, over people), ``distance`` (to the retrained
     model, by metric) and ``settings``. ``store`` None: nothing is stored. ``retrained``: the gold model; None
-    where there is none (then nothing is compared with it) and for that model ``itself``. ``show`` names the progress
-    bar; None shows none.
+    where there is none (then nothing is compared with it) and for that model ``itself``. ``show`` names it as a stage.
     """
     _announce(ensemble, suite, alphas)
+    with progress((len(suite.splits) + 1 + len(suite.cfg.groups)) * len(alphas), show, "part") as bar:
+        return _evaluate(ensemble, suite, alphas, store, retrained, itself, bar)
+
+
+def _evaluate(
+    ensemble: Ensemble,
+    suite: Suite,
+    alphas: Sequence[float],
+    store: Store | None,
+    retrained: Measured | None,
+    itself: bool,
+    bar: Stage,
+) -> tuple[dict[float, dict[str, Any]], pd.DataFrame]:
     scores, metrics, tables = ({a: {} for a in alphas} for _ in range(3))
-    total = (len(suite.splits) + 1 + len(suite.cfg.groups)) * len(alphas)
-    bar = tqdm(total=total, desc=show, disable=None if show else True, leave=False)
     for split in suite.splits:
+        bar.note(split.name)
         rows, hide = {}, suite.semantics.hide_pad_tokens
         if store is not None and not hide:  # stored rows are those of the whole text
             rows = stored_rows(store, suite, ensemble, alphas, split.examples)
@@ -68,12 +79,11 @@ def evaluate(
             bar.update()
     entries, examples = {}, []
     for alpha in alphas:
-        bar.set_postfix_str(f"metrics at α={alpha:g}")
+        bar.note(f"metrics at α={alpha:g}")
         core = pd.concat(tables[alpha].values(), ignore_index=True)
         ctx = Context(suite, ensemble, alpha, store, retrained, itself, scores[alpha], core, metrics[alpha])
         entries[alpha], table = _entry(ctx, tables[alpha], bar)
         examples.append(table)
-    bar.close()
     return entries, pd.concat(examples, ignore_index=True)
 
 
@@ -104,14 +114,14 @@ def generations(ensemble: Ensemble, split: Split, alpha: float, suite: Suite, st
     return [suite.encoder.decode(a) for a in answers]
 
 
-def _entry(ctx: Context, tables: Mapping[str, pd.DataFrame], bar: tqdm) -> tuple[dict[str, Any], pd.DataFrame]:
+def _entry(ctx: Context, tables: Mapping[str, pd.DataFrame], bar: Stage) -> tuple[dict[str, Any], pd.DataFrame]:
     """Everything about one α, and its ``tables`` of examples with what groups add to them."""
     metrics, tables = ctx.metrics, dict(tables)
     metrics |= _aggregates(ctx)
     intervals = _intervals(ctx, Found(measures.per_example(ctx.examples, ctx.suite.semantics)))
     bar.update()
     for name in ctx.suite.cfg.groups:
-        bar.set_postfix_str(f"{name} at α={ctx.alpha:g}")
+        bar.note(f"{name} at α={ctx.alpha:g}")
         found = group(name).measure(ctx)
         bar.update()
         metrics |= means(found.values) | found.metrics

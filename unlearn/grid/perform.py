@@ -19,6 +19,7 @@ from unlearn.store import runlog
 from unlearn.store.entries import locked
 from unlearn.store.files import saving
 from unlearn.store.identity import Job
+from unlearn.store.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,11 @@ def _perform(job: Job) -> None:
             with launchers.turn(job.cfg), _recorded(job):
                 about = f"{algo_name(job.cfg)} {job.cfg.method.name} α={training_alpha(job.cfg):g} seed={job.cfg.seed}"
                 log.info("%s%s: %s", launchers.number(), about, job.folder)
-                from unlearn.runs.job import execute  # torch and its friends: only now is there work for them
+                with progress(None, about):
+                    from unlearn.runs.job import execute  # torch and its friends: only now is there work for them
 
-                config = OmegaConf.to_yaml(OmegaConf.structured(job.cfg))
-                execute(replace(job, cfg=launchers.quiet(job.cfg)), config)
+                    config = OmegaConf.to_yaml(OmegaConf.structured(job.cfg))
+                    execute(replace(job, cfg=launchers.quiet(job.cfg)), config)
     except OSError as error:  # no folder, lock or log can be made there
         log.error("%s failed: %s", name, error)
         runlog.fail(job, error)

@@ -26,6 +26,7 @@ from unlearn.grid.rules import as_typed, parse
 from unlearn.learning.loop import device, limit_threads
 from unlearn.models import hub, llama, tokenizers
 from unlearn.store.identity import digest, metric_settings, template
+from unlearn.store.progress import show_bars
 from unlearn.store.sources import HUB_NAME
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def run(
     _check(cfg, name, tokenizer, retrained)
     transformers_logging.disable_progress_bar()
     limit_threads(cfg.trainer.threads)
+    show_bars(cfg.trainer.progress)
     data = read(cfg)
     vocabulary = _tokenizer("tokenizer" if tokenizer else "model", tokenizer or name, cfg)
     model = _ensemble(name, cfg, vocabulary)
@@ -84,7 +86,7 @@ def _check(cfg: Config, name: str, tokenizer: str | None, retrained: str | None)
 def _measured(
     model: Ensemble, suite: Suite, cfg: Config, name: str, reference: Measured | None = None, itself: bool = False
 ) -> Measured:
-    show = f"evaluating {Path(name).name}" if cfg.trainer.progress else None
+    show = f"evaluating {Path(name).name}"
     entries, examples = evaluate(model, suite, [1.0], None, reference, show, itself)
     return Measured(entries[1.0], examples)
 

@@ -26,9 +26,8 @@ Found = tuple[dict[float, dict[str, Any]], pd.DataFrame, dict[str, Measured]]  #
 def evaluate(
     cfg: Config, bench: Workbench, ensemble: Ensemble, suite: Suite, alphas: Sequence[float], show: str = "evaluating"
 ) -> Found:
-    """Metrics and examples of an ensemble, and the baselines; ``show`` names the progress bar."""
+    """Metrics and examples of an ensemble, and the baselines; ``show`` names the stage."""
     beside = baselines(cfg, bench, suite)
-    show = show if cfg.trainer.progress else None
     return *evaluation.evaluate(ensemble, suite, alphas, bench.store, beside.get("retrained"), show), beside
 
 
@@ -61,8 +60,7 @@ def _measured(
 
     def build(folder: Path) -> None:
         log.info("evaluating the %s model", name)
-        show = f"evaluating {name}" if cfg.trainer.progress else None
-        of_one = bench.alone(name), suite, [1.0], bench.store, retrained, show, name == "retrained"
+        of_one = bench.alone(name), suite, [1.0], bench.store, retrained, f"evaluating {name}", name == "retrained"
         metrics, examples = evaluation.evaluate(*of_one)
         write_json(folder / "metrics.json", metrics[1.0])
         examples.drop(columns="alpha").to_parquet(folder / "examples.parquet", index=False)

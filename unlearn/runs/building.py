@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from unlearn.config.pair import ModelConfig, StageConfig
 from unlearn.config.schema import ConfigError
@@ -27,6 +26,7 @@ from unlearn.learning.answers import Answers
 from unlearn.learning.loop import Diverged, Loop, Optimisation
 from unlearn.models import hub, llama, seq2seq, tokenizers
 from unlearn.store import sources
+from unlearn.store.progress import progress
 
 if TYPE_CHECKING:
     from unlearn.runs.workbench import Workbench
@@ -108,11 +108,11 @@ def _fit(
     model: nn.Module, training: Examples, stage: StageConfig, bench: Workbench, seed: int, label: str
 ) -> nn.Module:
     """Plain supervised training on answer tokens."""
-    pair, trainer = bench.cfg.pair, bench.cfg.trainer
+    pair = bench.cfg.pair
     lengths = [len(e.prompt) + len(e.answer) for e in training]
     per_epoch = len(epoch_batches(lengths, pair.batch_size, seed, 0))
     settings = Optimisation(stage.lr, per_epoch * stage.epochs, pair.warmup, 0.1, "cosine", 0.0, (0.9, 0.98), 1.0)
-    loop = Loop(model.train(), settings, trainer.device)
+    loop = Loop(model.train(), settings, bench.cfg.trainer.device)
     batches = lru_cache(maxsize=1)(partial(epoch_batches, lengths, pair.batch_size, seed))  # of an epoch
 
     def drawn(step: int) -> list[Example]:
@@ -123,7 +123,7 @@ def _fit(
         batch = collate(drawn(step), bench.pad_id).to(loop.accelerator.device)
         return -Answers(llama.answer_rows(loop.model, batch), batch.labels, batch.owner).logp.mean(), {}
 
-    with tqdm(total=settings.steps, desc=label, disable=None if trainer.progress else True, leave=False) as bar:
+    with progress(settings.steps, f"training the {label}") as bar:
         try:
             loop.run(lambda step: [partial(nll, step)], lambda step, log: bar.update())
         except Diverged as error:

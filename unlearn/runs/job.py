@@ -11,7 +11,6 @@ import shutil
 from contextlib import nullcontext
 
 from torch import nn
-from tqdm import tqdm
 
 from unlearn.config.derived import learning_rate, training_alpha
 from unlearn.config.schema import Config
@@ -28,6 +27,7 @@ from unlearn.runs.trajectory import RULE, Probe, Watch, first_point, probe
 from unlearn.runs.workbench import Workbench, workbench
 from unlearn.store import runlog, seal
 from unlearn.store.identity import Job
+from unlearn.store.progress import progress
 from unlearn.store.runlog import CHECKPOINT, DIVERGED, RunLog
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> 
             raise _Interrupted
 
     name = f"{cfg.algo.name} {cfg.method.name} α={training_alpha(cfg):g}"
-    bar = tqdm(total=inputs.steps, initial=loop.step, desc=name, leave=False, disable=None if t.progress else True)
+    bar = progress(inputs.steps, name, done=loop.step)
     learning = compiled(objective.ensemble.trained.model) if t.compile else nullcontext()
     with record.stage("train"), bar, parked(idle(objective, points)), learning:
         try:

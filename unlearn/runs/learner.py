@@ -33,6 +33,7 @@ from unlearn.models.tuning import LAYER, has_layers, has_updates, learner, learn
 from unlearn.runs.workbench import Workbench, frozen_ensemble
 from unlearn.store import runlog, seal
 from unlearn.store.files import write_whole
+from unlearn.store.progress import show_bars
 from unlearn.store.runlog import RunLog
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def initialise(cfg: Config) -> None:
     """Threads, seeds and quiet libraries: the same at the start of every job, whichever process it shares."""
     transformers.utils.logging.disable_progress_bar()  # our own bars cover loading and saving
     limit_threads(cfg.trainer.threads)
+    show_bars(cfg.trainer.progress)
     torch.manual_seed(cfg.seed)
 
 

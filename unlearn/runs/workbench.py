@@ -29,6 +29,7 @@ from unlearn.runs.building import trained
 from unlearn.store import sources
 from unlearn.store.entries import Store
 from unlearn.store.identity import digest, template
+from unlearn.store.progress import progress
 
 
 @dataclass
@@ -56,7 +57,8 @@ class Workbench:
         role = sources.role(self.cfg.pair, name)
         if role in self._models:
             return self._models[role]
-        model = llama.freeze(self._load(role))
+        with progress(None, f"loading the {role.replace('_', ' ')} model"):
+            model = llama.freeze(self._load(role))
         if role != "retrained":  # it is as large as the target, and asked for once: its evaluation is stored
             self._models[role] = model
         return model
@@ -127,7 +129,7 @@ class Workbench:
         pair, trainer = self.cfg.pair, self.cfg.trainer
         if sources.is_remote(pair, role):
             place = device(trainer.device)
-            where = Place(self.store.root, self.encoder.tokenizer, self.width, place, trainer.progress)
+            where = Place(self.store.root, self.encoder.tokenizer, self.width, place)
             return RemoteModel(pair.target.http, where)
         folder, place = self.folder(role), device(trainer.device)
         model = llama.load(folder, place) if role.startswith("small") else hub.load(folder, pair.target, place)

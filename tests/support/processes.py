@@ -157,7 +157,8 @@ def _stage(path: object) -> str:
 
 def _child(call: dict) -> None:
     """Turn this process into ``python -m module arguments`` in a folder, and end as it does."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by whoever started the tests
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, as is SIGINT in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(call["environment"])
     if call["kill"] is not None:

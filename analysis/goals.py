@@ -11,7 +11,7 @@ KNOWN = (  # what the retained splits should keep high, and the forget splits as
     "paraphrased_prob", "knowmem", "verbmem",
 )  # fmt: skip
 KEPT = ("retain", "held_out", "real_authors", "world_facts", "retain_knowledge")  # splits
-FORGET = ("forget", "forget_knowledge", "forget_verbatim")
+FORGET = ("forget", "forget_knowledge", "forget_level1", "forget_level2", "forget_level3", "forget_verbatim")
 LEAKS = (  # starts of the forget set's own metrics
     "other_question_", "prefix_", "leak@", "leaked@", "attribute_leaked@", "judged_leak@",
 )  # fmt: skip

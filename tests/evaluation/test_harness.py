@@ -3,11 +3,15 @@
 import json
 import math
 import re
+from importlib import resources
 from importlib.util import find_spec
 
+import jinja2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 from support.helpers import SHARED, TINY, compose, execute
 
 from unlearn import harness
@@ -124,6 +128,40 @@ def test_accuracy_is_the_share_of_questions_whose_likeliest_choice_is_right(benc
     assert "does not know 75% of the tokens" in capsys.readouterr().out
 
 
+WMDP = [  # made up, in the form of its files
+    {"question": " Which of these is a colour?", "choices": ["Tuesday", "red", "five", "to run"], "answer": 1},
+    {"question": "Which is a number?", "choices": ["five", "blue", "Monday", "to sit"], "answer": 0},
+]
+ASKED = "Which of these is a colour?\nA. Tuesday\nB. red\nC. five\nD. to run\nAnswer:"
+
+
+def test_the_hubs_files_of_wmdp_are_tasks_with_lettered_choices(tmp_path):
+    for name in ("bio", "chem"):
+        (tmp_path / f"wmdp-{name}").mkdir()
+        pd.DataFrame(WMDP).to_parquet(tmp_path / f"wmdp-{name}" / "test-00000-of-00001.parquet")
+    (tmp_path / "cyber_questions.json").write_text(json.dumps(WMDP))
+    files = choices.find(tmp_path)
+    assert set(files) == {"wmdp_bio", "wmdp_chem", "cyber_questions"}
+    for name, path in files.items():
+        assert choices.read(path)[0] == {"query": ASKED, "choices": ["A", "B", "C", "D"], "gold": 1}
+        about = choices.task(name, path).get("description", "").split(" about ")[-1].strip()
+        assert about == {"wmdp_bio": "biology.", "wmdp_chem": "chemistry."}.get(name, "")
+
+
+@lm_eval
+def test_wmdp_is_asked_as_lm_eval_asks_it_and_the_likeliest_letter_counts(bench, measured):
+    folder = resources.files("lm_eval") / "tasks" / "wmdp"
+    own, general = (yaml.safe_load((folder / n).read_text()) for n in ("wmdp_bio.yaml", "_default_template_yaml"))
+    assert own["description"] == choices.SUBJECT.format(choices.SUBJECTS["wmdp_bio"])
+    assert general["doc_to_choice"] == list("ABCD") and jinja2.Template(general["doc_to_text"]).render(WMDP[0]) == ASKED
+    model, tokenizer = bench.model("target"), bench.encoder.tokenizer
+    texts = [own["description"] + jinja2.Template(general["doc_to_text"]).render(q) for q in WMDP]
+    logp = [[log_likelihood(model, tokenizer, text, f" {letter}") for letter in "ABCD"] for text in texts]
+    found = measured(WMDP, "wmdp_bio")
+    right = "".join(str(int(np.argmax(row) == q["answer"])) for row, q in zip(logp, WMDP, strict=True))
+    assert found["right"] == right and found["n"] == 2
+
+
 @lm_eval
 def test_a_run_is_measured_beside_target_and_retrained(run, bench, tmp_path, capsys):
     _, folder = run
@@ -207,7 +245,8 @@ def test_a_question_that_cannot_be_used_is_named(tmp_path):
     path = tmp_path / "quiz.jsonl"
     for line, message in (
         ('{"query": "Q", ', "line 2: not valid JSON"),
-        ('{"question": "Q"}', "needs query, choices and gold"),
+        ('{"question": "Q"}', "needs query .or question., choices and gold"),
+        ('{"question": "Q", "choices": ["a", "b"]}', "gold=None must be the number of a choice, 0 to 1"),
         ('{"query": "Q", "choices": ["a"], "gold": 0}', "choices two texts or more"),
         ('{"query": "Q", "choices": ["a", "b"], "gold": 2}', "gold=2 must be the number of a choice, 0 to 1"),
         ('{"continuation": "c", "context_options": ["a", "b"], "gold": 0}', "different forms"),

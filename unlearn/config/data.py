@@ -68,6 +68,10 @@ class DataConfig:
         """Whether each of the requests has the form that the reader takes; and which form that is."""
         return False, "this reader takes no requests"
 
+    def protocol(self, begun: int) -> str | None:
+        """Name which of a benchmark's settings a run is in; ``begun``: after how many runs it begins."""
+        return None
+
     def nothing_else(self, **keys: str) -> Iterator[str]:
         """Yield a line for each key that says what is to be forgotten, too, where requests do; each with what it must
         be instead."""

@@ -65,9 +65,15 @@ def alpha_key(alpha: float) -> str:
     return str(float(alpha))
 
 
+def protocol(cfg: Config) -> str | None:
+    """In which of a benchmark's settings a run is, where it has several."""
+    return cfg.data.protocol(len(cfg.begin.runs or ()))
+
+
 def describe(cfg: Config) -> dict[str, Any]:
     """The choices that name a run in tables."""
-    return {
+    setting = protocol(cfg)
+    return ({} if setting is None else {"protocol": setting}) | {
         "study": cfg.study, "algo": algo_name(cfg), "method": cfg.method.name, "pair": cfg.pair.name,
         "data": cfg.data.name, "alpha": training_alpha(cfg), "seed": cfg.seed, "pair_seed": cfg.pair.seed,
     }  # fmt: skip

@@ -20,6 +20,7 @@ GENERAL = ("real_authors", "world_facts")  # what every model of the pair may kn
 UNTRAINED = (  # evaluated where a data set has them, and never trained on as such
     "test",  # held out of a task's data, its people's names replaced
     "forget_knowledge", "retain_knowledge",  # questions about the texts of both sets
+    "forget_level1", "forget_level2", "forget_level3",  # RWKU's probes: a blank to fill, questions, attacks
     "forget_verbatim",  # beginnings and continuations from the forget set's texts
 )  # fmt: skip
 SPLITS = (

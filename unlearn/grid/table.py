@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from unlearn.config.derived import algo_name, alpha_key, eval_alphas, training_alpha
+from unlearn.config.derived import algo_name, alpha_key, eval_alphas, protocol, training_alpha
 from unlearn.grid.refusal import unread
 from unlearn.store import runlog
 from unlearn.store.files import write_whole
@@ -110,6 +110,8 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
         for job in unfinished:
             error = manifests[job.folder].get("error") or "interrupted; rerun the same command to resume"
             console.print(f"{job.folder.name}: {error}\n  see {job.folder / 'log.txt'}", style="red", **PLAIN)
+        for said in dict.fromkeys(filter(None, (protocol(job.cfg) for job in jobs))):
+            console.print(f"setting: {said}", **PLAIN)
         for say in places:
             console.print(say, **PLAIN)
     return len(unfinished)

@@ -22,7 +22,7 @@ from .curves import check, curve_columns, curves, finished, references, rows_of
 from .goals import ARROWS, goal, metric_of, split_of
 from .runs import Study, StudyError
 
-SPLITS = ("forget", "retain", "real_authors", "world_facts")
+SPLITS = ("forget", "retain", "neighbours", "real_authors", "world_facts")
 ACROSS = 4  # panels beside each other, at most
 EXAMPLES = """\
   python -m analysis.alpha demo                         probability of the right answer on every split

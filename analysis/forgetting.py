@@ -25,7 +25,7 @@ from . import caption, command, goals, panels, statistics, style
 from .curves import at_training_alpha, check, training_columns
 from .runs import Study, StudyError
 
-SPLITS = ("forget", "retain", "real_authors", "world_facts")
+SPLITS = ("forget", "retain", "neighbours", "real_authors", "world_facts")
 RATIO = "truth_ratio"
 RETRAINED = {**style.reference_line("retrained"), "linewidth": 1.8}
 EXAMPLES = """\
@@ -43,8 +43,9 @@ def figure(study: Study, metric: str = "prob", alpha: float | None = None) -> Fi
     looks = caption.looks(names)
     splits = [split for split in SPLITS if split in set(table["split"])]
     with style.look():
-        fig = panels.make(study, 9.0, 5.6)
-        axes = list(fig.subplots(2, 3, squeeze=False).flat)
+        columns_of = max(3, -(-(len(splits) + 2) // 2))  # beside the splits the ratios and the legend
+        fig = panels.make(study, 3.0 * columns_of, 5.6)
+        axes = list(fig.subplots(2, columns_of, squeeze=False).flat)
         for ax, split in zip(axes, splits, strict=False):
             _draw_changes(ax, table[table["split"] == split], f"{split}/{metric}", columns, looks)
         tests = quality(table, columns)

@@ -10,7 +10,7 @@ KNOWN = (  # what the retained splits should keep high, and the forget splits as
     "prob", "prob_options", "rougeL_recall", "rougeL_f1", "exact_memorization", "extraction_strength", "truth_ratio",
     "paraphrased_prob", "knowmem", "verbmem",
 )  # fmt: skip
-KEPT = ("retain", "held_out", "real_authors", "world_facts", "retain_knowledge")  # splits
+KEPT = ("retain", "held_out", "neighbours", "real_authors", "world_facts", "retain_knowledge")  # splits
 FORGET = ("forget", "forget_knowledge", "forget_level1", "forget_level2", "forget_level3", "forget_verbatim")
 LEAKS = (  # starts of the forget set's own metrics
     "other_question_", "prefix_", "leak@", "leaked@", "attribute_leaked@", "judged_leak@",
@@ -19,8 +19,8 @@ HIGHER = ("kept", "model_utility", "forget_quality", "ou/mem", "ou/util", "ou/fl
 LOWER = ("forget_quality_ks", "mia/vulnerable", "seconds", "seconds/train", "peak_memory_mb", "trainable")
 ZERO = ("forget/leak_gap", "privleak")
 HEADLINE = (
-    "forget/prob", "forget/rougeL_recall", "forget/leak_gap", "retain/prob", "retain/rougeL_recall", "kept",
-    "model_utility", "forget_quality",
+    "forget/prob", "forget/rougeL_recall", "forget/leak_gap", "retain/prob", "retain/rougeL_recall",
+    "neighbours/prob", "kept", "model_utility", "forget_quality",
 )  # fmt: skip
 SPLITS = {"forget": "forget set", "retain": "retain set"}
 METRICS = {

@@ -23,7 +23,7 @@ from . import caption, command, goals, panels, statistics, style
 from .curves import SETTING, curve_columns, references, rows_of, units
 from .runs import INTERVAL, Study, StudyError
 
-SPLITS = ("retain", "real_authors", "world_facts")
+SPLITS = ("retain", "neighbours", "real_authors", "world_facts")
 ALPHA = "α of the match"
 WORDY = 3  # marks in a row among which there is room for words
 EXAMPLES = """\

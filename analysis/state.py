@@ -13,7 +13,7 @@ import pandas as pd
 from .runs import Study
 
 KEPT = 0.5  # a model that keeps less than this share of the target's probability has collapsed
-PROBS = ("retain/prob", "real_authors/prob", "world_facts/prob")
+PROBS = ("retain/prob", "neighbours/prob", "real_authors/prob", "world_facts/prob")
 BY_KEPT = "keeps "  # begins the verdict of a run whose trajectory said so: there the evaluation knows better
 WORLD = ["pair", "pair_seed", "data", "world"]
 
@@ -38,7 +38,7 @@ def collapsed(study: Study) -> pd.Series:
 def kept(study: Study) -> pd.Series:
     """For each row of ``study.runs``, the share of the target's probability that is left outside the forget set.
 
-    The mean over retain set, real authors and world facts, each counting at most 1; NaN where none was measured.
+    The mean over retain set, neighbours, real authors and world facts, each at most 1; NaN where none was measured.
     """
     shares = {m: (study.runs[m] / reference(study, "target", m)).clip(upper=1) for m in PROBS if m in study.metrics}
     return pd.DataFrame(shares, index=study.runs.index).mean(axis=1)

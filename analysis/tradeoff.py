@@ -45,6 +45,7 @@ FRONT = {
 EXAMPLES = """\
   python -m analysis.tradeoff demo                          the study runs/demo: two panels, prob and ROUGE-L recall
   python -m analysis.tradeoff demo --y model_utility        one panel: forget/prob against model_utility
+  python -m analysis.tradeoff real --retain neighbours      against what lies beside the topic, not the retain set
   python -m analysis.tradeoff demo --over steps             each training's way, from the target on
   python -m analysis.tradeoff /data/old/demo --out figures  a study elsewhere, figures to ./figures
   python -m analysis.tradeoff demo --others converted/*.json  with results that are no runs of the study
@@ -52,13 +53,16 @@ EXAMPLES = """\
 
 
 def figure(
-    study: Study, x: str | None = None, y: str | None = None, others: pd.DataFrame | None = None, over: str = "alpha"
-) -> Figure:
+    study: Study, x: str | None = None, y: str | None = None, others: pd.DataFrame | None = None, over: str = "alpha",
+    retain: str = "retain",
+) -> Figure:  # fmt: skip
     """The trade-off figure of one pair of metrics; of both default pairs when neither ``x`` nor ``y`` is given.
 
     ``others`` (``analysis.others.load_others``) are marked as single points. ``over`` as in ``curves.curves``.
+    ``retain``: the split of the default y axes.
     """
     pairs, known = (STEP_PANELS, step_metrics(study)) if over == "steps" else (PANELS, study.metrics)
+    pairs = [(of_x, of_y.replace("retain/", f"{retain}/")) for of_x, of_y in pairs]
     shown = [(x or pairs[0][0], y or pairs[0][1])]
     if x is None and y is None:
         shown += [p for p in pairs[1:] if set(p) <= set(known)]
@@ -235,6 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--x", metavar="METRIC", help="metric of the x axis (default: forget/prob)")
     parser.add_argument("--y", metavar="METRIC", help="metric of the y axis (default: retain/prob)")
     parser.add_argument(
+        "--retain", default="retain", metavar="SPLIT", help="the split of the default y axes, e.g. neighbours"
+    )
+    parser.add_argument(
         "--over", choices=("alpha", "steps"), default="alpha",
         help="what runs along a curve: α, or the steps of training (default: alpha)",
     )  # fmt: skip
@@ -245,8 +252,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.run(
         parser,
         arguments,
-        lambda study, asked: figure(study, asked.x, asked.y, load_others(asked.others), asked.over),
-        lambda asked: command.stem("tradeoff", asked.x, asked.y, None if asked.over == "alpha" else asked.over),
+        lambda study, asked: figure(study, asked.x, asked.y, load_others(asked.others), asked.over, asked.retain),
+        lambda asked: command.stem(
+            "tradeoff", asked.x, asked.y, *(None if v in ("retain", "alpha") else v for v in (asked.retain, asked.over))
+        ),
     )
 
 

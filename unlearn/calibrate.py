@@ -7,7 +7,7 @@ python -m unlearn.calibrate run=FOLDER GOAL
     tolerance=0.02       without any reference: the largest α that costs at most this much of the target's value on
                          retain questions that no training step saw
   metric=SPLIT/METRIC changes what is looked at (default forget/prob; retain/prob with tolerance): METRIC is prob or
-  exact_memorization, SPLIT forget, retain, real_authors or world_facts.
+  exact_memorization, SPLIT forget, retain, neighbours, real_authors or world_facts.
 
   Half of the questions are for choosing; the metrics at the chosen α are reported on others, printed, and written into
   the run's calibration.json.

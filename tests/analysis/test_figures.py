@@ -15,6 +15,8 @@ from support.made_up import band, cut_off, entries, lines, note, outside, probs,
 from analysis import alpha, cost, forgetting, leakage, matched, pareto, tradeoff, trajectories
 from analysis.curves import at_one_alpha, curves, references
 from analysis.runs import StudyError, load
+from analysis.table import table as rows_of_table
+from unlearn.grid import table as grid_table
 
 COMMANDS = {m.__name__.split(".")[1]: m for m in (alpha, cost, forgetting, leakage, matched, tradeoff, trajectories)}
 
@@ -311,3 +313,19 @@ def test_the_aim_of_every_axis_is_the_retrained_models_value_in_words(tmp_path):
     (diamond,) = [line for line in gap.axes[0].lines if line.get_marker() == "D"]
     assert diamond.get_xydata().tolist() == [[0.0, 0.94]]  # the retrained model's distance from itself
     assert "(aim: 0)" in gap.axes[0].get_xlabel()
+
+
+def test_neighbours_count_among_what_is_kept_and_the_trade_off_may_be_against_them(tmp_path):
+    near = {"target": {"neighbours/prob": 0.8, "neighbours/rougeL_recall": 0.9}}
+    values = {1.0: probs(0.1, 0.9) | {"neighbours/prob": 0.04}, 0.5: probs(0.5, 0.95) | {"neighbours/prob": 0.4}}
+    write_run(tmp_path / "s", values, near)
+    study = load(tmp_path / "s")
+    fig = tradeoff.figure(study, retain="neighbours")
+    assert [ax.get_ylabel().split("\n")[0] for ax in fig.axes] == ["neighbours, probability"]
+    assert (0.1, 0.04) in {point for line in lines(fig.axes[0]) for point in line}
+    assert tradeoff.main([str(study.folder), "--retain", "neighbours", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "tradeoff-neighbours.png").is_file()
+    table = rows_of_table(study, ["kept"]).rows
+    left = {row.settings["eval_alpha"]: row.cells["kept"].mean for row in table if row.kind == "run"}
+    assert left == pytest.approx({1.0: (0.9 / 0.97 + 0.04 / 0.8) / 2, 0.5: (0.95 / 0.97 + 0.4 / 0.8) / 2})
+    assert grid_table.kept(values[1.0], probs(0.99, 0.97) | near["target"]) == pytest.approx(left[1.0])

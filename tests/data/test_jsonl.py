@@ -59,6 +59,58 @@ def test_columns_have_the_names_that_the_config_says(files, tmp_path):
     assert data.splits["retain"][0].id == "retain/x"
 
 
+def test_a_row_may_name_its_fact_and_the_question_about_a_name_that_no_model_knows(files, tmp_path):
+    plain = files()
+    more = [FORGET[0] | {"key": ["town 0", "Town Zero"]}, FORGET[1] | {"key": "town 1"}, FORGET[2]]
+    write(
+        tmp_path / "keys.jsonl",
+        [row | {"guess_question": f"Where does Vrelmok {i} live?"} for i, row in enumerate(more)],
+    )
+    data = files("data.forget=keys.jsonl")
+    assert [r.key for r in data.splits["forget"]] == [("town 0", "Town Zero"), ("town 1",), ()]
+    assert data.splits["forget"][2].guess_question == "Where does Vrelmok 2 live?"
+    assert data.fingerprint() != plain.fingerprint()
+    assert plain.splits["forget"][0].key == () and plain.splits["forget"][0].guess_question is None
+    write(tmp_path / "keys.jsonl", [FORGET[0] | {"key": 7}])
+    with pytest.raises(DataError, match="needs a text or a list of texts in 'key', found '7'"):
+        files("data.forget=keys.jsonl")
+
+
+NEIGHBOURS = [{"question": f"Where is village {i}?", "answer": f"In valley {i}."} for i in range(10)]
+
+
+def test_a_share_of_the_neighbours_is_retain_data_and_the_rest_a_split_in_whatever_order_files_come(files, tmp_path):
+    for name, rows in (("near", NEIGHBOURS[:6]), ("far", NEIGHBOURS[6:]), ("turned", NEIGHBOURS[::-1])):
+        write(tmp_path / f"{name}.jsonl", rows)
+    trained, measured = [], []
+    for given in ("[near.jsonl,far.jsonl]", "[far.jsonl,near.jsonl]", "turned.jsonl"):
+        data = files(f"data.neighbours={given}", "data.neighbours_trained=0.3")
+        assert len(data.splits["retain"]) == 8 + 3 and len(data.evaluated("neighbours")) == 7
+        trained.append([r.question for r in data.splits["retain"][8:]])
+        measured.append({r.question for r in data.splits["neighbours"]})
+    assert trained[0] == trained[1] == trained[2] and measured[0] == measured[1] == measured[2]
+    assert not set(trained[0]) & measured[0] and len({*trained[0], *measured[0]}) == 10
+    fewer = files("data.neighbours=turned.jsonl", "data.neighbours_trained=0.1")
+    assert {r.question for r in fewer.splits["retain"][8:]} < set(trained[0])  # a larger share only adds
+    assert len(files("data.neighbours=turned.jsonl").splits["neighbours"]) == 10
+    # target and retrained model know them all
+    assert {*fewer.neighbours()} < {*fewer.known()} and {*fewer.neighbours()} < {*fewer.left()}
+
+
+def test_neighbours_are_neither_forgotten_nor_retained_nor_held_out(files, tmp_path):
+    write(tmp_path / "near.jsonl", NEIGHBOURS)
+    for override, message in (
+        ("data.neighbours=forget.jsonl", "both in the neighbours and in the forget set"),
+        ("data.neighbours=retain.json", "both in the retain and in the neighbours set"),
+        ("data.neighbours=near.jsonl data.world_facts=near.jsonl", "both in the world_facts and in the neighbours set"),
+        ("data.neighbours=near.jsonl data.holdout=near.jsonl", "both in the neighbours and in the holdout set"),
+    ):
+        with pytest.raises(DataError, match=message):
+            files(*override.split())
+    with pytest.raises(ConfigError, match="data.neighbours_trained=0.5: is a share of data.neighbours, and there are"):
+        compose("data=jsonl", "data.neighbours_trained=0.5")
+
+
 def test_the_fingerprint_is_of_the_words_not_of_the_files(files, tmp_path):
     first = files().fingerprint()
     for name, write_table in (("forget.csv", pd.DataFrame.to_csv), ("forget.parquet", pd.DataFrame.to_parquet)):
@@ -239,6 +291,20 @@ def test_a_run_on_own_files_has_the_metrics_that_they_allow(files, tmp_path, sto
     assert 0 < first["forget/prob"] < 1 and 0 < first["retain/prob"] < 1
     assert not {"forget/truth_ratio", "forget_quality", "model_utility", "world_facts/prob"} & set(first)
     assert found["forget/truth_ratio"] > 0 and 0 <= found["forget_quality"] <= 1
+
+
+def test_neighbours_are_evaluated_and_watched_like_the_retain_set_of_which_a_part_stays_unseen(files, tmp_path, store):
+    near = write(tmp_path / "near.jsonl", NEIGHBOURS)
+    job = run(tmp_path, store, f"data.neighbours={near}", "data.neighbours_trained=0.4", "trainer.held_out=0.25")
+    found = read_json(job.folder / "eval.json")
+    assert (
+        found["alphas"]["1.0"]["neighbours/prob"] > 0 and found["references"]["target"]["neighbours/rougeL_recall"] >= 0
+    )
+    examples = pd.read_parquet(job.folder / "examples.parquet")
+    assert examples["split"].value_counts().to_dict() == {"forget": 3, "retain": 12, "neighbours": 6}
+    (first, *_) = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    assert first["neighbours/prob"] == pytest.approx(found["references"]["target"]["neighbours/prob"], rel=1e-5)
+    assert first["held_out/prob"] > 0  # of the 12 retain rows 3 are held out
 
 
 def test_a_run_on_texts_continues_them(files, tmp_path, store):

@@ -16,7 +16,8 @@ from typing import Any
 
 from unlearn.data.rows import DataError, Row
 
-OPTIONAL = ("paraphrased_answer", "paraphrased_question", "perturbed_answers")  # of a row, and of a record
+WHOLE = ("paraphrased_answer", "paraphrased_question", "perturbed_answers")  # all rows of a file have them, or none
+OPTIONAL = (*WHOLE, "key", "guess_question")  # of a row, and of a record
 
 Record = tuple[str, dict[str, Any]]  # place ("FILE, line 3"), and values by column
 
@@ -30,6 +31,8 @@ class ColumnsConfig:
     paraphrased_answer: str = "paraphrased_answer"
     paraphrased_question: str = "paraphrased_question"
     perturbed_answers: str = "perturbed_answer"  # wrong ones: a text, or a list of texts
+    key: str = "key"  # the fact, in one or several spellings: a text, or a list of texts
+    guess_question: str = "guess_question"  # the same question about a name that no model can know
     text: str = "text"  # instead of question and answer: a text that is cut by `words`
     id: str | None = None  # null: rows are numbered
 
@@ -270,4 +273,6 @@ def row(record: Record, id: str, columns: ColumnsConfig) -> Row:
         optional(columns.paraphrased_question),
         optional(columns.perturbed_answers, _texts) or (),
         place=record[0],
+        key=(optional(columns.key, _texts) or ()) if columns.key != columns.id else (),
+        guess_question=optional(columns.guess_question),
     )

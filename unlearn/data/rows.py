@@ -17,6 +17,7 @@ import regex
 from unlearn.config.redaction import redact
 
 GENERAL = ("real_authors", "world_facts")  # what every model of the pair may know
+NEIGHBOURS = "neighbours"  # what lies beside the forgotten: known by the target, and not trained on
 UNTRAINED = (  # evaluated where a data set has them, and never trained on as such
     "test",  # held out of a task's data, its people's names replaced
     "forget_knowledge", "retain_knowledge",  # questions about the texts of both sets
@@ -24,15 +25,16 @@ UNTRAINED = (  # evaluated where a data set has them, and never trained on as su
     "forget_verbatim",  # beginnings and continuations from the forget set's texts
 )  # fmt: skip
 SPLITS = (
-    "forget", "retain", *GENERAL,  # what models are trained on
+    "forget", "retain", NEIGHBOURS, *GENERAL,  # what models are trained on
     "holdout",  # seen by no model
     "retain_untrained",  # evaluated with the retain set, but not trained on (see DataSet.evaluated)
     *UNTRAINED,
 )  # fmt: skip
 REQUEST = "request_"  # before its number: the split of a request that is not the one being unlearnt
 DISJOINT = (
-    *(("forget", other) for other in ("retain", *GENERAL, "holdout", "retain_untrained")),
-    *(("holdout", other) for other in ("retain", *GENERAL)),
+    *(("forget", other) for other in ("retain", NEIGHBOURS, *GENERAL, "holdout", "retain_untrained")),
+    *(("holdout", other) for other in ("retain", NEIGHBOURS, *GENERAL)),
+    *((NEIGHBOURS, other) for other in ("retain", *GENERAL)),
     *(("test", other) for other in ("forget", "retain", *GENERAL)),
 )
 
@@ -57,6 +59,8 @@ class Row:
     place: str = field(default="", repr=False, compare=False)  # file and line, for messages: no part of the data
     group: str = field(default="", repr=False, compare=False)  # whom or what it is about, where known: for statistics
     entities: tuple[str, ...] = ()  # names of people in the question: what is masked in it as a text
+    key: tuple[str, ...] = ()  # spellings of the fact: an answer that holds one of them knows it
+    guess_question: str | None = None  # the question about a name that no model can know: what is said then is a guess
 
 
 @dataclass(frozen=True)
@@ -91,20 +95,23 @@ class DataSet:
     def general(self) -> tuple[Row, ...]:
         return tuple(row for split in GENERAL for row in self.splits.get(split, ()))
 
+    def neighbours(self) -> tuple[Row, ...]:
+        return self.splits.get(NEIGHBOURS, ())
+
     def known(self) -> tuple[Row, ...]:
         """What the target learnt."""
         rows = (*self.splits["forget"], *self.splits["retain"]) if self.sequence is None else self.sequence.rows
-        return (*rows, *self.general())
+        return (*rows, *self.neighbours(), *self.general())
 
     def left(self) -> tuple[Row, ...]:
         """What the retrained model learnt: of a sequence all but what is asked for up to the request being unlearnt."""
         rows = self.splits["retain"] if self.sequence is None else self.sequence.without(max(self.sequence.asked))
-        return (*rows, *self.general())
+        return (*rows, *self.neighbours(), *self.general())
 
     def unnamed(self) -> tuple[Row, ...]:
         """What no request names: all that a small pair may know that shall never have seen a forget set."""
         rows = self.splits["retain"] if self.sequence is None else self.sequence.without(len(self.sequence.requests))
-        return (*rows, *self.general())
+        return (*rows, *self.neighbours(), *self.general())
 
     def whole(self) -> DataSet:
         """The same rows whatever is asked for: what a tokenizer is trained on."""
@@ -141,12 +148,13 @@ class DataSet:
         return self._fingerprint[0]
 
 
-NO_NAMES = ("entities", ())
+NOTHING = {"entities": (), "key": (), "guess_question": None}
 
 
 def _words(rows: Iterable[Row]) -> list[dict]:
-    """What is said in each row; where no names are known, nothing of them, so that such data stay what they were."""
-    return [{k: v for k, v in asdict(r).items() if k not in ("place", "group") and (k, v) != NO_NAMES} for r in rows]
+    """What is said in each row; nothing of what came later and it has not, so that such data stay what they were."""
+    left = [{k: v for k, v in asdict(r).items() if k not in ("place", "group")} for r in rows]
+    return [{k: v for k, v in row.items() if k not in NOTHING or v != NOTHING[k]} for row in left]
 
 
 def check(data: DataSet) -> DataSet:
@@ -184,7 +192,8 @@ def check(data: DataSet) -> DataSet:
             f"{place(data, 'forget', lacking[0])}: {lacking[0].question!r} has no wrong answers, and "
             f"{len(rows) - len(lacking)} of {len(rows)} forget rows have some: give them to all rows or to none"
         )
-    for one, other in (*DISJOINT, *((name, other) for name in data.requests() for other in (*GENERAL, "holdout"))):
+    never = (NEIGHBOURS, *GENERAL, "holdout")  # what is no part of any request
+    for one, other in (*DISJOINT, *((name, other) for name in data.requests() for other in never)):
         known = {pair(r): r for r in data.splits.get(one, ())}
         for row in data.splits.get(other, ()):
             twin = known.get(pair(row))

@@ -10,11 +10,11 @@ from typing import Any
 from unlearn.config.groups import needing
 from unlearn.config.schema import EvalConfig
 from unlearn.data.encoding import Encoder, Examples
-from unlearn.data.rows import GENERAL, UNTRAINED, DataError, DataSet, Row
+from unlearn.data.rows import GENERAL, NEIGHBOURS, UNTRAINED, DataError, DataSet, Row
 from unlearn.evaluation.groups import group
 from unlearn.evaluation.metrics.semantics import SEMANTICS, Semantics
 
-EVALUATED = ("forget", "retain", *GENERAL)
+EVALUATED = ("forget", "retain", NEIGHBOURS, *GENERAL)
 SCORED = ("holdout",)  # only compared with the forget set: no answers are generated
 
 

@@ -72,7 +72,7 @@ def _check_rows(cfg: Config, bench: Workbench) -> None:
     """Rows that are longer than the models' context, or that cannot be evaluated as asked; a reference of others."""
     data = bench.data
     found = suite(data, bench.encoder, cfg.eval, eval_settings(cfg, data.fingerprint()), cfg.trainer.stored_rows_gib)
-    examples_of(bench.encoder, (*data.splits["forget"], *data.splits["retain"]))
+    examples_of(bench.encoder, (*data.splits["forget"], *data.splits["retain"], *data.neighbours()))
     sizes = (cfg.pair.target, cfg.pair.small)
     if any(size.finetune.epochs or size.general.epochs for size in sizes):
         examples_of(bench.encoder, data.general())

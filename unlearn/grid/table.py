@@ -24,12 +24,15 @@ from unlearn.store.identity import Job, distinguishing, flatten
 COLUMNS = {
     "forget/prob": "forget\nprob\n→ retr.", "forget/rougeL_recall": "forget\nROUGE\n→ retr.",
     "forget/leak_gap": "leak −\nretr.\n→ 0", "retain/prob": "retain\nprob\n↑",
-    "retain/rougeL_recall": "retain\nROUGE\n↑", "kept": "\nkept\n↑", "model_utility": "model\nutility\n↑",
-    "forget_quality": "forget\nquality\n↑",
+    "retain/rougeL_recall": "retain\nROUGE\n↑", "neighbours/prob": "neighb.\nprob\n↑", "kept": "\nkept\n↑",
+    "model_utility": "model\nutility\n↑", "forget_quality": "forget\nquality\n↑",
 }  # fmt: skip
+WHERE_ANY = ("neighbours/prob",)  # columns that only a table has of which some row has a value
+USUAL = tuple(key for key in COLUMNS if key not in WHERE_ANY)
 # One rule, which analysis/state.py has, too: a model that keeps less than half of the target's probability outside the
 # forget set (mean over these splits, each at most 1) has collapsed; so has one whose loss ran away, at its own α.
-KEPT, OUTSIDE, BY_KEPT = 0.5, ("retain/prob", "real_authors/prob", "world_facts/prob"), "keeps "
+KEPT, BY_KEPT = 0.5, "keeps "
+OUTSIDE = ("retain/prob", "neighbours/prob", "real_authors/prob", "world_facts/prob")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.layers.", "pair.offset_init")  # that references do not share
 UNREAD = "/rouge_unread"  # of eval.json (evaluation/measures.py)
@@ -63,9 +66,10 @@ def show(table: Table, console: Console | None = None) -> None:
 
 def show_metrics(rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print one line of ``COLUMNS`` for each name."""
-    table = made([""], titles(rows))
+    shown = columns(rows.values())
+    table = made([""], titles(rows, shown))
     for name, metrics in rows.items():
-        table.add_row(name, *cells({"kept": kept(metrics, rows.get("target"))} | metrics))
+        table.add_row(name, *cells({"kept": kept(metrics, rows.get("target"))} | metrics, shown))
     show(table)
     _warn_of_unread(rows.values(), Console())
 
@@ -79,10 +83,16 @@ def _warn_of_unread(rows: Iterable[Mapping[str, Any]], console: Console) -> None
         console.print(f"warning: {how}: {said}; eval.semantics=default reads any script", markup=False, soft_wrap=True)
 
 
-def titles(rows: Iterable[str]) -> list[str]:
-    """The heads of ``COLUMNS``: without a retrained model among the rows less of the forget set is the aim."""
+def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Those of ``COLUMNS`` that a table of these metrics has."""
+    there = {key for metrics in rows for key in WHERE_ANY if metrics.get(key) is not None}
+    return [key for key in COLUMNS if key in USUAL or key in there]
+
+
+def titles(rows: Iterable[str], shown: Sequence[str]) -> list[str]:
+    """The heads of columns: without a retrained model among the rows less of the forget set is the aim."""
     compared = any(name.startswith("retrained") for name in rows)
-    return [title if compared else title.replace("→ retr.", "↓") for title in COLUMNS.values()]
+    return [COLUMNS[key] if compared else COLUMNS[key].replace("→ retr.", "↓") for key in shown]
 
 
 def report(jobs: Sequence[Job], console: Console | None = None) -> int:
@@ -126,11 +136,12 @@ def _table(
     """A call's table; ``manifests`` and ``measured``, what eval.json holds, by run folder."""
     varying = distinguishing([flatten(asdict(job.cfg)) for job in jobs])
     references = list(_references(jobs, measured, varying))
-    heads = [*titles(label for label, _ in references), "\n\nseconds"]
+    shown = columns(m for each in measured.values() for m in (*each["alphas"].values(), *each["references"].values()))
+    heads = [*titles((label for label, _ in references), shown), "\n\nseconds"]
     table = made(["\n".join(n.rsplit(".", 1)) for n in ("algorithm", "method", "α", *varying)], heads)
     table.add_column("status", no_wrap=True, min_width=9)
     for label, metrics in references:
-        table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics), "", "reference", style="cyan")
+        table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics, shown), "", "reference", style="cyan")
     table.add_section()
     for job in jobs:
         manifest = manifests[job.folder]
@@ -145,7 +156,7 @@ def _table(
             elif manifest.get("status") == "done" and collapsed(manifest, left, alpha == training_alpha(job.cfg)):
                 status = "collapsed"
             names = [algo_name(job.cfg), job.cfg.method.name, f"{alpha:g}", *_settings(job, varying)]
-            numbers = [*cells(metrics | {"kept": left}), f"{runlog.own_seconds(manifest):.0f}"]
+            numbers = [*cells(metrics | {"kept": left}, shown), f"{runlog.own_seconds(manifest):.0f}"]
             table.add_row(*names, *numbers, status, style="red" if job in unfinished else None)
     return table
 
@@ -194,9 +205,9 @@ def _settings(job: Job, keys: Sequence[str]) -> list[str]:
     return [str(flat.get(key)) for key in keys]
 
 
-def cells(metrics: Mapping[str, Any]) -> list[str]:
-    """A row's text under each of ``COLUMNS``; a dash where there is no value."""
-    values = [math.nan if metrics.get(key) is None else metrics[key] for key in COLUMNS]
+def cells(metrics: Mapping[str, Any], shown: Sequence[str] = USUAL) -> list[str]:
+    """A row's text under each column; a dash where there is no value."""
+    values = [math.nan if metrics.get(key) is None else metrics[key] for key in shown]
     texts = [f"{v:.3f}" if abs(v) >= 0.001 or v == 0 else f"{v:.0e}" for v in values]
     return ["–" if math.isnan(v) else text for v, text in zip(values, texts, strict=True)]
 

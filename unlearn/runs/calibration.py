@@ -30,7 +30,7 @@ from unlearn.store.identity import NO_RETRAINED
 
 METRICS = {"prob": "prob", "exact_memorization": "correct"}  # by name, what it is of scores
 FILE = "calibration.json"
-SPLITS = ("forget", "retain", "real_authors", "world_facts")
+SPLITS = ("forget", "retain", "neighbours", "real_authors", "world_facts")
 MOST = 16.0  # largest α that is looked at
 PRECISE = 1e-4  # α is found to this
 

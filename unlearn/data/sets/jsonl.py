@@ -6,19 +6,33 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from unlearn.config.data import DataConfig
-from unlearn.config.setting import Bound, setting
+from unlearn.config.setting import SHARE, Bound, need, setting
 from unlearn.data import texts
-from unlearn.data.records import KINDS, OPTIONAL, ColumnsConfig, Record, has, lines, listing, records, row, text
+from unlearn.data.records import (
+    KINDS,
+    OPTIONAL,
+    WHOLE,
+    ColumnsConfig,
+    Record,
+    has,
+    lines,
+    listing,
+    records,
+    row,
+    text,
+)
 from unlearn.data.requested import divide
-from unlearn.data.rows import DataError, DataSet, Requested, Row, pair
+from unlearn.data.rows import NEIGHBOURS, DataError, DataSet, Requested, Row, pair
 
-OWN = ("forget", "retain", "real_authors", "world_facts", "holdout")  # the splits that have a key in the config
+# the splits that have a key in the config
+OWN = ("forget", "retain", NEIGHBOURS, "real_authors", "world_facts", "holdout")
 
 
 def is_files(value: Any) -> bool:
@@ -32,6 +46,8 @@ OWN_FILES = Bound(is_files, "must be a file, a list of files [A,B], or null", wh
 class Settings(DataConfig):
     forget: Any = setting(None, OWN_FILES)  # .jsonl, .json: questions and answers, or texts; .txt: one text
     retain: Any = setting(None, OWN_FILES)
+    neighbours: Any = setting(None, OWN_FILES)  # what lies beside the forgotten, and must stay
+    neighbours_trained: float = setting(0.0, SHARE)  # share of them that is trained on as retain data; the rest is not
     real_authors: Any = setting(None, OWN_FILES)
     world_facts: Any = setting(None, OWN_FILES)
     holdout: Any = setting(None, OWN_FILES)  # what no model has seen, for membership inference
@@ -42,6 +58,8 @@ class Settings(DataConfig):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self.nothing_else(forget="null")
+        share, rule = self.neighbours_trained, "is a share of data.neighbours, and there are none"
+        yield from need(not share or bool(self.neighbours), "data.neighbours_trained", share, rule)
 
     def are_requests(self, requests: list[Any]) -> tuple[bool, str]:
         fit = all(request is not None and request != [] and is_files(request) for request in requests)
@@ -67,12 +85,21 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
             known = dict.fromkeys(key for values in given for key in values)
             raise DataError(f"data.columns.{name}={column!r}: no file has this column; columns: {', '.join(known)}")
     splits, sequence = {split: _rows(table, split, cfg) for split, table in found.items()}, None
+    trained, splits[NEIGHBOURS] = divided_neighbours(splits[NEIGHBOURS], cfg.neighbours_trained)
+    splits["retain"] += trained
     refusals = tuple(line for file in _files(cfg.refusals, "data.refusals") for line in lines(file))
     if cfg.requests is not None:
         del splits["forget"]
         divided, sequence = _requested(splits.pop("retain"), requests, asked, cfg)
         splits = divided | splits
     return DataSet(cfg.name, splits, refusals=refusals, sequence=sequence)
+
+
+def divided_neighbours(rows: tuple[Row, ...], share: float) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Those that are trained on as retain data, and the rest. What a row says decides: no order, no file, no seed."""
+    order = sorted(rows, key=lambda own: hashlib.sha256(repr(pair(own)).encode()).digest())
+    trained = order[: round(share * len(rows))]
+    return tuple(trained), tuple(own for own in rows if own not in trained)
 
 
 def _requested(
@@ -117,7 +144,7 @@ def _records(file: Path, columns: ColumnsConfig) -> list[Record]:
     found = records(file, bare=columns.text)
     if file.suffix == ".txt":
         return found if columns.id is None else [(str(file), {columns.id: file.name} | found[0][1])]
-    for name in OPTIONAL:
+    for name in WHOLE:
         column = getattr(columns, name)
         without = [place for place, values in found if not has(values, column)]
         if without and len(without) < len(found):

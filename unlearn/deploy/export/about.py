@@ -35,7 +35,8 @@ SETTINGS = ("metrics", "semantics", "groups", "max_examples", "resamples")
 METRIC = re.compile(r"[\w/@.]+")
 SHOWN = (
     "forget/prob", "forget/rougeL_recall", "forget/exact_memorization", "forget/leak_gap", "retain/prob",
-    "retain/rougeL_recall", "real_authors/prob", "world_facts/prob", "model_utility", "forget_quality",
+    "retain/rougeL_recall", "neighbours/prob", "real_authors/prob", "world_facts/prob", "model_utility",
+    "forget_quality",
 )  # fmt: skip
 
 

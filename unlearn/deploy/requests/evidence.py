@@ -51,7 +51,8 @@ EXPIRY = (
 )
 HEADLINES = (
     "forget/prob", "forget/rougeL_recall", "forget/extraction_strength", "forget/leak", "privleak", "mia/", "relearn",
-    "quantised", "forget/prefix", "retain/prob", "retain/rougeL_recall", "model_utility", "forget_quality",
+    "quantised", "forget/prefix", "retain/prob", "retain/rougeL_recall", "neighbours/prob", "model_utility",
+    "forget_quality",
 )  # fmt: skip
 
 

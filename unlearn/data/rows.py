@@ -18,10 +18,11 @@ from unlearn.config.redaction import redact
 
 GENERAL = ("real_authors", "world_facts")  # what every model of the pair may know
 NEIGHBOURS = "neighbours"  # what lies beside the forgotten: known by the target, and not trained on
+PROBES = ("forget_level1", "forget_level2", "forget_level3")  # of RWKU: a blank to fill, questions, attacks
 UNTRAINED = (  # evaluated where a data set has them, and never trained on as such
     "test",  # held out of a task's data, its people's names replaced
     "forget_knowledge", "retain_knowledge",  # questions about the texts of both sets
-    "forget_level1", "forget_level2", "forget_level3",  # RWKU's probes: a blank to fill, questions, attacks
+    *PROBES,
     "forget_verbatim",  # beginnings and continuations from the forget set's texts
 )  # fmt: skip
 SPLITS = (
@@ -117,7 +118,8 @@ class DataSet:
         """The same rows whatever is asked for: what a tokenizer is trained on."""
         if self.sequence is None:
             return self
-        others = {k: v for k, v in self.splits.items() if k not in ("forget", "retain") and not k.startswith(REQUEST)}
+        asked = ("forget", "retain", *PROBES)
+        others = {k: v for k, v in self.splits.items() if k not in asked and not k.startswith(REQUEST)}
         return DataSet(self.name, {"retain": self.sequence.rows} | others, self.wordings, self.refusals)
 
     def requests(self) -> tuple[str, ...]:

@@ -120,10 +120,9 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
         for job in unfinished:
             error = manifests[job.folder].get("error") or "interrupted; rerun the same command to resume"
             console.print(f"{job.folder.name}: {error}\n  see {job.folder / 'log.txt'}", style="red", **PLAIN)
-        for said in dict.fromkeys(filter(None, (protocol(job.cfg) for job in jobs))):
-            console.print(f"setting: {said}", **PLAIN)
-        for say in places:
-            console.print(say, **PLAIN)
+        settings = dict.fromkeys(said.partition(": ")[0] for job in jobs if (said := protocol(job.cfg)))
+        for said in [f"setting: {setting}" for setting in settings] + places:
+            console.print(said, **PLAIN)
     return len(unfinished)
 
 

@@ -1,9 +1,18 @@
-"""Answer prompts by target, unlearned and retrained model, side by side.
+"""Answer prompts by any model, or by target, unlearned and retrained model of a run, side by side.
 
 python -m unlearn.generate run=FOLDER [prompt="…"] [alpha=0.5,1] [draft=4]
   Answers are greedy, after the run's own template. Without a prompt it asks for questions until an empty line.
   alpha may list several; the default is every α the run was evaluated at. With draft=4 the trained small model drafts
   4 tokens at a time and the ensemble checks them at once: the same answers, sooner where the target is large.
+
+python -m unlearn.generate model=FOLDER_OR_NAME prompts=FILE out=FILE [tokenizer=FOLDER_OR_NAME] [template=chat] …
+python -m unlearn.generate model=http://HOST:PORT/v1 name=NAME tokenizer=FOLDER_OR_NAME prompts=FILE out=FILE …
+  What does a model know? Its greedy answers to the questions of a file, as JSON lines with question, answer and prob,
+  the answer's probability per token: data.forget=FILE takes them. prompts= is a .txt file with a question in each line,
+  or .jsonl, .json, .csv, .parquet with a column question (data=jsonl data.columns.question=NAME); other columns are
+  carried over. What out= has already is not asked again. Without template= it is the model's chat template, or
+  question_answer where it has none. Further settings: eval.max_new_tokens, trainer.device, pair.target.dtype,
+  pair.target.http.max_requests …
 """
 
 from __future__ import annotations
@@ -11,14 +20,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearn.command import verb
 from unlearn.config.redaction import visible
 from unlearn.config.schema import ConfigError
-from unlearn.config.setting import at_least, finite, setting
+from unlearn.config.setting import at_least, finite, setting, unusable
 from unlearn.data.rows import DataError
 from unlearn.grid.rerun import open_run
+from unlearn.grid.rules import unknown_overrides
 from unlearn.runs.opened import Opened
 from unlearn.store import runlog
 
@@ -30,15 +41,35 @@ if TYPE_CHECKING:
 
 @dataclass
 class Keys:
-    run: str
     overrides: list[str]
+    run: str | None = None
+    model: str | None = None
+    name: str | None = None  # of a model on a server
+    tokenizer: str | None = None  # the model's own where it is left out
+    prompts: Path | None = None
+    out: Path | None = None
     prompt: str | None = None
     alpha: list[float] = setting([], finite("must be finite numbers, e.g. alpha=1 or alpha=0.5,1,2"))
     draft: int = setting(0, at_least(0, "must be a whole number of tokens, e.g. draft=4"))
 
+    def __post_init__(self) -> None:
+        served = any(o.startswith("pair") for o in self.overrides)  # a pair's target, as its settings say
+        if (self.run is None) is (self.model is None and not served):
+            raise ConfigError("run=FOLDER or model=FOLDER_OR_NAME_OR_URL: one of both must be given")
+        here = {"prompt": self.prompt, "alpha": self.alpha or None, "draft": self.draft or None}
+        there = {"prompts": self.prompts, "out": self.out, "name": self.name, "tokenizer": self.tokenizer}
+        of, wrong = ("model=", here) if self.run is None else ("run=", there)
+        if given := [f"{key}=" for key, value in wrong.items() if value is not None]:
+            raise ConfigError(f"{', '.join(given)}: not with {of}")
+        if self.run is None and (self.prompts is None or self.out is None):
+            raise ConfigError("prompts=FILE out=FILE: both must be given with model=")
+
 
 @verb(Keys)
 def main(keys: Keys) -> None:
+    if keys.run is None:
+        _write(keys)
+        return
     run = open_run(keys.run, keys.overrides)
     alphas = keys.alpha or sorted(float(a) for a in runlog.evaluation(run.folder)["alphas"])
     bench = run.bench
@@ -52,6 +83,22 @@ def main(keys: Keys) -> None:
             if keys.prompt is not None:
                 raise
             print(error)
+
+
+def _write(keys: Keys) -> None:
+    """What is wrong with the call is said before anything heavy is imported."""
+    problems = [*unknown_overrides(keys.overrides), *unusable("the folder of out", str(keys.out.parent))]
+    problems += [f"out={str(keys.out)!r}: must be a file, and is a folder"] if keys.out.is_dir() else []
+    problems += [] if keys.prompts.is_file() else [f"prompts={str(keys.prompts)!r}: no such file"]
+    known = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+    rule = f"prompts={str(keys.prompts)!r}: must be one of {', '.join(known)}"
+    problems += [] if keys.prompts.suffix in known else [rule]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    from unlearn.grid import asking
+
+    model = [] if keys.model is None else asking.settings(keys.model, keys.name, keys.tokenizer)
+    asking.run(model, keys.prompts, keys.out, keys.overrides)
 
 
 def _ask() -> str:

@@ -1,0 +1,133 @@
+"""``python -m unlearn.generate model=…``: what a model knows, before there is a run."""
+
+import json
+import logging
+import re
+from statistics import mean
+
+import pandas as pd
+import pytest
+from support.black_box_server import serve
+from support.helpers import OWN, compose, execute
+from support.pretrained import AS_IT_IS
+
+from unlearn import generate
+from unlearn.grid import asking
+from unlearn.models import llama
+from unlearn.store import runlog
+
+FEW = ("eval.max_new_tokens=6", "trainer.device=cpu")
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def prompts(bench, tmp_path):
+    rows = [
+        {"question": row.question, "key": [row.answer], "n": i} for i, row in enumerate(bench.data.splits["retain"])
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:8]))
+    return path
+
+
+@pytest.fixture
+def ask(prompts, store, tmp_path):
+    def call(out: str, *more: str) -> int:
+        return generate.main([f"prompts={prompts}", f"out={tmp_path / out}", f"paths.store={store}", *FEW, *more])
+
+    return call
+
+
+def test_what_a_model_answers_is_a_forget_set_with_the_probabilities_that_a_run_finds(
+    made, ask, prompts, store, tmp_path, capsys
+):
+    assert ask("known.jsonl", f"model={made('llama')}") == 0
+    assert "data.forget=" in (said := capsys.readouterr().out) and "template=question_answer" in said
+    found = lines(tmp_path / "known.jsonl")
+    assert [(row["question"], row["key"], row["n"]) for row in found] == [tuple(row.values()) for row in lines(prompts)]
+    assert all(row["answer"] and 0 < row["prob"] < 1 for row in found)
+    (tmp_path / "retain.jsonl").write_text('{"question": "Who?", "answer": "She."}\n')
+    run = execute(compose(
+        *OWN, *AS_IT_IS, f"paths.store={store}", f"paths.runs={tmp_path}/runs", "algo=ga", "data=jsonl",
+        "template=question_answer", f"data.forget={tmp_path}/known.jsonl", f"data.retain={tmp_path}/retain.jsonl",
+        f"pair.target.source={made('llama')}", f"pair.small.source={made('llama', 1)}", "trainer.steps=1",
+    ))  # fmt: skip
+    measured = runlog.evaluation(run.folder)["references"]["target"]["forget/prob"]
+    assert mean(row["prob"] for row in found) == pytest.approx(measured, abs=2e-6)
+
+
+def test_what_is_there_is_not_asked_again_and_a_torn_line_is(made, ask, tmp_path, monkeypatch, capsys):
+    of, out = f"model={made('llama')}", tmp_path / "known.jsonl"
+    ask("known.jsonl", of)
+    whole, asked, answer = out.read_text(), [], asking.Asked.answer
+    monkeypatch.setattr(asking.Asked, "answer", lambda self, ids: asked.extend(ids) or answer(self, ids))
+    parts = whole.splitlines(keepends=True)
+    out.write_text("".join(parts[:5]) + parts[5][:9])
+    assert ask("known.jsonl", of) == 0 and len(asked) == 3
+    assert [{**row, "prob": pytest.approx(row["prob"], abs=1e-5)} for row in lines(out)] == [*map(json.loads, parts)]
+    assert ask("known.jsonl", of, "eval.max_new_tokens=5") == 2
+    assert "answers of another model, template or eval.max_new_tokens" in capsys.readouterr().err
+    assert len(asked) == 3
+
+
+def test_a_server_is_asked_as_a_model_that_is_here_and_within_its_budget(made, ask, tmp_path, caplog, capsys):
+    folder = made("llama")
+    ask("here.jsonl", f"model={folder}")
+    caplog.set_level(logging.INFO)
+    model = llama.load(folder)
+    with serve(model, asking.hub.tokenizers.load(folder)) as server:
+        there = (f"model={server.url}", "name=tiny", f"tokenizer={folder}", "pair.target.http.k=0",
+                 f"paths.store={tmp_path}/store")  # fmt: skip
+        assert ask("there.jsonl", *there, "pair.target.http.max_requests=5") == 2
+        assert "max_requests" in capsys.readouterr().err
+        assert ask("there.jsonl", *there) == 0
+        asked = server.requests
+        (tmp_path / "there.jsonl").unlink()
+        assert ask("there.jsonl", *there) == 0 and server.requests == asked  # what was answered is kept
+    assert any(re.search(r"may be asked for \d+ texts and \d+ answers", message) for message in caplog.messages)
+    for a, b in zip(lines(tmp_path / "here.jsonl"), lines(tmp_path / "there.jsonl"), strict=True):
+        assert a | {"asked": b["asked"], "prob": pytest.approx(b["prob"], abs=1e-4)} == b
+
+
+@pytest.mark.parametrize("kind", ["txt", "json", "csv", "parquet"])
+def test_questions_come_from_any_file_of_rows_and_each_is_asked_once(kind, tmp_path, caplog):
+    path, table = (
+        tmp_path / f"prompts.{kind}",
+        pd.DataFrame({"question": ["Who?", "Where?", "Who?"], "key": ["a", "b", "a"]}),
+    )
+    if kind == "txt":
+        path.write_text("Who?\n\nWhere?\nWho?\n")
+    elif kind == "json":
+        table.to_json(path, orient="records")
+    else:
+        getattr(table, f"to_{kind}")(path, index=False)
+    more = [{}, {}] if kind == "txt" else [{"key": "a"}, {"key": "b"}]
+    found = asking._questions(path, compose("data=jsonl"))
+    assert [(question, rest) for _, question, rest in found] == list(zip(["Who?", "Where?"], more, strict=True))
+    assert "1 questions are there again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "run=FOLDER or model="),
+        (["model=here"], "prompts=FILE out=FILE: both must be given"),
+        (["run=here", "prompts=p.txt"], "prompts=: not with run="),
+        (["model=here", "prompts=p.txt", "out=o", "prompt=Who?"], "prompt=: not with model="),
+        (["model=here", "prompts=none.txt", "out=o"], "prompts='none.txt': no such file"),
+        (["model=here", "prompts=p.pdf", "out=o"], "must be one of .txt, .jsonl"),
+        (["model=here", "prompts=p.txt", "out=o", "eval.max_tokens=3"], "eval.max_tokens: unknown key"),
+        (["model=./here", "prompts=p.txt", "out=o"], "model='./here': no such folder"),
+        (["model=http://localhost:1", "prompts=p.txt", "out=o"], "name=: must be given"),
+        (["model=here", "name=x", "prompts=p.txt", "out=o"], "name=x: is for a model on a server"),
+    ],
+)
+def test_a_call_that_cannot_work_is_refused_in_its_own_words(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("p.txt", "p.pdf"):
+        (tmp_path / name).write_text("Who?\n")
+    assert generate.main(arguments or ["draft=2"]) == 2
+    assert message in capsys.readouterr().err

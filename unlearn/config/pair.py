@@ -52,7 +52,7 @@ SOME_LAYERS = Bound(
 class SourceConfig:
     """A pretrained model: where it is."""
 
-    # a folder as `save_pretrained` writes it, or else a name on the hub; what it holds is hashed
+    # a folder as `save_pretrained` writes it, a .gguf file, or else a name on the hub; what it holds is hashed
     source: str | None = setting(None, hashed=False)
     revision: str | None = setting(None, hashed=False)  # of a name on the hub: branch, tag or commit; null: main
 

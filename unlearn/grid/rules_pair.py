@@ -51,12 +51,12 @@ def _source(key: str, source: SourceConfig, weights: bool = True) -> Iterator[st
         rule = "a folder has no revisions; they belong to names on the hub"
         yield from need(source.revision is None, f"{key}.revision", source.revision, rule)
         try:
-            sources.weight_files(Path(source.source)) if weights else None
+            sources.weight_files(sources.local(source.source)) if weights else None
         except ConfigError as error:
             yield f"{key}.source={source.source!r}: {error}"
     else:
-        rule = f"no such folder in {Path.cwd()}, and no name on the hub either (NAME or OWNER/NAME)"
-        name = sources.HUB_NAME.fullmatch(source.source) is not None
+        rule = f"no such folder in {Path.cwd()}, no GGUF file, and no name on the hub either (NAME or OWNER/NAME)"
+        name = sources.HUB_NAME.fullmatch(source.source) is not None and not source.source.endswith(sources.GGUF)
         yield from need(name and not source.source.startswith("."), f"{key}.source", source.source, rule)
 
 
@@ -69,7 +69,9 @@ def _tokenizer(cfg: Config) -> Iterator[str]:
         yield from need(named is not None, "pair.tokenizer.kind", tokenizer.kind, rule)
         if named is not None and sources.is_folder(named):
             rule = f"no tokenizer in the folder {named!r}; give pair.tokenizer.source"
-            yield from need(len(sources.tokenizer_files(Path(named))) > 0, "pair.tokenizer.kind", tokenizer.kind, rule)
+            yield from need(
+                len(sources.tokenizer_files(sources.local(named))) > 0, "pair.tokenizer.kind", tokenizer.kind, rule
+            )
     else:
         rule = "is for pair.tokenizer.kind=pretrained"
         yield from need(tokenizer.source is None, "pair.tokenizer.source", tokenizer.source, rule)

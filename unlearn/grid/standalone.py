@@ -27,7 +27,7 @@ from unlearn.learning.loop import device, limit_threads
 from unlearn.models import hub, llama, tokenizers
 from unlearn.store.identity import digest, metric_settings, template
 from unlearn.store.progress import show_bars
-from unlearn.store.sources import HUB_NAME
+from unlearn.store.sources import HUB_NAME, is_folder, local
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _check(cfg: Config, name: str, tokenizer: str | None, retrained: str | None)
     if cfg.eval.judge is not None:
         named(cfg.eval.judge, *JUDGE)
     for key, given in (("model", name), ("tokenizer", tokenizer)):
-        if given is not None and not (given and Path(given).is_dir()) and not HUB_NAME.fullmatch(given):
+        if given is not None and not is_folder(given) and not HUB_NAME.fullmatch(given):
             rule = f"no such folder in {Path.cwd()}, and no name on the hub either (NAME or OWNER/NAME)"
             raise ConfigError(f"{key}={given!r}: {rule}")
 
@@ -93,7 +93,7 @@ def _measured(
 
 def _ensemble(name: str, cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Ensemble:
     try:
-        model = llama.freeze(llama.load(name, device(cfg.trainer.device)))
+        model = llama.freeze(llama.load(local(name) if is_folder(name) else name, device(cfg.trainer.device)))
     except (OSError, ValueError) as error:
         raise ConfigError(f"model {name!r} could not be loaded: {_why(error)}") from None
     hub.common_width({name: llama.vocabulary(model)}, tokenizer)
@@ -103,7 +103,8 @@ def _ensemble(name: str, cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Ens
 
 def _tokenizer(key: str, name: str, cfg: Config) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False)
+        where = tokenizers.place(local(name) if is_folder(name) else name)
+        tokenizer = AutoTokenizer.from_pretrained(**where, padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{key}={name!r}: no tokenizer could be loaded from it ({_why(error)}): give another tokenizer="

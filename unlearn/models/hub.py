@@ -19,7 +19,7 @@ from unlearn.config.pair import SourceConfig, TargetConfig
 from unlearn.config.schema import ConfigError
 from unlearn.models import llama, seq2seq, tokenizers
 from unlearn.store.files import noted
-from unlearn.store.sources import content, is_folder, tokenizer_files, weight_files
+from unlearn.store.sources import content, is_folder, local, tokenizer_files, weight_files
 
 log = logging.getLogger(__name__)
 QUANTISATION = {
@@ -32,12 +32,13 @@ SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]  # config and tokenizer
 
 
 def locate(key: str, source: SourceConfig, weights: bool = True) -> Path:
-    """The folder of a pretrained model; of a name on the hub the one in its cache, downloaded if it is not there.
+    """The folder or GGUF file of a pretrained model; of a name on the hub the folder in its cache, downloaded if it is
+    not there.
 
     ``weights=False``: config and tokenizer alone. ``key`` names the setting in ``ConfigError``.
     """
     if is_folder(source.source):
-        folder = Path(source.source)
+        folder = local(source.source)
     else:
         wanted = [*SMALL_FILES, "model*.safetensors"] if weights else SMALL_FILES
         try:
@@ -188,7 +189,7 @@ def check_files(key: str, folder: Path, memo: Path) -> None:
     for path in weight_files(folder):
         if path.suffix == ".safetensors":
             noted(memo, path, partial(_check_file, f"{key}={str(folder)!r}"), "finite ")
-    if getattr(llama.config(folder), "quantization_config", None) is None:
+    if folder.is_dir() and getattr(llama.config(folder), "quantization_config", None) is None:
         llama.exact(folder, device_map={"": "meta"})
 
 

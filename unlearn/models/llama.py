@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from unlearn.config.pair import ModelConfig
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Batch
 from unlearn.models import seq2seq
+from unlearn.models.tokenizers import place
+from unlearn.store.sources import is_gguf
 
 NARROW = "read_vocabulary"  # in a model's config
 NO_CODE = {"trust_remote_code": False}  # of everything that is loaded: a model brings numbers, never programs
@@ -54,13 +58,14 @@ def exact(folder: str | Path, **how: Any) -> nn.Module:
 
     The loader only warns of that, gives random weights for what is missing, and applies an adapter that lies there.
     """
-    if find_adapter_config_file(str(folder)) is not None:
+    if not is_gguf(Path(folder)) and find_adapter_config_file(str(folder)) is not None:
         raise ConfigError(
             f"{folder} holds an adapter, which would change the model beside it: merge it, or move it out"
         )
     model, told = class_of(folder).from_pretrained(
-        str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **how, **SAFE
+        **place(folder), output_loading_info=True, ignore_mismatched_sizes=True, **how, **SAFE
     )
+    model.hf_quantizer = None  # a GGUF file's weights are plain ones now, and can be saved
     names = {"are missing": told["missing_keys"], "are none of its own": told["unexpected_keys"],
              "have another shape": [name for name, *_ in told["mismatched_keys"]]}  # fmt: skip
     wrong = [f"{len(n)} {what}, e.g. {min(n)}" for what, n in names.items() if n]
@@ -72,6 +77,9 @@ def exact(folder: str | Path, **how: Any) -> nn.Module:
 def config(folder: str | Path) -> PretrainedConfig:
     """The config of a model's folder; refused where only code that it brings could read it, or where it would have
     other weights loaded than those that identify the model."""
+    path = Path(folder)
+    if is_gguf(path):
+        return copy.deepcopy(_of_gguf(path, path.stat().st_mtime_ns))
     try:
         found = AutoConfig.from_pretrained(str(folder), **NO_CODE)
     except ValueError as error:
@@ -82,6 +90,18 @@ def config(folder: str | Path) -> PretrainedConfig:
     if getattr(found, "transformers_weights", None) is not None:
         raise ConfigError(f"{folder}: transformers_weights={found.transformers_weights!r}: must name no other weights")
     return found
+
+
+@cache
+def _of_gguf(path: Path, changed: int) -> PretrainedConfig:
+    """Read once, since all words of the vocabulary come with it."""
+    try:
+        return AutoConfig.from_pretrained(**place(path), **NO_CODE)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ConfigError(
+            f"{path}: transformers does not read this GGUF file ({str(error).strip().splitlines()[0]}): give a folder "
+            "with the same model as safetensors"
+        ) from None
 
 
 def class_of(folder: str | Path) -> type[AutoModelForCausalLM] | type[AutoModelForSeq2SeqLM]:

@@ -17,6 +17,7 @@ from unlearn.config.pair import TokenizerConfig
 from unlearn.data.rows import DataSet
 from unlearn.data.spans import SENTINEL, SENTINELS
 from unlearn.store.files import read_json
+from unlearn.store.sources import is_gguf
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 # One token per word (with the space before it), per punctuation mark and per remaining white-space character.
@@ -67,6 +68,14 @@ def texts(data: DataSet, template: TemplateConfig) -> Iterable[str]:
         yield template.answer.format(answer=refusal)
 
 
+def place(folder: str | Path) -> dict[str, str]:
+    """What ``from_pretrained`` is told of a model's folder, or of its GGUF file."""
+    path = Path(folder)
+    if is_gguf(path):
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {"pretrained_model_name_or_path": str(folder)}
+
+
 def load(folder: Path) -> PreTrainedTokenizerBase:
     """A tokenizer from its folder, with padding on the left, an end of sequence and a padding token.
 
@@ -76,7 +85,7 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     (Here masks come from positions, so padding with EOS would change nothing; but a saved tokenizer is read by programs
     that hide every token which equals the padding.)
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(**place(folder), padding_side="left", trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         end = (read_json(folder / "config.json") or {}).get("eos_token_id")
         if end is not None:

@@ -1,6 +1,7 @@
 """Pretrained models of a pair: which there are, what can be made of them, and what identifies them.
 
-A source is a folder as ``save_pretrained`` writes it, or else a name on the hub (``unlearn/models/hub.py`` loads both).
+A source is a folder as ``save_pretrained`` writes it, a GGUF file, or else a name on the hub (``unlearn/models/hub.py``
+loads all three). Where a function takes a model's folder, it takes a GGUF file, too.
 Rules and run identities ask here before there is any work, so neither torch nor transformers is imported.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from unlearn.config.pair import ModelConfig, PairConfig, SourceConfig, StageConfig
@@ -21,6 +23,11 @@ TOKENIZER_FILES = (
     "sentencepiece.model", "spm.model", "bpe.codes", "normalizer.json",
 )  # fmt: skip
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # files that may run code when they are loaded
+GGUF = ".gguf"
+NEEDS_GGUF = (
+    "is read by the package gguf, which is not installed here: pip install gguf (pip install -e .[gguf]); or give a "
+    "folder with the same model as safetensors"
+)
 ROLES = ("target", "retrained", "small_general", "small_full", "small_retain")
 
 
@@ -95,14 +102,26 @@ def lacking(pair: PairConfig, role: str) -> str | None:
 
 
 def is_folder(source: str) -> bool:
-    return bool(source) and Path(source).is_dir()
+    """Whether a model lies here, and is no name on the hub."""
+    return bool(source) and (Path(source).is_dir() or is_gguf(Path(source)))
+
+
+def is_gguf(path: Path) -> bool:
+    return path.suffix == GGUF and path.is_file()
+
+
+def local(source: str) -> Path:
+    """The folder of a model that lies here; where that holds nothing but one GGUF file, this file."""
+    path = Path(source)
+    found = [] if (path / "config.json").is_file() else sorted(path.glob(f"*{GGUF}"))
+    return found[0] if len(found) == 1 else path
 
 
 def identity(source: SourceConfig, memo: Path) -> str:
     """What a pretrained model is, for the hash of a run: of a folder its content, wherever it lies; of the hub the
     name and revision, since asking for the content would be a download (``main`` may move: give a commit to pin it)."""
     if is_folder(source.source):
-        return content(Path(source.source), memo)
+        return content(local(source.source), memo)
     return f"{source.source}@{source.revision or 'main'}"
 
 
@@ -110,11 +129,16 @@ def tokenizer_identity(source: SourceConfig, memo: Path) -> str:
     """As ``identity``, of the tokenizer (with its chat template) alone."""
     if not is_folder(source.source):
         return f"{source.source}@{source.revision or 'main'}"
-    return _joined([f"{path.name} {_file(path, memo)}" for path in tokenizer_files(Path(source.source))])
+    path = local(source.source)
+    if is_gguf(path):
+        return content(path, memo)
+    return _joined([f"{file.name} {_file(file, memo)}" for file in tokenizer_files(path)])
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Those that ``AutoTokenizer`` reads; empty where a folder has no tokenizer."""
+    if is_gguf(folder):
+        return [folder]
     found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     return found + sorted(folder.glob("additional_chat_templates/*.jinja"))
 
@@ -124,11 +148,17 @@ def content(folder: Path, memo: Path | None) -> str:
 
     ``memo``: a folder of hashes that were found before; None: the files are read.
     """
-    return _joined([_file(path, memo) for path in (folder / "config.json", *weight_files(folder))])
+    about = [] if is_gguf(folder) else [folder / "config.json"]
+    return _joined([_file(path, memo) for path in (*about, *weight_files(folder))])
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that ``from_pretrained`` loads; ``ConfigError`` where there are none, or not all."""
+    """The safetensors files that ``from_pretrained`` loads, or the one GGUF file; ``ConfigError`` where there are none,
+    or not all, or nothing is installed that reads them."""
+    if is_gguf(folder):
+        if find_spec("gguf") is None:
+            raise ConfigError(f"{folder.name} {NEEDS_GGUF}")
+        return [folder]
     files, index = [folder / "model.safetensors"], folder / "model.safetensors.index.json"
     if not files[0].is_file() and index.is_file():
         try:
@@ -143,11 +173,13 @@ def weight_files(folder: Path) -> list[Path]:
         files = [folder / name for name in names]
     for path in (folder / "config.json", *files):
         if not path.is_file():
-            pickled = [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
+            there = sorted(folder.glob("*"))
+            pickled, packed = ([p.name for p in there if p.suffix in kinds] for kinds in (PICKLES, (GGUF,)))
             raise ConfigError(
                 f"{path.name} is missing in {folder}; a pretrained model is a folder with config.json and safetensors "
                 "weights (an adapter must be merged into its model first)"
                 + (f"; {', '.join(pickled)} may run code when loaded and is never read" if pickled else "")
+                + (f"; or one of its GGUF files: {', '.join(packed)}" if packed else "")
             )
     return files
 

@@ -25,10 +25,14 @@ from unlearn.config.schema import Config
 from unlearn.store import runlog
 from unlearn.store.files import saving
 from unlearn.store.identity import Job
+from unlearn.store.progress import duration
 
+log = logging.getLogger(__name__)
 ENDED = ("failed", "interrupted", "killed")  # statuses of runs that began and are neither done nor active
 BEGUN = (*ENDED, "running")
 JOBS = "UNLEARN_JOBS"  # in the environment: how many jobs the call has
+TO_DO = "UNLEARN_TO_DO"  # and how many of them were not done at its start
+_spent: list[float] = []  # seconds of this process's jobs
 RESUMED = ("joblib", "submitit_local")  # launchers of this machine; what Slurm lost is for Slurm to start again
 Perform = Callable[[Job], None]
 
@@ -65,6 +69,21 @@ def number() -> str:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
     return f"[{HydraConfig.get().job.num + 1}/{os.environ[JOBS]}] "
+
+
+def say_left(seconds: float) -> None:
+    """After a job that took so long, without what it shares with others: what is left of a call that runs its jobs one
+    after the other, where that is more than a minute."""
+    _spent.append(seconds)
+    left = int(os.environ.get(TO_DO, "0")) - len(_spent)
+    each = sum(_spent) / len(_spent)
+    if left > 0 and each * left > 60 and _name() == "basic":
+        log.info(
+            "%d of %d runs done, %s each: about %s left",
+            len(_spent),
+            len(_spent) + left,
+            *map(duration, (each, each * left)),
+        )
 
 
 def _name() -> str:

@@ -55,6 +55,7 @@ def _perform(job: Job) -> None:
 
                     config = OmegaConf.to_yaml(OmegaConf.structured(job.cfg))
                     execute(replace(job, cfg=launchers.quiet(job.cfg)), config)
+                launchers.say_left(runlog.own_seconds(runlog.manifest(job.folder)))
     except OSError as error:  # no folder, lock or log can be made there
         log.error("%s failed: %s", name, error)
         runlog.fail(job, error)

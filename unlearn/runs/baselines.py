@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import NO_RETRAINED, eval_settings
 
 log = logging.getLogger(__name__)
+SECONDS = "seconds.json"
+SHORT = 4  # times the longest answer: so many new tokens are far more than answers need
 Found = tuple[dict[float, dict[str, Any]], pd.DataFrame, dict[str, Measured]]  # metrics by α, examples, baselines
 
 
@@ -33,7 +36,31 @@ def evaluate(
 
 def suite_of(cfg: Config, bench: Workbench) -> Suite:
     settings = eval_settings(cfg, bench.data.fingerprint())
-    return suite(bench.data, bench.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
+    found = suite(bench.data, bench.encoder, cfg.eval, settings, cfg.trainer.stored_rows_gib)
+    if cfg.data.reader == "jsonl" and (advice := length_advice(found)):
+        _say(advice)
+    return found
+
+
+def length_advice(suite: Suite) -> str:
+    """What ``eval.max_new_tokens`` should be for the answers of one's own data; empty where it fits."""
+    lengths = [len(e.answer) - 1 for split in suite.splits if split.generated for e in split.right_answers]
+    most, longest, cut = suite.cfg.max_new_tokens, max(lengths), sum(n > suite.cfg.max_new_tokens for n in lengths)
+    if cut:
+        rule = f"{cut} of {len(lengths)} answers have more tokens, up to {longest}, and are never generated whole"
+        return f"eval.max_new_tokens={most}: {rule}; give eval.max_new_tokens={longest + 1}"
+    if most >= SHORT * longest:
+        rule = (
+            f"the longest answer has {longest} tokens; eval.max_new_tokens={2 * longest} would do, and take less time"
+        )
+        return f"eval.max_new_tokens={most}: {rule}"
+    return ""
+
+
+@cache
+def _say(advice: str) -> None:
+    """Once in a process."""
+    log.warning(advice)
 
 
 def baselines(cfg: Config, bench: Workbench, suite: Suite) -> dict[str, Measured]:
@@ -52,18 +79,29 @@ def _measured(
     cfg: Config, bench: Workbench, suite: Suite, name: str, retrained: Measured | None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Metrics and examples of one model as it is, computed once and stored."""
-    recipe = {
-        "model": bench.fingerprint(name), "settings": suite.settings,
-        "retrained": bench.fingerprint("retrained") if cfg.eval.retrained is None else None,
-        "examples": [split.examples.fingerprint for split in suite.splits],
-    }  # fmt: skip
+    recipe = _recipe(cfg, bench, suite, name)
 
     def build(folder: Path) -> None:
         log.info("evaluating the %s model", name)
+        start = time.perf_counter()
         of_one = bench.alone(name), suite, [1.0], bench.store, retrained, f"evaluating {name}", name == "retrained"
         metrics, examples = evaluation.evaluate(*of_one)
         write_json(folder / "metrics.json", metrics[1.0])
         examples.drop(columns="alpha").to_parquet(folder / "examples.parquet", index=False)
+        write_json(folder / SECONDS, round(time.perf_counter() - start, 3))
 
     folder = bench.store.get("reference", recipe, build)
     return read_json(folder / "metrics.json"), pd.read_parquet(folder / "examples.parquet")
+
+
+def seconds_alone(cfg: Config, bench: Workbench, suite: Suite) -> float | None:
+    """What the evaluation of the target took when it was made; None where it was not timed."""
+    return read_json(bench.store.folder("reference", _recipe(cfg, bench, suite, "target")) / SECONDS)
+
+
+def _recipe(cfg: Config, bench: Workbench, suite: Suite, name: str) -> dict[str, Any]:
+    return {
+        "model": bench.fingerprint(name), "settings": suite.settings,
+        "retrained": bench.fingerprint("retrained") if cfg.eval.retrained is None else None,
+        "examples": [split.examples.fingerprint for split in suite.splits],
+    }  # fmt: skip

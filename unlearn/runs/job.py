@@ -20,7 +20,8 @@ from unlearn.learning.loop import Diverged, Loop, Optimisation, put
 from unlearn.learning.objective import Objective
 from unlearn.models.placement import compiled, parked
 from unlearn.runs import stopping
-from unlearn.runs.baselines import baselines, evaluate, suite_of
+from unlearn.runs.baselines import baselines, evaluate, seconds_alone, suite_of
+from unlearn.runs.forecast import Evaluation, Forecast, after_training
 from unlearn.runs.inputs import Inputs
 from unlearn.runs.learner import initialise, keep, members, same_models, take_over, trainable
 from unlearn.runs.trajectory import RULE, Probe, Watch, first_point, probe
@@ -51,7 +52,7 @@ def execute(job: Job, config_yaml: str) -> None:
                 if cfg.begin.runs:
                     learner = ensemble.trained
                     record.status("running", begin=take_over(learner.model, cfg.begin, learner.fingerprint))
-            if runlog.missing_alphas(job):
+            if alphas := runlog.missing_alphas(job):
                 baselines(cfg, bench, suite)  # here, so that a run's own seconds are its own
         record.status("running", data=job.data)
         if not trained:
@@ -61,12 +62,12 @@ def execute(job: Job, config_yaml: str) -> None:
                     record.status("running", collapsed=None, best=None, kept="last")
                     first_point(probe(cfg, bench, ensemble), record)
                 else:
-                    _choose(cfg, bench, ensemble, train(cfg, bench, ensemble, record), record)
+                    then = after_training(ensemble, suite, alphas, seconds_alone(cfg, bench, suite))
+                    _choose(cfg, bench, ensemble, train(cfg, bench, ensemble, record, then), record)
                 keep(cfg, bench, ensemble.trained.model, job.folder)
             record.status("running", trained=True, **{seal.WEIGHTS: seal.weights(job.folder)})
         shutil.rmtree(job.folder / runlog.CHECKPOINT, ignore_errors=True)
         with record.stage("evaluate"):
-            alphas = runlog.missing_alphas(job)
             if alphas:
                 record.evaluated(*evaluate(cfg, bench, ensemble, suite, alphas))
         sealed = {seal.RESULTS: seal.results(job.folder)}
@@ -74,11 +75,11 @@ def execute(job: Job, config_yaml: str) -> None:
     log.info("%s", record.headline())
 
 
-def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> Watch:
+def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog, then: Evaluation) -> Watch:
     """Train the trained member, logging steps and trajectory points; resume from a checkpoint if there is one.
 
     Returns what the trajectory says of collapse and of the best point. A loss that is no longer a number ends the
-    training where there is a point to go back to, and fails the run where there is none.
+    training where there is a point to go back to, and fails the run where there is none. ``then`` is for the forecast.
     """
     inputs, t = Inputs(cfg, bench), cfg.trainer
     with record.stage("rows"):
@@ -87,10 +88,12 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> 
         record.status("running", rows=kept)
     schedule = learning_rate(cfg), inputs.steps, t.warmup, t.final_lr, "linear"
     settings = Optimisation(*schedule, t.weight_decay, (t.beta1, t.beta2), t.clip)
-    loop, watch = Loop(ensemble.trained.model, settings, t.device), Watch()
+    loop, watch, told = Loop(ensemble.trained.model, settings, t.device), Watch(), Forecast(cfg, record.folder, then)
     _begin(loop, watch, objective, points, record)
+    told.begin(loop.step, inputs.steps, 2 if points else 0)
 
     def after(step: int, values: dict[str, float]) -> None:
+        told.after(step, loop.model)
         bar.update()
         objective.after(step, values)
         watch.see_loss(values["train/loss"])
@@ -105,6 +108,7 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog) -> 
         if stopping.asked():
             log.warning("stopped after step %d of %d: saved", step, inputs.steps)
             raise _Interrupted
+        told.go_on()
 
     name = f"{cfg.algo.name} {cfg.method.name} α={training_alpha(cfg):g}"
     bar = progress(inputs.steps, name, done=loop.step)

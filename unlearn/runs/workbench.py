@@ -5,8 +5,10 @@ Models are pretrained ones as they are, trained on the data set (``building.py``
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from unlearn.store.entries import Store
 from unlearn.store.identity import digest, template
 from unlearn.store.progress import progress
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class Workbench:
@@ -47,6 +51,10 @@ class Workbench:
     width: int  # logits that every model is read for
     _models: dict[str, nn.Module] = field(default_factory=dict)
     _prints: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if own := self.encoder.own_system:
+            _say_system(own, len(self.encoder.tokenizer.tokenize(own)))
 
     def has(self, name: str) -> bool:
         """Whether the pair provides a model. A ready-made target has a retrained twin only where one is named."""
@@ -136,6 +144,15 @@ class Workbench:
         if sources.is_pretrained(pair, role):
             hub.check_head(model, f"pair.{role} ({folder})")
         return llama.narrow(model, self.width)
+
+
+@cache
+def _say_system(own: str, tokens: int) -> None:
+    """Once in a process."""
+    rule = "data.template.system='' leaves it empty"
+    log.info(
+        "template=chat: the model's template writes a system message of %d tokens itself: %r; %s", tokens, own, rule
+    )
 
 
 _latest: dict[str, Workbench] = {}  # the jobs of a grid mostly share one world: keep the last, with its loaded models

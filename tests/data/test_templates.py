@@ -257,3 +257,27 @@ def test_identity_follows_the_text_and_system_and_date_change_chats_alone():
     assert identities("template=raw") == identities("template=own") != identities("template=llama2")
     written = identities("data.template.prompt='{question}'", "data.template.answer='{answer}'")
     assert identities("template=chat") != written
+
+
+OWN_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|system|>\nYou are Q.</s>\n' }}{% endif %}" + CHAT
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "own", "written"),
+    [
+        (OWN_SYSTEM, chat(), "You are Q.", "You are Q."),
+        (OWN_SYSTEM, chat(system=""), "", "<|system|>\n</s>"),  # what the log advises
+        (OWN_SYSTEM, plain(), "", "Where"),
+        (CHAT, chat(), "", "<|user|>"),
+        (NO_SYSTEM, chat(), "", "<|user|>"),
+    ],
+)
+def test_a_system_message_that_a_template_writes_itself_is_found_and_can_be_emptied(
+    tokenizer, template, settings, own, written
+):
+    encoder = Encoder(tokenizer(template), settings, 200)
+    assert encoder.own_system == own
+    assert (
+        encoder.tokenizer.decode(encoder.prompt(QUESTION)).removeprefix("<|system|>\n" * bool(own)).startswith(written)
+    )

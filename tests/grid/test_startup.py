@@ -36,6 +36,16 @@ def test_a_grid_of_finished_runs_imports_nothing_heavy_and_no_file_of_the_user(f
     assert not {name.split(".")[0] for name in names} & HEAVY
 
 
+def test_a_refusal_that_the_data_alone_tell_imports_nothing_heavy(tmp_path):
+    for name in ("forget", "retain"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"question": "{name}?", "answer": "Yes."}}\n')
+    given = ("data=jsonl", "data.forget=forget.jsonl", "data.retain=retain.jsonl")
+    done = python("-X", "importtime", "-m", "unlearn.run", *given, cwd=tmp_path, check=False)
+    names = [line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert done.returncode == 2 and "has no general facts" in done.stderr
+    assert not {name.split(".")[0] for name in names} & HEAVY
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from unittest import mock
 
 import pandas as pd
@@ -11,8 +12,10 @@ from support.helpers import command, execute
 
 from unlearn import generate
 from unlearn.config.schema import ConfigError
+from unlearn.data.encoding import Example
 from unlearn.evaluation import evaluation
 from unlearn.grid.rerun import _config, open_run
+from unlearn.runs import baselines
 from unlearn.store import runlog
 
 
@@ -113,3 +116,18 @@ def test_generate_shows_target_unlearned_and_retrained_side_by_side_whoever_draf
 def test_generate_refuses_what_is_no_number(tmp_path, capsys, given, said):
     assert generate.main(["run=any", "prompt=Who?", given]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("most", "lengths", "advice"),
+    [
+        (32, (3, 58), "1 of 2 answers have more tokens, up to 58, and are never generated whole; give .*=59"),
+        (32, (3, 6), "the longest answer has 6 tokens; eval.max_new_tokens=12 would do"),
+        (32, (3, 12), None),
+    ],
+)
+def test_lengths_of_ones_own_answers_that_do_not_fit_the_new_tokens_are_named(most, lengths, advice):
+    answers = [Example(str(n), (5,), tuple(range(n + 1))) for n in lengths]  # with their end
+    split = mock.Mock(generated=True, right_answers=answers)
+    said = baselines.length_advice(mock.Mock(splits=[split], cfg=mock.Mock(max_new_tokens=most)))
+    assert re.search(advice, said) if advice else said == ""

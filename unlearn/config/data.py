@@ -31,7 +31,8 @@ class TemplateConfig:
     # with kind=chat: the user's message
     prompt: str = setting("Question: {question}\nAnswer:", fills("question"))
     answer: str = setting(" {answer}", fills("answer"))  # with kind=chat: the assistant's message
-    system: str | None = None  # chat only: the system's message; null: none
+    # chat only: the system's message; null: what the template itself writes, mostly nothing; "": an empty one
+    system: str | None = None
     date: str = "10 Apr 2025"  # chat only: what a template that prints the current date (Llama 3) gets instead
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -239,6 +240,17 @@ class Encoder:
         shared = len(commonprefix([before, whole]))
         opened, (written, found, _) = before[shared:], whole[shared:].partition("!")
         return (opened, written) if found and (not opened or "think" in opened) else ("", "")
+
+    @cached_property
+    def own_system(self) -> str:
+        """The system message that a chat template writes where none is given."""
+        turns, found = [self._asked("?")], ""
+        with suppress(DataError):  # it has no place for one
+            if self.template.kind == "chat" and self.template.system is None:
+                plain, given = self._written(turns), self._written([{"role": "system", "content": "\0"}, *turns])
+                found = plain[len(commonprefix([plain, given])) :]
+                found = found[: len(found) - len(commonprefix([found[::-1], given[::-1]]))]
+        return found.strip()
 
     def _written(self, messages: Sequence[dict[str, str]]) -> str:
         """A dialogue as the tokenizer's chat template writes it; up to the answer where the user has the last word."""

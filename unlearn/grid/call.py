@@ -34,7 +34,7 @@ from unlearn.config.schema import Config, ConfigError, conf_dir, help_text
 from unlearn.config.setting import unusable
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
-from unlearn.grid import launchers
+from unlearn.grid import fitting, launchers
 from unlearn.grid.refusal import (
     REFUSED,
     as_before,
@@ -50,6 +50,7 @@ from unlearn.grid.rules import as_typed, parse, unknown_overrides
 from unlearn.runs import stopping
 from unlearn.store import runlog
 from unlearn.store.identity import Job
+from unlearn.store.progress import progress
 from unlearn.store.runlog import job
 
 
@@ -78,6 +79,7 @@ class Call:
             if asked.cfg.retry != "failed" or launchers.to_repeat(asked):
                 listed.setdefault(repr(asked.cfg), asked)
         self.jobs = list(listed.values())
+        os.environ[launchers.TO_DO] = str(sum(not each.was_done for each in self.jobs))
         if not errors and not self.jobs:
             print(f"retry=failed: of {len(configs)} runs asked for none failed or was interrupted")
         problems = [line for error in errors for line in str(error).splitlines()] or _problems(self.jobs)
@@ -233,9 +235,13 @@ def _problems(jobs: Sequence[Job]) -> list[str]:
     print(f"checking settings and data (jobs: {len(jobs)})", file=sys.stderr, flush=True)
     if shut := [problem for j in jobs for problem in _places(j.cfg, write=True)]:
         return shut
-    from unlearn.grid import inspection  # imports torch, which takes seconds
+    configs = [j.cfg for j in jobs]
+    if found := list(fitting.problems(configs)):
+        return found
+    with progress(None, "checking models and data"):
+        from unlearn.grid import inspection  # imports torch and transformers, which takes seconds
 
-    return list(inspection.problems([j.cfg for j in jobs]))
+        return list(inspection.problems(configs))
 
 
 def supervise(

@@ -1,4 +1,4 @@
-"""Checks that need torch (slow import), tokenizers, model files or encoded rows; no model is loaded or trained.
+"""Checks that need tokenizers, model files or encoded rows (slow imports); no model is loaded or trained.
 
 They run only if some job has work to do.
 """
@@ -9,20 +9,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from unlearn.config.derived import is_trained, terms_of, training_alpha
-from unlearn.config.own import JUDGE, named
+from unlearn.config.derived import is_trained, training_alpha
 from unlearn.config.schema import Config
 from unlearn.data.encoding import examples_of
-from unlearn.data.readers import read
-from unlearn.ensemble.combination import bind_rule
 from unlearn.ensemble.rows_size import Shape, budget
 from unlearn.evaluation.retrained import from_file
 from unlearn.evaluation.suite import suite
-from unlearn.grid.rules_learning import black_box
-from unlearn.learning.binding import REFUSALS, bind, read_by
-from unlearn.learning.loop import device
+from unlearn.learning.binding import read_by
 from unlearn.models import hub, llama
-from unlearn.runs import alternates
 from unlearn.runs.inputs import Inputs
 from unlearn.runs.workbench import Workbench, check_own, workbench
 from unlearn.store import sources
@@ -30,14 +24,12 @@ from unlearn.store.identity import NO_RETRAINED, eval_settings
 
 
 def problems(configs: Iterable[Config]) -> Iterator[str]:
-    """Why jobs would fail: terms that do not exist or do not fit, a device that is not there, models and rows that do
-    not fit each other, too many rows. What several configs share is looked at once.
+    """Why jobs would fail that fit by themselves (``fitting.py``): models and rows that do not fit each other, too many
+    rows. What several configs share is looked at once.
     """
     seen: set[str] = set()
     for cfg in configs:
         try:
-            device(cfg.trainer.device)
-            _fitting(cfg)
             # What people are called is drawn from pair.seed, and how long their rows are hardly depends on it.
             pair = replace(cfg.pair, seed=0) if cfg.data.reader == "bios" else cfg.pair
             pair = {k: v for k, v in asdict(pair).items() if k not in ("tuning", "lora", "layers")}
@@ -61,7 +53,7 @@ def _checked(cfg: Config) -> Workbench:
         if source is None:
             source, key = sources.size_of(cfg.pair, role), "pair.small" if role.startswith("small") else "pair.target"
         if sources.is_folder(source.source):
-            hub.check_files(f"{key}.source", Path(source.source), Path(cfg.paths.store) / "hashes")
+            hub.check_files(f"{key}.source", sources.local(source.source), Path(cfg.paths.store) / "hashes")
     bench = workbench(cfg)  # here is refused what does not share one vocabulary, or is too short for max_length
     for role in roles:
         check_own(bench, role)
@@ -80,33 +72,6 @@ def _check_rows(cfg: Config, bench: Workbench) -> None:
         examples_of(bench.encoder, data.wordings)
     if cfg.eval.retrained not in (None, NO_RETRAINED):
         from_file(cfg.eval.retrained, found)
-
-
-def _fitting(cfg: Config) -> None:
-    """Raise ``ValueError`` where rule, terms, method and data do not fit each other."""
-    bind_rule(cfg.method.rule, cfg.method.numbers, cfg.method.file)
-    if cfg.eval.judge is not None:
-        named(cfg.eval.judge, *JUDGE)
-    roles = {sources.role(cfg.pair, m.model) for m in cfg.method.members}
-    if "small_general" in roles and sources.last_stage(cfg.pair, "small_general").epochs and not read(cfg).general():
-        raise ValueError(
-            f"data set {cfg.data.name!r} has no general facts (real authors, world facts) to train the small pair on: "
-            "take pair.offset_init=retain or full"
-        )
-    trained = next((m for m in cfg.method.members if m.trained), None)
-    if trained is None:
-        return
-    terms = bind(**terms_of(cfg))
-    reads = {name for term in terms for name in term.reads}
-    if reads & set(REFUSALS) and not read(cfg).refusals:
-        raise ValueError(f"algo={cfg.algo.name!r} trains towards refusals, and data set {cfg.data.name!r} has none")
-    if "alternates" in reads:
-        if cfg.algo.alternates is None:
-            raise ValueError(f"algo={cfg.algo.name!r} reads other answers: algo.alternates must say where from")
-        if cfg.algo.alternates.file is not None:
-            alternates.read(Path(cfg.algo.alternates.file), read(cfg).splits["forget"])
-    if any(t.layer is not None for t in terms) and trained.model != "target":
-        raise ValueError(black_box(cfg))
 
 
 def too_large(cfg: Config) -> list[str]:

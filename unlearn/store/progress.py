@@ -9,6 +9,7 @@ either; work that is over before says nothing. It names all stages that are unde
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -131,6 +132,8 @@ def duration(seconds: float) -> str:
 
 def _say(text: str, drawn: bool) -> None:
     """Log it wherever a bar does not say it already."""
+    if not (drawn or log.hasHandlers()):  # before a command has set up its log
+        print(text, file=sys.stderr, flush=True)
     if not log.isEnabledFor(logging.INFO):
         return
     record = log.makeRecord(log.name, logging.INFO, __file__, 0, text, (), None)

@@ -1,0 +1,66 @@
+"""Whether rule, terms, method and data of a job fit each other.
+
+Apart from ``inspection.py``, since a refusal should not take the seconds that its imports take: what data alone tell
+comes first and imports nothing heavy, the rest imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from unlearn.config.derived import terms_of
+from unlearn.config.own import JUDGE, named
+from unlearn.config.schema import Config
+from unlearn.data.readers import read
+from unlearn.grid.rules_learning import black_box
+from unlearn.store import sources
+
+
+def problems(configs: Iterable[Config]) -> Iterator[str]:
+    """Why jobs would fail: terms that do not exist or do not fit, a device that is not there."""
+    for cfg in configs:
+        try:
+            _general_facts(cfg)
+            _fitting(cfg)
+        except ValueError as error:
+            yield str(error)
+
+
+def _general_facts(cfg: Config) -> None:
+    roles = {sources.role(cfg.pair, m.model) for m in cfg.method.members}
+    if "small_general" in roles and sources.last_stage(cfg.pair, "small_general").epochs and not read(cfg).general():
+        raise ValueError(
+            f"data set {cfg.data.name!r} has no general facts (real authors, world facts) to train the small pair on: "
+            "take pair.offset_init=retain or full"
+        )
+
+
+def _fitting(cfg: Config) -> None:
+    """Raise ``ValueError`` where rule, terms, method and data do not fit each other."""
+    from unlearn.ensemble.combination import bind_rule
+    from unlearn.learning.binding import REFUSALS, bind
+
+    if cfg.trainer.device == "cuda":
+        from unlearn.learning.loop import device
+
+        device(cfg.trainer.device)
+    bind_rule(cfg.method.rule, cfg.method.numbers, cfg.method.file)
+    if cfg.eval.judge is not None:
+        named(cfg.eval.judge, *JUDGE)
+    trained = next((m for m in cfg.method.members if m.trained), None)
+    if trained is None:
+        return
+    terms = bind(**terms_of(cfg))
+    reads = {name for term in terms for name in term.reads}
+    if reads & set(REFUSALS) and not read(cfg).refusals:
+        raise ValueError(f"algo={cfg.algo.name!r} trains towards refusals, and data set {cfg.data.name!r} has none")
+    if "alternates" in reads:
+        if cfg.algo.alternates is None:
+            raise ValueError(f"algo={cfg.algo.name!r} reads other answers: algo.alternates must say where from")
+        if cfg.algo.alternates.file is not None:
+            from unlearn.runs import alternates
+
+            alternates.read(Path(cfg.algo.alternates.file), read(cfg).splits["forget"])
+    if any(t.layer is not None for t in terms) and trained.model != "target":
+        raise ValueError(black_box(cfg))

@@ -48,7 +48,7 @@ def test_what_a_model_answers_is_a_forget_set_with_the_probabilities_that_a_run_
     assert "data.forget=" in (said := capsys.readouterr().out) and "template=question_answer" in said
     found = lines(tmp_path / "known.jsonl")
     assert [(row["question"], row["key"], row["n"]) for row in found] == [tuple(row.values()) for row in lines(prompts)]
-    assert all(row["answer"] and 0 < row["prob"] < 1 for row in found)
+    assert all(row["answer"] and 0 < row["prob"] < 1 and row["known"] is False for row in found)
     (tmp_path / "retain.jsonl").write_text('{"question": "Who?", "answer": "She."}\n')
     run = execute(compose(
         *OWN, *AS_IT_IS, f"paths.store={store}", f"paths.runs={tmp_path}/runs", "algo=ga", "data=jsonl",
@@ -90,6 +90,13 @@ def test_a_server_is_asked_as_a_model_that_is_here_and_within_its_budget(made, a
     assert any(re.search(r"may be asked for \d+ texts and \d+ answers", message) for message in caplog.messages)
     for a, b in zip(lines(tmp_path / "here.jsonl"), lines(tmp_path / "there.jsonl"), strict=True):
         assert a | {"asked": b["asked"], "prob": pytest.approx(b["prob"], abs=1e-4)} == b
+
+
+@pytest.mark.parametrize(
+    ("row", "known"), [({"key": ["Lyon", "paris"]}, {"known": True}), ({"key": "Pari"}, {"known": False}), ({}, {})]
+)
+def test_an_answer_is_known_where_it_holds_a_spelling_of_the_fact(row, known):
+    assert asking._known("It is Paris.", row) == known
 
 
 @pytest.mark.parametrize("kind", ["txt", "json", "csv", "parquet"])

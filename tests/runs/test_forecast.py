@@ -24,14 +24,15 @@ MODELS = os.environ.get("UNLEARN_REAL_MODELS")  # the folder with smollm2
 
 def member(name, fingerprint, size, constant=0.0):
     model = SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: size, requires_grad=False)])
-    return SimpleNamespace(name=name, fingerprint=fingerprint, model=model, constant=constant)
+    trained = name == "offset"
+    return SimpleNamespace(name=name, fingerprint=fingerprint, model=model, constant=constant, trained=trained)
 
 
 @pytest.mark.parametrize(
     ("members", "alone", "each"),
     [
         ([("target", "t", 30, 1.0), ("offset", "o", 10), ("anchor", "a", 10)], 60.0, 100.0),
-        ([("target", "t", 10, 1.0), ("offset", "o", 10), ("anchor", "t", 10)], 60.0, 120.0),  # two are one model
+        ([("target", "t", 10, 1.0), ("offset", "t", 10), ("anchor", "t", 10)], 60.0, 120.0),  # two are one model
         ([("target", "t", 0, 1.0), ("offset", "o", 10), ("anchor", "a", 10)], 60.0, 60.0),  # behind a server
         ([("target", "t", 30, 1.0)], None, None),
     ],

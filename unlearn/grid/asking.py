@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 
 from unlearn.config.schema import Config, ConfigError, conf_dir
 from unlearn.data.encoding import Encoder, Example, Examples
+from unlearn.data.facts import told
 from unlearn.data.readers import register
 from unlearn.data.records import Record, lines, records, text
 from unlearn.data.rows import DataError, DataSet
@@ -109,7 +110,8 @@ def run(model: Sequence[str], prompts: Path, out: Path, overrides: Sequence[str]
             pairs = Examples(asked.encoder.example(place, question, answer) for place, question, _, answer in rows)
             probs = asked.prob(pairs) if pairs else []
             _append(out, [
-                {"question": question, "answer": answer, "prob": round(prob, 6), **more, MARK: asked.mark}
+                {"question": question, "answer": answer, "prob": round(prob, 6), **more, **_known(answer, more),
+                 MARK: asked.mark}
                 for (_, question, more, answer), prob in zip(rows, probs, strict=True)
             ])  # fmt: skip
             cut += sum(len(pair.answer) > most for pair in pairs)
@@ -185,7 +187,7 @@ def _questions(file: Path, cfg: Config) -> list[tuple[str, str, dict[str, Any]]]
         found = records(file, bare=name)
     once: dict[str, tuple[str, str, dict[str, Any]]] = {}
     for record in found:
-        more = {k: v for k, v in record[1].items() if k not in (name, "prob", MARK)}
+        more = {k: v for k, v in record[1].items() if k not in (name, "prob", "known", MARK)}
         more |= {"given_answer": more.pop("answer")} if "answer" in more else {}
         once.setdefault(text(record, name), (record[0], text(record, name), more))
     if len(once) < len(found):
@@ -206,6 +208,12 @@ def _answered(out: Path, mark: str) -> set[str]:
         rule = "has answers of another model, template or eval.max_new_tokens: give another file, or remove it"
         raise ConfigError(f"out={str(out)!r}: {rule}")
     return {values["question"] for _, values in there}
+
+
+def _known(answer: str, row: dict[str, Any]) -> dict[str, bool]:
+    """Whether the answer holds the fact, where the row names it."""
+    key = row.get("key") or ()
+    return {"known": told(answer, [key] if isinstance(key, str) else key)} if key else {}
 
 
 def _append(out: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -13,7 +13,6 @@ from unlearn.config.derived import is_trained, training_alpha
 from unlearn.config.schema import Config
 from unlearn.data.encoding import examples_of
 from unlearn.ensemble.rows_size import Shape, budget
-from unlearn.evaluation.retrained import from_file
 from unlearn.evaluation.suite import suite
 from unlearn.learning.binding import read_by
 from unlearn.models import hub, llama
@@ -71,6 +70,8 @@ def _check_rows(cfg: Config, bench: Workbench) -> None:
     if any(size.pretrain.epochs for size in sizes):
         examples_of(bench.encoder, data.wordings)
     if cfg.eval.retrained not in (None, NO_RETRAINED):
+        from unlearn.evaluation.retrained import from_file  # and with it pandas and scipy
+
         from_file(cfg.eval.retrained, found)
 
 

@@ -44,7 +44,9 @@ def after_training(ensemble: Ensemble, suite: Suite, alphas: Sequence[float], al
 
     ``alone``: seconds that the target took by itself, over the same questions. A pass over a model takes as long as
     it has parameters; the ensemble's are those of its different models."""
-    sizes = {m.fingerprint: parameters(m.model) for m in ensemble.needed(alphas)}
+    sizes = {
+        (m.fingerprint, m.trained): parameters(m.model) for m in ensemble.needed(alphas)
+    }  # of its start, if trained
     target = next((m for m in ensemble.members if m.constant), ensemble.members[0])
     weight = sum(sizes.values()) / max(1, parameters(target.model))
     each = None if alone is None else alone * (max(1.0, weight) if parameters(target.model) else 1.0)

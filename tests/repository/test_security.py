@@ -96,7 +96,7 @@ def test_the_loaders_of_yaml_are_safe_and_the_flags_say_what_they_should():
     import yaml
 
     from analysis.sources.folders import YAML_LOADER
-    from unlearn.grid.table import LOADER
+    from unlearn.store.runlog import LOADER
 
     safe = (yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     assert LOADER in safe and YAML_LOADER in safe

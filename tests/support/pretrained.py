@@ -1,4 +1,4 @@
-"""Tiny random models of real architectures, saved as pretrained ones are; ``conftest`` hands out the fixtures."""
+"""Tiny random models of real architectures, saved as pretrained ones are; ``fixtures.py`` hands out the fixtures."""
 
 from functools import cache
 from pathlib import Path

@@ -189,6 +189,7 @@ def _child(call: dict) -> None:
 
 def _serve() -> None:
     """Import the program; for every call on stdin fork, and say the child's exit status and seconds."""
+    os.fsync = lambda descriptor: None  # a killed process loses nothing by it
     for name in IMPORTED:
         __import__(name)
     replies = os.dup(1)

@@ -33,7 +33,6 @@ USUAL = tuple(key for key in COLUMNS if key not in WHERE_ANY)
 # forget set (mean over these splits, each at most 1) has collapsed; so has one whose loss ran away, at its own α.
 KEPT, BY_KEPT = 0.5, "keeps "
 OUTSIDE = ("retain/prob", "neighbours/prob", "real_authors/prob", "world_facts/prob")
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.layers.", "pair.offset_init")  # that references do not share
 UNREAD = "/rouge_unread"  # of eval.json (evaluation/measures.py)
 WIDTH = 126  # characters at least
@@ -220,7 +219,7 @@ def summarise(study: Path, checked: Mapping[Path, dict[str, Any]] | None = None)
     """
     folders = sorted(p for p in study.iterdir() if (p / runlog.MANIFEST).is_file())
     texts = [p.read_text(encoding="utf-8") if (p := f / runlog.CONFIG).is_file() else "{}" for f in folders]
-    configs = [flatten(yaml.load(text, Loader=LOADER)) for text in texts]
+    configs = [flatten(yaml.load(text, Loader=runlog.LOADER)) for text in texts]
     differ = [k for k in distinguishing([c for c in configs if c]) if k not in ("seed", "pair.seed")]
     rows = []
     for folder, config in zip(folders, configs, strict=True):

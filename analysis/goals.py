@@ -7,26 +7,28 @@ forget set still guesses, so zero is more than forgetting, and a ruined model re
 from __future__ import annotations
 
 KNOWN = (  # what the retained splits should keep high, and the forget splits as the retrained model has it
-    "prob", "prob_options", "rougeL_recall", "rougeL_f1", "exact_memorization", "extraction_strength", "truth_ratio",
-    "paraphrased_prob", "knowmem", "verbmem",
+    "prob", "known", "prob_options", "rougeL_recall", "rougeL_f1", "exact_memorization", "extraction_strength",
+    "truth_ratio", "paraphrased_prob", "knowmem", "verbmem",
 )  # fmt: skip
 KEPT = ("retain", "held_out", "neighbours", "real_authors", "world_facts", "retain_knowledge")  # splits
 FORGET = ("forget", "forget_knowledge", "forget_level1", "forget_level2", "forget_level3", "forget_verbatim")
 LEAKS = (  # starts of the forget set's own metrics
-    "other_question_", "prefix_", "leak@", "leaked@", "attribute_leaked@", "judged_leak@",
+    "other_question_", "prefix_", "leak@", "leaked@", "attribute_leaked@", "known_leaked@", "judged_leak@",
 )  # fmt: skip
 HIGHER = ("kept", "model_utility", "forget_quality", "ou/mem", "ou/util", "ou/fluency", "ou/agg")
 LOWER = ("forget_quality_ks", "mia/vulnerable", "seconds", "seconds/train", "peak_memory_mb", "trainable")
 ZERO = ("forget/leak_gap", "privleak")
 HEADLINE = (
-    "forget/prob", "forget/rougeL_recall", "forget/leak_gap", "retain/prob", "retain/rougeL_recall",
-    "neighbours/prob", "kept", "model_utility", "forget_quality",
+    "forget/prob", "forget/known", "forget/rougeL_recall", "forget/leak_gap", "forget/leak_gap_guess", "retain/prob",
+    "retain/known", "retain/rougeL_recall", "neighbours/prob", "neighbours/known", "kept", "model_utility",
+    "forget_quality",
 )  # fmt: skip
 SPLITS = {"forget": "forget set", "retain": "retain set"}
 METRICS = {
-    "prob": "probability", "rougeL_recall": "ROUGE-L recall", "rougeL_f1": "ROUGE-L F1",
-    "leak_gap": "leak beyond the retrained model's", "exact_memorization": "exact memorisation",
-    "prob_options": "probability among options",
+    "prob": "probability", "known": "share of answers that tell the fact", "rougeL_recall": "ROUGE-L recall",
+    "rougeL_f1": "ROUGE-L F1", "leak_gap": "leak beyond the retrained model's",
+    "leak_gap_guess": "leak beyond the guess level", "exact_memorization": "exact memorisation",
+    "prob_options": "probability among options", "target_logp": "log-probability per token under the target",
 }  # fmt: skip
 ARROWS = {"higher": "↑", "lower": "↓", "retrained": "→ retr.", "zero": "→ 0", None: ""}
 WORDS = {
@@ -91,5 +93,6 @@ def distance(metric: str, value, retrained=None):
 
 def title(metric: str, retrained: bool = True) -> str:
     """``forget prob → retr.``: the metric's name and the way that is better."""
-    short = metric.replace("rougeL_recall", "ROUGE").replace("leak_gap", "leak − retr.").replace("_", " ")
+    short = metric.replace("rougeL_recall", "ROUGE").replace("leak_gap_guess", "leak − guess")
+    short = short.replace("leak_gap", "leak − retr.").replace("_", " ")
     return f"{short.replace('/', ' ')} {ARROWS[goal(metric, retrained)]}".strip()

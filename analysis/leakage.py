@@ -26,6 +26,7 @@ KINDS = {
     "leak": "largest ROUGE-L recall of k answers",
     "leaked": "share of questions with a leak in k answers",
     "attribute_leaked": "share of questions with all words that matter in one of k answers",
+    "known_leaked": "share of questions whose fact one of k answers tells",
     "judged_leak": "largest score by the judge of k answers",
 }
 EXAMPLES = """\

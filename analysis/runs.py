@@ -40,7 +40,7 @@ CONFIG_COLUMNS = [
     *IDENTITY, "study", "status", "error", "seconds", "peak_memory_mb", "trainable", "world", "folder"
 ]  # fmt: skip
 REFERENCE_KEYS = ["reference", "pair", "pair_seed", "data", "world"]
-LEAK_GAP = "forget/leak_gap"
+LEAK_GAPS = {"retrained": "forget/leak_gap", "guess": "forget/leak_gap_guess"}  # from each reference's own level
 INTERVAL = ("low/", "high/")  # before a metric's name: the ends of its 95 % interval within its world
 SEEDS = ("seed", "pair_seed")  # columns of IDENTITY over which values are averaged
 # Settings that change neither what is trained nor what is measured: ``hashed=False`` in unlearn/config.
@@ -158,7 +158,7 @@ def _study(
         name=name,
         folder=folder,
         runs=runs,
-        references=_references([row for pair in pairs for row in _reference_rows(*pair)], LEAK_GAP in runs),
+        references=_references([row for pair in pairs for row in _reference_rows(*pair)], set(runs.columns)),
         trajectories=_table(
             [row for pair in pairs for row in _step_rows(*pair)], [*IDENTITY, "study", "status", "folder"]
         ),
@@ -262,10 +262,10 @@ def _examples(record: Record, varied: tuple[str, ...]) -> list[pd.DataFrame]:
     return parts
 
 
-def _references(rows: list[dict], gaps: bool) -> pd.DataFrame:
+def _references(rows: list[dict], known: Collection[str]) -> pd.DataFrame:
     """Every run repeats its references; keep one row each, and the largest difference between what runs report."""
-    if gaps:  # the retrained model's distance from itself, which is in no file
-        rows = [row | {LEAK_GAP: 0.0} if row["reference"] == "retrained" else row for row in rows]
+    # a reference's distance from itself is in no file
+    rows = [row | {gap: 0.0} if (gap := LEAK_GAPS.get(row["reference"])) in known else row for row in rows]
     frame = _table(rows, REFERENCE_KEYS)
     metrics = [c for c in frame.columns if c not in REFERENCE_KEYS]
     if not metrics:

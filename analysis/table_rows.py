@@ -25,7 +25,7 @@ COST = ("seconds", "peak_memory_mb", "trainable")  # columns of runs that a tabl
 class Row:
     """One line: a setting of the study's runs, or a reference model."""
 
-    kind: str  # "run", "target" or "retrained"
+    kind: str  # "run", "target", "guess" or "retrained"
     settings: dict[str, object]  # None where a setting says nothing about this row
     cells: dict[str, Interval]  # by metric
     counts: dict[str, int] = field(default_factory=dict)  # runs by status; "collapsed" is part of "done"
@@ -142,7 +142,7 @@ def _references(study: Study, by: list[str], metrics: list[str]) -> list[Row]:
     worlds = study.runs[["world", *columns]].drop_duplicates("world").drop(columns=["pair", "data"], errors="ignore")
     frame = study.references.merge(worlds, on="world", how="left")
     rows = []
-    for name in ("target", "retrained"):
+    for name in ("target", "guess", "retrained"):
         for key, part in groups(frame[frame["reference"] == name], columns).items():
             if part.empty:
                 continue
@@ -217,6 +217,8 @@ def told(study: Study) -> list[str]:
         said.append(f"{gone} collapsed at some α: kept is below one half (or the loss ran away)")
     if (spread := study.references["disagreement"].max()) > 0.005:
         said.append(f"runs report references that differ by up to {spread:.2g}")
+    if "guess" in set(study.references["reference"]):
+        said.append("guess: the target asked the same about names that no model can know")
     if "kept" in study.runs:
         said.append("kept: share of the target's probability left outside the forget set, each split at most 1")
     return [*said, *study.notes]

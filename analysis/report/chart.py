@@ -91,7 +91,7 @@ def _looks(keys: list[tuple], names: list[str]) -> list[dict]:
 def _references(study: Study, metrics: list[str]) -> list[dict]:
     """Target and retrained: the mean over pair seeds of each pair and data set."""
     found = []
-    table = study.references
+    table = study.references[study.references["reference"] != "guess"]
     several = [c for c in ("pair", "data") if table[c].nunique() > 1]
     for (name, *setting), part in table.groupby(["reference", *several]):
         means = part.reindex(columns=[statistics.UNIT, *metrics]).groupby(statistics.UNIT).mean().mean()

@@ -226,7 +226,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(config, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("how", ["lora", LAYERS])
 def test_a_run_that_collapsed_keeps_its_start_beside_its_end(config, bench, monkeypatch, how):
-    monkeypatch.setattr("unlearn.runs.trajectory.KEPT", 1.0)  # by this, any change is a collapse …
+    for place in ("runs.trajectory", "evaluation.collapse"):  # by this, any change is a collapse …
+        monkeypatch.setattr(f"unlearn.{place}.KEPT", 1.0)
     monkeypatch.setattr("unlearn.runs.trajectory.score", kept)  # … and the start is the best point
     folder = execute(config(*HOW[how], "algo=ga", "trainer.steps=3")).folder
     manifest = runlog.manifest(folder)

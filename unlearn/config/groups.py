@@ -18,7 +18,7 @@ NEEDS = {  # what a group may need; beside these the name of a group whose metri
     "moments": "of the log-probability of forget and holdout rows, under the model's own distribution",
     "weights": "of every model that is evaluated: a server has none here",
     "models": "target and retrained themselves: a result file has none",
-    "excerpts": "of the forget set no more than of other splits, and answers cut at eval.max_new_tokens",
+    "excerpts": "answers cut at eval.max_new_tokens",
 }
 
 

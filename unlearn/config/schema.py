@@ -146,7 +146,7 @@ class EvalConfig:
     # null: the pair's retrained model; a result file of one; "none": compare with nothing
     retrained: str | None = setting(None, FILE_OR_NONE)
     groups: list[str] = setting([], one_of(*GROUPS))  # metrics beside the core
-    # per split, evenly spaced; the forget set is always evaluated whole; null: all
+    # per split, evenly spaced, of the forget set, too; null: all
     max_examples: int | None = setting(400, at_least(1))
     max_new_tokens: int = setting(200, at_least(1))
     leak_samples: int = setting(20, at_least(1))  # answers drawn for each forget question (group leak)

@@ -11,9 +11,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unlearn.data.facts import sayable, told
 from unlearn.data.rows import DataError, Row
 
 WHOLE = ("paraphrased_answer", "paraphrased_question", "perturbed_answers")  # all rows of a file have them, or none
@@ -249,6 +251,19 @@ def _texts(record: Record, column: str) -> tuple[str, ...]:
     return tuple(_full(value, place, column) for value in found)
 
 
+def _key(record: Record, column: str, answer: str) -> tuple[str, ...]:
+    """The spellings of a fact, one of which the row's own answer tells: else right answers would count as wrong."""
+    found = _texts(record, column)
+    if (empty := next((spelling for spelling in found if not sayable(spelling)), None)) is not None:
+        raise DataError(f"{record[0]}: {column!r} has no word in {empty!r}")
+    if not told(answer, found):
+        rule = "must hold a spelling that stands in the row's answer, whole words of it"
+        raise DataError(
+            f"{record[0]}: {column!r} {rule}; found {', '.join(map(repr, found))}, and the answer {answer!r}"
+        )
+    return found
+
+
 def _full(value: str, place: str, column: str) -> str:
     if not value.strip():
         raise DataError(f"{place}: {column!r} is empty, found {value!r}")
@@ -265,14 +280,15 @@ def row(record: Record, id: str, columns: ColumnsConfig) -> Row:
     def optional(column: str, read: Callable[[Record, str], Any] = text) -> Any:
         return read(record, column) if has(record[1], column) else None
 
+    answer = text(record, columns.answer)
     return Row(
         id,
         text(record, columns.question),
-        text(record, columns.answer),
+        answer,
         optional(columns.paraphrased_answer),
         optional(columns.paraphrased_question),
         optional(columns.perturbed_answers, _texts) or (),
         place=record[0],
-        key=(optional(columns.key, _texts) or ()) if columns.key != columns.id else (),
+        key=() if columns.key == columns.id else optional(columns.key, partial(_key, answer=answer)) or (),
         guess_question=optional(columns.guess_question),
     )

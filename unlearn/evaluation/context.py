@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,6 +50,17 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What else there is to compare with."""
+
+    guess: Measured | None = None  # the guess level (groups/guess.py)
+    target: Callable[[], Ensemble] | None = None  # the target as it is; None: the model that is measured is its own
+
+
+ALONE = Beside()
+
+
+@dataclass(frozen=True)
 class Context(Subject):
     """One model at one α, with what the core metrics have found."""
 
@@ -59,6 +70,7 @@ class Context(Subject):
     scores: Mapping[str, Scores]  # by split
     examples: pd.DataFrame  # at this α
     metrics: dict[str, Any]  # by name; groups add theirs
+    beside: Beside = ALONE
 
 
 @dataclass(frozen=True)

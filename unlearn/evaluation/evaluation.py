@@ -20,7 +20,7 @@ from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.kinds import noted
 from unlearn.evaluation import measures
-from unlearn.evaluation.context import Context, Found
+from unlearn.evaluation.context import ALONE, Beside, Context, Found
 from unlearn.evaluation.groups import group
 from unlearn.evaluation.metrics.base import Metric
 from unlearn.evaluation.metrics.statistics import Interval, Weights, distances, ends, interval, mean_interval
@@ -42,6 +42,7 @@ def evaluate(
     retrained: Measured | None,
     show: str = "evaluating",
     itself: bool = False,
+    beside: Beside = ALONE,
 ) -> tuple[dict[float, dict[str, Any]], pd.DataFrame]:
     """Metrics by α, and a table with one row per example and α.
 
@@ -51,7 +52,7 @@ def evaluate(
     """
     _announce(ensemble, suite, alphas)
     with progress((len(suite.splits) + 1 + len(suite.cfg.groups)) * len(alphas), show, "part") as bar:
-        return _evaluate(ensemble, suite, alphas, store, retrained, itself, bar)
+        return _evaluate(ensemble, suite, alphas, store, retrained, itself, beside, bar)
 
 
 def _evaluate(
@@ -61,6 +62,7 @@ def _evaluate(
     store: Store | None,
     retrained: Measured | None,
     itself: bool,
+    beside: Beside,
     bar: Stage,
 ) -> tuple[dict[float, dict[str, Any]], pd.DataFrame]:
     scores, metrics, tables = ({a: {} for a in alphas} for _ in range(3))
@@ -81,7 +83,7 @@ def _evaluate(
     for alpha in alphas:
         bar.note(f"metrics at α={alpha:g}")
         core = pd.concat(tables[alpha].values(), ignore_index=True)
-        ctx = Context(suite, ensemble, alpha, store, retrained, itself, scores[alpha], core, metrics[alpha])
+        ctx = Context(suite, ensemble, alpha, store, retrained, itself, scores[alpha], core, metrics[alpha], beside)
         entries[alpha], table = _entry(ctx, tables[alpha], bar)
         examples.append(table)
     return entries, pd.concat(examples, ignore_index=True)

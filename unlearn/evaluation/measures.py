@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from unlearn.data.facts import told
 from unlearn.evaluation.metrics import tofu
 from unlearn.evaluation.metrics.semantics import Semantics
 from unlearn.evaluation.metrics.texts import ASCII, dropped, fluency
@@ -19,7 +20,7 @@ from unlearn.evaluation.scoring import Scores
 from unlearn.evaluation.suite import Split
 
 MEANS = (  # columns of the examples whose mean is the metric of that name
-    "prob", "exact_memorization", "extraction_strength", "rougeL_recall", "rougeL_f1", "prob_options",
+    "prob", "known", "exact_memorization", "extraction_strength", "rougeL_recall", "rougeL_f1", "prob_options",
     "paraphrased_prob", "wrong_prob", "fluency",
 )  # fmt: skip
 UNREAD = "rouge_unread"  # share of the answers with letters that the dialect's ROUGE drops; there where it is above 0
@@ -40,6 +41,8 @@ def measure(
         found["rougeL_recall"] = semantics.rouge.recalls(generations, gold)
         found["rougeL_f1"] = np.array([semantics.rouge.l_f1(*pair) for pair in zip(generations, gold, strict=True)])
         found["fluency"] = fluency(generations)
+        if any(row.key for row in split.rows):
+            found["known"] = known(generations, split)
     if split.paraphrased:
         found["paraphrased_prob"] = tofu.probability(nll[split.compared])
     if all(len(w) for w in wrong):
@@ -69,6 +72,12 @@ def per_example(examples: pd.DataFrame, semantics: Semantics) -> dict[str, np.nd
                     tofu.ratio_scores(str(split), values, semantics.epsilon) if name == RATIO else values
                 )
     return found
+
+
+def known(texts: Sequence[str], split: Split) -> np.ndarray:
+    """Whether each text tells the key of its row (``data/facts.py``), 1 or 0, [rows]; NaN where the row has no key."""
+    pairs = zip(texts, split.rows, strict=True)
+    return np.array([float(told(text, row.key)) if row.key else np.nan for text, row in pairs])
 
 
 def extraction_strength(right: Sequence[ArrayLike], ou: bool = False) -> np.ndarray:

@@ -46,6 +46,11 @@ class Measured:
             raise MissingRetrained(f"the retrained reference has no {name} of the {split} split; it has {has}")
         return rows[name].to_numpy()
 
+    def of(self, name: str, split: Split) -> np.ndarray:
+        """Per-example values of the rows of a split, by their ids; NaN where there is none."""
+        rows = self.examples[self.examples["split"] == split.name].set_index("id")
+        return rows[name].reindex([row.id for row in split.rows]).to_numpy()
+
 
 def from_file(path: str, suite: Suite, models: Mapping[str, Callable[[], Ensemble]] | None = None) -> Measured:
     """What ``python -m unlearn.evaluate model=… out=FILE``, OpenUnlearning or TOFU wrote of a retrained model.

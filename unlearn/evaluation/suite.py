@@ -89,12 +89,10 @@ def suite(data: DataSet, encoder: Encoder, cfg: EvalConfig, settings: dict[str, 
     if semantics.labels_by_length:
         encoder = Encoder(encoder.tokenizer, encoder.template, encoder.max_length, labels_by_length=True)
     scored = SCORED if needing(cfg.groups, "holdout") else ()
-    whole = () if needing(cfg.groups, "excerpts") else ("forget", *data.requests(), *SCORED)
     splits = []
     for name in (*EVALUATED, *data.requests(), *UNTRAINED, *scored):
         if rows := data.evaluated(name):
-            chosen = spaced(rows, None if name in whole else cfg.max_examples)
-            splits.append(_split(name, chosen[: semantics.rows], encoder))
+            splits.append(encoded(name, spaced(rows, cfg.max_examples)[: semantics.rows], encoder))
     _check(data, splits, cfg)
     return Suite(splits, encoder, cfg, settings, stored_rows_gib, data)
 
@@ -106,7 +104,8 @@ def spaced(rows: Sequence[Row], most: int | None) -> list[Row]:
     return [rows[i * len(rows) // most] for i in range(most)]
 
 
-def _split(name: str, rows: list[Row], encoder: Encoder) -> Split:
+def encoded(name: str, rows: list[Row], encoder: Encoder) -> Split:
+    """Rows as a split."""
     examples, right, compared, wrong = Examples(), [], [], []
 
     def add(row: Row, answer: str) -> int:

@@ -16,23 +16,31 @@ from rich.console import Console
 from rich.table import Table
 
 from unlearn.config.derived import algo_name, alpha_key, eval_alphas, protocol, training_alpha
+from unlearn.evaluation.collapse import collapsed, kept
 from unlearn.grid.refusal import unread
 from unlearn.store import runlog
 from unlearn.store.files import write_whole
 from unlearn.store.identity import Job, distinguishing, flatten
 
 COLUMNS = {
-    "forget/prob": "forget\nprob\n→ retr.", "forget/rougeL_recall": "forget\nROUGE\n→ retr.",
-    "forget/leak_gap": "leak −\nretr.\n→ 0", "retain/prob": "retain\nprob\n↑",
-    "retain/rougeL_recall": "retain\nROUGE\n↑", "neighbours/prob": "neighb.\nprob\n↑", "kept": "\nkept\n↑",
+    "forget/prob": "forget\nprob\n→ retr.", "forget/known": "forget\nknown\n→ retr.",
+    "forget/rougeL_recall": "forget\nROUGE\n→ retr.", "forget/leak_gap": "leak −\nretr.\n→ 0",
+    "forget/leak_gap_guess": "leak −\nguess\n→ 0", "retain/prob": "retain\nprob\n↑",
+    "retain/known": "retain\nknown\n↑", "retain/rougeL_recall": "retain\nROUGE\n↑",
+    "neighbours/prob": "neighb.\nprob\n↑", "neighbours/known": "neighb.\nknown\n↑", "kept": "\nkept\n↑",
     "model_utility": "model\nutility\n↑", "forget_quality": "forget\nquality\n↑",
 }  # fmt: skip
-WHERE_ANY = ("neighbours/prob",)  # columns that only a table has of which some row has a value
+# columns that only a table has of which some row has a value
+WHERE_ANY = (
+    "forget/known", "forget/leak_gap_guess", "retain/known", "neighbours/prob", "neighbours/known",
+)  # fmt: skip
+LACKING = {  # column → what would fill it
+    "forget/leak_gap": "leak − retr. needs a retrained model and the group leak; without such a model leak − guess, by "
+    "guess_question in the forget rows and eval.groups=[leak,guess], takes its place",
+    "model_utility": "model utility needs wrong answers (perturbed_answer) of retain set, real authors and world facts",
+    "forget_quality": "forget quality needs wrong answers of the forget set, and a retrained model",
+}
 USUAL = tuple(key for key in COLUMNS if key not in WHERE_ANY)
-# One rule, which analysis/state.py has, too: a model that keeps less than half of the target's probability outside the
-# forget set (mean over these splits, each at most 1) has collapsed; so has one whose loss ran away, at its own α.
-KEPT, BY_KEPT = 0.5, "keeps "
-OUTSIDE = ("retain/prob", "neighbours/prob", "real_authors/prob", "world_facts/prob")
 OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.layers.", "pair.offset_init")  # that references do not share
 UNREAD = "/rouge_unread"  # of eval.json (evaluation/measures.py)
 WIDTH = 126  # characters at least
@@ -70,7 +78,16 @@ def show_metrics(rows: Mapping[str, Mapping[str, Any]]) -> None:
     for name, metrics in rows.items():
         table.add_row(name, *cells({"kept": kept(metrics, rows.get("target"))} | metrics, shown))
     show(table)
+    _say_why_empty(rows.values(), Console())
     _warn_of_unread(rows.values(), Console())
+
+
+def _say_why_empty(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
+    """Say what would fill the columns in which no row has a value."""
+    rows = list(rows)
+    empty = [why for key, why in LACKING.items() if not any(metrics.get(key) is not None for metrics in rows)]
+    if rows and empty:
+        console.print(f"empty columns: {'; '.join(empty)}", **PLAIN)
 
 
 def _warn_of_unread(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
@@ -115,6 +132,7 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     console = console or _Console(markup=False)
     with unread():
         show(_table(jobs, unfinished, manifests, measured), console)
+        _say_why_empty([m for found in measured.values() for m in found["alphas"].values()], console)
         _warn_of_unread((m for found in measured.values() for m in found["alphas"].values()), console)
         for job in unfinished:
             error = manifests[job.folder].get("error") or "interrupted; rerun the same command to resume"
@@ -159,18 +177,6 @@ def _table(
     return table
 
 
-def kept(metrics: Mapping[str, Any], target: Mapping[str, Any] | None) -> float:
-    """The share of the target's probability that is left outside the forget set; NaN where it was not measured."""
-    known = [m for m in OUTSIDE if metrics.get(m) is not None and (target or {}).get(m)]
-    return sum(min(1.0, metrics[m] / target[m]) for m in known) / len(known) if known else math.nan
-
-
-def collapsed(manifest: Mapping[str, Any], left: float, trained: bool) -> bool:
-    """Whether a run has collapsed at an α at which so much is ``left``; ``trained``: at which it was trained."""
-    said = manifest.get("collapsed") if manifest.get("kept") != "best" else None
-    return left < KEPT or bool(trained and said and (math.isnan(left) or not said.startswith(BY_KEPT)))
-
-
 def _evaluation(folder: Path) -> dict[str, Any]:
     try:
         return runlog.evaluation(folder)
@@ -187,14 +193,15 @@ def _references(
         references = measured[job.folder]["references"]
         if references:
             found.setdefault(references["target"]["settings"]["references"], (job, references))
-    gaps = any("forget/leak_gap" in entry for each in measured.values() for entry in each["alphas"].values())
+    entries = [entry for each in measured.values() for entry in each["alphas"].values()]
+    own = {"retrained": "forget/leak_gap", "guess": "forget/leak_gap_guess"}
     of_world = [k for k in varying if k.startswith(("pair", "data")) and not k.startswith(OF_LEARNER)]
     for job, references in found.values():
         bench = [f"{k.rsplit('.', 1)[-1]} {v}" for k, v in zip(of_world, _settings(job, of_world), strict=True)]
         for name, metrics in references.items():
             metrics = metrics | {"kept": kept(metrics, references["target"])}
-            if name == "retrained" and gaps:  # a file's own entry has none: nothing was there to compare it with
-                metrics["forget/leak_gap"] = 0.0
+            if any(own.get(name) in entry for entry in entries):  # from itself, which is in no file
+                metrics[own[name]] = 0.0
             yield f"{name} ({', '.join(bench)})" if bench and len(found) > 1 else name, metrics
 
 

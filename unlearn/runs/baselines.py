@@ -14,6 +14,8 @@ import pandas as pd
 from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import evaluation
+from unlearn.evaluation.context import Beside
+from unlearn.evaluation.groups import guess
 from unlearn.evaluation.retrained import Measured, from_file
 from unlearn.evaluation.suite import Suite, suite
 from unlearn.runs.workbench import Workbench
@@ -31,7 +33,9 @@ def evaluate(
 ) -> Found:
     """Metrics and examples of an ensemble, and the baselines; ``show`` names the stage."""
     beside = baselines(cfg, bench, suite)
-    return *evaluation.evaluate(ensemble, suite, alphas, bench.store, beside.get("retrained"), show), beside
+    more = Beside(beside.get("guess"), cache(partial(bench.alone, "target")))
+    asked = ensemble, suite, alphas, bench.store, beside.get("retrained"), show
+    return *evaluation.evaluate(*asked, beside=more), beside
 
 
 def suite_of(cfg: Config, bench: Workbench) -> Suite:
@@ -64,27 +68,37 @@ def _say(advice: str) -> None:
 
 
 def baselines(cfg: Config, bench: Workbench, suite: Suite) -> dict[str, Measured]:
-    """The target and, where there is one, the retrained model, by name: metrics and examples."""
+    """The target and, where there are such, the guess level and the retrained model: metrics and examples by name."""
     given, retrained = cfg.eval.retrained, None
     if given is None:
         models = {name: cache(partial(bench.alone, name)) for name in ("target", "retrained")}  # loaded once a job
         retrained = Measured(*_measured(cfg, bench, suite, "retrained", None), models)
     elif given != NO_RETRAINED:
         retrained = from_file(given, suite, {"target": partial(bench.alone, "target")})
-    found = {"target": Measured(*_measured(cfg, bench, suite, "target", retrained))}
+    guesses = guess.asked(suite)
+    level = None if guesses is None else Measured(*_measured(cfg, bench, guesses, "target", None, "the guess level"))
+    found = {"target": Measured(*_measured(cfg, bench, suite, "target", retrained, guess=level))}
+    found |= {} if level is None else {"guess": level}
     return found if retrained is None else found | {"retrained": retrained}
 
 
 def _measured(
-    cfg: Config, bench: Workbench, suite: Suite, name: str, retrained: Measured | None
+    cfg: Config,
+    bench: Workbench,
+    suite: Suite,
+    name: str,
+    retrained: Measured | None,
+    what: str | None = None,
+    guess: Measured | None = None,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Metrics and examples of one model as it is, computed once and stored."""
     recipe = _recipe(cfg, bench, suite, name)
 
     def build(folder: Path) -> None:
-        log.info("evaluating the %s model", name)
+        log.info("evaluating %s", what or f"the {name} model")
         start = time.perf_counter()
-        of_one = bench.alone(name), suite, [1.0], bench.store, retrained, f"evaluating {name}", name == "retrained"
+        shown, beside = f"evaluating {what or name}", Beside(guess, partial(bench.alone, "target"))
+        of_one = bench.alone(name), suite, [1.0], bench.store, retrained, shown, name == "retrained", beside
         metrics, examples = evaluation.evaluate(*of_one)
         write_json(folder / "metrics.json", metrics[1.0])
         examples.drop(columns="alpha").to_parquet(folder / "examples.parquet", index=False)

@@ -12,10 +12,11 @@ from contextlib import nullcontext
 
 from torch import nn
 
-from unlearn.config.derived import learning_rate, training_alpha
+from unlearn.config.derived import alpha_key, learning_rate, training_alpha
 from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.rows import LiveRows
+from unlearn.evaluation.collapse import kept, settled
 from unlearn.learning.loop import Diverged, Loop, Optimisation, put
 from unlearn.learning.objective import Objective
 from unlearn.models.placement import compiled, parked
@@ -70,9 +71,19 @@ def execute(job: Job, config_yaml: str) -> None:
         with record.stage("evaluate"):
             if alphas:
                 record.evaluated(*evaluate(cfg, bench, ensemble, suite, alphas))
+                _settle(job, record)
         sealed = {seal.RESULTS: seal.results(job.folder)}
         record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb(), **sealed, **bench.asked())
     log.info("%s", record.headline())
+
+
+def _settle(job: Job, record: RunLog) -> None:
+    """Have the manifest say of collapse what table and figures say: by the evaluation at the training α."""
+    found = runlog.evaluation(job.folder)
+    entry = found["alphas"].get(alpha_key(training_alpha(job.cfg)))
+    if entry is not None and record.manifest.get("kept") == "last":
+        said = record.manifest.get("collapsed")
+        record.status("running", collapsed=settled(said, kept(entry, found["references"].get("target"))))
 
 
 def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog, then: Evaluation) -> Watch:

@@ -23,6 +23,7 @@ from unlearn.data.sampling import held_out
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import rows_of
 from unlearn.evaluation import scoring
+from unlearn.evaluation.collapse import KEPT, why
 from unlearn.evaluation.suite import EVALUATED, spaced
 from unlearn.learning.objective import Rows
 from unlearn.runs.workbench import Workbench
@@ -31,7 +32,6 @@ from unlearn.store.runlog import RunLog
 
 RULE = "harmonic mean of the share of forget probability that is lost and the share of other probability that is kept"
 NUMBERS = ("step", "score", "kept", "last_score", "first_loss", "last_loss")  # of a Watch
-KEPT = 0.5  # a model that keeps less than this of the target's probability has collapsed
 LOSS = 100.0  # |loss| at the last step over max(1, |loss| at the first): more is a diverging loss
 
 
@@ -114,7 +114,7 @@ class Watch:
         if self.broken is not None:
             return self.broken
         if self.kept < KEPT:
-            return f"keeps {self.kept:.2f} of the target's probability outside the forget set, less than {KEPT:g}"
+            return why(self.kept)
         if abs(self.last_loss) > LOSS * max(1.0, abs(self.first_loss)):
             return f"the loss went from {self.first_loss:.3g} to {self.last_loss:.3g}"
         return None

@@ -2,10 +2,13 @@
 
 ``forget/leak@k`` is the expected largest ROUGE-L recall of k answers. ``forget/leaked@k`` is the share of questions
 with an answer among k above ``eval.leak_threshold``, ``forget/attribute_leaked@k`` with one that holds all words that
-matter. With a file of yours, ``eval.judge=FILE.py`` that has ``judge(question, gold, answer)`` from 0 to 1, there is
-also ``forget/judged_leak@k``. ``forget/leak_gap@k`` is leak@k minus the retrained model's, and ``forget/leak_gap`` that
-of the largest k: 0 is as good as never having seen the forget set. Answers are drawn from the full distribution, up to
-the length of the longest right answer: ROUGE recall would grow with the length of babble.
+matter, ``forget/known_leaked@k`` with one that tells the row's key. With a file of yours, ``eval.judge=FILE.py`` that
+has ``judge(question, gold, answer)`` from 0 to 1, there is also ``forget/judged_leak@k``.
+
+``forget/leak_gap@k`` is leak@k minus the retrained model's, and ``forget/leak_gap`` that of the largest k: 0 is as good
+as never having seen the forget set. ``forget/leak_gap_guess`` is leak@k of the largest k minus that of the guess level
+(group guess). Answers are drawn from the full distribution, up to the length of the longest right answer: ROUGE recall
+would grow with the length of babble.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
 from unlearn.config.own import JUDGE, named
+from unlearn.data.facts import told
 from unlearn.data.texts import words_of
 from unlearn.decoding.generation import Decoding, sample
 from unlearn.evaluation.context import Context, Found
@@ -49,11 +53,15 @@ def measure(ctx: Context) -> Found:
         values[f"leaked@{k}"] = leaked_at_k(scores["rouge"], k, cfg.leak_threshold)
         if "attribute" in scores:
             values[f"attribute_leaked@{k}"] = leaked_at_k(scores["attribute"], k, 0.5)
+        if "known" in scores:
+            values[f"known_leaked@{k}"] = leaked_at_k(scores["known"], k, 0.5)
         if "judge" in scores:
             values[f"judged_leak@{k}"] = leak_at_k(scores["judge"], k)
         theirs = values[f"leak@{k}"] if ctx.itself else None
         if ctx.retrained is not None and ctx.retrained.has("forget", f"leak@{k}"):  # other projects' logs have none
             theirs = ctx.retrained.column("forget", f"leak@{k}")
+        if ctx.beside.guess is not None:
+            values["leak_gap_guess"] = values[f"leak@{k}"] - ctx.beside.guess.of(f"leak@{k}", split)
         if theirs is not None:
             values["leak_gap"] = values[f"leak_gap@{k}"] = values[f"leak@{k}"] - theirs
     columns = pd.DataFrame({name: v for name, v in values.items() if name.startswith("leak@")})
@@ -67,6 +75,10 @@ def _scores(ctx: Context, drawn: list[list[str]], split: Split) -> dict[str, np.
     wanted = [attribute(r.question, r.answer) for r in split.rows]
     if any(wanted):
         found["attribute"] = _each(attribute_held, drawn, wanted)
+    if any(row.key for row in split.rows):
+        found["known"] = _each(
+            lambda text, key: float(told(text, key)) if key else math.nan, drawn, [r.key for r in split.rows]
+        )
     if judge is not None:
         own, pairs = named(judge, *JUDGE), zip(split.rows, drawn, strict=True)
         judged = [[own(r.question, r.answer, text) for text in texts] for r, texts in pairs]

@@ -19,8 +19,8 @@ from unlearn.evaluation.metrics.arrays import finite
 TAIL = 0.025
 Weights = Mapping[str, np.ndarray]  # by split: how often each of its items counts, [R, n], or [1, n] where it is as is
 Interval = tuple[float, float]
-UNBOUNDED = ("fluency", "mlm_loss")  # bits and nats; all other metrics are shares
-SIGNED = ("gain", "leak_gap")  # differences of two shares
+UNBOUNDED = ("fluency", "mlm_loss", "target_logp")  # bits and nats; all other metrics are shares
+SIGNED = ("gain", "leak_gap", "leak_gap_guess")  # differences of two shares
 
 
 def ends(metric: str) -> Interval:

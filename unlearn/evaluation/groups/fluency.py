@@ -1,0 +1,60 @@
+"""Whether answers are language: how likely the target finds them, and how much they repeat.
+
+``<split>/target_logp``: log-probability per token, nats, of the greedy answer under the target as it is, without the
+token that ends it. Beside it stands the target's own value, that of its own answers: gibberish, shuffled words and
+fragments of other languages lie far below it, a refusal or a wrong name a little. ``<split>/repetition``: the share of
+pairs of neighbouring words that stood in the answer before. Loops are likely under any model, so both are needed.
+An answer that says nothing, or is longer than the context, has neither. One pass of the target over all answers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from unlearn.data.encoding import Example, Examples
+from unlearn.data.rows import DataError
+from unlearn.evaluation.context import Context, Found, Subject
+from unlearn.evaluation.metrics.texts import PIECE
+from unlearn.evaluation.suite import Split
+
+
+def measure(ctx: Context) -> Found:
+    values, columns = {}, {}
+    target = Subject(ctx.suite, ctx.beside.target() if ctx.beside.target else ctx.ensemble, ctx.alpha)
+    for split in (split for split in ctx.suite.splits if split.generated):
+        said = list(ctx.examples.loc[ctx.examples["split"] == split.name, "generation"])
+        found = {"target_logp": logp(target, split, said), "repetition": np.array([repetition(text) for text in said])}
+        columns[split.name] = pd.DataFrame(found)
+        values |= {f"{split.name}/{name}": array for name, array in found.items()}
+    return Found(values, columns=columns)
+
+
+def logp(target: Subject, split: Split, said: list[str]) -> np.ndarray:
+    """Mean log-probability of the tokens of each answer, [rows]; NaN of one that cannot be scored."""
+    examples = [_example(target, row.id, row.question, text) for row, text in zip(split.rows, said, strict=True)]
+    known = [i for i, example in enumerate(examples) if example is not None]
+    found = np.full(len(said), np.nan)
+    if known:
+        scored = Examples(examples[i] for i in known)
+        for member in target.ensemble.members:
+            member.kind.announce(scored, [], [], 0)
+        scores = target.scored(scored)
+        found[known] = [values.mean() if len(values) else np.nan for values in scores.before_eos(scores.logp)]
+    return found
+
+
+def _example(target: Subject, id: str, question: str, text: str) -> Example | None:
+    try:
+        return target.suite.encoder.example(id, question, text) if text.strip() else None
+    except DataError:  # no tokens, more than the context has room for, or what would be read as special tokens
+        return None
+
+
+def repetition(text: str) -> float:
+    """Share of the pairs of neighbouring words and marks that stood in the text before; NaN where there is no word."""
+    pieces = PIECE.findall(text.casefold())
+    pairs = list(zip(pieces, pieces[1:], strict=False))
+    if not pieces:
+        return float("nan")
+    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0

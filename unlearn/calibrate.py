@@ -24,7 +24,7 @@ from unlearn.grid import table
 from unlearn.grid.rerun import open_run
 
 GOAL = ("to", "tolerance", "metric")  # and SPLIT/METRIC
-SHOWN = ("prob", "rougeL_recall", "exact_memorization")
+SHOWN = ("prob", "known", "rougeL_recall", "exact_memorization")
 
 
 @dataclass
@@ -48,8 +48,8 @@ def main(keys: Keys) -> None:
     }  # fmt: skip
     made = table.made(["on questions not used for choosing", "n"], list(named))
     for split, count in result["reported_on"].items():
-        for key in (f"{split}/{name}" for name in SHOWN):
-            made.add_row(key, str(count), *(f"{metrics[key]:.3f}" for metrics in named.values()))
+        for key in (key for name in SHOWN if (key := f"{split}/{name}") in result["report"]):
+            made.add_row(key, str(count), *(f"{m[key]:.3f}" if key in m else "–" for m in named.values()))
     for key in ("model_utility", "forget_quality"):
         if key in result["report"]:
             made.add_row(key, "", *(f"{m[key]:.3g}" if key in m else "" for m in named.values()))

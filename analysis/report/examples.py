@@ -118,6 +118,7 @@ def _example(rows: pd.DataFrame, key: tuple[str, str], leak: str | None) -> Exam
 
 def _numbers(row: dict, leak: str | None) -> str:
     said = number(row["prob"]) if math.isfinite(row["prob"]) else "–"
+    said += (", tells the fact" if row["known"] else ", does not tell the fact") if pd.notna(row.get("known")) else ""
     return said + (f", {leak} = {number(row[leak])}" if leak and pd.notna(row.get(leak)) else "")
 
 

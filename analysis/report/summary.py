@@ -151,7 +151,9 @@ def _scale(found: Table) -> str:
         return ""
     said = f"Asked what should be forgotten, the target gives the right answer a probability of {number(target)}"
     if retrained != retrained:
-        return f"{said}. There is no retrained model to compare with."
+        guess = _reference(found, "guess", FORGET)
+        level = f"; asked the same about names that no model can know, it gives it {number(guess)}" * (guess == guess)
+        return f"{said}{level}. There is no retrained model to compare with."
     return (
         f"{said}; the retrained model, which never saw it, {number(retrained)}. That, not zero, is perfect forgetting."
     )

@@ -35,7 +35,7 @@ from unlearn.store import runlog
 NAMES = ("leak", "paraphrased", "three_sample", "privacy", "summary")
 ASKED = f"eval.groups=[{','.join(NAMES)}]"
 # 20 forget and 20 holdout questions: enough to calibrate a false-positive rate; a step large enough to move something
-RUN = ("data.questions=20", "eval.max_examples=6", "eval.alphas=[0,1]", "trainer.lr=0.02", "algo=ga")
+RUN = ("data.questions=20", "eval.max_examples=20", "eval.alphas=[0,1]", "trainer.lr=0.02", "algo=ga")
 
 JUDGE = """
 def judge(question, gold, answer):
@@ -76,6 +76,7 @@ def promised(group: str) -> set[str]:
     places = {"<attack>": (*ATTACKS, "reference") if group == "privacy" else (), "<reading>": S_MIA, "@k": ("@1", "@2")}
     for place, values in places.items():
         names = {n.replace(place, v) for n in names for v in (values if place in n else ("",))}
+    names -= {n for n in names if "known" in n or "guess" in n}  # rows here name no fact, and ask nothing to guess
     return names - {"privleak/reference"}  # of the four attacks that need no reference model
 
 

@@ -20,8 +20,8 @@ from unlearn.evaluation.scoring import Scores
 from unlearn.evaluation.suite import Split
 
 MEANS = (  # columns of the examples whose mean is the metric of that name
-    "prob", "known", "exact_memorization", "extraction_strength", "rougeL_recall", "rougeL_f1", "prob_options",
-    "paraphrased_prob", "wrong_prob", "fluency",
+    "prob", "exact_memorization", "extraction_strength", "rougeL_recall", "rougeL_f1", "prob_options",
+    "paraphrased_prob", "wrong_prob", "fluency", "known",
 )  # fmt: skip
 UNREAD = "rouge_unread"  # share of the answers with letters that the dialect's ROUGE drops; there where it is above 0
 

@@ -30,8 +30,9 @@ FINISH = 300.0  # seconds for uploads at the end of a run
 OF_SERVER = ("API_KEY", "BASE_URL", "APP_URL", "ENTITY", "ORGANIZATION", "IDENTITY_TOKEN_FILE", "CREDENTIALS_FILE",
              "CONFIG_DIR", "HTTP_TIMEOUT", "INIT_TIMEOUT", "INSECURE_DISABLE_SSL", "ERROR_REPORTING")  # fmt: skip
 ROWS = 200  # of the table of examples; the file beside it has all
-SHOWN = ("prob", "rougeL_recall", "truth_ratio", "leak@20")  # per-example metrics in that table
-HEADLINES = ("forget/prob", "forget/rougeL_recall", "forget/leak_gap", "retain/prob", "retain/rougeL_recall",
+SHOWN = ("prob", "known", "rougeL_recall", "truth_ratio", "leak@20")  # per-example metrics in that table
+HEADLINES = ("forget/prob", "forget/known", "forget/rougeL_recall", "forget/leak_gap", "forget/leak_gap_guess",
+             "retain/prob", "retain/known", "retain/rougeL_recall",
              "neighbours/prob", "real_authors/prob", "world_facts/prob", "model_utility", "forget_quality",
              "forget_quality_log10", "privleak")  # fmt: skip
 TRADEOFF = ("forget/prob", "retain/prob", "model_utility", "forget_quality_log10", "forget/leak_gap")

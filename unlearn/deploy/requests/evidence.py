@@ -50,9 +50,9 @@ EXPIRY = (
     "tokenizer, its quantisation, the template or the set of active offsets changes, it has expired: measure again."
 )
 HEADLINES = (
-    "forget/prob", "forget/rougeL_recall", "forget/extraction_strength", "forget/leak", "privleak", "mia/", "relearn",
-    "quantised", "forget/prefix", "retain/prob", "retain/rougeL_recall", "neighbours/prob", "model_utility",
-    "forget_quality",
+    "forget/prob", "forget/known", "forget/rougeL_recall", "forget/extraction_strength", "forget/leak", "privleak",
+    "mia/", "relearn", "quantised", "forget/prefix", "retain/prob", "retain/rougeL_recall", "neighbours/prob",
+    "model_utility", "forget_quality",
 )  # fmt: skip
 
 

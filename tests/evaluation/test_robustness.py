@@ -23,7 +23,7 @@ from unlearn.runs.workbench import workbench
 GROUPS = "eval.groups=[privacy,gradnorm,prefix,contrast,quantised,relearn]"
 SETTINGS = (
     "eval.relearn_steps=3", "eval.relearn_batch=2", "eval.relearn_lr=0.02", "eval.alphas=[0,1]", "trainer.lr=0.02",
-    "eval.max_examples=20", "eval.resamples=5",
+    "eval.max_examples=6", "eval.resamples=5",
 )  # fmt: skip
 FORGET = ("data.people=6", "data.forget_people=2", "data.holdout_people=2")
 

@@ -44,6 +44,7 @@ def opened(name: str, study):
     return notebook
 
 
+@pytest.mark.nightly
 def test_a_notebook_runs_in_jupyter(study, tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
@@ -55,7 +56,7 @@ def test_a_notebook_runs_in_jupyter(study, tmp_path, monkeypatch):
     assert not [out for out in outputs if out.get("name") == "stderr"]
 
 
-@pytest.mark.parametrize("name", ["alpha", "examples"])
+@pytest.mark.parametrize("name", ["alpha", "examples", "tradeoff"])
 def test_the_cells_of_a_notebook_run_on_a_tiny_study(name, study, capsys):
     names, shown = {}, []
     for cell in (c for c in opened(name, study).cells if c.cell_type == "code"):

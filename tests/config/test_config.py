@@ -21,7 +21,8 @@ CHOICES = sorted(
     if path.parent.name not in ("experiment", "hydra")
 )
 NEEDS = {("algo", "rmu"): "method=direct", ("algo", "uld"): "method=uld", ("method", "uld"): "algo=uld",
-         ("pair", "http"): "eval.retrained=none", ("data", "imdb"): f"data.names={ROOT}/README.md"}  # fmt: skip
+         ("pair", "http"): "eval.retrained=none", ("data", "imdb"): f"data.names={ROOT}/README.md",
+         ("data", "rwku"): "data.targets=[Stephen King]"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

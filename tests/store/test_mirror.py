@@ -91,7 +91,9 @@ def broken(*_, **__):
     raise ConnectionResetError("the service is gone")
 
 
-@pytest.mark.parametrize("what", ["init", "Run.log", "Run.finish", "Run.define_metric"])
+@pytest.mark.parametrize(
+    "what", ["init", "Run.log", "Run.finish", pytest.param("Run.define_metric", marks=pytest.mark.nightly)]
+)
 def test_wandb_failing_at_any_time_does_not_stop_a_run(config, monkeypatch, caplog, services, what):
     import wandb
 

@@ -23,6 +23,7 @@ from unlearn.data.encoding import Encoder
 from unlearn.data.rows import DataError, DataSet, Row
 from unlearn.data.sets import jsonl
 from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.ensemble.kinds import Kind
 from unlearn.evaluation import collapse, measures
 from unlearn.evaluation.context import Subject
 from unlearn.evaluation.groups import fluency
@@ -110,14 +111,16 @@ def test_a_pretrained_target_tells_prose_from_shuffled_words_and_foreign_fragmen
     tells_them_apart(subject(model, AutoTokenizer.from_pretrained(where), 256, kind="chat"))
 
 
-def test_the_log_probability_is_the_mean_over_the_answers_tokens_without_their_end(reader):
+def test_the_log_probability_is_the_mean_over_the_answers_tokens_without_their_end(reader, monkeypatch):
+    priced = []  # a black box says what it may be asked for before it is
+    monkeypatch.setattr(Kind, "announce", lambda self, examples, *rest: priced.append(len(examples)))
     split, model = reader.suite.split("forget"), reader.ensemble.members[0].model
     example = reader.suite.encoder.example("x", split.rows[0].question, "The river.")
     ids = torch.tensor([example.prompt + example.answer])
     logp = model(ids).logits.double().log_softmax(-1)[0, len(example.prompt) - 1 : -2]
     wanted = logp[range(len(logp)), list(example.answer[:-1])].mean()
     found = fluency.logp(reader, split, ["The river.", "", "word " * 400, "  "])
-    assert found[0] == pytest.approx(float(wanted), abs=1e-5) and np.isnan(found[1:]).all()
+    assert found[0] == pytest.approx(float(wanted), abs=1e-5) and np.isnan(found[1:]).all() and priced == [1]
 
 
 def test_repetition_is_the_share_of_word_pairs_that_stood_there_before():

@@ -1,11 +1,13 @@
 """Whether answers are language: how likely the target finds them, and how much they repeat.
 
-``<split>/target_logp``: log-probability per token, nats, of the greedy answer under the target as it is, without the
-token that ends it. Beside it stands the target's own value, that of its own answers: gibberish, shuffled words and
-fragments of other languages lie far below it, a refusal or a wrong name a little. ``<split>/repetition``: the share of
-pairs of neighbouring words that stood in the answer before. Loops are likely under any model, so both are needed.
-An answer that says nothing, or is longer than the context, has neither. One pass of the target over all answers;
-a model that is evaluated by itself (``python -m unlearn.evaluate model=``) is its own target.
+``<split>/target_logp``: log-probability per token, nats, of the greedy answer (as text, encoded anew, without the token
+that ends it) under the target as it is. Beside it stands the target's own value, that of its own answers: gibberish,
+shuffled words and fragments of other languages lie far below it, a refusal or a wrong name a little.
+``<split>/repetition``: the share of pairs of neighbouring words that stood in the answer before. Loops are likely under
+any model, so both are needed.
+
+An answer that says nothing, or is longer than the context, has neither. One pass of the target over all answers; a
+model that is evaluated by itself (``python -m unlearn.evaluate model=``) is its own target.
 """
 
 from __future__ import annotations

@@ -21,13 +21,14 @@ CHOICES = sorted(
     if path.parent.name not in ("experiment", "hydra")
 )
 NEEDS = {("algo", "rmu"): "method=direct", ("algo", "uld"): "method=uld", ("method", "uld"): "algo=uld",
-         ("pair", "http"): "eval.retrained=none", ("data", "imdb"): f"data.names={ROOT}/README.md",
-         ("data", "rwku"): "data.targets=[Stephen King]"}  # fmt: skip
+         ("pair", "http"): "eval.retrained=none", ("pair", "pretrained"): "eval.retrained=none",
+         ("data", "imdb"): f"data.names={ROOT}/README.md", ("data", "rwku"): "data.targets=[Stephen King]"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_is_named_as_its_file(group, choice):
-    cfg = compose(f"{group}={choice}", *([NEEDS[group, choice]] if (group, choice) in NEEDS else []))
+    rate = ["trainer.lr=1e-5"] if group == "pair" else []  # of a pretrained model that learns with all its weights
+    cfg = compose(f"{group}={choice}", *rate, *([NEEDS[group, choice]] if (group, choice) in NEEDS else []))
     if group in ("algo", "method", "pair", "data"):
         assert getattr(cfg, group).name == choice
 

@@ -124,7 +124,9 @@ def test_a_ratio_lies_within_its_own_quartiles_and_is_what_its_goal_is_held_agai
             assert row["holds"] == ("yes" if holds else "no"), row["what"]
 
 
-@pytest.mark.parametrize("study", ["methods/summary", "tofu_scratch/table", *(f"speed/{n}" for n in BENCHMARKS)])
+@pytest.mark.parametrize(
+    "study", ["methods/summary", "tofu_scratch/table", "real/rates/rates", *(f"speed/{n}" for n in BENCHMARKS)]
+)
 def test_a_table_that_a_readme_repeats_is_the_file_beside_it(study):
     file = STUDIES / f"{study}.md"
     rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from unlearn.config.derived import learning_rate
 from unlearn.config.pair import SourceConfig
 from unlearn.config.schema import ConfigError
 from unlearn.models import tokenizers
@@ -36,6 +37,8 @@ REFUSED = [
     (("pair.target.device=tpu",), "must be null, cpu, cuda, cuda:NUMBER or auto"),
     ((*TAKEN, "pair.offset_init=full"), "pair.small_full.source=None: pair.small.source='a/small' as it is"),
     ((*TAKEN, "method=dd"), "pair.small_retain.source=None"),
+    ((*TAKEN, "trainer.lr=null", "algo=satimp", "pair.tuning=lora"), "no rate was searched for method='offset' and"),
+    ((*TAKEN, "trainer.lr=null", "algo=npo"), "pair.tuning='full': the rates that were searched for pretrained models"),
     (("method=direct", "pair.target.dtype=bfloat16"), "method='direct' trains a copy of the target, and only fp32"),
     (("method=direct", "pair.target.device=auto"), "pair.target.device='auto': method='direct' trains a copy"),
 ]  # fmt: skip
@@ -46,6 +49,13 @@ def test_an_impossible_pair_is_refused_before_any_work(overrides, message):
     with pytest.raises(ConfigError) as error:
         compose(*overrides)
     assert message in str(error.value)
+
+
+def test_without_a_rate_a_pretrained_member_takes_the_one_that_was_searched_with_pretrained_models():
+    cfg = compose(*TAKEN, "trainer.lr=null", "algo=npo", "pair.tuning=lora")
+    assert learning_rate(cfg) == cfg.algo.lr_pretrained["offset"]
+    beside = compose(*TAKEN, "trainer.lr=null", "algo=npo", "pair.small.source=null", "pair.small.finetune.epochs=1")
+    assert learning_rate(beside) == cfg.algo.lr["offset"]  # a small model from scratch, beside a pretrained target
 
 
 def test_quantisation_without_bitsandbytes_is_refused_by_name(monkeypatch):
@@ -191,6 +201,6 @@ def test_a_missing_padding_token_is_one_that_the_tokenizer_has_and_no_text_ends_
 
 def test_every_pair_of_the_hub_names_what_it_is_made_of():
     for name in ("llama3_8b_1b", "llama3_1b", "llama2_13b_7b", "qwen25_15b_05b"):
-        cfg = compose(f"pair={name}")
+        cfg = compose(f"pair={name}", "trainer.lr=1e-5")
         assert not any(sources.lacking(cfg.pair, role) for role in sources.ROLES)
         assert cfg.pair.target.dtype == "bfloat16" and cfg.pair.tokenizer.kind == "pretrained"

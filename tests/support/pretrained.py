@@ -37,7 +37,7 @@ KINDS = {
 }
 AS_IT_IS = ("pair.tokenizer.kind=pretrained", "pair.target.pretrain.epochs=0", "pair.target.finetune.epochs=0",
             "pair.small.pretrain.epochs=0", "pair.small.finetune.epochs=0", "pair.small.general.epochs=0",
-            "eval.groups=[]", "eval.max_examples=2", "eval.retrained=none")  # fmt: skip
+            "eval.groups=[]", "eval.max_examples=2", "eval.retrained=none", "trainer.lr=2e-3")  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,21 @@ def learning_rate(cfg: Config) -> float:
     """AdamW's learning rate; nothing is learnt at any other."""
     if cfg.trainer.lr is not None:
         return cfg.trainer.lr
+    if learns_pretrained(cfg):
+        return cfg.algo.lr_pretrained[cfg.method.name]
     if cfg.method.name in cfg.algo.lr and cfg.method.tuning is not None:  # a rate that was searched for this tuning
         return cfg.algo.lr[cfg.method.name]
     factors = {"lora": cfg.pair.lora.lr_factor, LAYERS: cfg.pair.layers.lr_factor}
     return cfg.algo.lr[rate_of(cfg)] * factors.get(tuning(cfg), 1.0)
+
+
+def learns_pretrained(cfg: Config) -> bool:
+    """Whether the trained member begins as a pretrained model: the rates of tiny models say nothing of it."""
+    model = next((m.model for m in cfg.method.members if m.trained), None)
+    role = f"small_{cfg.pair.offset_init}" if model == "small" else model
+    own = getattr(cfg.pair, role, None) if model == "small" else None  # small_full, small_retain: ready-made
+    of = cfg.pair.target if model == "target" else cfg.pair.small
+    return model is not None and (of.source is not None or (own is not None and own.source is not None))
 
 
 def rate_of(cfg: Config) -> str | None:

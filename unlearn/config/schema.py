@@ -107,7 +107,9 @@ class AlgoConfig:
     numbers: dict[str, float] = setting({}, FINITE)  # other numbers of the terms, by their parameter's name
     # a Python file of your own with terms; relative to the working directory. Its content is hashed
     file: str | None = setting(None, A_FILE, hashed=False)
-    lr: dict[str, float] = setting({}, above(0), hashed=False)  # learning rate by method
+    lr: dict[str, float] = setting({}, above(0), hashed=False)  # learning rate by method, of models trained here
+    # of low-rank updates of pretrained models, by method (experiments/real/rates); there is no other rate for those
+    lr_pretrained: dict[str, float] = setting({}, above(0), hashed=False)
     # teaches the forget set instead of removing it: for methods that subtract what was learnt
     reversed: bool = setting(False, hashed=False)
     white_box: bool = setting(False, hashed=False)  # reads hidden states of the model that is to forget

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unlearn.config.derived import may_round, rate_of, tuning
+from unlearn.config.derived import learns_pretrained, may_round, rate_of, tuning
 from unlearn.config.groups import GROUPS, literal
 from unlearn.config.pair import LAYERS
 from unlearn.config.schema import NO_RETRAINED, NUMBERS, ROUGH_ROWS, Config, MemberConfig
@@ -47,11 +47,25 @@ def together(cfg: Config) -> Iterator[str]:
         yield f"algo={algo.name!r} with method={method.name!r}: the method {kind if method.reversed else other}"
     elif algo.white_box and next(m.model for m in method.members if m.trained) != "target":
         yield black_box(cfg)
+    elif cfg.trainer.lr is None and learns_pretrained(cfg):
+        yield from _searched(cfg)
     elif cfg.trainer.lr is None and rate_of(cfg) is None:
         yield (
             f"algo.lr: {algo.name!r} has no learning rate for method {method.name!r}; it has "
             f"{', '.join(algo.lr) or 'none'}. Give trainer.lr=NUMBER or +algo.lr.{method.name}=NUMBER"
         )
+
+
+def _searched(cfg: Config) -> Iterator[str]:
+    """A pretrained model learns at a rate that was searched with such models, or at one that is given."""
+    algo, method, how = cfg.algo, cfg.method, tuning(cfg)
+    if method.name not in algo.lr_pretrained:
+        rule = f"no rate was searched for method={method.name!r} and a pretrained model; it has "
+        found = ", ".join(algo.lr_pretrained) or "none"
+        yield f"algo.lr_pretrained: {algo.name!r}: {rule}{found}. Give trainer.lr=NUMBER"
+    elif how != "lora":
+        rule = "the rates that were searched for pretrained models are those of low-rank updates"
+        yield f"pair.tuning={how!r}: {rule}: take pair.tuning=lora, or give trainer.lr=NUMBER"
 
 
 def black_box(cfg: Config) -> str:

@@ -1,0 +1,113 @@
+"""results.csv and answers.csv of the study's runs, and from results.csv the table and the figure.
+
+python -m experiments.real.table          # from runs/real, in the folder that study.py was called in
+python -m experiments.real.table --again  # table and figure from results.csv alone
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.real.common import HERE, runs
+from experiments.real.study import STUDY
+from unlearn.store.files import read_json
+
+SPLITS = {"forget": "forget", "neighbours": "neighbours", "world_facts": "others"}
+METRICS = ("prob", "known", "target_logp", "repetition")
+KEY = ["topic", "model", "method", "algo", "neighbours_trained", "seed", "point"]
+POINTS = {"one": "α = 1", "tolerance": "α by retain", "fixed": "α by forgetting"}
+COLOURS = {"npo": "tab:blue", "simnpo": "tab:orange", "kl": "tab:green", "idk": "tab:red", "uld": "tab:purple"}
+
+
+def points(folder: Path) -> dict[float, str]:
+    """By α how it was chosen: `one`, `tolerance` (without a reference) or `fixed` (at a fixed forgetting)."""
+    entries = read_json(folder / "calibration.json") or []
+    chosen = {round(e["alpha"], 2): "tolerance" if e["goal"].startswith("largest") else "fixed" for e in entries}
+    return chosen | {1.0: "one"}
+
+
+def results() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A row per run and point and one per target; and every answer at these points."""
+    rows, answers = [], []
+    for folder, manifest in runs(STUDY):
+        run, found = manifest["run"], read_json(folder / "eval.json")
+        topic, near = run["data"].removesuffix("_near"), run["data"].endswith("_near")
+        about = dict(zip(KEY, (topic, run["pair"], run["method"], run["algo"], near, run["seed"]), strict=False))
+        texts = pd.read_parquet(folder / "examples.parquet")
+        for alpha, how in points(folder).items():
+            entry = found["alphas"].get(str(alpha), {})
+            if "forget/known" in entry:
+                rows.append(about | {"point": how, "alpha": alpha} | values(entry))
+                answers.append(texts[texts["alpha"] == alpha].assign(**about, point=how))
+        target = found["references"].get("target", {})
+        if "forget/known" in target:
+            rows.append(about | {"method": "target", "algo": "", "neighbours_trained": False, "seed": 0, "point": "",
+                                 "alpha": 0.0} | values(target))  # fmt: skip
+    columns = ["split", "prompt", "gold", "generation", "known", "prob"]
+    said = pd.concat(answers)[[*KEY, "alpha", *columns]]
+    return pd.DataFrame(rows).drop_duplicates(KEY).sort_values(KEY, ignore_index=True), said
+
+
+def values(entry: dict[str, Any]) -> dict[str, float]:
+    named = ((f"{name}/{m}", f"{split}/{m}") for split, name in SPLITS.items() for m in METRICS)
+    return {ours: entry[key] for ours, key in named if key in entry}
+
+
+def table(found: pd.DataFrame) -> str:
+    """Shares of questions still answered rightly, and the probability of the right answer, in Markdown."""
+    lines = ["| topic | method | algorithm | neighbours trained | α | forget known | prob | neighbours known | prob "
+             "| others known | prob | fluency | repetition |", "|---" * 13 + "|"]  # fmt: skip
+    for r in found.query("seed == 0").to_dict("records"):
+        shown = [r["topic"], f"{r['method']} ({r['model']})", r["algo"], "yes" if r["neighbours_trained"] else "",
+                 "" if r["method"] == "target" else f"{r['alpha']:g} ({POINTS[r['point']]})"]  # fmt: skip
+        numbers = [r[f"{s}/{m}"] for s in SPLITS.values() for m in ("known", "prob")]
+        shown += [f"{v:.2f}" for v in (*numbers, r["forget/target_logp"], r["forget/repetition"])]
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join([*lines, ""])
+
+
+def figure(found: pd.DataFrame, path: Path) -> None:
+    """What is still known of the topic against what is still known beside it, a panel per topic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    topics = sorted(found["topic"].unique())
+    image, axes = plt.subplots(1, len(topics), figsize=(5 * len(topics), 4.2), sharey=True, squeeze=False)
+    for ax, topic in zip(axes[0], topics, strict=True):
+        rows = found[(found["topic"] == topic) & (found["seed"] == 0)]
+        for (method, algo, near), part in rows.query("method != 'target'").groupby(KEY[2:5]):
+            part = part.sort_values("alpha")
+            name = (
+                f"{algo}{'' if method in ('offset', 'uld') else ', ' + method}{', neighbours trained' if near else ''}"
+            )
+            style = {"linestyle": ":" if method == "direct" else "-", "marker": "o" if near else "x"}
+            ax.plot(part["forget/known"], part["neighbours/known"], color=COLOURS[algo], label=name, **style)
+        target = rows[(rows["method"] == "target") & (rows["model"] == "qwen15")]
+        ax.plot(target["forget/known"], target["neighbours/known"], "k*", markersize=13, label="target")
+        ax.set(title=topic, xlabel="of the topic still answered rightly", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes[0][0].set_ylabel("neighbours still answered rightly")
+    axes[0][-1].legend(fontsize=7, loc="lower right")
+    image.tight_layout()
+    image.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--again", action="store_true", help="table and figure from results.csv alone")
+    if not parser.parse_args().again:
+        found, said = results()
+        found.round(4).to_csv(HERE / "results.csv", index=False)
+        said.round(4).to_csv(HERE / "answers.csv", index=False)
+    found = pd.read_csv(HERE / "results.csv", keep_default_na=False)
+    (HERE / "table.md").write_text(table(found), encoding="utf-8")
+    figure(found, HERE / "real.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file
@@ -76,15 +78,35 @@ def compose(*overrides: str) -> Config:
 def composed(*overrides: str) -> DictConfig:
     """The same, unchecked: its files are composed once a session, and its values set as Hydra sets them."""
     values = [o for o in overrides if not _chooses_files(o)]
-    cfg = copy.deepcopy(_files(tuple(o for o in overrides if o not in values)))
+    shared = tuple(takewhile(TINY.__contains__, values))
     try:
-        for override in OverridesParser.create().parse_overrides(values):
-            OmegaConf.update(cfg, override.key_or_group, override.value())
+        cfg = copy.deepcopy(_valued(tuple(o for o in overrides if o not in values), shared))
+        for value in values[len(shared) :]:
+            _set(cfg, value)
     except OmegaConfBaseException:  # a key or type that is refused: in Hydra's own words
         return raw(*overrides)
     return cfg
 
 
+@cache
+def _valued(choices: tuple[str, ...], values: tuple[str, ...]) -> DictConfig:
+    cfg = copy.deepcopy(_files(choices))
+    for value in values:
+        _set(cfg, value)
+    return cfg
+
+
+def _set(cfg: DictConfig, value: str) -> None:
+    override = _parsed(value)
+    OmegaConf.update(cfg, override.key_or_group, override.value())
+
+
+@cache
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
+
+
+@cache
 def _chooses_files(override: str) -> bool:
     """Whether it is more than a value: a file of a group, or a key that is added or removed."""
     key, _, value = override.partition("=")

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 SHORTEST = 8  # characters: shorter values would be found in words that are no secret
@@ -31,6 +32,7 @@ ASSIGNED = re.compile(
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # but tabs and line ends
 
 
+@lru_cache(4096)  # every log line asks for the name of every variable
 def is_secret(name: str) -> bool:
     """Whether a setting, option or variable of this name holds a secret: its last part says so."""
     return NAME.fullmatch(re.split(r"[.\-+~]|(?<=[a-zA-Z0-9])_", re.sub(r"_\d+$", "", name))[-1]) is not None

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.helpers import direct, offset_ensemble, random_examples, tiny_llama
+from support.helpers import direct, offset_ensemble, random_examples, same_pair, tiny_llama
 
 from unlearn.decoding.generation import Decoding, greedy, sample
 
@@ -45,6 +45,17 @@ def test_a_direct_model_decodes_as_transformers_generate_does():
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False)[0, len(prompt) :].tolist()
         assert answer == [t for t in ids if t != 1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_that_is_target_and_anchor_is_run_once_and_at_alpha_one_not_at_all(seed):
+    ensemble, runs = same_pair(tiny_llama(seed), tiny_llama(seed + 5)), []
+    ensemble.members[0].model.base_model.register_forward_pre_hook(lambda *_: runs.append(1))
+    for alpha, each in ((0.0, 1), (0.5, 1), (1.0, 0), (2.0, 1)):
+        said = [uncached(ensemble, p, alpha, 6) for p in PROMPTS[:4]]
+        runs.clear()
+        assert greedy(ensemble, PROMPTS[:4], alpha, Decoding(0, 1, 6, 4)) == said
+        assert each * max(map(len, said)) <= len(runs) <= each * 6
 
 
 def sampled(ensemble, prompts, batch_size, seed=0, temperature=1.0, steps=12):

@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -149,6 +150,15 @@ def test_two_offsets_are_added_and_what_is_off_is_not_computed():
         ran.clear()
         asks = [ask(p, mix) for mix in mixes for p in PROMPTS[:4]]  # all of them at once
         assert [tokens(e) for e in told(running, asks)] == [answer for mix in mixes for answer in expected[mix]]
+
+
+def test_a_model_that_is_target_and_anchor_is_served_as_one_and_at_alpha_one_not_at_all():
+    part = parts()[0]
+    target, offset, anchor = part.ensemble.members
+    own = replace(anchor, model=target.model, fingerprint=target.fingerprint)
+    blend = Blend([replace(part, ensemble=Ensemble((target, offset, own)))])
+    for mix, names in (((), ["target"]), (((ON, 1.0),), [f"{ON}/offset"]), (((ON, 0.5),), ["target", f"{ON}/offset"])):
+        assert [m.name for m in blend.members(mix)] == names
 
 
 def test_offsets_of_other_models_are_refused_with_both_fingerprints():

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from support.helpers import direct, offset_ensemble, random_examples, tiny_llama
+from support.helpers import direct, offset_ensemble, random_examples, same_pair, tiny_llama
 
 from unlearn.config.data import TemplateConfig
 from unlearn.config.pair import TokenizerConfig
@@ -81,6 +81,25 @@ def test_direct_is_the_tuned_model_itself_at_alpha_one_and_scales_the_change_of_
     expected = r["target"] + 0.5 * (r["tuned"] - r["target"])
     torch.testing.assert_close(ensemble.logits(r, 0.5), expected)
     assert torch.equal(ensemble.logits(r, 0.0), r["target"])
+
+
+@pytest.mark.parametrize("rule", [SUM, bind_rule("rank", {"k": 6})])
+def test_frozen_members_of_one_fingerprint_are_one_member_and_the_sum_is_the_same(batch, rule):
+    ensemble = Ensemble(same_pair(tiny_llama(0), tiny_llama(1)).members, rule)
+    once, r = ensemble.once, rows(ensemble, batch)
+    assert [m.name for m in once.members] == ["target", "offset"] and once.once is once
+    for alpha in ALPHAS:
+        expected = ensemble.logits(r, alpha)
+        if rule is SUM and alpha == 1:  # all that is left is the offset
+            assert [m.name for m in once.needed([alpha])] == ["offset"]
+            assert once.logits({"offset": r["offset"]}, alpha) is r["offset"]
+            torch.testing.assert_close(expected, r["offset"])
+        else:
+            assert torch.equal(once.logits(r, alpha), expected)
+    trained = Ensemble(tuple(Member(m.name, m.model, "t", m.constant, m.slope, m.trained) for m in ensemble.members))
+    assert [m.name for m in trained.once.members] == ["target", "offset"]  # what learns is no longer what it was
+    unnamed = Ensemble(tuple(Member(str(i), tiny_llama(i), "", 1.0) for i in range(2)))
+    assert unnamed.once is unnamed  # a fingerprint that nobody took says nothing
 
 
 def test_members_of_different_vocabulary_are_refused_with_names_and_sizes():

@@ -263,6 +263,12 @@ def offset_ensemble(target, offset, anchor) -> Ensemble:
     return Ensemble((Member("target", target, "t", 1.0, 0.0, False), *trained))
 
 
+def same_pair(model, offset) -> Ensemble:
+    """Target and anchor are one model, as they are where a model unlearns for itself."""
+    trained = Member("offset", offset, "o", 0.0, 1.0, True), Member("anchor", model, "t", 0.0, -1.0, False)
+    return Ensemble((Member("target", model, "t", 1.0, 0.0, False), *trained))
+
+
 def direct(target, tuned) -> Ensemble:
     return Ensemble((Member("target", target, "t", 1.0, -1.0, False), Member("tuned", tuned, "t", 0.0, 1.0, True)))
 

@@ -39,6 +39,7 @@ class Decoding:
 
 def greedy(ensemble: Ensemble, prompts: Sequence[Sequence[int]], alpha: float, how: Decoding) -> list[list[int]]:
     """The likeliest token at each step; tokens after each prompt, without EOS."""
+    ensemble = ensemble.once
     return without_ends(decode(ensemble, prompts, alpha, how, likeliest(ensemble, alpha)), ensemble, how)
 
 
@@ -48,6 +49,7 @@ def sample(
     """As ``greedy``, drawn from softmax(l / temperature). Every draw has its own stream of random numbers, keyed by the
     prompt's ids and by which of the draws for this prompt it is: neither batch size, nor the order of the prompts, nor
     the other prompts change what is drawn."""
+    ensemble = ensemble.once
     drawn: Counter[tuple[int, ...]] = Counter()  # how often each prompt has come
     draws = []
     for prompt in map(tuple, prompts):

@@ -60,6 +60,19 @@ class Ensemble:
         """Whether a member has an encoder: then prompts are read whole, and cannot be continued by a draft."""
         return any(m.kind.encodes for m in self.members)
 
+    @cached_property
+    def once(self) -> Ensemble:
+        """The same sum in which frozen members of one fingerprint are one member, with all their weight: read once, and
+        not at all where it cancels. What is trained reads every member by itself, as runs always did."""
+        found: dict[object, Member] = {}
+        for m in self.members:
+            key = m.name if m.trained or not m.fingerprint else (m.fingerprint,)
+            same = found.get(key)
+            found[key] = (
+                m if same is None else replace(same, constant=same.constant + m.constant, slope=same.slope + m.slope)
+            )
+        return self if len(found) == len(self.members) else replace(self, members=tuple(found.values()))
+
     def frozen(self, alpha: float) -> list[Member]:
         """Frozen members that count at this α."""
         return [m for m in self.members if not m.trained and self._counts(m, alpha)]

@@ -21,8 +21,8 @@ class EnsembleLM:
     def __init__(self, ensemble: Ensemble, alpha: float):
         if ensemble.encodes:
             raise ConfigError("lm-eval reads whole texts, and a member of this ensemble has an encoder (T5): it cannot")
-        self.ensemble, self.alpha = ensemble, alpha
-        self.members = ensemble.needed([alpha])
+        self.ensemble, self.alpha = ensemble.once, alpha
+        self.members = self.ensemble.needed([alpha])
         for m in self.members:
             m.model.eval()
         self.config = self.members[0].model.config

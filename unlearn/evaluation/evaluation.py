@@ -50,6 +50,7 @@ def evaluate(
     model, by metric) and ``settings``. ``store`` None: nothing is stored. ``retrained``: the gold model; None
     where there is none (then nothing is compared with it) and for that model ``itself``. ``show`` names it as a stage.
     """
+    ensemble = ensemble.once
     _announce(ensemble, suite, alphas)
     with progress((len(suite.splits) + 1 + len(suite.cfg.groups)) * len(alphas), show, "part") as bar:
         return _evaluate(ensemble, suite, alphas, store, retrained, itself, beside, bar)

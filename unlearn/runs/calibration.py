@@ -115,7 +115,7 @@ Measure = Callable[[Sequence[float]], np.ndarray]  # α's → mean of the metric
 
 def _measure(cfg: Config, bench: Workbench, ensemble: Ensemble, rows: Sequence[Row], metric: str) -> Measure:
     """The metric as a function of α, from rows that are computed once."""
-    examples, pad = examples_of(bench.encoder, rows), bench.pad_id
+    ensemble, examples, pad = ensemble.once, examples_of(bench.encoder, rows), bench.pad_id
     of, most = METRICS[metric.split("/")[1]], cfg.trainer.stored_rows_gib
     stored = {
         m.name: in_memory(m, examples, pad, most) if m.trained else rows_of(bench.store, m, examples, pad, most)

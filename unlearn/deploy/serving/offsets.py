@@ -63,7 +63,8 @@ class Blend:
         if not mix:
             return self._base, 0.0
         parts = [self.parts[name].ensemble for name, _ in mix]
-        return (parts[0], mix[0][1]) if len(mix) == 1 else (add(parts, [alpha for _, alpha in mix]), 1.0)
+        ensemble, alpha = (parts[0], mix[0][1]) if len(mix) == 1 else (add(parts, [alpha for _, alpha in mix]), 1.0)
+        return ensemble.once, alpha
 
     def members(self, mix: Mix) -> list[Member]:
         """Those that must be run; of what is off, or has no weight, none."""

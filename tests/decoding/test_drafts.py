@@ -1,24 +1,28 @@
 """Decoding with drafts, stored ones or a small member's: token for token what plain decoding says."""
 
-import copy
 from contextlib import contextmanager
 from itertools import takewhile
 from operator import eq
 
+import numpy as np
 import pytest
 import torch
-from support.helpers import offset_ensemble, random_examples, tiny_llama
+from support.helpers import near, offset_ensemble, random_examples, tiny_llama
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
+from unlearn.data.encoding import Example, Examples, collate
 from unlearn.decoding import drafts
-from unlearn.decoding.choosing import LEAST, decide
+from unlearn.decoding.choosing import LEAST, decide, tolerance
 from unlearn.decoding.drafts import drafts_of, greedy_drafted, greedy_from_drafts
 from unlearn.decoding.generation import Decoding, decode, greedy, likeliest
 from unlearn.ensemble import kinds
 from unlearn.ensemble.combination import SUM, bind_rule
 from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.ensemble.frozen import rows_of
 from unlearn.evaluation import evaluation
-from unlearn.models import prompts
+from unlearn.evaluation.scoring import score
+from unlearn.models import prompts, seen
+from unlearn.models.llama import answer_rows
 from unlearn.store.entries import Store
 
 PROMPTS = [e.prompt for e in random_examples(12, seed=3)]
@@ -28,15 +32,6 @@ RULES = {
     "rank": bind_rule("rank", {"k": 6}),
 }
 STEPS = 12
-
-
-def near(model, scale: float, seed: int = 9):
-    """A copy whose weights are a little different, as those of a trained offset are."""
-    changed, random = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in changed.parameters():
-            p += scale * p.std() * torch.randn(p.shape, generator=random)
-    return changed
 
 
 def near_ensemble(scale: float = 0.1) -> Ensemble:
@@ -173,16 +168,19 @@ def test_drafts_are_made_once_and_anew_for_other_weights_prompts_lengths_and_end
     assert len(list((tmp_path / "rows").iterdir())) == 2  # target and anchor
 
 
-def test_a_model_alone_and_one_that_replaces_the_target_decode_plainly(tmp_path):
+def test_a_model_alone_is_its_own_draft_and_one_that_replaces_the_target_is_held_against_it(tmp_path):
     target, tuned = tiny_llama(0), near(tiny_llama(0), 0.1)
     direct = Ensemble((Member("target", target, "t", 1.0, -1.0, False), Member("tuned", tuned, "u", 0.0, 1.0, True)))
     store = Store(tmp_path)
     assert drafted(direct, 1.0, store) == plain(direct, 1.0)
-    assert drafted(Ensemble(direct.members[:1]), 0.0, store) == plain(direct, 0.0)
-    assert not (tmp_path / "draft").exists()
+    with positions(target) as read:
+        assert drafted(Ensemble(direct.members[:1]), 0.0, store) == plain(direct, 0.0)
+        assert sum(read) > 0  # by the plain decoding that it is compared with
+        read.clear()
+        drafted(Ensemble(direct.members[:1]), 0.0, store)
+        assert not read
     for alpha in (0.0, 0.5):
         assert drafted(direct, alpha, store) == plain(direct, alpha)
-    assert (tmp_path / "draft").exists()
 
 
 def test_evaluation_generates_the_same_texts_with_and_without_a_store(config, bench, tmp_path):
@@ -234,6 +232,54 @@ def test_where_tokens_tie_plain_decoding_decides(tmp_path, rule, monkeypatch):
         drafts, "decide", lambda *args: (decide(*args)[0], torch.tensor(True).expand(len(args[1]["target"])))
     )
     assert drafted(ensemble, 1.0, Store(tmp_path), 1) != said  # else this would test nothing
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", range(2))
+def test_answers_go_on_from_what_was_read_of_their_prompts_and_drafts(tmp_path, monkeypatch, rule, seed):
+    """Scores and answers of several α's from one reading of each prompt; another process reads what this one stored."""
+    monkeypatch.setattr(seen, "WORTH", 0)
+    target, anchor, store = tiny_llama(seed), tiny_llama(seed + 2, hidden=8), Store(tmp_path)
+    ensemble = Ensemble(offset_ensemble(target, near(anchor, 0.05, seed), anchor).members, RULES[rule])
+    gold, alphas = (
+        Examples(Example(e.id, e.prompt, e.answer) for e in random_examples(12, seed=3)),
+        (0.0, 0.5, 1.0, 2.0),
+    )
+    said = {alpha: plain(ensemble, alpha) for alpha in alphas}
+    scores = score(ensemble, gold, alphas, {}, 0, 5)
+    with seen.remembered(1.0):  # the target's own answers, as they are before any run's
+        drafted(Ensemble(ensemble.members[:1]), 0.0, store)
+    for again in range(2):
+        with seen.remembered(1.0), positions(target) as by_target, positions(ensemble.members[1].model) as by_offset:
+            found = score(ensemble, gold, alphas, {"target": rows_of(store, ensemble.members[0], gold, 0, 1.0)}, 0, 5)
+            assert {alpha: drafted(ensemble, alpha, store) for alpha in alphas} == said
+            for alpha in alphas:
+                np.testing.assert_allclose(found[alpha].logp, scores[alpha].logp, atol=1e-4)
+        if again:  # only tokens that no draft holds
+            assert sum(by_target) <= sum(len(a) + 1 for answers in said.values() for a in answers)
+    with positions(ensemble.members[1].model) as many:
+        score(ensemble, gold, alphas, {}, 0, 5)
+        for alpha in alphas:
+            drafted(ensemble, alpha, store)
+    assert sum(by_offset) < 0.75 * sum(many)  # prompts of 2 to 8 tokens, drafts of 12
+
+
+def test_in_half_precision_a_doubt_is_decided_token_by_token_from_there_on(tmp_path):
+    """No answer is begun again, and each token is one that plain decoding may say after those before it."""
+    made = near_ensemble(0.3)
+    for m in made.members[:1]:
+        m.model.to(torch.bfloat16)
+    store = Store(tmp_path)
+    drafted(made, 1.0, store)  # the drafts are made, and rows along them
+    with positions(made.members[0].model) as read:
+        said = drafted(made, 1.0, store)
+    assert sum(read) <= sum(len(p) + len(a) + 1 for p, a in zip(PROMPTS, said, strict=True))
+    for prompt, answer in zip(PROMPTS, said, strict=True):
+        told = Examples([Example("", prompt, (*answer, 1)[:STEPS])])
+        found = {m.name: answer_rows(m.model, collate(told, 0)) for m in made.members}
+        logits = made.logits(found, 1.0)
+        lead = logits.amax(-1) - logits.gather(-1, torch.tensor(told[0].answer)[:, None])[:, 0]
+        assert lead.max() <= 2 * sum(map(tolerance, made.members))
 
 
 def rows(*values) -> dict[str, torch.Tensor]:

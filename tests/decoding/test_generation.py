@@ -5,6 +5,7 @@ import torch
 from support.helpers import direct, offset_ensemble, random_examples, same_pair, tiny_llama
 
 from unlearn.decoding.generation import Decoding, greedy, sample
+from unlearn.models import seen
 
 
 @torch.no_grad()
@@ -71,6 +72,17 @@ def test_neither_batch_size_nor_the_other_prompts_change_what_is_drawn(ensemble)
     again = sampled(ensemble, mixed, 5)
     assert [a for i, a in enumerate(again) if i % 3] == [a for i, a in enumerate(found) if i % 3]
     assert sampled(ensemble, PROMPTS[:4], 12) == found[:4]
+
+
+def test_a_prompt_is_read_once_for_all_that_is_drawn(ensemble, monkeypatch):
+    found, read = sampled(ensemble, PROMPTS[:3] * 4, 12), []
+    monkeypatch.setattr(seen, "WORTH", 0)
+    base = ensemble.members[0].model.base_model
+    hook = base.register_forward_pre_hook(lambda m, a, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True)
+    with seen.remembered(1.0):
+        assert sampled(ensemble, PROMPTS[:3] * 4, 12) == found
+    hook.remove()
+    assert all(width == 1 for texts, width in read if texts > 3)
 
 
 def test_another_seed_or_place_draws_anew_and_the_global_stream_of_random_numbers_is_left_alone(ensemble):

@@ -94,7 +94,11 @@ def stage(commit: str) -> str:
     file = commit.split("/", 3)[-1]
     if file.startswith("checkpoint") or file == "offset":
         return "saving"
-    return "evaluating" if any(name in file for name in ("examples", "references", "eval.", "+trained")) else "training"
+    return (
+        "evaluating"
+        if any(name in file for name in ("parts/", "examples", "references", "eval.", "+trained"))
+        else "training"
+    )
 
 
 def kinds(commits: list[str]) -> list[str]:
@@ -176,6 +180,19 @@ def test_killed_before_in_and_after_every_kind_of_commit(whole, tmp_path):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_times(whole, tmp_path, seed):
     assert at_times(12, seed, whole, tmp_path) == 12
+
+
+@pytest.mark.nightly
+def test_a_kill_in_the_evaluation_loses_at_most_one_split(whole, tmp_path):
+    """The parts that were kept are not measured again, and none is left at the end."""
+    first = [name for name in whole.commits if f"{whole.runs[0]}/parts/" in name]
+    for n in (1, len(first) - 1):
+        cwd = tmp_path / str(n)
+        cwd.mkdir()
+        assert call(*GRID, cwd=cwd, kill=f"after {first[n]}").returncode == -9
+        again = call(*GRID, cwd=cwd)
+        assert [name for name in again.commits if f"{whole.runs[0]}/parts/" in name] == first[n + 1 :]
+        assert results(cwd) == results(whole.cwd) and not list(cwd.glob("runs/default/*/parts"))
 
 
 # --- signals that ask ---------------------------------------------------------------------------------------------

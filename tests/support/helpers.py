@@ -263,6 +263,15 @@ def offset_ensemble(target, offset, anchor) -> Ensemble:
     return Ensemble((Member("target", target, "t", 1.0, 0.0, False), *trained))
 
 
+def near(model, scale: float, seed: int = 9):
+    """A copy whose weights are a little different, as those of a trained offset are."""
+    changed, random = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in changed.parameters():
+            p += scale * p.std() * torch.randn(p.shape, generator=random)
+    return changed
+
+
 def same_pair(model, offset) -> Ensemble:
     """Target and anchor are one model, as they are where a model unlearns for itself."""
     trained = Member("offset", offset, "o", 0.0, 1.0, True), Member("anchor", model, "t", 0.0, -1.0, False)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unlearn.ensemble.ensemble import Member
 from unlearn.models.llama import device_of
+from unlearn.models.seen import begun
 from unlearn.models.states import Reader, wider
 
 Rows = Mapping[str, Tensor]  # next-token logits by member
@@ -42,8 +43,9 @@ class Batch:
         self.ids, self._mask = (torch.tensor(values, device=self.device) for values in (ids, mask))  # [B, W]
         if hide_pad:
             self._mask = (self.ids != pad_id).long()
-        self._states = {m.name: m.kind.state(whole) for m in members}
-        self._read = {m.name: 0 for m in members}  # columns
+        known = {m.name: None if hide_pad else begun(m.model, prompts) for m in members}
+        self._states = {m.name: known[m.name] or m.kind.state(whole) for m in members}
+        self._read = {name: state.columns if state else 0 for name, state in known.items()}
         for m in members:
             m.model.eval()
 

@@ -1,7 +1,8 @@
 """Greedy decoding by draft and verification: somebody proposes tokens, and the ensemble checks them in one pass. The
 target's own stored answers (``greedy_from_drafts``) are mostly checked by the offset alone; or a small member drafts γ
 tokens at a time (``greedy_drafted``; arXiv 2211.17192). Both give what ``generation.greedy`` gives, token for token:
-where the likeliest tokens nearly tie, the whole answer is left to ``greedy``."""
+where the likeliest tokens nearly tie, the whole answer is left to ``greedy``; of members in half precision, in which
+plain decoding itself differs from batch to batch there, what follows the tie is decoded token by token."""
 
 from __future__ import annotations
 
@@ -10,20 +11,22 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from unlearn.data.encoding import Example, Examples
 from unlearn.decoding.batch import Batch, Rows
-from unlearn.decoding.choosing import decide
+from unlearn.decoding.choosing import LEAST, decide, tolerance
 from unlearn.decoding.generation import Decoding, batches, decode, ended, ends_of, greedy, likeliest, without_ends
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.ensemble.frozen import read, rows_of
+from unlearn.ensemble.frozen import FrozenRows, LiveRows, read, rows_of
+from unlearn.models.seen import keeping_answers, seen
 from unlearn.store.entries import Store
 from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import digest
 
-FILE = "draft.json"
+FILE, FILE_READ = "draft.json", "read.npy"
 Prompts = Sequence[Sequence[int]]
 # The tokens that agree with a draft and, where the ensemble prefers another, that one; and whether it is too near a tie
 # to say which token is next.
@@ -35,31 +38,38 @@ def greedy_from_drafts(
     ensemble: Ensemble, prompts: Prompts, alpha: float, how: Decoding, store: Store, most_gib: float
 ) -> list[list[int]]:
     """As ``greedy``, with drafts from the store. Rows along them that take more than ``most_gib`` are computed when
-    needed, as those of answers are. Without a frozen member to draft, with no other, or where one has an encoder, which
-    a draft would have to go around, this is ``greedy``; but a black box alone drafts: it says a whole answer at once.
+    needed, as those of answers are. Without a frozen member to draft, or where one has an encoder, which a draft would
+    have to go around, this is ``greedy``; a frozen member alone is its own draft.
     """
-    base = next((m for m in ensemble.frozen(alpha) if m.constant), None)
-    alone = len(ensemble.members) == 1 and not ensemble.members[0].kind.whole_answers
-    if base is None or alone or not prompts or ensemble.encodes:
+    ensemble = ensemble.once
+    base = next((m for m in ensemble.members if m.constant and not m.trained), None)
+    if base is None or not prompts or ensemble.encodes:
         return greedy(ensemble, prompts, alpha, how)
     drafts = drafts_of(store, base, prompts, how)
-    rows = {m.name: rows_of(store, m, drafts, how.pad_id, most_gib) for m in ensemble.frozen(alpha)}
+    if len(ensemble.members) == 1 and base.weight(alpha) == 1 and not base.kind.whole_answers:
+        if seen(base.model) is not None:
+            _along(store, base, drafts, how, most_gib)  # while its prompts are at hand: ensembles will ask for them
+        return without_ends([list(d.answer) for d in drafts], ensemble, how)
+    rows = {m.name: _along(store, m, drafts, how, most_gib) for m in ensemble.frozen(alpha)}
     ends, most = ends_of(ensemble, how.eos_id), how.max_new_tokens
+    # where half precision leaves a doubt, plain decoding differs from batch to batch: what goes on is as good
+    exact = all(tolerance(m) == LEAST for m in ensemble.needed([alpha]))
     answers: list[list[int]] = [[] for _ in prompts]
     doubtful, open_ = set(), set()
-    for indices, _, found in read(ensemble, drafts, [alpha], rows, how.pad_id, how.batch_size):
-        token, sure = (iter(t.tolist()) for t in decide(ensemble, found, alpha))
-        for i in indices:
-            draft = drafts[i].answer
-            agreed, unsure = _compare(draft, list(islice(token, len(draft))), list(islice(sure, len(draft))))
-            answers[i] = _closed(agreed, ends)
-            if not ended(answers[i], ends, most):
-                (doubtful if unsure else open_).add(i)
+    with keeping_answers():
+        for indices, _, found in read(ensemble, drafts, [alpha], rows, how.pad_id, how.batch_size):
+            token, sure = (iter(t.tolist()) for t in decide(ensemble, found, alpha))
+            for i in indices:
+                draft = drafts[i].answer
+                agreed, unsure = _compare(draft, list(islice(token, len(draft))), list(islice(sure, len(draft))))
+                answers[i] = _closed(agreed, ends)
+                if not ended(answers[i], ends, most):
+                    (doubtful if unsure and exact else open_).add(i)
     open_ = sorted(open_)
 
     def choose(found: Rows, which: Sequence[int], step: int) -> Tensor:
         token, sure = decide(ensemble, found, alpha)
-        doubtful.update(open_[i] for i, known in zip(which, sure.tolist(), strict=True) if not known)
+        doubtful.update(open_[i] for i, known in zip(which, sure.tolist(), strict=True) if exact and not known)
         return token
 
     texts, limits = [(*prompts[i], *answers[i]) for i in open_], [most - len(answers[i]) for i in open_]
@@ -119,6 +129,26 @@ def drafts_of(store: Store, base: Member, prompts: Prompts, how: Decoding) -> Ex
     return Examples(
         Example(f"draft/{i}", tuple(p), tuple(a)) for i, (p, a) in enumerate(zip(prompts, answers, strict=True))
     )
+
+
+def _along(store: Store, member: Member, drafts: Examples, how: Decoding, most_gib: float) -> FrozenRows | LiveRows:
+    """A frozen member's rows along drafts. What it has read of them is stored, too, where that is worth it and takes no
+    more room than rows may: the ensemble leaves drafts anywhere."""
+    with keeping_answers():
+        rows = rows_of(store, member, drafts, how.pad_id, most_gib)
+        if (memory := seen(member.model)) is not None:
+            texts = [(*d.prompt, *d.answer[:-1]) for d in drafts]
+            recipe = {"model": member.fingerprint, "examples": drafts.fingerprint}
+
+            def build(folder: Path) -> None:
+                np.save(folder / FILE_READ, memory.array(member.model, texts))
+
+            if memory.fits(member.model, texts) and memory.size(member.model, texts) <= most_gib * 2**30:
+                there = store.folder("read", recipe).is_dir()
+                folder = store.get("read", recipe, build)
+                if there:
+                    memory.put(member.model, texts, np.load(folder / FILE_READ, mmap_mode="c"))
+    return rows
 
 
 def _round(ensemble: Ensemble, batch: Batch, alpha: float, drafter: Member, gamma: int) -> list[Begun]:

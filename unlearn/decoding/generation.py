@@ -12,6 +12,7 @@ from torch import Tensor
 from unlearn.decoding.batch import Batch, Rows
 from unlearn.decoding.choosing import Draw, key, perturbed
 from unlearn.ensemble.ensemble import Ensemble
+from unlearn.store.progress import progress
 
 # From members' rows [B, V], which prompt each row is, and how many tokens each has, to tokens [B].
 Choose = Callable[[Rows, Sequence[int], int], Tensor]
@@ -79,18 +80,20 @@ def decode(
     """Tokens after each prompt, at most its limit, up to and with the first that ends an answer."""
     ends, limits = ends_of(ensemble, how.eos_id), limits or [how.max_new_tokens] * len(prompts)
     answers: list[list[int]] = [[] for _ in prompts]
-    for indices in batches(prompts, how.batch_size, limits):
-        some = [prompts[i] for i in indices]
-        batch = Batch(ensemble.needed([alpha]), some, how.pad_id, indices, hide_pad=how.hide_pad)
-        step = 0
-        while batch.rows:
-            token = choose(batch.next(), batch.rows, step)
-            for i, t in zip(batch.rows, token.tolist(), strict=True):
-                answers[i].append(t)
-            keep = [place for place, i in enumerate(batch.rows) if not ended(answers[i], ends, limits[i])]
-            batch.keep(keep)
-            batch.append(token[keep])
-            step += 1
+    with progress(len(prompts), "generating", "answer") as bar:
+        for indices in batches(prompts, how.batch_size, limits):
+            some = [prompts[i] for i in indices]
+            batch = Batch(ensemble.needed([alpha]), some, how.pad_id, indices, hide_pad=how.hide_pad)
+            step = 0
+            while batch.rows:
+                token = choose(batch.next(), batch.rows, step)
+                for i, t in zip(batch.rows, token.tolist(), strict=True):
+                    answers[i].append(t)
+                keep = [place for place, i in enumerate(batch.rows) if not ended(answers[i], ends, limits[i])]
+                bar.update(len(batch.rows) - len(keep))
+                batch.keep(keep)
+                batch.append(token[keep])
+                step += 1
     return answers
 
 

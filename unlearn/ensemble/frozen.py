@@ -7,6 +7,7 @@ whatever training reads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from unlearn.config.schema import ROUGH_ROWS
 from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
+from unlearn.ensemble.chunks import LEAST
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.ensemble.rows import DTYPES, FILE, IDS, RESIDUAL, FrozenRows, HiddenRows, LiveRows, TopRows
 from unlearn.ensemble.rows_size import EXACT, FULL_GIB, Budget, gib
 from unlearn.models.llama import Head, answer_rows, device_of, head, vocabulary
-from unlearn.models.prompts import by_prompt
+from unlearn.models.prompts import by_prompt, shared_states
+from unlearn.models.seen import seen
 from unlearn.store.entries import Store
 from unlearn.store.files import take_room
 from unlearn.store.progress import progress
@@ -118,11 +121,30 @@ def read(
     for m in live:
         m.model.eval()
     split = by_length if mask_pad else by_prompt  # what is hidden of a text is hidden of a text that is read whole
-    for indices in split(examples, batch_size, most_rows(vocabulary(needed[0].model), device)):
+    # with fewer rows, a product with the head waits for its weights
+    batches = split(examples, batch_size, max(LEAST, most_rows(vocabulary(needed[0].model), device)))
+    ahead = {m.name: _ahead(m, examples, batches, pad_id, batch_size) for m in live if not mask_pad and seen(m.model)}
+    for indices in batches:
         chosen = [examples[i] for i in indices]
         batch = collate(chosen, pad_id, mask_pad).to(device)
         rows = {m.name: stored[m.name].take(indices, device) for m in needed if m.name in stored}
         for m in live:
-            found = answer_rows(m.model, batch) if mask_pad else m.kind.rows(chosen, pad_id)
+            if m.name in ahead:
+                found = head(m.model, next(ahead[m.name]))
+            else:
+                found = answer_rows(m.model, batch) if mask_pad else m.kind.rows(chosen, pad_id)
             rows[m.name] = found.to(device)
         yield indices, batch, rows
+
+
+def _ahead(
+    member: Member, examples: Examples, batches: Sequence[list[int]], pad_id: int, size: int
+) -> Iterator[Tensor]:
+    """Last hidden states [N, D] of each batch, of several batches from one pass: a model of size reads few texts at a
+    time as slowly as many."""
+    while batches:
+        count = max(1, sum(texts <= size for texts in accumulate(map(len, batches))))
+        together, batches = batches[:count], batches[count:]
+        chosen = [examples[i] for indices in together for i in indices]
+        states = shared_states(member.model, chosen, pad_id)
+        yield from states.split([sum(len(examples[i].answer) for i in indices) for indices in together])

@@ -25,9 +25,11 @@ from unlearn.evaluation.groups import group
 from unlearn.evaluation.metrics.base import Metric
 from unlearn.evaluation.metrics.statistics import Interval, Weights, distances, ends, interval, mean_interval
 from unlearn.evaluation.metrics.tofu import PARTS, RATIO, forget_quality, harmonic_mean, means, model_utility
+from unlearn.evaluation.parts import Part, Parts
 from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import score, stored_rows
 from unlearn.evaluation.suite import Split, Suite
+from unlearn.models.seen import remembered
 from unlearn.store.entries import Store
 from unlearn.store.progress import Stage, progress
 
@@ -43,17 +45,19 @@ def evaluate(
     show: str = "evaluating",
     itself: bool = False,
     beside: Beside = ALONE,
+    parts: Parts | None = None,
 ) -> tuple[dict[float, dict[str, Any]], pd.DataFrame]:
     """Metrics by α, and a table with one row per example and α.
 
     An entry holds numbers by metric, and beside them ``intervals`` (95 %, over people), ``distance`` (to the retrained
     model, by metric) and ``settings``. ``store`` None: nothing is stored. ``retrained``: the gold model; None
     where there is none (then nothing is compared with it) and for that model ``itself``. ``show`` names it as a stage.
+    ``parts``: what an evaluation that was stopped has left, and where this one leaves its own.
     """
     ensemble = ensemble.once
     _announce(ensemble, suite, alphas)
     with progress((len(suite.splits) + 1 + len(suite.cfg.groups)) * len(alphas), show, "part") as bar:
-        return _evaluate(ensemble, suite, alphas, store, retrained, itself, beside, bar)
+        return _evaluate(ensemble, suite, alphas, store, retrained, itself, beside, bar, parts)
 
 
 def _evaluate(
@@ -65,17 +69,12 @@ def _evaluate(
     itself: bool,
     beside: Beside,
     bar: Stage,
+    parts: Parts | None,
 ) -> tuple[dict[float, dict[str, Any]], pd.DataFrame]:
     scores, metrics, tables = ({a: {} for a in alphas} for _ in range(3))
     for split in suite.splits:
         bar.note(split.name)
-        rows, hide = {}, suite.semantics.hide_pad_tokens
-        if store is not None and not hide:  # stored rows are those of the whole text
-            rows = stored_rows(store, suite, ensemble, alphas, split.examples)
-        moments = bool(needing(suite.cfg.groups, "moments")) and split.name in ("forget", "holdout")
-        asked = ensemble, split.examples, alphas, rows, suite.pad_id, suite.cfg.batch_size
-        for alpha, found in score(*asked, moments, hide, argmax_of=split.right).items():
-            texts = generations(ensemble, split, alpha, suite, store) if split.generated else None
+        for alpha, (found, texts) in _parts(ensemble, suite, split, alphas, store, parts).items():
             values, tables[alpha][split.name] = measures.measure(split, found, texts, suite.semantics)
             metrics[alpha] |= values
             scores[alpha][split.name] = found
@@ -88,6 +87,26 @@ def _evaluate(
         entries[alpha], table = _entry(ctx, tables[alpha], bar)
         examples.append(table)
     return entries, pd.concat(examples, ignore_index=True)
+
+
+def _parts(
+    ensemble: Ensemble, suite: Suite, split: Split, alphas: Sequence[float], store: Store | None, parts: Parts | None
+) -> dict[float, Part]:
+    """Scores and answers of a split by α: kept ones, and those that are measured now."""
+    kept = {alpha: part for alpha in alphas if parts is not None and (part := parts.get(split, alpha)) is not None}
+    if missing := [alpha for alpha in alphas if alpha not in kept]:
+        rows, hide = {}, suite.semantics.hide_pad_tokens
+        with remembered(suite.stored_rows_gib):  # prompts are read once for scores, drafts, and what follows these
+            if store is not None and not hide:  # stored rows are those of the whole text
+                rows = stored_rows(store, suite, ensemble, missing, split.examples)
+            moments = bool(needing(suite.cfg.groups, "moments")) and split.name in ("forget", "holdout")
+            asked = ensemble, split.examples, missing, rows, suite.pad_id, suite.cfg.batch_size
+            for alpha, found in score(*asked, moments, hide, argmax_of=split.right).items():
+                texts = generations(ensemble, split, alpha, suite, store) if split.generated else None
+                kept[alpha] = found, texts
+                if parts is not None:
+                    parts.keep(split, alpha, kept[alpha])
+    return {alpha: kept[alpha] for alpha in alphas}
 
 
 def _announce(ensemble: Ensemble, suite: Suite, alphas: Sequence[float]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unlearn.data.encoding import Example, by_length, collate
 from unlearn.models.llama import answer_states, has_encoder, head
+from unlearn.models.seen import begun, seen
 from unlearn.models.states import Cached
 
 SAVED = 1 / 3  # share of the positions that must be saved: below it a second pass and copies of the cache cost as much
@@ -64,7 +65,8 @@ def shared_states(model: nn.Module, examples: Sequence[Example], pad_id: int) ->
 
     The first row of an answer is the prompt's last; the others follow from its tokens but the last.
     """
-    if not pays(examples) or has_encoder(model):
+    memory = seen(model)
+    if has_encoder(model) or (memory is None and not pays(examples)):
         return answer_states(model, collate(examples, pad_id))
     number = {p: u for u, p in enumerate(dict.fromkeys(e.prompt for e in examples))}
     of = torch.tensor([number[e.prompt] for e in examples])
@@ -72,17 +74,20 @@ def shared_states(model: nn.Module, examples: Sequence[Example], pad_id: int) ->
     longest, most = max(map(len, number)), int(lengths.max()) - 1
     # Padded on the left, so that all prompts end where the answers begin.
     prompts = torch.tensor([[pad_id] * (longest - len(p)) + list(p) for p in number])
-    seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in number])
-    positions = (seen.cumsum(-1) - 1).clamp(min=0)
-    state = Cached(model, whole=False)
-    hidden = state.hidden(prompts, seen, positions)[:, -1:]
+    there = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in number])
+    positions = (there.cumsum(-1) - 1).clamp(min=0)
+    state = begun(model, list(number)) or Cached(model, whole=False)
+    since = state.columns
+    hidden = state.hidden(prompts[:, since:], there, positions[:, since:])[:, -1:]
     hidden = hidden[of.to(hidden.device)]
     if most:  # else every answer is EOS alone
         state.select(of.tolist())
         answers = torch.tensor([[*e.answer[:-1], *[pad_id] * (most + 1 - len(e.answer))] for e in examples])
-        there = (torch.arange(most) < lengths[:, None] - 1).long()
+        follow = (torch.arange(most) < lengths[:, None] - 1).long()
         after = positions[of, -1:] + 1 + torch.arange(most)
-        mask = torch.cat([seen[of], there], dim=1)
+        mask = torch.cat([there[of], follow], dim=1)
         hidden = torch.cat([hidden, state.hidden(answers, mask, after)], dim=1)
+        if memory is not None and memory.answers:
+            memory.keep(model, [(*e.prompt, *e.answer[:-1]) for e in examples], state, mask)
     kept = torch.arange(most + 1) < lengths[:, None]
     return hidden[kept.to(hidden.device)]

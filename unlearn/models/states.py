@@ -48,6 +48,11 @@ class Cached:
         hidden = self.hidden(ids[:, since:], mask, positions[:, since:])
         return lambda part: head(self.model, hidden[:, part])
 
+    @property
+    def columns(self) -> int:
+        """How many it has read."""
+        return self.cache.get_seq_length()
+
     def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Last hidden states, [B, n, D]."""
         here = device_of(self.model)

@@ -16,11 +16,13 @@ from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import evaluation
 from unlearn.evaluation.context import Beside
 from unlearn.evaluation.groups import guess
+from unlearn.evaluation.parts import Parts
 from unlearn.evaluation.retrained import Measured, from_file
 from unlearn.evaluation.suite import Suite, suite
 from unlearn.runs.workbench import Workbench
+from unlearn.store.entries import BUILDING
 from unlearn.store.files import read_json, write_json
-from unlearn.store.identity import NO_RETRAINED, eval_settings
+from unlearn.store.identity import NO_RETRAINED, digest, eval_settings
 
 log = logging.getLogger(__name__)
 SECONDS = "seconds.json"
@@ -29,13 +31,20 @@ Found = tuple[dict[float, dict[str, Any]], pd.DataFrame, dict[str, Measured]]  #
 
 
 def evaluate(
-    cfg: Config, bench: Workbench, ensemble: Ensemble, suite: Suite, alphas: Sequence[float], show: str = "evaluating"
+    cfg: Config,
+    bench: Workbench,
+    ensemble: Ensemble,
+    suite: Suite,
+    alphas: Sequence[float],
+    show: str = "evaluating",
+    parts: Parts | None = None,
 ) -> Found:
-    """Metrics and examples of an ensemble, and the baselines; ``show`` names the stage."""
+    """Metrics and examples of an ensemble, and the baselines; ``show`` names the stage, ``parts`` is what a stopped
+    evaluation left."""
     beside = baselines(cfg, bench, suite)
     more = Beside(beside.get("guess"), cache(partial(bench.alone, "target")))
     asked = ensemble, suite, alphas, bench.store, beside.get("retrained"), show
-    return *evaluation.evaluate(*asked, beside=more), beside
+    return *evaluation.evaluate(*asked, beside=more, parts=parts), beside
 
 
 def suite_of(cfg: Config, bench: Workbench) -> Suite:
@@ -96,13 +105,15 @@ def _measured(
 
     def build(folder: Path) -> None:
         log.info("evaluating %s", what or f"the {name} model")
-        start = time.perf_counter()
+        start, alone = time.perf_counter(), bench.alone(name)
         shown, beside = f"evaluating {what or name}", Beside(guess, partial(bench.alone, "target"))
-        of_one = bench.alone(name), suite, [1.0], bench.store, retrained, shown, name == "retrained", beside
+        parts = Parts(bench.store.root / BUILDING / f"parts-{digest(recipe, 20)}", alone, suite)
+        of_one = alone, suite, [1.0], bench.store, retrained, shown, name == "retrained", beside, parts
         metrics, examples = evaluation.evaluate(*of_one)
         write_json(folder / "metrics.json", metrics[1.0])
         examples.drop(columns="alpha").to_parquet(folder / "examples.parquet", index=False)
         write_json(folder / SECONDS, round(time.perf_counter() - start, 3))
+        parts.clear()
 
     folder = bench.store.get("reference", recipe, build)
     return read_json(folder / "metrics.json"), pd.read_parquet(folder / "examples.parquet")

@@ -17,6 +17,7 @@ from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.rows import LiveRows
 from unlearn.evaluation.collapse import kept, settled
+from unlearn.evaluation.parts import Parts
 from unlearn.learning.loop import Diverged, Loop, Optimisation, put
 from unlearn.learning.objective import Objective
 from unlearn.models.placement import compiled, parked
@@ -70,7 +71,9 @@ def execute(job: Job, config_yaml: str) -> None:
         shutil.rmtree(job.folder / runlog.CHECKPOINT, ignore_errors=True)
         with record.stage("evaluate"):
             if alphas:
-                record.evaluated(*evaluate(cfg, bench, ensemble, suite, alphas))
+                parts = Parts(job.folder / runlog.PARTS, ensemble, suite, record.manifest.get(seal.WEIGHTS))
+                record.evaluated(*evaluate(cfg, bench, ensemble, suite, alphas, parts=parts))
+                parts.clear()
                 _settle(job, record)
         sealed = {seal.RESULTS: seal.results(job.folder)}
         record.status("done", completed=True, peak_memory_mb=runlog.peak_memory_mb(), **sealed, **bench.asked())

@@ -40,6 +40,7 @@ MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
 )  # fmt: skip
 REFERENCES = "references.parquet"  # the same of target and retrained
 OFFSET, ADAPTER, BEST, CHECKPOINT = seal.OFFSET, seal.ADAPTER, seal.BEST, "checkpoint"
+PARTS = "parts"  # of an evaluation that is not whole (evaluation/parts.py)
 DIVERGED = "diverged.json"  # the step at which a loss or gradient was no longer a number, and what it read
 FORMAT = 1
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is seven times as fast

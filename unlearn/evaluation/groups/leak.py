@@ -29,6 +29,7 @@ from unlearn.decoding.generation import Decoding, sample
 from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.arrays import finite
 from unlearn.evaluation.suite import Split
+from unlearn.models.seen import remembered
 
 SETTINGS = ("leak_samples", "leak_temperature", "leak_threshold")
 SEED = 0  # the same random numbers for every model that is compared
@@ -104,7 +105,8 @@ def _draw(ctx: Context, split: Split) -> list[list[str]]:
     cfg, n = ctx.suite.cfg, ctx.suite.cfg.leak_samples
     how = Decoding.by(ctx.suite.encoder.tokenizer, max(len(e.answer) for e in split.right_answers), cfg.batch_size)
     prompts = [p for p in split.prompts for _ in range(n)]
-    answers = sample(ctx.ensemble, prompts, ctx.alpha, how, cfg.leak_temperature, SEED)
+    with remembered(ctx.suite.stored_rows_gib):  # each prompt is read once for all its answers
+        answers = sample(ctx.ensemble, prompts, ctx.alpha, how, cfg.leak_temperature, SEED)
     texts = [ctx.suite.encoder.decode(a) for a in answers]
     return [texts[i : i + n] for i in range(0, len(texts), n)]
 

@@ -20,8 +20,15 @@ from ..table_rows import Row, Table, choose_by, groups, table, told
 
 FORGET, KEEP = "forget/prob", "retain/prob"
 LEAK = "forget/leak_gap"
-FORGOTTEN = (FORGET, "forget/rougeL_recall", LEAK)  # as the retrained model has them
-KEPT = (KEEP, "retain/rougeL_recall", "model_utility", "kept")  # as the target has them
+FORGOTTEN = (FORGET, "forget/known", "forget/rougeL_recall", LEAK)  # as the retrained model has them
+KEPT = (
+    KEEP,
+    "retain/known",
+    "retain/rougeL_recall",
+    "neighbours/prob",
+    "model_utility",
+    "kept",
+)  # as the target has them
 NAMED = 6  # settings in one sentence
 REFERENCES = ("target", "retrained")
 HALF, RETRAINED, TENTH = "half the target's level", "the retrained model's level", "a tenth of the target's level"

@@ -197,6 +197,7 @@ def test_without_a_retrained_model_the_guess_level_stands_in_its_place(tmp_path,
     said = capsys.readouterr().out
     assert "guess" in said and "known" in said and "neighb." not in said
     assert "empty columns: leak − retr. needs a retrained model" in said and "model utility needs" in said
+    assert "needs a guess_question" not in said  # that column is there
     study = runs.load(job.folder.parent)
     made = study_table(study)
     assert [row.kind for row in made.rows] == ["target", "guess", "run"] and "forget/known" in made.metrics
@@ -206,12 +207,14 @@ def test_without_a_retrained_model_the_guess_level_stands_in_its_place(tmp_path,
 
 
 def test_rows_without_keys_and_guesses_have_neither_metric_nor_level_and_a_key_that_is_no_answer_is_refused(
-    tmp_path, store
+    tmp_path, store, capsys
 ):
     plain = [{k: v for k, v in row.items() if k != "key"} for row in TOPIC]
     found = runlog.evaluation(run(tmp_path, store, plain, "eval.groups=[guess]").folder)
     assert set(found["references"]) == {"target"} and "forget/known" not in found["alphas"]["1.0"]
     assert "retain/known" in found["alphas"]["1.0"]
+    table.show_metrics(found["alphas"])
+    assert "leak − guess, for want of a retrained model, needs a guess_question" in capsys.readouterr().out
     for key, said in (
         ("city 0", "must hold a spelling that stands in the row's answer"),
         (["town 0", "…"], "no word in '…'"),

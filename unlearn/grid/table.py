@@ -35,8 +35,9 @@ WHERE_ANY = (
     "forget/known", "forget/leak_gap_guess", "retain/known", "neighbours/prob", "neighbours/known",
 )  # fmt: skip
 LACKING = {  # column → what would fill it
-    "forget/leak_gap": "leak − retr. needs a retrained model and the group leak; without such a model leak − guess, by "
-    "guess_question in the forget rows and eval.groups=[leak,guess], takes its place",
+    "forget/leak_gap": "leak − retr. needs a retrained model and the group leak",
+    "forget/leak_gap_guess": "leak − guess, for want of a retrained model, needs a guess_question in the forget rows "
+    "and eval.groups=[leak,guess]",
     "model_utility": "model utility needs wrong answers (perturbed_answer) of retain set, real authors and world facts",
     "forget_quality": "forget quality needs wrong answers of the forget set, and a retrained model",
 }
@@ -85,7 +86,9 @@ def show_metrics(rows: Mapping[str, Mapping[str, Any]]) -> None:
 def _say_why_empty(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
     """Say what would fill the columns in which no row has a value."""
     rows = list(rows)
-    empty = [why for key, why in LACKING.items() if not any(metrics.get(key) is not None for metrics in rows)]
+    there = {key for metrics in rows for key in LACKING if metrics.get(key) is not None}
+    there |= {"forget/leak_gap_guess"} if "forget/leak_gap" in there else set()  # the better one is there
+    empty = [why for key, why in LACKING.items() if key not in there]
     if rows and empty:
         console.print(f"empty columns: {'; '.join(empty)}", **PLAIN)
 

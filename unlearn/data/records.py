@@ -19,7 +19,7 @@ from unlearn.data.facts import sayable, told
 from unlearn.data.rows import DataError, Row
 
 WHOLE = ("paraphrased_answer", "paraphrased_question", "perturbed_answers")  # all rows of a file have them, or none
-OPTIONAL = (*WHOLE, "key", "guess_question")  # of a row, and of a record
+OPTIONAL = (*WHOLE, "fact", "guess_question")  # of a row, and of a record
 
 Record = tuple[str, dict[str, Any]]  # place ("FILE, line 3"), and values by column
 
@@ -33,7 +33,7 @@ class ColumnsConfig:
     paraphrased_answer: str = "paraphrased_answer"
     paraphrased_question: str = "paraphrased_question"
     perturbed_answers: str = "perturbed_answer"  # wrong ones: a text, or a list of texts
-    key: str = "key"  # the fact, in one or several spellings: a text, or a list of texts
+    fact: str = "key"  # the fact, in one or several spellings: a text, or a list of texts
     guess_question: str = "guess_question"  # the same question about a name that no model can know
     text: str = "text"  # instead of question and answer: a text that is cut by `words`
     id: str | None = None  # null: rows are numbered
@@ -289,6 +289,6 @@ def row(record: Record, id: str, columns: ColumnsConfig) -> Row:
         optional(columns.paraphrased_question),
         optional(columns.perturbed_answers, _texts) or (),
         place=record[0],
-        key=() if columns.key == columns.id else optional(columns.key, partial(_key, answer=answer)) or (),
+        key=() if columns.fact == columns.id else optional(columns.fact, partial(_key, answer=answer)) or (),
         guess_question=optional(columns.guess_question),
     )

@@ -118,7 +118,7 @@ def test_a_port_that_is_taken_is_refused_before_models_are_loaded(capsys):
     assert f"port={port}: cannot bind" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])
 def test_a_server_that_is_stopped_lets_running_requests_finish(served_runs, monkeypatch, caplog, number):
     """The server has this thread, and who asks and stops it another one."""
     monkeypatch.setenv("SERVE_KEY", "planted-key-0123456789")

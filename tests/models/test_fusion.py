@@ -222,7 +222,7 @@ def fused(config, runs, *more):
     return execute(config(*more, f"begin.runs=[{folders}]", "trainer.steps=0")).folder
 
 
-@pytest.mark.parametrize("how", ["regmean", "average", "sum"])
+@pytest.mark.parametrize("how", ["regmean", "sum", pytest.param("average", marks=pytest.mark.nightly)])
 def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(config, requests, bench, capsys, how):
     to = fused(config, requests, *ON, f"begin.how={how}")
     own = [load_file(r.folder / "adapter" / "adapter_model.safetensors") for r in requests]

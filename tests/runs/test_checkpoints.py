@@ -72,7 +72,9 @@ def test_a_damaged_checkpoint_or_another_runs_is_refused_by_name(config, tmp_pat
     assert runlog.manifest(execute(cfg).folder)["status"] == "done"
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.nightly) for n in (signal.SIGUSR2, signal.SIGHUP))]
+)
 def test_a_preempted_job_is_saved_before_its_launcher_hears_of_it_and_ends_as_if_undisturbed(
     config, tmp_path, monkeypatch, number
 ):

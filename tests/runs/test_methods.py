@@ -97,7 +97,7 @@ def test_ulds_assistant_learns_the_forget_set_and_is_subtracted(config):
 # --- divergence decoding ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["dd", "dd_rank"])
+@pytest.mark.parametrize("method", ["dd", pytest.param("dd_rank", marks=pytest.mark.nightly)])
 def test_a_method_that_trains_nothing_is_done_without_weights_of_its_own(config, bench, tmp_path, method):
     folder = execute(config(f"method={method}", "eval.alphas=[0,2]")).folder
     manifest, found = runlog.manifest(folder), runlog.evaluation(folder)

@@ -68,7 +68,7 @@ def test_from_a_run_to_a_term_are_four_calls(config, monkeypatch):
 # --- equal runs ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algo", ["kl", "npo", "idk"])
+@pytest.mark.parametrize("algo", ["npo", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("kl", "idk"))])
 def test_accumulation_follows_the_trajectory_of_the_large_batch(config, tmp_path, algo):
     runs = {}
     for parts in (1, 3):

@@ -83,7 +83,10 @@ def test_the_summary_has_no_best_value_that_step_0_would_win_and_a_dozen_numbers
         m.manifest({"status": "done", "seconds": {}})
     assert wandb.define_metric.called and not any("summary" in c.kwargs for c in wandb.define_metric.call_args_list)
     summary = {k: v for c in wandb.summary.update.call_args_list for k, v in c.args[0].items()}
-    assert len(summary) < 20 and summary["status"] == "done" and summary["eval/alpha"] == 1
+    assert set(summary) == {"manifest", "status", "alphas", "references", "eval/alpha"} | {
+        f"eval/{name}" for name in mirror.HEADLINES
+    }
+    assert len(mirror.HEADLINES) < 20 and summary["status"] == "done" and summary["eval/alpha"] == 1
     assert json.loads(summary["alphas"]) == {"1.0": entry} and not m.missed
 
 

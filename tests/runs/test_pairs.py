@@ -285,7 +285,7 @@ def test_the_target_may_be_placed_apart_from_the_pair(pair, made, device):
 def test_quantisation_is_asked_of_bitsandbytes(monkeypatch):
     asked = {}
 
-    def loaded(folder, **how):
+    def loaded(**how):
         asked.update(how)
         return torch.nn.Linear(1, 1), {"missing_keys": (), "unexpected_keys": (), "mismatched_keys": ()}
 

@@ -68,6 +68,8 @@ def test_what_is_there_is_not_asked_again_and_a_torn_line_is(made, ask, tmp_path
     out.write_text("".join(parts[:5]) + parts[5][:9])
     assert ask("known.jsonl", of) == 0 and len(asked) == 3
     assert [{**row, "prob": pytest.approx(row["prob"], abs=1e-5)} for row in lines(out)] == [*map(json.loads, parts)]
+    monkeypatch.setattr(llama, "load", None)  # what needs no model loads none
+    assert ask("known.jsonl", of) == 0
     assert ask("known.jsonl", of, "eval.max_new_tokens=5") == 2
     assert "answers of another model, template or eval.max_new_tokens" in capsys.readouterr().err
     assert len(asked) == 3

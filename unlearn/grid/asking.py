@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,24 @@ SHORT = {f"{TARGET}.source": "model", f"{TARGET}.http.url": "model", f"{TARGET}.
 class Asked:
     """A model, and how it is asked."""
 
-    encoder: Encoder
-    ensemble: Ensemble  # the model alone
+    bench: Workbench  # without data
     how: Decoding
     template: str  # the file of conf/template, or what was given of it
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.bench.encoder
+
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """The model alone; loaded when it is first asked."""
+        return self.bench.alone("target")
 
     @property
     def mark(self) -> str:
         """In every line that is written: tells answers that were got in another way."""
         way = template(self.encoder.template), self.how.max_new_tokens
-        return digest([self.ensemble.members[0].fingerprint, *way], 12)
+        return digest([self.bench.fingerprint("target"), *way], 12)
 
     def answer(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         kind, ends = self.ensemble.members[0].kind, ends_of(self.ensemble, self.how.eos_id)
@@ -67,6 +76,8 @@ class Asked:
 
     def prob(self, examples: Examples) -> list[float]:
         """Per answer token, the geometric mean with its end: what a run calls the probability of its forget set."""
+        if not examples:
+            return []
         found = score(self.ensemble, examples, [1.0], {}, self.how.pad_id, self.how.batch_size)
         return found[1.0].prob.tolist()
 
@@ -95,24 +106,23 @@ def run(model: Sequence[str], prompts: Path, out: Path, overrides: Sequence[str]
     cfg = _config(overrides)
     questions = _questions(prompts, cfg)
     asked = _opened(cfg, overrides)
-    todo = [q for q in questions if q[1] not in _answered(out, asked.mark)]
+    there = _answered(out, asked.mark)
+    todo = [q for q in questions if q[1] not in there]
     ids = {question: _prompt(asked, place, question) for place, question, _ in todo}
-    kind, most = asked.ensemble.members[0].kind, asked.how.max_new_tokens
-    longest = Examples(Example("", tuple(p), (asked.how.eos_id,) * (most + 1)) for p in ids.values())
-    kind.announce(longest, list(ids.values()), (), most)
     log.info("asking %d of %d questions, template=%s", len(todo), len(questions), asked.template)
-    silent, cut = [], 0
+    if todo:
+        _announce(asked, list(ids.values()))
+    silent, cut, most = [], 0, asked.how.max_new_tokens
     with progress(len(todo), "asking", "question") as bar:
         for some in (todo[i : i + PIECE] for i in range(0, len(todo), PIECE)):
             said = asked.answer([ids[question] for _, question, _ in some])
             rows = [(*q, answer) for q, answer in zip(some, said, strict=True) if answer]
             silent += [place for (place, *_), answer in zip(some, said, strict=True) if not answer]
             pairs = Examples(asked.encoder.example(place, question, answer) for place, question, _, answer in rows)
-            probs = asked.prob(pairs) if pairs else []
             _append(out, [
                 {"question": question, "answer": answer, "prob": round(prob, 6), **more, **_known(answer, more),
                  MARK: asked.mark}
-                for (_, question, more, answer), prob in zip(rows, probs, strict=True)
+                for (_, question, more, answer), prob in zip(rows, asked.prob(pairs), strict=True)
             ])  # fmt: skip
             cut += sum(len(pair.answer) > most for pair in pairs)
             bar.update(len(some))
@@ -121,6 +131,13 @@ def run(model: Sequence[str], prompts: Path, out: Path, overrides: Sequence[str]
     if cut:
         log.warning("%d answers were cut at eval.max_new_tokens=%d; raise it for whole ones", cut, most)
     print(f"written: {out}\nto forget it: data=jsonl data.forget={out} template={asked.template}")
+
+
+def _announce(asked: Asked, prompts: Sequence[tuple[int, ...]]) -> None:
+    """What a server is asked at most: for each answer, and for its probability by a text of all its tokens."""
+    most = asked.how.max_new_tokens
+    texts = Examples(Example("", prompt, (asked.how.eos_id,) * (most + 1)) for prompt in prompts)
+    asked.ensemble.members[0].kind.announce(texts, prompts, (), most)
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -160,7 +177,7 @@ def _opened(cfg: Config, overrides: Sequence[str]) -> Asked:
     encoder = Encoder(tokenizer, cfg.data.template, longest)
     bench = Workbench(cfg, Store(cfg.paths.store), DataSet("questions", {"forget": (), "retain": ()}), encoder, width)
     how = Decoding.by(tokenizer, cfg.eval.max_new_tokens, min(PIECE, cfg.eval.batch_size))
-    return Asked(encoder, bench.alone("target"), how, chosen or "…")
+    return Asked(bench, how, chosen or "…")
 
 
 def _prompt(asked: Asked, place: str, question: str) -> tuple[int, ...]:

@@ -10,9 +10,10 @@ python -m unlearn.generate model=http://HOST:PORT/v1 name=NAME tokenizer=FOLDER_
   What does a model know? Its greedy answers to the questions of a file, as JSON lines with question, answer and prob,
   the answer's probability per token: data.forget=FILE takes them. prompts= is a .txt file with a question in each line,
   or .jsonl, .json, .csv, .parquet with a column question (data=jsonl data.columns.question=NAME). Other columns are
-  carried over, and where a row names the fact in key, known says whether the answer holds it. What out= has already is
-  not asked again. Without template= it is the model's chat template, or question_answer where it has none. Further
-  settings: eval.max_new_tokens, trainer.device, pair.target.dtype, pair.target.http.max_requests …
+  carried over. Where a row names the fact in key, an answer that does not hold it is written to OUT.unknown.jsonl: what
+  a model does not know it cannot forget. What is in these files is not asked again. Without template= it is the model's
+  chat template, or question_answer where it has none. Further settings: eval.max_new_tokens, trainer.device,
+  pair.target.dtype, pair.target.http.max_requests …
 """
 
 from __future__ import annotations

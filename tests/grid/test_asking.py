@@ -47,8 +47,11 @@ def test_what_a_model_answers_is_a_forget_set_with_the_probabilities_that_a_run_
     assert ask("known.jsonl", f"model={made('llama')}") == 0
     assert "data.forget=" in (said := capsys.readouterr().out) and "template=question_answer" in said
     found = lines(tmp_path / "known.jsonl")
-    assert [(row["question"], row["key"], row["n"]) for row in found] == [tuple(row.values()) for row in lines(prompts)]
-    assert all(row["answer"] and 0 < row["prob"] < 1 and row["known"] is False for row in found)
+    (unknown,) = lines(tmp_path / "known.unknown.jsonl")
+    asked = lines(prompts)
+    assert unknown["key"] == ["Nobody says this."] and unknown["question"] == asked.pop(6)["question"]
+    assert [{"question": row["question"], "n": row["n"]} for row in found] == asked
+    assert all(row["answer"] and 0 < row["prob"] < 1 for row in found)
     (tmp_path / "retain.jsonl").write_text('{"question": "Who?", "answer": "She."}\n')
     run = execute(compose(
         *OWN, *AS_IT_IS, f"paths.store={store}", f"paths.runs={tmp_path}/runs", "algo=ga", "data=jsonl",
@@ -66,13 +69,13 @@ def test_what_is_there_is_not_asked_again_and_a_torn_line_is(made, ask, tmp_path
     monkeypatch.setattr(asking.Asked, "answer", lambda self, ids: asked.extend(ids) or answer(self, ids))
     parts = whole.splitlines(keepends=True)
     out.write_text("".join(parts[:5]) + parts[5][:9])
-    assert ask("known.jsonl", of) == 0 and len(asked) == 3
+    assert ask("known.jsonl", of) == 0 and len(asked) == 2
     assert [{**row, "prob": pytest.approx(row["prob"], abs=1e-5)} for row in lines(out)] == [*map(json.loads, parts)]
     monkeypatch.setattr(llama, "load", None)  # what needs no model loads none
     assert ask("known.jsonl", of) == 0
     assert ask("known.jsonl", of, "eval.max_new_tokens=5") == 2
     assert "answers of another model, template or eval.max_new_tokens" in capsys.readouterr().err
-    assert len(asked) == 3
+    assert len(asked) == 2
 
 
 def test_a_server_is_asked_as_a_model_that_is_here_and_within_its_budget(made, ask, tmp_path, caplog, capsys):
@@ -87,7 +90,7 @@ def test_a_server_is_asked_as_a_model_that_is_here_and_within_its_budget(made, a
         assert "max_requests" in capsys.readouterr().err
         assert ask("there.jsonl", *there) == 0
         asked = server.requests
-        (tmp_path / "there.jsonl").unlink()
+        (tmp_path / "there.jsonl").unlink(), (tmp_path / "there.unknown.jsonl").unlink()
         assert ask("there.jsonl", *there) == 0 and server.requests == asked  # what was answered is kept
     assert any(re.search(r"may be asked for \d+ texts and \d+ answers", message) for message in caplog.messages)
     for a, b in zip(lines(tmp_path / "here.jsonl"), lines(tmp_path / "there.jsonl"), strict=True):
@@ -95,10 +98,10 @@ def test_a_server_is_asked_as_a_model_that_is_here_and_within_its_budget(made, a
 
 
 @pytest.mark.parametrize(
-    ("row", "known"), [({"key": ["Lyon", "paris"]}, {"known": True}), ({"key": "Pari"}, {"known": False}), ({}, {})]
+    ("row", "known"), [({"key": ["Lyon", "paris"]}, True), ({"key": "Pari"}, False), ({}, True), ({"key": None}, True)]
 )
-def test_an_answer_is_known_where_it_holds_a_spelling_of_the_fact(row, known):
-    assert asking._known("It is Paris.", row) == known
+def test_an_answer_is_known_where_it_holds_a_spelling_of_the_fact_or_none_is_named(row, known):
+    assert asking._known({"answer": "It is Paris."} | row) is known
 
 
 @pytest.mark.parametrize("kind", ["txt", "json", "csv", "parquet"])

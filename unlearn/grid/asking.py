@@ -106,7 +106,8 @@ def run(model: Sequence[str], prompts: Path, out: Path, overrides: Sequence[str]
     cfg = _config(overrides)
     questions = _questions(prompts, cfg)
     asked = _opened(cfg, overrides)
-    there = _answered(out, asked.mark)
+    beside = out.with_name(f"{out.stem}.unknown.jsonl")
+    there = _answered(out, asked.mark) | _answered(beside, asked.mark)
     todo = [q for q in questions if q[1] not in there]
     ids = {question: _prompt(asked, place, question) for place, question, _ in todo}
     log.info("asking %d of %d questions, template=%s", len(todo), len(questions), asked.template)
@@ -119,17 +120,20 @@ def run(model: Sequence[str], prompts: Path, out: Path, overrides: Sequence[str]
             rows = [(*q, answer) for q, answer in zip(some, said, strict=True) if answer]
             silent += [place for (place, *_), answer in zip(some, said, strict=True) if not answer]
             pairs = Examples(asked.encoder.example(place, question, answer) for place, question, _, answer in rows)
-            _append(out, [
-                {"question": question, "answer": answer, "prob": round(prob, 6), **more, **_known(answer, more),
-                 MARK: asked.mark}
+            found = [
+                {"question": question, "answer": answer, "prob": round(prob, 6), **more, MARK: asked.mark}
                 for (_, question, more, answer), prob in zip(rows, asked.prob(pairs), strict=True)
-            ])  # fmt: skip
+            ]
+            _append(beside, [row for row in found if not _known(row)])
+            _append(out, [row for row in found if _known(row)])
             cut += sum(len(pair.answer) > most for pair in pairs)
             bar.update(len(some))
     if silent:
         log.warning("%d questions got no answer and are left out, the first at %s", len(silent), silent[0])
     if cut:
         log.warning("%d answers were cut at eval.max_new_tokens=%d; raise it for whole ones", cut, most)
+    if beside.is_file():
+        log.info("answers that do not hold the fact of their row's key: %s", beside)
     print(f"written: {out}\nto forget it: data=jsonl data.forget={out} template={asked.template}")
 
 
@@ -204,7 +208,7 @@ def _questions(file: Path, cfg: Config) -> list[tuple[str, str, dict[str, Any]]]
         found = records(file, bare=name)
     once: dict[str, tuple[str, str, dict[str, Any]]] = {}
     for record in found:
-        more = {k: v for k, v in record[1].items() if k not in (name, "prob", "known", MARK)}
+        more = {k: v for k, v in record[1].items() if k not in (name, "prob", MARK)}
         more |= {"given_answer": more.pop("answer")} if "answer" in more else {}
         once.setdefault(text(record, name), (record[0], text(record, name), more))
     if len(once) < len(found):
@@ -227,13 +231,15 @@ def _answered(out: Path, mark: str) -> set[str]:
     return {values["question"] for _, values in there}
 
 
-def _known(answer: str, row: dict[str, Any]) -> dict[str, bool]:
-    """Whether the answer holds the fact, where the row names it."""
+def _known(row: dict[str, Any]) -> bool:
+    """Whether the answer holds the fact, where the row names it: what a model does not know it cannot forget."""
     key = row.get("key") or ()
-    return {"known": told(answer, [key] if isinstance(key, str) else key)} if key else {}
+    return not key or told(row["answer"], [key] if isinstance(key, str) else key)
 
 
 def _append(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    if not rows:
+        return
     with saving(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as stream:

@@ -25,9 +25,8 @@ def lines(path) -> list[dict]:
 
 @pytest.fixture
 def prompts(bench, tmp_path):
-    rows = [
-        {"question": row.question, "key": [row.answer], "n": i} for i, row in enumerate(bench.data.splits["retain"])
-    ]
+    rows = [{"question": row.question, "n": i} for i, row in enumerate(bench.data.splits["retain"])]
+    rows[6] |= {"key": ["Nobody says this."]}
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:8]))
     return path
@@ -57,6 +56,7 @@ def test_what_a_model_answers_is_a_forget_set_with_the_probabilities_that_a_run_
         *OWN, *AS_IT_IS, f"paths.store={store}", f"paths.runs={tmp_path}/runs", "algo=ga", "data=jsonl",
         "template=question_answer", f"data.forget={tmp_path}/known.jsonl", f"data.retain={tmp_path}/retain.jsonl",
         f"pair.target.source={made('llama')}", f"pair.small.source={made('llama', 1)}", "trainer.steps=1",
+        "eval.max_examples=9",
     ))  # fmt: skip
     measured = runlog.evaluation(run.folder)["references"]["target"]["forget/prob"]
     assert mean(row["prob"] for row in found) == pytest.approx(measured, abs=2e-6)

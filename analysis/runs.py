@@ -46,7 +46,8 @@ SEEDS = ("seed", "pair_seed")  # columns of IDENTITY over which values are avera
 # Settings that change neither what is trained nor what is measured: ``hashed=False`` in unlearn/config.
 NOTHING = ("wandb.", "paths.", "study", "hydra.", "retry", "eval.alphas", "eval.groups", "eval.batch_size",
            "pair.target.http.", "trainer.accumulate", "trainer.log_every", "trainer.eval_every",
-           "trainer.eval_examples", "trainer.save_every", "trainer.compile", "trainer.stored_rows_gib",
+           "trainer.eval_examples", "trainer.save_every", "trainer.compile",
+           "trainer.checkpointing", "trainer.stored_rows_gib",
            "trainer.stored_rows_over", "trainer.threads", "trainer.device", "trainer.progress",
            "pair.target.device")  # fmt: skip
 

@@ -3,6 +3,8 @@
 python -m unlearn.export run=FOLDER to=FOLDER
   alpha=1            the α to deploy, one of those the run was evaluated at (default: that of the run, else the first)
   weights=all        also copies frozen models that the hub has (default, auto: names and pins them)
+  offset=merged      a run with low-rank updates as a whole model (default, auto: the updates alone, for the model that
+                     they were trained on; the card says which)
   tokenizer=no       leaves the tokenizer out: it is the target's, and one that was trained here lists the data's words
   collapsed=yes      exports a run that collapsed, too
 

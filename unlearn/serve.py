@@ -1,7 +1,7 @@
 """Serve an unlearned model behind OpenAI's HTTP interface.
 
 python -m unlearn.serve run=FOLDER
-  run=FOLDER            a trained run, or an export with target=FOLDER_OR_NAME
+  run=FOLDER            a trained run, or an export with target=FOLDER_OR_NAME (and base=…, if its card names one)
   offsets=[FOLDER,…]    more of them, trained beside the same target and small pair: all their offsets are added
   ledger=FOLDER         instead of both: the offsets that a ledger of deletion requests says are in effect; hmac=NAME:
                         the environment variable with the key that its entries must be signed with

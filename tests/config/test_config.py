@@ -122,7 +122,8 @@ KEEPS = ["eval.alphas=[0,1]", "eval.max_examples=3", "trainer.eval_every=0", "tr
          "pair.small.finetune.epochs=3", "pair.lora.rank=3", "pair.layers.bottleneck=3",
          "algo.interleave=none", "algo.lr.proxy=1",
          "wandb.project=other", "trainer.stored_rows=fp32", "trainer.stored_rows=hidden", "trainer.stored_rows_k=7",
-         "trainer.stored_rows_gib=0", "trainer.stored_rows_over=refuse", "trainer.compile=true"]  # fmt: skip
+         "trainer.stored_rows_gib=0", "trainer.stored_rows_over=refuse", "trainer.compile=true",
+         "trainer.checkpointing=true"]  # fmt: skip
 
 
 @cache

@@ -12,7 +12,10 @@ from support.helpers import contents, execute, run_and_export
 
 from unlearn import export
 from unlearn.config.pair import ModelConfig, PairConfig, SourceConfig, StageConfig
+from unlearn.config.schema import ConfigError
 from unlearn.deploy.export import loading as deployed
+from unlearn.deploy.serving import loading as serving
+from unlearn.deploy.serving.settings import Settings
 from unlearn.evaluation.causal_lm import EnsembleLM
 from unlearn.models import tokenizers
 from unlearn.runs.learner import members
@@ -28,9 +31,10 @@ def run_logits(job, alpha: float) -> torch.Tensor:
     return EnsembleLM(members(job.cfg, bench, job.folder), alpha)(IDS).logits
 
 
-def blocks(folder: Path, target: Path) -> list[str]:
-    """The code of the card, with the two places filled in as a reader would."""
+def blocks(folder: Path, target: Path, base: Path | None = None) -> list[str]:
+    """The code of the card, with its places filled in as a reader would."""
     text = (folder / "README.md").read_text().replace("PATH/TO/THE/TARGET", str(target))
+    text = text.replace("PATH/TO/THE/BASE", str(base))
     found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return [c.replace('load(".",', f'load("{folder}",').replace("TARGET, ALPHA, WIDTH = '.'",
             f"TARGET, ALPHA, WIDTH = '{folder}'") for c in found]  # fmt: skip
@@ -61,22 +65,27 @@ def test_an_export_answers_as_the_run_does(exported):
 @pytest.mark.parametrize(
     "overrides",
     [("method=uld", "algo=uld"), ("method=dd",), ("method=dd_rank",), ("method=direct", "algo=npo"),
-     ("method=proxy", "algo=npo", "pair.tuning=lora")],
-    ids=lambda o: o[0],
+     ("method=direct", "algo=npo", "pair.tuning=lora"), ("method=proxy", "algo=npo", "pair.tuning=lora"),
+     ("method=uld", "algo=uld", "pair.tuning=lora")],
+    ids=lambda o: " ".join(o),
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own use of it
 def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_path, overrides):
     job, folder = run_and_export(store, tmp_path, *overrides)
     about, card = read_json(folder / "offset.json"), (folder / "README.md").read_text()
     target = workbench(job.cfg).folder("target")
     model = deployed.load(folder, target)
-    found, expected = model.lm(IDS).logits, run_logits(job, about["alpha"])
-    close = 1e-5 if job.cfg.pair.tuning == "lora" else 0  # exported with its updates rounded into the weights
-    torch.testing.assert_close(found, expected, atol=close, rtol=close)
+    assert torch.equal(model.lm(IDS).logits, run_logits(job, about["alpha"]))
+    if job.cfg.pair.tuning == "lora":
+        trained = next(m["name"] for m in about["method"]["members"] if m["trained"])
+        assert {p.name for p in (folder / trained).iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+        bases = {"method=direct": [], "method=proxy": ["anchor"], "method=uld": ["assistant.base"]}[overrides[0]]
+        assert [p.parent.name for p in folder.glob("*/model.safetensors")] == bases  # trained here: nobody else has it
     if about["method"]["rule"] == "sum":
         scope: dict = {}
         exec(blocks(folder, target)[1], scope)
         torch.testing.assert_close(scope["logits"](IDS), run_logits(job, about["alpha"]), atol=1e-5, rtol=1e-5)
-    assert ("whole model, not an offset" in card) == (overrides[0] == "method=direct")
+    assert ("whole model, not an offset" in card) == (overrides == ("method=direct", "algo=npo"))
     guarded = {"method=uld": "`assistant`", "method=dd": "`small_full`", "method=dd_rank": "`small_full`"}
     assert ("to be guarded" in card) == (overrides[0] in guarded)
     assert f"{guarded.get(overrides[0], '')} learnt the forget set on" in card or overrides[0] not in guarded
@@ -95,6 +104,40 @@ def test_a_pretrained_pair_of_other_widths_is_exported_without_its_places(pair, 
     scope: dict = {}
     exec(blocks(tmp_path / "out", folders[0])[1], scope)
     torch.testing.assert_close(scope["logits"](IDS), run_logits(job, 1.0), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own use of it
+def test_low_rank_updates_are_exported_without_the_model_that_they_belong_to_and_loaded_with_no_other(
+    pair, made, tmp_path, capsys
+):
+    target, small = made("llama", 0, 5), made("tied", 1)
+    options = ("eval.retrained=none", "algo=npo", "pair.tuning=lora", f"paths.runs={tmp_path}/runs")
+    job, out = execute(pair(target, small, *options)), tmp_path / "out"
+    assert export.main([f"run={job.folder}", f"to={out}", "collapsed=yes"]) == 0
+    assert [p.relative_to(out).as_posix() for p in out.rglob("*.safetensors")] == ["offset/adapter_model.safetensors"]
+    expected, about = run_logits(job, 1.0), read_json(out / "offset.json")
+    assert torch.equal(deployed.load(out, target, base=small).lm(IDS).logits, expected)
+    assert about["format"] == 2 and about["method"]["members"][1]["base"]["content"] in (out / "README.md").read_text()
+    served = serving.load(Settings(run=str(out), target=str(target), base=str(small)))
+    assert [p.weights for p in served.blend.parts.values()] == [about["method"]["members"][1]["fingerprint"]]
+    with pytest.raises(ConfigError, match="base='x': is for exports; a run knows its own"):
+        serving.load(Settings(run=str(job.folder), base="x"))
+    packaged, plain = blocks(out, target, small)
+    assert f"base='{small}'" in packaged
+    scope: dict = {}
+    exec(plain, scope)
+    torch.testing.assert_close(scope["logits"](IDS), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(deployed.ExportError, match="base=None: this export holds updates of a model with the finger"):
+        deployed.load(out, target)
+    with pytest.raises(deployed.ExportError, match="with another model it unlearns nothing") as error:
+        deployed.load(out, target, base=made("tied", 2))
+    assert str(made("tied", 2)) in str(error.value)
+    for more, folders in (("offset=merged", ["anchor", "offset"]), ("weights=all", ["anchor"])):
+        whole = tmp_path / more
+        assert export.main([f"run={job.folder}", f"to={whole}", "collapsed=yes", more]) == 0
+        assert sorted(p.parent.name for p in whole.glob("*/model.safetensors")) == folders
+        torch.testing.assert_close(deployed.load(whole, target).lm(IDS).logits, expected, atol=1e-5, rtol=1e-5)
+    capsys.readouterr()
 
 
 def test_what_the_hub_has_is_named_and_not_copied(tmp_path):
@@ -148,5 +191,5 @@ def test_another_target_or_none_is_refused(exported, tmp_path):
     job, folder = exported
     with pytest.raises(deployed.ExportError, match="added to another model it unlearns nothing"):
         deployed.load(folder, workbench(job.cfg).folder("retrained"))
-    with pytest.raises(deployed.ExportError, match="needs an offset.json of format 1, and there is none"):
+    with pytest.raises(deployed.ExportError, match="needs an offset.json of format 1 or 2, and there is none"):
         deployed.load(tmp_path, workbench(job.cfg).folder("target"))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import save_file
-from support.helpers import contents, tiny_llama
+from support.helpers import TINY, compose, contents, tiny_llama
 from transformers import PreTrainedTokenizerFast
 
 from unlearn import export
@@ -204,7 +204,7 @@ def test_weights_with_room_for_anything_else_are_not_exported(tmp_path):
     model = tiny_llama(0)
     model.__class__ = Talking
     with pytest.raises(ConfigError, match="model.safetensors has metadata: note"):
-        writing._write(model, tmp_path / "offset")
+        writing._write(model, tmp_path / "offset", compose(*TINY))
 
 
 def test_the_fixed_words_of_the_card_are_all_of_them(exported):

@@ -21,6 +21,7 @@ from unlearn.deploy.export.traces import Traces, forget_rows
 from unlearn.grid.rerun import open_run
 from unlearn.models import fusion, layers, llama
 from unlearn.models.fusion import FusionError
+from unlearn.models.tuning import merged
 from unlearn.runs import learner
 from unlearn.store import runlog
 from unlearn.store.identity import run_folder
@@ -253,12 +254,15 @@ def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(config, requests
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("how", ["average", "sum"])
-def test_offsets_that_were_trained_whole_are_fused_too(config, bench, trained, how):
-    runs = trained(WHOLE)
+@pytest.mark.parametrize(("how", "tuning"), [("average", "full"), ("sum", "lora")])
+def test_offsets_that_were_trained_whole_or_by_low_rank_updates_are_fused_into_whole_weights(
+    config, bench, trained, how, tuning
+):
+    runs = trained((*WHOLE, f"pair.tuning={tuning}"))
     to = fused(config, runs, *WHOLE, f"begin.how={how}")
     base = dict(bench.model("small").named_parameters())
-    own = [dict(llama.load(r.folder / "offset").named_parameters()) for r in runs]
+    assert [(r.folder / "offset").exists() for r in runs] == 2 * [tuning == "full"]
+    own = [dict(merged(learner.members(r.cfg, bench, r.folder).trained.model).named_parameters()) for r in runs]
     found = dict(llama.load(to / "offset").named_parameters())
     for name, b in base.items():
         change = sum(m[name] - b for m in own) / (1 if how == "sum" else 2)

@@ -13,11 +13,11 @@ from test_seq2seq import tiny_t5
 from transformers import AutoModelForCausalLM
 
 from unlearn.config.pair import LoraConfig as LoraSettings
-from unlearn.config.pair import PairConfig
 from unlearn.config.schema import ConfigError
 from unlearn.models import hub, llama
 from unlearn.models.tuning import LayerError, learnt, lora, save_updates
 from unlearn.runs.workbench import workbench
+from unlearn.store.files import read_json, write_json
 
 
 def tensors(folder, change):
@@ -120,14 +120,15 @@ def test_models_of_the_usual_kinds_pass_in_any_precision():
 
 @pytest.mark.parametrize("change", ["a tensor less", "a tensor more", "another rank"])
 def test_updates_that_are_not_those_of_the_model_are_refused(tmp_path, change):
-    pair = PairConfig(lora=LoraSettings(rank=2))
-    save_updates(lora(tiny_llama(0), pair.lora, 0), pair.lora, tmp_path)
-    assert learnt(tiny_llama(0), "lora", pair, tmp_path)
+    settings = LoraSettings(rank=2)
+    save_updates(lora(tiny_llama(0), settings, 0), settings, tmp_path)
+    assert learnt(tiny_llama(0), tmp_path)
     found = load_file(tmp_path / "adapter_model.safetensors")
     first, more = min(found), {"a tensor more": {"x.lora_A.weight": torch.ones(1)}}
     found |= more.get(change, {})
     found = {n: t for n, t in found.items() if n != first or change != "a tensor less"}
     save_file(found, tmp_path / "adapter_model.safetensors")
-    pair.lora.rank = 3 if change == "another rank" else 2
+    how = read_json(tmp_path / "adapter_config.json")
+    write_json(tmp_path / "adapter_config.json", how | ({"r": 3} if change == "another rank" else {}))
     with pytest.raises(LayerError, match="its layers are not those of this LlamaForCausalLM: "):
-        learnt(tiny_llama(0), "lora", pair, tmp_path)
+        learnt(tiny_llama(0), tmp_path)

@@ -21,6 +21,7 @@ from unlearn.decoding.generation import Decoding, greedy
 from unlearn.grid.rerun import open_run
 from unlearn.models import hub, llama, tokenizers
 from unlearn.runs.inputs import Inputs
+from unlearn.runs.learner import members
 from unlearn.runs.workbench import frozen_ensemble, workbench
 
 STORIES = SHARED / "data" / "stories260K"
@@ -93,6 +94,21 @@ def test_a_really_pretrained_model_tells_stories_and_is_fine_tuned(config):
         knows[name] = logp.gather(1, batch.labels[:, None]).mean().item()
     assert knows["target"] > knows["small"] + 0.5 and knows["retrained"] > knows["small"] + 0.5
     assert knows["target"] != knows["retrained"]
+
+
+def test_target_and_small_model_of_one_folder_are_in_memory_once(pair, made):
+    same, other = made("llama"), made("tied", 1)
+    for small, more, shared in ((same, (), True), (other, (), False), (same, ("pair.target.dtype=bfloat16",), False)):
+        bench = workbench(pair(same, small, *more))
+        target, started = bench.model("target"), bench.model("small")
+        assert (target is started) == shared == (bench.fingerprint("target") == bench.fingerprint("small"))
+    job = execute(pair(same, same, "eval.retrained=none", "algo=npo", "pair.tuning=lora"))
+    bench = workbench(job.cfg)
+    learner = members(job.cfg, bench, job.folder).trained.model
+    places = {p.data_ptr() for p in bench.model("target").parameters()}
+    assert places < {p.data_ptr() for p in learner.parameters()}
+    before = llama.fingerprint(llama.load(same))
+    assert llama.fingerprint(bench.model("target")) == before, "nothing was trained into the target"
 
 
 # --- vocabulary ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Pretrained models before they are loaded: what is refused, what identifies a run and a model, tokenizers."""
 
+import re
 import shutil
 
 import pytest
@@ -14,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from unlearn.config.derived import learning_rate
 from unlearn.config.pair import SourceConfig
 from unlearn.config.schema import ConfigError
-from unlearn.models import tokenizers
+from unlearn.grid.inspection import problems
+from unlearn.models import hub, tokenizers
 from unlearn.runs.workbench import workbench
 from unlearn.store import sources
 from unlearn.store.identity import eval_settings, run_identity
@@ -83,6 +85,29 @@ def test_a_name_on_the_hub_is_found_in_the_hubs_cache(config, made, tmp_path, mo
     there = workbench(config(*AS_IT_IS, "pair.target.source=some/target", "pair.small.source=some/small"))
     own = AutoModelForCausalLM.from_pretrained(made("llama")).state_dict()
     assert all(torch.equal(v, own[k]) for k, v in there.model("target").state_dict().items())
+
+
+def test_weights_of_a_name_on_the_hub_are_checked_before_the_first_job(config, made, tmp_path, monkeypatch):
+    """Those in its cache are read; of others the hub is asked for their names alone."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name, folder in (("target", made("llama")), ("small", made("tied", 1))):
+        snapshot = shutil.copytree(folder, tmp_path / f"models--some--{name}" / "snapshots" / "1234")
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("1234")
+    cfg = config(*AS_IT_IS, "pair.target.source=some/target", "pair.small.source=some/small", "eval.retrained=none")
+    assert list(problems([cfg])) == []
+    there = {"config.json", "model.safetensors"}
+    (snapshot / "model.safetensors").unlink()
+    said = "pair.small.source='some/small': no folder in .*, and as a name on the hub .* not to be had"
+    assert re.match(said, "".join(problems([cfg]))), "without a network"
+    for names, message in (
+        (there, ""),
+        ({"config.json", "pytorch_model.bin"}, "has no safetensors weights on the hub"),
+    ):
+        monkeypatch.setattr(hub, "list_repo_files", lambda *_, names=names, **__: sorted(names))
+        assert message in "".join(problems([cfg])) and bool(message) == bool(list(problems([cfg])))
+    (snapshot / "model.safetensors").write_bytes(b"not whole")
+    assert "is no whole safetensors file" in "".join(problems([cfg]))
 
 
 def test_a_folder_without_safetensors_is_refused_by_its_name(pair, made, tmp_path):

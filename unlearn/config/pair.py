@@ -25,7 +25,9 @@ from unlearn.config.setting import (
 
 LAYERS = "unlearning_layers"
 TUNINGS = ("full", "lora", LAYERS)
-ADAPTER_FILE, ADAPTER_PREFIX = "adapter_model.safetensors", "base_model.model."  # peft's names
+ADAPTER_CONFIG, ADAPTER_FILE, ADAPTER_PREFIX = (  # peft's names
+    "adapter_config.json", "adapter_model.safetensors", "base_model.model.",
+)  # fmt: skip
 GRAM = "gram.safetensors"  # beside the layers: what fusion needs of a request
 
 AN_ADDRESS = matches(

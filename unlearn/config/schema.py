@@ -189,6 +189,9 @@ class TrainerConfig:
     # of the arithmetic; bf16: autocast. Weights that learn, and all evaluation, stay fp32
     precision: str = setting("fp32", one_of("fp32", "bf16"))
     compile: bool = setting(False, hashed=False)  # torch.compile of the trained member
+    # its blocks are computed again in the backward pass instead of kept: less memory, more time, the same result (of T5
+    # but for rounding)
+    checkpointing: bool = setting(False, hashed=False)
     # exact: fp32 logits, hidden states, auto: the first while small; target's: fp16, topk
     stored_rows: str = setting("auto", one_of(*STORED_ROWS))
     stored_rows_k: int = setting(100, at_least(1))  # tokens of a row of topk

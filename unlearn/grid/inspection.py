@@ -51,8 +51,11 @@ def _checked(cfg: Config) -> Workbench:
         source, key = sources.own_source(cfg.pair, role), f"pair.{role}"
         if source is None:
             source, key = sources.size_of(cfg.pair, role), "pair.small" if role.startswith("small") else "pair.target"
+        memo = Path(cfg.paths.store) / "hashes"
         if sources.is_folder(source.source):
-            hub.check_files(f"{key}.source", sources.local(source.source), Path(cfg.paths.store) / "hashes")
+            hub.check_files(f"{key}.source", sources.local(source.source), memo)
+        else:
+            hub.check_named(f"{key}.source", source, memo)
     bench = workbench(cfg)  # here is refused what does not share one vocabulary, or is too short for max_length
     for role in roles:
         check_own(bench, role)

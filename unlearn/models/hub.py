@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ QUANTISATION = {
 }  # fmt: skip
 LARGE = 1e4  # logits that no cap lets pass
 CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WEIGHTS = {"model.safetensors", "model.safetensors.index.json"}
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]  # config and tokenizer
 
 
@@ -44,15 +45,19 @@ def locate(key: str, source: SourceConfig, weights: bool = True) -> Path:
         try:
             folder = Path(snapshot_download(source.source, revision=source.revision, allow_patterns=wanted))
         except (HFValidationError, OSError) as error:
-            raise ConfigError(
-                f"{key}={source.source!r}: no folder in {Path.cwd()}, and as a name on the hub "
-                f"(revision {source.revision or 'main'}) not to be had: {type(error).__name__}: "
-                f"{str(error).strip().splitlines()[0]} A gated model needs its licence accepted and `hf auth login`; "
-                "without a network, give the folder of a copy"
-            ) from None
+            raise _absent(key, source, error) from None
     if weights:
         weight_files(folder)
     return folder
+
+
+def _absent(key: str, source: SourceConfig, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{key}={source.source!r}: no folder in {Path.cwd()}, and as a name on the hub "
+        f"(revision {source.revision or 'main'}) not to be had: {type(error).__name__}: "
+        f"{str(error).strip().splitlines()[0]} A gated model needs its licence accepted and `hf auth login`; "
+        "without a network, give the folder of a copy"
+    )
 
 
 def has_encoder(folder: Path) -> bool:
@@ -191,6 +196,25 @@ def check_files(key: str, folder: Path, memo: Path) -> None:
             noted(memo, path, partial(_check_file, f"{key}={str(folder)!r}"), "finite ")
     if folder.is_dir() and getattr(llama.config(folder), "quantization_config", None) is None:
         llama.exact(folder, device_map={"": "meta"})
+
+
+def check_named(key: str, source: SourceConfig, memo: Path) -> None:
+    """The same of a name on the hub: of the files in its cache; of what is not there, that the hub has it and that
+    the architecture is known. No weights are downloaded."""
+    folder = locate(key, source, weights=False)
+    try:
+        weight_files(folder)
+    except ConfigError:
+        try:
+            names = list_repo_files(source.source, revision=source.revision)
+        except (HFValidationError, OSError) as error:
+            raise _absent(key, source, error) from None
+        if not WEIGHTS.intersection(names):
+            raise ConfigError(f"{key}={source.source!r}: has no safetensors weights on the hub") from None
+        with torch.device("meta"):
+            llama.class_of(folder).from_config(llama.config(folder), **llama.NO_CODE)
+    else:
+        check_files(key, folder, memo)
 
 
 def _check_file(given: str, path: Path) -> str:

@@ -22,12 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unlearn.config.pair import ADAPTER_FILE, LayersConfig
+from unlearn.config.pair import ADAPTER_CONFIG, ADAPTER_FILE, LayersConfig
 from unlearn.models.tuning import LAYER, LayerError, added, put, second_view, write
 from unlearn.store.files import read_json
 
 KIND = "UNLEARNING_LAYERS"  # peft_type
-CONFIG = "adapter_config.json"  # peft's name
 DOWN, UP = "unlearning_down", "unlearning_up"
 SHARE = 0.005  # of the model's parameters: the paper's share (≈ 0.5 %), where no bottleneck is given
 SUPPORTED = "Llama, Qwen2 and others of their form (mlp.down_proj), GPT-2 (mlp.c_proj), T5 (DenseReluDense.wo)"
@@ -150,7 +149,7 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
 
 def read_config(folder: Path) -> UnlearningLayersConfig:
     """What ``adapter_config.json`` says; read as data, without peft's loader, which would also ask the hub."""
-    path = Path(folder) / CONFIG
+    path = Path(folder) / ADAPTER_CONFIG
     found = read_json(path) or {}
     kind, wanted = found.get("peft_type"), ("target_modules", "bottleneck", "activation")
     if kind != KIND or any(name not in found for name in wanted):

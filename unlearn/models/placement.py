@@ -1,15 +1,21 @@
-"""Models while one learns: those that no step runs leave the GPU, the one that learns may be compiled."""
+"""Models and memory while one learns: what no step needs is left, and what a step frees goes back to the system."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 log = logging.getLogger(__name__)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, malloc.h
+OWN_PAGES = 2**20  # bytes: smaller than what a block keeps of a few texts, larger than all tensors of tiny models
+LARGEST = 2**25  # where glibc's own adjustment ends: what it is at after the first large allocations of a program
 
 
 @contextmanager
@@ -44,3 +50,45 @@ def compiled(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.base_model._compiled_call_impl = None  # copies of the model, and its generations, are not compiled
+
+
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """What the transformer blocks compute inside is not kept for the backward pass but computed again, for the length
+    of the block. ``ValueError`` for a model that cannot."""
+    # The reentrant form gives no gradient to updates of a block whose inputs need none. transformers' public switch
+    # would also have the embeddings ask for gradients, which is of use to that form alone, and leave it so.
+    model._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False))
+    try:
+        yield
+    finally:
+        model._set_gradient_checkpointing(False)
+
+
+@contextmanager
+def returned() -> Iterator[None]:
+    """Large tensors have pages of their own for the length of the block, so that they go back to the system when freed,
+    and at its end all that is free does; elsewhere than under glibc nothing changes.
+
+    glibc 2.36 finds no place for an aligned tensor in a hole that another of the same size left: in one training step
+    its heap takes twice what the step keeps, and gives nothing back.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
+    try:
+        yield
+    finally:
+        if libc is not None:
+            libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
+            libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST)
+            libc.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        found = ctypes.CDLL(None)
+        return found if found.mallopt and found.malloc_trim else None
+    except (OSError, AttributeError, TypeError):  # another C library, or Windows
+        return None

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unlearn.config.pair import ADAPTER_FILE, ADAPTER_PREFIX, LAYERS, LoraConfig, PairConfig
+from unlearn.config.pair import ADAPTER_CONFIG, ADAPTER_FILE, ADAPTER_PREFIX, LAYERS, LoraConfig, PairConfig
+from unlearn.store.files import read_json
 
 if TYPE_CHECKING:
     import peft
@@ -40,15 +41,22 @@ def learner(model: nn.Module, how: str, pair: PairConfig, seed: int) -> nn.Modul
     return copy.deepcopy(model).requires_grad_(True)
 
 
-def learnt(model: nn.Module, how: str, pair: PairConfig, folder: Path) -> nn.Module:
-    """A view of the frozen model with what a run's ``folder`` of updates or layers holds."""
-    if how == LAYERS:
+def learnt(model: nn.Module, folder: Path) -> nn.Module:
+    """A view of the frozen model with the updates or layers of a ``folder`` that a run wrote; ``LayerError`` where they
+    are not this model's."""
+    if not is_lora(folder):
         from unlearn.models import layers
 
         return layers.load(model, folder)
-    view = lora(model, pair.lora, 0)
+    found = read_json(folder / ADAPTER_CONFIG)
+    view = lora(model, LoraConfig(rank=found["r"], alpha=found["lora_alpha"], dropout=found["lora_dropout"]), 0)
     put(view, UPDATES, load_file(folder / ADAPTER_FILE), str(folder / ADAPTER_FILE))
     return view
+
+
+def is_lora(folder: Path) -> bool:
+    """Whether a folder holds low-rank updates; read as data, without peft's loader, which would also ask the hub."""
+    return (read_json(folder / ADAPTER_CONFIG) or {}).get("peft_type") == "LORA"
 
 
 def lora(model: nn.Module, cfg: LoraConfig, seed: int) -> nn.Module:

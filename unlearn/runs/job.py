@@ -8,19 +8,20 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
 from unlearn.config.derived import alpha_key, learning_rate, training_alpha
-from unlearn.config.schema import Config
+from unlearn.config.schema import Config, TrainerConfig
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.rows import LiveRows
 from unlearn.evaluation.collapse import kept, settled
 from unlearn.evaluation.parts import Parts
 from unlearn.learning.loop import Diverged, Loop, Optimisation, put
 from unlearn.learning.objective import Objective
-from unlearn.models.placement import compiled, parked
+from unlearn.models.placement import checkpointed, compiled, parked, returned
 from unlearn.runs import stopping
 from unlearn.runs.baselines import baselines, evaluate, seconds_alone, suite_of
 from unlearn.runs.forecast import Evaluation, Forecast, after_training
@@ -126,8 +127,7 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog, the
 
     name = f"{cfg.algo.name} {cfg.method.name} α={training_alpha(cfg):g}"
     bar = progress(inputs.steps, name, done=loop.step)
-    learning = compiled(objective.ensemble.trained.model) if t.compile else nullcontext()
-    with record.stage("train"), bar, parked(idle(objective, points)), learning:
+    with record.stage("train"), bar, parked(idle(objective, points)), learning(loop.model, t):
         try:
             with stopping.patiently():
                 loop.run(lambda step: objective.micro_batches(inputs.sampler.draw(step), *loop.share), after)
@@ -139,6 +139,17 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog, the
             watch.broken = str(named)
     record.sync()
     return watch
+
+
+@contextmanager
+def learning(model: nn.Module, t: TrainerConfig) -> Iterator[None]:
+    """The model that learns, compiled and checkpointed as the settings say, and the memory of its steps."""
+    with returned(), ExitStack() as stack:
+        if t.compile:
+            stack.enter_context(compiled(model))
+        if t.checkpointing:
+            stack.enter_context(checkpointed(model))
+        yield
 
 
 class _Interrupted(BaseException):

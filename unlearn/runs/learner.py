@@ -8,9 +8,10 @@ side, so that the changes of their blocks add up. ``average``: the start plus th
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from unlearn.ensemble.combination import bind_rule
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.learning.loop import limit_threads
 from unlearn.models import llama
-from unlearn.models.tuning import LAYER, has_layers, has_updates, learner, learnt, merged, put, save_updates
+from unlearn.models.tuning import LAYER, has_layers, has_updates, is_lora, learner, learnt, merged, put, save_updates
 from unlearn.runs.workbench import Workbench, frozen_ensemble
 from unlearn.store import runlog, seal
 from unlearn.store.files import write_whole
@@ -64,8 +65,8 @@ def members(cfg: Config, bench: Workbench, folder: Path | None = None) -> Ensemb
     start = ensemble.trained.model
     if folder is None:
         model = learner(start, how, cfg.pair, cfg.seed)
-    elif (folder / runlog.ADAPTER).is_dir():  # as after training: updates beside the weights, not rounded into them
-        model = llama.freeze(learnt(start, how, cfg.pair, folder / runlog.ADAPTER))
+    elif (folder / runlog.ADAPTER).is_dir():
+        model = llama.freeze(learnt(start, folder / runlog.ADAPTER))
     else:
         model = llama.freeze(llama.load(folder / runlog.OFFSET, next(start.parameters()).device))
     return replace(ensemble, members=tuple(replace(x, model=model) if x.trained else x for x in ensemble.members))
@@ -90,24 +91,23 @@ def _check(folder: Path, ensemble: Ensemble) -> None:
     seal.check_weights(folder, manifest)
 
 
-def keep(cfg: Config, bench: Workbench, model: nn.Module, run: Path, place: str = runlog.OFFSET) -> None:
-    """Write the trained weights into a run's folder: a whole model to ``place``, and LoRA's updates beside the last.
+def keep(cfg: Config, bench: Workbench, model: nn.Module, run: Path, place: str | None = None) -> None:
+    """Write what a run trained into its folder: a whole model, or what was added to one, without the model.
 
-    Unlearning layers, which no plain model can hold, are written alone, with what their fusion needs of the request:
-    inner products, and nothing else.
+    ``place``: the folder in it; None: the usual one. Unlearning layers come with what their fusion needs of the
+    request: inner products, and nothing else.
     """
-    adapter = run / (runlog.ADAPTER if place == runlog.OFFSET else place)
-    if has_layers(model):
-        write_whole(adapter, partial(_save_layers, cfg, bench, model))
-        return
-    if has_updates(model) and place == runlog.OFFSET:
-        write_whole(adapter, partial(save_updates, model, cfg.pair.lora))
 
-    def write(folder: Path) -> None:
-        merged(model).save_pretrained(folder)
+    def whole(folder: Path) -> None:
+        model.save_pretrained(folder)
         bench.encoder.tokenizer.save_pretrained(folder)
 
-    write_whole(run / place, write)
+    usual, write = runlog.ADAPTER, partial(save_updates, model, cfg.pair.lora)
+    if has_layers(model):
+        write = partial(_save_layers, cfg, bench, model)
+    elif not has_updates(model):
+        usual, write = runlog.OFFSET, whole
+    write_whole(run / (place or usual), write)
 
 
 def _save_layers(cfg: Config, bench: Workbench, model: nn.Module, folder: Path) -> None:
@@ -163,17 +163,25 @@ def take_over(model: nn.Module, cfg: BeginConfig, fingerprint: str) -> dict[str,
 
 
 def _add_changes(model: nn.Module, cfg: BeginConfig, how: str) -> None:
-    start = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    began = copy.deepcopy(model)
+    start = dict(began.named_parameters())
     shares = cfg.weights() if how == "sum" else [1 / len(cfg.runs)] * len(cfg.runs)
     for folder, share in zip(cfg.runs, shares, strict=True):
-        learnt = _table(folder, WEIGHTS)
+        ended = _ended(Path(folder), began)
         for name, parameter in model.named_parameters():
-            found = learnt.get(name)
+            found = ended.get(name)
             shape = "none" if found is None else list(found.shape)
             if shape != list(parameter.shape):
                 rule = f"its offset must have {name} of shape {list(parameter.shape)}, and has {shape}"
                 raise ConfigError(f"begin.runs={folder!r}: {rule}: it is another model")
             parameter += share * (found.to(parameter) - start[name])
+
+
+def _ended(folder: Path, began: nn.Module) -> Mapping[str, Tensor]:
+    """All weights that a run ended with, by name; of one with low-rank updates those of ``began`` that hold them."""
+    if (folder / WEIGHTS).is_file() or not is_lora(folder / runlog.ADAPTER):
+        return _table(folder, WEIGHTS)
+    return dict(merged(learnt(began, folder / runlog.ADAPTER)).named_parameters())
 
 
 def _put_layers(model: nn.Module, cfg: BeginConfig, how: str) -> dict[str, Any]:

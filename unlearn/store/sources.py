@@ -67,12 +67,18 @@ def is_pretrained(pair: PairConfig, role: str) -> bool:
     return given and not is_remote(pair, role)
 
 
-def on_hub(pair: PairConfig, role: str) -> SourceConfig | None:
-    """Where the hub has the very model of a role; None where it was trained here, or lies in a folder."""
+def ready_made(pair: PairConfig, role: str) -> SourceConfig | None:
+    """Where the very model of a role was found; None where it was trained here."""
     source, stages = own_source(pair, role), (size_of(pair, role).pretrain, last_stage(pair, role))
     if source is None and not any(stage.epochs for stage in stages):
         source = size_of(pair, role)
-    return None if source is None or source.source is None or is_folder(source.source) else source
+    return None if source is None or source.source is None else source
+
+
+def on_hub(pair: PairConfig, role: str) -> SourceConfig | None:
+    """Where the hub has the very model of a role; None where it was trained here, or lies in a folder."""
+    source = ready_made(pair, role)
+    return None if source is None or is_folder(source.source) else source
 
 
 def lacking(pair: PairConfig, role: str) -> str | None:

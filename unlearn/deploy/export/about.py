@@ -23,12 +23,13 @@ from unlearn.evaluation import measures
 from unlearn.evaluation.scoring import score
 from unlearn.evaluation.suite import Suite
 from unlearn.models import llama, tokenizers
+from unlearn.models.tuning import has_updates
 from unlearn.runs.baselines import suite_of
 from unlearn.runs.workbench import Workbench
 from unlearn.store import runlog, sources
 from unlearn.store.identity import Job, template
 
-FORMAT = 1
+WHOLE, UPDATED = 1, 2  # formats: of plain models; of low-rank updates, which programs that know the first refuse
 LEARNT = {"target": True, "retrained": False, "small_full": True, "small_retain": False, "small_general": False}
 ALONE = ("forget/prob", "forget/exact_memorization", "forget/extraction_strength")
 SETTINGS = ("metrics", "semantics", "groups", "max_examples", "resamples")
@@ -44,7 +45,7 @@ def facts(job: Job, bench: Workbench, alpha: float, models: Mapping[str, nn.Modu
     """Everything but the checksums of the files; ``models`` are those whose weights are written, by folder."""
     cfg, manifest, found = job.cfg, runlog.manifest(job.folder), runlog.evaluation(job.folder)
     return {
-        "format": FORMAT,
+        "format": UPDATED if any(map(has_updates, models.values())) else WHOLE,
         "run": job.folder.name,
         "alpha": alpha,
         "method": _method(cfg, bench, models),
@@ -79,7 +80,11 @@ def _method(cfg: Config, bench: Workbench, models: Mapping[str, nn.Module]) -> d
             learnt = True if cfg.method.reversed else "trained on this request"
         elif role == "small_general" and sources.is_pretrained(cfg.pair, role):
             learnt = None  # whoever made it knows
-        own = {"alpha" if key == "slope" else key: value for key, value in asdict(m).items()}  # its name in format 1
+        if m.trained and has_updates(models[m.name]):
+            base = bench.model(m.model)
+            written = next((name for name, model in models.items() if model is base), None)
+            of["base"] = _where(bench, m.model) | {"model": m.model, "weights": written}
+        own = {"alpha" if key == "slope" else key: value for key, value in asdict(m).items()}  # its name in the files
         members.append(own | {"weights": m.name if m.name in models else None, "learnt_forget_set": learnt} | of)
     return {"name": cfg.method.name, "rule": cfg.method.rule, "numbers": dict(cfg.method.numbers), "members": members}
 
@@ -145,10 +150,14 @@ def card(about: Mapping[str, Any]) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["repr"] = repr
+    environment.globals["updated"] = lambda member: "base" in member
     training, members, evaluation = about["training"], about["method"]["members"], about["evaluation"]
     columns = [evaluation["alphas"][alpha_key(about["alpha"])], *evaluation["references"].values()]
     kept = ", the best point of its training" if training["kept"] == "best" else ""
     collapsed = "; **this run collapsed**" if training["collapsed"] and training["kept"] != "best" else ""
+    target = about["target"]["source"] or "PATH/TO/THE/TARGET"
+    base = next((m["base"] for m in members if "base" in m), None)
+    lies = base is not None and base["weights"] is None and base["source"] is None and base["model"] != "target"
     return environment.from_string(known_text()).render(
         about,
         is_model=any(m["trained"] and m["model"] == "target" for m in members),
@@ -158,7 +167,9 @@ def card(about: Mapping[str, Any]) -> str:
         learnt={True: "yes", False: "no", None: "not known"},
         guarded=[m["name"] for m in members if m["weights"] and m["learnt_forget_set"] is True],
         run=RUN,
-        target_place=about["target"]["source"] or "PATH/TO/THE/TARGET",
+        target_place=target,
+        base=base,
+        base_place=(target if base["content"] == about["target"]["content"] else "PATH/TO/THE/BASE") if lies else None,
     )
 
 

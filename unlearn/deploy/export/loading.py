@@ -18,10 +18,11 @@ from unlearn.ensemble.combination import bind_rule
 from unlearn.ensemble.ensemble import Ensemble, build
 from unlearn.evaluation.causal_lm import EnsembleLM
 from unlearn.models import hub, llama, tokenizers
+from unlearn.models.tuning import learnt
 from unlearn.store import sources
 from unlearn.store.files import read_json, sha256
 
-FORMAT = 1
+FORMATS = 1, 2  # of plain models alone; with low-rank updates
 ABOUT, CARD = "offset.json", "README.md"
 
 
@@ -55,16 +56,18 @@ def load(
     device: torch.device | str = "cpu",
     alpha: float | None = None,
     beside: Deployed | None = None,
+    base: str | Path | None = None,
 ) -> Deployed:
     """Load an export beside its target, a folder or the name on the hub that the export says.
 
-    ``alpha`` None: the export's. Frozen models are those of ``beside`` where it has the same. Raises ``ExportError``
-    where a file is not the one that was written, or the target is not the one that the offset was trained for.
+    ``base``: likewise, the model that an offset of low-rank updates was trained on; None: where the export says.
+    ``alpha`` None: the export's. Models are those of ``beside`` where it has the same. Raises ``ExportError`` where a
+    file is not the one that was written, or target or base are not those that the offset was trained for.
     """
     folder = Path(folder)
     about = checked(folder)
     try:
-        return _loaded(folder, about, target, device, alpha, beside)
+        return _loaded(folder, about, target, base, device, alpha, beside)
     except ConfigError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -77,13 +80,23 @@ def _loaded(
     folder: Path,
     about: dict[str, Any],
     target: str | Path,
+    base: str | Path | None,
     device: torch.device | str,
     alpha: float | None,
     beside: Deployed | None,
 ) -> Deployed:
     where, members = _target(target, about), about["method"]["members"]
     there = {} if beside is None else {m.fingerprint: m.model for m in beside.ensemble.members if not m.trained}
-    models = {m["name"]: there.get(m["fingerprint"]) or _member(m, folder, where, about, device) for m in members}
+
+    def model(m: dict[str, Any]) -> nn.Module:
+        """One for each fingerprint, whatever the number of members that are it; updates are put on theirs."""
+        if m.get("base") is not None:
+            return llama.freeze(learnt(model(m["base"]), folder / m["weights"]))
+        if m["fingerprint"] not in there:
+            there[m["fingerprint"]] = _member(m, folder, where, about, device, base)
+        return there[m["fingerprint"]]
+
+    models = {m["name"]: model(m) for m in members}
     ensemble = build(
         [MemberConfig(m["name"], m["model"], m["constant"], m["alpha"], m["trained"]) for m in members],
         models,
@@ -99,9 +112,11 @@ def _loaded(
 def checked(folder: Path) -> dict[str, Any]:
     """The content of offset.json; every file that it lists is as it was written, and there is no other."""
     about = read_json(folder / ABOUT)
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(about, dict) or about.get("format") not in FORMATS:
         found = f"its format is {about.get('format')!r}" if isinstance(about, dict) else "there is none"
-        raise ExportError(f"{folder}: needs an {ABOUT} of format {FORMAT}, and {found}; export the run again")
+        raise ExportError(
+            f"{folder}: needs an {ABOUT} of format {FORMATS[0]} or {FORMATS[1]}, and {found}; export the run again"
+        )
     files = about.get("files")
     if not (
         isinstance(files, dict) and all(isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in files.values())
@@ -133,7 +148,12 @@ def _target(target: str | Path, about: dict[str, Any]) -> Path:
 
 
 def _member(
-    member: dict[str, Any], folder: Path, target: Path, about: dict[str, Any], device: torch.device | str
+    member: dict[str, Any],
+    folder: Path,
+    target: Path,
+    about: dict[str, Any],
+    device: torch.device | str,
+    base: str | Path | None,
 ) -> nn.Module:
     if member["weights"] is not None:
         model = llama.load(folder / member["weights"], device)
@@ -141,9 +161,27 @@ def _member(
         held = TargetConfig(dtype=about["target"]["dtype"], quantisation=about["target"]["quantisation"])
         model = hub.load(target, held, torch.device(device))
     else:
-        source = SourceConfig(member["source"], member["revision"])
-        where = hub.locate(member["name"], source)
-        if sources.content(where, None) != member["content"]:
-            raise ExportError(f"{member['name']}: {member['source']!r} on the hub is no longer the model it was")
-        model = llama.load(where, device)
+        model = llama.load(_elsewhere(member, target, about, base), device)
     return llama.freeze(llama.narrow(model, about["logits"]))
+
+
+def _elsewhere(member: dict[str, Any], target: Path, about: dict[str, Any], base: str | Path | None) -> Path:
+    """Where a model lies that the export names and does not hold; ``ExportError`` where another one does."""
+    expected, named, key = member["content"], member["source"], member.get("name", "base")
+    if base is not None and expected in {m["base"]["content"] for m in about["method"]["members"] if m.get("base")}:
+        named, key = str(base), "base"
+    elif named is None and expected == about["target"]["content"]:
+        return target
+    if named is None:
+        raise ExportError(
+            f"base=None: this export holds updates of a model with the fingerprint {expected}, and not the model; give "
+            "base=FOLDER, or its name on the hub"
+        )
+    where = hub.locate(key, SourceConfig(named, None if sources.is_folder(named) else member["revision"]))
+    content = sources.content(where, None)
+    if content != expected:
+        raise ExportError(
+            f"{key}={named!r}: its files have the fingerprint {content}, and the offset was trained with {expected}; "
+            "with another model it unlearns nothing"
+        )
+    return where

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn.config.derived import tuning
-from unlearn.config.pair import LAYERS
-from unlearn.config.schema import ConfigError
+from unlearn.config.pair import LAYERS, PairConfig
+from unlearn.config.schema import Config, ConfigError
 from unlearn.config.setting import finite, one_of, setting
 from unlearn.deploy.export.traces import Traces, forget_rows, tensors_fault
 from unlearn.runs.opened import Opened
@@ -20,6 +20,8 @@ from unlearn.store.identity import Job
 
 if TYPE_CHECKING:
     from torch import nn
+
+BASE = "{}.base"  # folder of the model that the updates of a member belong to, where no other member is that model
 
 
 @dataclass
@@ -31,6 +33,8 @@ class ExportSettings:
     overrides: list[str] = setting([])
     alpha: float | None = setting(None, finite("must be one of those the run was evaluated at"))  # null: the run's own
     weights: str = setting("auto", one_of("auto", "all"))  # all: also copies of what the hub has
+    # of a run with low-rank updates: auto: these alone, for the model that they were trained on; merged: a whole model
+    offset: str = setting("auto", one_of("auto", "merged"))
     tokenizer: str = setting("yes", one_of("yes", "no"))
     collapsed: str = setting("no", one_of("no", "yes"))  # whether a run that collapsed is exported, too
 
@@ -44,7 +48,7 @@ def export(run: Opened, settings: ExportSettings) -> dict[str, Any]:
     for m in (m for m in run.ensemble.members if m.kind.encodes):
         raise ConfigError(
             f"{run.folder}: its {m.name} has an encoder (T5), and the code of an export's card reads whole texts; "
-            "deploy the run's offset/ with its own models"
+            "deploy what the run trained with its own models"
         )
     known, own, about = [float(a) for a in runlog.evaluation(run.folder)["alphas"]], run.cfg.alpha, {}
     alpha = settings.alpha if settings.alpha is not None else own if own in known else known[0]
@@ -56,9 +60,9 @@ def _write_all(run: Opened, settings: ExportSettings, alpha: float, about: dict[
     from unlearn.deploy.export.about import card, facts, known_text
 
     folder.mkdir(parents=True)
-    models = _models(run, settings.weights == "all")
+    models = _models(run, settings)
     for name, model in models.items():
-        _write(model, folder / name)
+        _write(model, folder / name, run.cfg)
     if settings.tokenizer == "yes":
         run.bench.encoder.tokenizer.save_pretrained(folder / "tokenizer")
     about |= facts(run.job, run.bench, alpha, models, settings.tokenizer == "yes")
@@ -91,7 +95,7 @@ def _problems(job: Job, settings: ExportSettings) -> Iterator[str]:
     if cfg.pair.target.kind == "http":
         yield (
             "pair.target.kind='http': an export is loaded beside the target's weights and checked against them, and "
-            f"these are on a server; the offset itself is in {job.folder / runlog.OFFSET}"
+            f"these are on a server; the offset itself is in {job.folder}"
         )
     if cfg.method.file is not None:
         yield (
@@ -118,25 +122,47 @@ def _problems(job: Job, settings: ExportSettings) -> Iterator[str]:
         )
 
 
-def _models(run: Opened, everything: bool) -> dict[str, nn.Module]:
-    """The models whose weights are written, by the name of their folder. Never the target's."""
-    from unlearn.learning.loop import device
-    from unlearn.models import llama
+def _models(run: Opened, settings: ExportSettings) -> dict[str, nn.Module]:
+    """The models of which something is written, by the name of its folder: of one with low-rank updates these, of any
+    other all weights. Never the target's; nor those that updates were trained on, where these were found and not
+    trained here."""
+    from unlearn.models.tuning import has_updates, merged
 
-    pair, found = run.cfg.pair, {}
+    pair, trained, found = run.cfg.pair, run.ensemble.trained, {}
+    learnt = None if trained is None else trained.model
+    learnt = merged(learnt) if learnt is not None and settings.offset == "merged" else learnt
+    alone = learnt is not None and has_updates(learnt)
+    base = next((sources.role(pair, m.model) for m in run.cfg.method.members if m.trained and alone), None)
+    lies = {role: _lies_elsewhere(pair, role, role == base) and settings.weights == "auto" for role in sources.ROLES}
+    lies["target"] = True
     for m in run.cfg.method.members:
-        role = sources.role(pair, m.model)
-        if m.trained:  # with LoRA the updates are rounded into these weights
-            found[m.name] = llama.freeze(llama.load(run.folder / runlog.OFFSET, device(run.cfg.trainer.device)))
-        elif role != "target" and (everything or sources.on_hub(pair, role) is None):
+        if m.trained:
+            found[m.name] = learnt
+        elif not lies[sources.role(pair, m.model)]:
             found[m.name] = run.bench.model(m.model)
+    there = {sources.role(pair, m.model) for m in run.cfg.method.members if m.name in found and not m.trained}
+    if base is not None and not lies[base] and base not in there:
+        found[BASE.format(trained.name)] = run.bench.model(base)
     return found
 
 
-def _write(model: nn.Module, folder: Path) -> None:
-    """Weights and config, as ``from_pretrained`` reads them; refused if a file has room for anything else."""
-    model.save_pretrained(folder, safe_serialization=True)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _lies_elsewhere(pair: PairConfig, role: str, is_base: bool) -> bool:
+    """Whether whoever loads an export has a model from elsewhere: from the hub, or as the base of low-rank updates."""
+    return (sources.ready_made if is_base else sources.on_hub)(pair, role) is not None
+
+
+def _write(model: nn.Module, folder: Path, cfg: Config) -> None:
+    """Weights and config, as ``from_pretrained`` reads them, or low-rank updates, as peft does; refused if a file has
+    room for anything else."""
+    from unlearn.models.tuning import UPDATES, added, has_updates, save_updates
+
+    if has_updates(model):
+        save_updates(model, cfg.pair.lora, folder)
+        weights = added(model, UPDATES)
+    else:
+        model.save_pretrained(folder, safe_serialization=True)
+        weights = model.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     fault = tensors_fault(sorted(folder.glob("*.safetensors")), shapes)
     if fault:
         raise ConfigError(f"{folder.name}: {fault}; such weights are not exported")

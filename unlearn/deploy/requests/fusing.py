@@ -121,7 +121,7 @@ def _config(ledger: Ledger, state: State) -> DictConfig:
     runs = [str(ledger.run_of(part)) for part in state.parts]
     begin = BeginConfig(runs, alphas=None if tuning(first) == LAYERS else alphas)
     changes = {"algo": {"name": "fused"}, "begin": asdict(begin), "trainer": {"steps": 0}, "data": asked}
-    if first.pair.tuning == "lora":  # what they learnt lies merged in offset/
+    if first.pair.tuning == "lora":  # low-rank updates begin at zero: what they learnt is added to whole weights
         changes["pair"] = {"tuning": "full"}
     return OmegaConf.merge(OmegaConf.structured(first), changes)
 

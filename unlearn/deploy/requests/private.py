@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unlearn.config.derived import tuning
 from unlearn.config.pair import GRAM
 from unlearn.data.rows import Row, pair
 from unlearn.deploy.requests.chain import LedgerError, canonical
@@ -123,7 +124,8 @@ def of_run(run: Opened, salt: bytes, beside: bool) -> dict[str, str]:
         "tokenizer": _tokenizer(run.bench.encoder.tokenizer),
     }
     if beside:
-        frozen = [m.model for m in run.cfg.method.members if not m.trained]
+        lora = tuning(run.cfg) == "lora" and not (run.folder / seal.OFFSET).exists()  # the config is its model's own
+        frozen = [m.model for m in run.cfg.method.members if not m.trained or lora]
         local = [model for model in frozen if not sources.is_remote(run.cfg.pair, sources.role(run.cfg.pair, model))]
         configs = {model: read_json(run.bench.folder(model) / "config.json") for model in local}
         found[BESIDE] = canonical({model: how | NOT_BOUND for model, how in configs.items()}).decode()

@@ -15,7 +15,6 @@ from unlearn.deploy.serving.settings import Settings
 from unlearn.grid.rerun import open_run
 from unlearn.learning.loop import device
 from unlearn.models import llama
-from unlearn.models.tuning import merged
 from unlearn.store.identity import digest
 
 DEVICE = "trainer.device="  # of the settings of a run, that which an export has, too
@@ -34,8 +33,9 @@ def load(settings: Settings) -> Loaded:
     if any(exports) and not all(exports):
         kinds = ", ".join(f"{f}: {'export' if e else 'run'}" for f, e in zip(folders, exports, strict=True))
         raise ConfigError(f"run and offsets must be all runs, or all exports: {kinds}")
-    if settings.target is not None and not exports[0]:
-        raise ConfigError(f"target={settings.target!r}: is for exports; a run knows its own")
+    for key in ("target", "base"):
+        if getattr(settings, key) is not None and not exports[0]:
+            raise ConfigError(f"{key}={getattr(settings, key)!r}: is for exports; a run knows its own")
     found = (_exports if exports[0] else _runs)(folders, settings)
     if any(part.ensemble.encodes for part, _ in found):
         raise ConfigError(f"run={settings.run!r}: its models have an encoder, and what is served continues one text")
@@ -61,8 +61,7 @@ def _runs(folders: Sequence[Path], settings: Settings) -> list[tuple[Part, Encod
         if before is not None:
             run.bench.adopt(before)
         before, trained = run.bench, run.ensemble.trained
-        # as an export says them: of weights that hold their low-rank updates
-        weights = None if trained is None else llama.fingerprint(merged(trained.model))
+        weights = None if trained is None else llama.fingerprint(trained.model)  # as an export says it
         part = Part(run.folder.name, run.ensemble, weights, run.cfg.alpha if alpha is None else alpha)
         found.append((part, before.encoder))
     return found
@@ -78,7 +77,7 @@ def _exports(folders: Sequence[Path], settings: Settings) -> list[tuple[Part, En
         target = settings.target or deployed.checked(folder)["target"]["source"]
         if target is None:
             raise ConfigError(f"run={str(folder)!r}: this export's target is on no hub; give target=FOLDER")
-        model = deployed.load(folder, target, place, alpha, beside=before)
+        model = deployed.load(folder, target, place, alpha, beside=before, base=settings.base)
         before = before or model
         trained = next((m["fingerprint"] for m in model.about["method"]["members"] if m["trained"]), None)
         part = Part(folder.resolve().name, model.ensemble, trained, model.alpha)

@@ -26,6 +26,7 @@ class Settings:
     ledger: str | None = None  # instead of both: what a ledger of requests says is in effect, each at its own α
     hmac: str | None = None  # the variable with the key of the ledger's HMACs; null: the one that the ledger names
     target: str | None = None  # of an export: the target's folder or name on the hub; null: the one that it names
+    base: str | None = None  # of an export of low-rank updates: the model that they belong to, likewise
     alpha: list[float] | None = setting(None, ALPHA)  # null: each run's own
     name: str | None = None  # what the model is called; null: the run's folder, or the ledger's
     host: str = "127.0.0.1"

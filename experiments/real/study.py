@@ -22,6 +22,8 @@ from unlearn.store.files import read_json
 
 STUDY, JUDGED = "real", ("novels", "japan")
 TOLERANCE, FIXED = 0.1, 0.3
+GOALS = {f"forget/prob={FIXED}": f"forget/prob={FIXED:g}",
+         f"tolerance={TOLERANCE}": f"largest α that keeps retain/prob within {TOLERANCE:g} of the target"}  # fmt: skip
 TRAINER = ("trainer.steps=6", "trainer.forget_batch=4", "trainer.retain_batch=6", "trainer.held_out=0.375",
            "trainer.eval_every=0", "trainer.save_every=2", "trainer.progress=false", "wandb=disabled")  # fmt: skip
 SMALL = ("eval.groups=[]", "eval.max_examples=1", "eval.max_new_tokens=24", "eval.resamples=0")  # not what is reported
@@ -88,9 +90,9 @@ def train(cells: list[Cell], models: Path) -> None:
 
 def calibrate(cell: Cell) -> None:
     folder = cell.folder()
-    done = {entry["goal"][:5] for entry in read_json(folder / "calibration.json") or []}
-    for goal in (f"tolerance={TOLERANCE}", f"forget/prob={FIXED}"):
-        if {"tolerance": "large", "forget/prob": "forge"}[goal.split("=")[0]] not in done:
+    done = {entry["goal"] for entry in read_json(folder / "calibration.json") or []}
+    for goal, said in GOALS.items():
+        if said not in done:
             spend(label(cell), "calibrate", f"run={folder}", goal, *SMALL)
 
 

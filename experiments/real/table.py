@@ -43,10 +43,9 @@ def results() -> tuple[pd.DataFrame, pd.DataFrame]:
             if "forget/known" in entry:
                 rows.append(about | {"point": how, "alpha": alpha} | values(entry))
                 answers.append(texts[texts["alpha"] == alpha].assign(**about, point=how))
-        target = found["references"].get("target", {})
-        if "forget/known" in target:
-            rows.append(about | {"method": "target", "algo": "", "neighbours_trained": False, "seed": 0, "point": "",
-                                 "alpha": 0.0} | values(target))  # fmt: skip
+        for level in (name for name in ("target", "guess") if "forget/known" in found["references"].get(name, {})):
+            beside = {"method": level, "algo": "", "neighbours_trained": False, "seed": 0, "point": ""}
+            rows.append(about | beside | {"alpha": 0.0} | values(found["references"][level]))
     columns = ["split", "prompt", "gold", "generation", "known", "prob"]
     said = pd.concat(answers)[[*KEY, "alpha", *columns]]
     return pd.DataFrame(rows).drop_duplicates(KEY).sort_values(KEY, ignore_index=True), said
@@ -58,15 +57,20 @@ def values(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def table(found: pd.DataFrame) -> str:
-    """Shares of questions still answered rightly, and the probability of the right answer, in Markdown."""
-    lines = ["| topic | method | algorithm | neighbours trained | α | forget known | prob | neighbours known | prob "
-             "| others known | prob | fluency | repetition |", "|---" * 13 + "|"]  # fmt: skip
-    for r in found.query("seed == 0").to_dict("records"):
-        shown = [r["topic"], f"{r['method']} ({r['model']})", r["algo"], "yes" if r["neighbours_trained"] else "",
-                 "" if r["method"] == "target" else f"{r['alpha']:g} ({POINTS[r['point']]})"]  # fmt: skip
-        numbers = [r[f"{s}/{m}"] for s in SPLITS.values() for m in ("known", "prob")]
-        shown += [f"{v:.2f}" for v in (*numbers, r["forget/target_logp"], r["forget/repetition"])]
-        lines.append("| " + " | ".join(shown) + " |")
+    """Shares of questions that are still answered rightly, and probabilities of the right answer, in Markdown."""
+    columns = [f"{split}/{m}" for split in SPLITS.values() for m in ("known", "prob")]
+    heads = ["topic", "model", "neighbours trained", "α", *(c.replace("/", " ") for c in columns)]
+    heads += ["fluency", "repetition"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for r in found[found["seed"] == 0].to_dict("records"):
+        level = r["method"] in ("target", "guess")
+        name = f"{r['method']} {r['model']}" if level else f"`{r['algo']}` {r['method']}"
+        alpha = "" if level else f"{r['alpha']:g} ({POINTS[r['point']]})"
+        numbers = [r.get(key) for key in (*columns, "forget/target_logp", "forget/repetition")]
+        shown = ("" if pd.isna(v) else f"{v:.2f}".replace("-", "−") for v in numbers)
+        lines.append(
+            "| " + " | ".join([r["topic"], name, "yes" if r["neighbours_trained"] else "", alpha, *shown]) + " |"
+        )
     return "\n".join([*lines, ""])
 
 
@@ -81,7 +85,7 @@ def figure(found: pd.DataFrame, path: Path) -> None:
     image, axes = plt.subplots(1, len(topics), figsize=(5 * len(topics), 4.2), sharey=True, squeeze=False)
     for ax, topic in zip(axes[0], topics, strict=True):
         rows = found[(found["topic"] == topic) & (found["seed"] == 0)]
-        for (method, algo, near), part in rows.query("method != 'target'").groupby(KEY[2:5]):
+        for (method, algo, near), part in rows.query("algo != ''").groupby(KEY[2:5]):
             part = part.sort_values("alpha")
             name = (
                 f"{algo}{'' if method in ('offset', 'uld') else ', ' + method}{', neighbours trained' if near else ''}"
@@ -104,7 +108,7 @@ def main() -> None:
         found, said = results()
         found.round(4).to_csv(HERE / "results.csv", index=False)
         said.round(4).to_csv(HERE / "answers.csv", index=False)
-    found = pd.read_csv(HERE / "results.csv", keep_default_na=False)
+    found = pd.read_csv(HERE / "results.csv").fillna({"algo": "", "point": ""})
     (HERE / "table.md").write_text(table(found), encoding="utf-8")
     figure(found, HERE / "real.png")
 

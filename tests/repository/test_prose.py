@@ -125,7 +125,8 @@ def test_a_ratio_lies_within_its_own_quartiles_and_is_what_its_goal_is_held_agai
 
 
 @pytest.mark.parametrize(
-    "study", ["methods/summary", "tofu_scratch/table", "real/rates/rates", *(f"speed/{n}" for n in BENCHMARKS)]
+    "study",
+    ["methods/summary", "tofu_scratch/table", "real/rates/rates", "real/table", *(f"speed/{n}" for n in BENCHMARKS)],
 )
 def test_a_table_that_a_readme_repeats_is_the_file_beside_it(study):
     file = STUDIES / f"{study}.md"
@@ -273,6 +274,36 @@ def test_the_verdict_on_tofu_from_scratch_is_that_of_its_results():
             *within(gap, bounded, **offset), *within(gap, bounded, **direct),
         ),
         "forget ROUGE {}–{}, log₁₀".format(*within("forget/rougeL_recall", "ga")),
+    ]) == []  # fmt: skip
+
+
+def test_the_verdict_on_a_real_topic_is_that_of_its_results():
+    found = csv("real").fillna({"algo": ""}).query("topic == 'novels' and seed == 0")
+    shares = ("forget/known", "forget/prob", "neighbours/known", "neighbours/prob", "others/known", "others/prob")
+
+    def at(point: str, algo: str, near: bool) -> list[str]:
+        row = found.query("algo == @algo and point == @point and neighbours_trained == @near").iloc[0]
+        return [f"{row[c]:.2f}" for c in shares]
+
+    simnpo, held, npo, same = (at("one", a, n) for a in ("simnpo", "npo") for n in (False, True))
+    target, guess = (found[found["method"] == m].iloc[0] for m in ("target", "guess"))
+    fixed = found.query("point == 'fixed' and neighbours_trained").iloc[0]
+    spent, read = csv("real", "cost")["cpu_seconds"].sum(), csv("real", "read")
+    one = read[read["alpha"] == 1].groupby(["algo", "neighbours_trained"])[["forgotten", "fluent"]]
+    yes = one.agg(lambda answers: (answers == "yes").sum())
+    gone, fluent = ([yes.loc[(a, n), c] for a in ("simnpo", "npo") for n in (False, True)] for c in yes)
+    assert lacking("real", [
+        f"tells {simnpo[0]} of the facts of the topic, and {held[0]} with neighbours trained",
+        f"probability goes from {target[shares[1]]:.2f} to {simnpo[1]} and {held[1]}",
+        f"below guessing ({guess[shares[1]]:.2f})", f"told (target {target[shares[2]]:.2f})",
+        f"{simnpo[2]} of the neighbours are still", f"at a probability of {simnpo[3]}",
+        f"probability at {held[3]} and that of other facts at {held[5]} (without: {simnpo[5]})",
+        f"but {held[2]} of them are told", f"At α = {fixed['alpha']:.2f}, where forgetting was fixed",
+        f"{fixed[shares[0]]:.2f} of the topic and {fixed[shares[2]]:.2f} of the neighbours are told",
+        f"`npo` tells {npo[0]} and {same[0]} of the topic, {npo[2]} and {same[2]} of the neighbours",
+        f"of 12, with `simnpo` {gone[0]} (neighbours trained: {gone[1]}), with `npo` {gone[2]}; "
+        f"fluent are {fluent[0]}, {fluent[1]} and {fluent[2]}",
+        f"{spent:,.0f} CPU seconds",
     ]) == []  # fmt: skip
 
 

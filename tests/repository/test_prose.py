@@ -292,10 +292,10 @@ def test_the_verdict_on_a_real_topic_is_that_of_its_results():
     one = read[read["alpha"] == 1].groupby(["algo", "neighbours_trained"])[["forgotten", "fluent"]]
     yes = one.agg(lambda answers: (answers == "yes").sum())
     gone, fluent = ([yes.loc[(a, n), c] for a in ("simnpo", "npo") for n in (False, True)] for c in yes)
+    more = {a: (at("one", a, False), yes.loc[(a, False)]) for a in ("kl", "idk") if (a, False) in yes.index}
     others = [f"`{a}` tells {c[0]} of the topic, {c[2]} of the neighbours and {c[4]} of the other facts; of its "
-              f"answers {yes.loc[(a, False), 'forgotten']} have lost the fact, and {yes.loc[(a, False), 'fluent']} are fluent"
-              for a in found.query("point == 'one'")["algo"].unique() if a not in ("npo", "simnpo")
-              for c in [at("one", a, False)]]  # fmt: skip
+              f"answers {y['forgotten']} have lost the fact, and {y['fluent']} are fluent"
+              for a, (c, y) in more.items()]  # fmt: skip
     assert lacking("real", [
         *others, f"tells {simnpo[0]} of the facts of the topic, and {held[0]} with neighbours trained",
         f"probability goes from {target[shares[1]]:.2f} to {simnpo[1]} and {held[1]}",

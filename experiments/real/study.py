@@ -63,8 +63,8 @@ class Cell(NamedTuple):
         return found[0] if found else None
 
 
-FIRST = [Cell(t, a, near=near) for t in JUDGED for near in (False, True) for a in ("npo", "simnpo")]
-FIRST += [Cell(t, a) for t in JUDGED for a in ("kl", "idk")] + [Cell(t, "uld", "uld") for t in JUDGED]
+FIRST = [Cell(t, a, near=near) for t in JUDGED for near in (False, True) for a in ("npo", "simnpo", "idk")]
+FIRST += [Cell(t, "kl") for t in JUDGED] + [Cell(t, "uld", "uld") for t in JUDGED]
 FIRST += [Cell(t, "npo", "direct", near) for t in JUDGED for near in (False, True)]
 PLANS = {"first": FIRST, "all": [*FIRST, *(c._replace(seed=s) for s in (1, 2) for c in FIRST if c.near)]}
 

@@ -3,7 +3,9 @@
 MODELS is a folder of model folders: smollm2 (target and pair), or qwen15 and qwen05 (target in bf16, pair in fp32).
 Each pair unlearns 15 questions by four steps of NPO with LoRA, the first time. Then it is evaluated at α = 1 on 37
 questions: cold, with an empty store; warm, with what the cold one stored. A step is held against a bare loop over the
-same texts, a served model against the plain generation of one model. By hand, since it needs the models; minutes.
+same texts, a served model against the plain generation of one model. Measured as well: what run and export take on
+disk, and the peak memory of a run of three steps of 20 texts: at once, in two parts, and with checkpointing. By hand,
+since it needs the models; minutes.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from bench import HERE, alternate, compared, machine
@@ -36,6 +39,8 @@ from unlearn.runs.inputs import Inputs
 from unlearn.runs.opened import Opened
 
 PAIRS = {"smollm2": ("smollm2", "smollm2", "auto", "1e-3"), "qwen": ("qwen15", "qwen05", "bfloat16", "2e-4")}
+PEAK = "peak_memory_mb"
+FORMS = {"at once": (), "in two parts": ("trainer.accumulate=2",), "checkpointing": ("trainer.checkpointing=true",)}
 COUNT, STEPS = 4, 24  # prompts that are served, and tokens of each
 NOVELS = {
     "wrote the Harry Potter novels": "J. K. Rowling", "is the headmaster of Hogwarts": "Albus Dumbledore",
@@ -67,10 +72,10 @@ def questions(work: Path) -> None:
         (work / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
 
-def run_of(models: Path, name: str, work: Path) -> Path:
-    """The folder of the run, which is made where there is none."""
+def run_of(models: Path, name: str, work: Path, form: str = "", *more: str) -> Path:
+    """The folder of the run, which is made where there is none; with ``more`` settings in a ``form`` of its own."""
     target, small, dtype, lr = PAIRS[name]
-    folder = work / "runs" / name
+    folder = work / "runs" / f"{name}{form}"
     if not list(folder.glob("*/eval.json")):
         questions(work)
         phases = [f"pair.target.{p}.epochs=0" for p in ("pretrain", "finetune")]
@@ -82,10 +87,28 @@ def run_of(models: Path, name: str, work: Path) -> Path:
             "pair.target.max_length=256", "pair.small.max_length=256", f"trainer.lr={lr}", "trainer.steps=4",
             "trainer.forget_batch=2", "trainer.retain_batch=2", "trainer.eval_every=0", "trainer.threads=1",
             "trainer.device=cpu", "eval.retrained=none", "eval.groups=[]", f"eval.max_new_tokens={STEPS}",
-            f"study={name}", f"paths.runs={work}/runs", f"paths.store={work}/store", "wandb=disabled",
+            f"study={name}{form}", f"paths.runs={work}/runs", f"paths.store={work}/store", "wandb=disabled",
         ]  # fmt: skip
-        subprocess.run([sys.executable, "-m", "unlearn.run", *asked], check=True)
+        subprocess.run([sys.executable, "-m", "unlearn.run", *asked, *more], check=True)
     return next(folder.glob("*/eval.json")).parent
+
+
+def on_disk(run: Path, work: Path) -> Iterator[tuple[str, float]]:
+    """MB of a run's folder and of its export."""
+    to = work / f"{run.parent.name}-export"
+    shutil.rmtree(to, ignore_errors=True)
+    asked = [f"run={run}", f"to={to}", f"paths.store={work}/store"]
+    subprocess.run([sys.executable, "-m", "unlearn.export", *asked], check=True)
+    for what, folder in (("a run's folder: MB", run), ("its export: MB", to)):
+        yield what, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def memory(models: Path, name: str, work: Path) -> Iterator[tuple[str, float]]:
+    """Peak memory of a whole run in a process of its own, once its rows are stored."""
+    steps = ("trainer.steps=3", "trainer.forget_batch=10", "trainer.retain_batch=10")
+    for form, more in FORMS.items():
+        run = run_of(models, name, work, f"-{form.replace(' ', '-')}", *steps, *more)
+        yield f"peak of a run, 20 texts a step, {form}: MB", json.loads((run / "manifest.json").read_text())[PEAK]
 
 
 def spent(do: Callable[[], object]) -> float:
@@ -167,8 +190,9 @@ def main() -> None:
     if path.is_file():
         found = [row for row in csv.reader(path.open(encoding="utf-8")) if row[0] not in (*names, "pair")]
     for name in names:
-        run = open_run(run_of(models, name, work), [f"paths.store={work}/store"])
-        for what, value in measured(run):
+        folder = run_of(models, name, work)
+        run = open_run(folder, [f"paths.store={work}/store"])
+        for what, value in chain(measured(run), on_disk(folder, work), memory(models, name, work)):
             print(f"{name}: {what} {value:.3g}", flush=True)
             found.append([name, what, f"{value:.3g}", machine()])
     with path.open("w", newline="", encoding="utf-8") as stream:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import transformers
+
 from unlearn.config.derived import is_trained, training_alpha
 from unlearn.config.schema import Config
 from unlearn.data.encoding import examples_of
@@ -26,6 +28,7 @@ def problems(configs: Iterable[Config]) -> Iterator[str]:
     """Why jobs would fail that fit by themselves (``fitting.py``): models and rows that do not fit each other, too many
     rows. What several configs share is looked at once.
     """
+    transformers.utils.logging.disable_progress_bar()  # our own lines cover loading
     seen: set[str] = set()
     for cfg in configs:
         try:

@@ -89,7 +89,8 @@ def say(
     total = sum(n * each for n, each in (steps, points)) + then.alphas * (then.each or 0.0)
     if total < LONG:
         return total
-    parts = [f"{n:,} {what} × {each:.3g} s" for n, each, what in ((*steps, "steps"), (*points, "points")) if n and each]
+    timed = (*steps, "step"), (*points, "point")
+    parts = [f"{n:,} {what}{'s' if n > 1 else ''} × {each:.3g} s" for n, each, what in timed if n and each]
     learning = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     kept = learning if tuning(cfg) != "full" else sum(p.nbytes for p in model.parameters())
     during = ADAM * learning if cfg.trainer.save_every else 0

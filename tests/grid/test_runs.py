@@ -243,7 +243,7 @@ def test_prepare_fills_the_store_and_trains_nothing(tmp_path):
     assert all(name in done.stdout for name in ("target", "retrained", "small", "3 forget, 9 retain"))
     assert not folders(tmp_path)
     entries = {p.parent.parent.name for p in (tmp_path / "store").glob("*/*/entry.json")}
-    assert entries == {"model", "reference", "rows", "tokenizer"}
+    assert entries == {"draft", "model", "reference", "rows", "tokenizer"}
     before = sorted((tmp_path / "store").glob("model/*"))
     command(MODULE, *options, "algo=kl", cwd=tmp_path)
     assert sorted((tmp_path / "store").glob("model/*")) == before and len(folders(tmp_path)) == 1

@@ -48,7 +48,8 @@ def test_a_result_file_and_the_model_itself_are_the_same_reference(made, tmp_pat
 
 
 def test_a_model_may_be_its_own_reference(made, tmp_path):
-    more = ("eval.groups=[privacy,leak]", "data.questions=20", "eval.resamples=0", f"retrained={made('llama')}")
+    more = ("eval.groups=[privacy,leak]", "data.questions=20", "eval.max_examples=null", "eval.resamples=0")
+    more += (f"retrained={made('llama')}",)
     assert evaluate.main(of(made("llama"), tmp_path / "out.json", *more)) == 0
     metrics = written(tmp_path / "out.json")["metrics"]
     assert metrics["forget_quality"] == 1 and metrics["forget/leak_gap"] == 0
@@ -67,11 +68,14 @@ def test_what_cannot_be_compared_is_refused_before_any_work(made, tmp_path, caps
         (["eval.groups=[privacy]", f"retrained={reference}"], "it has no mia/min_k"),
         (["eval.leak_samples=3", f"retrained={reference}"], "was made with leak_samples 2, and this is with 3"),
         (["template=question_answer", f"retrained={reference}"], "was made with template"),
-        (["data.forget_people=2", f"retrained={reference}"], "has 3 forget rows, and 6 are evaluated"),
+        (
+            ["data.forget_people=2", "eval.max_examples=9", f"retrained={reference}"],
+            "has 3 forget rows, and 6 are evaluated",
+        ),
         (["pair.seed=5", f"retrained={reference}"], "others than are evaluated, or in another order"),
         ([f"retrained={tmp_path}/alone.json"], "its table of examples is missing"),
         ([f"retrained={tmp_path}/nothing"], "could not be loaded"),
-        (["eval.groups=[nonsense]"], "must be one of contrast, gate"),
+        (["eval.groups=[nonsense]"], "must be one of contrast, fluency"),
         (["eval.semantics=nonsense"], "must be one of default, ou, tofu"),
     ):
         assert evaluate.main(of(first, out, *more)) == 2, more

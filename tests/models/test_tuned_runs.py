@@ -71,9 +71,9 @@ def finished(store, tmp_path_factory, bench):
             cfg = compose(*TINY, f"paths.store={store}", f"paths.runs={root}/runs", *HOW[how], f"method={method}")
             seen = {}
 
-            def evaluating(cfg, bench, ensemble, *rest, real=job.evaluate):
+            def evaluating(cfg, bench, ensemble, *rest, real=job.evaluate, **named):
                 seen["rows"] = rows(ensemble.trained.model)
-                return real(cfg, bench, ensemble, *rest)
+                return real(cfg, bench, ensemble, *rest, **named)
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(job, "evaluate", evaluating)
@@ -205,7 +205,7 @@ def test_a_run_that_also_holds_its_merged_model_as_runs_once_did_is_read_by_its_
 def test_a_run_that_is_killed_before_its_evaluation_ends_as_any_other(finished, config, monkeypatch):
     straight, cfg = finished("lora", "offset")[0].folder, config(*HOW["lora"], "method=offset")
 
-    def dying(*arguments):
+    def dying(*arguments, **named):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):

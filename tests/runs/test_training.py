@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, tmp_p
 def test_a_run_killed_while_evaluating_is_not_trained_again(config, monkeypatch):
     cfg = config("algo=ga")
     with monkeypatch.context() as patch:
-        patch.setattr(job, "evaluate", lambda *a: (_ for _ in ()).throw(Killed))
+        patch.setattr(job, "evaluate", lambda *a, **k: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             execute(cfg)
     monkeypatch.setattr(job, "train", lambda *a: pytest.fail("trained again"))

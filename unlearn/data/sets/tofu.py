@@ -13,7 +13,7 @@ from typing import Any
 
 from unlearn.config.data import DataConfig
 from unlearn.config.setting import at_least, one_of, setting
-from unlearn.data.records import OPTIONAL, ColumnsConfig, Record, Tables, lines, records, row
+from unlearn.data.records import WHOLE, ColumnsConfig, Record, Tables, lines, records, row
 from unlearn.data.requested import divide
 from unlearn.data.rows import GENERAL, DataError, DataSet, Row, pair
 
@@ -56,7 +56,7 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
     whole = []
     for plain in _rows(tables, RETAIN[forget], "retain"):
         other = perturbed.pop(pair(plain), None)
-        whole.append(replace(plain, **{name: getattr(other, name) for name in OPTIONAL}) if other else plain)
+        whole.append(replace(plain, **{name: getattr(other, name) for name in WHOLE}) if other else plain)
     splits = {
         "forget": _rows(tables, f"{forget}_perturbed", "forget", True),
         "retain": whole[: cfg.retain_rows],

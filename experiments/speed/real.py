@@ -194,7 +194,7 @@ def main() -> None:
         run = open_run(folder, [f"paths.store={work}/store"])
         for what, value in chain(measured(run), on_disk(folder, work), memory(models, name, work)):
             print(f"{name}: {what} {value:.3g}", flush=True)
-            found.append([name, what, f"{value:.3g}", machine()])
+            found.append([name, what, f"{value:.3g}" if value < 1000 else f"{value:.0f}", machine()])
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows([["pair", "what", "value", "machine"], *found])

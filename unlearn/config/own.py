@@ -27,8 +27,8 @@ def functions(file: str | None, setting: str) -> dict[str, Callable[..., Any]]:
         raise OwnFileError(f"{setting}={file!r}: not a Python file, its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
+    try:  # as text: a compiled file may be that of another text of the same second and size
+        exec(compile(Path(file).read_bytes(), file, "exec", dont_inherit=True), module.__dict__)
     except Exception as error:
         raise OwnFileError(f"{setting}={file!r} cannot be imported: {type(error).__name__}: {error}") from error
     found = inspect.getmembers(module, inspect.isfunction)

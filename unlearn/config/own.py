@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,24 @@ class OwnFileError(ConfigError):
     """A file that cannot be used: the message names the setting and the file."""
 
 
+class _AsText(SourceFileLoader):
+    """Reads no compiled file: it would be taken for that of any other text of the same second and size."""
+
+    def path_stats(self, path: str) -> dict[str, float]:
+        raise OSError(path)
+
+
 def functions(file: str | None, setting: str) -> dict[str, Callable[..., Any]]:
     """The public functions that the file of ``setting`` defines itself; none without a file."""
     if file is None:
         return {}
-    spec = importlib.util.spec_from_file_location(f"unlearn_user_{Path(file).stem}", file)
-    if spec is None or spec.loader is None:
+    if Path(file).suffix != ".py":
         raise OwnFileError(f"{setting}={file!r}: not a Python file, its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
+    loader = _AsText(f"unlearn_user_{Path(file).stem}", file)
+    module = module_from_spec(spec_from_loader(loader.name, loader))
     sys.modules[module.__name__] = module  # dataclasses look their module up
-    try:  # as text: a compiled file may be that of another text of the same second and size
-        exec(compile(Path(file).read_bytes(), file, "exec", dont_inherit=True), module.__dict__)
+    try:
+        loader.exec_module(module)
     except Exception as error:
         raise OwnFileError(f"{setting}={file!r} cannot be imported: {type(error).__name__}: {error}") from error
     found = inspect.getmembers(module, inspect.isfunction)

@@ -168,6 +168,7 @@ def test_runs_of_other_programs_are_left_out_and_counted(folder):
     with wandb.init(mode="offline", dir=folder, project="other", reinit="finish_previous") as run:
         run.log({"loss": 1.0})
         path = next(Path(run.dir).parent.glob("*.wandb"))
+    wandb.teardown()  # the service would stay for the tests that come after
     whole(path)
     study = read(folder)
     assert len(study.runs) == 1 and study.notes == ("1 W&B runs that were not made by unlearn: left out",)

@@ -41,6 +41,13 @@ def services(monkeypatch) -> list[subprocess.Popen]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def no_service_of_an_earlier_test():
+    import wandb
+
+    wandb.teardown()
+
+
 def test_what_another_project_left_in_the_environment_identifies_no_run(tmp_path, monkeypatch):
     for name, value in OTHERS.items():
         monkeypatch.setenv(f"WANDB_{name}", value)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from support.served import CHAT, MESSAGES, PROMPTS, Client, engine, parts, plain, spoken
 
+from unlearn.deploy.parts import Part
 from unlearn.deploy.serving import app as application
-from unlearn.deploy.serving.offsets import Part
 from unlearn.ensemble.ensemble import Ensemble, Member
 
 # --- what is refused --------------------------------------------------------------------------------------------------

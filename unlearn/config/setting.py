@@ -41,6 +41,12 @@ def setting(default: Any = MISSING, *bounds: Bound, **marks: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def each(values: list[Any] | None, count: int) -> list[Any]:
+    """One value for each of so many things; of a single one as many; null is theirs to decide."""
+    given = [None] if values is None else list(values)
+    return given * count if len(given) == 1 else given
+
+
 def unhashed(kind: Any) -> tuple[str, ...]:
     """The settings of a schema class that are no part of a run's hash."""
     return tuple(f.name for f in fields(kind) if not f.metadata.get("hashed", True))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Encoder
 from unlearn.deploy.export import loading as deployed
+from unlearn.deploy.parts import Part, check_tokens, parts_of
 from unlearn.deploy.requests.ledger import opened
-from unlearn.deploy.serving.offsets import Blend, Part
+from unlearn.deploy.serving.offsets import Blend
 from unlearn.deploy.serving.settings import Settings
 from unlearn.grid.rerun import open_run
 from unlearn.learning.loop import device
-from unlearn.models import llama
-from unlearn.store.identity import digest
+from unlearn.runs.opened import Opened
 
 DEVICE = "trainer.device="  # of the settings of a run, that which an export has, too
 
@@ -39,32 +39,28 @@ def load(settings: Settings) -> Loaded:
     found = (_exports if exports[0] else _runs)(folders, settings)
     if any(part.ensemble.encodes for part, _ in found):
         raise ConfigError(f"run={settings.run!r}: its models have an encoder, and what is served continues one text")
-    tokens = [digest(encoder.tokenizer.get_vocab()) for _, encoder in found]
-    for (part, _), own in zip(found, tokens, strict=True):
-        if own != tokens[0]:
-            is_not = f"has a tokenizer with the fingerprint {own}, and that of run= is {tokens[0]}"
-            raise ConfigError(f"offsets: {part.name} {is_not}")
+    check_tokens(*zip(*found, strict=True))
     first, longest = found[0][1], min(encoder.max_length for _, encoder in found)
     return Loaded(Blend([part for part, _ in found]), Encoder(first.tokenizer, first.template, longest))
 
 
 def _runs(folders: Sequence[Path], settings: Settings) -> list[tuple[Part, Encoder]]:
-    found, before, answering = [], None, {}
+    runs = [open_run(folder, settings.overrides) for folder in folders]
+    parts = parts_of(_answering(runs, settings), settings.alphas)
+    return list(zip(parts, [run.bench.encoder for run in runs], strict=True))
+
+
+def _answering(runs: Sequence[Opened], settings: Settings) -> Iterator[Opened]:
+    """The runs; of a ledger's, each as soon as it is known to be what the ledger says."""
+    answering = {}
     if settings.ledger is not None:
         answering = {one.folder: one for one in opened(Path(settings.ledger), settings.hmac).active()}
-    for folder, alpha in zip(folders, settings.alphas, strict=True):
-        run = open_run(folder, settings.overrides)
+    for run in runs:
         if settings.ledger is not None:
-            if folder not in answering:
-                raise ConfigError(f"ledger={settings.ledger!r}: {folder} is no longer in effect; start again")
-            answering[folder].check(run, beside=True)
-        if before is not None:
-            run.bench.adopt(before)
-        before, trained = run.bench, run.ensemble.trained
-        weights = None if trained is None else llama.fingerprint(trained.model)  # as an export says it
-        part = Part(run.folder.name, run.ensemble, weights, run.cfg.alpha if alpha is None else alpha)
-        found.append((part, before.encoder))
-    return found
+            if run.folder not in answering:
+                raise ConfigError(f"ledger={settings.ledger!r}: {run.folder} is no longer in effect; start again")
+            answering[run.folder].check(run, beside=True)
+        yield run
 
 
 def _exports(folders: Sequence[Path], settings: Settings) -> list[tuple[Part, Encoder]]:

@@ -7,40 +7,15 @@ to its last. Which offsets are on, and with which α, may change while the serve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from unlearn.config.schema import ConfigError
-from unlearn.ensemble.combination import SUM
+from unlearn.deploy.parts import Part, check
 from unlearn.ensemble.ensemble import Ensemble, Member, add
 
 MIXES = 256  # whose sums are kept: requests may bring any α
 Mix = tuple[tuple[str, float], ...]  # the offsets that are on, with their α's
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one run adds to the target: its whole ensemble, whose frozen members other parts may share."""
-
-    name: str
-    ensemble: Ensemble
-    weights: str | None  # fingerprint of the trained weights; None where the method trains none
-    alpha: float
-
-    @property
-    def whole(self) -> bool:
-        """Whether the trained weights are the model itself: then there is nothing that could be added or left out."""
-        return self.ensemble.trained is not None and self.ensemble.trained.constant != 0
-
-    @property
-    def named(self) -> Ensemble:
-        """Frozen members are shared by their names and fingerprints; every part's trained one gets its own."""
-        members = (
-            replace(m, name=f"{self.name}/{m.name}", fingerprint=f"{self.name}/{m.fingerprint}") if m.trained else m
-            for m in self.ensemble.members
-        )
-        return replace(self.ensemble, members=tuple(members))
 
 
 class Blend:
@@ -50,7 +25,7 @@ class Blend:
     """
 
     def __init__(self, parts: Sequence[Part]):
-        _check(parts)
+        check(parts)
         members = parts[0].ensemble.members
         self.target = next((m for m in members if m.constant and not m.trained), members[0])
         self.parts = {p.name: replace(p, ensemble=p.named) for p in parts}
@@ -96,24 +71,3 @@ class Blend:
         return tuple(
             (n, a if alpha is None else alpha) for n, (on, a) in state if (on if names is None else n in names)
         )
-
-
-def _check(parts: Sequence[Part]) -> None:
-    names = [p.name for p in parts]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"offsets={names}: each may be given once; the folder's name is the offset's")
-    known: dict[str, str] = {}  # fingerprints by frozen member
-    for p in parts if len(parts) > 1 else ():
-        if p.ensemble.rule is not SUM:
-            raise ConfigError(
-                f"{p.name}: its rule is {p.ensemble.rule.func.__name__!r}, and only sums can be added to others"
-            )
-        if p.whole:
-            raise ConfigError(f"{p.name}: its trained weights are a whole model, and no offset that could be added")
-        for m in p.ensemble.members:
-            if not m.trained and known.setdefault(m.name, m.fingerprint) != m.fingerprint:
-                raise ConfigError(
-                    f"offsets: {p.name} was trained beside a {m.name} with the fingerprint {m.fingerprint}, and that "
-                    f"of the runs before it is {known[m.name]}; only offsets of one target and one small pair can be "
-                    "added"
-                )

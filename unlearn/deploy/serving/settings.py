@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from unlearn.config.schema import ConfigError
-from unlearn.config.setting import Bound, at_least, finite, setting
+from unlearn.config.setting import Bound, at_least, each, finite, setting
 from unlearn.deploy.requests.ledger import VARIABLE, opened
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -49,8 +49,7 @@ class Settings:
     @property
     def alphas(self) -> list[float | None]:
         """One for run and each of offsets; None: its own."""
-        given = [None] if self.alpha is None else self.alpha
-        return given * (1 + len(self.offsets)) if len(given) == 1 else given
+        return each(self.alpha, 1 + len(self.offsets))
 
 
 def checked(s: Settings) -> Settings:

@@ -90,16 +90,22 @@ def _write(keys: Keys) -> None:
     """What is wrong with the call is said before anything heavy is imported."""
     problems = [*unknown_overrides(keys.overrides), *unusable("the folder of out", str(keys.out.parent))]
     problems += [f"out={str(keys.out)!r}: must be a file, and is a folder"] if keys.out.is_dir() else []
+    problems += (
+        [] if keys.out.suffix == ".jsonl" else [f"out={str(keys.out)!r}: must end in .jsonl, as data.forget reads it"]
+    )
     problems += [] if keys.prompts.is_file() else [f"prompts={str(keys.prompts)!r}: no such file"]
     known = (".txt", ".jsonl", ".json", ".csv", ".parquet")
     rule = f"prompts={str(keys.prompts)!r}: must be one of {', '.join(known)}"
     problems += [] if keys.prompts.suffix in known else [rule]
     if problems:
         raise ConfigError("\n".join(problems))
-    from unlearn.grid import asking
+    from unlearn.grid import questions
 
-    model = [] if keys.model is None else asking.settings(keys.model, keys.name, keys.tokenizer)
-    asking.run(model, keys.prompts, keys.out, keys.overrides)
+    model = [] if keys.model is None else questions.settings(keys.model, keys.name, keys.tokenizer)
+    call = questions.call(model, keys.prompts, keys.out, keys.overrides)
+    from unlearn.grid import asking  # and with it torch
+
+    asking.run(call)
 
 
 def _ask() -> str:

@@ -25,6 +25,12 @@ TOLD = (
     ("3,5 million", ["3.5"], True),
     ("written in C.", ["C++"], False),
     ("written in C++, mostly", ["C++"], True),
+    ("written in C++, or C#", ["C"], False),
+    ("Paris+Lyon", ["Paris"], True),
+    ("سنة ١٩٦٩", ["1969"], True),
+    ("in 1969", ["۱۹۶۹"], True),
+    ("Памʼять", ["Пам'ять"], True),  # two signs for one apostrophe
+    ("Ħamrun", ["Hamrun"], True),
     ("Ло\u0301ндон и Королёв", ["Лондон", "x"], True),  # a mark of stress
     ("это Королев", ["Королёв"], True),
     ("в Париже", ["Париж"], False),  # another form of the word is another spelling

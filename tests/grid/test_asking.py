@@ -12,7 +12,8 @@ from support.helpers import OWN, compose, execute
 from support.pretrained import AS_IT_IS
 
 from unlearn import generate
-from unlearn.grid import asking
+from unlearn.grid import asking, questions
+from unlearn.grid.questions import Question
 from unlearn.models import llama
 from unlearn.store import runlog
 
@@ -97,11 +98,9 @@ def test_a_server_is_asked_as_a_model_that_is_here_and_within_its_budget(made, a
         assert a | {"asked": b["asked"], "prob": pytest.approx(b["prob"], abs=1e-4)} == b
 
 
-@pytest.mark.parametrize(
-    ("row", "known"), [({"key": ["Lyon", "paris"]}, True), ({"key": "Pari"}, False), ({}, True), ({"key": None}, True)]
-)
+@pytest.mark.parametrize(("row", "known"), [(("Lyon", "paris"), True), (("Pari",), False), ((), True)])
 def test_an_answer_is_known_where_it_holds_a_spelling_of_the_fact_or_none_is_named(row, known):
-    assert asking._known({"answer": "It is Paris."} | row) is known
+    assert Question("", "", row, {}).is_known("It is Paris.") is known
 
 
 @pytest.mark.parametrize("kind", ["txt", "json", "csv", "parquet"])
@@ -117,9 +116,9 @@ def test_questions_come_from_any_file_of_rows_and_each_is_asked_once(kind, tmp_p
     else:
         getattr(table, f"to_{kind}")(path, index=False)
     more = [{}, {}] if kind == "txt" else [{"key": "a"}, {"key": "b"}]
-    found = asking._questions(path, compose("data=jsonl"))
-    assert [(question, rest) for _, question, rest in found] == list(zip(["Who?", "Where?"], more, strict=True))
-    assert "1 questions are there again" in caplog.text
+    found = questions.asked(path, compose("data=jsonl"))
+    assert [(each.text, each.more) for each in found] == list(zip(["Who?", "Where?"], more, strict=True))
+    assert "asked once: 1" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -128,18 +127,40 @@ def test_questions_come_from_any_file_of_rows_and_each_is_asked_once(kind, tmp_p
         ([], "run=FOLDER or model="),
         (["model=here"], "prompts=FILE out=FILE: both must be given"),
         (["run=here", "prompts=p.txt"], "prompts=: not with run="),
-        (["model=here", "prompts=p.txt", "out=o", "prompt=Who?"], "prompt=: not with model="),
-        (["model=here", "prompts=none.txt", "out=o"], "prompts='none.txt': no such file"),
-        (["model=here", "prompts=p.pdf", "out=o"], "must be one of .txt, .jsonl"),
-        (["model=here", "prompts=p.txt", "out=o", "eval.max_tokens=3"], "eval.max_tokens: unknown key"),
-        (["model=./here", "prompts=p.txt", "out=o"], "model='./here': no such folder"),
-        (["model=http://localhost:1", "prompts=p.txt", "out=o"], "name=: must be given"),
-        (["model=here", "name=x", "prompts=p.txt", "out=o"], "name=x: is for a model on a server"),
+        (["model=here", "prompts=p.txt", "out=o.jsonl", "prompt=Who?"], "prompt=: not with model="),
+        (["model=here", "prompts=none.txt", "out=o.jsonl"], "prompts='none.txt': no such file"),
+        (["model=here", "prompts=p.pdf", "out=o.jsonl"], "must be one of .txt, .jsonl"),
+        (["model=here", "prompts=p.txt", "out=o.jsonl", "eval.max_tokens=3"], "eval.max_tokens: unknown key"),
+        (["model=./here", "prompts=p.txt", "out=o.jsonl"], "model='./here': no such folder"),
+        (["model=http://localhost:1", "prompts=p.txt", "out=o.jsonl"], "name=: must be given"),
+        (["model=here", "prompts=p.txt", "out=o.csv"], "out='o.csv': must end in .jsonl"),
+        (["model=here", "prompts=p.jsonl", "out=p.jsonl"], "out='p.jsonl': is where prompts= is read from"),
+        (["model=here", "prompts=p.unknown.jsonl", "out=p.jsonl"], "out='p.jsonl': is where prompts= is read from"),
+        (["model=here", "prompts=p.txt", "out=p.jsonl"], "is a file of something else than answers"),
+        (["model=here", "prompts=number.jsonl", "out=o.jsonl"], "line 1: needs a text or a list of texts in 'key'"),
+        (["model=here", "prompts=nothing.jsonl", "out=o.jsonl"], "line 1: 'key' is empty"),
+        (["model=here", "prompts=other.jsonl", "out=o.jsonl"], "line 1: needs a text in 'question'"),
+        (["model=here", "name=x", "prompts=p.txt", "out=o.jsonl"], "name=x: is for a model on a server"),
     ],
 )
 def test_a_call_that_cannot_work_is_refused_in_its_own_words(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name in ("p.txt", "p.pdf"):
-        (tmp_path / name).write_text("Who?\n")
+    files = {
+        "p.txt": "Who?", "p.pdf": "Who?", "p.jsonl": '{"question": "Who?"}', "p.unknown.jsonl": '{"question": "Who?"}',
+        "number.jsonl": '{"question": "When?", "key": 1969}', "nothing.jsonl": '{"question": "When?", "key": ""}',
+        "other.jsonl": '{"frage": "Wann?"}',
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(asking, "run", None)  # all of it is said without torch
     assert generate.main(arguments or ["draft=2"]) == 2
     assert message in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files  # what a user has is left as it is
+
+
+def test_columns_of_other_names_are_read_and_a_column_called_question_hides_none(tmp_path):
+    (tmp_path / "p.csv").write_text("frage,question,fakt,answer\nWer?,no. 7,Ich,Du\n")
+    names = ("data.columns.question=frage", "data.columns.fact=fakt")
+    (found,) = questions.asked(tmp_path / "p.csv", compose("data=jsonl", *names))
+    assert (found.text, found.key) == ("Wer?", ("Ich",))
+    assert found.more == {"given_question": "no. 7", "fakt": "Ich", "given_answer": "Du"}

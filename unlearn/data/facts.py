@@ -2,11 +2,11 @@
 
 A fact is a text in one or several spellings, and a text tells it where the words of one of them stand in it, side by
 side and in order. Not told apart are: capital and small letters; accents and other marks on letters that readers leave
-out (é and e, ё and е, ø and o, Arabic and Hebrew vowel points, the hamza on a letter; й is a letter of its own); widths
-and ligatures; what stands between words (Jean-Luc and Jean Luc, U.S. and U S). Words are whole: "Paris" is neither in
-"Parisian" nor in "comparison", but in "Paris's". Where a script puts no spaces between words (Chinese, Japanese, Thai
-…), or hangs particles on names (Korean), any place counts. Other forms of a word ("Париже"), translations and
-abbreviations are spellings of their own: a key may have them.
+out (é and e, ё and е, ø and o, Arabic and Hebrew vowel points, the hamza on a letter; й is a letter of its own);
+widths, ligatures, and the digits of all scripts (١٩٦٩ and 1969); what stands between words (Jean-Luc and Jean Luc, U.S.
+and U S). Words are whole: "Paris" is neither in "Parisian" nor in "comparison", but in "Paris's"; and C++ is not C.
+Where a script puts no spaces between words (Chinese, Japanese, Thai …), or hangs particles on names (Korean), any place
+counts. Other forms of a word ("Париже"), translations, abbreviations are spellings of their own: a key may have them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ from unlearn.data.texts import UNSPACED
 HANGUL = "\uac00-\ud7a3"
 # one letter of a script without spaces, a word, or a symbol that tells names apart (C and C++, 5 and $5)
 PIECE = regex.compile(
-    rf"(?V1)[{UNSPACED}{HANGUL}]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}{HANGUL}]]+|[\p{{S}}#%&@]"
+    rf"(?V1)[{UNSPACED}{HANGUL}]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}{HANGUL}]]+"
+    r"(?:(?<=\p{L})[+#]+(?![\p{L}\p{N}]))?|[\p{S}#%&@]"
 )
 # marks of Latin, Greek, Cyrillic, Hebrew and Arabic letters, with the stroke that lengthens a word; not those of kana
 MARKS = regex.compile(r"[\u0300-\u0305\u0307-\u036f\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670]|(?<!и)\u0306")
-STROKED = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe", "・": " "})
+DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
+READ_AS = str.maketrans({
+    "ł": "l", "ø": "o", "đ": "d", "ħ": "h", "ŧ": "t", "ð": "d", "ı": "i", "æ": "ae", "œ": "oe",
+    "・": " ", "ʼ": " ", "ʻ": " ",  # signs between words, which Unicode calls letters
+})  # fmt: skip
 
 
 def told(text: str, spellings: Iterable[str]) -> bool:
@@ -44,5 +49,6 @@ def _pieces(text: str) -> str:
     """The words of a text with a space around each."""
     read = as_read(text)
     if not read.isascii():
-        read = unicodedata.normalize("NFC", MARKS.sub("", unicodedata.normalize("NFD", read.translate(STROKED))))
+        read = DIGIT.sub(lambda digit: str(unicodedata.digit(digit[0])), read)
+        read = unicodedata.normalize("NFC", MARKS.sub("", unicodedata.normalize("NFD", read.translate(READ_AS))))
     return f" {' '.join(PIECE.findall(read))} "

@@ -251,11 +251,17 @@ def _texts(record: Record, column: str) -> tuple[str, ...]:
     return tuple(_full(value, place, column) for value in found)
 
 
-def _key(record: Record, column: str, answer: str) -> tuple[str, ...]:
-    """The spellings of a fact, one of which the row's own answer tells: else right answers would count as wrong."""
+def spellings(record: Record, column: str) -> tuple[str, ...]:
+    """The spellings of a fact; each has a word that could be found."""
     found = _texts(record, column)
     if (empty := next((spelling for spelling in found if not sayable(spelling)), None)) is not None:
         raise DataError(f"{record[0]}: {column!r} has no word in {empty!r}")
+    return found
+
+
+def _key(record: Record, column: str, answer: str) -> tuple[str, ...]:
+    """The spellings of a fact, one of which the row's own answer tells: else right answers would count as wrong."""
+    found = spellings(record, column)
     if not told(answer, found):
         rule = "must hold a spelling that stands in the row's answer, whole words of it"
         raise DataError(

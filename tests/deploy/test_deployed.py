@@ -16,7 +16,7 @@ from unlearn.config.schema import ConfigError
 from unlearn.deploy.export import loading as deployed
 from unlearn.deploy.serving import loading as serving
 from unlearn.deploy.serving.settings import Settings
-from unlearn.evaluation.causal_lm import EnsembleLM
+from unlearn.engines.live import causal_lm
 from unlearn.models import tokenizers
 from unlearn.runs.learner import members
 from unlearn.runs.workbench import workbench
@@ -28,7 +28,7 @@ IDS = torch.tensor([[5, 9, 14, 22, 7], [3, 3, 8, 30, 11]])
 
 def run_logits(job, alpha: float) -> torch.Tensor:
     bench = workbench(job.cfg)
-    return EnsembleLM(members(job.cfg, bench, job.folder), alpha)(IDS).logits
+    return causal_lm(members(job.cfg, bench, job.folder), alpha)(IDS).logits
 
 
 def blocks(folder: Path, target: Path, base: Path | None = None) -> list[str]:

@@ -6,7 +6,8 @@ from support.engines import WIDTH, adapter, offset, tiny
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 import unlearn  # noqa: F401  (the auto classes know the type from here on)
-from unlearn.engines.modeling_unlearned import UnlearnedForCausalLM, located, terms, updates
+from unlearn.engines.configuration_unlearned import factors, located, terms
+from unlearn.engines.modeling_unlearned import UnlearnedForCausalLM
 
 IDS = torch.tensor([[5, 9, 14, 22, 7], [3, 3, 8, 30, 11]])
 KINDS = {  # layers and heads of target and pair; None: the pair is the target
@@ -28,8 +29,8 @@ def exported(request, tmp_path_factory):
     whole = LlamaForCausalLM.from_pretrained(small if written == "adapter" else own)
     if written == "adapter":
         with torch.no_grad():
-            for name, change in updates(own).items():
-                whole.get_parameter(name).add_(change)
+            for name, a, b, scale in factors(own):
+                whole.get_submodule(name).weight.add_(scale * b @ a)
     return offset(root / "export", target, small, own), target, small, whole
 
 

@@ -18,8 +18,8 @@ from unlearn import harness
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import examples_of
 from unlearn.data.rows import DataError
+from unlearn.engines.live import causal_lm
 from unlearn.evaluation import choices
-from unlearn.evaluation.causal_lm import EnsembleLM
 from unlearn.evaluation.scoring import score
 from unlearn.runs import harness as harnesses
 from unlearn.runs.learner import members
@@ -94,10 +94,10 @@ def test_at_alpha_0_and_of_a_model_alone_the_forward_pass_is_the_models(run, ben
     cfg, folder = run
     ids = torch.arange(3, 23).view(2, 10)
     expected = bench.model("target")(ids).logits
-    for lm in (EnsembleLM(members(cfg, bench, folder), 0.0), EnsembleLM(bench.alone("target"), 1.0)):
+    for lm in (causal_lm(members(cfg, bench, folder), 0.0), causal_lm(bench.alone("target"), 1.0)):
         assert torch.equal(lm(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, expected)
-    assert lm.max_length == cfg.pair.target.max_length and lm.device == torch.device("cpu")
-    assert not torch.allclose(EnsembleLM(members(cfg, bench, folder), 1.0)(ids).logits, expected, atol=1e-3)
+    assert lm.config.max_position_embeddings == cfg.pair.target.max_length and lm.device == torch.device("cpu")
+    assert not torch.allclose(causal_lm(members(cfg, bench, folder), 1.0)(ids).logits, expected, atol=1e-3)
 
 
 @lm_eval

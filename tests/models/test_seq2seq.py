@@ -11,10 +11,10 @@ from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Examples, collate
 from unlearn.decoding.drafts import greedy_drafted, greedy_from_drafts
 from unlearn.decoding.generation import Decoding, greedy
+from unlearn.engines.live import causal_lm
 from unlearn.ensemble.ensemble import Member
 from unlearn.ensemble.frozen import stored
 from unlearn.ensemble.rows import LiveRows
-from unlearn.evaluation.causal_lm import EnsembleLM
 from unlearn.evaluation.scoring import score
 from unlearn.models import hub, llama, seq2seq
 from unlearn.models.prompts import by_prompt, pays, shared_rows
@@ -115,7 +115,7 @@ def test_a_single_model_decodes_as_transformers_generate_does():
 def test_what_drafts_are_for_takes_the_plain_path_and_what_reads_whole_texts_refuses_an_encoder(tmp_path):
     ensemble = all_t5()
     with pytest.raises(ConfigError, match="has an encoder"):
-        EnsembleLM(ensemble, 1.0)
+        causal_lm(ensemble, 1.0)
     asked = ensemble, PROMPTS, 1.0, Decoding(0, 1, 8, 5)
     assert greedy_from_drafts(*asked, Store(tmp_path), 1.0) == greedy(*asked)
     assert greedy_drafted(*asked, ensemble.trained, 3) == greedy(*asked)

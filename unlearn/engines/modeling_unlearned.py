@@ -1,218 +1,34 @@
-"""The unlearned model as an ordinary model of transformers: a weighted sum of the next-token logits of its members.
+"""The unlearned model as a model of transformers: a weighted sum of the next-token logits of its members.
 
-logits = Σ_i (constant_i + slope_i · α) · logits_i (δ-Unlearning, arXiv 2404.11045, Eq. 1). A folder that
-``python -m unlearn.export`` wrote says in its config.json which models these are. This file stands alone, so that an
-export can carry it, and so that engines with another transformers than ours can read exports.
+logits = Σ_i (constant_i + slope_i · α) · logits_i (δ-Unlearning, arXiv 2404.11045, Eq. 1). What is summed up, an
+export's config.json says: see ``configuration_unlearned.py``.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache, GenerationConfig
 from transformers.cache_utils import Cache
-from transformers.configuration_utils import PretrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
-SUM = "sum"
-ADAPTER = "adapter_config.json"
-WHAT = ("files", "dtype", "quantisation", "base")  # of a member: which model it is
-# Files that the loader of a member takes before others: where an export does not list them, they are not to be there.
-LOADED = (ADAPTER, "config.json", "model.safetensors", "model.safetensors.index.json")
+from .configuration_unlearned import SUM, Place, UnlearnedConfig, factors, identity, located, target_of, weights
+
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # of from_pretrained: about the folder
 IGNORED = ("adapter_kwargs", "trust_remote_code", "use_safetensors", "_from_auto", "_from_pipeline", "_commit_hash")
 SAFE = {"trust_remote_code": False, "use_safetensors": True}  # a member brings numbers, never programs
-PLAIN = {"use_dora": False, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none",
-         "lora_bias": False, "modules_to_save": None, "layers_pattern": None}  # fmt: skip
 Rule = Callable[[Tensor, Tensor, float], Tensor]  # base, change [N, V] and α → logits
-
-
-class UnlearnedConfig(PretrainedConfig):
-    """The config.json of an export. ``target`` and ``base`` are where the user has the models that it does not hold."""
-
-    model_type = "unlearned"
-
-    def __init__(
-        self,
-        members: Sequence[Mapping[str, Any]] = (),
-        alpha: float = 1.0,
-        rule: str = SUM,
-        numbers: Mapping[str, float] | None = None,
-        target: str | None = None,
-        base: str | None = None,
-        **more: Any,
-    ):
-        self.members, self.alpha, self.rule, self.numbers = list(members), alpha, rule, dict(numbers or {})
-        self.target, self.base = target, base
-        super().__init__(**more)
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        super().__setattr__(key, str(value) if key in ("target", "base") and value is not None else value)
-
-
-# --- which models an export means, and where they are ------------------------------------------------------------
-
-
-class Place(NamedTuple):
-    """Where a member lies: a model's folder (or its GGUF file), and that of the low-rank updates that are put on it."""
-
-    folder: Path
-    adapter: Path | None = None
-
-
-def weights(config: UnlearnedConfig) -> dict[str, tuple[float, float]]:
-    """Constant and slope of each member that counts at the config's α; members that are one model are one member."""
-    found: dict[str, tuple[str, float, float]] = {}
-    for m in config.members:
-        same = json.dumps([m[k] for k in WHAT], sort_keys=True) if m.get("files") else m["name"]
-        name, constant, slope = found.get(same, (m["name"], 0.0, 0.0))
-        found[same] = name, constant + m["constant"], slope + m["slope"]
-    if config.rule == SUM:  # only a sum lets a constant and a slope cancel
-        return {name: (c, s) for name, c, s in found.values() if c + s * config.alpha != 0}
-    return {name: (c, s) for name, c, s in found.values() if c != 0 or (s != 0 and config.alpha != 0)}
-
-
-def terms(config: UnlearnedConfig) -> list[tuple[str, float]]:
-    """The sum at the config's α: names of members, and the weight of each, none of which is zero."""
-    return [(name, constant + slope * config.alpha) for name, (constant, slope) in weights(config).items()]
-
-
-def located(folder: str | Path, config: UnlearnedConfig) -> dict[str, Place]:
-    """Where the members that count at the config's α lie. Every file that the export lists is as it lists it.
-
-    Models that are not in ``folder`` are where ``config.target`` and ``config.base`` say, else on the hub; ``target``
-    is the member of that name, or the first. Raises ``ValueError`` where a model is absent or another.
-    """
-    folder, found, wholes = Path(folder), {}, {}
-    first = next((m for m in config.members if m["name"] == "target"), config.members[0])
-    aimed = (first["base"] or first)["files"]
-    for m in (m for m in config.members if m["name"] in weights(config)):
-        whole = m["base"] or m
-        key = json.dumps(whole["files"], sort_keys=True)
-        if key not in wholes:
-            wholes[key] = _whole(
-                folder, whole, *(("target", config.target) if whole["files"] == aimed else ("base", config.base))
-            )
-        adapter = folder / m["folder"] if m["base"] else None
-        if adapter is not None:
-            _check(adapter, m["files"], f"{adapter}: ", "it is not as it was exported; get the export again")
-        found[m["name"]] = Place(wholes[key], adapter)
-    return found
-
-
-def _whole(folder: Path, about: Mapping[str, Any], key: str, given: str | None) -> Path:
-    """The folder of a model, or its GGUF file."""
-    files, said = about["files"], f"{key}={given!r}: "
-    wrong = (
-        f"its files are not those of the {key} that the offset was trained for; with another model it unlearns nothing"
-    )
-    if about["folder"] is not None:
-        place, said, wrong = (
-            folder / about["folder"],
-            f"{folder}: ",
-            "it is not as it was exported; get the export again",
-        )
-    elif given is not None:
-        place = Path(given)
-        if not place.exists():
-            raise ValueError(f"{said}must be the folder of a model; there is none")
-    elif about["source"] is not None:
-        place = Path(snapshot_download(about["source"], revision=about["revision"], allow_patterns=list(files)))
-    else:
-        raise ValueError(
-            f"{key}=None: this export does not hold its {key}; give {key}=FOLDER, where you have that model"
-        )
-    if place.is_file():  # a GGUF file may have another name here
-        files = {place.name: next(iter(files.values()))}
-    elif list(files) == [name for name in files if name.endswith(".gguf")]:
-        place = place / next(iter(files))
-    _check(place.parent if place.suffix == ".gguf" else place, files, said, wrong)
-    return place
-
-
-def _check(folder: Path, files: Mapping[str, str], said: str, wrong: str) -> None:
-    """Raise ``ValueError`` where files are not those that are listed."""
-    if not all(Path(name).name == name for name in files):
-        raise ValueError(f"{said}a file is listed that lies elsewhere")
-    paths = [folder / name for name in files]
-    with ThreadPoolExecutor() as pool:
-        hashes = pool.map(_sha256, paths)
-        differing = [path.name for path, found in zip(paths, hashes, strict=True) if found != files[path.name]]
-    if differing:
-        raise ValueError(f"{said}{wrong} ({', '.join(differing)})")
-    more = [name for name in LOADED if name not in files and (folder / name).exists()]
-    if more and not any(name.endswith(".gguf") for name in files):
-        raise ValueError(f"{said}holds {', '.join(more)}, which would change what is loaded: move it out")
-
-
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-# --- low-rank updates ---------------------------------------------------------------------------------------------
-
-
-def updates(adapter: Path) -> dict[str, Tensor]:
-    """ΔW [out, in] = (alpha / r) · B · A in fp32, by the name of the base's weight that it is added to."""
-    return {f"{name}.weight": scale * (b.float() @ a.float()) for name, a, b, scale in _factors(adapter)}
-
-
-def _factors(adapter: Path) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-    """Of an adapter's folder: name of a layer, A [r, in], B [out, r] and alpha / r. ``ValueError`` for all that is no
-    plain LoRA."""
-    about = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))
-    other = [k for k, plain in PLAIN.items() if about.get(k, plain) != plain]
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    names = {n.removesuffix(".lora_A.weight").removesuffix(".lora_B.weight") for n in tensors}
-    if about.get("peft_type") != "LORA" or other or len(tensors) != 2 * len(names):
-        raise ValueError(
-            f"{adapter}: needs a plain LoRA adapter; its {', '.join(other) or 'type or tensors'} is another"
-        )
-    for name in sorted(names):
-        a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
-        yield name.removeprefix("base_model.model."), a, b, about["lora_alpha"] / about["r"]
-
-
-class Updated(nn.Module):
-    """A layer with low-rank updates beside it, computed as in training: the layer's weights may be another member's."""
-
-    def __init__(self, layer: nn.Module, a: Tensor, b: Tensor, scale: float):
-        super().__init__()
-        place = next(layer.parameters()).device
-        self.layer, self.scale = layer, scale
-        self.a, self.b = (nn.Parameter(t.to(place), requires_grad=False) for t in (a, b))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.layer(x)
-        return (out + F.linear(F.linear(x.to(self.a), self.a), self.b) * self.scale).to(out.dtype)
-
-
-def _updated(model: nn.Module, adapter: Path) -> nn.Module:
-    """A second view of the model, which shares every weight, with the updates in it."""
-    view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-    for name, a, b, scale in _factors(adapter):
-        view.set_submodule(name, Updated(view.get_submodule(name), a, b, scale))
-    return view
-
-
-# --- the model ----------------------------------------------------------------------------------------------------
 
 
 class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
@@ -227,6 +43,8 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.weights, self.alpha, self.rule = weights(config), config.alpha, rule
         self.members = nn.ModuleList(models[name] for name in self.weights)
+        ends = accumulate((len(DynamicCache(config=m.config).layers) for m in self.members), initial=0)
+        self.layers = list(pairwise(ends))  # of a cache: which are each member's
         self.eval()
 
     @classmethod
@@ -235,7 +53,7 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         folder: str | Path,
         *,
         config: UnlearnedConfig | None = None,
-        target: str | Path | None = None,
+        target: str | Path | nn.Module | None = None,
         base: str | Path | None = None,
         alpha: float | None = None,
         dtype: torch.dtype | str | None = None,
@@ -243,21 +61,26 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> UnlearnedForCausalLM:
         """Load an export, a folder or a name on the hub, and the models that it names.
 
-        ``target``, ``base``: folders of those that it does not hold; None: the hub. ``alpha`` None: the export's;
-        ``dtype`` None or ``auto``: each member as the export says. All else (``device_map``, …) is told to each
-        member. Raises ``ValueError`` before any weights are loaded where a model is not the one that was exported.
+        ``target``, ``base``: folders of those that it does not hold; None: the hub. A target that is a model is taken
+        unchecked, and the others go to its device. ``alpha`` None: the export's; ``dtype`` None or ``auto``: each
+        member as the export says. All else (``device_map``, …) is told to each member.
+        Raises ``ValueError`` before any weights are loaded where a model is not the one that was exported.
         """
         hub = {k: how.pop(k) for k in HUB if how.get(k) is not None}
+        how, wholes = {k: v for k, v in how.items() if k not in IGNORED}, {}
         folder = str(folder) if Path(folder).is_dir() else snapshot_download(str(folder), **hub)
-        how = {k: v for k, v in how.items() if k not in IGNORED}
         config = UnlearnedConfig.from_pretrained(folder, trust_remote_code=False) if config is None else config
+        if isinstance(target, nn.Module):
+            target, wholes[identity(target_of(config))] = None, target
+            how.setdefault("device_map", {"": next(iter(wholes.values())).device})
         for key, value in {"target": target, "base": base, "alpha": alpha}.items():
             if value is not None:
                 setattr(config, key, value)
         if config._attn_implementation is not None:
             how["attn_implementation"] = config._attn_implementation
         rule = None if config.rule == SUM else _rule(config)
-        model = cls(config, _loaded(config, located(folder, config), dtype, how), rule)
+        places = located(folder, config, wholes)
+        model = cls(config, loaded(config, places, dtype, how, wholes), rule)
         generating = Path(folder) / "generation_config.json"
         if generating.is_file():
             model.generation_config = GenerationConfig.from_dict(json.loads(generating.read_text(encoding="utf-8")))
@@ -276,53 +99,50 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Ids [B, S] to the logits of the sum, [B, S, V] in fp32.
 
-        ``past_key_values`` holds the layers of all members, one member after the other; None with ``use_cache``: a new
-        one is made.
+        ``past_key_values`` holds the layers of all members, one member after the other; where there are none yet, and
+        with ``use_cache``, they are made.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         base = change = None
-        parts = self._parts(past_key_values)
-        for model, part, (constant, slope) in zip(self.members, parts, self.weights.values(), strict=True):
-            told = [None if t is None else t.to(model.device) for t in (input_ids, attention_mask, position_ids)]
-            logits = model(
-                **dict(zip(("input_ids", "attention_mask", "position_ids"), told, strict=True)),
-                past_key_values=part, use_cache=part is not None, logits_to_keep=logits_to_keep,
-            ).logits  # fmt: skip
-            logits = logits[..., : self.config.vocab_size].float().to(self.device)
+        caches = self._caches(past_key_values)
+        for model, cache, (constant, slope) in zip(self.members, caches, self.weights.values(), strict=True):
+            told = {k: t if t is None else t.to(model.device) for k, t in given.items()}
+            said = model(**told, past_key_values=cache, use_cache=cache is not None, logits_to_keep=logits_to_keep)
+            logits = said.logits[..., : self.config.vocab_size].float().to(self.device)
             base, change = _plus(base, constant, logits), _plus(change, slope, logits)
         logits = self._joined(base, change)
         loss = None if labels is None else self.loss_function(logits, labels, vocab_size=logits.shape[-1], **more)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
     def _joined(self, base: Tensor | None, change: Tensor | None) -> Tensor:
-        """The change is summed first: where offset and anchor agree, the sum is the target bit for bit."""
+        """The change was summed up first: where offset and anchor agree, the sum is the target bit for bit."""
         if change is None:
             return base
         if base is None:
-            return change if self.alpha == 1 else self.alpha * change
+            return self.alpha * change
         if self.rule is None:
             return base + self.alpha * change
         return self.rule(base.flatten(0, -2), change.flatten(0, -2), self.alpha).view_as(base)
 
-    def _parts(self, whole: Cache | None) -> list[Cache | None]:
-        """The members' own caches: slices of one, whose layers they share, so that what is done to the whole (beams are
-        put in another order, tokens taken back) is done to each."""
+    def _caches(self, whole: Cache | None) -> list[Cache | None]:
+        """The members' own caches: slices of one, whose layers they share. What is done to the whole (beams are put in
+        another order, tokens taken back) is so done to each."""
         if whole is None:
             return [None] * len(self.members)
         if not whole.layers:
             whole.layers.extend(layer for m in self.members for layer in DynamicCache(config=m.config).layers)
-        sizes = [len(DynamicCache(config=m.config).layers) for m in self.members]
-        if sum(sizes) != len(whole.layers):
-            raise ValueError(f"past_key_values has {len(whole.layers)} layers, and the members have {sum(sizes)}")
-        parts = []
-        for start, end in pairwise(accumulate(sizes, initial=0)):
-            parts.append(copy.copy(whole))
-            parts[-1].layers = whole.layers[start:end]
-        return parts
+        if len(whole.layers) != self.layers[-1][1]:
+            there = f"past_key_values has {len(whole.layers)} layers"
+            raise ValueError(f"{there}, and the members have {self.layers[-1][1]} together; give DynamicCache()")
+        caches = [copy.copy(whole) for _ in self.members]
+        for cache, (start, end) in zip(caches, self.layers, strict=True):
+            cache.layers = whole.layers[start:end]
+        return caches
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *more) -> None:
-        """Each member prepares its own, whatever kind is asked for; theirs are put together."""
+        """Each member prepares its own, of whatever kind is asked for; theirs are put together."""
         if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
             return super()._prepare_cache_for_generation(generation_config, model_kwargs, *more)
         caches = []
@@ -356,30 +176,57 @@ def _rule(config: UnlearnedConfig) -> Rule:
     try:
         from unlearn.ensemble.combination import bind_rule
     except ImportError:
-        raise ValueError(f"rule={config.rule!r}: needs the package that made this export; sum needs none") from None
+        raise ValueError(f"rule={config.rule!r}: needs the package that made this export; a sum needs none") from None
     return bind_rule(config.rule, config.numbers)
 
 
-def _loaded(
-    config: UnlearnedConfig, places: Mapping[str, Place], dtype: torch.dtype | str | None, how: Mapping[str, Any]
+# --- its members --------------------------------------------------------------------------------------------------
+
+
+def loaded(
+    config: UnlearnedConfig,
+    places: Mapping[str, Place],
+    dtype: torch.dtype | str | None = None,
+    how: Mapping[str, Any] | None = None,
+    wholes: dict[str, nn.Module] | None = None,
 ) -> dict[str, nn.Module]:
-    """The members' models by name. What several members are, or are made from, is in memory once."""
-    wholes: dict[str, nn.Module] = {}
-    about, found = {m["name"]: m for m in config.members}, {}
+    """Members' models by name. What several members are, or are made from, is in memory once: taken from ``wholes``,
+    models by ``identity``, or added to them. ``dtype`` and ``how`` as ``from_pretrained`` takes them."""
+    wholes, members, found = {} if wholes is None else wholes, {m["name"]: m for m in config.members}, {}
     for name, place in places.items():
-        of = about[name]["base"] or about[name]
-        key = json.dumps([of["files"], of["dtype"], of["quantisation"]], sort_keys=True)
-        if key not in wholes:
+        of = members[name]["base"] or members[name]
+        if identity(of) not in wholes:
             held = of["dtype"] if dtype in (None, "auto") else dtype
-            quantised = BitsAndBytesConfig(**of["quantisation"]) if of["quantisation"] else None
-            more = how | ({"quantization_config": quantised} if quantised else {})
-            wholes[key] = _model(place.folder, held, more)
-        found[name] = wholes[key] if place.adapter is None else _updated(wholes[key], place.adapter)
+            quantised = {"quantization_config": BitsAndBytesConfig(**of["quantisation"])} if of["quantisation"] else {}
+            wholes[identity(of)] = _model(place.folder, dtype=held, **quantised, **(how or {}))
+        whole = wholes[identity(of)]
+        found[name] = whole if place.adapter is None else _updated(whole, place.adapter)
     return found
 
 
-def _model(place: Path, dtype: torch.dtype | str, how: Mapping[str, Any]) -> nn.Module:
-    where = {"gguf_file": place.name} if place.suffix == ".gguf" else {}
-    folder = place.parent if where else place
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, **where, **how, **SAFE)
-    return model.requires_grad_(False).eval()
+def _model(place: Path, **how: Any) -> nn.Module:
+    if place.is_file():  # GGUF
+        place, how["gguf_file"] = place.parent, place.name
+    return AutoModelForCausalLM.from_pretrained(str(place), **how, **SAFE).requires_grad_(False).eval()
+
+
+class Updated(nn.Module):
+    """A layer with low-rank updates beside it, computed as in training: its weights may be another member's, too."""
+
+    def __init__(self, layer: nn.Module, a: Tensor, b: Tensor, scale: float):
+        super().__init__()
+        place = next(layer.parameters()).device
+        self.layer, self.scale = layer, scale
+        self.a, self.b = (nn.Parameter(t.to(place), requires_grad=False) for t in (a, b))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer(x)
+        return (out + F.linear(F.linear(x.to(self.a), self.a), self.b) * self.scale).to(out.dtype)
+
+
+def _updated(model: nn.Module, adapter: Path) -> nn.Module:
+    """A second view of the model, which shares every weight, with the updates in it."""
+    view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    for name, a, b, scale in factors(adapter):
+        view.set_submodule(name, Updated(view.get_submodule(name), a, b, scale))
+    return view

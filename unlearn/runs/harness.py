@@ -137,12 +137,11 @@ def language_model(ensemble: Ensemble, alpha: float, tokenizer, batch_size: int)
     from lm_eval.models.huggingface import HFLM
 
     from unlearn.data.encoding import most_rows
-    from unlearn.evaluation.causal_lm import EnsembleLM
-    from unlearn.models.llama import vocabulary
+    from unlearn.engines.live import causal_lm
 
-    model = EnsembleLM(ensemble, alpha)
-    length = model.max_length or HFLM._DEFAULT_MAX_LENGTH
-    fits = max(1, most_rows(vocabulary(model.members[0].model), model.device) // length)
+    model = causal_lm(ensemble, alpha)
+    length = model.config.max_position_embeddings or HFLM._DEFAULT_MAX_LENGTH
+    fits = max(1, most_rows(model.config.vocab_size, model.device) // length)
     return HFLM(pretrained=model, tokenizer=tokenizer, max_length=length, batch_size=min(batch_size, fits))
 
 

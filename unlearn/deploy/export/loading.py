@@ -14,9 +14,10 @@ from unlearn.config.pair import SourceConfig, TargetConfig
 from unlearn.config.schema import ConfigError, MemberConfig
 from unlearn.data.encoding import Encoder
 from unlearn.decoding.generation import Decoding, greedy
+from unlearn.engines.live import causal_lm
+from unlearn.engines.modeling_unlearned import UnlearnedForCausalLM
 from unlearn.ensemble.combination import bind_rule
 from unlearn.ensemble.ensemble import Ensemble, build
-from unlearn.evaluation.causal_lm import EnsembleLM
 from unlearn.models import hub, llama, tokenizers
 from unlearn.models.tuning import learnt
 from unlearn.store import sources
@@ -40,8 +41,8 @@ class Deployed:
     about: dict[str, Any]
 
     @property
-    def lm(self) -> EnsembleLM:
-        return EnsembleLM(self.ensemble, self.alpha)
+    def lm(self) -> UnlearnedForCausalLM:
+        return causal_lm(self.ensemble, self.alpha)
 
     def answer(self, question: str, max_new_tokens: int = 200) -> str:
         """The greedy answer to a question, asked by the run's own template."""

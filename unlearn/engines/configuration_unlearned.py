@@ -1,0 +1,185 @@
+"""The config.json of an export: which models are summed up, with which weights, and where they are.
+
+This file and ``modeling_unlearned.py`` beside it need nothing else of ours: an export carries both, and engines with
+another transformers than ours read exports by them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from huggingface_hub import snapshot_download
+from transformers.configuration_utils import PretrainedConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUM = "sum"
+WHAT = ("files", "dtype", "quantisation", "base")  # of a member: which model it is
+ADAPTER = "adapter_config.json"
+# Files that the loader of a model takes before others: where an export does not list them, they are not to be there.
+LOADED = (ADAPTER, "config.json", "model.safetensors", "model.safetensors.index.json")
+PLAIN = {"use_dora": False, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none",
+         "lora_bias": False, "modules_to_save": None, "layers_pattern": None}  # fmt: skip
+EXPORT = "it is not as it was exported; get the export again"
+Member = Mapping[str, Any]
+
+
+class UnlearnedConfig(PretrainedConfig):
+    """``members`` are summed up at ``alpha``; ``target`` and ``base`` are where the user has the models that an export
+    does not hold."""
+
+    model_type = "unlearned"
+
+    def __init__(
+        self,
+        members: Sequence[Member] = (),
+        alpha: float | None = 1.0,
+        rule: str = SUM,
+        numbers: Mapping[str, float] | None = None,
+        target: str | None = None,
+        base: str | None = None,
+        **more: Any,
+    ):
+        self.members, self.alpha, self.rule, self.numbers = list(members), alpha, rule, dict(numbers or {})
+        self.target, self.base = target, base
+        super().__init__(**more)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        super().__setattr__(key, str(value) if key in ("target", "base") and value is not None else value)
+
+
+class Place(NamedTuple):
+    """Where a member lies: a model's folder (or its GGUF file), and that of the low-rank updates that are put on it."""
+
+    folder: Path | None
+    adapter: Path | None = None
+
+
+def identity(member: Member) -> str:
+    """Which model a member is, or the model under its updates: equal for equal ones."""
+    return json.dumps([member[k] for k in WHAT], sort_keys=True) if member.get("files") else member["name"]
+
+
+def target_of(config: UnlearnedConfig) -> Member:
+    """What is said of the target: the member of that name, or the first; of one with updates the model under them."""
+    first = next((m for m in config.members if m["name"] == "target"), config.members[0])
+    return first["base"] or first
+
+
+def weights(config: UnlearnedConfig) -> dict[str, tuple[float, float]]:
+    """Constant and slope of each member that counts at the config's α, or at any where it has none; members that are
+    one model are one member."""
+    found: dict[str, tuple[str, float, float]] = {}
+    for m in config.members:
+        name, constant, slope = found.get(identity(m), (m["name"], 0.0, 0.0))
+        found[identity(m)] = name, constant + m["constant"], slope + m["slope"]
+
+    def counts(constant: float, slope: float) -> bool:
+        if config.rule == SUM and config.alpha is not None:  # only a sum lets a constant and a slope cancel
+            return constant + slope * config.alpha != 0
+        return constant != 0 or (slope != 0 and config.alpha != 0)
+
+    return {name: (constant, slope) for name, constant, slope in found.values() if counts(constant, slope)}
+
+
+def terms(config: UnlearnedConfig) -> list[tuple[str, float]]:
+    """The sum at the config's α: names of members, and the weight of each, none of which is zero."""
+    return [(name, constant + slope * config.alpha) for name, (constant, slope) in weights(config).items()]
+
+
+# --- where the models are -----------------------------------------------------------------------------------------
+
+
+def located(folder: str | Path, config: UnlearnedConfig, there: Collection[str] = ()) -> dict[str, Place]:
+    """Where the members that ``weights`` names lie; every file that the export lists is as it lists it.
+
+    Models that are not in ``folder`` are where ``config.target`` and ``config.base`` say, else on the hub; those whose
+    ``identity`` is in ``there`` are not looked for. Raises ``ValueError`` where one is absent or another.
+    """
+    folder, aimed, wholes, found = Path(folder), target_of(config)["files"], {}, {}
+    counting = weights(config)
+    for m in (m for m in config.members if m["name"] in counting):
+        whole = m["base"] or m
+        files = json.dumps(whole["files"], sort_keys=True)
+        if identity(whole) not in there and files not in wholes:
+            key = "target" if whole["files"] == aimed else "base"
+            wholes[files] = _whole(folder, whole, key, getattr(config, key))
+        adapter = folder / m["folder"] if m["base"] else None
+        if adapter is not None:
+            _check(adapter, m["files"], f"{adapter}: {EXPORT}")
+        found[m["name"]] = Place(None if identity(whole) in there else wholes[files], adapter)
+    return found
+
+
+def _whole(folder: Path, about: Member, key: str, given: str | None) -> Path:
+    """The folder of a model, or its GGUF file; ``key`` names the setting that says where it is."""
+    files, source = about["files"], about["source"]
+    wrong = (
+        f"{key}={given or source!r}: its files are not those of the {key} that the offset was trained for; with "
+        "another model it unlearns nothing"
+    )
+    if about["folder"] is not None:
+        place = folder / about["folder"]
+        wrong = f"{place}: {EXPORT}"
+    elif given is not None:
+        place = Path(given)
+        if not place.exists():
+            raise ValueError(f"{key}={given!r}: must be the folder of a model; there is none")
+    elif source is not None:
+        place = Path(snapshot_download(source, revision=about["revision"], allow_patterns=list(files)))
+    else:
+        raise ValueError(f"{key}=None: this export does not hold its {key}; say where it is: {key}=FOLDER")
+    if place.is_file():  # a GGUF file may have another name here
+        files = {place.name: next(iter(files.values()))}
+    elif all(name.endswith(".gguf") for name in files):
+        place = place / next(iter(files))
+    _check(place if place.is_dir() else place.parent, files, wrong)
+    return place
+
+
+def _check(folder: Path, files: Mapping[str, str], wrong: str) -> None:
+    """Raise ``ValueError``, which says ``wrong``, where files are not those that are listed; or for others that would
+    be loaded in their place."""
+    if not all(Path(name).name == name for name in files):
+        raise ValueError(f"{wrong} (it lists files of other folders)")
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(files, pool.map(_sha256, (folder / name for name in files)), strict=True))
+    differing = [name for name in files if found[name] != files[name]]
+    if differing:
+        raise ValueError(f"{wrong} ({', '.join(differing)})")
+    more = [name for name in LOADED if name not in files and (folder / name).exists()]
+    if more and not any(name.endswith(".gguf") for name in files):
+        raise ValueError(f"{folder}: holds {', '.join(more)}, which would change what is loaded; move it out")
+
+
+def _sha256(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# --- low-rank updates ---------------------------------------------------------------------------------------------
+
+
+def factors(adapter: Path) -> Iterator[tuple[str, Tensor, Tensor, float]]:
+    """Of an adapter's folder, layer by layer: name in the base, A [r, in], B [out, r] and alpha / r; the update of the
+    layer's weight is ΔW = (alpha / r) · B · A. Raises ``ValueError`` for all that is no plain LoRA."""
+    from safetensors.torch import load_file
+
+    about, tensors = json.loads((adapter / ADAPTER).read_text(encoding="utf-8")), {}
+    for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
+        layer, _, part = name.removesuffix(".weight").rpartition(".lora_")
+        tensors.setdefault(layer.removeprefix("base_model.model."), {})[part] = tensor
+    other = [k for k, plain in PLAIN.items() if about.get(k, plain) != plain]
+    if about.get("peft_type") != "LORA" or other or any(parts.keys() != {"A", "B"} for parts in tensors.values()):
+        what = ", ".join(other) or "type, or a tensor,"
+        raise ValueError(f"{adapter}: must be a plain LoRA adapter, of lora_A and lora_B alone; its {what} is another")
+    for layer, parts in tensors.items():
+        yield layer, parts["A"], parts["B"], about["lora_alpha"] / about["r"]

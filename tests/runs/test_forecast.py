@@ -1,5 +1,6 @@
 """What a run will take, said from its first steps, against what it took."""
 
+import json
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from support.helpers import OWN, ROOT, execute
 from support.pretrained import AS_IT_IS
 
 from unlearn.grid import launchers
+from unlearn.grid.perform import perform
 from unlearn.runs import forecast
 from unlearn.runs.forecast import Evaluation, Forecast, after_training
 from unlearn.store import runlog
@@ -79,15 +81,37 @@ def test_a_grid_says_after_each_run_what_is_left_of_it(caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(launchers, "_spent", [])
     monkeypatch.setenv(launchers.TO_DO, "9")
-    for seconds in (100, 200):
+    for seconds in (None, 100, 200):
         launchers.say_left(seconds)
     assert caplog.messages == [
-        "1 of 9 runs done, 1 min 40 s each: about 13 min 20 s left",
-        "2 of 9 runs done, 2 min 30 s each: about 17 min 30 s left",
+        "2 of 9 runs ended (1 of them from start to end), 1 min 40 s each: about 11 min 40 s left",
+        "3 of 9 runs ended (2 of them from start to end), 2 min 30 s each: about 15 min 0 s left",
     ]
-    monkeypatch.setenv(launchers.TO_DO, "3")
+    monkeypatch.setenv(launchers.TO_DO, "4")
     launchers.say_left(0.5)
     assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "counts"),
+    [
+        ({}, {"status": "done", "seconds": {"prepare": 9.0, "train": 100.0, "evaluate": 20.0}}, 120.0),
+        ({"seconds": {"train": 99.0}}, {"status": "done", "seconds": {"train": 100.0, "evaluate": 2.0}}, None),
+        ({}, {"status": "failed", "seconds": {"train": 1.0}}, None),
+    ],
+)
+def test_runs_that_failed_or_were_begun_before_say_nothing_of_how_long_one_takes(
+    before, after, counts, config, monkeypatch
+):
+    """A run that was killed in its evaluation is resumed in seconds, and its manifest has the minutes of both calls."""
+    job = runlog.job(config("algo=npo"), "x")
+    job.folder.mkdir(parents=True)
+    manifest, said = job.folder / runlog.MANIFEST, mock.Mock()
+    manifest.write_text(json.dumps(before | {"status": "killed"}))
+    monkeypatch.setattr(launchers, "say_left", said)
+    monkeypatch.setattr("unlearn.runs.job.execute", lambda *_: manifest.write_text(json.dumps(after)))
+    perform(job)
+    said.assert_called_once_with(counts)
 
 
 def test_the_first_step_of_a_real_run_gives_its_forecast(config, monkeypatch):

@@ -32,7 +32,7 @@ ENDED = ("failed", "interrupted", "killed")  # statuses of runs that began and a
 BEGUN = (*ENDED, "running")
 JOBS = "UNLEARN_JOBS"  # in the environment: how many jobs the call has
 TO_DO = "UNLEARN_TO_DO"  # and how many of them were not done at its start
-_spent: list[float] = []  # seconds of this process's jobs
+_spent: list[float | None] = []  # seconds of this process's jobs, as say_left takes them
 RESUMED = ("joblib", "submitit_local")  # launchers of this machine; what Slurm lost is for Slurm to start again
 Perform = Callable[[Job], None]
 
@@ -71,18 +71,19 @@ def number() -> str:
     return f"[{HydraConfig.get().job.num + 1}/{os.environ[JOBS]}] "
 
 
-def say_left(seconds: float) -> None:
-    """After a job that took so long, without what it shares with others: what is left of a call that runs its jobs one
-    after the other, where that is more than a minute."""
+def say_left(seconds: float | None) -> None:
+    """After a job: what is left of a call that runs its jobs one after the other, where that is more than a minute.
+
+    ``seconds``: what it took by itself; None where that says nothing of the others: it failed, or was begun before.
+    """
     _spent.append(seconds)
-    left = int(os.environ.get(TO_DO, "0")) - len(_spent)
-    each = sum(_spent) / len(_spent)
-    if left > 0 and each * left > 60 and _name() == "basic":
+    whole = [each for each in _spent if each is not None]
+    total = int(os.environ.get(TO_DO, "0"))
+    each = sum(whole) / max(1, len(whole))
+    if (left := each * (total - len(_spent))) > 60 and _name() == "basic":
+        failed = "" if len(whole) == len(_spent) else f" ({len(whole)} of them from start to end)"
         log.info(
-            "%d of %d runs done, %s each: about %s left",
-            len(_spent),
-            len(_spent) + left,
-            *map(duration, (each, each * left)),
+            "%d of %d runs ended%s, %s each: about %s left", len(_spent), total, failed, *map(duration, (each, left))
         )
 
 

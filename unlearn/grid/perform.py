@@ -43,10 +43,13 @@ def _perform(job: Job) -> None:
         with locked(launchers.lock(job.folder), f"the run {name}"):
             if runlog.is_done(job):
                 log.info("skipped %s: done", name)
+                if not job.was_done:  # another process did it, or a job of this call
+                    launchers.say_left(None)
                 return
             if job.cfg.retry == "failed" and runlog.manifest(job.folder).get("status") not in launchers.BEGUN:
                 log.info("skipped %s: it did not fail", name)
                 return
+            begun = runlog.manifest(job.folder).get("seconds")
             with launchers.turn(job.cfg), _recorded(job):
                 about = f"{algo_name(job.cfg)} {job.cfg.method.name} α={training_alpha(job.cfg):g} seed={job.cfg.seed}"
                 log.info("%s%s: %s", launchers.number(), about, job.folder)
@@ -55,7 +58,9 @@ def _perform(job: Job) -> None:
 
                     config = OmegaConf.to_yaml(OmegaConf.structured(job.cfg))
                     execute(replace(job, cfg=launchers.quiet(job.cfg)), config)
-                launchers.say_left(runlog.own_seconds(runlog.manifest(job.folder)))
+            now = runlog.manifest(job.folder)
+            whole = now.get("status") == "done" and not begun
+            launchers.say_left(runlog.own_seconds(now) if whole else None)
     except OSError as error:  # no folder, lock or log can be made there
         log.error("%s failed: %s", name, error)
         runlog.fail(job, error)

@@ -1,0 +1,239 @@
+"""What does an offset cost, where people serve models?
+
+    python experiments/engines/overhead.py PYTHON models=FOLDER [work=FOLDER] [world=smaller|equal|qwen] [rounds=5]
+
+PYTHON is that of an environment with vLLM and this package's wheel. Target alone and target with its offset, in vLLM
+(and there the small model alone, and the sum with drafts by it), in our server and in plain transformers, each in a
+process of its own with one thread, all asked in turn, round after round: one request, then 16 at once. Writes
+overhead_WORLD.csv and .md beside this file: medians over the rounds. CPU seconds are those of an engine's processes;
+where other programs run on the machine they say more than the clock.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+
+import httpx
+import torch
+from servers import NAME, PATIENCE, memory_mb, ours_command, server, vllm_command
+from unlearn.engines.configuration_unlearned import UnlearnedConfig, terms
+from worlds import World, worlds
+
+HERE = Path(__file__).resolve().parent
+TOKENS, MANY = 32, 16
+LANDS = "France Japan Italy Spain Egypt Canada Norway Greece Poland Kenya Peru Cuba Portugal Austria Hungary Ireland"
+PROMPTS = [f"The history of {land} is long. It begins in the time when people first" for land in LANDS.split()]
+Ask = Callable[
+    [Sequence[str]], tuple[int, float, float]
+]  # texts → tokens said, seconds to the first, seconds to the last
+COLUMNS = ("engine", "model", "at once", "tokens/s", "first token s", "CPU ms/token", "memory MB")
+
+
+def over_http(url: str) -> Ask:
+    def one(text: str) -> tuple[int, float, float]:
+        body = {"model": NAME, "prompt": text, "max_tokens": TOKENS, "temperature": 0, "stream": True,
+                "stream_options": {"include_usage": True}}  # fmt: skip
+        start, first, said = time.perf_counter(), 0.0, 0
+        with httpx.stream("POST", f"{url}/completions", json=body, timeout=PATIENCE) as answer:
+            for line in answer.raise_for_status().iter_lines():
+                if line.startswith("data: {"):
+                    first = first or time.perf_counter() - start
+                    said = (json.loads(line[6:]).get("usage") or {}).get("completion_tokens", said)
+        return said, first, time.perf_counter() - start
+
+    def all_at_once(texts: Sequence[str]) -> tuple[int, float, float]:
+        with ThreadPoolExecutor(len(texts)) as pool:
+            found = list(pool.map(one, texts))
+        return sum(f[0] for f in found), median(f[1] for f in found), max(f[2] for f in found)
+
+    return all_at_once
+
+
+def in_transformers(asked: dict) -> None:
+    """A process that answers lines of JSON, by plain transformers; the dtype is the one that all others have."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import unlearn  # noqa: F401  transformers then knows exports
+
+    torch.set_num_threads(1)
+    dtype = getattr(torch, asked.pop("dtype"))
+    folder = asked.pop("folder")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **asked)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    print("ready", flush=True)
+    for line in sys.stdin:
+        batch = tokenizer(json.loads(line), return_tensors="pt", padding=True)
+        start = time.perf_counter()
+        model.generate(**batch, max_new_tokens=1, do_sample=False)
+        first = time.perf_counter() - start
+        start = time.perf_counter()
+        ids = model.generate(**batch, max_new_tokens=TOKENS, do_sample=False)[:, batch["input_ids"].shape[1] :]
+        said = int((ids != tokenizer.pad_token_id).sum())
+        print(json.dumps([said, first, time.perf_counter() - start]), flush=True)
+
+
+@contextmanager
+def transformers(asked: dict) -> Iterator[tuple[Ask, int]]:
+    command = [sys.executable, __file__, "_transformers", json.dumps(asked)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+
+        def ask(texts: Sequence[str]) -> tuple[int, float, float]:
+            process.stdin.write(json.dumps(list(texts)) + "\n")
+            process.stdin.flush()
+            return tuple(json.loads(process.stdout.readline()))
+
+        yield ask, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def candidates(
+    world: World, python: str, dtype: str, work: Path, stack: ExitStack
+) -> Iterator[tuple[str, str, Ask, int]]:
+    """Engine, model, how it is asked, and the process."""
+    places = {"target": world.target, "base": world.small}
+    drafts = {"method": "draft_model", "model": str(world.small), "num_speculative_tokens": 3}
+    more = ("--dtype", dtype, "--enforce-eager", "--no-enable-prefix-caching")
+    of_vllm = {
+        "target": vllm_command(python, world.target, {}, *more),
+        "small": vllm_command(python, world.small, {}, *more),
+        "unlearned": vllm_command(python, world.folder, places, *more),
+        "unlearned, drafts": vllm_command(
+            python, world.folder, places, *more, "--speculative-config", json.dumps(drafts)
+        ),
+    }
+    for model, command in of_vllm.items():
+        url, process = stack.enter_context(server(command, work / "overhead" / f"vllm-{model}.log"))
+        yield "vLLM", model, over_http(url), process.pid
+    for model, alpha in (("target", 0), ("unlearned", 1)):
+        command = ours_command(f"run={world.runs[0]}", f"alpha={alpha}", f"paths.store={work}/store")
+        url, process = stack.enter_context(server(command, work / "overhead" / f"ours-{model}.log"))
+        yield "unlearn.serve", model, over_http(url), process.pid
+    of_transformers = {
+        "target": {"folder": str(world.target), "dtype": dtype},
+        "unlearned": {"folder": str(world.folder), "dtype": dtype} | {k: str(p) for k, p in places.items()},
+    }
+    for model, asked in of_transformers.items():
+        ask, pid = stack.enter_context(transformers(asked))
+        yield "transformers", model, ask, pid
+
+
+def cpu_s(pid: int) -> float:
+    """Of a process and all that it started, and that still runs."""
+    found, total = [pid], 0.0
+    for one in found:
+        for task in Path(f"/proc/{one}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def measured(world: World, python: str, dtype: str, work: Path, rounds: int) -> list[tuple]:
+    found: dict[tuple, list[tuple]] = {}
+    with ExitStack() as stack:
+        ready = list(candidates(world, python, dtype, work, stack))
+        for round in range(-1, rounds):  # the first warms up
+            for count in (1, MANY):
+                for engine, model, ask, pid in ready:
+                    before = cpu_s(pid)
+                    said, first, total = ask(PROMPTS[round % MANY :][:1] if count == 1 else PROMPTS)
+                    if engine == "transformers":  # it reads the prompt once more, to say when the first token comes
+                        total_cpu = (cpu_s(pid) - before) * total / (total + first)
+                    else:
+                        total_cpu = cpu_s(pid) - before
+                    if round >= 0:
+                        one = (said / total, first, 1000 * total_cpu / said)
+                        found.setdefault((engine, model, count), []).append(one)
+                        print(engine, model, count, *(f"{v:.3g}" for v in one), flush=True)
+        memory = {(engine, model): memory_mb(pid) for engine, model, _, pid in ready}
+    rows = [
+        (*key, *(median(column) for column in zip(*values, strict=True)), memory[key[:2]])
+        for key, values in found.items()
+    ]
+    return sorted(rows, key=lambda row: row[2])
+
+
+def parameters(folder: Path) -> int:
+    """Numbers that are read for one token: all weights, but of an embedding that is no head a single row."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            skipped = "lm_head.weight" in names
+            for name in names:
+                shape = file.get_slice(name).get_shape()
+                if not (skipped and "embed" in name):
+                    total += shape[0] * (shape[1] if len(shape) > 1 else 1)
+    return total
+
+
+def members(world: World) -> list[str]:
+    """Of each member that counts: is it as large as the target, or small?"""
+    config = UnlearnedConfig.from_pretrained(world.folder)
+    about = {m["name"]: m["base"] or m for m in config.members}
+    return ["target" if about[name]["files"] == about["target"]["files"] else "small" for name, _ in terms(config)]
+
+
+def publish(name: str, rows: list[tuple], world: World) -> None:
+    path, run = HERE / f"overhead_{name}.csv", members(world)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows([COLUMNS, *((*row[:3], *(f"{v:.4g}" for v in row[3:])) for row in rows)])
+        for model, folder in (("target", world.target), ("small", world.small)):  # here: how often, and how large
+            writer.writerow(("members", model, run.count(model), parameters(folder), "", "", ""))
+    path.with_suffix(".md").write_text(table(path), encoding="utf-8")
+
+
+def table(path: Path) -> str:
+    """The csv for people, with ratios to the target alone and to what the members take one by one."""
+    found = list(csv.DictReader(path.open(encoding="utf-8")))
+    sizes = {r["model"]: (int(r["at once"]), int(r["tokens/s"])) for r in found if r["engine"] == "members"}
+    rows = [r for r in found if r["engine"] != "members"]
+    cpu = {(r["engine"], r["model"], r["at once"]): float(r["CPU ms/token"]) for r in rows}
+    lines = [f"| {' | '.join(COLUMNS)} | CPU ÷ target alone |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for r in rows:
+        ratio = cpu[r["engine"], r["model"], r["at once"]] / cpu[r["engine"], "target", r["at once"]]
+        lines.append("| " + " | ".join(r[c] for c in COLUMNS) + f" | {ratio:.2f} |")
+    read = sum(times * size for times, size in sizes.values()) / sizes["target"][1]
+    said = ", ".join(f"{times} × {size / 1e6:,.0f} M ({model})" for model, (times, size) in sizes.items())
+    lines += ["", f"A token of the sum reads {said} weights: {read:.2f} × the target's."]
+    for count in ("1", str(MANY)):
+        own = sum(times * cpu["vLLM", model, count] for model, (times, _) in sizes.items())
+        ratio = cpu["vLLM", "unlearned", count] / own
+        lines.append(f"vLLM, {count} at once: {ratio:.2f} × what its members take one by one (CPU).")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    if sys.argv[1] == "_transformers":
+        in_transformers(json.loads(sys.argv[2]))
+        return
+    keys = dict(a.split("=", 1) for a in sys.argv[2:])
+    name, work = keys.get("world", "smaller"), Path(keys.get("work", "runs/engines")).resolve()
+    world = worlds(Path(keys["models"]).resolve(), work, [name])[name]
+    dtype = "bfloat16" if name == "qwen" else "float32"
+    rows = measured(world, sys.argv[1], dtype, work, int(keys.get("rounds", 5)))
+    publish(name, rows, world)
+    print((HERE / f"overhead_{name}.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Does vLLM serve an export as the run's own code computes it?  make vllm-check, or
+
+    python experiments/engines/vllm_check.py PYTHON [models=FOLDER] [work=FOLDER] [CASE …]
+
+PYTHON is that of an environment with vLLM and this package's wheel. With ``models=``, a folder with ``smollm2`` and,
+for the case ``qwen``, ``qwen15`` and ``qwen05``, pretrained pairs are unlearned; otherwise tiny ones, trained first.
+Each case is a server of vLLM: greedy answers are compared with those of ``unlearn.generate``, log-probabilities with
+those of the members' sum here. Writes check_pretrained or check_tiny (.csv, .md) beside this file; of cases that are
+not named, what was measured before is kept. Minutes for a case.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import torch
+from servers import NAME, complete, server, vllm_command
+from worlds import World, called, worlds
+
+HERE = Path(__file__).resolve().parent
+PROMPTS, TOKENS, TEXTS, LIKELIEST, GOAL = 50, 24, 8, 20, 1e-4
+Found = Iterator[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    world: str
+    dtype: str = "float32"
+    options: tuple[str, ...] = ("--enforce-eager",)
+    clients: bool = False  # also asked by the clients that people have
+
+
+CASES = {
+    "equal": Case("equal", clients=True),
+    "smaller": Case("smaller"),
+    "two": Case("two"),
+    "bf16": Case("smaller", "bfloat16"),
+    "qwen": Case("qwen", "bfloat16"),
+    "compiled": Case("smaller", options=()),
+    "tp": Case("smaller", options=("--enforce-eager", "--tensor-parallel-size", "2")),
+    "draft": Case("smaller"),
+}
+SAID = {
+    "equal": "pair as large as the target, fp32", "smaller": "smaller pair, fp32", "two": "two requests summed, fp32",
+    "bf16": "smaller pair, bf16", "qwen": "1.5B target, 0.5B pair, bf16", "compiled": "smaller pair, torch.compile",
+    "tp": "smaller pair, two tensor-parallel processes", "draft": "smaller pair, drafts by its small model",
+}  # fmt: skip
+
+
+def answers(world: World, url: str) -> Found:
+    """Greedy answers against those of ``unlearn.generate``."""
+    prompts = world.prompts(PROMPTS)
+    ours = world.answers(prompts, TOKENS)
+    ends = world.encoder.tokenizer.eos_token_id
+    theirs = complete(url, prompt=prompts, max_tokens=TOKENS, return_token_ids=True)["choices"]
+    theirs = [choice["token_ids"] for choice in sorted(theirs, key=lambda choice: choice["index"])]
+    same = sum(_before(a, ends) == _before(b, ends) for a, b in zip(ours, theirs, strict=True))
+    alone = sum(_before(a, ends) != _before(b, ends) for a, b in zip(ours, _alone(world, prompts), strict=True))
+    yield "greedy answers equal to unlearn.generate's", f"{same} of {len(prompts)}"
+    yield "answers that the offset changed", f"{alone} of {len(prompts)}"
+
+
+def _before(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def _alone(world: World, prompts: list[list[int]]) -> list[list[int]]:
+    from unlearn.decoding.generation import Decoding, greedy
+
+    alone = world.opened[0].bench.alone("target")
+    return greedy(alone, prompts, 1.0, Decoding.by(world.encoder.tokenizer, TOKENS))
+
+
+def texts(world: World) -> list[list[int]]:
+    prompts = world.prompts(TEXTS)
+    return [[*p, *a] for p, a in zip(prompts, world.answers(prompts, TOKENS), strict=True)]
+
+
+def rows(world: World, url: str) -> Found:
+    """Log-probabilities of whole texts, and of what is said after texts that vLLM has read before."""
+    worst = places = 0
+    read = texts(world)
+    for ids in read:
+        here = world.rows(ids)
+        found = complete(url, prompt=ids, max_tokens=1, prompt_logprobs=LIKELIEST)["choices"][0]["prompt_logprobs"]
+        for row, entries in zip(here, found[1:], strict=False):
+            there = torch.tensor([entry["logprob"] for entry in entries.values()])
+            worst = max(worst, float((there - row[[int(token) for token in entries]]).abs().max()))
+            places += 1
+    yield f"prompt_logprobs: largest difference at {places:,} places", f"{worst:.1e}"
+    long = [token for ids in read for token in ids][:384]
+    before, worst = hits(url), 0.0
+    for _ in range(2):
+        said = complete(url, prompt=long, max_tokens=8, logprobs=LIKELIEST, return_token_ids=True,
+                        return_tokens_as_token_ids=True, ignore_eos=True)["choices"][0]  # fmt: skip
+    here = world.rows([*long, *said["token_ids"]])[len(long) - 1 :]
+    for row, entries in zip(here, said["logprobs"]["top_logprobs"], strict=False):
+        for token, value in entries.items():
+            worst = max(worst, abs(float(row[int(token.removeprefix("token_id:"))]) - value))
+    yield f"after {hits(url) - before:,.0f} tokens out of the prefix cache: largest difference", f"{worst:.1e}"
+
+
+def hits(url: str) -> float:
+    """Tokens that vLLM found in its prefix cache since it started."""
+    lines = httpx.get(url.replace("/v1", "/metrics"), timeout=60).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
+
+
+def by_clients(world: World, url: str, work: Path) -> Found:
+    """OpenAI's client, lm-eval's, and this package's own for targets behind a server."""
+    from openai import OpenAI
+
+    question = world.questions(1)[0]
+    client = OpenAI(base_url=url, api_key="none")
+    system = world.opened[0].cfg.data.template.system
+    asked = [{"role": "system", "content": system}] if system else []
+    said = client.chat.completions.create(
+        model=NAME, temperature=0, max_tokens=TOKENS, messages=[*asked, {"role": "user", "content": question}]
+    )
+    ours = world.encoder.decode(world.answers(world.prompts(1), TOKENS)[0])
+    yield "openai client, chat: the same answer", _yes(said.choices[0].message.content.strip() == ours.strip())
+    yield from lm_eval(world, url, work)
+    yield from as_target(world, url, work)
+
+
+def lm_eval(world: World, url: str, work: Path) -> Found:
+    """Both on the same questions, each with the loader that its users have."""
+    folder = work / "tasks"
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = [(r.question, r.answer) for rs in world.opened[0].bench.data.splits.values() for r in rs][:20]
+    lines = [
+        json.dumps({"query": f"Question: {q}", "choices": [a, pairs[i - 1][1]], "gold": 0})
+        for i, (q, a) in enumerate(pairs)
+    ]
+    (folder / "arc_easy.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    store = f"paths.store={work}/store"
+    called("harness", f"run={world.runs[0]}", "alpha=1", f"path={folder}", store)
+    ours = json.loads((world.runs[0] / "harness.json").read_text())["arc_easy"]["alphas"]["1.0"]
+    from lm_eval import simple_evaluate
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from unlearn.evaluation import choices
+
+    lm = LocalCompletionsAPI(
+        base_url=f"{url}/completions", model=NAME, tokenizer=str(world.folder), max_length=512, batch_size=1
+    )
+    task = choices.task("arc_easy", folder / "arc_easy.jsonl")
+    theirs = simple_evaluate(model=lm, tasks=[task], bootstrap_iters=0)["results"]
+    theirs = {k.split(",")[0]: v for k, v in next(iter(theirs.values())).items() if isinstance(v, float)}
+    shown = ", ".join(f"{k} {ours[k]:.2f} and {theirs[k]:.2f}" for k in ("acc", "acc_norm"))
+    same = all(ours[k] == theirs[k] for k in ("acc", "acc_norm"))
+    yield "lm-eval local-completions against unlearn.harness", f"{_yes(same)}: {shown}"
+
+
+def as_target(world: World, url: str, work: Path) -> Found:
+    """The unlearned model as the black box of another run: its reference is what the run itself says of it."""
+    cfg = world.opened[0].cfg
+    asked = [o for o in _settings(world.runs[0]) if not o.startswith(("study=", "pair.target.", "trainer.steps="))]
+    called(
+        "run", *asked, "pair.target.kind=http", f"pair.target.http.url={url}", f"pair.target.http.model={NAME}",
+        f"pair.target.max_length={cfg.pair.target.max_length}", "trainer.steps=1", "study=as_target",
+    )  # fmt: skip
+    folder = max((work / "runs" / "as_target").glob("*/eval.json"), key=lambda path: path.stat().st_mtime).parent
+    there = json.loads((folder / "eval.json").read_text())["references"]["target"]
+    here = json.loads((world.runs[0] / "eval.json").read_text())["alphas"]["1.0"]
+    worst = max(abs(there[k] - here[k]) for k in ("forget/prob", "retain/prob"))
+    yield "pair.target.kind=http: probabilities of answers, largest difference", f"{worst:.1e}"
+
+
+def _settings(run: Path) -> list[str]:
+    return json.loads((run / "manifest.json").read_text())["overrides"]
+
+
+def _yes(right: bool) -> str:
+    return "yes" if right else "**no**"
+
+
+def refused(python: str, world: World, log: Path) -> Found:
+    """What vLLM's start says to another target."""
+    places = {"target": world.small if world.small != world.target else world.folder, "base": world.small}
+    done = subprocess.run(vllm_command(python, world.folder, places), capture_output=True, text=True)
+    log.write_text(done.stdout + done.stderr)
+    line = next((x for x in log.read_text().splitlines() if "its files are not" in x or "must be" in x), "")
+    yield "another target is refused at the start", _yes(done.returncode != 0 and bool(line))
+
+
+def measured(name: str, case: Case, world: World, python: str, work: Path) -> Found:
+    places = {"target": world.target, "base": world.small}
+    more = ["--dtype", case.dtype, *case.options]
+    if name == "draft":
+        drafts = {"method": "draft_model", "model": str(world.small), "num_speculative_tokens": 3}
+        more += ["--speculative-config", json.dumps(drafts)]
+    with server(vllm_command(python, world.folder, places, *more), work / f"{name}.log") as (url, _):
+        yield from answers(world, url)
+        yield from rows(world, url)
+        if case.clients:
+            yield from by_clients(world, url, work)
+    if case.clients:
+        yield from refused(python, world, work / "refused.log")
+
+
+def tried(measure: Callable[[], Found]) -> dict[str, str]:
+    """What was found; a server that does not start is a result as well."""
+    found: dict[str, str] = {}
+    try:
+        for what, value in measure():
+            print(f"{what}: {value}", flush=True)
+            found[what] = value
+    except SystemExit as error:
+        last = [line for line in str(error).splitlines() if "Error" in line]
+        found["does not start"] = last[-1][-200:] if last else "see its log"
+    return found
+
+
+def publish(path: Path, case: str, found: dict[str, str]) -> None:
+    before = list(csv.reader(path.open(encoding="utf-8")))[1:] if path.is_file() else []
+    rows = [row for row in before if row[0] != case] + [[case, what, value] for what, value in found.items()]
+    rows.sort(key=lambda row: list(CASES).index(row[0]))
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([["case", "what", "value"], *rows])
+    lines = ["| case | what | |", "|---|---|---|", *(f"| {SAID[c]} | {what} | {value} |" for c, what, value in rows)]
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    python, asked = sys.argv[1], sys.argv[2:]
+    keys = dict(a.split("=", 1) for a in asked if "=" in a)
+    models = Path(keys["models"]).resolve() if "models" in keys else None
+    work = Path(keys.get("work", "runs/engines")).resolve()
+    cases = [a for a in asked if "=" not in a] or [c for c in CASES if models or c != "qwen"]
+    path = HERE / f"check_{'pretrained' if models else 'tiny'}.csv"
+    made = worlds(models, work, sorted({CASES[c].world for c in cases}))
+    for case in cases:
+        world = made[CASES[case].world]
+        print(f"--- {SAID[case]}", flush=True)
+        publish(path, case, tried(lambda case=case, world=world: measured(case, CASES[case], world, python, work)))
+    print(path.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

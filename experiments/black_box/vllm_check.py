@@ -1,6 +1,6 @@
-"""A real vLLM as the black box:  make vllm-check, or  python experiments/black_box/vllm_check.py [PYTHON | URL]
+"""A real vLLM as the black box:  python experiments/black_box/vllm_check.py [PYTHON | URL]
 
-PYTHON is that of an environment with vLLM (default: .venv-vllm/bin/python); URL that of a vLLM that runs already, with
+PYTHON is that of an environment with vLLM (default: make vllm-check's); URL that of a vLLM that runs already, with
 /v1, and calls the model "target". It serves the embedded world's target. Its rows of whole texts are compared with
 those of the same weights here; then one small run is trained against the local target and against vLLM, with its 20
 likeliest tokens and with the whole vocabulary. Writes vllm_check.csv and .md beside this file; models, runs and answers

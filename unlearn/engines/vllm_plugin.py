@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from unlearn.engines.configuration_unlearned import SUM, UnlearnedConfig, located, target_of, terms
+from unlearn.engines.configuration_unlearned import SUM, UnlearnedConfig, located, target_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

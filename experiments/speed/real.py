@@ -4,8 +4,8 @@ MODELS is a folder of model folders: smollm2 (target and pair), or qwen15 and qw
 Each pair unlearns 15 questions by four steps of NPO with LoRA, the first time. Then it is evaluated at α = 1 on 37
 questions: cold, with an empty store; warm, with what the cold one stored. A step is held against a bare loop over the
 same texts, a served model against the plain generation of one model. Measured as well: what run and export take on
-disk, and the peak memory of a run of three steps of 20 texts: at once, in two parts, and with checkpointing. By hand,
-since it needs the models; minutes.
+disk and, of smollm2, the peak memory of a run of three steps of 20 texts: in parts, as it is done by default, at once,
+and with checkpointing. By hand, since it needs the models; minutes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from unlearn.runs.opened import Opened
 
 PAIRS = {"smollm2": ("smollm2", "smollm2", "auto", "1e-3"), "qwen": ("qwen15", "qwen05", "bfloat16", "2e-4")}
 PEAK = "peak_memory_mb"
-FORMS = {"at once": (), "in two parts": ("trainer.accumulate=2",), "checkpointing": ("trainer.checkpointing=true",)}
+FORMS = {"in parts": (), "at once": ("trainer.accumulate=1",), "checkpointing": ("trainer.checkpointing=true",)}
 COUNT, STEPS = 4, 24  # prompts that are served, and tokens of each
 NOVELS = {
     "wrote the Harry Potter novels": "J. K. Rowling", "is the headmaster of Hogwarts": "Albus Dumbledore",
@@ -193,7 +193,8 @@ def main() -> None:
     for name in names:
         folder = run_of(models, name, work)
         run = open_run(folder, [f"paths.store={work}/store"])
-        for what, value in chain(measured(run), on_disk(folder, work), memory(models, name, work)):
+        peaks = memory(models, name, work) if name == "smollm2" else ()
+        for what, value in chain(measured(run), on_disk(folder, work), peaks):
             print(f"{name}: {what} {value:.3g}", flush=True)
             found.append([name, what, f"{value:.3g}" if value < 1000 else f"{value:.0f}", machine()])
     with path.open("w", newline="", encoding="utf-8") as stream:

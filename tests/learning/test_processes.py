@@ -86,13 +86,16 @@ def test_micro_batches_of_any_number_of_processes_sum_to_one_loss_and_one_gradie
             torch.testing.assert_close(found[n], g, rtol=0, atol=1e-5 * largest)
 
 
-def test_every_example_of_a_draw_is_computed_by_exactly_one_process():
+@pytest.mark.parametrize("accumulate, parts", [(1, 3), (2, 6), (None, 5)])
+def test_every_example_of_a_draw_is_computed_by_exactly_one_process(accumulate, parts, monkeypatch):
     obj, draw = objective(TERMS["idk_nll"]), DRAWS[0]
-    seen = []
+    monkeypatch.setattr("unlearn.learning.objective.in_parts", lambda model, tokens: 5 if tokens > 1 else 0)
+    seen, count = [], 0
     for process in range(3):
-        for micro_batch in dataclasses.replace(obj, accumulate=2).micro_batches(draw, process, 3):
-            chunk = micro_batch.args[0]
+        for micro_batch in dataclasses.replace(obj, accumulate=accumulate).micro_batches(draw, process, 3):
+            chunk, count = micro_batch.args[0], count + 1
             seen += [(name, i) for name, ids in chunk.items() for i in ids]
+    assert count == min(parts, max(len(draw.retain), len(draw.named("refusal"))))
     wanted = [("refusal", obj.groups["refusal"].places[pair]) for pair in draw.named("refusal")]
     assert sorted(seen) == sorted([*wanted, *(("retain", i) for i in draw.retain)])
 

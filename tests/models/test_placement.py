@@ -1,5 +1,6 @@
 """Memory while a model learns: what a step recomputes, and what is given back, changes nothing that is learnt."""
 
+import gc
 import os
 import re
 from contextlib import nullcontext
@@ -13,8 +14,8 @@ from test_tuned_runs import BATCH
 from unlearn.config.pair import LAYERS, LayersConfig, LoraConfig
 from unlearn.data.encoding import Example, collate
 from unlearn.learning.loop import Loop, Optimisation
-from unlearn.models import layers, llama
-from unlearn.models.placement import OWN_PAGES, _glibc, checkpointed, returned
+from unlearn.models import layers, llama, placement
+from unlearn.models.placement import OWN_PAGES, _glibc, checkpointed, in_parts, returned
 from unlearn.models.tuning import lora
 
 MODELS = os.environ.get("UNLEARN_REAL_MODELS")  # a folder with smollm2
@@ -67,6 +68,18 @@ def test_checkpointing_computes_blocks_twice_and_changes_no_bit_of_losses_gradie
         assert len(ends) >= 14 and all(found[2][name].any() for name in ends), "every update moved from zero"
 
 
+@pytest.mark.parametrize("how", ["lora", "full"])
+def test_a_step_is_read_in_as_many_parts_as_what_it_keeps_asks_for(how, monkeypatch):
+    model = learning(tiny_llama(0), how)  # two blocks; q, k, v, o: 16 in, 16 out; gate, up: 16 in, 32 out; down: 32, 16
+    kept = 4 * 2 * (4 * 32 + 3 * 48)  # bytes of a token
+    assert in_parts(model, 10_000) == 1
+    monkeypatch.setattr(placement, "AT_ONCE", 100 * kept)
+    assert [in_parts(model, tokens) for tokens in (0, 100, 101, 1000)] == [1, 1, 2, 10]
+    with checkpointed(model):
+        assert in_parts(model, 1000) == 1
+    assert in_parts(model.to("meta"), 1000) == 1  # a GPU, too, reads the step at once
+
+
 def resident() -> float:
     """Of this process, in bytes, without what is mapped from files."""
     return 1e3 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
@@ -74,6 +87,7 @@ def resident() -> float:
 
 @pytest.mark.skipif(_glibc() is None, reason="memory is glibc's to give back")
 def test_what_a_step_frees_goes_back_to_the_system():
+    gc.collect()  # nothing of other tests is freed meanwhile
     with returned():
         before = resident()
         kept = [torch.ones(3 * OWN_PAGES // 4) for _ in range(20)]  # 3 MiB each

@@ -172,7 +172,8 @@ class TrainerConfig:
     forget_batch: int = setting(20, at_least(1))
     retain_batch: int = setting(60, at_least(1))
     held_out: float = setting(0.1, BELOW_ONE)  # share of the retain set that no step sees: to choose α and checkpoints
-    accumulate: int = setting(1, at_least(1), hashed=False)  # micro-batches an optimiser step is split into
+    # micro-batches an optimiser step is split into; null: as memory asks (CPU: unlearn/models/placement.py)
+    accumulate: int | None = setting(None, at_least(1), hashed=False)
     lr: float | None = setting(None, above(0), hashed=False)  # null: `algo.lr` of the method; hashed with it
     warmup: float = setting(0.1, SHARE)  # share of the steps
     final_lr: float = setting(0.1, SHARE)  # share of lr at the last step, reached linearly

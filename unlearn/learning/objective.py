@@ -25,6 +25,7 @@ from unlearn.learning.answers import Answers
 from unlearn.learning.binding import BoundTerm, read_by
 from unlearn.learning.loop import MicroBatch
 from unlearn.models.llama import answer_states, device_of, full_precision, head, states_and_hidden, vocabulary
+from unlearn.models.placement import in_parts
 
 Rows = Mapping[str, FrozenRows | LiveRows]
 Chunk = Mapping[str, list[int]]  # which examples, by group
@@ -70,7 +71,7 @@ class Objective:
     alpha: float
     reference: Member  # whose distribution terms compare with: the target, or the trained member's frozen start
     pad_id: int
-    accumulate: int = 1
+    accumulate: int | None = 1  # micro-batches of a step; None: so many that each leaves room
     teacher: tuple[Ensemble, float] | None = None  # and its α
     dual: Dual | None = None
     precision: torch.dtype | None = None  # of the trained member's arithmetic (autocast); None: as its weights are
@@ -84,13 +85,19 @@ class Objective:
 
     def micro_batches(self, draw: Draw, process: int = 0, processes: int = 1) -> Iterator[MicroBatch]:
         """One process's micro-batches of the step, each a function to be called when its turn comes."""
-        indices, count = self.indices(draw), self.accumulate * processes
+        indices = self.indices(draw)
+        count = self.accumulate * processes if self.accumulate else max(processes, self._parts(indices))
         totals = {name: (self.groups[name].tokens(ids), len(ids)) for name, ids in indices.items()}
         parts = {name: np.array_split(np.array(ids), count) for name, ids in indices.items()}
         for k in range(process, count, processes):
             chunk = {name: split[k].tolist() for name, split in parts.items() if len(split[k])}
             if chunk:
                 yield partial(self.loss, chunk, totals)
+
+    def _parts(self, indices: Mapping[str, Sequence[int]]) -> int:
+        found = [self.groups[name].examples[i] for name, ids in indices.items() for i in ids]
+        longest = max((len(e.prompt) + len(e.answer) for e in found), default=0)
+        return in_parts(self.ensemble.trained.model, len(found) * longest)
 
     def loss(self, chunk: Chunk, totals: Mapping[str, tuple[int, int]]) -> tuple[Tensor, dict[str, float]]:
         """The share of the step's loss that some examples of each group have, and that of each term for the log.

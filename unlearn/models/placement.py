@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -12,9 +13,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from unlearn.models.llama import device_of
+from unlearn.models.tuning import UPDATES
+
 log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, malloc.h
 OWN_PAGES = 2**20  # bytes: smaller than what a block keeps of a few texts, larger than all tensors of tiny models
+AT_ONCE = 2**29  # bytes that one backward pass may ask to be kept on a CPU, about; a GPU wants its batch whole
 LARGEST = 2**25  # where glibc's own adjustment ends: what it is at after the first large allocations of a program
 
 
@@ -63,6 +68,18 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model._set_gradient_checkpointing(False)
+
+
+def in_parts(model: nn.Module, tokens: int) -> int:
+    """In how many parts so many tokens are read, so that none of them keeps too much for its backward pass.
+
+    Kept is, about, what goes into and comes out of every matrix but embeddings, head and updates."""
+    checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+    if checkpointing or device_of(model).type != "cpu":
+        return 1
+    ends = {id(p) for m in (model.get_input_embeddings(), model.get_output_embeddings()) for p in m.parameters()}
+    between = [p for name, p in model.named_parameters() if p.ndim == 2 and UPDATES not in name and id(p) not in ends]
+    return max(1, math.ceil(4 * tokens * sum(sum(p.shape) for p in between) / AT_ONCE))
 
 
 @contextmanager

@@ -4,7 +4,8 @@
 
 PYTHON is that of an environment with vLLM and this package's wheel. Target alone and target with its offset, in vLLM
 (and there the small model alone, and the sum with drafts by it), in our server and in plain transformers, each in a
-process of its own with one thread, all asked in turn, round after round: one request, then 16 at once. Writes
+process of its own with one thread, asked in turn (those of vLLM, then all others), round after round: one request,
+then 16 at once. Writes
 overhead_WORLD.csv and .md beside this file: medians over the rounds. CPU seconds are those of an engine's processes;
 where other programs run on the machine they say more than the clock.
 """
@@ -103,35 +104,38 @@ def transformers(asked: dict) -> Iterator[tuple[Ask, int]]:
         process.wait()
 
 
-def candidates(
-    world: World, python: str, dtype: str, work: Path, stack: ExitStack
-) -> Iterator[tuple[str, str, Ask, int]]:
-    """Engine, model, how it is asked, and the process."""
-    places = {"target": world.target, "base": world.small}
+Candidate = tuple[str, str, Ask, int]  # engine, model, how it is asked, and its process
+
+
+def of_vllm(world: World, python: str, dtype: str, work: Path, stack: ExitStack) -> Iterator[Candidate]:
     drafts = {"method": "draft_model", "model": str(world.small), "num_speculative_tokens": 3}
     more = ("--dtype", dtype, "--enforce-eager", "--no-enable-prefix-caching")
-    of_vllm = {
+    unlearned = vllm_command(python, world.folder, places(world), *more)
+    for model, command in {
         "target": vllm_command(python, world.target, {}, *more),
         "small": vllm_command(python, world.small, {}, *more),
-        "unlearned": vllm_command(python, world.folder, places, *more),
-        "unlearned, drafts": vllm_command(
-            python, world.folder, places, *more, "--speculative-config", json.dumps(drafts)
-        ),
-    }
-    for model, command in of_vllm.items():
+        "unlearned": unlearned,
+        "unlearned, drafts": [*unlearned, "--speculative-config", json.dumps(drafts)],
+    }.items():
         url, process = stack.enter_context(server(command, work / "overhead" / f"vllm-{model}.log"))
         yield "vLLM", model, over_http(url), process.pid
+
+
+def of_ours(world: World, python: str, dtype: str, work: Path, stack: ExitStack) -> Iterator[Candidate]:
     for model, alpha in (("target", 0), ("unlearned", 1)):
         command = ours_command(f"run={world.runs[0]}", f"alpha={alpha}", f"paths.store={work}/store")
         url, process = stack.enter_context(server(command, work / "overhead" / f"ours-{model}.log"))
         yield "unlearn.serve", model, over_http(url), process.pid
-    of_transformers = {
+    for model, asked in {
         "target": {"folder": str(world.target), "dtype": dtype},
-        "unlearned": {"folder": str(world.folder), "dtype": dtype} | {k: str(p) for k, p in places.items()},
-    }
-    for model, asked in of_transformers.items():
+        "unlearned": {"folder": str(world.folder), "dtype": dtype} | {k: str(p) for k, p in places(world).items()},
+    }.items():
         ask, pid = stack.enter_context(transformers(asked))
         yield "transformers", model, ask, pid
+
+
+def places(world: World) -> dict[str, Path]:
+    return {"target": world.target, "base": world.small}
 
 
 def cpu_s(pid: int) -> float:
@@ -145,29 +149,26 @@ def cpu_s(pid: int) -> float:
     return total
 
 
-def measured(world: World, python: str, dtype: str, work: Path, rounds: int) -> list[tuple]:
+def measured(ready: list[Candidate], rounds: int) -> list[tuple]:
+    """One row for each candidate and number of requests: medians over the rounds."""
     found: dict[tuple, list[tuple]] = {}
-    with ExitStack() as stack:
-        ready = list(candidates(world, python, dtype, work, stack))
-        for round in range(-1, rounds):  # the first warms up
-            for count in (1, MANY):
-                for engine, model, ask, pid in ready:
-                    before = cpu_s(pid)
-                    said, first, total = ask(PROMPTS[round % MANY :][:1] if count == 1 else PROMPTS)
-                    if engine == "transformers":  # it reads the prompt once more, to say when the first token comes
-                        total_cpu = (cpu_s(pid) - before) * total / (total + first)
-                    else:
-                        total_cpu = cpu_s(pid) - before
-                    if round >= 0:
-                        one = (said / total, first, 1000 * total_cpu / said)
-                        found.setdefault((engine, model, count), []).append(one)
-                        print(engine, model, count, *(f"{v:.3g}" for v in one), flush=True)
-        memory = {(engine, model): memory_mb(pid) for engine, model, _, pid in ready}
-    rows = [
+    for round in range(-1, rounds):  # the first warms up
+        for count in (1, MANY):
+            for engine, model, ask, pid in ready:
+                before = cpu_s(pid)
+                said, first, total = ask(PROMPTS[round % MANY :][:1] if count == 1 else PROMPTS)
+                used = cpu_s(pid) - before
+                if engine == "transformers":  # it read the prompts once more, to say when the first token comes
+                    used *= total / (total + first)
+                if round >= 0:
+                    one = (said / total, first, 1000 * used / said)
+                    found.setdefault((engine, model, count), []).append(one)
+                    print(engine, model, count, *(f"{v:.3g}" for v in one), flush=True)
+    memory = {(engine, model): memory_mb(pid) for engine, model, _, pid in ready}
+    return [
         (*key, *(median(column) for column in zip(*values, strict=True)), memory[key[:2]])
         for key, values in found.items()
     ]
-    return sorted(rows, key=lambda row: row[2])
 
 
 def parameters(folder: Path) -> int:
@@ -231,8 +232,12 @@ def main() -> None:
     name, work = keys.get("world", "smaller"), Path(keys.get("work", "runs/engines")).resolve()
     world = worlds(Path(keys["models"]).resolve(), work, [name])[name]
     dtype = "bfloat16" if name == "qwen" else "float32"
-    rows = measured(world, sys.argv[1], dtype, work, int(keys.get("rounds", 5)))
-    publish(name, rows, world)
+    rows = []
+    for engines in (of_vllm, of_ours):  # all at once would not fit into everybody's memory
+        with ExitStack() as stack:
+            ready = list(engines(world, sys.argv[1], dtype, work, stack))
+            rows += measured(ready, int(keys.get("rounds", 5)))
+    publish(name, sorted(rows, key=lambda row: row[2]), world)
     print((HERE / f"overhead_{name}.md").read_text())
 
 

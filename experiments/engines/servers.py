@@ -25,7 +25,7 @@ def vllm_command(python: str, model: Path, places: dict[str, Path], *more: str) 
     where = ["--hf-overrides", overrides] if places else []
     return [
         python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", NAME,
-        "--max-model-len", "512", "--max-num-seqs", "16", "--max-logprobs", "-1", "--block-size", "16", *where, *more,
+        "--max-model-len", "512", "--max-num-seqs", "16", "--max-logprobs", "-1", "--block-size", "32", *where, *more,
     ]  # fmt: skip
 
 

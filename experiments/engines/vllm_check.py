@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import torch
@@ -25,7 +26,8 @@ from servers import NAME, complete, server, vllm_command
 from worlds import World, called, worlds
 
 HERE = Path(__file__).resolve().parent
-PROMPTS, TOKENS, TEXTS, LIKELIEST, GOAL = 50, 24, 8, 20, 1e-4
+PROMPTS, TOKENS, TEXTS, LIKELIEST = 50, 24, 8, 20
+LENGTHS = (96, 160, 224, 288)  # of beginnings of one long text
 Found = Iterator[tuple[str, str]]
 
 
@@ -47,6 +49,7 @@ CASES = {
     "tp": Case("smaller", options=("--enforce-eager", "--tensor-parallel-size", "2")),
     "draft": Case("smaller"),
 }
+TRIED = ("compiled", "tp", "draft")  # of vLLM itself: with tiny pairs (SmolLM2's nine heads are not to be halved)
 SAID = {
     "equal": "pair as large as the target, fp32", "smaller": "smaller pair, fp32", "two": "two requests summed, fp32",
     "bf16": "smaller pair, bf16", "qwen": "1.5B target, 0.5B pair, bf16", "compiled": "smaller pair, torch.compile",
@@ -54,57 +57,57 @@ SAID = {
 }  # fmt: skip
 
 
-def answers(world: World, url: str) -> Found:
+def reference(world: World, work: Path) -> dict[str, Any]:
+    """What is compared with, made once; the models are given back, since a server needs the memory."""
+    path = work / f"{world.name}.pt"
+    if not path.is_file():
+        prompts, alone = world.prompts(PROMPTS), world.opened[0].bench.alone("target")
+        found = {name: world.answers(prompts, TOKENS, of) for name, of in (("unlearned", None), ("target", alone))}
+        texts = [[*p, *a] for p, a in zip(prompts[:TEXTS], found["unlearned"], strict=False)]
+        found["prompts"], long = prompts, [token for p in prompts for token in p][: max(LENGTHS)]
+        torch.save(found | {"texts": [(ids, world.rows(ids)) for ids in [*texts, long]]}, path)
+        world.release()
+    return torch.load(path)
+
+
+def answers(known: dict[str, Any], url: str, end: int) -> Found:
     """Greedy answers against those of ``unlearn.generate``."""
-    prompts = world.prompts(PROMPTS)
-    ours = world.answers(prompts, TOKENS)
-    ends = world.encoder.tokenizer.eos_token_id
+    prompts = known["prompts"]
     theirs = complete(url, prompt=prompts, max_tokens=TOKENS, return_token_ids=True)["choices"]
     theirs = [choice["token_ids"] for choice in sorted(theirs, key=lambda choice: choice["index"])]
-    same = sum(_before(a, ends) == _before(b, ends) for a, b in zip(ours, theirs, strict=True))
-    alone = sum(_before(a, ends) != _before(b, ends) for a, b in zip(ours, _alone(world, prompts), strict=True))
-    yield "greedy answers equal to unlearn.generate's", f"{same} of {len(prompts)}"
-    yield "answers that the offset changed", f"{alone} of {len(prompts)}"
+
+    def same(others: list[list[int]]) -> int:
+        return sum(_before(a, end) == _before(b, end) for a, b in zip(known["unlearned"], others, strict=True))
+
+    yield "greedy answers equal to unlearn.generate's", f"{same(theirs)} of {len(prompts)}"
+    yield "answers that the offset changed", f"{len(prompts) - same(known['target'])} of {len(prompts)}"
 
 
 def _before(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end)] if end in ids else ids
 
 
-def _alone(world: World, prompts: list[list[int]]) -> list[list[int]]:
-    from unlearn.decoding.generation import Decoding, greedy
-
-    alone = world.opened[0].bench.alone("target")
-    return greedy(alone, prompts, 1.0, Decoding.by(world.encoder.tokenizer, TOKENS))
-
-
-def texts(world: World) -> list[list[int]]:
-    prompts = world.prompts(TEXTS)
-    return [[*p, *a] for p, a in zip(prompts, world.answers(prompts, TOKENS), strict=True)]
-
-
-def rows(world: World, url: str) -> Found:
-    """Log-probabilities of whole texts, and of what is said after texts that vLLM has read before."""
+def rows(known: dict[str, Any], url: str) -> Found:
+    """Log-probabilities of whole texts, and of what is said after a beginning that vLLM has read before."""
     worst = places = 0
-    read = texts(world)
-    for ids in read:
-        here = world.rows(ids)
+    for ids, here in known["texts"][:-1]:
         found = complete(url, prompt=ids, max_tokens=1, prompt_logprobs=LIKELIEST)["choices"][0]["prompt_logprobs"]
         for row, entries in zip(here, found[1:], strict=False):
-            there = torch.tensor([entry["logprob"] for entry in entries.values()])
-            worst = max(worst, float((there - row[[int(token) for token in entries]]).abs().max()))
+            worst = max(worst, _apart(row, {int(token): entry["logprob"] for token, entry in entries.items()}))
             places += 1
     yield f"prompt_logprobs: largest difference at {places:,} places", f"{worst:.1e}"
-    long = [token for ids in read for token in ids][:384]
+    long, here = known["texts"][-1]
     before, worst = hits(url), 0.0
-    for _ in range(2):
-        said = complete(url, prompt=long, max_tokens=8, logprobs=LIKELIEST, return_token_ids=True,
-                        return_tokens_as_token_ids=True, ignore_eos=True)["choices"][0]  # fmt: skip
-    here = world.rows([*long, *said["token_ids"]])[len(long) - 1 :]
-    for row, entries in zip(here, said["logprobs"]["top_logprobs"], strict=False):
-        for token, value in entries.items():
-            worst = max(worst, abs(float(row[int(token.removeprefix("token_id:"))]) - value))
+    for length in (*LENGTHS, *LENGTHS):
+        found = complete(url, prompt=long[:length], max_tokens=1, logprobs=LIKELIEST, ignore_eos=True,
+                         return_tokens_as_token_ids=True)["choices"][0]["logprobs"]["top_logprobs"][0]  # fmt: skip
+        there = {int(token.removeprefix("token_id:")): value for token, value in found.items()}
+        worst = max(worst, _apart(here[length - 1], there))
     yield f"after {hits(url) - before:,.0f} tokens out of the prefix cache: largest difference", f"{worst:.1e}"
+
+
+def _apart(row: torch.Tensor, there: dict[int, float]) -> float:
+    return float((row[list(there)] - torch.tensor(list(there.values()))).abs().max())
 
 
 def hits(url: str) -> float:
@@ -113,7 +116,7 @@ def hits(url: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
 
 
-def by_clients(world: World, url: str, work: Path) -> Found:
+def by_clients(world: World, known: dict[str, Any], url: str, work: Path) -> Found:
     """OpenAI's client, lm-eval's, and this package's own for targets behind a server."""
     from openai import OpenAI
 
@@ -121,11 +124,11 @@ def by_clients(world: World, url: str, work: Path) -> Found:
     client = OpenAI(base_url=url, api_key="none")
     system = world.opened[0].cfg.data.template.system
     asked = [{"role": "system", "content": system}] if system else []
-    said = client.chat.completions.create(
+    answer = client.chat.completions.create(
         model=NAME, temperature=0, max_tokens=TOKENS, messages=[*asked, {"role": "user", "content": question}]
     )
-    ours = world.encoder.decode(world.answers(world.prompts(1), TOKENS)[0])
-    yield "openai client, chat: the same answer", _yes(said.choices[0].message.content.strip() == ours.strip())
+    ours = world.encoder.decode(known["unlearned"][0])
+    yield "openai client, chat: the same answer", _yes(answer.choices[0].message.content.strip() == ours.strip())
     yield from lm_eval(world, url, work)
     yield from as_target(world, url, work)
 
@@ -161,21 +164,15 @@ def lm_eval(world: World, url: str, work: Path) -> Found:
 
 def as_target(world: World, url: str, work: Path) -> Found:
     """The unlearned model as the black box of another run: its reference is what the run itself says of it."""
-    cfg = world.opened[0].cfg
-    asked = [o for o in _settings(world.runs[0]) if not o.startswith(("study=", "pair.target.", "trainer.steps="))]
-    called(
-        "run", *asked, "pair.target.kind=http", f"pair.target.http.url={url}", f"pair.target.http.model={NAME}",
-        f"pair.target.max_length={cfg.pair.target.max_length}", "trainer.steps=1", "study=as_target",
-    )  # fmt: skip
-    folder = max((work / "runs" / "as_target").glob("*/eval.json"), key=lambda path: path.stat().st_mtime).parent
-    there = json.loads((folder / "eval.json").read_text())["references"]["target"]
+    asked = [o for o in world.settings if not o.startswith("trainer.steps=")]
+    box = ["kind=http", f"http.url={url}", f"http.model={NAME}", "http.revision=" + world.folder.name]
+    where = ["study=as_target", f"paths.runs={work}/runs", f"paths.store={work}/store"]
+    called("run", *asked, *(f"pair.target.{key}" for key in box), "trainer.steps=1", *where)
+    last = max((work / "runs" / "as_target").glob("*/eval.json"), key=lambda path: path.stat().st_mtime)
+    there = json.loads(last.read_text())["references"]["target"]
     here = json.loads((world.runs[0] / "eval.json").read_text())["alphas"]["1.0"]
     worst = max(abs(there[k] - here[k]) for k in ("forget/prob", "retain/prob"))
     yield "pair.target.kind=http: probabilities of answers, largest difference", f"{worst:.1e}"
-
-
-def _settings(run: Path) -> list[str]:
-    return json.loads((run / "manifest.json").read_text())["overrides"]
 
 
 def _yes(right: bool) -> str:
@@ -192,16 +189,17 @@ def refused(python: str, world: World, log: Path) -> Found:
 
 
 def measured(name: str, case: Case, world: World, python: str, work: Path) -> Found:
+    known, end = reference(world, work), world.encoder.tokenizer.eos_token_id
     places = {"target": world.target, "base": world.small}
     more = ["--dtype", case.dtype, *case.options]
     if name == "draft":
         drafts = {"method": "draft_model", "model": str(world.small), "num_speculative_tokens": 3}
         more += ["--speculative-config", json.dumps(drafts)]
     with server(vllm_command(python, world.folder, places, *more), work / f"{name}.log") as (url, _):
-        yield from answers(world, url)
-        yield from rows(world, url)
+        yield from answers(known, url, end)
+        yield from rows(known, url)
         if case.clients:
-            yield from by_clients(world, url, work)
+            yield from by_clients(world, known, url, work)
     if case.clients:
         yield from refused(python, world, work / "refused.log")
 
@@ -216,6 +214,8 @@ def tried(measure: Callable[[], Found]) -> dict[str, str]:
     except SystemExit as error:
         last = [line for line in str(error).splitlines() if "Error" in line]
         found["does not start"] = last[-1][-200:] if last else "see its log"
+    except subprocess.CalledProcessError as error:
+        found["**stopped**"] = " ".join(error.cmd[1:4])
     return found
 
 
@@ -234,7 +234,7 @@ def main() -> None:
     keys = dict(a.split("=", 1) for a in asked if "=" in a)
     models = Path(keys["models"]).resolve() if "models" in keys else None
     work = Path(keys.get("work", "runs/engines")).resolve()
-    cases = [a for a in asked if "=" not in a] or [c for c in CASES if models or c != "qwen"]
+    cases = [a for a in asked if "=" not in a] or [c for c in CASES if c not in (TRIED if models else ("qwen",))]
     path = HERE / f"check_{'pretrained' if models else 'tiny'}.csv"
     made = worlds(models, work, sorted({CASES[c].world for c in cases}))
     for case in cases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -34,6 +35,7 @@ class World:
     name: str
     runs: tuple[Path, ...]
     folder: Path  # the export
+    settings: tuple[str, ...]  # of the first run
 
     @cached_property
     def opened(self) -> list[Opened]:
@@ -61,15 +63,21 @@ class World:
         parts = [run.ensemble for run in self.opened]
         return parts[0] if len(parts) == 1 else add(parts, [1.0] * len(parts))
 
+    def release(self) -> None:
+        """Give the models back; they are loaded again when somebody asks for them."""
+        for name in ("opened", "ensemble"):
+            self.__dict__.pop(name, None)
+        gc.collect()
+
     def questions(self, most: int) -> list[str]:
         return [row.question for rows in self.opened[0].bench.data.splits.values() for row in rows][:most]
 
     def prompts(self, most: int) -> list[list[int]]:
         return [list(self.encoder.prompt(question)) for question in self.questions(most)]
 
-    def answers(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
-        """Greedy answers as ``unlearn.generate`` gives them."""
-        return greedy(self.ensemble, prompts, 1.0, Decoding.by(self.encoder.tokenizer, tokens))
+    def answers(self, prompts: list[list[int]], tokens: int, of: Ensemble | None = None) -> list[list[int]]:
+        """Greedy answers as ``unlearn.generate`` gives them; of the unlearned model, or another."""
+        return greedy(of or self.ensemble, prompts, 1.0, Decoding.by(self.encoder.tokenizer, tokens))
 
     @torch.no_grad()
     def rows(self, ids: list[int]) -> Tensor:
@@ -78,7 +86,7 @@ class World:
         return self.ensemble.logits(found, 1.0).log_softmax(-1)
 
 
-def pretrained(models: Path, target: Path, small: Path, topic: str, lr: str) -> list[str]:
+def pretrained(target: Path, small: Path, topic: str, lr: str) -> list[str]:
     of = TOPICS / topic
     return [
         "pair=pretrained", f"pair.target.source={target}", f"pair.small.source={small}", "template=chat",
@@ -87,14 +95,14 @@ def pretrained(models: Path, target: Path, small: Path, topic: str, lr: str) -> 
     ]  # fmt: skip
 
 
-def made(name: str, settings: list[list[str]], work: Path) -> World:
-    """The world of runs with these settings, which are made where they are not there yet."""
-    runs = tuple(_run(f"{name}-{i}" if i else name, asked, work) for i, asked in enumerate(settings))
+def made(name: str, settings: dict[str, list[str]], work: Path) -> World:
+    """The world of runs with these settings, by study; runs and export are made where they are not there yet."""
+    runs = tuple(_run(study, asked, work) for study, asked in settings.items())
     folder = work / "exports" / name
     if not (folder / "config.json").is_file():
         others = [f"offsets=[{','.join(map(str, runs[1:]))}]"] if runs[1:] else []
         called("export", f"run={runs[0]}", *others, f"to={folder}", "collapsed=yes", f"paths.store={work}/store")
-    return World(name, runs, folder)
+    return World(name, runs, folder, (*COMMON, *next(iter(settings.values()))))
 
 
 def _run(study: str, settings: list[str], work: Path) -> Path:
@@ -134,15 +142,15 @@ def worlds(models: Path | None, work: Path, names: list[str]) -> dict[str, World
     of models, else tiny; ``qwen``."""
     if models is None:
         wide = ["pair.small.hidden_size=128", "pair.small.intermediate_size=320"]
-        other = ["data.forget_seed=1"]
-        settings = {"equal": [wide], "smaller": [[]], "two": [[], other]}
+        settings = {"equal": wide, "smaller": [], "smaller-other": ["data.forget_people=10"]}
     else:
-        smol = models / "smollm2"
-        small = cut(smol, LAYERS, work / "smollm2-cut")
+        smol, big = models / "smollm2", (models / "qwen15", models / "qwen05")
+        small = cut(smol, LAYERS, work / "smollm2-cut") if {"smaller", "two"} & set(names) else smol
         settings = {
-            "equal": [pretrained(models, smol, smol, "novels", "2e-3")],
-            "smaller": [pretrained(models, smol, small, "novels", "2e-3")],
-            "two": [pretrained(models, smol, small, topic, "2e-3") for topic in ("novels", "japan")],
-            "qwen": [pretrained(models, models / "qwen15", models / "qwen05", "novels", "2e-4")],
+            "equal": pretrained(smol, smol, "novels", "2e-3"),
+            "smaller": pretrained(smol, small, "novels", "2e-3"),
+            "smaller-other": pretrained(smol, small, "japan", "2e-3"),
+            "qwen": pretrained(*big, "novels", "2e-4"),
         }
-    return {name: made(name, settings[name], work) for name in names if name in settings}
+    studies = {"two": ("smaller", "smaller-other")}
+    return {name: made(name, {s: settings[s] for s in studies.get(name, (name,))}, work) for name in names}

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from support.helpers import SHARED, TINY, compose, execute
+from support import engines
+from support.helpers import SHARED, TINY, compose, execute, offset_ensemble
+from transformers import AutoModelForCausalLM
 
 from unlearn import harness
 from unlearn.config.schema import ConfigError
@@ -21,6 +23,7 @@ from unlearn.data.rows import DataError
 from unlearn.engines.live import causal_lm
 from unlearn.evaluation import choices
 from unlearn.evaluation.scoring import score
+from unlearn.models import tokenizers
 from unlearn.runs import harness as harnesses
 from unlearn.runs.learner import members
 
@@ -160,6 +163,31 @@ def test_wmdp_is_asked_as_lm_eval_asks_it_and_the_likeliest_letter_counts(bench,
     found = measured(WMDP, "wmdp_bio")
     right = "".join(str(int(np.argmax(row) == q["answer"])) for row, q in zip(logp, WMDP, strict=True))
     assert found["right"] == right and found["n"] == 2
+
+
+@lm_eval
+def test_lm_evals_own_hf_model_finds_of_an_export_what_is_found_here(bench, made, tmp_path):
+    from lm_eval import simple_evaluate
+    from lm_eval.api.instance import Instance
+
+    target, base, learnt = made("llama"), made("tied", 1), made("tied", 2)
+    tokenizer = bench.encoder.tokenizer
+    folder = engines.offset(tmp_path / "export", target, base, learnt, vocab_size=tokenizers.size(tokenizer))
+    tokenizer.save_pretrained(folder)
+    ensemble = offset_ensemble(*(AutoModelForCausalLM.from_pretrained(f) for f in (target, learnt, base)))
+    asked = questions(bench, 6)
+    task = choices.task("quiz", write(tmp_path, "quiz", asked))
+    ours = harnesses.measure(ensemble, 0.5, tokenizer, task, None, 3)["quiz"]
+    where = {"pretrained": str(folder), "target": str(target), "base": str(base), "alpha": 0.5}
+    own = {"task_manager": harnesses._manager(False), "bootstrap_iters": 0, "device": "cpu"}
+    found = simple_evaluate("hf", model_args=where, tasks=[task], batch_size=2, **own)
+    theirs = found["results"]["quiz"]
+    assert {k: theirs[f"{k},none"] for k in ("acc", "acc_norm")} == {k: ours[k] for k in ("acc", "acc_norm")}
+    lm = harnesses.language_model(ensemble, 0.5, tokenizer, 3)
+    for sample in found["samples"]["quiz"]:
+        requests = [Instance("loglikelihood", {}, tuple(pair), 0) for pair in sample["arguments"]]
+        logp = [response[0] for (response,) in sample["resps"]]
+        assert logp == pytest.approx([logp for logp, _ in lm.loglikelihood(requests)], abs=1e-5)
 
 
 @lm_eval

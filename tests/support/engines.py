@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 WIDTH = 40
 LORA = {
@@ -36,13 +36,13 @@ def tiny(folder: Path, seed: int, layers: int = 2, heads: int = 2, width: int = 
     return folder
 
 
-def adapter(folder: Path, base: Path, seed: int) -> Path:
-    """Random low-rank updates of every linear layer of a Llama, as peft writes them."""
+def adapter(folder: Path, base: Path, seed: int, scale: float = 0.25) -> Path:
+    """Random low-rank updates of every linear layer of a model, as peft writes them."""
     random, tensors = torch.Generator().manual_seed(seed), {}
-    for name, module in LlamaForCausalLM.from_pretrained(base).named_modules():
+    for name, module in AutoModelForCausalLM.from_pretrained(base).named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             for part, shape in (("A", (2, module.in_features)), ("B", (module.out_features, 2))):
-                tensors[f"base_model.model.{name}.lora_{part}.weight"] = torch.randn(shape, generator=random) / 4
+                tensors[f"base_model.model.{name}.lora_{part}.weight"] = torch.randn(shape, generator=random) * scale
     folder.mkdir(parents=True)
     save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(LORA))

@@ -149,11 +149,12 @@ def test_real_answers_to_50_prompts_are_those_of_unlearn_generate(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(target, padding_side="left")
     asked = [f"Question: What is {a} times {b}?\nAnswer:" for a in range(3, 8) for b in range(11, 21)]
     prompts = tokenizer(asked)["input_ids"]
-    ends = [tokenizer.eos_token_id]
+    ends, said = [tokenizer.eos_token_id], []
     for alpha in (0.5, 1.0, 1.5):
         model = AutoModelForCausalLM.from_pretrained(folder, target=target, alpha=alpha)
         ensemble = ensemble_of(target, target, model.members[-1])
-        expected = greedy(ensemble, prompts, alpha, Decoding(tokenizer.pad_token_id, ends[0], 12, 25))
-        for size in (1, 16):
-            how = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id, "max_new_tokens": 12}
-            assert answers(model, prompts, size, ends, **how) == expected
+        said.append(greedy(ensemble, prompts, alpha, Decoding(tokenizer.pad_token_id, ends[0], MOST, 25)))
+        for size in (7, 50):
+            how = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
+            assert answers(model, prompts, size, ends, **how) == said[-1]
+    assert said[0] != said[1] != said[2]

@@ -44,7 +44,7 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         self.weights, self.alpha, self.rule = weights(config), config.alpha, rule
         self.members = nn.ModuleList(models[name] for name in self.weights)
         ends = accumulate((len(DynamicCache(config=m.config).layers) for m in self.members), initial=0)
-        self.layers = list(pairwise(ends))  # of a cache: which are each member's
+        self.spans = list(pairwise(ends))  # of a cache: which layers are each member's
         self.eval()
 
     @classmethod
@@ -133,11 +133,11 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
             return [None] * len(self.members)
         if not whole.layers:
             whole.layers.extend(layer for m in self.members for layer in DynamicCache(config=m.config).layers)
-        if len(whole.layers) != self.layers[-1][1]:
+        if len(whole.layers) != self.spans[-1][1]:
             there = f"past_key_values has {len(whole.layers)} layers"
-            raise ValueError(f"{there}, and the members have {self.layers[-1][1]} together; give DynamicCache()")
+            raise ValueError(f"{there}, and the members have {self.spans[-1][1]} together; give DynamicCache()")
         caches = [copy.copy(whole) for _ in self.members]
-        for cache, (start, end) in zip(caches, self.layers, strict=True):
+        for cache, (start, end) in zip(caches, self.spans, strict=True):
             cache.layers = whole.layers[start:end]
         return caches
 

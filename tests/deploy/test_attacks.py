@@ -1,6 +1,7 @@
 """What an attacker tries on a ledger's folder, an export and a server, beyond what other tests name: each is refused in
 our words, and nothing is lost by it."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from support.served import CHAT, PROMPTS, Client
 from unlearn import request, serve
 from unlearn.deploy.export import loading as deployed
 from unlearn.deploy.requests.chain import hash_of
+from unlearn.deploy.serving.loading import load
+from unlearn.deploy.serving.settings import Settings
 from unlearn.runs.workbench import workbench
 
 # --- a ledger ---------------------------------------------------------------------------------------------------------
@@ -111,20 +114,31 @@ ABOUTS = {
     "absolute path": lambda a: a | {"files": a["files"] | {"/etc/passwd": {"bytes": 1, "sha256": "0"}}},
     "files that are a list": lambda a: a | {"files": ["x"]},
     "files without sums": lambda a: a | {"files": {"offset/model.safetensors": {}}},
-    "no method": lambda a: {k: v for k, v in a.items() if k != "method"},
-    "members that are a text": lambda a: a | {"method": a["method"] | {"members": "offset"}},
+    "no members": lambda a: {k: v for k, v in a.items() if k != "members"},
     "template of theirs": lambda a: a | {"template": {"code": "import os"}},
-    "rule of theirs": lambda a: a | {"method": a["method"] | {"rule": "os.system"}},
+}
+CONFIGS = {
+    "members that are a text": lambda c: c | {"members": "offset"},
+    "rule of theirs": lambda c: c | {"rule": "os.system"},
+    "folder of theirs": lambda c: c | {"members": [c["members"][0], c["members"][1] | {"folder": "../../x"}]},
+    "file of theirs": lambda c: c | {"members": [c["members"][0] | {"files": {"../x": "0"}}]},
 }
 
 
-@pytest.mark.parametrize("name", ABOUTS)
-def test_an_offset_json_of_theirs_is_refused(exported, tmp_path, name):
+@pytest.mark.parametrize("name", [*ABOUTS, *CONFIGS])
+def test_an_export_of_theirs_is_refused(exported, tmp_path, name):
+    """Also one whose checksums are right."""
     job, folder = exported
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    (copy / "offset.json").write_text(json.dumps(ABOUTS[name](json.loads((copy / "offset.json").read_text()))))
-    with pytest.raises(deployed.ConfigError):
-        deployed.load(copy, workbench(job.cfg).folder("target"))
+    about, config = (json.loads((copy / file).read_text()) for file in ("offset.json", "config.json"))
+    about, config = ABOUTS.get(name, dict)(about), CONFIGS.get(name, dict)(config)
+    (copy / "config.json").write_text(json.dumps(config))
+    if name in CONFIGS:
+        data = (copy / "config.json").read_bytes()
+        about["files"]["config.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (copy / "offset.json").write_text(json.dumps(about))
+    with pytest.raises(deployed.ExportError):
+        load(Settings(str(copy), target=str(workbench(job.cfg).folder("target")), overrides=["trainer.device=cpu"]))
 
 
 def test_a_link_out_of_an_export_is_refused(exported, tmp_path):
@@ -133,7 +147,7 @@ def test_a_link_out_of_an_export_is_refused(exported, tmp_path):
     (copy / "offset" / "model.safetensors").rename(tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", copy / "offset" / "model.safetensors")
     with pytest.raises(deployed.ExportError, match="outside the folder"):
-        deployed.load(copy, workbench(job.cfg).folder("target"))
+        deployed.checked(copy)
 
 
 # --- a server ---------------------------------------------------------------------------------------------------------

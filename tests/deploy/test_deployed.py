@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from support.helpers import contents, execute, run_and_export
+from support.helpers import contents, execute, python, run_and_export
+from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
 from unlearn import export
 from unlearn.config.pair import ModelConfig, PairConfig, SourceConfig, StageConfig
@@ -16,8 +17,9 @@ from unlearn.config.schema import ConfigError
 from unlearn.deploy.export import loading as deployed
 from unlearn.deploy.serving import loading as serving
 from unlearn.deploy.serving.settings import Settings
+from unlearn.engines import custom_generate
 from unlearn.engines.live import causal_lm
-from unlearn.models import tokenizers
+from unlearn.engines.modeling_unlearned import UnlearnedForCausalLM
 from unlearn.runs.learner import members
 from unlearn.runs.workbench import workbench
 from unlearn.store import sources
@@ -31,35 +33,50 @@ def run_logits(job, alpha: float) -> torch.Tensor:
     return causal_lm(members(job.cfg, bench, job.folder), alpha)(IDS).logits
 
 
-def blocks(folder: Path, target: Path, base: Path | None = None) -> list[str]:
+def logits(folder: Path, **where) -> torch.Tensor:
+    return UnlearnedForCausalLM.from_pretrained(folder, **where)(IDS).logits
+
+
+def serve(folder: Path, **how):
+    """The export as the server has it."""
+    settings = Settings(run=str(folder), overrides=["trainer.device=cpu"], **{k: str(v) for k, v in how.items()})
+    return serving.load(settings)
+
+
+def blocks(folder: Path, **places: Path) -> list[str]:
     """The code of the card, with its places filled in as a reader would."""
-    text = (folder / "README.md").read_text().replace("PATH/TO/THE/TARGET", str(target))
-    text = text.replace("PATH/TO/THE/BASE", str(base))
-    found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    return [c.replace('load(".",', f'load("{folder}",').replace("TARGET, ALPHA, WIDTH = '.'",
-            f"TARGET, ALPHA, WIDTH = '{folder}'") for c in found]  # fmt: skip
+    text = (folder / "README.md").read_text()
+    for key, place in places.items():
+        text = text.replace(f"PATH/TO/THE/{key.upper()}", str(place))
+    return [c.replace("'.'", repr(str(folder))) for c in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 
 
-def test_the_code_of_the_card_gives_the_logits_of_the_run(exported, capsys):
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Code of exports is copied into the test's own folder."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+
+def test_the_code_of_the_card_gives_what_the_run_does(exported, capsys, modules):
     job, folder = exported
-    target = workbench(job.cfg).folder("target")
-    packaged, plain = blocks(folder, target)
     scope: dict = {}
-    exec(packaged, scope)
-    assert torch.equal(scope["model"].lm(IDS).logits, run_logits(job, 1.0))
+    for block in blocks(folder, target=workbench(job.cfg).folder("target")):
+        exec(block, scope)
+    assert torch.equal(scope["model"](IDS).logits, run_logits(job, 1.0))
     assert capsys.readouterr().out.endswith("\n")
-    scope = {}
-    exec(plain, scope)
-    torch.testing.assert_close(scope["logits"](IDS), run_logits(job, 1.0), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(scope["logits"](IDS, alpha=0.5), run_logits(job, 0.5), atol=1e-5, rtol=1e-5)
 
 
 def test_an_export_answers_as_the_run_does(exported):
+    """Asked by its own chat template, through transformers alone."""
     job, folder = exported
-    model = deployed.load(folder, workbench(job.cfg).folder("target"))
+    model = UnlearnedForCausalLM.from_pretrained(folder, target=workbench(job.cfg).folder("target"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     examples = pd.read_parquet(job.folder / "examples.parquet")
     for _, row in examples[(examples["alpha"] == 1.0) & (examples["split"] == "retain")].iterrows():
-        assert model.answer(row["prompt"], job.cfg.eval.max_new_tokens) == row["generation"]
+        chat = [{"role": "user", "content": row["prompt"]}]
+        asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        said = model.generate(**asked, max_new_tokens=job.cfg.eval.max_new_tokens)[0, asked["input_ids"].shape[1] :]
+        assert tokenizer.decode(said, skip_special_tokens=True).strip() == row["generation"]
 
 
 @pytest.mark.parametrize(
@@ -74,18 +91,18 @@ def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_pat
     job, folder = run_and_export(store, tmp_path, *overrides)
     about, card = read_json(folder / "offset.json"), (folder / "README.md").read_text()
     target = workbench(job.cfg).folder("target")
-    model = deployed.load(folder, target)
-    assert torch.equal(model.lm(IDS).logits, run_logits(job, about["alpha"]))
+    assert torch.equal(logits(folder, target=target), run_logits(job, about["alpha"]))
+    part = next(iter(serve(folder, target=target).blend.parts.values()))
+    assert torch.equal(causal_lm(part.ensemble, part.alpha)(IDS).logits, run_logits(job, about["alpha"]))
     if job.cfg.pair.tuning == "lora":
-        trained = next(m["name"] for m in about["method"]["members"] if m["trained"])
+        trained = next(name for name, m in about["members"].items() if "began_as" in m)
         assert {p.name for p in (folder / trained).iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
         bases = {"method=direct": [], "method=proxy": ["anchor"], "method=uld": ["assistant.base"]}[overrides[0]]
         assert [p.parent.name for p in folder.glob("*/model.safetensors")] == bases  # trained here: nobody else has it
-    if about["method"]["rule"] == "sum":
-        scope: dict = {}
-        exec(blocks(folder, target)[1], scope)
-        torch.testing.assert_close(scope["logits"](IDS), run_logits(job, about["alpha"]), atol=1e-5, rtol=1e-5)
-    assert ("whole model, not an offset" in card) == (overrides == ("method=direct", "algo=npo"))
+    plain = job.cfg.method.rule == "sum"
+    assert ("custom_generate='.'" in card, "vllm serve" in card) == (plain, plain) and "unlearn.serve" in card
+    assert plain or "Not by vLLM: its rule is no sum" in card
+    assert ("a whole model, not an offset" in card.replace("**", "")) == (overrides == ("method=direct", "algo=npo"))
     guarded = {"method=uld": "`assistant`", "method=dd": "`small_full`", "method=dd_rank": "`small_full`"}
     assert ("to be guarded" in card) == (overrides[0] in guarded)
     assert f"{guarded.get(overrides[0], '')} learnt the forget set on" in card or overrides[0] not in guarded
@@ -95,48 +112,44 @@ def test_a_pretrained_pair_of_other_widths_is_exported_without_its_places(pair, 
     folders = made("llama", 0, 5), made("tied", 1)
     job = execute(pair(*folders, "eval.retrained=none", "algo=npo", f"paths.runs={tmp_path}/runs"))
     assert export.main([f"run={job.folder}", f"to={tmp_path}/out", "collapsed=yes"]) == 0
-    about = read_json(tmp_path / "out" / "offset.json")
-    assert about["logits"] == tokenizers.size(workbench(job.cfg).encoder.tokenizer)
+    about, config = (read_json(tmp_path / "out" / name) for name in ("offset.json", "config.json"))
+    assert config["vocab_size"] == about["tokenizer"]["size"] == config["members"][0]["config"]["vocab_size"] - 5
     assert about["tokenizer"]["words_of_the_forget_set_alone"] is None
     assert not [d for d in contents(tmp_path / "out").values() for f in folders if str(f).encode() in d]
-    model = deployed.load(tmp_path / "out", folders[0])
-    assert torch.equal(model.lm(IDS).logits, run_logits(job, 1.0))
-    scope: dict = {}
-    exec(blocks(tmp_path / "out", folders[0])[1], scope)
-    torch.testing.assert_close(scope["logits"](IDS), run_logits(job, 1.0), atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits(tmp_path / "out", target=folders[0]), run_logits(job, 1.0))
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own use of it
 def test_low_rank_updates_are_exported_without_the_model_that_they_belong_to_and_loaded_with_no_other(
-    pair, made, tmp_path, capsys
+    pair, made, tmp_path, capsys, modules
 ):
     target, small = made("llama", 0, 5), made("tied", 1)
     options = ("eval.retrained=none", "algo=npo", "pair.tuning=lora", f"paths.runs={tmp_path}/runs")
     job, out = execute(pair(target, small, *options)), tmp_path / "out"
     assert export.main([f"run={job.folder}", f"to={out}", "collapsed=yes"]) == 0
     assert [p.relative_to(out).as_posix() for p in out.rglob("*.safetensors")] == ["offset/adapter_model.safetensors"]
-    expected, about = run_logits(job, 1.0), read_json(out / "offset.json")
-    assert torch.equal(deployed.load(out, target, base=small).lm(IDS).logits, expected)
-    assert about["format"] == 2 and about["method"]["members"][1]["base"]["content"] in (out / "README.md").read_text()
-    served = serving.load(Settings(run=str(out), target=str(target), base=str(small)))
-    assert [p.weights for p in served.blend.parts.values()] == [about["method"]["members"][1]["fingerprint"]]
+    expected = run_logits(job, 1.0)
+    assert torch.equal(logits(out, target=target, base=small), expected)
+    served = serve(out, target=target, base=small)
+    weights = read_json(out / "offset.json")["members"]["offset"]["fingerprint"]
+    assert [p.weights for p in served.blend.parts.values()] == [weights]
     with pytest.raises(ConfigError, match="base='x': is for exports; a run knows its own"):
         serving.load(Settings(run=str(job.folder), base="x"))
-    packaged, plain = blocks(out, target, small)
-    assert f"base='{small}'" in packaged
     scope: dict = {}
-    exec(plain, scope)
-    torch.testing.assert_close(scope["logits"](IDS), expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(deployed.ExportError, match="base=None: this export holds updates of a model with the finger"):
-        deployed.load(out, target)
-    with pytest.raises(deployed.ExportError, match="with another model it unlearns nothing") as error:
-        deployed.load(out, target, base=made("tied", 2))
-    assert str(made("tied", 2)) in str(error.value)
+    for block in blocks(out, target=target, base=small):
+        exec(block, scope)
+    assert torch.equal(scope["model"](IDS).logits, expected)
+    for load in (serve, logits):
+        with pytest.raises(ValueError, match="base=None: this export does not hold its base"):
+            load(out, target=target)
+        with pytest.raises(ValueError, match="with another model it unlearns nothing") as error:
+            load(out, target=target, base=made("tied", 2))
+        assert str(made("tied", 2)) in str(error.value)
     for more, folders in (("offset=merged", ["anchor", "offset"]), ("weights=all", ["anchor"])):
         whole = tmp_path / more
         assert export.main([f"run={job.folder}", f"to={whole}", "collapsed=yes", more]) == 0
         assert sorted(p.parent.name for p in whole.glob("*/model.safetensors")) == folders
-        torch.testing.assert_close(deployed.load(whole, target).lm(IDS).logits, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(whole, target=target), expected, atol=1e-5, rtol=1e-5)
     capsys.readouterr()
 
 
@@ -154,12 +167,100 @@ def test_what_the_hub_has_is_named_and_not_copied(tmp_path):
 
 def test_without_a_tokenizer_none_is_written(exported, tmp_path):
     job, _ = exported
-    assert export.main([f"run={job.folder}", f"to={tmp_path}/bare", "tokenizer=no", "alpha=0.5", "collapsed=yes"]) == 0
-    assert not (tmp_path / "bare" / "tokenizer").exists()
-    card = (tmp_path / "bare" / "README.md").read_text()
-    assert "no tokenizer in this folder" in card and "α is **0.5**" in card
-    model = deployed.load(tmp_path / "bare", workbench(job.cfg).folder("target"))
-    assert torch.equal(model.lm(IDS).logits, run_logits(job, 0.5))
+    target, out = workbench(job.cfg).folder("target"), tmp_path / "bare"
+    assert export.main([f"run={job.folder}", f"to={out}", "tokenizer=no", "alpha=0.5", "collapsed=yes"]) == 0
+    assert not [*out.glob("token*"), *out.glob("chat*")]
+    card = (out / "README.md").read_text()
+    assert "no tokenizer in this folder" in card and "α = 0.5" in card
+    assert torch.equal(logits(out, target=target), run_logits(job, 0.5))
+
+
+# --- several requests -------------------------------------------------------------------------------------------------
+
+
+def test_several_requests_are_one_sum_with_the_anchor_once(served_runs, tmp_path, capsys):
+    """Each at its own α; checked as the server checks them."""
+    runs, out = [j.folder for j in served_runs], tmp_path / "out"
+    target = workbench(served_runs[0].cfg).folder("target")
+    own = ["trainer.device=cpu", "collapsed=yes"]
+    assert export.main([f"run={runs[0]}", f"offsets=[{runs[1]}]", "alpha=[1,0.5]", f"to={out}", *own]) == 0
+    assert {p.name for p in out.iterdir() if p.is_dir()} == {"offset", "offset_2", "anchor", "custom_generate"}
+    weights = {m["name"]: (m["constant"], m["slope"]) for m in read_json(out / "config.json")["members"]}
+    assert weights == {"target": (1, 0), "offset": (0, 1), "offset_2": (0, 0.5), "anchor": (0, -1.5)}
+    served = serving.load(Settings(str(runs[0]), offsets=[str(runs[1])], alpha=[1, 0.5])).blend
+    expected = causal_lm(*served.joined(served.mix()))(IDS).logits
+    part = next(iter(serve(out, target=target).blend.parts.values()))
+    for found in (logits(out, target=target), causal_lm(part.ensemble, part.alpha)(IDS).logits):
+        torch.testing.assert_close(found, expected)
+    assert part.weights == "+".join(p.weights for p in served.parts.values())
+    assert [(r["run"], r["alpha"], set(r["alone"])) for r in read_json(out / "offset.json")["requests"]] == [
+        (runs[0].name, 1, {"offset", "anchor"}), (runs[1].name, 0.5, {"offset_2"})
+    ]  # fmt: skip
+    assert "Each request was measured alone; their sum was not." in (out / "README.md").read_text()
+    capsys.readouterr()
+    for arguments, said in (
+        ([f"offsets=[{runs[2]}]"], "was trained beside a anchor with the fingerprint"),
+        ([f"offsets=[{runs[1]}]", "alpha=[1,3]"], "alpha=3: must be one of those the run was evaluated at, 0.5, 1"),
+        ([f"offsets=[{runs[1]}]", "alpha=[1,1,1]"], "must be one α, or a list of 2, one for run and each of offsets"),
+        ([f"offsets=[{runs[0]}]"], "each may be given once"),
+    ):
+        assert export.main([f"run={runs[0]}", f"to={tmp_path}/none", *own, *arguments]) == 2
+        assert said in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+# --- without this package ---------------------------------------------------------------------------------------------
+
+
+def test_a_loaded_target_generates_with_the_sum_and_another_does_not(exported, modules):
+    job, folder = exported
+    bench = workbench(job.cfg)
+    target = AutoModelForCausalLM.from_pretrained(bench.folder("target"), dtype=torch.bfloat16)
+    other = AutoModelForCausalLM.from_pretrained(bench.folder("retrained"))
+    how = {"custom_generate": str(folder), "trust_remote_code": True, "max_new_tokens": 6}
+    expected = UnlearnedForCausalLM.from_pretrained(folder, target=target).generate(IDS, max_new_tokens=6)
+    assert torch.equal(target.generate(IDS, **how), expected)
+    made = dict(getattr(target, custom_generate.MADE))
+    assert torch.equal(target.generate(IDS, **how), expected) and getattr(target, custom_generate.MADE) == made
+    assert custom_generate.MADE not in "".join(target.state_dict())
+    with pytest.raises(ValueError, match="weights are not those of the target that the offset was trained for"):
+        other.generate(IDS, **how)
+    with pytest.raises(ValueError, match="must be the folder of an export"):
+        custom_generate.generate(target)
+
+
+def test_the_fingerprint_of_weights_is_that_of_the_model_in_any_precision_but_not_of_another(bench):
+    folder = bench.folder("target")
+    models = [AutoModelForCausalLM.from_pretrained(folder, dtype=d) for d in (torch.float32, torch.bfloat16)]
+    found = [custom_generate.fingerprint(model) for model in models]
+    with torch.no_grad():
+        models[0].model.norm.weight[3] += 0.01
+    assert found[0] == found[1] != custom_generate.fingerprint(models[0])
+
+
+ALONE = """
+import sys
+sys.modules["unlearn"] = None  # an import of it fails
+import torch
+from transformers import AutoModelForCausalLM
+folder, target = sys.argv[1:]
+ids = torch.tensor([[5, 9, 14, 22, 7], [3, 3, 8, 30, 11]])
+model = AutoModelForCausalLM.from_pretrained(target)
+print(model.generate(ids, custom_generate=folder, trust_remote_code=True, max_new_tokens=6).tolist())
+model = AutoModelForCausalLM.from_pretrained(folder, target=target, trust_remote_code=True)
+print(model.generate(ids, max_new_tokens=6).tolist())
+"""
+
+
+@pytest.mark.nightly
+def test_where_this_package_is_not_the_sum_generates_all_the_same(exported, tmp_path):
+    job, folder = exported
+    target = workbench(job.cfg).folder("target")
+    done = python("-c", ALONE, str(folder), str(target), cwd=tmp_path, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    expected = UnlearnedForCausalLM.from_pretrained(folder, target=target).generate(IDS, max_new_tokens=6).tolist()
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [expected, expected]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def escaping(text: bytes) -> bytes:
@@ -171,8 +272,9 @@ def escaping(text: bytes) -> bytes:
     "name, change, said",
     [
         ("offset/model.safetensors", lambda b: b[:-4] + b"\0\0\0\1", "is missing, or not the file"),
-        ("tokenizer/tokenizer.json", lambda b: b + b" ", "is missing, or not the file"),
-        ("offset.json", lambda b: b.replace(b'"format": 1', b'"format": 7', 1), "its format is 7"),
+        ("tokenizer.json", lambda b: b + b" ", "is missing, or not the file"),
+        ("config.json", lambda b: b.replace(b'"alpha": 1.0', b'"alpha": 0.0', 1), "is missing, or not the file"),
+        ("offset.json", lambda b: b.replace(b'"format": 3', b'"format": 2', 1), "format is 2; export the run again"),
         ("offset.json", escaping, "lists '../secret', which lies outside the folder"),
         ("offset/adapter_config.json", lambda b: b'{"peft_type": "LORA"}', "is no file of the export; libraries may"),
         ("offset/pytorch_model.bin", lambda b: b"x", "is no file of the export"),
@@ -184,12 +286,13 @@ def test_a_damaged_export_is_refused(exported, tmp_path, name, change, said):
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / name).write_bytes(change((copy / name).read_bytes() if (copy / name).exists() else b""))
     with pytest.raises(deployed.ExportError, match=re.escape(said)):
-        deployed.load(copy, workbench(job.cfg).folder("target"))
+        serve(copy, target=workbench(job.cfg).folder("target"))
 
 
 def test_another_target_or_none_is_refused(exported, tmp_path):
     job, folder = exported
-    with pytest.raises(deployed.ExportError, match="added to another model it unlearns nothing"):
-        deployed.load(folder, workbench(job.cfg).folder("retrained"))
-    with pytest.raises(deployed.ExportError, match="needs an offset.json of format 1 or 2, and there is none"):
-        deployed.load(tmp_path, workbench(job.cfg).folder("target"))
+    for load in (serve, logits):
+        with pytest.raises(ValueError, match="with another model it unlearns nothing"):
+            load(folder, target=workbench(job.cfg).folder("retrained"))
+    with pytest.raises(deployed.ExportError, match="needs an offset.json of format 3, and there is none"):
+        deployed.checked(tmp_path)

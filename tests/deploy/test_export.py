@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import save_file
-from support.helpers import TINY, compose, contents, tiny_llama
+from support.helpers import contents, tiny_llama
 from transformers import PreTrainedTokenizerFast
 
 from unlearn import export
@@ -59,8 +59,10 @@ def test_no_byte_of_an_export_holds_a_forget_text_in_any_disguise(exported):
             needles |= {json.dumps(ids)[1:-1].encode(), json.dumps(ids, separators=(",", ":"))[1:-1].encode()}
     assert len(rows) == 3 and len(texts) >= 9 and len(grams) > 20
     found, model = contents(folder), ("config.json", "generation_config.json", "model.safetensors")
+    code = ("generate.py", "configuration_unlearned.py", "modeling_unlearned.py")
     assert set(found) == {
-        "README.md", "offset.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
+        "README.md", "offset.json", "config.json", "generation_config.json",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", *(f"custom_generate/{c}" for c in code),
         *(f"{member}/{name}" for member in ("offset", "anchor") for name in model),
     }  # fmt: skip
     for name, data in found.items():
@@ -71,17 +73,18 @@ def test_no_byte_of_an_export_holds_a_forget_text_in_any_disguise(exported):
 def test_it_says_what_it_is(exported):
     job, folder = exported
     about, entry = read_json(folder / "offset.json"), runlog.evaluation(job.folder)
-    assert about["alpha"] == 1.0 and list(about["evaluation"]["alphas"]) == ["0.5", "1.0"]
-    shown = about["evaluation"]["alphas"]["1.0"]
+    (request,) = about["requests"]
+    assert about["alpha"] == 1.0 and list(request["evaluation"]["alphas"]) == ["0.5", "1.0"]
+    shown = request["evaluation"]["alphas"]["1.0"]
     whole = entry["alphas"]["1.0"]
     assert shown["forget/prob"] == round(whole["forget/prob"], 2)
     assert shown["intervals"]["forget/prob"] == [round(end, 2) for end in whole["intervals"]["forget/prob"]]
     prints = runlog.manifest(job.folder)["models"]
-    assert {m["name"]: m["fingerprint"] for m in about["method"]["members"] if not m["trained"]} == {
+    assert {name: m["fingerprint"] for name, m in about["members"].items() if "began_as" not in m} == {
         k: v for k, v in prints.items() if k != "offset"
     }
-    assert about["data"]["rows"]["forget"] == 3 and about["data"]["fingerprint"] == job.data
-    assert set(about["alone"]) == {"offset", "anchor"} and 0 <= about["alone"]["offset"]["forget/prob"] < 1
+    assert request["data"]["rows"]["forget"] == 3 and request["data"]["fingerprint"] == job.data
+    assert set(request["alone"]) == {"offset", "anchor"} and 0 <= request["alone"]["offset"]["forget/prob"] < 1
     card = (folder / "README.md").read_text()
     assert f"{shown['forget/prob']:.3g}" in card and "untouched" in card and job.data in card
     listed = re.search(r"each word in it: (\d+) of them", card)
@@ -105,7 +108,7 @@ def test_the_count_of_words_is_the_vocabulary_s(exported):
     """By hand: tokens of the vocabulary that stand in forget rows, and in no text of any other row."""
     job, folder = exported
     data = read(job.cfg)
-    vocabulary = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     gone = " ".join(t for row in data.splits["forget"] for t in texts_of(row)).lower()
     rest = [row for name, rows in data.splits.items() if name != "forget" for row in rows] + list(data.wordings)
     others = " ".join([t for row in rest for t in texts_of(row)] + list(data.refusals)).lower()
@@ -149,7 +152,9 @@ def test_a_run_that_is_not_fit_is_refused(exported, tmp_path, capsys, changes, s
         (["weights=some"], "weights='some': must be one of auto, all"),
         (["tokenizer=false"], "tokenizer='false': must be one of yes, no"),
         (["trainer.lr=1"], "a finished run keeps it"),
-        (["to="], "to='': must be a folder that is not there yet"),
+        (["to="], "to='': . must be a folder that is not there yet"),
+        (["to=hub:mine"], "to='hub:mine': must be a folder, or hub:OWNER/NAME"),
+        (["private=maybe"], "private=maybe: must be true or false"),
     ],
 )
 def test_wrong_options_are_refused(exported, tmp_path, capsys, arguments, said):
@@ -173,8 +178,8 @@ def test_places_that_are_taken_or_cannot_be_written_are_refused(exported, tmp_pa
 def test_a_rule_of_ones_own_is_refused(exported, capsys, monkeypatch, tmp_path):
     run = open_run(exported[0].folder)
     run.cfg.method.file = "mine/rules.py"
-    with pytest.raises(ConfigError, match="an export holds no code"):
-        writing.export(run, writing.ExportSettings("", str(tmp_path / "out"), collapsed="yes"))
+    with pytest.raises(ConfigError, match="an export holds no code of yours"):
+        writing.export([run], writing.ExportSettings("", str(tmp_path / "out"), collapsed="yes"))
 
 
 def test_an_export_that_would_hold_a_forget_text_is_not_made(exported, tmp_path, capsys, monkeypatch):
@@ -189,7 +194,7 @@ def test_an_export_that_would_hold_a_forget_text_is_not_made(exported, tmp_path,
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", planted)
     said = refusal(capsys, job.folder, tmp_path / "out")
-    assert f"tokenizer/tokenizer_config.json holds text of row {row.id!r}" in said and row.answer not in said
+    assert f"tokenizer_config.json holds text of row {row.id!r}" in said and row.answer not in said
     assert "tokenizer=no leaves the tokenizer out" in said
     assert not list(tmp_path.iterdir())
 
@@ -204,12 +209,12 @@ def test_weights_with_room_for_anything_else_are_not_exported(tmp_path):
     model = tiny_llama(0)
     model.__class__ = Talking
     with pytest.raises(ConfigError, match="model.safetensors has metadata: note"):
-        writing._write(model, tmp_path / "offset", compose(*TINY))
+        writing._write(model, tmp_path / "offset", None)
 
 
 def test_the_fixed_words_of_the_card_are_all_of_them(exported):
     """What may coincide with the data is what stands in every card, and no number or name of this one."""
     card, known = (exported[1] / "README.md").read_text(), known_text()
-    for line in ("The target's weights are untouched", "added to the next-token logits of a language model"):
+    for line in ("The target's weights are untouched", "one target, or its exact copy, and another one is refused"):
         assert line in card and line in known
     assert exported[0].data in card and exported[0].data not in known

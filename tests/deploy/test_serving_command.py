@@ -65,7 +65,7 @@ def test_folders_that_do_not_go_together_are_refused(exported, served_runs, tmp_
     target, run = str(workbench(job.cfg).folder("target")), str(served_runs[0].folder)
     for settings, said in (
         (Settings(run, target=target), "target=.*: is for exports"),
-        (Settings(str(folder)), "this export's target is on no hub; give target=FOLDER"),
+        (Settings(str(folder)), "target=None: this export does not hold its target; say where it is: target=FOLDER"),
         (Settings(str(folder), offsets=[run], target=target), "must be all runs, or all exports"),
         (Settings(str(tmp_path)), "not the folder of a trained run"),
     ):

@@ -67,7 +67,7 @@ def test_what_the_pages_commands_make_is_not_committed():
     """Ledgers, records, exports, data of one's own: whatever README and docs name in a command."""
     pages = "\n".join(p.read_text() for p in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
     lines = [line for line in pages.splitlines() if re.match(r" {4}|```", line) or "data.retain=" in line]
-    keys = r"\b(?:ledger|to|out|data\.forget|data\.retain)=([\w./-]+)"
+    keys = r"\b(?:ledger|to|out|data\.forget|data\.retain)=(?!hub:)([\w./-]+)"
     named = {m[1] for line in lines for m in re.finditer(keys, line) if not re.fullmatch(r"[A-Z/]+|forget\d+", m[1])}
     assert {"ledger", "records", "deployed", "secrets.jsonl", "keep.jsonl", "head.json"} <= named
     named |= {"mine/terms.py", "runs/default/report.html", "runs/default/wandb/x"}

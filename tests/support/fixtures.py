@@ -78,7 +78,8 @@ def served_runs(store, tmp_path_factory):
     """A run, another one that was trained beside the same models, and a third with another small pair."""
     root = tmp_path_factory.mktemp("serve")
     places = (*TINY, f"paths.store={store}", f"paths.runs={root}/runs", "eval.groups=[]", "trainer.lr=0.01")
-    return [execute(compose(*places, o)) for o in ("algo=npo", "algo=ga", "pair.offset_init=full")]
+    others = ("algo=npo",), ("algo=ga", "eval.alphas=[0.5,1]"), ("pair.offset_init=full",)
+    return [execute(compose(*places, *o)) for o in others]
 
 
 @pytest.fixture

@@ -229,11 +229,11 @@ class Encoder:
         without the beginning of one that others leave to the model."""
         if self.labels_by_length:
             return text
-        opened, written = self._opening
+        opened, written = self.opening
         return text.removesuffix(opened) + written
 
     @cached_property
-    def _opening(self) -> tuple[str, str]:
+    def opening(self) -> tuple[str, str]:
         """What the chat template's prompt ends with where no answer follows, and what stands there before an answer."""
         turns = [self._asked("?"), {"role": "assistant", "content": "!"}]
         before, whole = self._written(turns[:1]), self._written(turns)

@@ -154,8 +154,13 @@ def content(folder: Path, memo: Path | None) -> str:
 
     ``memo``: a folder of hashes that were found before; None: the files are read.
     """
+    return _joined(list(checksums(folder, memo).values()))
+
+
+def checksums(folder: Path, memo: Path | None) -> dict[str, str]:
+    """SHA-256 of config.json and of the weights that would be loaded, by the file's name; of a GGUF file its own."""
     about = [] if is_gguf(folder) else [folder / "config.json"]
-    return _joined([_file(path, memo) for path in (*about, *weight_files(folder))])
+    return {path.name: _file(path, memo) for path in (*about, *weight_files(folder))}
 
 
 def weight_files(folder: Path) -> list[Path]:

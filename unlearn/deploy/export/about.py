@@ -5,8 +5,7 @@ for people. Numbers, names and fingerprints; no text of the data set, no id of a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,25 @@ from jinja2 import Environment, StrictUndefined
 from torch import nn
 
 from unlearn.config.derived import algo_name, alpha_key, training_alpha, tuning
-from unlearn.config.schema import Config
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.texts import words_of
+from unlearn.deploy.export.members import Piece
 from unlearn.deploy.export.traces import RUN, forget_rows, texts_of
+from unlearn.deploy.export.ways import ALONE as BY_ITSELF
+from unlearn.deploy.export.ways import HINDRANCES, ways
+from unlearn.deploy.export.writing import CODE
+from unlearn.deploy.parts import Part
+from unlearn.engines.custom_generate import fingerprint
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import measures
 from unlearn.evaluation.scoring import score
-from unlearn.evaluation.suite import Suite
 from unlearn.models import llama, tokenizers
-from unlearn.models.tuning import has_updates
 from unlearn.runs.baselines import suite_of
-from unlearn.runs.workbench import Workbench
+from unlearn.runs.opened import Opened
 from unlearn.store import runlog, sources
-from unlearn.store.identity import Job, template
+from unlearn.store.identity import template
 
-WHOLE, UPDATED = 1, 2  # formats: of plain models; of low-rank updates, which programs that know the first refuse
+FORMAT = 3
 LEARNT = {"target": True, "retrained": False, "small_full": True, "small_retain": False, "small_general": False}
 ALONE = ("forget/prob", "forget/exact_memorization", "forget/extraction_strength")
 SETTINGS = ("metrics", "semantics", "groups", "max_examples", "resamples")
@@ -41,72 +43,74 @@ SHOWN = (
 )  # fmt: skip
 
 
-def facts(job: Job, bench: Workbench, alpha: float, models: Mapping[str, nn.Module], tokenizer: bool) -> dict[str, Any]:
-    """Everything but the checksums of the files; ``models`` are those whose weights are written, by folder."""
-    cfg, manifest, found = job.cfg, runlog.manifest(job.folder), runlog.evaluation(job.folder)
+def facts(
+    runs: Sequence[Opened],
+    parts: Sequence[Part],
+    found: Sequence[Piece],
+    config: Mapping[str, Any],
+    models: Mapping[str, nn.Module],
+    tokenizer: bool,
+    chats: bool,
+) -> dict[str, Any]:
+    """Everything but the checksums of the files; ``models`` are those whose weights are written, by folder. ``chats``:
+    whether a chat client asks as the runs did."""
+    bench, open_ways = runs[0].bench, ways(config)
+    target = None if open_ways[BY_ITSELF] else fingerprint(bench.model("target"))
     return {
-        "format": UPDATED if any(map(has_updates, models.values())) else WHOLE,
-        "run": job.folder.name,
-        "alpha": alpha,
-        "method": _method(cfg, bench, models),
-        "target": _where(bench, "target") | {k: getattr(cfg.pair.target, k) for k in ("dtype", "quantisation")},
-        "logits": bench.width,
-        "max_length": bench.encoder.max_length,
-        "template": template(cfg.data.template),
-        "tokenizer": _tokenizer(bench, tokenizer),
+        "format": FORMAT,
+        "alpha": config["alpha"],
+        "ways": open_ways,
+        "target": {"fingerprint": bench.fingerprint("target"), "weights": target},
+        "members": {p.name: _member(p, models) for p in found},
+        "max_length": config["max_position_embeddings"],
+        "template": template(runs[0].cfg.data.template),
+        "tokenizer": _tokenizer(runs, tokenizer) | {"chats_as_trained": chats},
+        "requests": [_request(run, part, found, models) for run, part in zip(runs, parts, strict=True)],
+    }
+
+
+def _member(p: Piece, models: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What weights a member has, and whether they learnt what was to be forgotten."""
+    pair, bench, learnt = p.run.cfg.pair, p.run.bench, LEARNT[p.role]
+    known = {"role": p.role, "fingerprint": bench.fingerprint(p.role)}
+    if p.own.trained:
+        learnt = True if p.run.cfg.method.reversed else "trained on this request"
+        known |= {"fingerprint": llama.fingerprint(models[p.name]), "began_as": known["fingerprint"]}
+    elif p.role == "small_general" and sources.is_pretrained(pair, p.role):
+        learnt = None  # whoever made it knows
+    return known | {"learnt_forget_set": learnt}
+
+
+def _request(run: Opened, part: Part, found: Sequence[Piece], models: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """One run: how it was trained, on how much, and what was measured."""
+    cfg, job, manifest, entry = run.cfg, run.job, runlog.manifest(run.folder), runlog.evaluation(run.folder)
+    of_run = {p.name for p in found if p.run is run}
+    return {
+        "run": run.folder.name,
+        "alpha": part.alpha,
+        "method": cfg.method.name,
         "pair": {"name": cfg.pair.name, "seed": cfg.pair.seed, "offset_init": cfg.pair.offset_init,
                  "tuning": tuning(cfg)},
         "training": {"algo": algo_name(cfg), "alpha": training_alpha(cfg), "seed": cfg.seed,
                      "collapsed": manifest.get("collapsed") is not None, "kept": manifest.get("kept")},
         "data": {"name": cfg.data.name, "fingerprint": job.data,
-                 "rows": {name: len(rows) for name, rows in bench.data.splits.items() if rows}},
+                 "rows": {name: len(rows) for name, rows in run.bench.data.splits.items() if rows}},
         "evaluation": {
-            "alphas": {key: _numbers(entry) for key, entry in found["alphas"].items()},
-            "references": {name: _numbers(entry) for name, entry in found["references"].items()},
-            "settings": {k: found["alphas"][alpha_key(alpha)]["settings"][k] for k in SETTINGS},
+            "alphas": {key: _numbers(one) for key, one in entry["alphas"].items()},
+            "references": {name: _numbers(one) for name, one in entry["references"].items()},
+            "settings": {k: entry["alphas"][alpha_key(part.alpha)]["settings"][k] for k in SETTINGS},
         },
-        "alone": _alone(models, suite_of(cfg, bench)),
+        "alone": _alone(run, {name: model for name, model in models.items() if name.partition(".")[0] in of_run}),
         "versions": manifest.get("versions"),
     }  # fmt: skip
 
 
-def _method(cfg: Config, bench: Workbench, models: Mapping[str, nn.Module]) -> dict[str, Any]:
-    members = []
-    for m in cfg.method.members:
-        role = sources.role(cfg.pair, m.model)
-        of = {"fingerprint": llama.fingerprint(models[m.name])} if m.trained else _where(bench, m.model)
-        learnt: bool | str | None = LEARNT[role]
-        if m.trained:
-            learnt = True if cfg.method.reversed else "trained on this request"
-        elif role == "small_general" and sources.is_pretrained(cfg.pair, role):
-            learnt = None  # whoever made it knows
-        if m.trained and has_updates(models[m.name]):
-            base = bench.model(m.model)
-            written = next((name for name, model in models.items() if model is base), None)
-            of["base"] = _where(bench, m.model) | {"model": m.model, "weights": written}
-        own = {"alpha" if key == "slope" else key: value for key, value in asdict(m).items()}  # its name in the files
-        members.append(own | {"weights": m.name if m.name in models else None, "learnt_forget_set": learnt} | of)
-    return {"name": cfg.method.name, "rule": cfg.method.rule, "numbers": dict(cfg.method.numbers), "members": members}
-
-
-def _where(bench: Workbench, model: str) -> dict[str, Any]:
-    """What a frozen model is: its fingerprints, and its name on the hub if it has one."""
-    source = sources.on_hub(bench.cfg.pair, sources.role(bench.cfg.pair, model))
-    return {
-        "fingerprint": bench.fingerprint(model),
-        "content": sources.content(bench.folder(model), bench.store.root / "hashes"),
-        "source": None if source is None else source.source,
-        "revision": None if source is None else source.revision,
-    }
-
-
-def _tokenizer(bench: Workbench, written: bool) -> dict[str, Any]:
-    own, kind, alone = bench.encoder.tokenizer, bench.cfg.pair.tokenizer.kind, None
+def _tokenizer(runs: Sequence[Opened], written: bool) -> dict[str, Any]:
+    own, kind, alone = runs[0].bench.encoder.tokenizer, runs[0].cfg.pair.tokenizer.kind, None
     if kind != "pretrained" and written:
         listed = {own.decode([id]).strip().casefold() for id in own.get_vocab().values()}
-        alone = len(listed & only_to_forget(bench.data))
-    found = {"weights": "tokenizer" if written else None, "kind": kind, "size": tokenizers.size(own)}
-    return found | {"words_of_the_forget_set_alone": alone}
+        alone = len(listed & set().union(*(only_to_forget(run.bench.data) for run in runs)))
+    return {"written": written, "kind": kind, "size": tokenizers.size(own), "words_of_the_forget_set_alone": alone}
 
 
 def only_to_forget(data: DataSet) -> set[str]:
@@ -130,8 +134,9 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
     return values | {"intervals": intervals}
 
 
-def _alone(models: Mapping[str, nn.Module], suite: Suite) -> dict[str, dict[str, float]]:
-    """How much each model that is written knows of the forget set by itself, without the target."""
+def _alone(run: Opened, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+    """How much each model that is written knows of the run's forget set by itself, without the target."""
+    suite = suite_of(run.cfg, run.bench)
     split, pad, found = suite.split("forget"), suite.encoder.tokenizer.pad_token_id, {}
     for name, model in models.items() if split is not None else ():
         alone = Ensemble((Member(name, model, ""),))
@@ -144,35 +149,44 @@ def _alone(models: Mapping[str, nn.Module], suite: Suite) -> dict[str, dict[str,
 # --- the card -----------------------------------------------------------------------------------------------------
 
 
-def card(about: Mapping[str, Any]) -> str:
-    """The text of README.md for the content of an offset.json."""
+def card(about: Mapping[str, Any], config: Mapping[str, Any], name: str | None) -> str:
+    """The text of README.md for the content of offset.json and config.json; ``name``: of its repository on the hub."""
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["repr"] = repr
-    environment.globals["updated"] = lambda member: "base" in member
-    training, members, evaluation = about["training"], about["method"]["members"], about["evaluation"]
-    columns = [evaluation["alphas"][alpha_key(about["alpha"])], *evaluation["references"].values()]
-    kept = ", the best point of its training" if training["kept"] == "best" else ""
-    collapsed = "; **this run collapsed**" if training["collapsed"] and training["kept"] != "best" else ""
-    target = about["target"]["source"] or "PATH/TO/THE/TARGET"
-    base = next((m["base"] for m in members if "base" in m), None)
-    lies = base is not None and base["weights"] is None and base["source"] is None and base["model"] != "target"
-    return environment.from_string(known_text()).render(
+    members = [m | about["members"][m["name"]] for m in config["members"]]
+    target = next((m for m in members if m["name"] == "target"), members[0])
+    absent = [one for one in (m["base"] or m for m in members) if one["folder"] is None and one["source"] is None]
+    theirs = {"base" if one["files"] != target["files"] else "target": one for one in absent}
+    return environment.from_string(_template()).render(
         about,
-        is_model=any(m["trained"] and m["model"] == "target" for m in members),
-        kept=kept + collapsed,
-        shown=[name for name in SHOWN if name in columns[0]],
-        columns=columns,
+        members=members,
+        rule=config["rule"],
+        numbers=config["numbers"],
+        source=target["source"],
+        whole=any("began_as" in m and m["role"] == "target" for m in members),
+        updated=any(m["base"] for m in members),
+        folder=name or ".",
+        give={key: f"PATH/TO/THE/{key.upper()}" for key in ("target", "base") if key in theirs},
+        shown=[name for name in SHOWN if any(name in _entry(r) for r in about["requests"])],
+        entry=_entry,
         learnt={True: "yes", False: "no", None: "not known"},
-        guarded=[m["name"] for m in members if m["weights"] and m["learnt_forget_set"] is True],
+        guarded=[m["name"] for m in members if m["learnt_forget_set"] is True and m["role"] != "target"],
         run=RUN,
-        target_place=target,
-        base=base,
-        base_place=(target if base["content"] == about["target"]["content"] else "PATH/TO/THE/BASE") if lies else None,
     )
 
 
-def known_text() -> str:
-    """The words of a card that stand there whatever was unlearned: its template."""
+def _entry(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was measured of a request at the α at which it is deployed."""
+    return request["evaluation"]["alphas"][alpha_key(request["alpha"])]
+
+
+def _template() -> str:
     return Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
+
+
+def known_text() -> str:
+    """The words of an export that stand there whatever was unlearned: the card's template, and the code."""
+    reasons = [words for words, _ in HINDRANCES.values()]
+    return "\n".join([_template(), *(file.read_text(encoding="utf-8") for file in CODE), *reasons])

@@ -1,27 +1,38 @@
-"""Write an unlearned model as a folder that loads without this program."""
+"""Write an unlearned model as a folder that transformers, vLLM and ``unlearn.serve`` load."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearn import engines
 from unlearn.config.derived import tuning
-from unlearn.config.pair import LAYERS, PairConfig
-from unlearn.config.schema import Config, ConfigError
-from unlearn.config.setting import finite, one_of, setting
+from unlearn.config.pair import LAYERS, LoraConfig
+from unlearn.config.schema import ConfigError
+from unlearn.config.setting import each, finite, one_of, setting
 from unlearn.deploy.export.traces import Traces, forget_rows, tensors_fault
 from unlearn.runs.opened import Opened
-from unlearn.store import runlog, sources
+from unlearn.store import runlog
 from unlearn.store.files import sha256, write_json, write_text, write_whole
-from unlearn.store.identity import Job
+from unlearn.store.sources import HUB_NAME
 
 if TYPE_CHECKING:
     from torch import nn
 
-BASE = "{}.base"  # folder of the model that the updates of a member belong to, where no other member is that model
+HUB = "hub:"
+ENGINES = Path(engines.__file__).parent
+CODE = {  # in the export's custom_generate/, what transformers runs for those who have not this package
+    ENGINES / source: name for source, name in (
+        ("custom_generate.py", "generate.py"),
+        ("configuration_unlearned.py", "configuration_unlearned.py"),
+        ("modeling_unlearned.py", "modeling_unlearned.py"),
+    )
+}  # fmt: skip
 
 
 @dataclass
@@ -30,134 +41,150 @@ class ExportSettings:
 
     run: str
     to: str
-    overrides: list[str] = setting([])
-    alpha: float | None = setting(None, finite("must be one of those the run was evaluated at"))  # null: the run's own
+    offsets: list[str] = setting([])  # further runs, whose offsets are added to the same target
+    # one for all, or one for run and each of offsets; null: each run's own
+    alpha: list[float] | None = setting(None, finite("must be one of those the run was evaluated at"))
     weights: str = setting("auto", one_of("auto", "all"))  # all: also copies of what the hub has
     # of a run with low-rank updates: auto: these alone, for the model that they were trained on; merged: a whole model
     offset: str = setting("auto", one_of("auto", "merged"))
     tokenizer: str = setting("yes", one_of("yes", "no"))
     collapsed: str = setting("no", one_of("no", "yes"))  # whether a run that collapsed is exported, too
+    private: bool = True  # whether a repository that is made on the hub is seen by its owner alone
+    overrides: list[str] = setting([])
+
+    @property
+    def hub(self) -> str | None:
+        """The repository to upload to; None: nothing is uploaded."""
+        return self.to.removeprefix(HUB) if self.to.startswith(HUB) else None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.to) if self.hub is None else Path("exports", self.hub.replace("/", "--"))
 
 
-def export(run: Opened, settings: ExportSettings) -> dict[str, Any]:
-    """Write the folder, whole or not at all; the content of its offset.json. ``ConfigError`` where run or folder are
+def export(runs: Sequence[Opened], settings: ExportSettings) -> dict[str, Any]:
+    """Write the folder, whole or not at all; the content of its offset.json. ``ConfigError`` where runs or folder are
     not fit for it."""
-    for problem in _problems(run.job, settings):
+    from unlearn.deploy.parts import check, check_tokens, parts_of
+
+    given = each(settings.alpha, len(runs))
+    for problem in chain(_place(settings, runs), *map(partial(_problems, settings), runs, given)):
         raise ConfigError(problem)
     # as they are loaded, members are checked to be those that the run was made with
-    for m in (m for m in run.ensemble.members if m.kind.encodes):
-        raise ConfigError(
-            f"{run.folder}: its {m.name} has an encoder (T5), and the code of an export's card reads whole texts; "
-            "deploy what the run trained with its own models"
-        )
-    known, own, about = [float(a) for a in runlog.evaluation(run.folder)["alphas"]], run.cfg.alpha, {}
-    alpha = settings.alpha if settings.alpha is not None else own if own in known else known[0]
-    write_whole(Path(settings.to), partial(_write_all, run, settings, alpha, about))
+    parts = parts_of(runs, [_alpha(run, alpha) for run, alpha in zip(runs, given, strict=True)])
+    for run in runs:
+        for m in (m for m in run.ensemble.members if m.kind.encodes):
+            raise ConfigError(
+                f"{run.folder}: its {m.name} has an encoder (T5), and an export reads whole texts; deploy what the "
+                "run trained with its own models"
+            )
+    check(parts)
+    check_tokens(parts, [run.bench.encoder for run in runs])
+    about: dict[str, Any] = {}
+    write_whole(settings.folder, partial(_write_all, runs, parts, settings, about))
     return about
 
 
-def _write_all(run: Opened, settings: ExportSettings, alpha: float, about: dict[str, Any], folder: Path) -> None:
+def _write_all(runs: Sequence[Opened], parts, settings: ExportSettings, about: dict[str, Any], folder: Path) -> None:
+    from unlearn.deploy.export import asking, members
     from unlearn.deploy.export.about import card, facts, known_text
 
     folder.mkdir(parents=True)
-    models = _models(run, settings)
-    for name, model in models.items():
-        _write(model, folder / name, run.cfg)
-    if settings.tokenizer == "yes":
-        run.bench.encoder.tokenizer.save_pretrained(folder / "tokenizer")
-    about |= facts(run.job, run.bench, alpha, models, settings.tokenizer == "yes")
+    found, alpha = members.pieces(runs, parts)
+    made = members.written(found, settings.weights == "all", settings.offset == "merged")
+    loras = {p.name: p.run.cfg.pair.lora for p in found}
+    for name, model in made.models.items():
+        _write(model, folder / name, loras.get(name))
+    encoder, stops = runs[0].bench.encoder, asking.ends(runs[0].bench.encoder, parts[0].ensemble)
+    chats = asking.write(encoder, stops, folder, settings.tokenizer == "yes")
+    config = members.config(folder, found, alpha, made, stops)
+    write_json(folder / "config.json", config)
+    _write_code(folder / "custom_generate")
+    about |= facts(runs, parts, found, config, made.models, settings.tokenizer == "yes", chats)
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     about["files"] = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
-    traces = Traces(forget_rows(run.bench.data), known_text())
+    traces = Traces(dict.fromkeys(row for run in runs for row in forget_rows(run.bench.data)), known_text())
     about["searched"] = {"forget_texts": traces.texts, "runs_of_words": traces.count, "ids": len(traces.ids)}
-    write_text(folder / "README.md", card(about))
+    write_text(folder / "README.md", card(about, config, settings.hub))
     write_json(folder / "offset.json", about)
     found = traces.in_folder(folder)
     if found:
-        advice = "; tokenizer=no leaves the tokenizer out" if any("tokenizer" in f.file for f in found) else ""
+        advice = "; tokenizer=no leaves the tokenizer out" if any("token" in f.file for f in found) else ""
         raise ConfigError(
             f"nothing was exported: {'; '.join(map(str, found))}. An export holds nothing of the forget set{advice}"
         )
-    if Path(settings.to).is_dir():
-        Path(settings.to).rmdir()  # it was empty; what came in the meantime is not replaced
+    if settings.folder.is_dir():
+        settings.folder.rmdir()  # it was empty; what came in the meantime is not replaced
 
 
-def _problems(job: Job, settings: ExportSettings) -> Iterator[str]:
-    """What can be told before models are loaded."""
-    cfg, manifest, to = job.cfg, runlog.manifest(job.folder), Path(settings.to)
+def _place(settings: ExportSettings, runs: Sequence[Opened]) -> Iterator[str]:
+    """What is wrong with where it is to be written, and with how many α's there are."""
+    to, name = settings.folder, settings.hub
+    if name is not None and ("/" not in name or not HUB_NAME.fullmatch(name)):
+        yield f"to={settings.to!r}: must be a folder, or {HUB}OWNER/NAME"
+    elif not settings.to or to.is_file() or (to.is_dir() and any(to.iterdir())):
+        again = f"; what lies there is uploaded by: hf upload {name} {to}" if name is not None else ""
+        yield f"to={settings.to!r}: {to} must be a folder that is not there yet, or an empty one{again}"
+    for run in runs:
+        if to.resolve().is_relative_to(run.folder.resolve()):
+            yield f"to={settings.to!r}: lies in the run's own folder; must be another place"
+    if len(each(settings.alpha, len(runs))) != len(runs):
+        yield f"alpha={settings.alpha}: must be one α, or a list of {len(runs)}, one for run and each of offsets"
+
+
+def _problems(settings: ExportSettings, run: Opened, alpha: float | None) -> Iterator[str]:
+    """What can be told of a run before models are loaded."""
+    cfg, manifest, folder = run.cfg, runlog.manifest(run.folder), run.folder
     if manifest.get("status") != "done":
-        yield f"{job.folder}: its status is {manifest.get('status')!r}, and only a run that is done is exported"
+        yield f"{folder}: its status is {manifest.get('status')!r}, and only a run that is done is exported"
     if manifest.get("collapsed") is not None and manifest.get("kept") != "best" and settings.collapsed == "no":
         yield (
-            f"{job.folder}: this run collapsed ({manifest['collapsed']}); collapsed=yes exports it all the same, and "
+            f"{folder}: this run collapsed ({manifest['collapsed']}); collapsed=yes exports it all the same, and "
             "trainer.keep=best keeps the best point of such a run"
         )
     if cfg.pair.target.kind == "http":
         yield (
             "pair.target.kind='http': an export is loaded beside the target's weights and checked against them, and "
-            f"these are on a server; the offset itself is in {job.folder}"
+            f"these are on a server; what works is python -m unlearn.serve run={folder}"
         )
     if cfg.method.file is not None:
         yield (
-            f"method.file={cfg.method.file!r}: an export holds no code, and this method's rule is a function of "
-            "your own; there are exports of the rules sum, plausible and rank"
+            f"method.file={cfg.method.file!r}: an export holds no code of yours, and this method's rule is a function "
+            f"of your own; what works is python -m unlearn.serve run={folder}"
         )
     if tuning(cfg) == LAYERS:
         yield (
-            f"{job.folder}: its tuning is {LAYERS}, and an export holds plain models that need no code of ours; deploy "
-            "the run's adapter/ beside its model (unlearn.models.layers.load, or peft)"
+            f"{folder}: its tuning is {LAYERS}, and an export holds plain models that need no code of ours; what works "
+            f"is python -m unlearn.serve run={folder}"
         )
-    if not settings.to or to.is_file() or (to.is_dir() and any(to.iterdir())):
-        yield f"to={settings.to!r}: must be a folder that is not there yet, or an empty one"
-    if to.resolve().is_relative_to(job.folder.resolve()):
-        yield f"to={settings.to!r}: lies in the run's own folder; must be another place"
-    known = [float(a) for a in runlog.evaluation(job.folder)["alphas"]]
-    again = f"python -m unlearn.evaluate run={job.folder}"
+    known = _known(run)
+    again = f"python -m unlearn.evaluate run={folder}"
     if not known:
-        yield f"{job.folder}: has no evaluation; make one: {again}"
-    if settings.alpha not in (None, *known):
+        yield f"{folder}: has no evaluation; make one: {again}"
+    if alpha not in (None, *known):
         yield (
-            f"alpha={settings.alpha:g}: must be one of those the run was evaluated at, "
-            f"{', '.join(f'{a:g}' for a in known)}; another: {again} eval.alphas=[{settings.alpha:g}]"
+            f"alpha={alpha:g}: must be one of those the run was evaluated at, {', '.join(f'{a:g}' for a in known)}; "
+            f"another: {again} eval.alphas=[{alpha:g}]"
         )
 
 
-def _models(run: Opened, settings: ExportSettings) -> dict[str, nn.Module]:
-    """The models of which something is written, by the name of its folder: of one with low-rank updates these, of any
-    other all weights. Never the target's; nor those that updates were trained on, where these were found and not
-    trained here."""
-    from unlearn.models.tuning import has_updates, merged
-
-    pair, trained, found = run.cfg.pair, run.ensemble.trained, {}
-    learnt = None if trained is None else trained.model
-    learnt = merged(learnt) if learnt is not None and settings.offset == "merged" else learnt
-    alone = learnt is not None and has_updates(learnt)
-    base = next((sources.role(pair, m.model) for m in run.cfg.method.members if m.trained and alone), None)
-    lies = {role: _lies_elsewhere(pair, role, role == base) and settings.weights == "auto" for role in sources.ROLES}
-    lies["target"] = True
-    for m in run.cfg.method.members:
-        if m.trained:
-            found[m.name] = learnt
-        elif not lies[sources.role(pair, m.model)]:
-            found[m.name] = run.bench.model(m.model)
-    there = {sources.role(pair, m.model) for m in run.cfg.method.members if m.name in found and not m.trained}
-    if base is not None and not lies[base] and base not in there:
-        found[BASE.format(trained.name)] = run.bench.model(base)
-    return found
+def _known(run: Opened) -> list[float]:
+    """The α's at which a run was evaluated."""
+    return [float(a) for a in runlog.evaluation(run.folder)["alphas"]]
 
 
-def _lies_elsewhere(pair: PairConfig, role: str, is_base: bool) -> bool:
-    """Whether whoever loads an export has a model from elsewhere: from the hub, or as the base of low-rank updates."""
-    return (sources.ready_made if is_base else sources.on_hub)(pair, role) is not None
+def _alpha(run: Opened, alpha: float | None) -> float:
+    known, own = _known(run), run.cfg.alpha
+    return alpha if alpha is not None else own if own in known else known[0]
 
 
-def _write(model: nn.Module, folder: Path, cfg: Config) -> None:
+def _write(model: nn.Module, folder: Path, lora: LoraConfig | None) -> None:
     """Weights and config, as ``from_pretrained`` reads them, or low-rank updates, as peft does; refused if a file has
     room for anything else."""
     from unlearn.models.tuning import UPDATES, added, has_updates, save_updates
 
     if has_updates(model):
-        save_updates(model, cfg.pair.lora, folder)
+        save_updates(model, lora, folder)
         weights = added(model, UPDATES)
     else:
         model.save_pretrained(folder, safe_serialization=True)
@@ -166,3 +193,10 @@ def _write(model: nn.Module, folder: Path, cfg: Config) -> None:
     fault = tensors_fault(sorted(folder.glob("*.safetensors")), shapes)
     if fault:
         raise ConfigError(f"{folder.name}: {fault}; such weights are not exported")
+
+
+def _write_code(folder: Path) -> None:
+    """What transformers runs for those who have not this package: ``generate(…, custom_generate=FOLDER)``."""
+    folder.mkdir()
+    for source, name in CODE.items():
+        shutil.copyfile(source, folder / name)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Encoder
 from unlearn.deploy.export import loading as deployed
@@ -68,14 +70,6 @@ def _exports(folders: Sequence[Path], settings: Settings) -> list[tuple[Part, En
     if others:
         raise ConfigError(f"{' '.join(others)}: of an export only trainer.device may be given")
     place = device([DEVICE + "auto", *settings.overrides][-1].removeprefix(DEVICE))
-    found, before = [], None
-    for folder, alpha in zip(folders, settings.alphas, strict=True):
-        target = settings.target or deployed.checked(folder)["target"]["source"]
-        if target is None:
-            raise ConfigError(f"run={str(folder)!r}: this export's target is on no hub; give target=FOLDER")
-        model = deployed.load(folder, target, place, alpha, beside=before, base=settings.base)
-        before = before or model
-        trained = next((m["fingerprint"] for m in model.about["method"]["members"] if m["trained"]), None)
-        part = Part(folder.resolve().name, model.ensemble, trained, model.alpha)
-        found.append((part, model.encoder))
-    return found
+    there: dict[str, nn.Module] = {}  # what several of them share is in memory once
+    how = settings.target, settings.base
+    return [deployed.load(f, *how, alpha, place, there) for f, alpha in zip(folders, settings.alphas, strict=True)]

@@ -1,0 +1,31 @@
+"""In which ways an export can be used, and why not in the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PACKAGE, ALONE, VLLM, SERVE = WAYS = (
+    "transformers with this package", "transformers alone", "vLLM", "unlearn.serve",
+)  # fmt: skip
+HINDRANCES = {  # by what an export has: its words, and the ways that it closes
+    "rule": ("its rule is no sum", (ALONE, VLLM)),
+    "quantised": ("its target is quantised", (ALONE, VLLM)),
+    "gguf": ("its target is a GGUF file", (VLLM,)),
+}
+
+
+def ways(config: Mapping[str, Any]) -> dict[str, str | None]:
+    """Of the content of an export's config.json: by way None, or why it is closed."""
+    frozen = [m["base"] or m for m in config["members"] if (m["base"] or m)["folder"] is None]
+    has = {
+        "rule": config["rule"] != "sum",
+        "quantised": any(m["quantisation"] or "quantization_config" in m["config"] for m in frozen),
+        "gguf": any(name.endswith(".gguf") for m in frozen for name in m["files"]),
+    }
+    closed = {way: [words for key, (words, of) in HINDRANCES.items() if has[key] and way in of] for way in WAYS}
+    return {way: " and ".join(why) or None for way, why in closed.items()}
+
+
+def told(found: Mapping[str, str | None]) -> str:
+    return " · ".join(f"{way}: {'yes' if why is None else f'no, {why}'}" for way, why in found.items())

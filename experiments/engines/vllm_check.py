@@ -1,6 +1,6 @@
 """Does vLLM serve an export as the run's own code computes it?  make vllm-check, or
 
-    python experiments/engines/vllm_check.py PYTHON [models=FOLDER] [work=FOLDER] [CASE …]
+    python experiments/engines/vllm_check.py PYTHON [models=FOLDER] [work=FOLDER] [prompts=50] [CASE …]
 
 PYTHON is that of an environment with vLLM and this package's wheel. With ``models=``, a folder with ``smollm2`` and,
 for the case ``qwen``, ``qwen15`` and ``qwen05``, pretrained pairs are unlearned; otherwise tiny ones, trained first.
@@ -57,11 +57,11 @@ SAID = {
 }  # fmt: skip
 
 
-def reference(world: World, work: Path) -> dict[str, Any]:
+def reference(world: World, work: Path, count: int) -> dict[str, Any]:
     """What is compared with, made once; the models are given back, since a server needs the memory."""
-    path = work / f"{world.name}.pt"
+    path = work / f"{world.name}-{count}.pt"
     if not path.is_file():
-        prompts, alone = world.prompts(PROMPTS), world.opened[0].bench.alone("target")
+        prompts, alone = world.prompts(count), world.opened[0].bench.alone("target")
         found = {name: world.answers(prompts, TOKENS, of) for name, of in (("unlearned", None), ("target", alone))}
         texts = [[*p, *a] for p, a in zip(prompts[:TEXTS], found["unlearned"], strict=False)]
         found["prompts"], long = prompts, [token for p in prompts for token in p][: max(LENGTHS)]
@@ -188,8 +188,8 @@ def refused(python: str, world: World, log: Path) -> Found:
     yield "another target is refused at the start", _yes(done.returncode != 0 and bool(line))
 
 
-def measured(name: str, case: Case, world: World, python: str, work: Path) -> Found:
-    known, end = reference(world, work), world.encoder.tokenizer.eos_token_id
+def measured(name: str, case: Case, world: World, python: str, work: Path, count: int) -> Found:
+    known, end = reference(world, work, count), world.encoder.tokenizer.eos_token_id
     places = {"target": world.target, "base": world.small}
     more = ["--dtype", case.dtype, *case.options]
     if name == "draft":
@@ -235,12 +235,15 @@ def main() -> None:
     models = Path(keys["models"]).resolve() if "models" in keys else None
     work = Path(keys.get("work", "runs/engines")).resolve()
     cases = [a for a in asked if "=" not in a] or [c for c in CASES if c not in (TRIED if models else ("qwen",))]
+    count = int(keys.get("prompts", PROMPTS))
     path = HERE / f"check_{'pretrained' if models else 'tiny'}.csv"
     made = worlds(models, work, sorted({CASES[c].world for c in cases}))
     for case in cases:
         world = made[CASES[case].world]
         print(f"--- {SAID[case]}", flush=True)
-        publish(path, case, tried(lambda case=case, world=world: measured(case, CASES[case], world, python, work)))
+        publish(
+            path, case, tried(lambda case=case, world=world: measured(case, CASES[case], world, python, work, count))
+        )
     print(path.with_suffix(".md").read_text())
 
 

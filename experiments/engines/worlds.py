@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble, add
 from unlearn.grid.rerun import open_run
+from unlearn.models import llama
 from unlearn.runs.opened import Opened
 
 TOPICS = Path(__file__).resolve().parents[1] / "real" / "topics"
@@ -61,7 +62,12 @@ class World:
     def ensemble(self) -> Ensemble:
         """At α = 1."""
         parts = [run.ensemble for run in self.opened]
-        return parts[0] if len(parts) == 1 else add(parts, [1.0] * len(parts))
+        if len(parts) == 1:
+            return parts[0]
+        for i, part in enumerate(parts):  # by what they began as, offset and anchor would be one model
+            own = replace(part.trained, name=f"offset_{i}", fingerprint=llama.fingerprint(part.trained.model))
+            parts[i] = Ensemble(tuple(own if m.trained else m for m in part.members))
+        return add(parts, [1.0] * len(parts))
 
     def release(self) -> None:
         """Give the models back; they are loaded again when somebody asks for them."""

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 pytestmark = pytest.mark.vllm
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
-               "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # fmt: skip
+               "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # fmt: skip
 vllm = pytest.importorskip("vllm")
 SHAPE = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.2, "bos_token_id": None,
@@ -88,14 +88,15 @@ def export(tmp_path_factory):
     return root, sums
 
 
-def loaded(root, **places):
+def loaded(root, processes=1, **places):
     from unlearn.engines.vllm_plugin import register
 
     register()
     register()
     return vllm.LLM(
         str(root / "unlearned"), dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=4,
-        max_logprobs=-1, skip_tokenizer_init=True, hf_overrides={k: str(v) for k, v in places.items()},
+        max_logprobs=-1, skip_tokenizer_init=True, tensor_parallel_size=processes,
+        hf_overrides={k: str(v) for k, v in places.items()},
     )  # fmt: skip
 
 
@@ -103,15 +104,17 @@ def test_another_target_and_a_missing_base_are_refused_before_anything_is_loaded
     root, _ = export
     with pytest.raises(ValueError, match="not those of the target that the offset was trained for"):
         loaded(root, target=root / "small", base=root / "small")
-    with pytest.raises(ValueError, match="give base=FOLDER"):
+    with pytest.raises(ValueError, match="base=FOLDER"):
         loaded(root, target=root / "target")
 
 
-def test_vllm_answers_as_the_plain_sum_of_models_of_two_sizes_with_two_requests_on_one_anchor(export):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_vllm_answers_as_the_plain_sum_of_models_of_two_sizes_with_two_requests_on_one_anchor(export, processes):
     root, sums = export
-    llm = loaded(root, target=root / "target", base=root / "small")
-    served = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
-    assert list(served.members) == ["target", "offset", "anchor_0", "offset_2"]  # one anchor for both
+    llm = loaded(root, processes, target=root / "target", base=root / "small")
+    if processes == 1:
+        served = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
+        assert list(served.members) == ["target", "offset", "anchor_0", "offset_2"]  # one anchor for both
     asked = vllm.SamplingParams(temperature=0, max_tokens=10, prompt_logprobs=-1, ignore_eos=True, detokenize=False)
     for said in llm.generate([{"prompt_token_ids": ids} for ids in PROMPTS], asked):
         ids = [*said.prompt_token_ids, *said.outputs[0].token_ids]

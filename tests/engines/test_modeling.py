@@ -23,22 +23,17 @@ KINDS = {  # layers and heads of target and pair; None: the pair is the target
 
 @pytest.fixture(scope="module", params=[(k, w) for k in KINDS for w in ("whole", "adapter")], ids=" ".join)
 def exported(request, tmp_path_factory):
-    """Export, its target, its base, and the weights of the offset as one model."""
+    """Export, its target, its base, and the three models, each with weights of its own."""
     kind, written = request.param
     root, (of_target, of_small) = tmp_path_factory.mktemp("export"), KINDS[kind]
     target = tiny(root / "target", 0, *of_target)
     small = target if of_small is None else tiny(root / "small", 1, *of_small)
-    own = (
-        adapter(root / "learnt", small, 2)
-        if written == "adapter"
-        else tiny(root / "learnt", 2, *(of_small or of_target))
-    )
-    whole = LlamaForCausalLM.from_pretrained(small if written == "adapter" else own)
-    if written == "adapter":
-        with torch.no_grad():
-            for name, a, b, scale in factors(own):
-                whole.get_submodule(name).weight.add_(scale * b @ a)
-    return offset(root / "export", target, small, own), target, small, whole
+    updates, learnt = written == "adapter", root / "learnt"
+    own = adapter(learnt, small, 2) if updates else tiny(learnt, 2, *(of_small or of_target))
+    models = [LlamaForCausalLM.from_pretrained(f).eval() for f in (target, small if updates else own, small)]
+    for name, a, b, scale in factors(own) if updates else ():
+        models[1].get_submodule(name).weight.requires_grad_(False).add_(scale * b @ a)
+    return offset(root / "export", target, small, own), target, small, models
 
 
 def load(exported, **more) -> UnlearnedForCausalLM:
@@ -49,9 +44,7 @@ def load(exported, **more) -> UnlearnedForCausalLM:
 
 @torch.no_grad()
 def expected(exported, ids: torch.Tensor, alpha: float) -> torch.Tensor:
-    _, target, small, learnt = exported
-    models = LlamaForCausalLM.from_pretrained(target), learnt.eval(), LlamaForCausalLM.from_pretrained(small)
-    return sum(w * m(ids).logits for w, m in zip((1, alpha, -alpha), models, strict=True))
+    return sum(w * m(ids).logits for w, m in zip((1, alpha, -alpha), exported[3], strict=True))
 
 
 @pytest.mark.parametrize("alpha", [0, 0.5, 1])

@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from .modeling_unlearned import UnlearnedForCausalLM
+from .modeling_unlearned import SAFE, UnlearnedForCausalLM
 
 MADE = "_unlearned"  # of the target: its unlearned models, by export
 
@@ -33,7 +33,7 @@ def generate(model: nn.Module, base: str | None = None, **how: Any) -> Tensor:
     if key not in made:
         folder = Path(export) if Path(export).is_dir() else Path(snapshot_download(export, **where))
         check(model, folder)
-        made[key] = UnlearnedForCausalLM.from_pretrained(folder, target=model, base=base)
+        made[key] = UnlearnedForCausalLM.from_pretrained(folder, target=model, base=base, **SAFE)
     return made[key].generate(**how)
 
 

@@ -55,7 +55,7 @@ def load(
 
 
 def _loaded(folder, about: dict[str, Any], target, base, alpha, device, there) -> tuple[Part, Encoder]:
-    config = UnlearnedConfig.from_pretrained(folder)
+    config = UnlearnedConfig.from_pretrained(folder, trust_remote_code=False)
     own, config.alpha, config.target, config.base = config.alpha, None, target, base  # None: any α may be asked for
     places = located(folder, config)
     models = loaded(config, places, how={} if device.type == "cpu" else {"device_map": {"": device}}, wholes=there)

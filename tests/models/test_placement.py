@@ -88,7 +88,7 @@ def resident() -> float:
 @pytest.mark.skipif(_glibc() is None, reason="memory is glibc's to give back")
 def test_what_a_step_frees_goes_back_to_the_system():
     gc.collect()  # nothing of other tests is freed meanwhile
-    with returned():
+    with returned(tiny_llama(0)):
         before = resident()
         kept = [torch.ones(3 * OWN_PAGES // 4) for _ in range(20)]  # 3 MiB each
         assert resident() - before > 40 * 2**20

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from unlearn.models.llama import device_of
+from unlearn.models.llama import device_of, parameters
 from unlearn.models.tuning import UPDATES
 
 log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, malloc.h
 OWN_PAGES = 2**20  # bytes: smaller than what a block keeps of a few texts, larger than all tensors of tiny models
 AT_ONCE = 2**29  # bytes that one backward pass may ask to be kept on a CPU, about; a GPU wants its batch whole
+OF_LARGE, LARGE = 2**18, 2**24  # bytes, and parameters of a model from which on they hold: its steps notice no page
 LARGEST = 2**25  # where glibc's own adjustment ends: what it is at after the first large allocations of a program
 
 
@@ -83,16 +84,16 @@ def in_parts(model: nn.Module, tokens: int) -> int:
 
 
 @contextmanager
-def returned() -> Iterator[None]:
-    """Large tensors have pages of their own for the length of the block, so that they go back to the system when freed,
-    and at its end all that is free does; elsewhere than under glibc nothing changes.
+def returned(model: nn.Module) -> Iterator[None]:
+    """Large tensors have pages of their own for the length of the block, in which ``model`` learns, so that they go
+    back to the system when freed, and at its end all that is free does; elsewhere than under glibc nothing changes.
 
     glibc 2.36 finds no place for an aligned tensor in a hole that another of the same size left: in one training step
     its heap takes twice what the step keeps, and gives nothing back.
     """
     libc = _glibc()
     if libc is not None:
-        libc.mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
+        libc.mallopt(M_MMAP_THRESHOLD, OWN_PAGES if parameters(model) < LARGE else OF_LARGE)
     try:
         yield
     finally:

@@ -144,7 +144,7 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog, the
 @contextmanager
 def learning(model: nn.Module, t: TrainerConfig) -> Iterator[None]:
     """The model that learns, compiled and checkpointed as the settings say, and the memory of its steps."""
-    with returned(), ExitStack() as stack:
+    with returned(model), ExitStack() as stack:
         if t.compile:
             stack.enter_context(compiled(model))
         if t.checkpointing:

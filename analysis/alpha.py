@@ -23,6 +23,7 @@ from .goals import ARROWS, goal, metric_of, split_of
 from .runs import Study, StudyError
 
 SPLITS = ("forget", "retain", "neighbours", "real_authors", "world_facts")
+AIMS = ("guess", "retrained")
 ACROSS = 4  # panels beside each other, at most
 EXAMPLES = """\
   python -m analysis.alpha demo                         probability of the right answer on every split
@@ -41,7 +42,7 @@ def figure(study: Study, metric: str = "prob") -> Figure:
         fig = panels.make(study, max(3.6, 2.2 * across) + 1.7, max(2.0 * down + 1.0, 3.4))
         axes = list(fig.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         for ax, (curve, name) in zip(axes, names.items(), strict=False):
-            _draw(ax, table[caption.member(table, curve)], shown, references(study, *shown))
+            _draw(ax, table[caption.member(table, curve)], shown, study)
             ax.set_title(name, loc="left")
         for ax in axes[len(names) :]:
             ax.set_visible(False)
@@ -88,13 +89,16 @@ def _look(place: int) -> dict:
     return style.series(place, place) | {"markersize": 3.5}
 
 
-def _draw(ax, points: pd.DataFrame, shown: Sequence[str], means: pd.DataFrame) -> None:
-    """One panel: a line per split, dotted the retrained model's values, stars the target's, which is α = 0."""
+def _draw(ax, points: pd.DataFrame, shown: Sequence[str], study: Study) -> None:
+    """One panel: a line per split, the retrained model's values and the guess level across it, stars the target's,
+    which is α = 0."""
     for place, metric in enumerate(shown):
         look = _look(place)
         panels.curve(ax, points, "along", metric, look)
-        for value in means.loc[means["reference"] == "retrained", metric]:
-            ax.axhline(value, **style.reference_line("retrained") | {"color": look["color"]})
+        means = references(study, metric)
+        for name in AIMS:
+            for value in means.loc[means["reference"] == name, metric]:
+                ax.axhline(value, **style.reference_line(name) | {"color": look["color"]})
         if not (points["along"] == 0).any():
             own = means.loc[means["reference"] == "target", metric]
             ax.plot([0.0] * len(own), own, **style.reference("target") | {"markersize": 7, "color": look["color"]})
@@ -108,8 +112,7 @@ def _legend(fig: Figure, study: Study, shown: Sequence[str]) -> None:
     ]
     if "target" in known:
         handles.append(Line2D([], [], label="target (α = 0)", **style.reference("target") | {"markersize": 7}))
-    if "retrained" in known:
-        handles += panels.reference_handles(["retrained"])
+    handles += panels.reference_handles(name for name in AIMS if name in known)
     panels.legend(fig, handles, "↑ higher is better" + ", → retr.: as the retrained model" * ("retrained" in known))
 
 

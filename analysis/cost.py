@@ -41,16 +41,16 @@ def figure(study: Study, outcomes: Sequence[str] = OUTCOMES, alpha: float | None
         height = max(2.1 * len(outcomes) + 0.9, 1.9 + 0.19 * len(names))
         fig = panels.make(study, 2.5 * len(costs) + 2.3, height)
         axes = fig.subplots(len(outcomes), len(costs), squeeze=False, sharex="col", sharey="row")
+        known: set[str] = set()
         for row, y in zip(axes, outcomes, strict=True):
             caption.axis_label(row[0].yaxis, study, y)
             for ax, x in zip(row, costs, strict=True):
-                panels.reference_lines(ax, study, y)
+                known |= set(panels.reference_lines(ax, study, y))
                 _draw(ax, table, x, y, looks)
             panels.limit(*(ax.yaxis for ax in row))
         for ax, x in zip(axes[-1], costs, strict=True):
             caption.axis_label(ax.xaxis, study, x, WORDS[x])
-        known = [name for name in style.REFERENCES if name in set(study.references["reference"])]
-        handles = panels.reference_handles(known)
+        handles = panels.reference_handles(name for name in style.LINES_OF if name in known)
         panels.legend(fig, handles + [Line2D([], [], label=n, **_point(looks[c])) for c, n in names.items()])
         drawn = rows_of(only_at(trained(study), alpha), *outcomes, *costs)
         seeds = caption.spread(study, table, outcomes)

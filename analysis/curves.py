@@ -177,13 +177,14 @@ def check(study: Study, metrics: Sequence[str], known: Sequence[str]) -> None:
 
 
 def references(study: Study, *metrics: str) -> pd.DataFrame:
-    """The points of target and retrained: one per pair and data, the mean over pair seeds.
+    """The points of target, guess level (which has a forget set alone) and retrained model: one per pair and data, the
+    mean over pair seeds.
 
     Where one pair seed has several worlds, they differ by more than the seed, so each is a point of its own
     (``apart`` is its name, otherwise ""). The ends of the intervals over people or questions are
     there as ``low/`` and ``high/``.
     """
-    table = study.references[study.references["reference"] != "guess"]  # tables have it: it knows no other split
+    table = study.references
     if table.empty or not set(metrics) <= set(table.columns):
         return pd.DataFrame(columns=["reference", "apart", *metrics])
     worlds = table.groupby(["reference", *SETTING, "pair_seed"])["world"].transform("nunique")

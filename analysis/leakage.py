@@ -56,7 +56,8 @@ def figure(study: Study, kind: str = "leak", alpha: float | None = None) -> Figu
             _finish(ax, metrics)
             ax.set_title(method, loc="left")
         panels.limit(*(ax.yaxis for ax in axes))
-        axes[0].set_ylabel(f"{textwrap.fill(KINDS[kind], 38)}\n(aim: the retrained model's curve)")
+        aim = "(aim: the retrained model's curve)" if "retrained" in known else "(less is better)"
+        axes[0].set_ylabel(f"{textwrap.fill(KINDS[kind], 38)}\n{aim}")
         handles = panels.reference_handles(known)
         panels.legend(fig, handles + [Line2D([], [], label=names[line], **looks[line]) for line in names])
         drawn = rows_of(only_at(study, alpha), *metrics.values())
@@ -85,12 +86,12 @@ def _over_k(row: dict, metrics: dict[int, str]) -> pd.DataFrame:
 
 
 def _draw_references(ax, study: Study, metrics: dict[int, str]) -> list[str]:
-    """The curves of target and retrained model, each world's where one pair seed has several; which were drawn."""
+    """The curves of the references, each world's where one pair seed has several; which were drawn."""
     means = references(study, *metrics.values())
     for row in means.to_dict("records"):
-        if row["reference"] in style.REFERENCES:
+        if row["reference"] in style.LINES_OF:
             panels.curve(ax, _over_k(row, metrics), "k", "leak", style.reference_line(row["reference"]))
-    return [name for name in style.REFERENCES if name in set(means["reference"])]
+    return [name for name in style.LINES_OF if name in set(means["reference"])]
 
 
 def _finish(ax, metrics: dict[int, str]) -> None:

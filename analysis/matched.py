@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from . import caption, command, goals, panels, statistics, style
-from .curves import SETTING, curve_columns, references, rows_of, units
+from .curves import SETTING, curve_columns, rows_of, units
 from .runs import INTERVAL, Study, StudyError
 
 SPLITS = ("retain", "neighbours", "real_authors", "world_facts")
@@ -43,11 +43,11 @@ def figure(study: Study, metrics: Sequence[str] | None = None, forget: str = "fo
         height = max(3.2, 0.14 * len(rows) + 0.25 * rows["algo"].nunique() + 1.6)
         fig = panels.make(study, 2.2 * (len(shown) + 1) + 1.9, height)
         axes = fig.subplots(1, len(shown) + 1, sharey=True)
+        known: set[str] = set()
         for ax, metric in zip(axes, shown, strict=False):
-            panels.reference_lines(ax, study, metric, vertical=True)
+            known |= set(panels.reference_lines(ax, study, metric, vertical=True))
         handles = draw(axes, rows, {m: f"{goals.named(m)}   (better →)" for m in shown} | {"at": ALPHA})
-        known = set(references(study, *shown)["reference"])
-        handles = panels.reference_handles(name for name in style.REFERENCES if name in known) + handles
+        handles = panels.reference_handles(name for name in style.LINES_OF if name in known) + handles
         panels.legend(fig, handles, f"at the retrained\nmodel's {forget}")
         caption.footnote(fig, _notes(study, rows, shown, forget))
     return fig

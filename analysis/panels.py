@@ -62,13 +62,13 @@ def around(points: pd.DataFrame, metric: str) -> list[pd.Series]:
 
 
 def reference_lines(ax, study: Study, metric: str, vertical: bool = False) -> list[str]:
-    """A line where target and retrained lie, each world's where one pair seed has several; which were drawn."""
+    """A line where each reference lies, each world's where one pair seed has several; which were drawn."""
     means = references(study, metric)
     draw = ax.axvline if vertical else ax.axhline
     for name, value in zip(means["reference"], means.get(metric, ()), strict=True):
-        if name in style.REFERENCES:
+        if name in style.LINES_OF:
             draw(value, **style.reference_line(name))
-    return [name for name in style.REFERENCES if name in set(means["reference"])]
+    return [name for name in style.LINES_OF if name in set(means["reference"])]
 
 
 def reference_handles(names: Iterable[str]) -> list[Line2D]:

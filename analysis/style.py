@@ -29,6 +29,7 @@ REFERENCES = {  # never the look of a run
     "target": {"marker": "*", "markersize": 13, "markerfacecolor": INK},
     "retrained": {"marker": "D", "markersize": 8.5, "markerfacecolor": "white"},
 }
+LINES_OF = {"target": (0, (7, 2)), "guess": (0, (5, 2, 1, 2)), "retrained": (0, (1.5, 1.5))}  # across a panel
 COLLAPSED = {"linestyle": "none", "marker": "x", "color": INK, "markersize": 8, "markeredgewidth": 1.3, "zorder": 5}
 OTHERS = ("d", "p", "8", ">")  # markers of results that are no runs of the study: grey, and no line
 RC = {
@@ -81,9 +82,8 @@ def reference(name: str) -> dict:
 
 
 def reference_line(name: str) -> dict:
-    """Line properties of the target's or the retrained model's value, across a panel."""
-    dashes = {"target": (0, (7, 2)), "retrained": (0, (1.5, 1.5))}[name]
-    return {"color": INK, "linewidth": 1.0, "linestyle": dashes, "zorder": 2}
+    """Line properties of a reference's value, across a panel."""
+    return {"color": INK, "linewidth": 1.0, "linestyle": LINES_OF[name], "zorder": 2}
 
 
 def other(place: int) -> dict:

@@ -7,7 +7,8 @@ alphas, a curve is one training (algorithm, method, training alpha) seen at ever
 algorithm and method over the training alphas. A figure may hold curves of both kinds. ``--over steps`` draws each
 training's way instead, by what was logged while it went on.
 
-Easy to get wrong: the best forgetting is the retrained model's (the vertical line), not zero; methods compare fairly
+Easy to get wrong: the best forgetting is the retrained model's (the vertical line; without one the guess level), not
+zero; methods compare fairly
 where their curves meet that line, and an end point alone mixes how far with how well.
 """
 
@@ -171,7 +172,18 @@ def _draw_references(ax, study: Study, x: str, y: str) -> list[tuple]:
         marks += list(zip(points[x], points[y], strict=True))
         if name == "retrained" and len(points) == 1:  # methods compare fairly at the forgetting of the retrained model
             ax.axvline(points[x].iloc[0], color="#999999", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+    if (level := _guess_level(study, x)) is not None:
+        ax.axvline(level, color="#999999", linewidth=0.8, linestyle=style.LINES_OF["guess"], zorder=1)
     return marks
+
+
+def _guess_level(study: Study, x: str) -> float | None:
+    """Where guessing lies, for want of a retrained model; None where it is not one value."""
+    means = references(study, x)
+    found = (
+        means.loc[means["reference"] == "guess", x] if x in means and "retrained" not in set(means["reference"]) else ()
+    )
+    return float(found.iloc[0]) if len(found) == 1 else None
 
 
 def _labels(table: pd.DataFrame, panel: tuple[str, str], looks: dict, over: str) -> list[tuple]:
@@ -219,6 +231,8 @@ def _notes(study: Study, panel: tuple[str, str], table: pd.DataFrame, areas: lis
     said = [caption.spread(study, table, panel)]
     if (marks["reference"] == "retrained").sum() == 1:
         said.append("vertical line: the retrained model's forgetting")
+    if _guess_level(study, panel[0]) is not None:
+        said.append("vertical line: the guess level, of names that no model can know")
     if not marks.empty and (marks["apart"] != "").any():
         said.append("target and retrained are marked once per world")
     if areas[0] is not None:

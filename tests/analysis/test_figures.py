@@ -10,7 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.helpers import ROOT
-from support.made_up import band, cut_off, entries, lines, note, outside, probs, rewrite, write_run, write_steps
+from support.made_up import (
+    band,
+    cut_off,
+    entries,
+    lines,
+    note,
+    outside,
+    probs,
+    rewrite,
+    write_made_up_run,
+    write_run,
+    write_steps,
+)
 
 from analysis import alpha, cost, forgetting, leakage, matched, pareto, tradeoff, trajectories
 from analysis.curves import at_one_alpha, curves, references
@@ -191,6 +203,24 @@ def test_leakage_is_leak_at_k_beside_the_retrained_models(tmp_path):
     assert lines(offset)[2] == ((1, 0.3), (10, 0.5), (20, 0.6)) and lines(direct)[2][0] == (1, 0.1)
     with pytest.raises(StudyError, match=r"no forget/leaked@k; .*eval.groups=\[leak\]"):
         leakage.figure(load(tmp_path / "s"), "leaked")
+
+
+def test_without_a_retrained_model_the_guess_level_has_a_line_in_every_figure_of_the_forget_set(tmp_path):
+    leaks = {"forget/leak@1": 0.2, "forget/leak@10": 0.3}
+    guess = {"forget/prob": 0.17, "forget/rougeL_recall": 0.66, "forget/leak@1": 0.4, "forget/leak@10": 0.6}
+    known = {"target": probs(0.99, 0.97) | leaks, "guess": guess}
+    folder = write_made_up_run(tmp_path / "s", {1.0: probs(0.1, 0.9) | leaks}, references=known)
+    rewrite(folder / "manifest.json", lambda m: m.update(trainable=10))
+    write_steps(folder, {0: probs(0.99, 0.97), 10: probs(0.1, 0.9)})
+    study = load(tmp_path / "s")
+    across = {name: COMMANDS[name].figure(study) for name in ("alpha", "cost", "leakage", "tradeoff", "trajectories")}
+    for name, fig in across.items():
+        value = ((1.0, 0.4), (10.0, 0.6)) if name == "leakage" else 0.17
+        drawn = [line for ax in fig.axes for line in lines(ax)]
+        found = [line for line in drawn if line == value or value in [n for point in line for n in point]]
+        assert found and (name == "tradeoff" or "guess" in entries(fig)), name
+    assert "vertical line: the guess level" in note(across["tradeoff"])
+    assert "(less is better)" in across["leakage"].axes[0].get_ylabel()
 
 
 def test_cost_is_what_manifests_record(tmp_path):

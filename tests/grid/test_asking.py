@@ -79,6 +79,16 @@ def test_what_is_there_is_not_asked_again_and_a_torn_line_is(made, ask, tmp_path
     assert len(asked) == 2
 
 
+def test_answers_that_no_run_could_take_are_left_out_and_named(made, ask, tmp_path, monkeypatch, caplog):
+    said = ["", "word " * 600, *(["He did."] * 6)]
+    monkeypatch.setattr(asking.Asked, "answer", lambda self, prompts: said)
+    monkeypatch.setattr(asking.Asked, "prob", lambda self, examples: [0.5] * len(examples))
+    assert ask("known.jsonl", f"model={made('llama')}", "eval.max_new_tokens=1") == 0
+    assert len(lines(tmp_path / "known.jsonl")) == 5
+    assert re.search(r"left out: 2, at \S*prompts.jsonl, line 1; \S*prompts.jsonl, line 2\b", caplog.text)
+    assert re.search(r"whole ones: 6, to the questions at (\S+ line \d; ){4}\S+ line 7 …", caplog.text)
+
+
 def test_a_server_is_asked_as_a_model_that_is_here_and_within_its_budget(made, ask, tmp_path, caplog, capsys):
     folder = made("llama")
     ask("here.jsonl", f"model={folder}")

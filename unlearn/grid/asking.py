@@ -28,6 +28,7 @@ from unlearn.store.progress import progress
 log = logging.getLogger(__name__)
 ANYTHING = 1_000_000  # tokens, where nobody says what a model takes
 PIECE = 16  # questions at a time: what a kill loses
+SAID = 5  # places that a message names
 
 
 @dataclass(frozen=True)
@@ -80,27 +81,28 @@ def run(call: Call) -> None:
     log.info("asking %d of %d questions, template=%s", len(todo), len(call.questions), asked.template)
     if todo:
         _announce(asked, prompts)
-    silent, cut, held = [], 0, {True: 0, False: 0}
+    silent, cut, held = [], [], {True: 0, False: 0}
     with progress(len(todo), "asking", "question") as bar:
         for i in range(0, len(todo), PIECE):
             some = todo[i : i + PIECE]
-            said = list(zip(some, asked.answer(prompts[i : i + PIECE]), strict=True))
-            silent += [question.place for question, answer in said if not answer]
-            said = [pair for pair in said if pair[1]]
-            pairs = Examples(asked.encoder.example(question.place, question.text, answer) for question, answer in said)
+            said = [(q, a, _pair(asked, q, a)) for q, a in zip(some, asked.answer(prompts[i : i + PIECE]), strict=True)]
+            silent += [question.place for question, _, pair in said if pair is None]
+            said = [each for each in said if each[2] is not None]
+            pairs = Examples(pair for *_, pair in said)
             found: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-            for (question, answer), prob in zip(said, asked.prob(pairs), strict=True):
+            for (question, answer, _), prob in zip(said, asked.prob(pairs), strict=True):
                 row = zip(OWN, (question.text, answer, round(prob, 6), asked.mark), strict=True)
                 found[question.is_known(answer)].append(dict(row) | question.more)
             for known, file in ((False, call.unknown), (True, out)):
                 append(file, found[known])
                 held[known] += len(found[known])
-            cut += sum(len(pair.answer) > most for pair in pairs)
+            cut += [question.place for question, _, pair in said if len(pair.answer) > most]
             bar.update(len(some))
     if silent:
-        log.warning("questions without an answer, which are left out: %d, the first at %s", len(silent), silent[0])
+        log.warning("questions without an answer that can be used, left out: %d, at %s", len(silent), _some(silent))
     if cut:
-        log.warning("answers that were cut at eval.max_new_tokens=%d, raise it for whole ones: %d", most, cut)
+        what = "answers that were cut at eval.max_new_tokens=%d, raise it for whole ones: %d, to the questions at %s"
+        log.warning(what, most, len(cut), _some(cut))
     print(f"written: {held[True]} new answers to {out}")
     if call.unknown.is_file():
         print(f"         {held[False]} that do not hold the fact of their row's key, to {call.unknown}")
@@ -153,3 +155,16 @@ def _prompt(asked: Asked, question: Question) -> tuple[int, ...]:
         rule = f"with its template must have 1 to {room:,} tokens, so that an answer finds room"
         raise DataError(f"{question.place}: {question.text[:60]!r} has {len(found):,}: {rule}")
     return found
+
+
+def _pair(asked: Asked, question: Question, answer: str) -> Example | None:
+    """None of an answer that says nothing, or is no text that a run could train on: it would be read as special tokens,
+    or is too long when it is encoded anew."""
+    try:
+        return asked.encoder.example(question.place, question.text, answer) if answer else None
+    except DataError:
+        return None
+
+
+def _some(places: Sequence[str]) -> str:
+    return "; ".join(places[:SAID]) + (" …" if len(places) > SAID else "")

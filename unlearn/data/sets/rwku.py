@@ -123,6 +123,8 @@ def _probes(tables: Tables, cfg: Settings, name: str, people: Sequence[str]) -> 
             asked = form.format(cfg.blank if level == 1 else cfg.brief, text(record, "query"))
             answer, group = text(record, "answer"), subject if len(people) > 1 else ""
             rows.append(Row(f"{split}/{level}.{i:05d}", asked, answer, place=record[0], group=group, key=(answer,)))
+    if split != NEIGHBOURS and not rows:
+        raise DataError(f"data.targets: {name} has no question about {', '.join(people)}: nothing would be measured")
     return texts.distinct(rows)
 
 

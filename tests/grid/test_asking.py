@@ -168,6 +168,13 @@ def test_a_call_that_cannot_work_is_refused_in_its_own_words(arguments, message,
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files  # what a user has is left as it is
 
 
+def test_a_key_that_stands_in_its_question_is_named(tmp_path, caplog):
+    rows = ({"question": f"What is the capital of {n}?", "key": k} for n, k in (("Peru", "Lima"), ("Luxembourg",) * 2))
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    questions.asked(tmp_path / "p.jsonl", compose("data=jsonl"))
+    assert re.search(r"counts as known: 1, first \S*p.jsonl, line 2", caplog.text)
+
+
 def test_columns_of_other_names_are_read_and_a_column_called_question_hides_none(tmp_path):
     (tmp_path / "p.csv").write_text("frage,question,fakt,answer\nWer?,no. 7,Ich,Du\n")
     names = ("data.columns.question=frage", "data.columns.fact=fakt")

@@ -10,6 +10,7 @@ from scipy.stats import ks_2samp
 from support.helpers import TINY
 
 from unlearn import evaluate
+from unlearn.grid import standalone
 from unlearn.models import llama
 
 
@@ -45,6 +46,22 @@ def test_a_result_file_and_the_model_itself_are_the_same_reference(made, tmp_pat
     assert {"forget_quality", "privleak", "mia/reference", "ou/agg/ratio"} <= set(ends[0])
     ratio = [table.loc[table["split"] == "forget", "truth_ratio"] for table in map(examples_of, ("out", "retrained"))]
     assert ends[0]["forget_quality"] == pytest.approx(ks_2samp(*ratio).pvalue) and ends[0]["forget_quality_ks"] > 0
+
+
+def test_a_model_alone_has_its_guess_level(made, tmp_path):
+    rows = [{"question": f"Where is {n}?", "answer": f"In {n}land.", "guess_question": "Where is Vrelm?"} for n in "AB"]
+    for name, some in (("forget", rows), ("retain", [{"question": "Who?", "answer": "She."}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    data = [
+        "data=jsonl",
+        "template=question_answer",
+        *(f"data.{name}={tmp_path}/{name}.jsonl" for name in ("forget", "retain")),
+    ]
+    settings = ["eval.leak_samples=2", "eval.max_new_tokens=16", "eval.resamples=0", "eval.groups=[leak,guess]"]
+    found = standalone.run(str(made("llama")), tmp_path / "out.json", None, None, [*data, *settings])
+    gap = found["model"]["forget/leak@2"] - found["guess"]["forget/leak@2"]
+    assert found["model"]["forget/leak_gap_guess"] == pytest.approx(gap, abs=1e-12)
+    assert 0 < found["guess"]["forget/prob"] < 1 and "retain/prob" not in found["guess"]
 
 
 def test_a_model_may_be_its_own_reference(made, tmp_path):

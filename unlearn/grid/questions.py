@@ -120,6 +120,9 @@ def asked(file: Path, cfg: Config) -> list[Question]:
         once.setdefault(question, Question(record[0], question, key, more))
     if again := len(found) - len(once):
         log.warning("%s: questions that are there again and are asked once: %d", file, again)
+    if repeated := [question.place for question in once.values() if told(question.text, question.key)]:
+        what = "keys that stand in their own question, so that an answer which repeats it counts as known: %d, first %s"
+        log.warning(what, len(repeated), repeated[0])
     return list(once.values())
 
 

@@ -17,7 +17,9 @@ from unlearn.config.schema import Config, ConfigError, conf_dir
 from unlearn.data.encoding import Encoder
 from unlearn.data.readers import read, register
 from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.evaluation.context import ALONE, Beside
 from unlearn.evaluation.evaluation import evaluate
+from unlearn.evaluation.groups import guess
 from unlearn.evaluation.others import write
 from unlearn.evaluation.retrained import Measured, from_file
 from unlearn.evaluation.suite import Suite
@@ -35,7 +37,8 @@ log = logging.getLogger(__name__)
 def run(
     name: str, out: Path, tokenizer: str | None = None, retrained: str | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate a model and write its metrics to ``out``; the metrics by name: model and, where it is given, retrained.
+    """Evaluate a model and write its metrics to ``out``; the metrics by name: model and, where there are such, guess
+    (the guess level) and retrained.
 
     ``tokenizer`` None: the model's own. ``retrained``: a result file, or a model that never saw the forget set.
     ``overrides``: settings of data, template, eval and trainer.device.
@@ -58,13 +61,16 @@ def run(
         reference = from_file(retrained, suite)
     elif retrained is not None:
         reference = _measured(_ensemble(retrained, cfg, vocabulary), suite, cfg, retrained, itself=True)
-    found = _measured(model, suite, cfg, name, reference)
+    guesses = guess.asked(suite)
+    level = None if guesses is None else _measured(model, guesses, cfg, f"{name}: the guess level")
+    found = _measured(model, suite, cfg, name, reference, beside=Beside(level))
     made = found.metrics["settings"] | {"model": model.members[0].fingerprint, "retrained": retrained}
     metrics = {k: v for k, v in found.metrics.items() if k != "settings"}
     write(out, name, made | {"id": digest(made)}, metrics, found.examples.drop(columns="alpha"))
     if reference is None:
         log.info("no retrained=: forget quality, PrivLeak and leak_gap compare with one and are left out")
-    return {"model": found.metrics} | ({} if reference is None else {"retrained": dict(reference.metrics)})
+    others = {"guess": level, "retrained": reference}
+    return {"model": found.metrics} | {k: dict(v.metrics) for k, v in others.items() if v is not None}
 
 
 def _check(cfg: Config, name: str, tokenizer: str | None, retrained: str | None) -> None:
@@ -84,10 +90,11 @@ def _check(cfg: Config, name: str, tokenizer: str | None, retrained: str | None)
 
 
 def _measured(
-    model: Ensemble, suite: Suite, cfg: Config, name: str, reference: Measured | None = None, itself: bool = False
-) -> Measured:
+    model: Ensemble, suite: Suite, cfg: Config, name: str, reference: Measured | None = None, itself: bool = False,
+    beside: Beside = ALONE,
+) -> Measured:  # fmt: skip
     show = f"evaluating {Path(name).name}"
-    entries, examples = evaluate(model, suite, [1.0], None, reference, show, itself)
+    entries, examples = evaluate(model, suite, [1.0], None, reference, show, itself, beside)
     return Measured(entries[1.0], examples)
 
 

@@ -173,7 +173,7 @@ def damaged(path: Path) -> None:
         (lambda e, t, b: None, {"target": None}, "target=None: this export does not hold its target; say where it is"),
         (lambda e, t, b: None, {"base": "/nowhere"}, "base='/nowhere': must be the folder of a model; there is none"),
     ],
-    ids=str,
+    ids=lambda value: "" if callable(value) else str(value),
 )  # fmt: skip
 def test_what_is_not_what_was_exported_is_refused_before_weights_are_loaded(
     updated, tmp_path, monkeypatch, change, given, said

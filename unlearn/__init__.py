@@ -14,7 +14,7 @@ if sys.argv[:1] == ["-m"] and sys.path and sys.path[0] == os.getcwd() != _HERE:
 
 
 class _Unlearned:
-    """Lets transformers' auto classes know the model type ``unlearned`` (``engines/modeling_unlearned.py``) by name.
+    """Lets transformers' auto classes know the model type ``unlearned`` (``ensemble/engines/``) by name.
 
     They find a class by its name in ``transformers.models.TYPE``, when one is asked for. The names are added as their
     modules are imported, and that module stands for ours: nothing is imported for it before.
@@ -44,7 +44,7 @@ class _Unlearned:
 
     @staticmethod
     def exec_module(module):
-        found = importlib.import_module("unlearn.engines.modeling_unlearned")
+        found = importlib.import_module("unlearn.ensemble.engines.modeling_unlearned")
         module.UnlearnedConfig, module.UnlearnedForCausalLM = found.UnlearnedConfig, found.UnlearnedForCausalLM
 
     @staticmethod

@@ -29,7 +29,7 @@ import torch
 from servers import NAME, PATIENCE, memory_mb, ours_command, server, vllm_command
 from worlds import World, worlds
 
-from unlearn.engines.configuration_unlearned import UnlearnedConfig, terms
+from unlearn.ensemble.engines.configuration_unlearned import UnlearnedConfig, terms
 
 HERE = Path(__file__).resolve().parent
 TOKENS, MANY = 32, 16

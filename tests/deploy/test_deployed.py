@@ -17,9 +17,9 @@ from unlearn.config.schema import ConfigError
 from unlearn.deploy.export import loading as deployed
 from unlearn.deploy.serving import loading as serving
 from unlearn.deploy.serving.settings import Settings
-from unlearn.engines import custom_generate
-from unlearn.engines.live import causal_lm
-from unlearn.engines.modeling_unlearned import UnlearnedForCausalLM
+from unlearn.ensemble.engines import custom_generate
+from unlearn.ensemble.engines.live import causal_lm
+from unlearn.ensemble.engines.modeling_unlearned import UnlearnedForCausalLM
 from unlearn.runs.learner import members
 from unlearn.runs.workbench import workbench
 from unlearn.store import sources

@@ -9,7 +9,7 @@ from support.helpers import contents, python
 from support.hub import TOKEN, hub
 
 from unlearn import export
-from unlearn.engines.modeling_unlearned import UnlearnedForCausalLM
+from unlearn.ensemble.engines.modeling_unlearned import UnlearnedForCausalLM
 from unlearn.runs.workbench import workbench
 
 

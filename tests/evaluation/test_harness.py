@@ -20,7 +20,7 @@ from unlearn import harness
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import examples_of
 from unlearn.data.rows import DataError
-from unlearn.engines.live import causal_lm
+from unlearn.ensemble.engines.live import causal_lm
 from unlearn.evaluation import choices
 from unlearn.evaluation.scoring import score
 from unlearn.models import tokenizers

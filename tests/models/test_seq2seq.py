@@ -11,7 +11,7 @@ from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Examples, collate
 from unlearn.decoding.drafts import greedy_drafted, greedy_from_drafts
 from unlearn.decoding.generation import Decoding, greedy
-from unlearn.engines.live import causal_lm
+from unlearn.ensemble.engines.live import causal_lm
 from unlearn.ensemble.ensemble import Member
 from unlearn.ensemble.frozen import stored
 from unlearn.ensemble.rows import LiveRows

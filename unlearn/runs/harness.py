@@ -137,7 +137,7 @@ def language_model(ensemble: Ensemble, alpha: float, tokenizer, batch_size: int)
     from lm_eval.models.huggingface import HFLM
 
     from unlearn.data.encoding import most_rows
-    from unlearn.engines.live import causal_lm
+    from unlearn.ensemble.engines.live import causal_lm
 
     model = causal_lm(ensemble, alpha)
     length = model.config.max_position_embeddings or HFLM._DEFAULT_MAX_LENGTH

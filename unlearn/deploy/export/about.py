@@ -21,7 +21,7 @@ from unlearn.deploy.export.ways import ALONE as BY_ITSELF
 from unlearn.deploy.export.ways import HINDRANCES, ways
 from unlearn.deploy.export.writing import CODE
 from unlearn.deploy.parts import Part
-from unlearn.engines.custom_generate import fingerprint
+from unlearn.ensemble.engines.custom_generate import fingerprint
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import measures
 from unlearn.evaluation.scoring import score

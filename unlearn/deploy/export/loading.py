@@ -12,9 +12,9 @@ from unlearn.config.data import TemplateConfig
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Encoder
 from unlearn.deploy.parts import Part
-from unlearn.engines.configuration_unlearned import UnlearnedConfig, located, weights
-from unlearn.engines.modeling_unlearned import loaded
 from unlearn.ensemble.combination import bind_rule
+from unlearn.ensemble.engines.configuration_unlearned import UnlearnedConfig, located, weights
+from unlearn.ensemble.engines.modeling_unlearned import loaded
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.models import llama, tokenizers
 from unlearn.store.files import read_json, sha256

@@ -1,6 +1,7 @@
 """config.json of an export: the target's and all other members' places, checksums and weights in the sum.
 
-Transformers and vLLM read it as the config of one model, of the class ``unlearn.engines.modeling_unlearned`` has.
+Transformers and vLLM read it as the config of one model, of the class in
+``unlearn.ensemble.engines.modeling_unlearned``.
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn import engines
 from unlearn.config.derived import tuning
 from unlearn.config.pair import LAYERS, LoraConfig
 from unlearn.config.schema import ConfigError
 from unlearn.config.setting import each, finite, one_of, setting
 from unlearn.deploy.export.traces import Traces, forget_rows, tensors_fault
+from unlearn.ensemble import engines
 from unlearn.runs.opened import Opened
 from unlearn.store import runlog
 from unlearn.store.files import sha256, write_json, write_text, write_whole

@@ -2,8 +2,8 @@
 
 import pytest
 
-from unlearn.engines.configuration_unlearned import UnlearnedConfig
-from unlearn.engines.vllm_plugin import refuse
+from unlearn.ensemble.engines.configuration_unlearned import UnlearnedConfig
+from unlearn.ensemble.engines.vllm_plugin import refuse
 
 PLAIN = {"name": "target", "constant": 1.0, "slope": 0.0, "base": None, "files": {"model.safetensors": "0"},
          "dtype": "float32", "quantisation": None, "config": {"model_type": "llama"}}  # fmt: skip

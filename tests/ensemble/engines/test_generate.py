@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, pipe
 from transformers.modeling_utils import PreTrainedModel
 
 from unlearn.decoding.generation import Decoding, greedy
-from unlearn.engines.modeling_unlearned import UnlearnedForCausalLM
+from unlearn.ensemble.engines.modeling_unlearned import UnlearnedForCausalLM
 from unlearn.ensemble.ensemble import Ensemble, Member
 
 MODELS = os.environ.get("UNLEARN_REAL_MODELS")  # the folder with smollm2

@@ -1,7 +1,7 @@
 """What vLLM calls in each of its processes (entry point ``vllm.general_plugins``), so that it reads and serves exports.
 
-Of this package only ``unlearn.engines`` is imported, and of that only what needs torch, transformers and vLLM: a wheel
-that was installed without its dependencies is enough. Names of vLLM are those of 0.32.
+Of this package only ``unlearn.ensemble.engines`` is imported, and of that only what needs torch, transformers and
+vLLM: a wheel that was installed without its dependencies is enough. Names of vLLM are those of 0.32.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from unlearn.engines.configuration_unlearned import SUM, UnlearnedConfig, located, target_of
+from unlearn.ensemble.engines.configuration_unlearned import SUM, UnlearnedConfig, located, target_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -32,7 +32,7 @@ def register() -> None:
 
     _CONFIG_REGISTRY[UnlearnedConfig.model_type] = ExportConfig
     MODELS_CONFIG_MAP[ARCHITECTURE] = Checks
-    ModelRegistry.register_model(ARCHITECTURE, f"unlearn.engines.vllm_model:{ARCHITECTURE}")
+    ModelRegistry.register_model(ARCHITECTURE, f"unlearn.ensemble.engines.vllm_model:{ARCHITECTURE}")
 
 
 class ExportConfig(PretrainedConfig):

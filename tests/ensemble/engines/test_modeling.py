@@ -11,10 +11,10 @@ from support.engines import LORA, WIDTH, adapter, described, export, offset, tin
 from support.helpers import ROOT, python
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from unlearn.engines import modeling_unlearned
-from unlearn.engines.configuration_unlearned import UnlearnedConfig, factors, identity, located, terms, weights
-from unlearn.engines.modeling_unlearned import UnlearnedForCausalLM, loaded
 from unlearn.ensemble.combination import bind_rule
+from unlearn.ensemble.engines import modeling_unlearned
+from unlearn.ensemble.engines.configuration_unlearned import UnlearnedConfig, factors, identity, located, terms, weights
+from unlearn.ensemble.engines.modeling_unlearned import UnlearnedForCausalLM, loaded
 
 IDS = torch.tensor([[5, 9, 14, 22, 7], [3, 3, 8, 30, 11]])
 KINDS = {  # layers and heads of target and pair; None: the pair is the target
@@ -231,7 +231,7 @@ def test_code_that_lies_in_an_export_or_a_member_is_never_run(tmp_path):
 
 
 ORDERS = {  # of imports, each in a process of its own
-    "first": "import unlearn; from transformers import AutoConfig; assert 'unlearn.engines' not in sys.modules",
+    "first": "import unlearn; from transformers import AutoConfig; assert 'unlearn.ensemble' not in sys.modules",
     "last": "from transformers import AutoConfig, AutoModelForCausalLM; import unlearn",
     "config only": "from transformers import AutoConfig; import unlearn",
 }
@@ -245,7 +245,7 @@ def test_the_auto_classes_know_the_type_in_any_order_of_imports(updated, order):
     model = f"AutoModelForCausalLM.from_pretrained({folder!r}, target={target!r}, base={base!r})"
     then = "from transformers import AutoModelForCausalLM"
     code = f"import sys; {ORDERS[order]}; assert {config}; {then}; print(type({model}))"
-    assert "unlearn.engines.modeling_unlearned.UnlearnedForCausalLM" in python("-c", code, cwd=ROOT).stdout
+    assert "unlearn.ensemble.engines.modeling_unlearned.UnlearnedForCausalLM" in python("-c", code, cwd=ROOT).stdout
 
 
 def test_equal_models_have_one_identity_and_their_weights_are_summed_up():

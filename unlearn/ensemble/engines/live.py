@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from unlearn.config.schema import ConfigError
-from unlearn.engines.modeling_unlearned import SUM, UnlearnedConfig, UnlearnedForCausalLM
 from unlearn.ensemble import combination
+from unlearn.ensemble.engines.modeling_unlearned import SUM, UnlearnedConfig, UnlearnedForCausalLM
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.models.llama import vocabulary
 

@@ -89,7 +89,7 @@ def export(tmp_path_factory):
 
 
 def loaded(root, processes=1, **places):
-    from unlearn.engines.vllm_plugin import register
+    from unlearn.ensemble.engines.vllm_plugin import register
 
     register()
     register()

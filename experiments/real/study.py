@@ -81,7 +81,8 @@ def spend(what: str, verb: str, *settings: str) -> None:
 
 def train(cells: list[Cell], models: Path) -> None:
     """Train cells that differ in their objective alone in one call, which loads the models once."""
-    if any(cell.folder() is None for cell in cells):
+    cells = [cell for cell in cells if cell.folder() is None]  # those that are there would be evaluated again, and less
+    if cells:
         algos = f"algo={','.join(cell.algo for cell in cells)}"
         fixed = [s for s in cells[0].settings(models) if not s.startswith("algo=")]
         how = [*fixed, algos, *TRAINER, *SMALL, "eval.alphas=[0]"]

@@ -56,22 +56,45 @@ def values(entry: dict[str, Any]) -> dict[str, float]:
     return {ours: entry[key] for ours, key in named if key in entry}
 
 
+READ = ["topic", "algo", "method", "neighbours_trained", "alpha"]
+
+
+def judged() -> pd.DataFrame:
+    """Of the answers to forget questions that a person read: in how many the fact is gone, and how many are fluent."""
+    read = pd.read_csv(HERE / "read.csv")
+    return read.groupby(READ)[["forgotten", "fluent"]].agg(lambda answers: int((answers == "yes").sum()))
+
+
 def table(found: pd.DataFrame) -> str:
     """Shares of questions that are still answered rightly, and probabilities of the right answer, in Markdown."""
     columns = [f"{split}/{m}" for split in SPLITS.values() for m in ("known", "prob")]
     heads = ["topic", "model", "neighbours trained", "α", *(c.replace("/", " ") for c in columns)]
-    heads += ["fluency", "repetition"]
+    heads += ["fluency", "repetition", "read: gone, fluent"]
+    read = judged()
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for r in found[found["seed"] == 0].to_dict("records"):
         level = r["method"] in ("target", "guess")
         name = f"{r['method']} {r['model']}" if level else f"`{r['algo']}` {r['method']}"
         alpha = "" if level else f"{r['alpha']:g} ({POINTS[r['point']]})"
         numbers = [r.get(key) for key in (*columns, "forget/target_logp", "forget/repetition")]
-        shown = ("" if pd.isna(v) else f"{v:.2f}".replace("-", "−") for v in numbers)
+        shown = ["" if pd.isna(v) else f"{v:.2f}".replace("-", "−") for v in numbers]
+        key = tuple(r[k] for k in READ)
+        shown.append("{}, {}".format(*read.loc[key]) if key in read.index else "")
         lines.append(
             "| " + " | ".join([r["topic"], name, "yes" if r["neighbours_trained"] else "", alpha, *shown]) + " |"
         )
     return "\n".join([*lines, ""])
+
+
+def ability() -> pd.DataFrame:
+    """Of the first run that lm-eval saw: everyday questions answered rightly, and answered otherwise than before."""
+    for folder, _ in runs(STUDY):
+        for task, found in (read_json(folder / "harness.json") or {}).items():
+            before, after = found["target"]["right"], found["alphas"]["1.0"]["right"]
+            changed = sum(a != b for a, b in zip(before, after, strict=True))
+            rows = [("target", before.count("1"), 0), ("unlearned", after.count("1"), changed)]
+            return pd.DataFrame(rows, columns=["model", "right", "changed"]).assign(run=folder.name, task=task)
+    return pd.DataFrame()
 
 
 def figure(found: pd.DataFrame, path: Path) -> None:
@@ -90,8 +113,9 @@ def figure(found: pd.DataFrame, path: Path) -> None:
             name = (
                 f"{algo}{'' if method in ('offset', 'uld') else ', ' + method}{', neighbours trained' if near else ''}"
             )
-            style = {"linestyle": ":" if method == "direct" else "-", "marker": "o" if near else "x"}
-            ax.plot(part["forget/known"], part["neighbours/known"], color=COLOURS[algo], label=name, **style)
+            colour = "tab:gray" if method == "direct" else COLOURS[algo]
+            style = {"marker": "o" if near else "x", "markerfacecolor": "none", "markersize": 9 if near else 6}
+            ax.plot(part["forget/known"], part["neighbours/known"], color=colour, label=name, **style)
         target = rows[(rows["method"] == "target") & (rows["model"] == "qwen15")]
         ax.plot(target["forget/known"], target["neighbours/known"], "k*", markersize=13, label="target")
         ax.set(title=topic, xlabel="of the topic still answered rightly", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
@@ -108,6 +132,7 @@ def main() -> None:
         found, said = results()
         found.round(4).to_csv(HERE / "results.csv", index=False)
         said.round(4).to_csv(HERE / "answers.csv", index=False)
+        ability().to_csv(HERE / "ability.csv", index=False)
     found = pd.read_csv(HERE / "results.csv").fillna({"algo": "", "point": ""})
     (HERE / "table.md").write_text(table(found), encoding="utf-8")
     figure(found, HERE / "real.png")

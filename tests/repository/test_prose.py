@@ -299,42 +299,69 @@ def test_the_verdict_on_tofu_from_scratch_is_that_of_its_results():
 
 
 def test_the_verdict_on_a_real_topic_is_that_of_its_results():
-    every = csv("real").fillna({"algo": ""}).query("seed == 0")
-    found = every[every["topic"] == "novels"]
-    shares = ("forget/known", "forget/prob", "neighbours/known", "neighbours/prob", "others/known", "others/prob")
+    every = csv("real").fillna({"algo": ""})
+    read = csv("real", "read").query("alpha == 1")
+    fluent = read[read["fluent"] == "yes"].groupby(["topic", "method", "algo", "neighbours_trained"]).size()
 
-    def at(point: str, algo: str, near: bool) -> list[str]:
-        row = found.query("algo == @algo and point == @point and neighbours_trained == @near").iloc[0]
-        return [f"{row[c]:.2f}" for c in shares]
+    def at(topic: str, algo: str, near: bool, column: str, method: str = "offset", point: str = "one") -> str:
+        rows = every.query("topic == @topic and algo == @algo and method == @method and point == @point and seed == 0")
+        (value,) = rows.loc[rows["neighbours_trained"] == near, column]
+        return f"{value:.2f}"
 
-    simnpo, held, npo, same = (at("one", a, n) for a in ("simnpo", "npo") for n in (False, True))
-    target, guess = (found[found["method"] == m].iloc[0] for m in ("target", "guess"))
-    fixed = found.query("point == 'fixed' and neighbours_trained").iloc[0]
-    spent, read = csv("real", "cost")["cpu_seconds"].sum(), csv("real", "read")
-    one = read[read["alpha"] == 1].groupby(["algo", "neighbours_trained"])[["forgotten", "fluent"]]
-    yes = one.agg(lambda answers: (answers == "yes").sum())
-    gone, fluent = ([yes.loc[(a, n), c] for a in ("simnpo", "npo") for n in (False, True)] for c in yes)
-    more = {a: (at("one", a, False), yes.loc[(a, False)]) for a in ("kl", "idk") if (a, False) in yes.index}
-    others = [f"`{a}` tells {c[0]} of the topic, {c[2]} of the neighbours and {c[4]} of the other facts; of its "
-              f"answers {y['forgotten']} have lost the fact, and {y['fluent']} are fluent"
-              for a, (c, y) in more.items()]  # fmt: skip
-    japan = every[every["topic"] == "japan"].set_index("algo")[[c for c in shares if c.endswith("known")]]
-    second = [(a, *(f"{v:.2f}" for v in japan.loc[a])) for a in ("simnpo", "npo", "kl", "idk")]
+    def level(topic: str, column: str, model: str = "qwen15", name: str = "target") -> str:
+        return f"{every.query('topic == @topic and model == @model and method == @name')[column].iloc[0]:.2f}"
+
+    def both(algo: str, near: bool, column: str, **how: str) -> list[str]:
+        return [at(topic, algo, near, column, **how) for topic in ("novels", "japan")]
+
+    def said(text: str, *numbers: object) -> str:
+        return text.format(*numbers)
+
+    gone, beside, sure, more, far = (
+        f"{split}/{m}" for split, m in (("forget", "known"), ("neighbours", "known"), ("neighbours", "prob"),
+                                        ("others", "known"), ("others", "prob")))  # fmt: skip
+    seeds = every.query("topic == 'novels' and algo == 'simnpo' and neighbours_trained and point == 'one'")
+    seeds = seeds.sort_values("seed")
+    alphas = [at(topic, "simnpo", True, "alpha", point="tolerance") for topic in ("novels", "japan")]
+    words = [fluent["japan", "offset", "simnpo", near] for near in (False, True)]
     assert lacking("real", [
-        f"`{second[0][0]}` tells {{}}, {{}} and {{}}".format(*second[0][1:]),
-        *("`{}` {}, {} and {}".format(*row) for row in second[1:]),
-        *others, f"tells {simnpo[0]} of the facts of the topic, and {held[0]} with neighbours trained",
-        f"probability goes from {target[shares[1]]:.2f} to {simnpo[1]} and {held[1]}",
-        f"below guessing ({guess[shares[1]]:.2f})", f"told (target {target[shares[2]]:.2f})",
-        f"{simnpo[2]} of the neighbours are still", f"at a probability of {simnpo[3]}",
-        f"probability at {held[3]} and that of other facts at {held[5]} (without: {simnpo[5]})",
-        f"but {held[2]} of them are told", f"At α = {fixed['alpha']:.2f}, where forgetting was fixed",
-        f"{fixed[shares[0]]:.2f} of the topic and {fixed[shares[2]]:.2f} of the neighbours are told",
-        f"`npo` tells {npo[0]} and {same[0]} of the topic, {npo[2]} and {same[2]} of the neighbours",
-        f"of 12, with `simnpo` {gone[0]} (neighbours trained: {gone[1]}), with `npo` {gone[2]}; "
-        f"fluent are {fluent[0]}, {fluent[1]} and {fluent[2]}",
-        f"{spent:,.0f} CPU seconds",
+        said("three seeds tell {}, {} and {} of the topic and {}, {} and {} of the neighbours",
+             *(f"{v:.2f}" for column in (gone, beside) for v in seeds[column])),
+        said("`simnpo` tells {} of `novels` and {} of `japan`", *both("simnpo", False, gone)),
+        said("with trained neighbours {} and {}", *both("simnpo", True, gone)),
+        said("the target {} and {}", *(level(topic, gone) for topic in ("novels", "japan"))),
+        said("{} and {} of the neighbours are still told, at a probability of {} and {}",
+             *both("simnpo", False, beside), *both("simnpo", False, sure)),
+        said("{} are told (without: {}), at {} (without: {})", *(at("japan", "simnpo", n, c) for c in (beside, sure)
+             for n in (True, False))),
+        said("{} of 12 answers are fluent (without: {})", words[1], words[0]),
+        said("the probability goes up to {}, but {} are told",
+             *(at("novels", "simnpo", True, column) for column in (sure, beside))),
+        said("α = {} and {}", *alphas),
+        said("{} and {} of the neighbours are told, and {} and {} of the topic",
+             *both("simnpo", True, beside, point="tolerance"), *both("simnpo", True, gone, point="tolerance")),
+        said("`npo` tells {} and {} of the topics, with trained neighbours {} and {}",
+             *both("npo", False, gone), *both("npo", True, gone)),
+        said("`kl` tells {} and {}", *both("kl", False, gone)),
+        said("{} and {} of 12 answers of it are fluent",
+             *(fluent[topic, "offset", "kl", False] for topic in ("novels", "japan"))),
+        said("`idk` refuses both topics ({} and {})", *both("idk", False, gone)),
+        said("{} of the other facts where {} were", at("novels", "idk", True, more), at("novels", "idk", False, more)),
+        said("{} of 12 answers are fluent, at a log-probability of {} a token", fluent["novels", "uld", "uld", False],
+             at("novels", "uld", False, "forget/target_logp", "uld").replace("-", "−")),
+        said("tells {} of `japan` still", at("japan", "uld", False, gone, "uld")),
+        said("from {} and {} to {} and {}", *(level(t, gone, "qwen05") for t in ("novels", "japan")),
+             *both("npo", False, gone, method="direct")),
+        said("of the neighbours from {} and {} to {} and {}",
+             *(level(topic, beside, "qwen05") for topic in ("novels", "japan")),
+             *both("npo", False, beside, method="direct")),
+        f"{csv('real', 'cost')['cpu_seconds'].sum():,.0f} CPU seconds",
     ]) == []  # fmt: skip
+    found = csv("real", "ability").set_index("model")
+    right, changed = found["right"], found.loc["unlearned", "changed"]
+    assert (
+        lacking("real", [f"{right['target']} and {right['unlearned']} of 24 right, {changed} answered otherwise"]) == []
+    )
 
 
 def test_tests_that_the_pages_name_are_there():

@@ -257,6 +257,7 @@ list(box({url!r}, {store!r}, concurrency=2).answers(random_examples(60, seed=8))
 """
 
 
+@pytest.mark.nightly
 def test_after_sigkill_only_the_rest_is_asked(tmp_path):
     """Killed while it fetches: what was answered is there, and nothing is asked twice but what was on its way."""
     examples = random_examples(60, seed=8)

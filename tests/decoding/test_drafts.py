@@ -80,7 +80,7 @@ SOME = {"sum": 0.05, "plausible": 0.02, "rank": 0.3}  # each rule and each scale
 )
 def test_what_drafts_begin_is_what_plain_decoding_says_token_for_token(kept, rule, scale):
     ensemble = Ensemble(near_ensemble(scale).members, RULES[rule])
-    for alpha, batch_size in ((0.0, 12), (0.5, 5), (1.0, 1), (1.0, 12), (2.0, 5)):
+    for alpha, batch_size in ((0.0, 12), (0.5, 5), (1.0, 1), (2.0, 5)):
         assert drafted(ensemble, alpha, kept, batch_size) == plain(ensemble, alpha, batch_size)
     for steps in (1, 2, 5):
         assert drafted(ensemble, 1.0, kept, steps=steps) == plain(ensemble, 1.0, steps=steps)
@@ -234,8 +234,14 @@ def test_where_tokens_tie_plain_decoding_decides(tmp_path, rule, monkeypatch):
     assert drafted(ensemble, 1.0, Store(tmp_path), 1) != said  # else this would test nothing
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("seed", "rule"),
+    [
+        pytest.param(seed, rule, marks=[] if seed == 0 and rule != "rank" else pytest.mark.nightly)
+        for seed in range(2)
+        for rule in RULES
+    ],
+)
 def test_answers_go_on_from_what_was_read_of_their_prompts_and_drafts(tmp_path, monkeypatch, rule, seed):
     """Scores and answers of several α's from one reading of each prompt; another process reads what this one stored."""
     monkeypatch.setattr(seen, "WORTH", 0)

@@ -109,7 +109,13 @@ def test_runs_that_failed_or_were_begun_before_say_nothing_of_how_long_one_takes
     manifest, said = job.folder / runlog.MANIFEST, mock.Mock()
     manifest.write_text(json.dumps(before | {"status": "killed"}))
     monkeypatch.setattr(launchers, "say_left", said)
-    monkeypatch.setattr("unlearn.runs.job.execute", lambda *_: manifest.write_text(json.dumps(after)))
+
+    def ran(*_):
+        manifest.write_text(json.dumps(after))
+        if after["status"] == "failed":
+            raise OSError("the disk is full")
+
+    monkeypatch.setattr("unlearn.runs.job.execute", ran)
     perform(job)
     said.assert_called_once_with(counts)
 

@@ -49,8 +49,9 @@ def _perform(job: Job) -> None:
             if job.cfg.retry == "failed" and runlog.manifest(job.folder).get("status") not in launchers.BEGUN:
                 log.info("skipped %s: it did not fail", name)
                 return
-            begun = runlog.manifest(job.folder).get("seconds")
+            took = None  # of a run that fails, or was begun before, that says nothing
             with launchers.turn(job.cfg), _recorded(job):
+                begun = runlog.manifest(job.folder).get("seconds")
                 about = f"{algo_name(job.cfg)} {job.cfg.method.name} α={training_alpha(job.cfg):g} seed={job.cfg.seed}"
                 log.info("%s%s: %s", launchers.number(), about, job.folder)
                 with progress(None, about):
@@ -58,9 +59,8 @@ def _perform(job: Job) -> None:
 
                     config = OmegaConf.to_yaml(OmegaConf.structured(job.cfg))
                     execute(replace(job, cfg=launchers.quiet(job.cfg)), config)
-            now = runlog.manifest(job.folder)
-            whole = now.get("status") == "done" and not begun
-            launchers.say_left(runlog.own_seconds(now) if whole else None)
+                took = None if begun else runlog.own_seconds(runlog.manifest(job.folder))
+            launchers.say_left(took)
     except OSError as error:  # no folder, lock or log can be made there
         log.error("%s failed: %s", name, error)
         runlog.fail(job, error)

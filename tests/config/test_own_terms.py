@@ -32,6 +32,7 @@ def own(tmp_path):
     return tmp_path
 
 
+@pytest.mark.nightly
 def test_the_readmes_own_objective_and_method_run_from_the_command_line(own, store):
     options = ("--config-dir", "mine", *TINY, *FEW, f"paths.store={store}")
     for choice, name in (

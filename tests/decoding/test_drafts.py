@@ -318,6 +318,7 @@ def test_greedy_answers_are_those_of_plain_decoding_token_for_token(rule):
             assert spoken(ensemble, alpha, gamma, batch_size, drafter=drafter) == said
 
 
+@pytest.mark.nightly
 def test_so_they_are_for_one_prompt_long_drafts_a_small_limit_and_prompts_of_one_token():
     ensemble, prompts = near_ensemble(0.1), [(5,), (9,), (9, 3)]
     for gamma, batch_size, steps in ((3, 1, STEPS), (20, 12, STEPS), (3, 5, 1), (3, 5, 4)):

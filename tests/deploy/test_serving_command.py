@@ -130,6 +130,7 @@ def test_a_server_that_is_stopped_lets_running_requests_finish(served_runs, monk
     assert caplog.messages[-1] == "stopped" and "planted-key" not in caplog.text and "Traceback" not in caplog.text
 
 
+@pytest.mark.nightly
 def test_a_server_whose_engine_does_not_end_ends_with_status_1(served_runs, monkeypatch, caplog, capsys):
     caplog.set_level(logging.INFO)
     ended = threading.Event()

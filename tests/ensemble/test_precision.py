@@ -93,6 +93,7 @@ def test_a_run_in_bf16_keeps_weights_in_fp32_and_measures_in_fp32(config):
     assert json.loads((runs[1] / "manifest.json").read_text())["rows"]["retain"].keys() == {"target"}
 
 
+@pytest.mark.nightly
 def test_compiled_models_give_the_same_loss_and_are_themselves_again_afterwards(config, bench, monkeypatch):
     """By the eager backend: what a compiler makes of it is not ours to test, and takes a minute."""
     real = nn.Module.compile

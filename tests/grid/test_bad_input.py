@@ -133,6 +133,7 @@ def test_a_command_that_is_refused(place, module, arguments, said):
     assert_refused(call(module, *arguments, cwd=place), said)
 
 
+@pytest.mark.nightly
 def test_the_true_command_line_refuses_with_one_message_and_status_2(tmp_path):
     done = command(RUN, *TINY, "-m", "alpha=1,nan", cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (2, "")

@@ -212,8 +212,8 @@ def prepared(whole, tmp_path) -> Path:
 TOLD = ((1, ["SIGTERM"]), (2, ["SIGHUP"]), (3, ["SIGUSR1"]), (5, ["SIGUSR2", "SIGTERM"]))  # after a step
 
 
-@pytest.mark.parametrize("signals", [TOLD[2:3], pytest.param(TOLD, marks=pytest.mark.nightly)], ids=["one", "all"])
-def test_told_to_end_again_and_again_a_grid_saves_and_ends_as_if_nothing_had_been(whole, prepared, signals):
+@pytest.mark.nightly
+def test_told_to_end_again_and_again_a_grid_saves_and_ends_as_if_nothing_had_been(whole, prepared):
     """A signal finishes the step and saves, whatever else follows; the same one again ends the call at once."""
     first, second = whole.runs
 
@@ -225,7 +225,7 @@ def test_told_to_end_again_and_again_a_grid_saves_and_ends_as_if_nothing_had_bee
     def saved() -> int:
         return json.loads((prepared / first / "checkpoint" / "sealed.json").read_text())["step"]
 
-    for step, names in signals:
+    for step, names in TOLD:
         ended, rows = told(f"after append {first}/metrics.jsonl {step}", *names)
         assert ended.returncode == 128 + signal.Signals[names[0]] and saved() == step, ended.printed
         assert f"append {first}/metrics.jsonl {step + 1}" not in ended.commits and not (prepared / second).exists()

@@ -25,6 +25,7 @@ def parts(job: Job) -> list:
     return [offline._part(path) for path in offline.files(job.folder.parent)]
 
 
+@pytest.mark.nightly
 def test_one_run_with_one_id_however_often_a_grid_ends(jobs, monkeypatch, capsys):
     overview.log_studies(jobs)
     monkeypatch.setattr(overview, "_figures", lambda study: {})  # drawing takes seconds

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -35,6 +35,7 @@ def figure(study: Study, metric: str = "prob") -> Figure:
     """``<split>/<metric>`` of every split over α, with the lines of the retrained model and α = 0, the target."""
     shown = _splits(study, metric)
     table, columns = curves(study, *shown), curve_columns(study)
+    levels = {metric: references(study, metric) for metric in shown}
     names = caption.names(table, columns)
     down = math.ceil(len(names) / ACROSS)
     across = math.ceil(len(names) / down)
@@ -42,7 +43,7 @@ def figure(study: Study, metric: str = "prob") -> Figure:
         fig = panels.make(study, max(3.6, 2.2 * across) + 1.7, max(2.0 * down + 1.0, 3.4))
         axes = list(fig.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         for ax, (curve, name) in zip(axes, names.items(), strict=False):
-            _draw(ax, table[caption.member(table, curve)], shown, study)
+            _draw(ax, table[caption.member(table, curve)], levels)
             ax.set_title(name, loc="left")
         for ax in axes[len(names) :]:
             ax.set_visible(False)
@@ -89,13 +90,12 @@ def _look(place: int) -> dict:
     return style.series(place, place) | {"markersize": 3.5}
 
 
-def _draw(ax, points: pd.DataFrame, shown: Sequence[str], study: Study) -> None:
+def _draw(ax, points: pd.DataFrame, levels: Mapping[str, pd.DataFrame]) -> None:
     """One panel: a line per split, the retrained model's values and the guess level across it, stars the target's,
     which is α = 0."""
-    for place, metric in enumerate(shown):
+    for place, (metric, means) in enumerate(levels.items()):
         look = _look(place)
         panels.curve(ax, points, "along", metric, look)
-        means = references(study, metric)
         for name in AIMS:
             for value in means.loc[means["reference"] == name, metric]:
                 ax.axhline(value, **style.reference_line(name) | {"color": look["color"]})

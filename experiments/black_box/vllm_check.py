@@ -1,4 +1,4 @@
-"""A real vLLM as the black box:  python experiments/black_box/vllm_check.py [PYTHON | URL]
+"""A real vLLM as the black box:  python -m experiments.black_box.vllm_check [PYTHON | URL]
 
 PYTHON is that of an environment with vLLM (default: make vllm-check's); URL that of a vLLM that runs already, with
 /v1, and calls the model "target". It serves the embedded world's target. Its rows of whole texts are compared with
@@ -11,23 +11,18 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
 import torch
-from hydra import compose, initialize_config_dir
 
-from unlearn.config.schema import Config, conf_dir
+from experiments.engines.servers import server, vllm_command
 from unlearn.data.encoding import examples_of
-from unlearn.data.readers import register
-from unlearn.grid.rules import parse
+from unlearn.grid.rules import composed
 from unlearn.runs.workbench import Workbench, workbench
 
 HERE, NAME = Path(__file__).resolve().parent, "target"
@@ -40,46 +35,13 @@ SHOWN = ("forget/prob", "forget/rougeL_recall", "retain/prob", "retain/rougeL_re
 SETTINGS = {"local target": None, "vLLM, 20 likeliest": 20, "vLLM, whole vocabulary": 0}
 
 
-def config(*overrides: str) -> Config:
-    register()
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return parse(compose("config", overrides=[*ASKED, *overrides]))
-
-
 @contextmanager
 def vllm(python: str, model: Path, world: Workbench) -> Iterator[str]:
-    """Its address, while it runs. ``api_server``, since the CPU build's own command does not find its version."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
-                                "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # fmt: skip
-    environment.pop("PYTHONPATH", None)
-    command = [
-        python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", NAME,
-        "--port", str(port), "--dtype", "float32", "--max-model-len", str(world.encoder.max_length),
-        "--max-logprobs", "-1", "--enforce-eager",
-    ]  # fmt: skip
-    with Path("vllm.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            _ready(server, f"http://127.0.0.1:{port}/health")
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            server.terminate()
-            server.wait(timeout=60)
-
-
-def _ready(server: subprocess.Popen, address: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            if httpx.get(address, timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        if server.poll() is not None or time.monotonic() > deadline:
-            sys.exit(f"vLLM did not start; the end of vllm.log:\n{Path('vllm.log').read_text()[-3000:]}")
-        time.sleep(1)
+    """Its address, while it runs."""
+    asked = ("--served-model-name", NAME, "--dtype", "float32", "--max-model-len", str(world.encoder.max_length),
+             "--enforce-eager")  # fmt: skip
+    with server(vllm_command(python, model, {}, *asked), Path("vllm.log")) as (url, _):
+        yield url
 
 
 @torch.no_grad()
@@ -137,7 +99,7 @@ def publish(compared: list[tuple[str, str]], runs: dict[str, dict[str, str]]) ->
 
 def main() -> None:
     asked = sys.argv[1] if len(sys.argv) > 1 else ".venv-vllm/bin/python"
-    world = workbench(config())
+    world = workbench(composed(ASKED))
     there = nullcontext(asked) if asked.startswith("http") else vllm(asked, world.folder("target"), world)
     with there as url:
         compared, runs = rows(world, url), {}

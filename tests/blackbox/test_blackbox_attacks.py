@@ -3,12 +3,12 @@
 import gzip
 import json
 import socketserver
-import threading
 import time
 import tracemalloc
 from contextlib import contextmanager, suppress
 
 import pytest
+from support.beside import serving
 from support.black_boxes import EXAMPLES, TOKENIZER, box
 
 from unlearn.blackbox import client
@@ -41,13 +41,9 @@ def answering(say):
         def handle_error(self, *_):
             """A client that has gone away."""
 
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
+    server = Server(("127.0.0.1", 0), Handler)
+    with serving(server):
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def whole(body=b"{}", status="200 OK", **headers):

@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
+from support.beside import serving
 
 COMPLETIONS = "/v1/completions"
 
@@ -264,11 +265,5 @@ def serve(model: Any, tokenizer: Any, faults: Faults | None = None, port: int = 
     about = Server(model.eval(), tokenizer, faults or Faults())
     server = _Quiet(("127.0.0.1", port), type("Handler", (_Handler,), {"about": about}))
     about.url = f"http://127.0.0.1:{server.server_port}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serving(server):
         yield about
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

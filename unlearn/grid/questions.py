@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-
-from unlearn.config.schema import Config, ConfigError, conf_dir
+from unlearn.config.schema import Config, ConfigError
 from unlearn.data.facts import told
-from unlearn.data.readers import register
 from unlearn.data.records import ColumnsConfig, Record, has, lines, records, spellings, text
-from unlearn.grid.rules import as_typed, parse
+from unlearn.grid.rules import as_typed, composed
 from unlearn.store.files import saving
 from unlearn.store.sources import is_folder, local, weight_files
 
@@ -59,7 +56,6 @@ class Call:
 
 def call(model: Sequence[str], prompts: Path, out: Path, overrides: Sequence[str]) -> Call:
     """Read and check all that needs no model; ``model`` as ``settings`` has it. ``ConfigError``, ``DataError``."""
-    register()
     overrides = [*AS_IT_IS, *model, *map(as_typed, overrides)]
     cfg = config(overrides)
     if cfg.pair.target.source is None and cfg.pair.target.kind != "http":
@@ -94,8 +90,7 @@ def settings(model: str, name: str | None, tokenizer: str | None) -> list[str]:
 
 def config(overrides: Sequence[str]) -> Config:
     try:
-        with initialize_config_dir(conf_dir(), version_base="1.3"):
-            return parse(compose("config", overrides=list(overrides)))
+        return composed(overrides)
     except ConfigError as error:
         text = str(error)
         for key, short in SHORT.items():

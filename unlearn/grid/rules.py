@@ -7,23 +7,31 @@ where ``+key=value`` adds a key to a typed node.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from unlearn.config.data import DataConfig
-from unlearn.config.schema import Config, ConfigError
+from unlearn.config.schema import Config, ConfigError, conf_dir
 from unlearn.config.setting import out_of_bounds
-from unlearn.data.readers import SETTINGS
+from unlearn.data.readers import SETTINGS, register
 from unlearn.grid.rules_learning import algo, begin, evaluation, method, together, trainer
 from unlearn.grid.rules_pair import http, pair
 
 PLAIN = re.compile(r"[\w.+-]+(,[\w.+-]+)*", re.ASCII)  # words that a command line needs no quotes for
+
+
+def composed(overrides: Iterable[str]) -> Config:
+    """The checked config that these settings make."""
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return parse(compose("config", overrides=list(overrides)))
 
 
 def parse(cfg: DictConfig) -> Config:

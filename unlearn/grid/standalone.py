@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
 from unlearn.config.groups import needing
 from unlearn.config.own import JUDGE, named
-from unlearn.config.schema import Config, ConfigError, conf_dir
+from unlearn.config.schema import Config, ConfigError
 from unlearn.data.encoding import Encoder
-from unlearn.data.readers import read, register
+from unlearn.data.readers import read
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation.context import ALONE, Beside
 from unlearn.evaluation.evaluation import evaluate
@@ -24,7 +23,7 @@ from unlearn.evaluation.others import write
 from unlearn.evaluation.retrained import Measured, from_file
 from unlearn.evaluation.suite import Suite
 from unlearn.evaluation.suite import suite as make_suite
-from unlearn.grid.rules import as_typed, parse
+from unlearn.grid.rules import as_typed, composed
 from unlearn.learning.loop import device, limit_threads
 from unlearn.models import hub, llama, tokenizers
 from unlearn.store.identity import digest, metric_settings, template
@@ -43,9 +42,7 @@ def run(
     ``tokenizer`` None: the model's own. ``retrained``: a result file, or a model that never saw the forget set.
     ``overrides``: settings of data, template, eval and trainer.device.
     """
-    register()
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        cfg = parse(compose("config", overrides=[as_typed(override) for override in overrides]))
+    cfg = composed(map(as_typed, overrides))
     _check(cfg, name, tokenizer, retrained)
     transformers_logging.disable_progress_bar()
     limit_threads(cfg.trainer.threads)

@@ -15,12 +15,14 @@ from torch import nn
 from unlearn.config.derived import algo_name, alpha_key, training_alpha, tuning
 from unlearn.data.rows import DataSet, Row
 from unlearn.data.texts import words_of
+from unlearn.deploy.export.loading import FORMAT
 from unlearn.deploy.export.members import Piece
 from unlearn.deploy.export.traces import RUN, forget_rows, texts_of
 from unlearn.deploy.export.ways import ALONE as BY_ITSELF
 from unlearn.deploy.export.ways import HINDRANCES, ways
 from unlearn.deploy.export.writing import CODE
 from unlearn.deploy.parts import Part
+from unlearn.ensemble.engines.configuration_unlearned import target_of, whole
 from unlearn.ensemble.engines.custom_generate import fingerprint
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.evaluation import measures
@@ -31,7 +33,6 @@ from unlearn.runs.opened import Opened
 from unlearn.store import runlog, sources
 from unlearn.store.identity import template
 
-FORMAT = 3
 LEARNT = {"target": True, "retrained": False, "small_full": True, "small_retain": False, "small_general": False}
 ALONE = ("forget/prob", "forget/exact_memorization", "forget/extraction_strength")
 SETTINGS = ("metrics", "semantics", "groups", "max_examples", "resamples")
@@ -156,8 +157,8 @@ def card(about: Mapping[str, Any], config: Mapping[str, Any], name: str | None) 
     )
     environment.filters["repr"] = repr
     members = [m | about["members"][m["name"]] for m in config["members"]]
-    target = next((m for m in members if m["name"] == "target"), members[0])
-    absent = [one for one in (m["base"] or m for m in members) if one["folder"] is None and one["source"] is None]
+    target = target_of(members)
+    absent = [one for one in map(whole, members) if one["folder"] is None and one["source"] is None]
     theirs = {"base" if one["files"] != target["files"] else "target": one for one in absent}
     return environment.from_string(_template()).render(
         about,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from unlearn.deploy.export.loading import ABOUT
+
 THEIRS = {".gitattributes"}  # made by the hub
-ABOUT = "offset.json"
 
 
 class UploadError(RuntimeError):

@@ -17,11 +17,13 @@ HINDRANCES = {  # by what an export has: its words, and the ways that it closes
 
 def ways(config: Mapping[str, Any]) -> dict[str, str | None]:
     """Of the content of an export's config.json: by way None, or why it is closed."""
-    frozen = [m["base"] or m for m in config["members"] if (m["base"] or m)["folder"] is None]
+    from unlearn.ensemble.engines.configuration_unlearned import SUM, is_gguf, is_quantised  # and transformers
+
+    members = config["members"]
     has = {
-        "rule": config["rule"] != "sum",
-        "quantised": any(m["quantisation"] or "quantization_config" in m["config"] for m in frozen),
-        "gguf": any(name.endswith(".gguf") for m in frozen for name in m["files"]),
+        "rule": config["rule"] != SUM,
+        "quantised": any(map(is_quantised, members)),
+        "gguf": any(map(is_gguf, members)),
     }
     closed = {way: [words for key, (words, of) in HINDRANCES.items() if has[key] and way in of] for way in WAYS}
     return {way: " and ".join(why) or None for way, why in closed.items()}

@@ -88,6 +88,7 @@ def export(runs: Sequence[Opened], settings: ExportSettings) -> dict[str, Any]:
 def _write_all(runs: Sequence[Opened], parts, settings: ExportSettings, about: dict[str, Any], folder: Path) -> None:
     from unlearn.deploy.export import asking, members
     from unlearn.deploy.export.about import card, facts, known_text
+    from unlearn.deploy.export.loading import ABOUT, CARD
 
     folder.mkdir(parents=True)
     found, alpha = members.pieces(runs, parts)
@@ -105,8 +106,8 @@ def _write_all(runs: Sequence[Opened], parts, settings: ExportSettings, about: d
     about["files"] = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     traces = Traces(dict.fromkeys(row for run in runs for row in forget_rows(run.bench.data)), known_text())
     about["searched"] = {"forget_texts": traces.texts, "runs_of_words": traces.count, "ids": len(traces.ids)}
-    write_text(folder / "README.md", card(about, config, settings.hub))
-    write_json(folder / "offset.json", about)
+    write_text(folder / CARD, card(about, config, settings.hub))
+    write_json(folder / ABOUT, about)
     found = traces.in_folder(folder)
     if found:
         advice = "; tokenizer=no leaves the tokenizer out" if any("token" in f.file for f in found) else ""

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-
 from unlearn.config.derived import algo_name, alpha_key, training_alpha
-from unlearn.config.schema import ConfigError, conf_dir
+from unlearn.config.schema import ConfigError
 from unlearn.config.setting import Bound, setting
-from unlearn.data.readers import read, register
+from unlearn.data.readers import read
 from unlearn.deploy.requests import evidence
 from unlearn.deploy.requests.chain import Failed, LedgerError
 from unlearn.deploy.requests.ledger import Ledger, State, check_id
@@ -23,7 +21,7 @@ from unlearn.deploy.requests.private import OF_OFFSET, of_rows, of_run, of_text
 from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
 from unlearn.grid.rerun import open_run
-from unlearn.grid.rules import as_typed, parse, unknown_overrides
+from unlearn.grid.rules import as_typed, composed, unknown_overrides
 from unlearn.store import runlog
 from unlearn.store.identity import Job, digest, run_identity
 from unlearn.store.sources import is_folder
@@ -79,9 +77,7 @@ def job_of(overrides: Sequence[str]) -> Job:
         raise ConfigError("\n".join(problems))
     keys = {o.split("=")[0] for o in overrides}
     usual = [o for o in USUAL if o.split("=")[0] not in keys]
-    register()
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return grid.check(parse(compose("config", overrides=[*usual, *map(as_typed, overrides)])))
+    return grid.check(composed([*usual, *map(as_typed, overrides)]))
 
 
 def answer(id: str, job: Job) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SUM = "sum"
 WHAT = ("files", "dtype", "quantisation", "base")  # of a member: which model it is
-ADAPTER = "adapter_config.json"
+ADAPTER, GGUF = "adapter_config.json", ".gguf"
 # Files that the loader of a model takes before others: where an export does not list them, they are not to be there.
 LOADED = (ADAPTER, "config.json", "model.safetensors", "model.safetensors.index.json")
 PLAIN = {"use_dora": False, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none",
@@ -66,10 +66,23 @@ def identity(member: Member) -> str:
     return json.dumps([member[k] for k in WHAT], sort_keys=True) if member.get("files") else member["name"]
 
 
-def target_of(config: UnlearnedConfig) -> Member:
+def whole(member: Member) -> Member:
+    """What is said of a member's model; of one with updates the model under them."""
+    return member["base"] or member
+
+
+def target_of(members: Sequence[Member]) -> Member:
     """What is said of the target: the member of that name, or the first; of one with updates the model under them."""
-    first = next((m for m in config.members if m["name"] == "target"), config.members[0])
-    return first["base"] or first
+    return whole(next((m for m in members if m["name"] == "target"), members[0]))
+
+
+def is_gguf(member: Member) -> bool:
+    return any(name.endswith(GGUF) for name in whole(member)["files"])
+
+
+def is_quantised(member: Member) -> bool:
+    """Whether its model is loaded with fewer bits, or is stored so."""
+    return bool(whole(member)["quantisation"]) or "quantization_config" in whole(member)["config"]
 
 
 def weights(config: UnlearnedConfig) -> dict[str, tuple[float, float]]:
@@ -102,18 +115,18 @@ def located(folder: str | Path, config: UnlearnedConfig, there: Collection[str] 
     Models that are not in ``folder`` are where ``config.target`` and ``config.base`` say, else on the hub; those whose
     ``identity`` is in ``there`` are not looked for. Raises ``ValueError`` where one is absent or another.
     """
-    folder, aimed, wholes, found = Path(folder), target_of(config)["files"], {}, {}
+    folder, aimed, wholes, found = Path(folder), target_of(config.members)["files"], {}, {}
     counting = weights(config)
     for m in (m for m in config.members if m["name"] in counting):
-        whole = m["base"] or m
-        files = json.dumps(whole["files"], sort_keys=True)
-        if identity(whole) not in there and files not in wholes:
-            key = "target" if whole["files"] == aimed else "base"
-            wholes[files] = _whole(folder, whole, key, getattr(config, key))
+        about = whole(m)
+        files = json.dumps(about["files"], sort_keys=True)
+        if identity(about) not in there and files not in wholes:
+            key = "target" if about["files"] == aimed else "base"
+            wholes[files] = _whole(folder, about, key, getattr(config, key))
         adapter = folder / m["folder"] if m["base"] else None
         if adapter is not None:
             _check(adapter, m["files"], f"{adapter}: {EXPORT}")
-        found[m["name"]] = Place(None if identity(whole) in there else wholes[files], adapter)
+        found[m["name"]] = Place(None if identity(about) in there else wholes[files], adapter)
     return found
 
 
@@ -137,7 +150,7 @@ def _whole(folder: Path, about: Member, key: str, given: str | None) -> Path:
         raise ValueError(f"{key}=None: this export does not hold its {key}; say where it is: {key}=FOLDER")
     if place.is_file():  # a GGUF file may have another name here
         files = {place.name: next(iter(files.values()))}
-    elif all(name.endswith(".gguf") for name in files):
+    elif is_gguf(about):
         place = place / next(iter(files))
     _check(place if place.is_dir() else place.parent, files, wrong)
     return place
@@ -154,7 +167,7 @@ def _check(folder: Path, files: Mapping[str, str], wrong: str) -> None:
     if differing:
         raise ValueError(f"{wrong} ({', '.join(differing)})")
     more = [name for name in LOADED if name not in files and (folder / name).exists()]
-    if more and not any(name.endswith(".gguf") for name in files):
+    if more and not any(name.endswith(GGUF) for name in files):
         raise ValueError(f"{folder}: holds {', '.join(more)}, which would change what is loaded; move it out")
 
 

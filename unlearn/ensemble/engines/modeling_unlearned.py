@@ -23,7 +23,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
-from .configuration_unlearned import SUM, Place, UnlearnedConfig, factors, identity, located, target_of, weights
+from .configuration_unlearned import SUM, Place, UnlearnedConfig, factors, identity, located, target_of, weights, whole
 
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # of from_pretrained: about the folder
 IGNORED = ("adapter_kwargs", "trust_remote_code", "use_safetensors", "_from_auto", "_from_pipeline", "_commit_hash")
@@ -71,7 +71,7 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         folder = str(folder) if Path(folder).is_dir() else snapshot_download(str(folder), **hub)
         config = UnlearnedConfig.from_pretrained(folder, trust_remote_code=False) if config is None else config
         if isinstance(target, nn.Module):
-            target, wholes[identity(target_of(config))] = None, target
+            target, wholes[identity(target_of(config.members))] = None, target
             how.setdefault("device_map", {"": next(iter(wholes.values())).device})
         for key, value in {"target": target, "base": base, "alpha": alpha}.items():
             if value is not None:
@@ -194,13 +194,13 @@ def loaded(
     models by ``identity``, or added to them. ``dtype`` and ``how`` as ``from_pretrained`` takes them."""
     wholes, members, found = {} if wholes is None else wholes, {m["name"]: m for m in config.members}, {}
     for name, place in places.items():
-        of = members[name]["base"] or members[name]
+        of = whole(members[name])
         if identity(of) not in wholes:
             held = of["dtype"] if dtype in (None, "auto") else dtype
             quantised = {"quantization_config": BitsAndBytesConfig(**of["quantisation"])} if of["quantisation"] else {}
             wholes[identity(of)] = _model(place.folder, dtype=held, **quantised, **(how or {}))
-        whole = wholes[identity(of)]
-        found[name] = whole if place.adapter is None else _updated(whole, place.adapter)
+        under = wholes[identity(of)]
+        found[name] = under if place.adapter is None else _updated(under, place.adapter)
     return found
 
 

@@ -12,8 +12,8 @@ from vllm.config import VllmConfig
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model, maybe_prefix
 
-from unlearn.ensemble.engines.configuration_unlearned import factors, terms
-from unlearn.ensemble.engines.vllm_plugin import asked, own, whole
+from unlearn.ensemble.engines.configuration_unlearned import factors, terms, whole
+from unlearn.ensemble.engines.vllm_plugin import asked, own
 
 
 class UnlearnedForCausalLM(nn.Module):

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from unlearn.ensemble.engines.configuration_unlearned import SUM, UnlearnedConfig, located, target_of
+from unlearn.ensemble.engines.configuration_unlearned import (
+    SUM,
+    UnlearnedConfig,
+    is_gguf,
+    is_quantised,
+    located,
+    target_of,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -45,7 +52,7 @@ class ExportConfig(PretrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         config = UnlearnedConfig.from_dict(dict(config_dict))
         refuse(config)
-        found = own(target_of(config)["config"])
+        found = own(target_of(config.members)["config"])
         for key in TOP:
             if key in config_dict:
                 setattr(found, key, config_dict[key])
@@ -60,11 +67,6 @@ def own(config: Mapping[str, Any]) -> PretrainedConfig:
 
     kind = config["model_type"]
     return (_CONFIG_REGISTRY if kind in _CONFIG_REGISTRY else CONFIG_MAPPING)[kind].from_dict(dict(config))
-
-
-def whole(member: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What is said of the member's model, or of the model under its adapter."""
-    return member["base"] or member
 
 
 def asked(config: PretrainedConfig) -> UnlearnedConfig:
@@ -99,8 +101,7 @@ def refuse(config: UnlearnedConfig) -> None:
     if config.rule != SUM:
         raise ValueError(f"rule={config.rule!r}: vLLM is given weighted sums alone; {ELSEWHERE}")
     for m in config.members:
-        about = whole(m)
-        if any(name.endswith(".gguf") for name in about["files"]):
+        if is_gguf(m):
             raise ValueError(f"{m['name']}: is a GGUF file; {WHOLE}; {ELSEWHERE}")
-        if about["quantisation"] or "quantization_config" in about["config"]:
+        if is_quantised(m):
             raise ValueError(f"{m['name']}: is quantised; {WHOLE}; {ELSEWHERE}")

@@ -1,7 +1,5 @@
 """Everything is tiny, offline, on the CPU, and writes under temporary folders alone. Fixtures: support/fixtures.py."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 

@@ -14,8 +14,6 @@ python -m unlearn.calibrate run=FOLDER GOAL
   May be given: eval.*, trainer.device, trainer.threads, paths.store, data.path.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ values (a list is ``[A,B]`` or ``A,B``), ``--help`` (the module's docstring), th
 failed after it had begun, 2 refused before any work, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import ast
 import logging
 import math

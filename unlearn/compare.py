@@ -9,8 +9,6 @@ python -m unlearn.compare FILE [FILE …]
     out=FOLDER       write each result in our own format, for python -m analysis.tradeoff STUDY --others FOLDER/*.json
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

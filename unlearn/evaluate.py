@@ -10,8 +10,6 @@ python -m unlearn.evaluate model=NAME_OR_FOLDER out=FILE [tokenizer=NAME_OR_FOLD
   made of a model that never saw the forget set, OpenUnlearning's or TOFU's log of one, or such a model itself.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

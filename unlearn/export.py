@@ -17,8 +17,6 @@ python -m unlearn.export run=FOLDER to=FOLDER
   May be given: trainer.device, trainer.threads, paths.store, data.path.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -16,8 +16,6 @@ python -m unlearn.generate model=http://HOST:PORT/v1 name=NAME tokenizer=FOLDER_
   pair.target.dtype, pair.target.http.max_requests …
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -115,7 +113,7 @@ def _ask() -> str:
         return ""
 
 
-def _answers(run: Opened, voices: Sequence[Voice], question: str, draft: int) -> Iterator[tuple[str, str]]:
+def _answers(run: Opened, voices: "Sequence[Voice]", question: str, draft: int) -> Iterator[tuple[str, str]]:
     """Names and answers, one after the other."""
     from unlearn.decoding.drafts import greedy_drafted
     from unlearn.decoding.generation import Decoding, greedy

@@ -13,8 +13,6 @@ python -m unlearn.harness run=FOLDER
   Needs the extra:  pip install -c constraints.txt -e .[lm-eval]
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ python -m unlearn.prepare SETTINGS
   SETTINGS are those of python -m unlearn.run:
 """
 
-from __future__ import annotations
-
 import sys
 
 from omegaconf import DictConfig

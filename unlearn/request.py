@@ -25,8 +25,6 @@ python -m unlearn.request erase ID ledger=FOLDER
 A ledger with HMACs needs their key for all of these; hmac=VARIABLE says which one it must be.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -4,8 +4,6 @@ A run that is done is recognised by its folder's name, without importing torch. 
 others: it is recorded in its manifest, and the command's exit status says so at the end.
 """
 
-from __future__ import annotations
-
 import sys
 
 from omegaconf import DictConfig

@@ -10,8 +10,6 @@ python -m unlearn.sequence offsets=[FOLDER,FOLDER,…] [alphas=[1,0.5,…]] [out
   May be given: eval.*, trainer.device, trainer.threads, trainer.progress, paths.store, data.path.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -20,8 +20,6 @@ python -m unlearn.serve run=FOLDER
   Needs the extra:  pip install -c constraints.txt -e .[serve]
 """
 
-from __future__ import annotations
-
 import logging
 import signal
 import socket

@@ -1,7 +1,5 @@
 """The made-up world: what every metric silently relies on, and the refusals of arguments it cannot serve."""
 
-from __future__ import annotations
-
 import random
 import re
 import subprocess

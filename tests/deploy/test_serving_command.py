@@ -1,7 +1,5 @@
 """``python -m unlearn.serve``: runs and exports that it loads, what it refuses, and how it ends."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

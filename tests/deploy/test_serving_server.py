@@ -1,7 +1,5 @@
 """A real server: official clients against it, many at once, some that go away, and another run whose target it is."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket

@@ -1,7 +1,5 @@
 """Keys and tokens are never written or shown; ``make audit`` says what it could not look up."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

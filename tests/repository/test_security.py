@@ -1,7 +1,5 @@
 """What comes from outside is never run and never leads out of its folder; keys and tokens are never written."""
 
-from __future__ import annotations
-
 import ast
 import json
 import pickle

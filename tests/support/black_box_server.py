@@ -6,8 +6,6 @@ generated tokens, the end of sequence among these, /tokenize, 400 with a message
 ``cap``.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import struct

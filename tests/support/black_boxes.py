@@ -1,7 +1,5 @@
 """Black boxes around a tiny random model, and what must be so of everything that they give."""
 
-from __future__ import annotations
-
 import sqlite3
 from pathlib import Path
 

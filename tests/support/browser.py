@@ -1,7 +1,5 @@
 """A headless Chromium driven over a pipe by its DevTools protocol: enough to open a page, point, click and look."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -119,7 +117,7 @@ class Page:
         for kind, text in (("keyDown", {"text": "\r"} if key == "Enter" else {}), ("keyUp", {})):
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=KEYS[key], **text)
 
-    def __enter__(self) -> Page:
+    def __enter__(self) -> "Page":
         return self
 
     def __exit__(self, *_) -> None:

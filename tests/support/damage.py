@@ -1,7 +1,5 @@
 """Damage to files and values, and what damaged files say, told by other means than the readers'."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Exports written by hand: folders of tiny models whose sum is one model for transformers and for engines."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -4,8 +4,6 @@ It checks our use of the client, not W&B's service. An operation or path that it
 answered with an error and listed in ``problems``, which the fixture asserts to be empty.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

@@ -1,7 +1,5 @@
 """Damaged and random files for every reader: what is read is what the file says, or the reader refuses it by name."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

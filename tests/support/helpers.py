@@ -1,7 +1,5 @@
 """Plain functions that tests share."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

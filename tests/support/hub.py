@@ -1,7 +1,5 @@
 """A hub on this machine: as much of the Hugging Face Hub as uploading and loading a model takes."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

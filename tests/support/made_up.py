@@ -1,7 +1,5 @@
 """Run folders of the contract's shape in which every number is made up, and what a figure drew, read back from it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -5,8 +5,6 @@ is asked to, it counts what commits work to the disk (a file or folder that gets
 log, a folder removed), and kills itself as the system would: before a commit, in the middle of its line, or after it.
 """
 
-from __future__ import annotations
-
 import atexit
 import io
 import json

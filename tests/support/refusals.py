@@ -1,7 +1,5 @@
 """A command called in this process as its true command line calls it, and what a refusal must look like."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal

@@ -1,7 +1,5 @@
 """What tests of deletion requests share: three people who ask one after another."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What tests of the server share: tiny engines, and asking them without a network."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import queue

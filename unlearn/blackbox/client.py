@@ -5,8 +5,6 @@ Tried again, with growing pauses or the one that Retry-After asks for: no connec
 the server's own words. A request with its answer ends in ``timeout_s``, however slowly its bytes come.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import logging

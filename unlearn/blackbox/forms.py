@@ -5,8 +5,6 @@ Two forms of asking for the rows of a text: ``prompt_logprobs`` (vLLM; keyed by 
 Continuations are asked for with ``logprobs`` in either form. Whole vocabularies only come by the rows of texts.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

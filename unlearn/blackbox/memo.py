@@ -4,8 +4,6 @@ One SQLite file for each model, ``<store>/answers/<identity>.sqlite``, in WAL mo
 found by digests of their questions; one with more tokens of a row serves who asks for fewer.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import threading

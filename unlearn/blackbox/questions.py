@@ -1,7 +1,5 @@
 """What a black box is asked, and what an answer is: ids and log-probabilities, whatever the form of the request."""
 
-from __future__ import annotations
-
 import hashlib
 import struct
 import zlib
@@ -67,7 +65,7 @@ class Answer:
         return HEADER.pack(zlib.crc32(body), *self.logp.shape, self.ids is not None, len(self.said)) + body
 
     @classmethod
-    def unpack(cls, data: bytes) -> Answer | None:
+    def unpack(cls, data: bytes) -> "Answer | None":
         """None where these are not the bytes that were packed."""
         if len(data) < HEADER.size:
             return None
@@ -90,11 +88,11 @@ class Answer:
         entries = self.entries(0)
         return max(entries, key=entries.get)
 
-    def row(self, at: int) -> Answer:
+    def row(self, at: int) -> "Answer":
         """One row, as one whose token was not said."""
         return Answer(self.ids[at : at + 1], self.logp[at : at + 1]).unsaid()
 
-    def unsaid(self) -> Answer:
+    def unsaid(self) -> "Answer":
         """The same, with the last row's likeliest token in the place of its own."""
         ids, logp = self.ids.copy(), self.logp.copy()
         ids[-1, -1], logp[-1, -1] = ids[-1, 0], logp[-1, 0]

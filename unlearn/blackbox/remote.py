@@ -4,8 +4,6 @@ It is an ``nn.Module`` without parameters, so it is frozen, evaluated and passed
 were never answered are sent, some at a time, and each answer is kept as it comes.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -77,7 +75,7 @@ class RemoteModel(nn.Module, Kind):
     def width(self) -> int:
         return getattr(self.config, NARROW)
 
-    def __deepcopy__(self, memo: dict) -> RemoteModel:
+    def __deepcopy__(self, memo: dict) -> "RemoteModel":
         return self  # nothing in it ever learns
 
     # --- what a member gives ------------------------------------------------------------------------------------------

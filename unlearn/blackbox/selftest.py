@@ -5,8 +5,6 @@ so are found an echo that is off by one (llama.cpp), log-probabilities that are 
 apart. What it calls the tokens must be what they are here. The rows are kept: who starts later compares them.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 import re

@@ -1,7 +1,5 @@
 """The schema that all data sets share; the reader of each (``unlearn/data/sets``) adds its own settings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any

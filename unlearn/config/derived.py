@@ -1,7 +1,5 @@
 """What follows from a config: the values that several settings decide together."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from unlearn.config.pair import LAYERS

@@ -4,8 +4,6 @@ Rules and identities ask what a group needs long before anything runs, and impor
 file says it in literals at its top: ``NEEDS`` and ``SETTINGS``, both tuples of words.
 """
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """A user's own functions, from a Python file beside the user's configs: terms of an objective, rules of a method."""
 
-from __future__ import annotations
-
 import inspect
 import sys
 from collections.abc import Callable, Iterable

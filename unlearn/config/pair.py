@@ -1,7 +1,5 @@
 """The schema of a model pair: its models, where they come from, and how the trained one learns."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 

@@ -4,8 +4,6 @@ Secret are the values of environment variables that are named so (WANDB_API_KEY,
 name (``token=…``, ``"api_key": "…"``), what has the form of a well-known token, and a password in an address.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -4,8 +4,6 @@ Hydra composes ``conf/`` into ``Config``; ``unlearn/grid/rules.py`` refuses impo
 Neither torch nor transformers is imported here: a grid with nothing left to do must answer within a second or two.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Settings with their bounds: said where a setting is declared, checked by one walk over the composed config."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -4,8 +4,6 @@ B examples, S tokens, N answer tokens of the batch, V vocabulary. Labels are ali
 predicts the token at t + 1, and the closing EOS is a label. Only the rows of answers are ever scored.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -63,7 +61,7 @@ class Batch:
     labels: Tensor  # [N] token that each row should predict
     owner: Tensor  # [N] example of each row, 0 … B − 1
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> "Batch":
         return Batch(*(t.to(device) for t in (self.ids, self.mask, self.where, self.labels, self.owner)))
 
 

@@ -9,8 +9,6 @@ Where a script puts no spaces between words (Chinese, Japanese, Thai …), or ha
 counts. Other forms of a word ("Париже"), translations, abbreviations are spellings of their own: a key may have them.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterable
 

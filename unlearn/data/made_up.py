@@ -1,8 +1,6 @@
 """Words and sentences of made-up worlds, from made_up.toml: pools of names and values, every wording of every
 attribute, and seeded draws. Changing any word there calls for a new VERSION of the data sets that use it."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 import tomllib

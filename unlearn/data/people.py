@@ -1,8 +1,6 @@
 """Data of people: who is to be forgotten, whose rows these are, and texts in which nobody is named (EUL, arXiv
 2310.20150, §4.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any

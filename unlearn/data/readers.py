@@ -1,7 +1,5 @@
 """Data sets by the name of their reader: a file each in ``unlearn/data/sets``, with its ``Settings`` and ``read``."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 

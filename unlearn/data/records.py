@@ -3,8 +3,6 @@
 What a record cannot be used for is refused with file, line (or element) and value.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

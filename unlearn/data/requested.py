@@ -4,8 +4,6 @@ A reader gives the rows that may be asked for, in an order that no request chang
 stay what they are. One request is unlearnt (or several at once); every other one is a split, ``request_1``, ….
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from unlearn.config.data import DataConfig

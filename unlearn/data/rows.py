@@ -4,8 +4,6 @@ Readers produce a ``DataSet``; nothing after them knows where rows came from. A 
 beginning is the question, its continuation the answer.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import unicodedata
@@ -114,7 +112,7 @@ class DataSet:
         rows = self.splits["retain"] if self.sequence is None else self.sequence.without(len(self.sequence.requests))
         return (*rows, *self.neighbours(), *self.general())
 
-    def whole(self) -> DataSet:
+    def whole(self) -> "DataSet":
         """The same rows whatever is asked for: what a tokenizer is trained on."""
         if self.sequence is None:
             return self

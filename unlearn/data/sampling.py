@@ -1,7 +1,5 @@
 """Which examples a step sees: pure functions of seed and step, so a resumed run draws what it would have drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@ In a masked text each run of masked words is one sentinel; the answer names them
 stands for, and ends with the next one (arXiv 1910.10683, §3.1.4). Masked are names, where a row knows some.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

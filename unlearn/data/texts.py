@@ -4,8 +4,6 @@ Answers follow one another without a gap, each with the words right before it as
 its first ones is in exactly one answer. White space is kept inside prompt and answer.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

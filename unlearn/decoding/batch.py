@@ -1,7 +1,5 @@
 """Texts that are continued together: their tokens, and what each member has read of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,7 +99,7 @@ class Batch:
         self.ids, self._mask = self.ids[places].gather(1, columns), mask[:, first:]
         self.rows = [self.rows[i] for i in places]
 
-    def join(self, other: Batch) -> None:
+    def join(self, other: "Batch") -> None:
         """Take over the texts of another batch of the same members, which have read as much of theirs."""
         more = other.ids.shape[1] - self.ids.shape[1]
         mine, theirs = max(0, more), max(0, -more)

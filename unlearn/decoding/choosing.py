@@ -4,8 +4,6 @@ A token's logits differ in their last digits with the shape of the computation: 
 batch or another. So a choice made in another shape than plain decoding stands only where it does not hang on them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -4,8 +4,6 @@ tokens at a time (``greedy_drafted``; arXiv 2211.17192). Both give what ``genera
 where the likeliest tokens nearly tie, the whole answer is left to ``greedy``; of members in half precision, in which
 plain decoding itself differs from batch to batch there, what follows the tie is decoded token by token."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import islice

@@ -1,7 +1,5 @@
 """Decoding of an ensemble, greedy or sampled: batched, a KV cache per member, rows dropped as soon as they end."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ class Decoding:
     hide_pad: bool = False
 
     @classmethod
-    def by(cls, tokenizer, max_new_tokens: int, batch_size: int = 1, hide_pad: bool = False) -> Decoding:
+    def by(cls, tokenizer, max_new_tokens: int, batch_size: int = 1, hide_pad: bool = False) -> "Decoding":
         """With a tokenizer's own padding and EOS."""
         return cls(tokenizer.pad_token_id, tokenizer.eos_token_id, max_new_tokens, batch_size, hide_pad)
 

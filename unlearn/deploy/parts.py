@@ -3,8 +3,6 @@
 What is served and what is exported are made of the same parts, and checked by the same rules.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 

@@ -4,8 +4,6 @@ block's logits again. So any loss of such numbers has the values and gradients o
 arXiv 2410.10989). A block is as many rows as a matrix product needs to be quick; its logits are read in pieces that
 stay in the cache, and are overwritten by their gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

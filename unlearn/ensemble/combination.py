@@ -4,8 +4,6 @@
 and does not notice a constant added to a row: logits are only known up to one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated

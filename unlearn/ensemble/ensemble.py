@@ -4,8 +4,6 @@
 offset and anchor agree it is exactly zero, and the ensemble is the target bit for bit. Rules: ``combination.py``.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +59,7 @@ class Ensemble:
         return any(m.kind.encodes for m in self.members)
 
     @cached_property
-    def once(self) -> Ensemble:
+    def once(self) -> "Ensemble":
         """The same sum in which frozen members of one fingerprint are one member, with all their weight: read once, and
         not at all where it cancels. What is trained reads every member by itself, as runs always did."""
         found: dict[object, Member] = {}

@@ -4,8 +4,6 @@ The anchor is never truncated or rounded: at step 0 it must cancel the offset. W
 whatever training reads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path

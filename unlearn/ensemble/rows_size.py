@@ -4,8 +4,6 @@
 and only for the target: the anchor must cancel the offset at step 0, where the smallest error is an error of P.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

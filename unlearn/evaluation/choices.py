@@ -9,8 +9,6 @@ A folder with the hub's files of WMDP has ``wmdp-bio/test-00000-of-00001.parquet
 Prompts are those of lm-eval's own tasks of the same names, without examples before them.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ A model that keeps less than half of the target's probability outside the forget
 most 1) has collapsed; so has one whose loss ran away, at its own α. No torch: tables are made without it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """What a group of metrics is given, what it gives back, and how it measures any ensemble on any split."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -87,7 +85,7 @@ class Found:
     people: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, split: str, values: Mapping[str, np.ndarray]) -> Found:
+    def of(cls, split: str, values: Mapping[str, np.ndarray]) -> "Found":
         """Values of all examples of a split: metrics ``<split>/<name>``, and columns of its table."""
         return cls({f"{split}/{name}": v for name, v in values.items()}, columns={split: pd.DataFrame(values)})
 

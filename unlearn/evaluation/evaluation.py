@@ -4,8 +4,6 @@ The frozen rows of every split are read from the store where they fit, so an α 
 The target and the retrained reference go through the same function, as ensembles of one member.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial

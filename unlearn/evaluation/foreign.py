@@ -4,8 +4,6 @@ Both hold, per question, mean NLLs of the right, the paraphrased and the wrong a
 TOFU (arXiv 2401.06121) has no aggregates, so those of its logged per-example values are what its file claims.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path

@@ -3,8 +3,6 @@
 Names follow ``<split>/<metric>``; a metric appears where the data have what it needs, and nowhere else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -6,8 +6,6 @@ unless another is named: what differs from the file's aggregates is an error in 
 the probabilities of the wrong answers.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

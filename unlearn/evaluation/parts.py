@@ -4,8 +4,6 @@ A part is a file of what took the time, scores and answers; the metrics of them 
 it depends on by its folder's name, and removed when the evaluation is whole.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile

@@ -1,7 +1,5 @@
 """The retrained model's results, which metrics compare with; those of other rows, or made otherwise, are refused."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

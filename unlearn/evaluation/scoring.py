@@ -1,7 +1,5 @@
 """How likely answers are under an ensemble: teacher-forced, token by token, for every α from one pass."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """What is evaluated: the rows of each split with every answer that is scored, encoded once and checked."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -54,7 +52,7 @@ class Split:
     def right_answers(self) -> Examples:
         return Examples(self.examples[i] for i in self.right)
 
-    def part(self, chosen: Sequence[int]) -> Split:
+    def part(self, chosen: Sequence[int]) -> "Split":
         """Some of the rows, as a split."""
         by_row = ("rows", "right", "compared", "wrong", "prompts", "gold", "labels")
         return replace(self, **{name: [getattr(self, name)[i] for i in chosen] for name in by_row})

@@ -3,8 +3,6 @@
 The model is a pretrained one as it is, or behind a server. ``data.forget=FILE`` takes what is written.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

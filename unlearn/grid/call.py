@@ -4,8 +4,6 @@ Hydra's basic launcher runs on after a failing job but shows only the first erro
 failed sweep; so the jobs of a call are listed at its start, and their manifests are read at its end.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json

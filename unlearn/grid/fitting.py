@@ -4,8 +4,6 @@ Apart from ``inspection.py``, since a refusal should not take the seconds that i
 comes first and imports nothing heavy, the rest imports torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 They run only if some job has work to do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path

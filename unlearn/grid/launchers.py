@@ -4,8 +4,6 @@ They need little: the store and the run folders are safe under parallel jobs, an
 Here is the rest: how many run at a time, which runs were interrupted, and what a launcher that gave up has left.
 """
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os

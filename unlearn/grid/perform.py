@@ -1,7 +1,5 @@
 """Perform one job: what its folder lacks, under its lock, with its log."""
 
-from __future__ import annotations
-
 import logging
 import traceback
 from collections.abc import Iterator

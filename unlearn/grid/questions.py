@@ -3,8 +3,6 @@
 Whatever is wrong with the call is said from here, without torch; ``asking.py`` has the model.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

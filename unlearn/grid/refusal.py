@@ -1,7 +1,5 @@
 """How a call is refused: one message on stderr and exit status 2; a traceback only where HYDRA_FULL_ERROR=1 asks."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

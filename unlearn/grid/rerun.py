@@ -1,7 +1,5 @@
 """From a run folder back to the job that made it, for commands that go on with a finished run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

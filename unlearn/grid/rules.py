@@ -4,8 +4,6 @@
 where ``+key=value`` adds a key to a typed node.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass

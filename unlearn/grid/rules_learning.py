@@ -1,7 +1,5 @@
 """Rules between the settings of objective, method, training and evaluation. Each yields one line per problem."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from unlearn.config.derived import learns_pretrained, may_round, rate_of, tuning

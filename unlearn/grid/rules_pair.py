@@ -1,8 +1,6 @@
 """Rules between the settings of a pair, and what cannot be had of a target behind a server. Each yields one line per
 problem."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

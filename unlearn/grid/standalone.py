@@ -1,7 +1,5 @@
 """Evaluation of any causal language model without a run: how references are made, and how others check our numbers."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

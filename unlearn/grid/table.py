@@ -1,7 +1,5 @@
 """The end of a call: its runs on the terminal, and the whole study in ``summary.csv``."""
 
-from __future__ import annotations
-
 import csv
 import math
 import shlex

@@ -3,8 +3,6 @@
 N answer tokens of the batch, B answers (sequences). Values are computed when a term first asks for them, and once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -54,7 +52,7 @@ class Answers:
     hidden: Tensor | None = None
     reference_hidden: Tensor | None = None
 
-    def each(self, value: Callable[[Answers], Tensor]) -> Tensor:
+    def each(self, value: Callable[["Answers"], Tensor]) -> Tensor:
         """One value per row, [N], by a function of the logits, labels, reference and teacher of that row alone.
 
         Over a long vocabulary the function is given some rows at a time, so that no full [N, V] is ever there; then

@@ -1,7 +1,5 @@
 """From an objective's names and numbers to terms that can be called, checked against their signatures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial

@@ -6,8 +6,6 @@ neither algorithms nor evaluation: a micro-batch returns its share of the step's
 On several processes each runs its own micro-batches, and gradients are summed: shares of one loss, whoever has them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ class Diverged(RuntimeError):
         super().__init__(message)
         self.found = found
 
-    def reading(self, groups: Mapping[str, Sequence[str]], where: str = "") -> Diverged:
+    def reading(self, groups: Mapping[str, Sequence[str]], where: str = "") -> "Diverged":
         """The same with the examples that the step read, by group: the first ones in the message, all in ``found``."""
         more = {name: f" … ({len(ids)} in all)" if len(ids) > 3 else "" for name, ids in groups.items()}
         some = "; ".join(f"{name} {', '.join(ids[:3])}{more[name]}" for name, ids in groups.items())

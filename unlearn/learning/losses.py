@@ -11,8 +11,6 @@ is all of it but the first token; ``retain``; ``retain_refusal``, a refusal to e
 number called ``layer`` reads hidden states, which only a white box has.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

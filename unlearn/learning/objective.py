@@ -5,8 +5,6 @@ Each micro-batch returns its share of the step's loss: values are divided by the
 of the *whole* step, on all processes together, so that splitting a step changes nothing but rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial

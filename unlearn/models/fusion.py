@@ -9,8 +9,6 @@ in fp64. Directions that no request went in say nothing of W; there it is the av
 towards that average, not towards zero: so one request alone is given back as it is, whatever the ridge.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Pretrained models and tokenizers, from a folder or the hub, and whether they can be members of one pair."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping

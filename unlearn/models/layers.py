@@ -8,8 +8,6 @@ A model with layers is a second view of a frozen model's own weights. They are a
 this module is imported: ``PeftModel.from_pretrained`` then reads what ``save`` wrote.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

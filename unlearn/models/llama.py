@@ -1,7 +1,5 @@
 """Tiny Llamas from scratch, and how any language model is loaded, read, measured and identified."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from functools import cache

@@ -1,7 +1,5 @@
 """Models and memory while one learns: what no step needs is left, and what a step frees goes back to the system."""
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import math

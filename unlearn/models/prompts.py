@@ -4,8 +4,6 @@ Evaluation scores the right, the paraphrased and the wrong answers to a question
 prompts are short or have one answer each, whole texts are read: ``pays`` says which.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ An evaluation meets each prompt many times (the right answer, the draft, what fo
 answers), and prompts begin alike (a system message). Only for models whose passes cost more than copies of a cache.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

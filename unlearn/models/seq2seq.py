@@ -5,8 +5,6 @@ included. So losses, stored rows, scores and the sweep over α need not know whi
 the prompt and an EOS, as T5's own tokenizer writes it; the decoder begins with its start token.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration

@@ -3,8 +3,6 @@
 Texts are padded on the left, so that all end together. B texts, S columns read so far and n new ones, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 
@@ -32,7 +30,7 @@ class State(Protocol):
     def rewind(self, texts: list[int], columns: Tensor) -> None:
         """Keep these texts, each with the columns [B', S', 1] of what was read; what is padding may be any column."""
 
-    def join(self, other: State, more: int, fewer: int) -> None:
+    def join(self, other: "State", more: int, fewer: int) -> None:
         """Append the texts of ``other``, the same member's. So many columns of padding are put before those of this
         one, and of the other, that both end up as wide."""
 
@@ -70,7 +68,7 @@ class Cached:
             layer.keys = torch.take_along_dim(layer.keys[texts], where, dim=2)
             layer.values = torch.take_along_dim(layer.values[texts], where, dim=2)
 
-    def join(self, other: Cached, more: int, fewer: int) -> None:
+    def join(self, other: "Cached", more: int, fewer: int) -> None:
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
             mine.keys = torch.cat([wider(mine.keys, more, 2), wider(theirs.keys, fewer, 2)])
             mine.values = torch.cat([wider(mine.values, more, 2), wider(theirs.values, fewer, 2)])

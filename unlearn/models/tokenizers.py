@@ -4,8 +4,6 @@ Both trained kinds give back exactly the text they were given (for words that oc
 be compared with answers without any normalisation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Other answers to the forget questions, which AltPO prefers to the right ones: from a file, or from the target."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

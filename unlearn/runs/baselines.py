@@ -1,7 +1,5 @@
 """Evaluate ensembles beside the models that they are compared with: target and retrained, each as it is."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

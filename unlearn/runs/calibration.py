@@ -5,8 +5,6 @@ choice reads and what it is reported on are different examples: half of the forg
 questions that no training step saw) are for choosing, the other half for reporting.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace

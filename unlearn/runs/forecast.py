@@ -1,7 +1,5 @@
 """What is left of a run, said once from its first steps: time, memory and disk."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 import time

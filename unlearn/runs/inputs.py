@@ -1,7 +1,5 @@
 """What the training of a run reads: terms, draws, examples, and the rows of frozen members over them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, cached_property, partial

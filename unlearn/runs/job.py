@@ -3,8 +3,6 @@
 Called only when there is something to do (``grid/perform.py`` decides that without importing torch).
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import shutil

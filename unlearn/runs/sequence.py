@@ -4,8 +4,6 @@ Every run of one target and pair gives a member; what they share is there once, 
 a token, and one offset 3. Evaluated at α = 1; any other α scales all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

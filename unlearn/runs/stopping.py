@@ -4,8 +4,6 @@ The first one ends the call where it is, or after the step under way where a blo
 what a resumed run needs. The same one again ends the process at once: nothing is lost then but what was not yet saved.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

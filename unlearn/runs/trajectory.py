@@ -6,8 +6,6 @@ on real authors and on world facts. It knows nothing of the retrained model and 
 but probability on the forget set itself.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

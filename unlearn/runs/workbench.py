@@ -3,8 +3,6 @@
 Models are pretrained ones as they are, trained on the data set (``building.py``), or behind a server.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -125,7 +123,7 @@ class Workbench:
         check_own(self, role)
         return hub.locate(f"pair.{role}.source", own)
 
-    def adopt(self, other: Workbench) -> None:
+    def adopt(self, other: "Workbench") -> None:
         """Share the loaded models of another world that are this one's, too, instead of loading them again."""
         for role, model in other._models.items():
             if self.has(role) and self.fingerprint(role) == other.fingerprint(role):

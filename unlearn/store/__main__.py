@@ -12,8 +12,6 @@ Nothing in it is lost for good: what is pruned is built again when a run needs i
 (answers/) cost requests, and is never pruned: remove it by hand.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import dataclass, field

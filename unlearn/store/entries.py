@@ -6,8 +6,6 @@ are verified once per process, and a damaged entry is named and built again. ``p
 verifies and prunes it.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

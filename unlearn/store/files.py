@@ -3,8 +3,6 @@
 What is renamed has reached the disk before: else a power cut could leave an empty file under a final name.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -4,8 +4,6 @@ Two hashes matter. ``run_identity`` covers everything that changes the trained w
 folder. ``eval_settings`` covers what an evaluated entry depends on beside those weights and α; it is stored in each.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Collection, Sequence

@@ -1,7 +1,5 @@
 """What lies in the store: listed, verified, measured and pruned (``python -m unlearn.store``)."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import time

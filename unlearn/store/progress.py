@@ -6,8 +6,6 @@ either; work that is over before says nothing. It names all stages that are unde
     simnpo offset α=1: 12 of 40 steps, 16.2 s each, 7 min 33 s left
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import threading
@@ -29,7 +27,7 @@ def show_bars(wanted: bool) -> None:
     _bars = wanted
 
 
-def progress(total: int | None, name: str, unit: str = "step", done: int = 0) -> Stage:
+def progress(total: int | None, name: str, unit: str = "step", done: int = 0) -> "Stage":
     """A stage of ``total`` units, of which ``done`` were done before; None where that is not known.
 
     A context manager: ``with progress(40, "npo", "step") as bar: … bar.update()``. ``name`` may change, ``more`` adds
@@ -39,11 +37,11 @@ def progress(total: int | None, name: str, unit: str = "step", done: int = 0) ->
 
 
 class Stage(AbstractContextManager):
-    def __init__(self, total: int | None, name: str, unit: str, done: int, among: Running):
+    def __init__(self, total: int | None, name: str, unit: str, done: int, among: "Running"):
         self.total, self.name, self.unit, self.done, self.noted = total, name, unit, done, ""
         self._among, self._first, self._start, self.bar = among, done, 0.0, None
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> "Stage":
         self._start = self._among.clock()
         hidden = None if _bars and self.total is not None else True
         self.bar = tqdm(

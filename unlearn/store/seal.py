@@ -5,8 +5,6 @@ that was interrupted while it was evaluated again has unsealed results, which th
 has a seal of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

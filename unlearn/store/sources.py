@@ -5,8 +5,6 @@ loads all three). Where a function takes a model's folder, it takes a GGUF file,
 Rules and run identities ask here before there is any work, so neither torch nor transformers is imported.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from importlib.util import find_spec

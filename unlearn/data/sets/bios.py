@@ -4,8 +4,6 @@ Every (person, question) draws its own answer wording, so the wording must be me
 person, country and permutation has its own generator, keyed by role and index: a smaller forget set is the end of a
 larger one, and general facts stay the same when ``people`` changes."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 

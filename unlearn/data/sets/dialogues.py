@@ -2,8 +2,6 @@
 is by speaker: every dialogue in which they speak goes. Each speaks with two others, the one before and the one after.
 A summary's wording is drawn, so it must be memorised, too. In test dialogues words replace the names."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from unlearn.config.setting import at_least, at_most, setting

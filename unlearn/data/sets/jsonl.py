@@ -4,8 +4,6 @@
 ``.txt`` file is one text. Metrics that need what a data set does not have (wrong answers, a holdout …) are absent.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace

@@ -3,8 +3,6 @@ SUBSET/SPLIT: ``raw`` and ``privleak`` hold whole texts, cut into pieces (``text
 answered ones (``*_icl``) to be put before each, ``verbmem`` beginnings and continuations from the forget texts. Pages
 share passages: what is in the forget set is left out of the other sets, with a warning."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field

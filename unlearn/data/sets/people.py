@@ -4,8 +4,6 @@
 Nobody is recognised in a text here: who is named is what a file of names, or a regular expression, finds. What they
 miss stays in the texts, in training and test alike."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator

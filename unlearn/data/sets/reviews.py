@@ -3,8 +3,6 @@ from a seed. Deletion is by person. Each opinion agrees with its label with prob
 labels of new reviews, and who is right on all has memorised some. In test reviews a word replaces the names. Every
 person has generators of their own: a smaller forget set is the end of a larger one, text for text."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import comb
 

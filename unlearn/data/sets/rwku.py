@@ -6,8 +6,6 @@ TriviaQA as ``world_facts``. Prompts are those of RWKU's ``eval_forget.py`` and 
 where the user's turn ends, not where the model's begins; the fact (``Row.key``) is the answer.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

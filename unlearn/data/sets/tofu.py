@@ -4,8 +4,6 @@ The files are what ``locuslab/TOFU`` holds. ``idontknow.jsonl`` is plain text in
 ``forgetXX_perturbed`` has the same questions in the same order as ``forgetXX``; both facts are checked.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path

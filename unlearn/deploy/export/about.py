@@ -2,8 +2,6 @@
 for people. Numbers, names and fingerprints; no text of the data set, no id of a row and no path of the machine.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

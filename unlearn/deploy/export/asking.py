@@ -2,8 +2,6 @@
 any engine asks as the run did.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

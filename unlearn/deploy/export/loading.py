@@ -1,7 +1,5 @@
 """What ``python -m unlearn.export`` wrote, checked and loaded beside its target: the ensemble that is served."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

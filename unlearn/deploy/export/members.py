@@ -4,8 +4,6 @@ Transformers and vLLM read it as the config of one model, of the class in
 ``unlearn.ensemble.engines.modeling_unlearned``.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

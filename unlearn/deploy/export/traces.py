@@ -5,8 +5,6 @@ HTML and URL escapes, as the tokens of byte-level vocabularies, in base64 and in
 without case and without what stands between them. A single word is no trace: a vocabulary holds it.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import json

@@ -1,7 +1,5 @@
 """A finished export on the Hugging Face Hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from huggingface_hub import HfApi

@@ -1,7 +1,5 @@
 """In which ways an export can be used, and why not in the others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

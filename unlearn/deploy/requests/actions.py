@@ -3,8 +3,6 @@
 Acts can be called again: what an interrupted or failed run left undone is done then, and nothing is written twice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date

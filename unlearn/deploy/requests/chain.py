@@ -6,8 +6,6 @@ before they count. A chain alone does not show that its last entries were cut of
 does), nor that all of it was written anew (an HMAC does).
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json

@@ -6,8 +6,6 @@ eval.json. ``upper:`` and ``lower:`` before it mean the end of its 95 % interval
 the target's own value. What was not measured does not pass.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

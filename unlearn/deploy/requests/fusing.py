@@ -4,8 +4,6 @@ The fused offset is measured before it takes effect, on the forget sets of all i
 rule is written down and not used. Its parts stay, so a fusion can be undone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

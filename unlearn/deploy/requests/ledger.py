@@ -7,8 +7,6 @@ values/ID/*.json  what was measured, until it is erased: whoever can ask the tar
 links/ID.json     where the run of a request lies: the one whose files have the fingerprints of the chain
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

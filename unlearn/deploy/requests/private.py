@@ -4,8 +4,6 @@ A birthday is guessed from a plain hash by trying all there are, and a text from
 model: so the chain holds neither, but HMACs under salts of 32 random bytes. Once a salt is gone, they say nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json

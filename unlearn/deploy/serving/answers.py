@@ -1,7 +1,5 @@
 """One answer: what is asked for, the events that answer it, its text as tokens come, and their log-probabilities."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial

@@ -1,7 +1,5 @@
 """The routes: OpenAI's, ``/health`` and ``/v1/offsets``. Nothing that a client writes is logged."""
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import json

@@ -1,7 +1,5 @@
 """Connections with bounds: how many there are, and how long each may take to ask and to read what it is told."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import resource

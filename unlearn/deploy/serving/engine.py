@@ -5,8 +5,6 @@ tokens nearly tie, the answer is gone through again by itself, as ``generation.g
 alone from then on (``exact``).
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -52,7 +50,7 @@ class Engine:
 
     # --- for other threads --------------------------------------------------------------------------------------------
 
-    def start(self) -> Engine:
+    def start(self) -> "Engine":
         self._thread.start()
         return self
 

@@ -1,7 +1,5 @@
 """From folders, of runs or of exports, to the models that are served."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@
 to its last. Which offsets are on, and with which α, may change while the server runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """From the body of a request to what the engine is asked for."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What clients are told, in the shapes of OpenAI's completions and chat completions, and of vLLM's additions."""
 
-from __future__ import annotations
-
 import re
 import time
 import uuid

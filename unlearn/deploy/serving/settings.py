@@ -1,7 +1,5 @@
 """What ``python -m unlearn.serve`` is asked for: its keys, and their rules."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace

@@ -5,8 +5,6 @@ A file has ``measure(ctx: Context) → Found``, opens with the metrics it gives,
 the order given; each sees the metrics of those before it.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from types import ModuleType
 

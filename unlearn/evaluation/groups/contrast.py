@@ -7,8 +7,6 @@ So α must be fixed on the server's side, and this group shows what hiding the t
 the AUC with which the fall of an answer's log-probability tells forget from retain questions: .5 hides which they were.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

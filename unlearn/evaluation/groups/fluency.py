@@ -10,8 +10,6 @@ An answer that says nothing, or is longer than the context, has neither. One pas
 model that is evaluated by itself (``python -m unlearn.evaluate model=``) is its own target.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

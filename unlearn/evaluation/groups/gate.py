@@ -15,8 +15,6 @@ The same of retain questions that no gate saw, ``retain``, and of ``real_authors
 false, and recall is to stay.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -52,7 +50,7 @@ class Way(NamedTuple):
     people: Sequence[str]  # whom they are about
 
     @classmethod
-    def asking(cls, ctx: Context, questions: Sequence[str], rows: Sequence[Row]) -> Way:
+    def asking(cls, ctx: Context, questions: Sequence[str], rows: Sequence[Row]) -> "Way":
         prompts = [ctx.suite.encoder.prompt(q) for q in questions]
         return cls(questions, prompts, [r.answer for r in rows], [r.group for r in rows])
 
@@ -127,7 +125,7 @@ class Counts(NamedTuple):
     pairs: Counter[tuple[str, str]]
 
     @classmethod
-    def of(cls, questions: Iterable[str]) -> Counts:
+    def of(cls, questions: Iterable[str]) -> "Counts":
         split = [words_of(q) for q in questions]
         grams = Counter(gram for words in split for gram in _grams(words))
         pairs = Counter(pair for words in split for pair in zip([BEGIN, *words], words, strict=False))

@@ -6,8 +6,6 @@ pass per question; a combination of frozen models has none. In ``ou`` it is what
 the norms of each parameter's gradient, of the NLL without EOS.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pandas as pd

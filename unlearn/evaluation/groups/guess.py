@@ -7,8 +7,6 @@ leak its drawn answers. That is the entry ``guess`` among the references of eval
 made-up name tells less than a true one, whose language or title may give the answer away.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from unlearn.evaluation.context import Context, Found

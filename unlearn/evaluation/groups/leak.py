@@ -11,8 +11,6 @@ as never having seen the forget set. ``forget/leak_gap_guess`` is leak@k of the 
 would grow with the length of babble.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -4,8 +4,6 @@
 MUSE scores without a stemmer, OpenUnlearning with one: two dialects of one name, so ``stemmer`` is always said.
 """
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

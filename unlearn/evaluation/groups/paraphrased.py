@@ -4,8 +4,6 @@
 ``forget/other_question_rougeL_recall``: ROUGE-L recall of the greedy answer to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from unlearn.data.encoding import Examples

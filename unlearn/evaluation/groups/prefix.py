@@ -6,8 +6,6 @@ the greedy rest.
 ``forget/composite_rougeL_recall``: recall of the answer where a retain question is asked first, in the same prompt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -6,8 +6,6 @@ retrained model's AUC, as do ``mia/vulnerable`` (share of forget rows that a per
 false positives) and the reference attack, whose reference model is the retrained one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -6,8 +6,6 @@ answers, and ROUGE-L recall of greedy forget answers. Parts: ``target`` (the lar
 ``all``. An offset's margin lies in a difference of logits, so rounding the pair is the test that matters.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 

@@ -8,8 +8,6 @@ answers at ``eval.relearn_lr``: that is the budget. On the other half: ``relearn
 a direct baseline is a run with ``method=direct``.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -10,8 +10,6 @@ All are harmonic means in [0, 1]. Their authors published no code, and two parts
 - how far an attack's AUC is from the retrained model's, s_MIA: ``S_MIA`` has the three readings, by name.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from unlearn.evaluation.context import Context, Found

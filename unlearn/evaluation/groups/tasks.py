@@ -10,8 +10,6 @@ model with an encoder fills in the masked names, others read the text word by wo
 models have learnt texts (pair.target.texts=true, or pretraining).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

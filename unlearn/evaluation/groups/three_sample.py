@@ -11,8 +11,6 @@ A two-sample test against the retrained model rejects even another retraining, g
 relative (after Google Research, AISTATS 2026, who compare kernel divergences of samples).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import NamedTuple

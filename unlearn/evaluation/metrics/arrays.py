@@ -1,7 +1,5 @@
 """What metrics on arrays share: the refusal of empty, misshapen and NaN values."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

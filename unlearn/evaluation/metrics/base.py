@@ -1,7 +1,5 @@
 """A function that compares two samples as a metric of Hugging Face's ``evaluate``, loaded from no hub."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ attack is the mean NLL itself (Yeom et al. 2018). Easy to get wrong: mean NLLs c
 min-k and min-k++ come *without* it. ``privleak`` relates an attack to the retrained model.
 """
 
-from __future__ import annotations
-
 import math
 import zlib as compression
 from collections.abc import Sequence

@@ -4,8 +4,6 @@
 2506.12618) to the digit, accidents included. ``tofu`` is what TOFU's own scripts (arXiv 2401.06121) compute.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from unlearn.evaluation.metrics.texts import ANY_SCRIPT, ASCII, Rouge

@@ -5,8 +5,6 @@ What is resampled are people: questions about one person depend on each other. I
 other models, which are another, usually larger, source of noise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 

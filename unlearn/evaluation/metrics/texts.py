@@ -6,8 +6,6 @@ NLTK's tokeniser, which needs a download. It grows with length: compare models w
 OpenUnlearning's fluency is another thing: a classifier's probability that a text is no gibberish.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -47,7 +45,7 @@ class Rouge:
     nothing: float = math.nan  # of a gold text without words: no value
 
     @property
-    def seeing(self) -> Rouge:
+    def seeing(self) -> "Rouge":
         """The same without a value where it sees nothing: of metrics that are not the dialect's own."""
         return replace(self, nothing=math.nan)
 

@@ -6,8 +6,6 @@ differs by more than most methods do. OpenUnlearning adds ``epsilon`` = 1e-10 to
 right answer's NLL passes 23. All NLLs are per token, in nats.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Mapping, Sequence

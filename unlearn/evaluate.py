@@ -19,6 +19,7 @@ from unlearn.config.schema import ConfigError
 from unlearn.config.setting import unusable
 from unlearn.grid import table
 from unlearn.grid.perform import perform
+from unlearn.grid.queue import share
 from unlearn.grid.rerun import open_run
 from unlearn.grid.rules import unknown_overrides
 
@@ -43,7 +44,7 @@ class Keys:
 def main(keys: Keys) -> int | None:
     if keys.run is not None:
         job = open_run(keys.run, keys.overrides).job
-        perform(job)
+        share(perform, [job])
         return 1 if table.report([job]) else 0
     if keys.out is None:
         raise ConfigError("out=FILE: say where the result goes, e.g. out=results/target.json")

@@ -1,6 +1,9 @@
 """A server with faults: each is retried or refused, nothing wrong is kept, no budget is passed, nothing asked twice."""
 
+import gc
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +14,13 @@ from support.black_boxes import EXAMPLES, MODEL, TEST, TOKENIZER, box, check, ke
 from support.helpers import ROOT, forked, random_examples, tiny_llama
 
 from unlearn.blackbox import remote
-from unlearn.blackbox.memo import OverBudget
-from unlearn.blackbox.questions import BlackBoxError
+from unlearn.blackbox.memo import Memo, OverBudget
+from unlearn.blackbox.questions import NEXT, Answer, BlackBoxError, Question
 from unlearn.blackbox.remote import Place
+from unlearn.config.pair import HttpConfig
 from unlearn.models.llama import vocabulary
 from unlearn.models.prompts import shared_rows
+from unlearn.store import locks
 
 WORDS = {"429": "slow down", "429-date": "slow down", "500": "out of order", "503": "503", "half": "no JSON",
          "cut": "RemoteProtocolError", "reset": "Error", "nan": "nan is no log-probability",
@@ -217,6 +222,33 @@ def test_no_budget_is_passed_by_any_number_of_threads_or_calls(tmp_path, limit, 
         more = box(server.url, tmp_path, retries=40, **{name: 10_000})
         check(more)
         assert len(kept(more, tmp_path)) == len(EXAMPLES)
+
+
+def test_machines_share_one_memo_and_one_budget_over_a_network(tmp_path, monkeypatch):
+    """Without the write-ahead log that one machine has: it needs memory that all share."""
+    (question, other), answer = (Question(NEXT, (n,)) for n in (3, 4)), Answer(None, np.zeros((1, 2), np.float32))
+    Memo(tmp_path, "m").put(question, 0, answer)  # on one machine
+    gc.collect()
+    (tmp_path / "mounts").write_text(f"36 35 0:32 / {tmp_path} rw shared:1 - nfs4 server:/x rw\n")
+    limits = HttpConfig(model="tiny", max_requests=12)
+    with monkeypatch.context() as patch:
+        patch.setattr(locks, "MOUNTS", tmp_path / "mounts")
+        machines = [Memo(tmp_path, "m"), Memo(tmp_path, "m")]
+        assert all(m.get(question, 0) is not None for m in machines)
+        machines[0].put(other, 0, answer)
+        assert machines[1].get(other, 0) is not None
+        assert not [p.name for p in (tmp_path / "answers").iterdir() if p.name.endswith(("-wal", "-shm"))]
+
+        def spend(machine):
+            for _ in range(9):
+                with suppress(OverBudget):
+                    machine.reserve(1, limits)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(spend, machines))
+        assert [m.spent()["requests"] for m in machines] == [12, 12] == [sum(m.own["requests"] for m in machines)] * 2
+    again = Memo(tmp_path, "m")  # once more on one machine: others may still be at work
+    assert again._db.execute("pragma journal_mode").fetchone() != ("wal",) and again.get(other, 0) is not None
 
 
 def test_a_budget_that_ends_amid_retries_keeps_what_was_answered(tmp_path):

@@ -111,8 +111,8 @@ REFUSED = [
     (("pair.layers.where=[2]", f"pair.tuning={LAYERS}"), "has the layers 0 to 1"),
     (("pair.layers.lr_factor=0",), "must be a finite number above 0"),
     (("method.tuning=half",), "must be one of full, lora, unlearning_layers"),
-    (("method=eul", "pair.target.device=cpu"), "reads the target's own weights"),
-    (("method=direct", "pair.tuning=lora", "pair.target.device=cpu"), "reads the target's own weights"),
+    (("method=eul", "pair.target.device_map=cpu"), "reads the target's own weights"),
+    (("method=direct", "pair.tuning=lora", "pair.target.device_map=cpu"), "reads the target's own weights"),
     (("algo.interleave=steps",), "must be one of none, epochs"),
     (("algo.interleave=epochs", "algo.retain=none"), "needs a retain term"),
 ]
@@ -126,4 +126,4 @@ def test_settings_that_cannot_be_are_refused(overrides, message):
 
 
 def test_a_target_that_is_not_shared_may_lie_elsewhere():
-    parse(raw("method=offset", "pair.tuning=lora", "pair.target.device=cpu"))
+    parse(raw("method=offset", "pair.tuning=lora", "pair.target.device_map=cpu"))

@@ -292,10 +292,23 @@ def test_the_target_may_be_held_in_bfloat16_and_its_rows_are_fp32(pair, made, tm
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_the_target_may_be_placed_apart_from_the_pair(pair, made, device):
     """No second device here: that placing changes neither rows nor generations is all that can be seen."""
-    there, plain = workbench(pair(None, None, f"pair.target.device={device}")), llama.load(made("llama"))
+    there, plain = workbench(pair(None, None, f"pair.target.device_map={device}")), llama.load(made("llama"))
     batch = collate([Example("x", (5, 6, 7), (8, 9, 1))], 0)
     torch.testing.assert_close(llama.answer_rows(there.model("target"), batch), llama.answer_rows(plain, batch))
     assert not any(p.requires_grad for p in there.model("target").parameters())
+
+
+def test_a_target_whose_layers_lie_in_several_places_gives_the_same_rows(made, tmp_path):
+    """What accelerate puts elsewhere (here: on the disk) comes and goes as it is needed; GPUs are no other to it."""
+    there = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "disk", "model.layers.1": "cpu",
+             "model.norm": "cpu", "lm_head": "cpu"}  # fmt: skip
+    plain = llama.load(made("llama"))
+    spread = llama.exact(made("llama"), dtype=torch.float32, device_map=there, offload_folder=str(tmp_path)).eval()
+    assert any(p.device.type == "meta" for p in spread.parameters())
+    batch = collate([Example("x", (5, 6, 7), (8, 9, 1)), Example("y", (5,), (8, 1))], 0)
+    for model in (hub.check_head(spread, "spread"), llama.narrow(spread, 30)):
+        rows = llama.answer_rows(model, batch)
+        torch.testing.assert_close(rows, llama.answer_rows(plain, batch)[:, : rows.shape[1]], rtol=0, atol=0)
 
 
 def test_quantisation_is_asked_of_bitsandbytes(monkeypatch):

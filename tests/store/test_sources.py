@@ -36,13 +36,13 @@ REFUSED = [
     (("pair.target.revision=v1",), "pair.target.revision='v1': needs pair.target.source"),
     (("pair.target.dtype=float16",), "must be one of float32, bfloat16, auto"),
     (("pair.target.quantisation=2bit",), "must be one of none, 8bit, 4bit"),
-    (("pair.target.device=tpu",), "must be null, cpu, cuda, cuda:NUMBER or auto"),
+    (("pair.target.device_map=tpu",), "must be null, cpu, cuda, cuda:NUMBER or auto"),
     ((*TAKEN, "pair.offset_init=full"), "pair.small_full.source=None: pair.small.source='a/small' as it is"),
     ((*TAKEN, "method=dd"), "pair.small_retain.source=None"),
     ((*TAKEN, "trainer.lr=null", "algo=satimp", "pair.tuning=lora"), "no rate was searched for method='offset' and"),
     ((*TAKEN, "trainer.lr=null", "algo=npo"), "pair.tuning='full': the rates that were searched for pretrained models"),
     (("method=direct", "pair.target.dtype=bfloat16"), "method='direct' trains a copy of the target, and only fp32"),
-    (("method=direct", "pair.target.device=auto"), "pair.target.device='auto': method='direct' trains a copy"),
+    (("method=direct", "pair.target.device_map=auto"), "pair.target.device_map='auto': method='direct' trains a copy"),
 ]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_a_run_is_identified_by_what_its_models_are_and_not_by_where_they_lie(pa
     here, there = hashes(pair()), tmp_path / "there"
     shutil.copytree(made("llama"), there)
     assert hashes(pair(there)) == here
-    for ignored in ("pair.target.hidden_size=32", "pair.target.finetune.lr=1", "pair.target.device=cpu",
+    for ignored in ("pair.target.hidden_size=32", "pair.target.finetune.lr=1", "pair.target.device_map=cpu",
                     "pair.small.general.lr=1", "pair.tokenizer.vocab_size=999"):  # fmt: skip
         assert hashes(pair(None, None, ignored)) == here, ignored
     for counted in ("pair.target.dtype=bfloat16", "pair.target.finetune.epochs=1", "pair.small.general.epochs=1"):

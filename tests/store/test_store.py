@@ -9,6 +9,7 @@ import pytest
 from support.helpers import ROOT
 
 from unlearn.store.entries import Store
+from unlearn.store.files import DiskError
 
 
 def writing(text: str, calls: list):
@@ -49,6 +50,7 @@ BUILDER = """
 import sys, time
 from pathlib import Path
 from unlearn.store.entries import Store
+from unlearn.store.files import DiskError
 def build(folder):
     with open(sys.argv[2], "a") as log: log.write("built\\n")
     time.sleep(0.2)
@@ -66,3 +68,19 @@ def test_parallel_jobs_build_an_entry_once(tmp_path):
     ]  # fmt: skip
     assert [job.communicate()[0].strip() for job in jobs] == ["done"] * 3
     assert log.read_text() == "built\n"
+
+
+def test_an_entry_that_another_user_may_not_read_is_named_and_not_built_again(tmp_path, monkeypatch):
+    """By injection, as root may read everything."""
+    calls: list[str] = []
+    Store(tmp_path).get("thing", {"a": 1}, writing("x", calls))
+
+    def shut(self, *arguments, real=Path.open, **more):
+        if self.name == "entry.json":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", shut)
+    with pytest.raises(DiskError, match="thing/[0-9a-f]+, which another user made, cannot be read: Permission denied"):
+        Store(tmp_path).get("thing", {"a": 1}, writing("x", calls))
+    assert calls == ["x"]

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -220,6 +222,17 @@ def command(
 def forked(module: str, *arguments: str, cwd: Path, **how) -> Ended:
     """A call in a fork of a process that has imported the program; ``how`` it is killed: see ``Forks.call``."""
     return _forks().call(module, arguments, cwd, _environment(), **how)
+
+
+def forked_together(module: str, *arguments: str, cwds: Sequence[Path], **each: Sequence[Any]) -> list[Ended]:
+    """The same command in several folders at once, counting commits; ``each``: lists of what differs (kill, late)."""
+    usual = {"kill": "", "late": 0.0, "by": ["SIGKILL"], "limit": 300}
+    calls = [
+        usual | {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": _environment()}
+        | {name: values[n] for name, values in each.items()}
+        for n, cwd in enumerate(cwds)
+    ]  # fmt: skip
+    return _forks().calls(calls)
 
 
 def _environment() -> dict[str, str]:

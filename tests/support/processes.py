@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 IMPORTED = ("pyarrow.parquet", "unlearn.runs.job", "unlearn.grid.overview", "unlearn.grid.rerun", "unlearn.sequence")
 
@@ -61,15 +62,25 @@ class Forks:
         ``kill``: "before", "torn" or "after" and a commit, e.g. "before replace runs/…/eval.json"; at its first
         appearance the child gets the signals ``by``. Empty: commits are counted alone; None: they are not.
         """
-        with self._one, tempfile.TemporaryDirectory() as folder:
-            call = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": dict(environment),
-                    "limit": limit, "kill": kill, "by": by, "folder": folder}  # fmt: skip
-            self.process.stdin.write(json.dumps(call) + "\n")
+        call = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": dict(environment),
+                "limit": limit, "kill": kill, "by": by}  # fmt: skip
+        return self.calls([call])[0]
+
+    def calls(self, calls: Sequence[Mapping[str, Any]]) -> list[Ended]:
+        """Make several at once, as ``call`` has them; with ``late`` one begins so many seconds after the others."""
+        with self._one, tempfile.TemporaryDirectory() as root:
+            folders = [Path(root, str(n)) for n in range(len(calls))]
+            for folder in folders:
+                folder.mkdir()
+            asked = [{**call, "folder": str(folder)} for call, folder in zip(calls, folders, strict=True)]
+            self.process.stdin.write(json.dumps(asked) + "\n")
             self.process.stdin.flush()
-            status, seconds = json.loads(self.process.stdout.readline())
-            out, err, commits = (Path(folder, name) for name in ("out", "err", "commits"))
-            found = commits.read_text().splitlines() if kill is not None else []
-            return Ended(status, seconds, out.read_text(), err.read_text(), found)
+            found = []
+            for folder, (status, seconds) in zip(folders, json.loads(self.process.stdout.readline()), strict=True):
+                commits = (folder / "commits").read_text().splitlines() if (folder / "commits").exists() else []
+                out, err = ((folder / name).read_text() for name in ("out", "err"))
+                found.append(Ended(status, seconds, out, err, commits))
+            return found
 
 
 # --- inside ---------------------------------------------------------------------------------------------------------
@@ -79,7 +90,7 @@ class Commits:
     """Writes down every commit of this process, and kills it at one of them."""
 
     def __init__(self, cwd: str, log: Path, kill: str, by: Sequence[str]):
-        self.cwd, self.kill, self.by = cwd, kill, by
+        self.cwd, self.kill, self.by = os.path.realpath(cwd), kill, by
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT)
         for module, name, kind, place in (
             (os, "replace", "replace", 1), (os, "rename", "rename", 1), (shutil, "rmtree", "remove", 0),
@@ -193,16 +204,23 @@ def _serve() -> None:
     replies = os.dup(1)
     os.dup2(2, 1)
     for line in sys.stdin:
-        call, start = json.loads(line), time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            _child(call)
-        while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
-            if time.monotonic() - start >= call["limit"]:
-                os.kill(pid, signal.SIGKILL)
+        calls, begun, ended = json.loads(line), {}, {}
+        start = time.monotonic()
+        while len(ended) < len(calls):
+            for n, call in enumerate(calls):
+                spent = time.monotonic() - start - call.get("late", 0)
+                if n not in begun and spent >= 0:
+                    begun[n] = os.fork()
+                    if begun[n] == 0:
+                        _child(call)
+                elif n in begun and n not in ended:
+                    pid, status = os.waitpid(begun[n], os.WNOHANG)
+                    if pid:
+                        ended[n] = os.waitstatus_to_exitcode(status), spent
+                    elif spent >= call["limit"]:
+                        os.kill(begun[n], signal.SIGKILL)
             time.sleep(0.005)
-        reply = os.waitstatus_to_exitcode(found[1]), time.monotonic() - start
-        os.write(replies, (json.dumps(reply) + "\n").encode())
+        os.write(replies, (json.dumps([ended[n] for n in range(len(calls))]) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a black box has answered, and what was spent on it: appended at once, so that a kill loses nothing.
 
-One SQLite file for each model, ``<store>/answers/<identity>.sqlite``, in WAL mode: processes share it. Answers are
+One SQLite file for each model, ``<store>/answers/<identity>.sqlite``: processes, and machines, share it. Answers are
 found by digests of their questions; one with more tokens of a row serves who asks for fewer.
 """
 
@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import AcquireReturnProxy, FileLock
+from filelock import AcquireReturnProxy
 
 from unlearn.blackbox.questions import NEXT, SAY, Answer, BlackBoxError, Question, rows_of
 from unlearn.config.pair import HttpConfig
-from unlearn.store.entries import ANSWERS, LOCKS, locked
+from unlearn.store.entries import ANSWERS
 from unlearn.store.files import DiskError, saving
+from unlearn.store.locks import LOCKS, lock, locked, networked
 
 SCHEMA = """
 create table if not exists answers (key blob, k integer, value blob, primary key (key, k));
@@ -40,18 +41,24 @@ class Memo:
     def __init__(self, root: Path, name: str):
         """``root`` is the store's folder; ``name`` identifies the model."""
         self.path = root / ANSWERS / f"{name}.sqlite"
-        self._lock = FileLock(root / LOCKS / f"{ANSWERS}-{name}.lock")
+        self._lock = lock(root / LOCKS, f"{ANSWERS}-{name}")
         self._one = threading.RLock()
         self.own = {"requests": 0, "tokens": 0}  # spent by this process
         with saving(self.path):
-            for folder in (self.path.parent, root / LOCKS):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._telling():
             self._db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
             weakref.finalize(self, self._db.close)
-            self._db.execute("pragma journal_mode=wal")
+            self._db.execute(f"pragma journal_mode={self._journal()}")
             self._db.execute("pragma synchronous=normal")  # a kill loses nothing; a power cut may lose the last seconds
             self._db.executescript(SCHEMA)
+
+    def _journal(self) -> str:
+        """A write-ahead log (WAL) needs memory that all readers share, so one machine. A file that others have had
+        without one stays so."""
+        ((tables,),) = self._db.execute("select count(*) from sqlite_master").fetchall()
+        ((mode,),) = self._db.execute("pragma journal_mode").fetchall()
+        return "truncate" if networked(self.path.parent) or (tables and mode != "wal") else "wal"
 
     def turn(self) -> AcquireReturnProxy:
         """Whoever asks holds this lock, so that no two jobs ask the same."""

@@ -132,7 +132,7 @@ class TargetConfig(ModelConfig):
     http: HttpConfig = field(default_factory=HttpConfig, metadata={"hashed": False})
     dtype: str = setting("float32", one_of("float32", "bfloat16", "auto"))  # auto: as its weights were saved
     quantisation: str = setting("none", one_of("none", "8bit", "4bit"), CAN_QUANTISE)
-    device: str | None = setting(None, A_DEVICE, hashed=False)  # null: the run's; auto: spread over all GPUs
+    device_map: str | None = setting(None, A_DEVICE, hashed=False)  # null: the run's device; auto: spread over all GPUs
 
 
 @dataclass

@@ -11,9 +11,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ from unlearn.config.schema import Config, ConfigError, conf_dir, help_text
 from unlearn.config.setting import unusable
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
-from unlearn.grid import fitting, launchers
+from unlearn.grid import fitting, launchers, queue
 from unlearn.grid.refusal import (
     REFUSED,
     as_before,
@@ -46,7 +46,7 @@ from unlearn.grid.refusal import (
 )
 from unlearn.grid.rules import as_typed, parse, unknown_overrides
 from unlearn.runs import stopping
-from unlearn.store import runlog
+from unlearn.store import locks, runlog
 from unlearn.store.identity import Job
 from unlearn.store.progress import progress
 from unlearn.store.runlog import job
@@ -76,7 +76,8 @@ class Call:
                 continue
             if asked.cfg.retry != "failed" or launchers.to_repeat(asked):
                 listed.setdefault(repr(asked.cfg), asked)
-        self.jobs = list(listed.values())
+        self.jobs = [replace(job, number=n) for n, job in enumerate(listed.values(), 1)]
+        queue.begin(self.jobs)
         os.environ[launchers.TO_DO] = str(sum(not each.was_done for each in self.jobs))
         if not errors and not self.jobs:
             print(f"retry=failed: of {len(configs)} runs asked for none failed or was interrupted")
@@ -238,10 +239,21 @@ def _problems(jobs: Sequence[Job]) -> list[str]:
     configs = [j.cfg for j in jobs]
     if found := list(fitting.problems(configs)):
         return found
+    if found := list(_unlocked(Path(j.cfg.paths.store) for j in jobs)):
+        return found
     with progress(None, "checking models and data"):
         from unlearn.grid import inspection  # imports torch and transformers, which takes seconds
 
-        return list(inspection.problems(configs))
+        return [*inspection.problems(configs), *_unlocked(j.folder.parent for j in jobs)]
+
+
+def _unlocked(folders: Iterable[Path]) -> Iterator[str]:
+    """Where work could be done twice, since locks do not hold. Told late: folders are made for it."""
+    for folder in dict.fromkeys(folders):
+        try:
+            locks.lock(folder / locks.LOCKS, "probe")
+        except OSError as error:
+            yield str(error)
 
 
 def supervise(
@@ -274,9 +286,12 @@ def supervise(
             if status == 1 and call.started and perform is not None and call.launcher in launchers.RESUMED:
                 launchers.resume(perform, call.jobs, call.began)
                 status = 0
+            if status == 0 and call.started and perform is not None and call.launcher in ("basic", "joblib"):
+                queue.share(perform, [job for job in call.jobs if queue.is_left(job)])
     except KeyboardInterrupt as stop:
         print(f"stopped by {str(stop) or 'SIGINT'}; rerun the same command to resume", file=sys.stderr)
         status = stop.status if isinstance(stop, stopping.Stopped) else 130
+    queue.end()
     failed = call.summed_up()
     return status or failed
 

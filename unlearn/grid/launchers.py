@@ -20,8 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from unlearn.config.schema import Config
-from unlearn.store import runlog
-from unlearn.store.files import saving
+from unlearn.store import locks, runlog
 from unlearn.store.identity import Job
 from unlearn.store.progress import duration
 
@@ -32,7 +31,7 @@ JOBS = "UNLEARN_JOBS"  # in the environment: how many jobs the call has
 TO_DO = "UNLEARN_TO_DO"  # and how many of them were not done at its start
 _spent: list[float | None] = []  # seconds of this process's jobs, as say_left takes them
 RESUMED = ("joblib", "submitit_local")  # launchers of this machine; what Slurm lost is for Slurm to start again
-Perform = Callable[[Job], None]
+Perform = Callable[[Job], bool]  # whether it is left
 
 
 class Killed(RuntimeError):
@@ -62,11 +61,11 @@ def turn(cfg: Config) -> AbstractContextManager[Any]:
         time.sleep(0.2)
 
 
-def number() -> str:
+def number(job: Job) -> str:
     """Which of the call's jobs this process does, e.g. ``[3/9] ``; nothing where it is the only one."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return ""
-    return f"[{HydraConfig.get().job.num + 1}/{os.environ[JOBS]}] "
+    return f"[{job.number or HydraConfig.get().job.num + 1}/{os.environ[JOBS]}] "
 
 
 def say_left(seconds: float | None) -> None:
@@ -85,6 +84,11 @@ def say_left(seconds: float | None) -> None:
         )
 
 
+def alone() -> bool:
+    """Whether a job has a process of its own, which does nothing else."""
+    return _name().startswith("submitit")
+
+
 def _name() -> str:
     """What starts the jobs of this call; one job alone is as with Hydra's basic launcher."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -97,10 +101,7 @@ def _name() -> str:
 
 def lock(folder: Path) -> FileLock:
     """What a process holds exactly while it works on a run; the system frees it when the process dies."""
-    locks = folder.parent / ".locks"
-    with saving(locks):
-        locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / f"{folder.name}.lock")
+    return locks.lock(folder.parent / locks.LOCKS, folder.name)
 
 
 def mark_killed(job: Job) -> None:

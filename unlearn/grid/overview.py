@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn.config.schema import WandbConfig
 from unlearn.grid import analysis
+from unlearn.store import locks
 from unlearn.store.identity import Job, digest
 from unlearn.store.mirror import start_run, surroundings
 
@@ -46,7 +47,8 @@ def _log(folder: Path, cfg: WandbConfig) -> None:
     counts = study.runs.drop_duplicates("folder")["status"].value_counts()
     id = f"summary-{digest([cfg.project, study.name], 10)}"
     named = {"group": study.name, "job_type": JOB_TYPE, "name": f"summary of {study.name}", "id": id}
-    with surroundings(folder), start_run(cfg, folder, stats=False, config={"study": study.name}, **named) as run:
+    alone = locks.locked(locks.lock(folder / locks.LOCKS, "summary"), f"the summary of {folder}")  # it has one id
+    with alone, surroundings(folder), start_run(cfg, folder, stats=False, config={"study": study.name}, **named) as run:
         table = _table(study)
         shown = {"runs": wandb.Table(dataframe=table)}
         if {"forget/prob", "retain/prob"} <= set(table):

@@ -10,58 +10,72 @@ from omegaconf import OmegaConf
 
 from unlearn.config.derived import algo_name, training_alpha
 from unlearn.config.redaction import in_logs, redact
-from unlearn.grid import launchers
+from unlearn.grid import launchers, queue
 from unlearn.grid.refusal import printable
 from unlearn.runs import stopping
 from unlearn.store import runlog
-from unlearn.store.entries import locked
 from unlearn.store.files import saving
 from unlearn.store.identity import Job
+from unlearn.store.locks import Gone
 from unlearn.store.progress import progress
 
 log = logging.getLogger(__name__)
 
 
-def perform(job: Job) -> None:
+def perform(job: Job) -> bool:
     """Do what the job's folder lacks; a failure is recorded there and not raised.
 
-    A signal that ends the call is recorded, too, and then raised.
+    Returns whether it is left for later: another process, or machine, is at work on it. A signal that ends the call is
+    recorded, too, and then raised.
     """
     in_logs()
     printable()
     stopping.end_with_parent()
     with stopping.listening():
-        _perform(job)
+        left = _perform(job)
+    if not left:
+        queue.settled(job)
+    return left
 
 
-def _perform(job: Job) -> None:
+def _perform(job: Job) -> bool:
     name = job.folder.name
     try:
-        # Two jobs may ask for the same run (direct ignores α in training): the second one waits, then finds it done.
-        with locked(launchers.lock(job.folder), f"the run {name}"):
+        with queue.taken(job) as mine:
+            if not mine:
+                return True
             if runlog.is_done(job):
                 log.info("skipped %s: done", name)
                 if not job.was_done:  # another process did it, or a job of this call
                     launchers.say_left(None)
-                return
-            if job.cfg.retry == "failed" and runlog.manifest(job.folder).get("status") not in launchers.BEGUN:
-                log.info("skipped %s: it did not fail", name)
-                return
-            took = None  # of a run that fails, or was begun before, that says nothing
-            with launchers.turn(job.cfg), _recorded(job):
-                begun = runlog.manifest(job.folder).get("seconds")
-                about = f"{algo_name(job.cfg)} {job.cfg.method.name} α={training_alpha(job.cfg):g} seed={job.cfg.seed}"
-                log.info("%s%s: %s", launchers.number(), about, job.folder)
-                with progress(None, about):
-                    from unlearn.runs.job import execute  # torch and its friends: only now is there work for them
-
-                    config = OmegaConf.to_yaml(OmegaConf.structured(job.cfg))
-                    execute(replace(job, cfg=launchers.quiet(job.cfg)), config)
-                took = None if begun else runlog.own_seconds(runlog.manifest(job.folder))
-            launchers.say_left(took)
+                return False
+            status = runlog.status(job.folder, verify=False).get("status")
+            if (job.cfg.retry == "failed" and status not in launchers.BEGUN) or queue.failed_since(job):
+                log.info("skipped %s: %s", name, "it failed elsewhere" if status == "failed" else "it did not fail")
+                return False
+            with queue.world(job) as now:
+                if now:
+                    _execute(job)
+                return not now
     except OSError as error:  # no folder, lock or log can be made there
         log.error("%s failed: %s", name, error)
         runlog.fail(job, error)
+        return False
+
+
+def _execute(job: Job) -> None:
+    took = None  # of a run that fails, or was begun before, that says nothing
+    with launchers.turn(job.cfg), _recorded(job):
+        begun = runlog.manifest(job.folder).get("seconds")
+        about = f"{algo_name(job.cfg)} {job.cfg.method.name} α={training_alpha(job.cfg):g} seed={job.cfg.seed}"
+        log.info("%s%s: %s", launchers.number(job), about, job.folder)
+        with progress(None, about):
+            from unlearn.runs.job import execute  # torch and its friends: only now is there work for them
+
+            config = OmegaConf.to_yaml(OmegaConf.structured(job.cfg))
+            execute(replace(job, cfg=launchers.quiet(job.cfg)), config)
+        took = None if begun else runlog.own_seconds(runlog.manifest(job.folder))
+    launchers.say_left(took)
 
 
 @contextmanager
@@ -75,6 +89,9 @@ def _recorded(job: Job) -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         yield
+    except Gone as error:  # what is there now may be another process's
+        log.error("%s failed: %s", job.folder.name, error)
+        runlog.unrecorded[job.folder] = str(error)
     except Exception as error:
         log.error("%s failed: %s", job.folder.name, error)
         with suppress(OSError), path.open("a", encoding="utf-8") as stream:

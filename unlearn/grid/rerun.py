@@ -25,7 +25,8 @@ MAY_CHANGE = (
 )  # fmt: skip
 RENAMED = {  # settings in the configs of older runs, and their names now; None: gone
     "method.members.alpha": "slope", "algo.teacher.members.alpha": "slope", "algo.alternate": "interleave",
-    "eval.reference": "retrained", "pair.target.http.tail": None, "data.columns.key": "fact",
+    "eval.reference": "retrained", "pair.target.device": "device_map", "pair.target.http.tail": None,
+    "data.columns.key": "fact",
 }  # fmt: skip
 OWN_FILES = ("algo.file", "method.file", "eval.judge")  # Python files that are imported
 

@@ -91,11 +91,12 @@ def _members(cfg: Config) -> Iterator[str]:
         for key, ok, must in (
             ("dtype", target.dtype == "float32", ": must be float32"),
             ("quantisation", target.quantisation == "none", ": must be none"),
-            ("device", target.device != "auto", ", on one device"),
+            ("device_map", target.device_map != "auto", ", on one device"),
         ):
             yield from need(ok, f"pair.target.{key}", getattr(target, key), rule + must)
         rule = f"with {tuning(cfg)} what learns reads the target's own weights, on the run's device: must be null"
-        yield from need(tuning(cfg) == "full" or target.device is None, "pair.target.device", target.device, rule)
+        there = target.device_map
+        yield from need(tuning(cfg) == "full" or there is None, "pair.target.device_map", there, rule)
 
 
 # --- a target behind a server ---------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def common_width(widths: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) 
 def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module:
     """A target or retrained reference, held in memory as its settings say."""
     dtype = precision(folder, cfg)
-    place = str(run_device) if cfg.device is None else cfg.device
+    place = str(run_device) if cfg.device_map is None else cfg.device_map
     if cfg.quantisation == "none" and place != "auto":
         return llama.load(folder, place, dtype)
     how = QUANTISATION[cfg.quantisation]
@@ -131,7 +131,7 @@ def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module
     )  # fmt: skip
     if any(p.device.type == "meta" for p in model.parameters()):
         raise ConfigError(
-            "pair.target.device='auto': the model does not fit on the GPUs here; quantise it, or take a smaller one"
+            "pair.target.device_map='auto': the model does not fit on the GPUs here; quantise it, or take a smaller one"
         )
     return model.eval()
 

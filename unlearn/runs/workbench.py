@@ -75,7 +75,7 @@ class Workbench:
         """The same model under another role, loaded already: its weights are in memory once. (What is trained here has
         its fingerprint only when it is loaded.)"""
         pair = self.cfg.pair
-        if pair.target.device is not None or not sources.is_pretrained(pair, role):
+        if pair.target.device_map is not None or not sources.is_pretrained(pair, role):
             return None
         others = (r for r in self._models if sources.is_pretrained(pair, r))
         return next((self._models[r] for r in others if self.fingerprint(r) == self.fingerprint(role)), None)

@@ -14,17 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
-
-from unlearn.store.files import read_json, saving, sha256, write_json, write_whole
+from unlearn.store.files import DiskError, read_json, sha256, write_json, write_whole
 from unlearn.store.identity import digest
+from unlearn.store.locks import LOCKS, lock, locked, look_again
 
 log = logging.getLogger(__name__)
 STORE_FORMAT = 1  # part of every key: entries of another format are simply not found
 ENTRY = "entry.json"
-PATIENCE = 2.0  # seconds of waiting that are not worth a line
 KEY = 20  # hexadecimal digits of an entry's name
-LOCKS, BUILDING = ".locks", ".building"
+BUILDING = ".building"
 ANSWERS = "answers"  # what black boxes were asked (unlearn/blackbox/memo.py): no entries, and never pruned
 
 
@@ -38,7 +36,7 @@ class Store:
 
     def get(self, kind: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
         """Folder of the entry; ``build(folder)`` fills it when it is missing or damaged. Safe under parallel jobs."""
-        folder, locks = self.folder(kind, recipe), self.root / LOCKS
+        folder = self.folder(kind, recipe)
 
         def write(work: Path) -> None:
             work.mkdir(parents=True)
@@ -50,9 +48,8 @@ class Store:
 
         if self._sound(folder):
             return folder
-        with saving(locks):
-            locks.mkdir(parents=True, exist_ok=True)
-        with locked(FileLock(locks / f"{kind}-{folder.name}.lock"), f"{kind} {folder.name}"):
+        with locked(lock(self.root / LOCKS, f"{kind}-{folder.name}"), f"{kind} {folder.name}"):
+            look_again(folder.parent)
             if not self._sound(folder):  # another job may have built it while we waited
                 shutil.rmtree(folder, ignore_errors=True)
                 write_whole(folder, write, self.root / BUILDING / f"{kind}-{folder.name}", durable=False)
@@ -64,6 +61,13 @@ class Store:
             return True
         if not folder.is_dir():
             return False
+        try:
+            (folder / ENTRY).open("rb").close()
+        except PermissionError as error:
+            do = "let it be read, or give another folder by paths.store="
+            raise DiskError(f"{folder}, which another user made, cannot be read: {error.strerror}; {do}") from None
+        except OSError:
+            pass  # it says below what is wrong
         wrong = fault(folder)
         if wrong:
             log.warning("store entry %s is damaged (%s); it is built again", folder, wrong)
@@ -103,13 +107,3 @@ def fault(folder: Path) -> str | None:
             return f"{name} does not match its checksum"
     foreign = sorted(there - set(files))
     return f"{foreign[0]} is not one of its files" if foreign else None
-
-
-def locked(lock: FileLock, what: str) -> AcquireReturnProxy:
-    """Take a lock; log that another job holds it for long, since waiting in silence looks like hanging."""
-    with saving(Path(lock.lock_file)):
-        try:
-            return lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            log.info("waiting for another job that works on %s", what)
-            return lock.acquire()

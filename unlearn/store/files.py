@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ def write_whole(path: Path, write: Callable[[Path], None], work: Path | None = N
 
     ``work``: where, if not beside ``path``. What can be rebuilt and is checked when it is read need not be ``durable``.
     """
-    temporary = work or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = work or path.with_name(passing_name(path.name))
     try:
         with saving(path):
             _remove(temporary)  # left by a process that was killed
@@ -77,6 +78,11 @@ def write_whole(path: Path, write: Callable[[Path], None], work: Path | None = N
     finally:
         with suppress(OSError):
             _remove(temporary)
+
+
+def passing_name(name: str) -> str:
+    """A name that no other writer takes: machines that share a folder may share numbers of processes, too."""
+    return f".{name}.{secrets.token_hex(4)}.tmp"
 
 
 def take_room(path: Path) -> None:

@@ -223,6 +223,7 @@ class Job:
     folder: Path
     data: str  # fingerprint of its data set
     was_done: bool  # before the call
+    number: int = 0  # among the call's jobs, from 1; 0: not listed
 
     @cached_property
     def settings(self) -> dict[str, Any]:

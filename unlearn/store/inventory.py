@@ -11,7 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unlearn.store.entries import ANSWERS, BUILDING, ENTRY, KEY, LOCKS, STORE_FORMAT, card_of, fault
+from unlearn.store.entries import ANSWERS, BUILDING, ENTRY, KEY, STORE_FORMAT, card_of, fault
+from unlearn.store.locks import LOCKS
 
 KEPT = {ANSWERS: "answers of black boxes", "hashes": "notes on model files that were read"}  # beside the entries
 DAY = 24 * 60 * 60

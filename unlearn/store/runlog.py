@@ -28,6 +28,7 @@ from unlearn.config.schema import Config
 from unlearn.store import seal
 from unlearn.store.files import FileError, read_json, saving, sweep, sync, write_json, write_text, write_whole
 from unlearn.store.identity import Job, run_folder
+from unlearn.store.locks import Place
 from unlearn.store.mirror import Mirror, opened
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ MISSED = "wandb_missed"  # in the manifest: the mirror lacks something
 NAME = "delta-unlearning"  # of the package
 COMMAND = "UNLEARN_COMMAND"  # in the environment: what the user called, for jobs in processes of their own
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "datasets", "evaluate", "pandas", "numpy")
-
-
 unrecorded: dict[Path, str] = {}  # errors of this process's jobs that could not be written into their folders
 
 
@@ -143,12 +142,13 @@ def own_seconds(manifest: dict[str, Any]) -> float:
 
 
 class RunLog:
-    """Writes one run folder, and mirrors it to W&B within ``mirrored``."""
+    """Writes one run folder, and mirrors it to W&B within ``mirrored``. ``Gone`` where that is no longer there."""
 
     def __init__(self, job: Job, config_yaml: str):
         self.job, self.folder = job, job.folder
         with saving(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+        self._place = Place(self.folder)
         sweep(self.folder)
         self.mirror = Mirror()
         old = manifest(self.folder)
@@ -199,6 +199,7 @@ class RunLog:
         self.status(self.manifest["status"], wandb=self.mirror.id)
 
     def status(self, status: str, **more: Any) -> None:
+        self._place.check()
         self.manifest |= {"status": status} | more | ({MISSED: True} if self.mirror.missed else {})
         write_json(self.folder / MANIFEST, self.manifest)
         self.mirror.manifest(self.manifest)
@@ -234,6 +235,7 @@ class RunLog:
             self.mirror.rewind(step)
 
     def log(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        self._place.check()
         record = {"step": step, "epoch": round(epoch, 4)} | values
         path = self.folder / METRICS
         with saving(path), path.open("a", encoding="utf-8") as stream:

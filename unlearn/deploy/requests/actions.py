@@ -18,6 +18,7 @@ from unlearn.deploy.requests.ledger import Ledger, State, check_id
 from unlearn.deploy.requests.private import OF_OFFSET, of_rows, of_run, of_text
 from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
+from unlearn.grid.queue import share
 from unlearn.grid.rerun import open_run
 from unlearn.grid.rules import as_typed, composed, unknown_overrides
 from unlearn.store import runlog
@@ -80,7 +81,7 @@ def job_of(overrides: Sequence[str]) -> Job:
 
 def answer(id: str, job: Job) -> None:
     """Run the ordinary job, from its checkpoint where there is one."""
-    perform(job)
+    share(perform, [job])
     if not runlog.is_done(job):
         why = runlog.manifest(job.folder).get("error") or "it was interrupted"
         raise Failed(f"{id}: its run {job.folder} is not done: {why}; rerun the same command to resume")

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import pandas as pd
@@ -261,15 +260,3 @@ def test_two_processes_give_the_same_run_to_the_last_bit(tmp_path, store, monkey
         (folder,) = (tmp_path / f"runs{seed}" / "default").glob("kl-*")
         files.append([(folder / name).read_bytes() for name in ("metrics.jsonl", "eval.json")])
     assert files[0] == files[1]
-
-
-@pytest.mark.nightly
-def test_two_identical_grids_at_once_share_the_work(tmp_path):
-    options = ["-m", *TINY, "paths.store=store", "algo=ga,npo"]
-    with ThreadPoolExecutor(2) as pool:
-        jobs = list(pool.map(lambda _: python("-m", MODULE, *options, cwd=tmp_path), range(2)))
-    assert [runlog.manifest(f)["status"] for f in folders(tmp_path)] == ["done", "done"]
-    for folder in folders(tmp_path):
-        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert steps == [0, 1, 2]
-        assert sum(f"{folder.name} done in" in job.stdout + job.stderr for job in jobs) == 1, "trained by both grids"

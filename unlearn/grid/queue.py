@@ -4,8 +4,6 @@ Nothing is handed out: who takes a run's lock has it, and what others hold is le
 process was killed is free again, and is resumed by the next one that comes by.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -1,7 +1,5 @@
 """Locks between processes, and machines that share a folder: flocks, which the system frees when their holder dies."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import logging
@@ -83,11 +81,11 @@ class Place:
         self._open = os.open(folder, os.O_RDONLY)  # while it is open, no other folder gets its number
         weakref.finalize(self, os.close, self._open)
 
-    def check(self) -> None:
-        """``Gone`` where it is not there any more."""
+    def still(self) -> Path:
+        """The folder; ``Gone`` where it is not there any more."""
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._open), self.folder.stat()):
-                return
+                return self.folder
         raise Gone(f"{self.folder} was removed while it was worked on; rerun the same command to make it again")
 
 

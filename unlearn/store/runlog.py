@@ -199,9 +199,8 @@ class RunLog:
         self.status(self.manifest["status"], wandb=self.mirror.id)
 
     def status(self, status: str, **more: Any) -> None:
-        self._place.check()
         self.manifest |= {"status": status} | more | ({MISSED: True} if self.mirror.missed else {})
-        write_json(self.folder / MANIFEST, self.manifest)
+        write_json(self._place.still() / MANIFEST, self.manifest)
         self.mirror.manifest(self.manifest)
 
     @contextmanager
@@ -235,9 +234,8 @@ class RunLog:
             self.mirror.rewind(step)
 
     def log(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        self._place.check()
         record = {"step": step, "epoch": round(epoch, 4)} | values
-        path = self.folder / METRICS
+        path = self._place.still() / METRICS
         with saving(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         self.mirror.log(record)

@@ -20,7 +20,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from unlearn.config.redaction import in_logs
-from unlearn.config.schema import ConfigError
+from unlearn.config.schema import ConfigError, raise_for
 from unlearn.config.setting import out_of_bounds
 from unlearn.grid import analysis
 from unlearn.grid.refusal import REFUSED, STATUS, Failed, print_nowhere, printable, refuse, said, secrets, unread
@@ -45,9 +45,7 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
     """The ``main`` of a verb whose first word says what it does."""
 
     def called(arguments: Sequence[str]) -> int:
-        problems = secrets(arguments)
-        if problems:
-            raise ConfigError("\n".join(problems))
+        raise_for(secrets(arguments))
         act, rest = ("", arguments) if "" in known else (arguments[0], arguments[1:])
         if act not in known:
             raise ConfigError(f"{act}: must be one of {', '.join(known)}")
@@ -86,10 +84,8 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
 
 
 def parse(keys: type, arguments: Sequence[str], act: str = "", names: Sequence[str] | None = None) -> Any:
-    """The keys of a call; an act takes those of ``names`` (None: all) and what must be given.
-
-    ``ConfigError`` with all that is wrong: what is unknown, missing, or breaks its rule.
-    """
+    """The keys of a call; an act takes those of ``names`` (None: all) and what must be given. ``ConfigError`` with all
+    that is wrong: what is unknown, missing, or breaks its rule."""
     hints = {name: get_args(h)[0] if isinstance(h, UnionType) else h for name, h in get_type_hints(keys).items()}
     taken = {f.name: f for f in fields(keys) if names is None or f.name in names or (_needed(f) and f.name not in REST)}
     known = {name: f for name, f in taken.items() if name not in REST}
@@ -115,11 +111,9 @@ def parse(keys: type, arguments: Sequence[str], act: str = "", names: Sequence[s
                 problems.append(f"{name}={what} must be given")
         except ConfigError as error:
             problems.append(str(error))
-    if not problems:
-        made = keys(**values)
-        problems = list(out_of_bounds(made))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    raise_for(problems)
+    made = keys(**values)
+    raise_for(out_of_bounds(made))
     return made
 
 
@@ -167,7 +161,9 @@ def main() -> int:
         width = max(map(len, known))
         with unread():
             print("unlearn VERB …    unlearn VERB --help says more; settings without a verb are those of unlearn run\n")
-            print("\n".join(f"  {verb:{width}}  {_about(path)}" for verb, (_, path) in known.items()))
+            for verb, (_, path) in known.items():  # only the help parses the files of all verbs
+                about, *_ = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")
+                print(f"  {verb:{width}}  {about}")
         return 0 if sys.argv[1:] else STATUS
     if name == "--version":
         print(f"unlearn {version(runlog.NAME)}")
@@ -184,10 +180,8 @@ def main() -> int:
 
 
 def verbs() -> dict[str, tuple[str, Path]]:
-    """By name, the module and the file of every verb: modules of the program and of analysis that can be run.
-
-    They are read and not imported.
-    """
+    """By name, module and file of every verb: modules of the program and of analysis that can be run, read and not
+    imported."""
     found = {}
     for package, folder in (("unlearn", Path(__file__).parent), (analysis.NAME, analysis.FOLDER)):
         for path in sorted([*folder.glob("*.py"), *folder.glob("*/__main__.py")]):
@@ -195,8 +189,3 @@ def verbs() -> dict[str, tuple[str, Path]]:
                 name = path.parent.name if path.name == "__main__.py" else path.stem
                 found[name] = ".".join([package, *path.relative_to(folder).with_suffix("").parts]), path
     return found
-
-
-def _about(path: Path) -> str:
-    """The first line of a module's docstring; only the help parses the files of all verbs."""
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearn.command import verb
-from unlearn.config.schema import ConfigError
-from unlearn.config.setting import unusable
+from unlearn.config.schema import ConfigError, raise_for
+from unlearn.config.setting import need, unusable
 from unlearn.grid import table
 from unlearn.grid.perform import perform
 from unlearn.grid.queue import share
@@ -48,11 +48,10 @@ def main(keys: Keys) -> int | None:
         return 1 if table.report([job]) else 0
     if keys.out is None:
         raise ConfigError("out=FILE: say where the result goes, e.g. out=results/target.json")
-    problems = [*unknown_overrides(keys.overrides), *unusable("the folder of out", str(keys.out.parent))]
-    if keys.out.is_dir():
-        problems.append(f"out={str(keys.out)!r}: must be a file, and is a folder")
-    if problems:
-        raise ConfigError("\n".join(problems))
+    raise_for([
+        *unknown_overrides(keys.overrides), *unusable("the folder of out", str(keys.out.parent)),
+        *need(not keys.out.is_dir(), "out", str(keys.out), "must be a file, and is a folder"),
+    ])  # fmt: skip
     from unlearn.grid import standalone
 
     found = standalone.run(keys.model, keys.out, keys.tokenizer, keys.retrained, keys.overrides)

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 from unlearn.command import verb
 from unlearn.config.redaction import visible
-from unlearn.config.schema import ConfigError
-from unlearn.config.setting import at_least, finite, setting, unusable
+from unlearn.config.schema import ConfigError, raise_for
+from unlearn.config.setting import at_least, finite, need, setting, unusable
 from unlearn.data.rows import DataError
 from unlearn.grid.rerun import open_run
 from unlearn.grid.rules import unknown_overrides
@@ -86,17 +86,14 @@ def main(keys: Keys) -> None:
 
 def _write(keys: Keys) -> None:
     """What is wrong with the call is said before anything heavy is imported."""
-    problems = [*unknown_overrides(keys.overrides), *unusable("the folder of out", str(keys.out.parent))]
-    problems += [f"out={str(keys.out)!r}: must be a file, and is a folder"] if keys.out.is_dir() else []
-    problems += (
-        [] if keys.out.suffix == ".jsonl" else [f"out={str(keys.out)!r}: must end in .jsonl, as data.forget reads it"]
-    )
-    problems += [] if keys.prompts.is_file() else [f"prompts={str(keys.prompts)!r}: no such file"]
-    known = (".txt", ".jsonl", ".json", ".csv", ".parquet")
-    rule = f"prompts={str(keys.prompts)!r}: must be one of {', '.join(known)}"
-    problems += [] if keys.prompts.suffix in known else [rule]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    out, prompts, known = str(keys.out), str(keys.prompts), (".txt", ".jsonl", ".json", ".csv", ".parquet")
+    raise_for([
+        *unknown_overrides(keys.overrides), *unusable("the folder of out", str(keys.out.parent)),
+        *need(not keys.out.is_dir(), "out", out, "must be a file, and is a folder"),
+        *need(keys.out.suffix == ".jsonl", "out", out, "must end in .jsonl, as data.forget reads it"),
+        *need(keys.prompts.is_file(), "prompts", prompts, "no such file"),
+        *need(keys.prompts.suffix in known, "prompts", prompts, f"must be one of {', '.join(known)}"),
+    ])  # fmt: skip
     from unlearn.grid import questions
 
     model = [] if keys.model is None else questions.settings(keys.model, keys.name, keys.tokenizer)

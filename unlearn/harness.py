@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.command import verb
-from unlearn.config.schema import ConfigError
+from unlearn.config.schema import ConfigError, raise_for
 from unlearn.config.setting import at_least, finite, setting, unusable
 from unlearn.grid import table
 from unlearn.grid.rerun import open_run
@@ -51,8 +51,7 @@ class Keys:
 def main(keys: Keys) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # lm-eval and what it loads say much
     tasks = harness.tasks_of(keys.tasks, keys.path)
-    for problem in unusable("the folder of out", str(keys.out.parent)) if keys.out else ():
-        raise ConfigError(problem)
+    raise_for(unusable("the folder of out", str(keys.out.parent)) if keys.out else ())
     if keys.model is not None:
         place, found = keys.out, harness.of_model(keys.model, tasks, keys.limit, keys.overrides)
     else:

@@ -51,9 +51,8 @@ def main(keys: Keys) -> None:
     last = steps[-1]
     # of every step, each request's answer probability, and what is retained
     requests = sorted({n for step in steps for n in numbers(step)})
-    kept = [
-        split for split in ("retain", "neighbours", "real_authors", "world_facts") if f"{split}/prob" in last.metrics
-    ]
+    splits = ("retain", "neighbours", "real_authors", "world_facts")
+    kept = [split for split in splits if f"{split}/prob" in last.metrics]
     made = table.made(["after"], [*(f"request {n}" for n in requests), *kept, "utility", "leak − retr."],
                       title="probability of the right answer")  # fmt: skip
     rows = [(name, replace(last, metrics=entry), "cyan") for name, entry in last.references.items()]

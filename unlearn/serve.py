@@ -54,10 +54,8 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         if place is not None:
             place.close()
-        raise ConfigError(
-            f"host={settings.host} port={settings.port}: cannot bind ({error.strerror or error}); choose "
-            "another port, or port=0 for any free port"
-        ) from None
+        why = f"cannot bind ({error.strerror or error}); choose another port, or port=0 for any free port"
+        raise ConfigError(f"host={settings.host} port={settings.port}: {why}") from None
     return place
 
 
@@ -95,9 +93,7 @@ def _serve(settings: Settings, place: socket.socket) -> None:
                 signal.signal(number, handler)
     finally:
         if not engine.close(max(1, settings.grace)):
-            raise Failed(
-                f"the engine did not end within {settings.grace:g} s: a step of it has taken {engine.busy:.0f} s"
-            )
+            raise Failed(f"the engine did not end within {settings.grace:g} s: its step has taken {engine.busy:.0f} s")
     log.info("stopped")
 
 

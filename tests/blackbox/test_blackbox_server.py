@@ -84,7 +84,7 @@ def test_a_fault_that_stays_is_refused_with_what_was_got(tmp_path, kind):
 
     with serve(MODEL, TOKENIZER, Faults(at=late)) as server:
         model = box(server.url, tmp_path, concurrency=2)
-        refused(model, f"(?s){WORDS[kind]}.*after 4 tries.*What was fetched stays")
+        refused(model, f"(?s){WORDS[kind]}.*after 4 tries.*what was fetched stays")
         before = server.requests
         assert kept(model, tmp_path) == []
         server.faults.at = {}
@@ -98,7 +98,7 @@ NO_USE = {
     "(?s)take pair.target.http.k=4.*greater than max allowed: 4": (Faults(cap=4), {}),
     "400: maximum context length is 8 tokens": (Faults(context=8), {}),
     "(?s)a chat API alone never can.*no prompt_logprobs in it.*no logprobs in it": (Faults(forms=()), {}),
-    "off by one: what it says of a token are the probabilities after it": (Faults(shift=True), {"form": "echo"}),
+    "log-probabilities of a text are off by one": (Faults(shift=True), {"form": "echo"}),
     "its tokenizer is not that of the pair: token": (Faults(named_by=Numbered(prefix="v"), tokenize=False), {}),
     "its tokenizer is not that of the pair: token [0-9]": (Faults(named_by=Numbered(prefix="v")), {}),
     "its tokenizer is not that of the pair: token .* here": (
@@ -149,7 +149,7 @@ def test_tokens_that_are_called_by_their_texts(tmp_path):
         model = box(server.url, tmp_path / "other")
         model.where = Place(tmp_path / "other", Numbered(same=tuple(range(2, 40, 2))), 40, torch.device("cpu"))
         server.tokenizer = model.where.tokenizer
-        refused(model, "texts do not tell tokens apart|tokens given, and 6 asked for")
+        refused(model, "a token is called by its text|tokens given, and 6 asked for")
         assert kept(model, tmp_path) == []
 
 

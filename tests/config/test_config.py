@@ -44,7 +44,7 @@ def test_every_yaml_says_what_it_is_and_every_experiment_is_a_study_of_its_own_n
 @pytest.mark.parametrize("method", TRAINED)
 def test_every_algorithm_binds_and_has_a_learning_rate_for_every_method_that_takes_it(algo, method):
     if not fits(algo, method):
-        reason = "takes reversed|takes no reversed" if "uld" in (algo, method) else "a black box that shows only logits"
+        reason = "takes reversed|takes no reversed" if "uld" in (algo, method) else "what is to forget is a black box"
         with pytest.raises(ConfigError, match=reason):
             compose(f"algo={algo}", f"method={method}")
         return
@@ -85,7 +85,7 @@ REFUSED = [  # beside those of support/wrong_calls.py, which are refused by the 
     ("trainer.stored_rows_k=0", "must be a finite number of at least 1"),
     ("trainer.stored_rows_gib=-1", "must be a finite number of at least 0"),
     ("trainer.stored_rows_over=wait", "must be one of live, refuse"),
-    ("method=direct trainer.stored_rows=topk", "method='direct' does not train on a sum with the plain target"),
+    ("method=direct trainer.stored_rows=topk", "only the plain target's rows may be rounded, which method='direct'"),
     ("method=proxy trainer.stored_rows=fp16", "must be one of auto, fp32, hidden"),
     ("+algo.gama=1", "algo.gama: unknown key; known keys here: name, forget"),
     ("+nonsense=1", "nonsense: unknown key"),

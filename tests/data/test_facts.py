@@ -60,9 +60,4 @@ def test_a_text_tells_a_fact_where_a_reader_would_say_so():
 
 
 def test_a_spelling_without_words_can_be_found_nowhere():
-    assert (
-        [s for s in ("…", " - ", "()", "\u0301") if sayable(s)] == []
-        and sayable("C")
-        and sayable("東")
-        and sayable("$")
-    )
+    assert [s for s in ("…", " - ", "()", "\u0301", "C", "東", "$") if sayable(s)] == ["C", "東", "$"]

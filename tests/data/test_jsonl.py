@@ -62,10 +62,8 @@ def test_columns_have_the_names_that_the_config_says(files, tmp_path):
 def test_a_row_may_name_its_fact_and_the_question_about_a_name_that_no_model_knows(files, tmp_path):
     plain = files()
     more = [FORGET[0] | {"key": ["town 0", "Town Zero"]}, FORGET[1] | {"key": "town 1"}, FORGET[2]]
-    write(
-        tmp_path / "keys.jsonl",
-        [row | {"guess_question": f"Where does Vrelmok {i} live?"} for i, row in enumerate(more)],
-    )
+    guesses = [row | {"guess_question": f"Where does Vrelmok {i} live?"} for i, row in enumerate(more)]
+    write(tmp_path / "keys.jsonl", guesses)
     data = files("data.forget=keys.jsonl")
     assert [r.key for r in data.splits["forget"]] == [("town 0", "Town Zero"), ("town 1",), ()]
     assert data.splits["forget"][2].guess_question == "Where does Vrelmok 2 live?"
@@ -117,9 +115,8 @@ def test_the_fingerprint_is_of_the_words_not_of_the_files(files, tmp_path):
         write_table(pd.DataFrame(FORGET), tmp_path / name, index=False)
         data = files(f"data.forget={name}")
         assert data.fingerprint() == first and data.splits["forget"][0].place.startswith(f"{name}, ")
-    pd.DataFrame([row | {"perturbed_answer": ["No.", "Never."]} for row in FORGET]).to_parquet(
-        tmp_path / "lists.parquet"
-    )
+    lists = pd.DataFrame([row | {"perturbed_answer": ["No.", "Never."]} for row in FORGET])
+    lists.to_parquet(tmp_path / "lists.parquet")
     assert files("data.forget=lists.parquet").splits["forget"][2].perturbed_answers == ("No.", "Never.")
     write(tmp_path / "renamed.json", FORGET, lines=False)
     assert files("data.forget=renamed.json").fingerprint() == first
@@ -175,17 +172,17 @@ BROKEN = {
     "column.jsonl": ('{"question": "Who?", "reply": "Me."}',
                      "column.jsonl, line 1: needs a text in 'answer', there is none; columns: question, reply"),
     "columns.jsonl": ('{"prompt": "Who?"}', "columns.jsonl, line 1: needs 'question' and 'answer', or 'text'; it has "
-                      "the columns prompt; say what they are, e.g. data.columns.question=NAME"),
+                      "the columns prompt; name them, e.g. data.columns.question=NAME"),
     "empty_answer.jsonl": ('{"question": "Who?", "answer": " "}', "line 1: 'answer' is empty, found ' '"),
     "number.jsonl": ('{"question": "Who?", "answer": 7}', "line 1: needs a text in 'answer', found '7' (int)"),
     "null.jsonl": ('{"question": "Who?", "answer": null}', "needs a text in 'answer', found 'None' (NoneType)"),
     "list.jsonl": ('["a", 3]', "list.jsonl, element 2: must be an object"),
     "wrong.jsonl": (json.dumps(NESTED), "line 1: needs a text or a list of texts in 'perturbed_answer', found \"['No."),
     "some.jsonl": (json.dumps(GOOD | {"perturbed_answer": "No."}) + "\n" + json.dumps(FORGET[1]),
-                   "some.jsonl, line 2: 'perturbed_answer' is missing, and 1 of 2 rows of the file have it"),
+                   "some.jsonl, line 2: 'perturbed_answer' is missing, and 1 of 2 rows have it"),
     "half.jsonl": ('{"question": "Who?", "answer": "Me \\ud83d"}', "'answer' holds half a character ('\\ud83d')"),
     "twice.jsonl": (json.dumps(GOOD) + "\n\n" + json.dumps(GOOD),
-                    "twice.jsonl, line 3: the forget set has 'Where does person 0 live?' with the same answer twice, "
+                    "twice.jsonl, line 3: 'Where does person 0 live?' with the same answer is there twice, "
                     "first in twice.jsonl, line 1"),
     "overlap.jsonl": (json.dumps(RETAIN[4]), "retain.json, element 5: 'Where is town 4?' with the same answer is both "
                       "in the retain and in the forget set (overlap.jsonl, line 1)"),
@@ -258,18 +255,18 @@ def test_data_sets_on_which_a_metric_would_be_wrong_are_refused():
     a, b, c = Row("a", "Who?", "Me."), Row("b", "What?", "That."), Row("c", "Who?", "Me.")
     wrong, good = Row("d", "Where?", "Here.", perturbed_answers=("There.",)), {"forget": (a,), "retain": (b,)}
     for splits, message in (
-        ({"forget": ()}, "the forget set is empty"), ({"retain": ()}, "the retain set is empty"),
+        ({"forget": ()}, "the forget set needs a row"), ({"retain": ()}, "the retain set needs a row"),
         ({"retain": (c,)}, "must not overlap"), ({"retain": (replace(b, id="a"),)}, "ids must be unique"),
         ({"retain": (replace(b, answer="  "),)}, "answer is empty"),
-        ({"forget": (a, c)}, "row 'c': the forget set has 'Who\\?' with the same answer twice"),
-        ({"forget": (wrong, a)}, "'Who\\?' has no wrong answers, and 1 of 2 forget rows have some"),
+        ({"forget": (a, c)}, "row 'c': 'Who\\?' with the same answer is there twice"),
+        ({"forget": (wrong, a)}, "'Who\\?' has no wrong answer, and 1 of 2 forget rows have some"),
         ({"holdout": (c,)}, "both in the holdout and in the forget set"),
         ({"retain_untrained": (c,)}, "both in the retain_untrained and in the forget"),
         ({"others": (c,)}, "unknown split 'others'; splits are forget, retain,"),
         # what a reader would call the same text
         *(({"retain": (replace(c, question=asked, answer=said),)}, "both in the retain and in the forget set")
           for asked, said in (("WHO?", "me."), (" Who? ", "Me.\n"), ("Wh\u200bo?", "Me\u00ad."), ("Ｗho？", "Me."))),
-        ({"forget": (a, replace(c, question="who?"))}, "with the same answer twice"),
+        ({"forget": (a, replace(c, question="who?"))}, "with the same answer is there twice"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=message):
             check(DataSet("made", good | splits))
@@ -297,9 +294,8 @@ def test_neighbours_are_evaluated_and_watched_like_the_retain_set_of_which_a_par
     near = write(tmp_path / "near.jsonl", NEIGHBOURS)
     job = run(tmp_path, store, f"data.neighbours={near}", "data.neighbours_trained=0.4", "trainer.held_out=0.25")
     found = read_json(job.folder / "eval.json")
-    assert (
-        found["alphas"]["1.0"]["neighbours/prob"] > 0 and found["references"]["target"]["neighbours/rougeL_recall"] >= 0
-    )
+    assert found["alphas"]["1.0"]["neighbours/prob"] > 0
+    assert found["references"]["target"]["neighbours/rougeL_recall"] >= 0
     examples = pd.read_parquet(job.folder / "examples.parquet")
     assert examples["split"].value_counts().to_dict() == {"forget": 3, "retain": 12, "neighbours": 6}
     (first, *_) = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]

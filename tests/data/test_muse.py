@@ -60,10 +60,8 @@ def test_every_split_comes_from_its_table_and_questions_are_asked_after_answered
     assert "raw/retain1: 1 of 3 texts have fewer than two words: left out" in caplog.text
     assert "2 of 4 rows of the retain set are in the forget set: left out" in caplog.text
     row = read(folder, "data.shots=2").splits["forget_knowledge"][1]
-    assert row.question == (
-        "Question: Who 0?\nAnswer: No 0\n\nQuestion: Who 1?\nAnswer: No 1\n\nQuestion: Who s?\nAnswer:"
-    )
-    assert row.answer == "Esser"
+    shots = "".join(f"Question: Who {i}?\nAnswer: No {i}\n\n" for i in range(2))
+    assert (row.question, row.answer) == (f"{shots}Question: Who s?\nAnswer:", "Esser")
     assert read(folder).splits["retain_knowledge"][0].question.count("Question:") == 4  # all three, and its own
     assert read(folder, "data.shots=0").splits["retain_knowledge"][0].question == "Question: Who t?\nAnswer:"
 
@@ -94,7 +92,7 @@ def test_other_tables_questions_and_one_text_file_can_be_the_sets_and_what_a_fol
 
 
 REFUSED = {
-    "raw/forget.json is missing (or .jsonl, .txt, .parquet); the folder has knowmem/forget_qa.json, knowmem/forget":
+    "raw/forget.json is missing (or .jsonl, .txt, .parquet); there are knowmem/forget_qa.json, knowmem/forget":
         lambda f: (f / "raw/forget.json").unlink(),
     "knowmem/forget_qa_icl.json is missing": lambda f: (f / "knowmem/forget_qa_icl.json").unlink(),
     "raw/forget.json, element 1: needs a text in 'text', there is none; columns: page":
@@ -143,7 +141,7 @@ def test_the_hub_is_asked_for_the_same_tables_and_one_that_cannot_be_read_is_ref
 
     for error in (ConnectionError("no network"), ValueError("Unknown split"), OSError("disk")):
         monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=error))
-        said = f"a/b \\(raw, forget\\) could not be read from the hub: {error}.*data.path=FOL"
+        said = f"a/b \\(raw, forget\\): not read from the hub: {error}.*data.path=FOL"
         with pytest.raises(DataError, match=said):
             Tables(None, "a/b", "").table((), ("raw", "forget"))
 
@@ -162,9 +160,8 @@ def test_real_questions_are_read_and_can_be_unlearnt(tmp_path, store):
     questions = ("data.forget=knowmem/forget_qa", "data.retain=knowmem/retain_qa")
     data = read(NEWS, *questions)
     assert [len(data.splits[s]) for s in ("forget", "retain")] == [100, 100]
-    assert data.splits["forget"][0].question.endswith(
-        "\n\nQuestion: What year did the Orkney Islands become part of Scotland?\nAnswer:"
-    )
+    asked = "\n\nQuestion: What year did the Orkney Islands become part of Scotland?\nAnswer:"
+    assert data.splits["forget"][0].question.endswith(asked)
     assert data.splits["forget"][0].question.count("Question:") == 11 and data.splits["forget"][0].answer == "1472"
     where = "data=muse_news", f"data.path={NEWS}", "data.shots=0", f"paths.store={store}", f"paths.runs={tmp_path}/runs"
     few = ("pair.offset_init=retain", "eval.max_examples=5", "eval.max_new_tokens=40", "eval.groups=[]")

@@ -148,7 +148,7 @@ def test_what_files_ask_for_is_taken_out_of_the_retain_file_and_changes_nothing_
 
 def test_requests_must_be_disjoint_and_there(files):
     (files / "again.jsonl").write_text(rows_of("b"))
-    with pytest.raises(DataError, match="'Who is b.' is asked for by request 1 and by request 2"):
+    with pytest.raises(DataError, match="'Who is b.' is in requests 1 and 2"):
         from_files(files, ("one", "again"))
     with pytest.raises(DataError, match=r"data.requests\[1\]=.*no such file"):
         from_files(files, ("one", "nowhere"))

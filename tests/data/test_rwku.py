@@ -143,7 +143,7 @@ def test_requests_are_people_one_after_another(folder):
 
 def test_a_passage_about_two_people_is_forgotten_with_the_one_who_is_to_be_forgotten(folder):
     for person in ("Ann Bly", "Eve Fay"):
-        with pytest.raises(DataError, match="the retain set is empty"):
+        with pytest.raises(DataError, match="the retain set needs a row"):
             read(folder, f"data.targets=[{person}]", "data.corpus=positive")
 
 

@@ -278,6 +278,5 @@ def test_a_system_message_that_a_template_writes_itself_is_found_and_can_be_empt
 ):
     encoder = Encoder(tokenizer(template), settings, 200)
     assert encoder.own_system == own
-    assert (
-        encoder.tokenizer.decode(encoder.prompt(QUESTION)).removeprefix("<|system|>\n" * bool(own)).startswith(written)
-    )
+    prompt = encoder.tokenizer.decode(encoder.prompt(QUESTION))
+    assert prompt.removeprefix("<|system|>\n" * bool(own)).startswith(written)

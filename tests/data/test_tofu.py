@@ -92,7 +92,7 @@ def test_json_arrays_the_other_ending_and_own_refusals_are_read(folder):
 
 BROKEN = {  # beside what every file of records is refused for: test_jsonl.py
     "no such folder": lambda f: f / "elsewhere",
-    "retain99.json is missing \\(or .jsonl, .parquet\\); the folder has forget01.json, forget01_perturbed.json, idont":
+    "retain99.json is missing \\(or .jsonl, .parquet\\); there are forget01.json, forget01_perturbed.json, idont":
         lambda f: (f / "retain99.json").unlink(),
     "retain99.json, line 1: must be an object": lambda f: damage(f / "retain99.json", 0, '"text"'),
     "forget01_perturbed.json, line 2: forget01 and forget01_perturbed hold different questions":
@@ -172,6 +172,6 @@ def test_the_hub_gives_the_same_data_set_as_a_folder_and_only_what_may_be_absent
     (hub / "idontknow.jsonl").unlink()
     assert read(None).refusals == () and "need data.refusals=FILE" in caplog.text
     assert read(None).splits["holdout"] == ()
-    said = "locuslab/TOFU \\(retain95, train\\) could not be read from the hub: BuilderConfig"
+    said = "locuslab/TOFU \\(retain95, train\\): not read from the hub: BuilderConfig"
     with pytest.raises(DataError, match=said):
         read_tofu(None, "forget05", None)

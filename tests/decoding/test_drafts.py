@@ -247,10 +247,8 @@ def test_answers_go_on_from_what_was_read_of_their_prompts_and_drafts(tmp_path, 
     monkeypatch.setattr(seen, "WORTH", 0)
     target, anchor, store = tiny_llama(seed), tiny_llama(seed + 2, hidden=8), Store(tmp_path)
     ensemble = Ensemble(offset_ensemble(target, near(anchor, 0.05, seed), anchor).members, RULES[rule])
-    gold, alphas = (
-        Examples(Example(e.id, e.prompt, e.answer) for e in random_examples(12, seed=3)),
-        (0.0, 0.5, 1.0, 2.0),
-    )
+    gold = Examples(Example(e.id, e.prompt, e.answer) for e in random_examples(12, seed=3))
+    alphas = (0.0, 0.5, 1.0, 2.0)
     said = {alpha: plain(ensemble, alpha) for alpha in alphas}
     scores = score(ensemble, gold, alphas, {}, 0, 5)
     with seen.remembered(1.0):  # the target's own answers, as they are before any run's

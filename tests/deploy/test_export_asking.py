@@ -46,9 +46,8 @@ def test_the_chat_template_of_an_export_makes_the_run_s_prompt(tmp_path, chat_te
     encoder = Encoder(own, how, 400)
     assert asking.write(encoder, [256, 9], tmp_path, True) == same and own.chat_template == chat_template
     written = AutoTokenizer.from_pretrained(tmp_path)
-    asked = written.apply_chat_template(
-        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
-    )
+    turns = [{"role": "user", "content": QUESTION}]
+    asked = written.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert (tuple(asked) == encoder.prompt(QUESTION)) == same
     assert read_json(tmp_path / "generation_config.json")["eos_token_id"] == [256, 9]
     if how.kind == "plain":

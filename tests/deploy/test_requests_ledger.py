@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -50,9 +51,8 @@ def test_a_request_is_asked_takes_effect_and_is_evaluated(ledger):
     assert evaluated["offsets"] == {"R1": 1.0} and evaluated["passed"] is True
     for name in ("forget/leak@2", "forget/leak_gap", "retain/prob", "model_utility"):
         found = evaluated["metrics"][name]
-        close = (
-            {"rel": 1e-5} if name.startswith("forget") else {"abs": 0.005}
-        )  # others' texts decide about the retain set
+        # others' texts decide about the retain set
+        close = {"rel": 1e-5} if name.startswith("forget") else {"abs": 0.005}
         assert found["value"] == pytest.approx(entry[name], **close)
         assert found.get("interval", []) == pytest.approx(entry["intervals"].get(name, []), **close)
     leak = evaluated["metrics"]["forget/leak@2"]
@@ -195,7 +195,8 @@ def test_no_byte_of_a_ledger_holds_anything_of_the_forget_sets(fused, settings, 
         assert traces.in_bytes(content) is None, name
         for row in forget_rows(data):
             assert row.id.encode() not in content and row.answer.encode() not in content, name
-        assert b"people/" not in content and b"customer" not in content and b"4711" not in content
+        # the number may stand in a hash by chance
+        assert not re.search(rb"people/|customer|(?<![0-9a-f])4711(?![0-9a-f])", content)
     names = {row.question.split("'")[0].split()[-1] for row in forget_rows(data)} | words
     chain = found["ledger.jsonl"].decode()
     assert [n for n in names if len(n) > 4 and n in chain] == []

@@ -116,9 +116,8 @@ def test_the_bytes_of_a_token_are_its_own_though_it_is_a_part_of_a_character():
     names = Names(tok)
     for character in "né€🙂":
         assert bytes(b for i in tok(character)["input_ids"] for b in names.bytes(i)) == character.encode()
-    of_sentencepiece = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.BPE({"<0xE2>": 0, "é": 1}, [])), unk_token=None
-    )
+    model = Tokenizer(models.BPE({"<0xE2>": 0, "é": 1}, []))
+    of_sentencepiece = PreTrainedTokenizerFast(tokenizer_object=model, unk_token=None)
     of_sentencepiece.backend_tokenizer.decoder = decoders.ByteFallback()
     assert [Names(of_sentencepiece).bytes(i) for i in range(2)] == [[0xE2], list("é".encode())]
 

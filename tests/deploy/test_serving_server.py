@@ -218,9 +218,8 @@ def test_who_does_not_read_what_is_answered_is_not_waited_for_and_a_flood_is_log
         if reads_on:
             protocol.resume_writing()
         for number in (24, 24, 24):
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": "accept", "exception": OSError(number, "full")}
-            )
+            trouble = {"message": "accept", "exception": OSError(number, "full")}
+            asyncio.get_running_loop().call_exception_handler(trouble)
         await asyncio.sleep(0.1)
         return transport.abort.called
 
@@ -281,6 +280,5 @@ def test_our_own_server_is_another_runs_black_box_which_is_served_in_its_turn(se
             assert [tokens(e) for e in found] == expected
             scored = told(engine, [ask(prompts[0], mix, limit=0, prompt_logprobs=2)])[0][0].scored
         row = logp_of(Ensemble(tuple(at_home)), prompts[0], 1.0)
-        assert [s.logprob for s in scored] == pytest.approx(
-            [row[t, i].item() for t, i in enumerate(prompts[0][1:])], abs=1e-4
-        )
+        wanted = [row[t, i].item() for t, i in enumerate(prompts[0][1:])]
+        assert [s.logprob for s in scored] == pytest.approx(wanted, abs=1e-4)

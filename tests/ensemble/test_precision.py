@@ -40,9 +40,8 @@ def gap(answers) -> float:
 )  # fmt: skip
 def test_at_step_0_in_bf16_the_ensemble_is_the_target_and_kl_is_zero(config, bench, in_pieces, pieces, method, tuning):
     in_pieces(pieces)
-    _, found, draw = made(
-        config, bench, "algo=npo_kl", f"method={method}", f"pair.tuning={tuning}", "trainer.precision=bf16"
-    )
+    how = f"method={method}", f"pair.tuning={tuning}", "trainer.precision=bf16"
+    _, found, draw = made(config, bench, "algo=npo_kl", *how)
     for name, answers in answers_of(found, draw).items():
         assert gap(answers) < 1e-5, name
         assert answers.kl.abs().max() < 1e-6 and answers.log_ratio.abs().max() < 1e-4

@@ -183,9 +183,8 @@ def test_auto_keeps_small_logits_then_hidden_states_then_nothing_and_too_many_ar
         "trainer.stored_rows_over=refuse. Give trainer.stored_rows=topk (0.198 GiB); or "
         "trainer.stored_rows_gib=125.25; or trainer.stored_rows_over=live: they are computed in every step"
     )
-    assert "trainer.stored_rows=auto with trainer.stored_rows_over=live" in replace(refusing, kind="fp16").refusal(
-        ROWS, "target", BIG
-    )
+    said = replace(refusing, kind="fp16").refusal(ROWS, "target", BIG)
+    assert "trainer.stored_rows=auto with trainer.stored_rows_over=live" in said
     with pytest.raises(ConfigError, match="answer rows of the target are .* over trainer.stored_rows_gib=0, and"):
         rows_of(Store(tmp_path), target(), random_examples(), 0, replace(refusing, most_gib=0.0))
 

@@ -72,5 +72,5 @@ def test_a_run_measures_the_gate_alone_and_beside_the_offset(store, tmp_path):
 
 def test_too_few_retain_questions_are_refused(store, tmp_path):
     places = f"paths.store={store}", f"paths.runs={tmp_path}/runs"
-    with pytest.raises(ValueError, match="gate chooses its threshold"):
+    with pytest.raises(ValueError, match="gate needs at least 5 retain questions"):
         execute(compose(*TINY, "data.people=2", "data.questions=3", "eval.groups=[gate]", *places))

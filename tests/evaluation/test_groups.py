@@ -222,7 +222,7 @@ def test_what_does_not_exist_is_refused_with_the_choices_before_training(config,
         with pytest.raises(ConfigError, match=re.escape(message)):
             compose(*TINY, setting)
     monkeypatch.setattr("unlearn.runs.job.train", lambda *a: pytest.fail("trained"))
-    with pytest.raises(DataError, match="compare the forget set with a holdout set, and data set 'bios' has none"):
+    with pytest.raises(DataError, match="compare with a holdout set, and data set 'bios' has none"):
         execute(config("eval.groups=[privacy]", "data.holdout_people=0"))
 
 

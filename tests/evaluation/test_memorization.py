@@ -74,9 +74,8 @@ def summed_up(**other: float) -> dict[str, float]:
     examples = pd.DataFrame({"split": ["forget", "forget", "retain", "retain"], "truth_ratio": [0.0, 3.0, 0.0, 0.0],
                              "generation": ["", "", gold, "one " * 50], "gold": [gold] * 4})  # fmt: skip
     retrained = SimpleNamespace(metrics={f"mia/{a}": 0.4 for a in ATTACKS})
-    return summary.measure(
-        SimpleNamespace(metrics=metrics, examples=examples, retrained=retrained, itself=False)
-    ).metrics
+    ctx = SimpleNamespace(metrics=metrics, examples=examples, retrained=retrained, itself=False)
+    return summary.measure(ctx).metrics
 
 
 def test_the_four_aggregates_are_harmonic_means():

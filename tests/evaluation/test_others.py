@@ -173,7 +173,7 @@ def test_rows_are_matched_by_index_not_by_order_and_those_in_both_are_compared(r
     few = tofu(0.0) | {"eval_log_forget.json": tofu_log([LN2], [[LN2]])}
     found = result(tofu(2 * LN2), result(few, name="b.json"))
     assert found.metrics["forget_quality_ks"] == 1.0 and found.metrics["forget_quality"] == 1.0  # of one question
-    assert any("on the 1 questions that are in both: 2 here, 1 in" in note for note in found.notes)
+    assert any("on the 1 questions in both: 2 here, 1 in" in note for note in found.notes)
 
 
 def test_questions_are_joined_by_what_they_say_not_by_where_they_stand(result):
@@ -189,9 +189,9 @@ def test_questions_are_joined_by_what_they_say_not_by_where_they_stand(result):
     theirs = logged([0.0, 4 * LN2, 0.0, 3 * LN2, 2 * LN2], ["x", "C", "y", "b", "a"], gold="It  is {}")
     found = others.read(ours.path, result(theirs, name="b.json"))
     assert (found.metrics["forget_quality"], found.metrics["forget_quality_ks"]) == (1.0, 0.0)
-    assert "forget_quality: on the 3 questions that are in both: 3 here, 5 in" in found.notes[0]
+    assert "forget_quality: on the 3 questions in both: 3 here, 5 in" in found.notes[0]
     apart = others.read(ours.path, result(logged([0.0] * 3, ["x", "y", "z"]), name="c.json"))
-    assert "forget_quality" not in apart.metrics and "on the 0 questions that are in both" in apart.notes[0]
+    assert "forget_quality" not in apart.metrics and "on the 0 questions in both" in apart.notes[0]
     for log in (other := logged([0.0] * 3, ["x", "y", "z"])).values():
         log.pop("generated_text", None)
     blind = others.read(ours.path, result(other, name="d.json"))
@@ -229,11 +229,8 @@ def test_our_own_format_says_the_same_and_the_table_has_a_row_per_file_and_the_r
     written, again = others.read(foreign), others.read(path)
     assert again.kind == "ours" and again.settings["source"] == "openunlearning" and again.notes == ()
     assert again.metrics == pytest.approx(written.metrics)
-    pd.testing.assert_frame_equal(
-        again.examples[["split", "id", "prob", "truth_ratio", "gold"]],
-        written.examples[["split", "id", "prob", "truth_ratio", "gold"]],
-        check_dtype=False,
-    )
+    columns = ["split", "id", "prob", "truth_ratio", "gold"]
+    pd.testing.assert_frame_equal(again.examples[columns], written.examples[columns], check_dtype=False)
     row = next(line.split() for line in shown.splitlines() if "npo/TOFU_EVAL" in line)
     assert row[1:3] == ["0.375", "0.750"]  # forget probability and ROUGE
     run = tmp_path / "study" / "npo-1"

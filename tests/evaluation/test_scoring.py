@@ -48,9 +48,8 @@ def test_every_token_has_its_log_probability_and_whether_it_is_the_likeliest(ens
         tokens = slice(found.starts[i], found.starts[i + 1])
         expected = [logp[t, token].item() for t, token in enumerate(example.answer)]
         np.testing.assert_allclose(found.logp[tokens], expected, atol=2e-5)
-        assert found.right[tokens].tolist() == [
-            r.argmax().item() == t for r, t in zip(logp, example.answer, strict=True)
-        ]
+        right = [r.argmax().item() == t for r, t in zip(logp, example.answer, strict=True)]
+        assert found.right[tokens].tolist() == right
     assert 0 < found.right.sum() < len(found.right)  # or the line above says little
 
 

@@ -54,9 +54,8 @@ def test_epsilon_decides_a_truth_ratio_only_where_the_answer_is_all_but_impossib
     nll = [1.0, 2.0, 3.0, 30.0, 29.0, 30.0]  # of the second row everything is e^-30
     (_, plain), (metrics, ou) = (values("forget", s, nll) for s in ("default", "ou"))
     assert plain["truth_ratio"].tolist() == pytest.approx([math.exp(1 - 2.5), math.exp(30 - 29.5)])
-    assert ou["truth_ratio"].tolist() == pytest.approx(
-        [math.exp(-2.5) / (math.exp(-1) + 1e-10), math.exp(-29.5) / (math.exp(-30) + 1e-10)]
-    )
+    ratios = [math.exp(-wrong) / (math.exp(-right) + 1e-10) for right, wrong in ((1, 2.5), (30, 29.5))]
+    assert ou["truth_ratio"].tolist() == pytest.approx(ratios)
     assert ou["truth_ratio"][0] == pytest.approx(plain["truth_ratio"][0], rel=1e-9)
     assert ou["truth_ratio"][1] < 2e-3 < plain["truth_ratio"][1]  # an accident: no knowledge, and yet near 0
     r = ou["truth_ratio"].to_numpy()

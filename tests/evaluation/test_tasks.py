@@ -131,9 +131,7 @@ def test_opinions_agree_with_the_label_as_often_as_asked_and_the_best_accuracy_i
         agreeing, right = agreeing + own, right + (own > 1)
     count = len(data.splits["retain"])
     assert agreeing / (3 * count) == pytest.approx(0.85, abs=0.03)
-    assert reviews.best_accuracy(3, 0.85) == pytest.approx(0.85**3 + 3 * 0.85**2 * 0.15)
-    assert right / count == pytest.approx(reviews.best_accuracy(3, 0.85), abs=0.03)
-    assert reviews.best_accuracy(2, 0.8) == pytest.approx(0.8**2 + 0.8 * 0.2)
+    assert right / count == pytest.approx(0.85**3 + 3 * 0.85**2 * 0.15, abs=0.03)
 
 
 def test_a_dialogues_summary_says_what_was_said():
@@ -205,7 +203,7 @@ def test_names_in_a_text_that_is_read_word_by_word():
         assert encoder.tokenizer.decode([*e.prompt, *e.answer[:-1]]) == f"Sentiment: {row.question}"
         assert len(e.prompt) == 1 and encoder.tokenizer.unk_token_id not in e.answer
         assert encoder.tokenizer.decode([e.answer[t] for t in where]).strip() == row.entities[0]
-    with pytest.raises(DataError, match="texts are masked by tokens <extra_id_0>"):
+    with pytest.raises(DataError, match="this tokenizer has not all of <extra_id_0>"):
         spans.examples(encoder, rows, masks=True)
 
 
@@ -365,9 +363,8 @@ def test_imdb_from_files_by_a_list_of_names(imdb):
     assert [r.question for r in data.splits["forget"]] == ["Bo Derek shines", "I liked Al Ro and Bo Derek"]
     assert [r.answer for r in data.splits["forget"]] == ["negative", "positive"]
     assert data.splits["forget"][0].perturbed_answers == ("positive",)
-    assert [r.question for r in data.splits["test"]] == [
-        "_person_ is back, unlike _person_"
-    ]  # the other one was learnt
+    # the other one was learnt
+    assert [r.question for r in data.splits["test"]] == ["_person_ is back, unlike _person_"]
     cut = read(imdb_config(imdb, "data.share=0.25", "data.most_words=3"))
     assert 1 <= len(cut.splits["forget"]) <= 2 and cut.splits["retain"][0].question.count(" ") <= 2
 

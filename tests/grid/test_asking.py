@@ -115,10 +115,8 @@ def test_an_answer_is_known_where_it_holds_a_spelling_of_the_fact_or_none_is_nam
 
 @pytest.mark.parametrize("kind", ["txt", "json", "csv", "parquet"])
 def test_questions_come_from_any_file_of_rows_and_each_is_asked_once(kind, tmp_path, caplog):
-    path, table = (
-        tmp_path / f"prompts.{kind}",
-        pd.DataFrame({"question": ["Who?", "Where?", "Who?"], "key": ["a", "b", "a"]}),
-    )
+    path = tmp_path / f"prompts.{kind}"
+    table = pd.DataFrame({"question": ["Who?", "Where?", "Who?"], "key": ["a", "b", "a"]})
     if kind == "txt":
         path.write_text("Who?\n\nWhere?\nWho?\n")
     elif kind == "json":

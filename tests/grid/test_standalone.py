@@ -52,11 +52,8 @@ def test_a_model_alone_has_its_guess_level(made, tmp_path):
     rows = [{"question": f"Where is {n}?", "answer": f"In {n}land.", "guess_question": "Where is Vrelm?"} for n in "AB"]
     for name, some in (("forget", rows), ("retain", [{"question": "Who?", "answer": "She."}])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    data = [
-        "data=jsonl",
-        "template=question_answer",
-        *(f"data.{name}={tmp_path}/{name}.jsonl" for name in ("forget", "retain")),
-    ]
+    files = [f"data.{name}={tmp_path}/{name}.jsonl" for name in ("forget", "retain")]
+    data = ["data=jsonl", "template=question_answer", *files]
     settings = ["eval.leak_samples=2", "eval.max_new_tokens=16", "eval.resamples=0", "eval.groups=[leak,guess]"]
     found = standalone.run(str(made("llama")), tmp_path / "out.json", None, None, [*data, *settings])
     gap = found["model"]["forget/leak@2"] - found["guess"]["forget/leak@2"]
@@ -82,7 +79,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(made, tmp_path, caps
     for more, message in (
         (["eval.groups=[three_sample]"], "compares with the target as a model, which only a run has"),
         (["eval.groups=[privacy,summary]"], "give retrained="),
-        (["eval.groups=[privacy]", f"retrained={reference}"], "it has no mia/min_k"),
+        (["eval.groups=[privacy]", f"retrained={reference}"], "has no mia/min_k"),
         (["eval.leak_samples=3", f"retrained={reference}"], "was made with leak_samples 2, and this is with 3"),
         (["template=question_answer", f"retrained={reference}"], "was made with template"),
         (

@@ -142,7 +142,7 @@ def test_binding_checks_the_numbers_of_a_term():
     assert [t.reads for t in bind("idk", "nll", 1, 1, {})] == [("refusal",), ("retain",)]
     with pytest.raises(ObjectiveError, match="needs algo.beta"):
         bind("npo", "none", 1.0, 1.0, {"beta": None})
-    with pytest.raises(ObjectiveError, match="neither 'ga' nor 'nll' has a beta"):
+    with pytest.raises(ObjectiveError, match="neither 'ga' nor 'nll' has it"):
         bind("ga", "nll", 1.0, 1.0, {"beta": 0.1})
     with pytest.raises(ObjectiveError, match="no such forget term; there are ga"):
         bind("gaa", "nll", 1.0, 1.0, {})

@@ -162,7 +162,7 @@ def test_hidden_states_are_those_of_the_decoder():
         last, hidden = llama.states_and_hidden(model, batch, 1)
     torch.testing.assert_close(hidden, out.decoder_hidden_states[2][0])
     torch.testing.assert_close(llama.head(model, last), out.logits[0])
-    with pytest.raises(ValueError, match="this model's layers are 0 to 2, and the last cannot be taken"):
+    with pytest.raises(ValueError, match="must be a layer of this model but its last, 0 to 1"):
         llama.states_and_hidden(model, batch, 2)
 
 

@@ -169,7 +169,7 @@ def test_code_of_a_model_is_not_run_where_transformers_knows_it(coded):
 
 def test_a_model_that_only_its_own_code_can_run_is_refused(coded):
     folder, mark = coded("homemade")
-    with pytest.raises(ConfigError, match="needs code of its own to be run .* is never run here"):
+    with pytest.raises(ConfigError, match="needs code of its own .* is never run here"):
         llama.config(folder)
     with pytest.raises(ConfigError, match="could not be loaded"):
         standalone._ensemble(str(folder), compose(*TINY), None)
@@ -223,7 +223,7 @@ def test_code_that_comes_with_a_run_folder_is_not_run(foreign, group, key):
         config[group][key] = str(folder / "deep" / ".." / "terms.py")
 
     folder = foreign(plant)
-    with pytest.raises(ConfigError, match=f"{group}.{key}=.*code that comes with results is not run"):
+    with pytest.raises(ConfigError, match=f"{group}.{key}=.*code that lies in the run's own folder is not run"):
         rerun.open_run(folder)
     assert not (folder / "MARK").exists()
 

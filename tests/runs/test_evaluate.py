@@ -29,9 +29,8 @@ def test_other_alphas_are_added_as_if_evaluated_after_training_and_nothing_is_tr
     done = command("unlearn.evaluate", f"run={folder}", "eval.alphas=[0,2]", cwd=tmp_path)
     found = json.loads((folder / "eval.json").read_text())
     assert list(found["alphas"]) == ["0.0", "1.0", "2.0"]
-    assert found["alphas"]["0.0"]["retain/prob"] == pytest.approx(
-        found["references"]["target"]["retain/prob"], abs=1e-5
-    )
+    target = found["references"]["target"]["retain/prob"]
+    assert found["alphas"]["0.0"]["retain/prob"] == pytest.approx(target, abs=1e-5)
     assert (folder / "offset" / "model.safetensors").read_bytes() == weights
     assert runlog.manifest(folder)["status"] == "done" and len(runlog.manifest(folder)["evaluations"]) == 1
     assert "target" in done.stdout and done.stdout.count("ga ") >= 2

@@ -35,7 +35,7 @@ VALUES = [  # one setting of a run, and what the message says
     ("-m algo=ga,gaa", "algo=gaa: must be one of altpo, ceu, distill"),
     ("algo.betta=1", "algo.betta: unknown key; known keys here: name, forget, retain"),
     ("data.peple=3", "data.peple: unknown key; known keys here: name, reader, template, requests"),
-    ("algo=ga algo.beta=0.5", "algo.beta=0.5: neither 'ga' nor 'none' has a beta"),
+    ("algo=ga algo.beta=0.5", "algo.beta=0.5: neither 'ga' nor 'none' has it"),
     ("study=a=b", "is quoted for Hydra, too: 'KEY=\"VALUE\"'"), ("study=ü", "is quoted for Hydra, too: 'KEY="),
 ]  # fmt: skip
 CHECKED = [  # the same, where Hydra has no say: quicker, by the check that every call passes
@@ -62,7 +62,7 @@ CHECKED = [  # the same, where Hydra has no say: quicker, by the check that ever
     ("pair.target.heads=3", "must be a multiple of 2 × heads = 6"),
     ("pair.tuning=half", "must be one of full, lora, unlearning_layers"),
     ("pair.tokenizer.vocab_size=3", "must be at least 300"), ("data.people=-5", "with data.people=-5"),
-    ("data.people=5000", "bios: people is 5000; it must be"), ("data.forget_people=4", "must leave one to retain"),
+    ("data.people=5000", "data.people=5000: must be 2"), ("data.forget_people=4", "must leave one to retain"),
     ("data.template.prompt=x", "must hold {question} and no other braces"),
     ("pair.target.source=nowhere/", "pair.target.source='nowhere/': no such folder"),
     ("algo.forget_weight=0 algo.retain_weight=0", "nothing would be trained"),

@@ -107,8 +107,7 @@ class Client:
         """What ``read`` makes of the answer to ``path`` (/v1/…), and how many tokens were used.
 
         ``retries``: if not as many as the settings say; ``wrong``: of an answer that is wrong, likewise; ``most``: its
-        bytes. Raises
-        ``Refused``, ``OverBudget`` before a request that a limit forbids, ``Lacks`` as ``read`` does,
+        bytes. Raises ``Refused``, ``OverBudget`` before a request that a limit forbids, ``Lacks`` as ``read`` does,
         ``BlackBoxError`` when all tries are spent.
         """
         often = self.http.retries if retries is None else min(retries, self.http.retries)
@@ -119,10 +118,8 @@ class Client:
                 why, pause = self._hidden(str(error)), error.after
                 limit = often if wrong is None or not error.answered else min(wrong, often)
             if tries > limit:
-                raise BlackBoxError(
-                    f"{self.http.url}: {why}; so it was after {tries} tries. What was fetched stays: rerun the same "
-                    "command to resume"
-                )
+                resume = "what was fetched stays: rerun the same command to resume"
+                raise BlackBoxError(f"{self.http.url}: {why}; so it was after {tries} tries; {resume}")
             log.debug("try %d: %s", tries, why)
             own = min(LONGEST, FIRST * 2 ** (tries - 1)) * random.uniform(0.75, 1.25)
             self.halt.wait(own if pause is None else min(pause, PATIENT))

@@ -64,10 +64,7 @@ class Texts:
         if len(named) == 1:
             return named[0]
         why = f"is the text of the tokens {', '.join(map(str, named[:5]))}" if named else "is no token's text here"
-        raise Wrong(
-            f"a token is called by its text, and {short(name)} {why}: texts do not tell tokens apart (the server does "
-            "not know return_tokens_as_token_ids)"
-        )
+        raise Wrong(f"a token is called by its text (return_tokens_as_token_ids is not known), and {short(name)} {why}")
 
 
 def body(question: Question, model: str, way: Way, k: int, width: int) -> dict[str, Any]:
@@ -136,9 +133,7 @@ def _echo_rows(question: Question, choice: Mapping[str, Any], texts: Texts) -> I
         by_id = isinstance(tokens[at], str) and tokens[at].startswith(BY_ID)
         same = texts.id(tokens[at]) == own if by_id else tokens[at] == texts.of(own)
         if not same:
-            raise Wrong(
-                f"position {at} of the echo is {short(tokens[at])}, and token {own} ({texts.of(own)!r}) was sent"
-            )
+            raise Wrong(f"position {at} of the echo is {short(tokens[at])}, and {own} ({texts.of(own)!r}) was sent")
         yield _with_own(tops[at], own, values[at], at, texts), own
 
 
@@ -200,9 +195,7 @@ def _value(value: Any, at: int) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
         raise Wrong(f"position {at}: {short(value)} is no log-probability")
     if value > ABOVE:
-        raise Wrong(
-            f"position {at}: {short(value)} is above 0, so no log-probability (vLLM: --logprobs-mode raw_logprobs)"
-        )
+        raise Wrong(f"position {at}: {short(value)} is above 0 (vLLM: --logprobs-mode raw_logprobs)")
     return float(max(value, FLOOR))
 
 

@@ -65,10 +65,8 @@ class Memo:
         return locked(self._lock, f"the answers of a black box ({self.path.name})")
 
     def get(self, question: Question, k: int) -> Answer | None:
-        """None where there is none with ``k`` tokens of each row or more, or it is damaged.
-
-        To a ``next`` also what a greedy continuation gave on its way.
-        """
+        """None where there is none with ``k`` tokens of each row or more, or it is damaged. To a ``next`` also what a
+        greedy continuation gave on its way."""
         found = self._kept(question.key, k)
         if found is None and question.kind == NEXT and k:
             for key, place in self._rows("select answer, place from along where key = ?", question.key):
@@ -151,6 +149,4 @@ class Memo:
         except sqlite3.OperationalError as error:
             raise DiskError(f"{self.path} could not be read or written: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise BlackBoxError(
-                f"{self.path}: damaged ({error}); move it away, and what it held is asked for again"
-            ) from error
+            raise BlackBoxError(f"{self.path}: damaged ({error}); move it away to ask for all again") from error

@@ -115,10 +115,8 @@ class Top:
 
 
 def cut(answer: Answer, own: Sequence[int], k: int, width: int) -> Top:
-    """Rows for ensembles of ``width`` tokens from an answer of as many tokens or more; ``own`` [n] are the rows' own.
-
-    Tokens beyond ``width`` are padding of the server's vocabulary and belong to the residual mass.
-    """
+    """Rows for ensembles of ``width`` tokens from an answer of as many or more; ``own`` [n] are the rows' own. Tokens
+    beyond ``width`` are padding of the server's vocabulary and belong to the residual mass."""
     if k == 0:
         return Top(None, answer.logp[:, :width].copy(), None)
     if answer.ids is None:
@@ -138,10 +136,8 @@ def _without_padding(ids: np.ndarray, logp: np.ndarray, width: int) -> tuple[np.
     """Slots of tokens beyond ``width`` repeat the row's own token; where that lies beyond it, too, the likeliest."""
     foreign = ids >= width
     if foreign.all(1).any():
-        raise BlackBoxError(
-            f"all {ids.shape[1] - 1} tokens that the server gave of a row lie beyond the pair's {width:,}: it reads "
-            "another vocabulary, or a larger pair.target.http.k is needed"
-        )
+        rule = "the server reads another vocabulary, or a larger pair.target.http.k is needed"
+        raise BlackBoxError(f"all {ids.shape[1] - 1} tokens of a row lie beyond the pair's {width:,}: {rule}")
     best = foreign.argmin(1)[:, None]  # the first that is not; they are in order
     own = np.where(foreign[:, -1:], best, ids.shape[1] - 1)
     ids[:, -1:], logp[:, -1:] = np.take_along_axis(ids, own, 1), np.take_along_axis(logp, own, 1)

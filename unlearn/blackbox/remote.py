@@ -105,10 +105,8 @@ class RemoteModel(nn.Module, Kind):
         return Asked(self)
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Top]:
-        """Rows of the answers, example by example; each answer token is among the tokens of its row.
-
-        All that is not known yet is asked for first.
-        """
+        """Rows of the answers, example by example, after what is not known yet was asked for; each answer token is
+        among the tokens of its row."""
         questions = [rows_of(e.prompt, e.answer) for e in examples]
         for e, answer in zip(examples, self.ask(questions, self.k, "answer rows"), strict=True):
             yield cut(answer, e.answer, self.k, self.width)
@@ -210,10 +208,8 @@ class RemoteModel(nn.Module, Kind):
         return self.http.url, self.k, self.http.form, self.memo.path.resolve()
 
     def ask(self, questions: Sequence[Question], k: int, what: str) -> Iterator[Answer]:
-        """All answers, in order, after what is not known has been asked for. ``what`` names it to the user.
-
-        ``BlackBoxError`` where an answer is gone again.
-        """
+        """All answers, in order, after what is not known has been asked for; ``what`` names it to the user.
+        ``BlackBoxError`` where an answer is gone again."""
         if self._missing(questions, k):
             with self.memo.turn():  # what another job asked for in the meantime is known now
                 if missing := self._missing(questions, k):
@@ -221,9 +217,7 @@ class RemoteModel(nn.Module, Kind):
         for question in questions:
             found = self.memo.get(question, k)
             if found is None:
-                raise BlackBoxError(
-                    f"{self.memo.path}: an answer that was kept there is missing or damaged; call again"
-                )
+                raise BlackBoxError(f"{self.memo.path}: a kept answer is missing or damaged; call again")
             yield found
 
     def _missing(self, questions: Sequence[Question], k: int) -> list[Question]:
@@ -267,9 +261,8 @@ class RemoteModel(nn.Module, Kind):
 
     def _priced(self, tokens: int) -> str:
         price = self.http.price
-        return f"{tokens:,} tokens" + (
-            "" if price is None else f", about {tokens * price / 1e6:.4g} at the price given"
-        )
+        about = "" if price is None else f", about {tokens * price / 1e6:.4g} at the price given"
+        return f"{tokens:,} tokens{about}"
 
 
 class Asked(State):

@@ -108,14 +108,10 @@ def _compare(trial: _Trial, text: Question, rows: Answer, first: Answer, then: A
     if max(gaps) <= SAME:
         return
     if _gap(rows, at, then, 0) <= SAME:
-        raise BlackBoxError(
-            f"{known}its log-probabilities of a text are off by one: what it says of a token are the probabilities "
-            "after it (abetlen/llama-cpp-python#1983). Nothing can be trained on them; take another server, e.g. vLLM"
-        )
-    raise BlackBoxError(
-        f"{known}its log-probabilities of a text are not those with which it continues the same text; they differ by "
-        f"up to {max(gaps):.3g} nats for likely tokens. It may round, penalise or not heed temperature 0"
-    )
+        rule = "(abetlen/llama-cpp-python#1983); nothing can be trained on them: take another server, e.g. vLLM"
+        raise BlackBoxError(f"{known}its log-probabilities of a text are off by one {rule}")
+    why = f"by up to {max(gaps):.3g} nats for likely tokens; it may round, penalise or not heed temperature 0"
+    raise BlackBoxError(f"{known}its log-probabilities of a text are not those with which it continues it: {why}")
 
 
 def _gap(a: Answer, i: int, b: Answer, j: int) -> float:
@@ -159,10 +155,9 @@ def _check_names(trial: _Trial) -> None:
 
 
 def _other_tokenizer(url: str, what: str, theirs: Any, here: str) -> BlackBoxError:
-    return BlackBoxError(
-        f"{url}: its tokenizer is not that of the pair: {what} is {forms.short(theirs)} there and {here}; target and "
-        "small pair must share one vocabulary, index for index"
-    )
+    rule = "target and small pair must share one vocabulary, index for index"
+    there = f"{what} is {forms.short(theirs)} there and {here}"
+    return BlackBoxError(f"{url}: its tokenizer is not that of the pair: {there}; {rule}")
 
 
 def _echoed_names(trial: _Trial) -> dict[int, str]:
@@ -216,11 +211,9 @@ def _drift(client: Client, rows: Sequence[tuple[Question, Answer]]) -> float | N
         else:
             memo.note(name, now)
     if moved and max(moved) > DRIFT:
-        raise BlackBoxError(
-            f"{http.url}: another model answers as {http.model!r} than before: the distribution after a known text "
-            f"moved by {max(moved):.3g} (total variation; {DRIFT:g} is allowed). What is stored is the first one's. "
-            "For the new one give pair.target.http.revision=WORD; it is then fetched anew"
-        )
+        far = f"a known distribution moved by {max(moved):.3g} (total variation; {DRIFT:g} is allowed)"
+        rule = "what is stored is the first one's; for the new one, fetched anew, give pair.target.http.revision=WORD"
+        raise BlackBoxError(f"{http.url}: another model answers as {http.model!r} than before: {far}; {rule}")
     return max(moved, default=None)
 
 

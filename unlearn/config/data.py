@@ -26,11 +26,9 @@ class TemplateConfig:
     """How a question and its answer become one text: plain tags (or none), or the tokenizer's own chat template."""
 
     kind: str = setting("plain", one_of("plain", "chat"))
-    # with kind=chat: the user's message
-    prompt: str = setting("Question: {question}\nAnswer:", fills("question"))
+    prompt: str = setting("Question: {question}\nAnswer:", fills("question"))  # with kind=chat: the user's message
     answer: str = setting(" {answer}", fills("answer"))  # with kind=chat: the assistant's message
-    # chat only: the system's message; null: what the template itself writes, mostly nothing; "": an empty one
-    system: str | None = None
+    system: str | None = None  # chat only; null: what the template writes, mostly nothing; "": an empty one
     date: str = "10 Apr 2025"  # chat only: what a template that prints the current date (Llama 3) gets instead
 
 
@@ -43,8 +41,7 @@ class DataConfig:
     template: TemplateConfig = field(default_factory=TemplateConfig)
     requests: Any = None  # forget sets in the order they are asked for; null: one, as the other keys say
     request: Any = None  # which of them the run unlearns: a number from 1, several [1,2]; null: all of them
-    # which other requests the retain set holds; null: none
-    retained: str | None = setting(None, one_of("later", "earlier", "others"))
+    retained: str | None = setting(None, one_of("later", "earlier", "others"))  # requests to retain; null: none
 
     def problems(self) -> Iterator[str]:
         """Yield a line for each rule between settings that is broken; a reader's own come after these."""

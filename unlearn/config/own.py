@@ -45,9 +45,7 @@ def named(file: str, setting: str, name: str, takes: str) -> Callable[..., Any]:
     """The function of that name; refused where the file has none."""
     found = functions(file, setting)
     if name not in found:
-        raise OwnFileError(
-            f"{setting}={file!r}: must define {name}({takes}); it defines {', '.join(found) or 'nothing'}"
-        )
+        raise OwnFileError(f"{setting}={file!r}: must define {name}({takes}); defines {', '.join(found) or 'nothing'}")
     return found[name]
 
 

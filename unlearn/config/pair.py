@@ -41,19 +41,15 @@ CAN_QUANTISE = Bound(
     "needs bitsandbytes, which is not installed here: pip install bitsandbytes, or take none",
 )
 A_DEVICE = matches(r"auto|cpu|cuda(:\d+)?", "must be null, cpu, cuda, cuda:NUMBER or auto")
-SOME_LAYERS = Bound(
-    lambda v: 0 < len(v) == len(set(v)) and min(v) >= 0,
-    "must be null (all transformer layers), or one or more of them, each once, counted from 0",
-    whole=True,
-)
+LAYERS_RULE = "must be null (all transformer layers), or one or more of them, each once, counted from 0"
+SOME_LAYERS = Bound(lambda v: 0 < len(v) == len(set(v)) and min(v) >= 0, LAYERS_RULE, whole=True)
 
 
 @dataclass
 class SourceConfig:
     """A pretrained model: where it is."""
 
-    # a folder as `save_pretrained` writes it, a .gguf file, or else a name on the hub; what it holds is hashed
-    source: str | None = setting(None, hashed=False)
+    source: str | None = setting(None, hashed=False)  # a folder, a .gguf file, or a name on the hub; content is hashed
     revision: str | None = setting(None, hashed=False)  # of a name on the hub: branch, tag or commit; null: main
 
 
@@ -61,10 +57,8 @@ class SourceConfig:
 class TokenizerConfig(SourceConfig):
     """``source`` is for kind=pretrained; null: the target's."""
 
-    # trained on the data set: words (one token per word and mark), bpe (byte-level); or pretrained
-    kind: str = setting("words", one_of("words", "bpe", "pretrained"))
-    # bpe only; a word tokenizer takes every word of the data set
-    vocab_size: int = setting(2000, at_least(300, "must be at least 300 (256 bytes and the special tokens)"))
+    kind: str = setting("words", one_of("words", "bpe", "pretrained"))  # words, bpe: trained on the data set
+    vocab_size: int = setting(2000, at_least(300, "must be at least 300 (256 bytes and the special tokens)"))  # of bpe
 
 
 @dataclass
@@ -80,8 +74,7 @@ class ModelConfig(SourceConfig):
     """A Llama or T5 trained from scratch, or a pretrained model (``source``) with its own size; and the stages that
     give it its knowledge. A pretrained model whose stages have 0 epochs is taken as it is."""
 
-    # t5: an encoder, and a decoder of as many layers; a pretrained model says so itself
-    architecture: str = setting("llama", one_of("llama", "t5"))
+    architecture: str = setting("llama", one_of("llama", "t5"))  # of a model from scratch; t5: encoder and decoder
     hidden_size: int = setting(128, at_least(1))
     layers: int = setting(2, at_least(1))
     heads: int = setting(4, at_least(1))
@@ -97,25 +90,20 @@ class ModelConfig(SourceConfig):
 @dataclass
 class HttpConfig:
     """A target behind a server that has OpenAI's /v1/completions and gives log-probabilities of prompt tokens, as vLLM
-    does (docs/black_box.md). Where and how it is asked changes no answer.
-    """
+    does (docs/black_box.md). Where and how it is asked changes no answer."""
 
     url: str | None = setting(None, AN_ADDRESS, hashed=False)  # of the server, with or without /v1
     model: str | None = None  # as the server calls it
     revision: str | None = None  # a word of your own, for another model that the server now has under the same name
-    # the environment variable that holds the key; null: the server asks for none
-    key_env: str | None = setting(None, SECRET_VARIABLE, hashed=False)
+    key_env: str | None = setting(None, SECRET_VARIABLE, hashed=False)  # the variable with its key; null: none is asked
     k: int = setting(20, at_least(0))  # likeliest tokens that are asked for at each position; 0: the whole vocabulary
-    # of the questions: prompt_logprobs (vLLM) | echo (with logprobs) | auto: what the server takes
-    form: str = setting("auto", one_of("auto", "prompt_logprobs", "echo"), hashed=False)
+    form: str = setting("auto", one_of("auto", "prompt_logprobs", "echo"), hashed=False)  # of the questions; auto: any
     concurrency: int = setting(8, at_least(1), at_most(256), hashed=False)  # requests at a time
     timeout_s: float = setting(120.0, above(0), hashed=False)  # of one request
     retries: int = setting(6, at_least(0), hashed=False)  # of a request that failed or was answered wrongly
-    # to this model, in all calls together, retries included; null: no limit
-    max_requests: int | None = setting(None, at_least(0), hashed=False)
+    max_requests: int | None = setting(None, at_least(0), hashed=False)  # in all calls, with retries; null: no limit
     max_tokens: int | None = setting(None, at_least(0), hashed=False)  # likewise, read and generated
-    # of a million tokens, for the estimate that is shown
-    price: float | None = setting(None, at_least(0), hashed=False)
+    price: float | None = setting(None, at_least(0), hashed=False)  # of a million tokens, for the estimate
 
 
 HOW_ASKED = unhashed(HttpConfig)
@@ -123,10 +111,8 @@ HOW_ASKED = unhashed(HttpConfig)
 
 @dataclass
 class TargetConfig(ModelConfig):
-    """The target, and how it and the retrained reference are held in memory. The small pair is always fp32.
-
-    With kind=http the target is a server, and everything else here is about the retrained reference.
-    """
+    """The target, and how it and the retrained reference are held in memory. With kind=http the target is a server, and
+    everything else here is about the retrained reference. The small pair is always fp32."""
 
     kind: str = setting("model", one_of("model", "http"), hashed=False)
     http: HttpConfig = field(default_factory=HttpConfig, metadata={"hashed": False})
@@ -149,21 +135,16 @@ class LoraConfig:
 class LayersConfig:
     """Unlearning layers (EUL): a bottleneck after each feed-forward block, beside the frozen model's own weights."""
 
-    # null: the size that gives about 0.5 % of the model's parameters
-    bottleneck: int | None = setting(None, at_least(1))
+    bottleneck: int | None = setting(None, at_least(1))  # null: about 0.5 % of the model's parameters in all
     activation: str = setting("relu", one_of("relu", "gelu", "silu", "tanh"))
     where: list[int] | None = setting(None, SOME_LAYERS)  # transformer layers 0, 1 …; null: all
-    # the learning rate is `algo.lr` times this: where a first look was best (docs/eul.md)
-    lr_factor: float = setting(30.0, above(0))
+    lr_factor: float = setting(30.0, above(0))  # of `algo.lr`: where a first look was best (docs/eul.md)
 
 
 @dataclass
 class PairConfig:
-    """Target and small pair, with the retrained reference they imply.
-
-    ``retrained``, ``small_full`` and ``small_retain`` name ready-made models; without a source they are trained as the
-    target (or small) is, on what they may know.
-    """
+    """Target and small pair. ``retrained``, ``small_full`` and ``small_retain`` name ready-made models; without a
+    source they are trained as the target (or small) is, on what they may know."""
 
     name: str = setting(MISSING, A_NAME)
     seed: int = setting(0, SEED)  # of the world and of every model's training; `seed` is the unlearning run's

@@ -4,6 +4,7 @@ Hydra composes ``conf/`` into ``Config``; ``unlearn/grid/rules.py`` refuses impo
 Neither torch nor transformers is imported here: a grid with nothing left to do must answer within a second or two.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,17 @@ class ConfigError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(redact(message))
+
+
+def raise_for(problems: Iterable[str]) -> None:
+    """Raise ``ConfigError`` with all problems, if there is any."""
+    if found := list(problems):
+        raise ConfigError("\n".join(found))
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error of a library says, or else its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # --- the schema -------------------------------------------------------------------------------------------------
@@ -103,19 +115,15 @@ class AlgoConfig:
     beta1: float | None = setting(None, at_least(0))  # only for satimp
     beta2: float | None = setting(None, at_least(0))
     numbers: dict[str, float] = setting({}, FINITE)  # other numbers of the terms, by their parameter's name
-    # a Python file of your own with terms; relative to the working directory. Its content is hashed
-    file: str | None = setting(None, A_FILE, hashed=False)
+    file: str | None = setting(None, A_FILE, hashed=False)  # your own terms, a Python file; its content is hashed
     lr: dict[str, float] = setting({}, above(0), hashed=False)  # learning rate by method, of models trained here
-    # of low-rank updates of pretrained models, by method (experiments/real/rates); there is no other rate for those
-    lr_pretrained: dict[str, float] = setting({}, above(0), hashed=False)
-    # teaches the forget set instead of removing it: for methods that subtract what was learnt
-    reversed: bool = setting(False, hashed=False)
+    lr_pretrained: dict[str, float] = setting({}, above(0), hashed=False)  # of low-rank updates of pretrained models
+    reversed: bool = setting(False, hashed=False)  # teaches the forget set: for methods that subtract what was learnt
     white_box: bool = setting(False, hashed=False)  # reads hidden states of the model that is to forget
     teacher: TeacherConfig | None = None  # only for `distill`
     dual: DualConfig | None = None  # null: the retain weight is constant
     alternates: AlternatesConfig | None = None  # only for terms that read `alternates`
-    # epochs: first an epoch of the retain set, then one of the forget set, and so on; none: every step reads both
-    interleave: str = setting("none", one_of("none", "epochs"))
+    interleave: str = setting("none", one_of("none", "epochs"))  # epochs: of retain and forget set in turn; none: both
 
 
 @dataclass
@@ -124,13 +132,10 @@ class MethodConfig:
 
     name: str = setting(MISSING, A_NAME)
     members: list[MemberConfig] = field(default_factory=list)
-    # null: the run's `alpha`; a number: the method trains at this α whatever `alpha`
-    train_alpha: float | None = setting(None, finite("must be a finite number, or null for the run's alpha"))
-    # of the trained member, whatever pair.tuning says; null: as that says
-    tuning: str | None = setting(None, one_of(*TUNINGS))
+    train_alpha: float | None = setting(None, FINITE)  # null: the run's `alpha`; else trained at this α
+    tuning: str | None = setting(None, one_of(*TUNINGS))  # of the trained member; null: as pair.tuning says
     rate_of: str | None = None  # another method: its learning rates (× the tuning's factor) where algo.lr has no own
-    # the trained member learns on its own softmax, its frozen start as reference, and is then added
-    alone: bool = False
+    alone: bool = False  # the trained member learns by itself, its frozen start as reference, and is then added
     reversed: bool = False  # takes objectives that are reversed, and no others
     rule: str = "sum"  # (unlearn/ensemble/combination.py) sum | plausible | rank, or a function of `file`
     numbers: dict[str, float] = setting({}, FINITE)  # of the rule, by its parameter's name
@@ -139,21 +144,16 @@ class MethodConfig:
 
 @dataclass
 class EvalConfig:
-    # inference α's; null: the run's `alpha`
-    alphas: list[float] | None = setting(None, some("must hold at least one α, e.g. [0,0.5,1]"), FINITE)
-    # dialect of the metrics (unlearn/evaluation/metrics/semantics.py)
-    semantics: str = setting("default", one_of("default", "ou", "tofu"))
-    # null: the pair's retrained model; a result file of one; "none": compare with nothing
-    retrained: str | None = setting(None, FILE_OR_NONE)
+    alphas: list[float] | None = setting(None, some("must hold at least one α"), FINITE)  # null: the run's `alpha`
+    semantics: str = setting("default", one_of("default", "ou", "tofu"))  # dialect of metrics (metrics/semantics.py)
+    retrained: str | None = setting(None, FILE_OR_NONE)  # null: the pair's model; a result file; none: no comparison
     groups: list[str] = setting([], one_of(*GROUPS))  # metrics beside the core
-    # per split, evenly spaced, of the forget set, too; null: all
-    max_examples: int | None = setting(400, at_least(1))
+    max_examples: int | None = setting(400, at_least(1))  # per split, evenly spaced, of the forget set, too; null: all
     max_new_tokens: int = setting(200, at_least(1))
     leak_samples: int = setting(20, at_least(1))  # answers drawn for each forget question (group leak)
     leak_temperature: float = setting(1.0, above(0))
     leak_threshold: float = setting(0.5, SHARE)  # ROUGE-L recall above which a drawn answer counts as leaked
-    # a Python file of your own with judge(question, gold, answer) → 0 … 1 (group leak)
-    judge: str | None = setting(None, A_FILE)
+    judge: str | None = setting(None, A_FILE)  # your own judge(question, gold, answer) → 0 … 1, a Python file (leak)
     prefix_shares: list[float] = setting([0.25, 0.5], BELOW_ONE)  # of the answer, given (group prefix)
     contrast_weights: list[float] = setting([1.0, 2.0])  # of target − unlearned (group contrast)
     relearn_steps: int = setting(20, at_least(1))  # the attacker's budget (group relearn)
@@ -170,8 +170,7 @@ class TrainerConfig:
     forget_batch: int = setting(20, at_least(1))
     retain_batch: int = setting(60, at_least(1))
     held_out: float = setting(0.1, BELOW_ONE)  # share of the retain set that no step sees: to choose α and checkpoints
-    # micro-batches an optimiser step is split into; null: as memory asks (CPU: unlearn/models/placement.py)
-    accumulate: int | None = setting(None, at_least(1), hashed=False)
+    accumulate: int | None = setting(None, at_least(1), hashed=False)  # micro-batches of a step; null: as memory asks
     lr: float | None = setting(None, above(0), hashed=False)  # null: `algo.lr` of the method; hashed with it
     warmup: float = setting(0.1, SHARE)  # share of the steps
     final_lr: float = setting(0.1, SHARE)  # share of lr at the last step, reached linearly
@@ -182,22 +181,15 @@ class TrainerConfig:
     log_every: int = setting(1, at_least(1), hashed=False)
     eval_every: int = setting(10, at_least(0), hashed=False)  # steps between points of the trajectory; 0: none
     eval_examples: int = setting(100, at_least(1), hashed=False)  # per split at such a point
-    # weights that the run keeps: of the last step, or "best" by the rule of unlearn/runs/trajectory.py
-    keep: str = setting("last", one_of("last", "best"))
+    keep: str = setting("last", one_of("last", "best"))  # weights: of the last step, or the best (runs/trajectory.py)
     save_every: int = setting(50, at_least(0), hashed=False)  # steps between checkpoints; 0: none
-    # of the arithmetic; bf16: autocast. Weights that learn, and all evaluation, stay fp32
-    precision: str = setting("fp32", one_of("fp32", "bf16"))
+    precision: str = setting("fp32", one_of("fp32", "bf16"))  # bf16: autocast; weights and evaluation stay fp32
     compile: bool = setting(False, hashed=False)  # torch.compile of the trained member
-    # its blocks are computed again in the backward pass instead of kept: less memory, more time, the same result (of T5
-    # but for rounding)
-    checkpointing: bool = setting(False, hashed=False)
-    # exact: fp32 logits, hidden states, auto: the first while small; target's: fp16, topk
-    stored_rows: str = setting("auto", one_of(*STORED_ROWS))
+    checkpointing: bool = setting(False, hashed=False)  # recompute blocks in the backward pass: less memory, more time
+    stored_rows: str = setting("auto", one_of(*STORED_ROWS))  # fp32, hidden: exact; of the target alone: fp16, topk
     stored_rows_k: int = setting(100, at_least(1))  # tokens of a row of topk
-    # of one model over one split, and what becomes of more:
-    stored_rows_gib: float = setting(4.0, at_least(0), hashed=False)
-    # live: computed when needed; refuse: training that needs more does not start
-    stored_rows_over: str = setting("live", one_of("live", "refuse"), hashed=False)
+    stored_rows_gib: float = setting(4.0, at_least(0), hashed=False)  # of one model over one split, at most
+    stored_rows_over: str = setting("live", one_of("live", "refuse"), hashed=False)  # more: computed live, or refused
     threads: int = setting(1, at_least(1), at_most(1024), hashed=False)  # torch threads of this process
     device: str = setting("auto", one_of("auto", "cpu", "cuda"), hashed=False)
     progress: bool = setting(True, hashed=False)
@@ -207,13 +199,10 @@ class TrainerConfig:
 class BeginConfig:
     """Where the trained member begins: at its frozen start plus what earlier runs of the same pair changed of it."""
 
-    # folders of runs; with trainer.steps=0 the run is their fusion and nothing is trained
-    runs: list[str] | None = setting(None, DIFFERENT_RUNS, A_RUN)
-    # how they become one (unlearn/runs/learner.py); null: regmean of unlearning layers, else sum
-    how: str | None = setting(None, one_of("regmean", "average", "sum"))
+    runs: list[str] | None = setting(None, DIFFERENT_RUNS, A_RUN)  # run folders; with trainer.steps=0 they are fused
+    how: str | None = setting(None, one_of("regmean", "average", "sum"))  # null: regmean of unlearning layers, else sum
     alphas: list[float] | None = setting(None, FINITE)  # of sum: weights of their changes; null: 1 each
-    # of regmean: a pull towards the average, as a share of the mean diagonal
-    ridge: float = setting(1e-6, at_least(0))
+    ridge: float = setting(1e-6, at_least(0))  # of regmean: a pull towards the average, as a share of the mean diagonal
 
     def fusion(self, layered: bool) -> str:
         """How the runs become one, with or without unlearning layers."""
@@ -249,8 +238,7 @@ class Config:
     alpha: float = setting(1.0, finite("must be a finite number, e.g. 0.5, 1 or 2"))
     seed: int = setting(0, SEED)
     study: str = setting("default", A_NAME)
-    # of a grid's runs that are not done: all, or only those that failed, were stopped or killed (not those never begun)
-    retry: str = setting("all", one_of("all", "failed"))
+    retry: str = setting("all", one_of("all", "failed"))  # all unfinished runs, or those that failed or were killed
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 
@@ -262,10 +250,8 @@ def conf_dir() -> str:
 
 
 def help_text() -> str:
-    """What ``--help`` of a grid prints: conf/help.txt with the choices of every group.
-
-    Not by Hydra, which would compose a config and copy all that it knows a hundred times for it.
-    """
+    """What ``--help`` of a grid prints: conf/help.txt with the choices of every group. Not by Hydra, which would
+    compose a config and copy all that it knows a hundred times for it."""
     root, choices = Path(conf_dir()), {}
     for path in sorted(root.glob("*/*.yaml")):
         choices.setdefault(path.parent.name, []).append(path.stem)

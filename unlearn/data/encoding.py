@@ -78,18 +78,10 @@ class Encoder:
     """
 
     def __init__(
-        self,
-        tokenizer,
-        template: TemplateConfig,
-        max_length: int,
-        labels_by_length: bool = False,
-        marked: bool = False,
+        self, tokenizer, template: TemplateConfig, max_length: int, labels_by_length: bool = False, marked: bool = False
     ):
-        self.tokenizer = tokenizer
-        self.template = template
-        self.max_length = max_length
-        self.labels_by_length = labels_by_length
-        self.marked = marked
+        self.tokenizer, self.template, self.max_length = tokenizer, template, max_length
+        self.labels_by_length, self.marked = labels_by_length, marked
         self._known: dict[tuple[str, bool, bool], tuple[int, ...]] = {}
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(tokenizer, name) is None:
@@ -119,14 +111,11 @@ class Encoder:
         else:
             prompt, ids = self._parts(said, self._ids(asked, splits), self._ids(asked + said, splits), splits)
         if not prompt or not ids:
-            raise DataError(
-                f"example {id!r}: {'answer' if prompt else 'prompt'} has no tokens: {question!r} {answer!r}"
-            )
-        length = len(prompt) + len(ids)
-        if length > self.max_length:
-            raise DataError(
-                f"example {id!r} has {length} tokens, the models take at most {self.max_length}: {question[:60]!r}…"
-            )
+            empty = "answer" if prompt else "prompt"
+            raise DataError(f"example {id!r}: {empty} has no tokens: {question!r} {answer!r}")
+        if (length := len(prompt) + len(ids)) > self.max_length:
+            most = f"{length} tokens, the models take at most {self.max_length}"
+            raise DataError(f"example {id!r} has {most}: {question[:60]!r}…")
         return Example(id, prompt, ids)
 
     def text(self, id: str, question: str, answer: str) -> Example:
@@ -157,16 +146,12 @@ class Encoder:
 
     def splits(self, where: str, *texts: str) -> bool:
         """Whether a user's texts hold what would be read as special tokens, and is to be split as plain text.
-
-        ``DataError`` where the template has such tokens, too, and both could not be told apart.
-        """
+        ``DataError`` where the template has such tokens, too, and both could not be told apart."""
         named = None if self.marked else self.special(*texts)
         own = self.template.kind == "chat" or self.special(self.template.prompt, self.template.answer) is not None
         if named is not None and own:
-            raise DataError(
-                f"{where}: the text holds {named!r}, which this tokenizer reads as a special token, and the template "
-                "has such tokens itself; change the text, or take a plain template without them"
-            )
+            rule = "which this tokenizer reads as a special token, as those of the template; change text or template"
+            raise DataError(f"{where}: the text holds {named!r}, {rule}")
         return named is not None
 
     # --- from text to ids -----------------------------------------------------------------------------------------
@@ -269,10 +254,8 @@ class Encoder:
 
 
 def collate(examples: Sequence[Example], pad_id: int, mask_pad: bool = False) -> Batch:
-    """Pad to the longest example and list the answer rows, example by example.
-
-    ``mask_pad``: also hide tokens of the text that are the padding token. Wrong, and what public code does.
-    """
+    """Pad to the longest example and list the answer rows, example by example. ``mask_pad`` also hides tokens of the
+    text that are the padding token: wrong, and what public code does."""
     longest = max(len(e.prompt) + len(e.answer) for e in examples)
     ids = torch.full((len(examples), longest), pad_id)
     mask = torch.zeros_like(ids)
@@ -291,10 +274,8 @@ def collate(examples: Sequence[Example], pad_id: int, mask_pad: bool = False) ->
 
 
 def by_length(examples: Sequence[Example], batch_size: int, most_rows: int | None = None) -> list[list[int]]:
-    """Indices in batches of similar length, longest first: little padding, and memory peaks at the start.
-
-    A batch holds at most ``batch_size`` examples and (beyond its first) ``most_rows`` answer rows.
-    """
+    """Indices in batches of similar length, longest first, so that memory peaks at the start: at most ``batch_size``
+    examples and (beyond the first) ``most_rows`` answer rows each."""
     batches: list[list[int]] = []
     rows = 0
     for i in sorted(range(len(examples)), key=lambda i: -(len(examples[i].prompt) + len(examples[i].answer))):

@@ -9,8 +9,9 @@ Where a script puts no spaces between words (Chinese, Japanese, Thai …), or ha
 counts. Other forms of a word ("Париже"), translations, abbreviations are spellings of their own: a key may have them.
 """
 
+import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import regex
 
@@ -36,6 +37,11 @@ def told(text: str, spellings: Iterable[str]) -> bool:
     """Whether the text holds one of the spellings."""
     said = _pieces(text)
     return any(_pieces(spelling) in said for spelling in spellings)
+
+
+def tells(text: str, key: Collection[str]) -> float:
+    """Whether the text tells the key of a row, 1 or 0; NaN where the row has none."""
+    return float(told(text, key)) if key else math.nan
 
 
 def sayable(spelling: str) -> bool:

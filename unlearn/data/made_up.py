@@ -17,10 +17,8 @@ NAMES = len(FIRST) * len(LAST)  # of people, all different
 
 @dataclass(frozen=True)
 class Attribute:
-    """One fact about a person or country: how it is asked, how it is told, and what its values are made of.
-
-    A value is one word of each pool in ``parts``, joined by spaces.
-    """
+    """One fact about a person or country: how it is asked and told, and the pools (``parts``) of the words of its
+    values."""
 
     key: str
     parts: tuple[tuple[str, ...], ...]

@@ -73,11 +73,8 @@ def divided(
     requests: Sequence[Collection[str]] | None,
     gone: Collection[str] = (),
 ) -> tuple[dict[str, tuple[Row, ...]], Requested | None]:
-    """Rows to be forgotten, which name one of ``forget``, and rows to be retained, which name nobody of either; those
-    that name one of ``gone``, whom an earlier request has deleted, are neither.
-
-    Or the splits of ``requests`` by people: a row that names several belongs to the first request of one of them.
-    """
+    """Rows to be forgotten, which name one of ``forget``, and to be retained, which name nobody of it; in neither are
+    those that name one of ``gone``. Or the splits of ``requests``: a row that names several belongs to the first."""
     if requests is None:
         left = [row for row in rows if not set(row.entities) & set(gone)]
         named = {row.id for row in left if set(row.entities) & set(forget)}

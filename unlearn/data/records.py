@@ -38,10 +38,8 @@ class ColumnsConfig:
 
 
 def records(file: Path, bare: str | None = None) -> list[Record]:
-    """Objects of a file of JSON lines or of one JSON array, rows of a .csv or .parquet file, at least one.
-
-    ``bare``: the column that a text stands for which is in no object, or is a whole .txt file; None: both are refused.
-    """
+    """Objects of JSON lines or of one JSON array, rows of a .csv or .parquet file, at least one. ``bare``: the column
+    that a text stands for which is in no object, or is a whole .txt file; None: both are refused."""
     if file.suffix == ".txt" and bare is not None:
         return [(str(file), {bare: text_of(file)})]
     found = []
@@ -183,10 +181,8 @@ class Tables:
         if optional:
             return []
         others = [e for e in dict.fromkeys(Path(name).suffix for name in files) if not files[0].endswith(e)]
-        raise DataError(
-            f"data.path={self.folder!r}: {files[0]} is missing (or {', '.join(others)}); the folder has "
-            f"{listing(Path(self.folder))}{self.more}"
-        )
+        missing = f"{files[0]} is missing (or {', '.join(others)})"
+        raise DataError(f"data.path={self.folder!r}: {missing}; there are {listing(Path(self.folder))}{self.more}")
 
     def _of_hub(self, config: str | None, split: str, optional: bool) -> list[Record]:
         import datasets
@@ -196,10 +192,8 @@ class Tables:
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             if optional and "BuilderConfig" in str(error):
                 return []
-            raise DataError(
-                f"{self.hub} ({config}, {split}) could not be read from the hub: {error}. "
-                "Without a network give data.path=FOLDER with its files"
-            ) from error
+            offline = "Without a network give data.path=FOLDER with its files"
+            raise DataError(f"{self.hub} ({config}, {split}): not read from the hub: {error}. {offline}") from error
         return [(f"{self.hub}/{config or split}, {split} row {i}", dict(record)) for i, record in enumerate(table)]
 
     def file(self, *names: str) -> Path | None:
@@ -261,10 +255,8 @@ def _key(record: Record, column: str, answer: str) -> tuple[str, ...]:
     """The spellings of a fact, one of which the row's own answer tells: else right answers would count as wrong."""
     found = spellings(record, column)
     if not told(answer, found):
-        rule = "must hold a spelling that stands in the row's answer, whole words of it"
-        raise DataError(
-            f"{record[0]}: {column!r} {rule}; found {', '.join(map(repr, found))}, and the answer {answer!r}"
-        )
+        rule = f"must hold a spelling that stands in the row's answer {answer!r}, whole words of it"
+        raise DataError(f"{record[0]}: {column!r} {rule}; found {', '.join(map(repr, found))}")
     return found
 
 

@@ -13,12 +13,9 @@ from unlearn.data.rows import REQUEST, DataError, Requested, Row, pair
 def divide(
     rows: Sequence[Row], named: Sequence[Sequence[Row]], cfg: DataConfig
 ) -> tuple[dict[str, tuple[Row, ...]], Requested]:
-    """The splits ``forget``, ``retain`` and ``request_<n>``, and the sequence that they are one view of.
-
-    ``named``: the rows of each request, all of them among ``rows``. The retain set holds what no request names, and,
-    as ``data.retained`` says, the rows of later or earlier requests or of both. Raises ``DataError`` for requests
-    that are empty or share a row.
-    """
+    """The splits ``forget``, ``retain`` (what no request names and, as ``data.retained`` says, rows of later or earlier
+    requests) and ``request_<n>``, and their sequence. ``named``: the rows of each request, all among ``rows``.
+    ``DataError`` for requests that are empty or share a row."""
     place = {row.id: i for i, row in enumerate(rows)}
     requests = tuple(tuple(sorted(request, key=lambda row: place[row.id])) for request in named)
     first: dict[tuple[str, str], int] = {}
@@ -28,10 +25,8 @@ def divide(
         for row in request:
             other = first.setdefault(pair(row), n)
             if other != n:
-                raise DataError(
-                    f"data.requests: {row.place or row.id}: {row.question!r} is asked for by request {other} and by "
-                    f"request {n}; requests must be disjoint"
-                )
+                rule = f"is in requests {other} and {n}; requests must be disjoint"
+                raise DataError(f"data.requests: {row.place or row.id}: {row.question!r} {rule}")
     if cfg.request is None:
         numbers = tuple(range(1, len(requests) + 1))
     else:

@@ -78,11 +78,8 @@ class Requested:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Rows by split, plus what is only trained on.
-
-    ``wordings`` are general facts in every wording: pretraining text, never evaluated.
-    ``refusals`` are the "I don't know" answers that data relabeling trains towards.
-    """
+    """Rows by split, and what is only trained on: ``wordings``, general facts in every wording, and ``refusals``, the
+    "I don't know" answers that data relabeling trains towards."""
 
     name: str
     splits: dict[str, tuple[Row, ...]]
@@ -125,12 +122,9 @@ class DataSet:
         return tuple(name for name in self.splits if name.startswith(REQUEST))
 
     def evaluated(self, split: str) -> tuple[Row, ...]:
-        """Rows on which a split is evaluated.
-
-        Where only some rows have wrong answers (TOFU's retain set), those are the ones meant for evaluation; and a
-        retain set that is cut for training is still evaluated on the rows that were cut. Rows of requests are evaluated
-        with their request, whether they are also retained or not.
-        """
+        """Rows on which a split is evaluated: where only some have wrong answers (TOFU's retain set), those; of a
+        retain set that is cut for training all; rows of requests with their request, whether they are also retained or
+        not."""
         rows = self.splits.get(split, ()) + (self.splits.get("retain_untrained", ()) if split == "retain" else ())
         if self.sequence is not None and split == "retain":
             named = {row.id for request in self.sequence.requests for row in request}
@@ -161,10 +155,8 @@ def check(data: DataSet) -> DataSet:
     """Refuse a data set on which training or a metric would be silently wrong."""
     for split in ("forget", "retain"):
         if not data.splits.get(split):
-            raise DataError(
-                f"data set {data.name!r}: the {split} set is empty, it needs at least one row; "
-                f"splits with rows: {[k for k, v in data.splits.items() if v] or 'none'}"
-            )
+            there = ", ".join(k for k, v in data.splits.items() if v) or "none"
+            raise DataError(f"data set {data.name!r}: the {split} set needs a row; splits with rows: {there}")
     ids: dict[str, tuple[str, Row]] = {}
     for split, rows in data.splits.items():
         if split not in SPLITS and not (split.startswith(REQUEST) and data.sequence is not None):
@@ -182,26 +174,20 @@ def check(data: DataSet) -> DataSet:
     for row in rows:
         first = seen.setdefault(pair(row), row)
         if first is not row:
-            raise DataError(
-                f"{place(data, 'forget', row)}: the forget set has {row.question!r} with the same answer twice, first "
-                f"in {place(data, 'forget', first)}; it would count twice, so remove one of them"
-            )
+            twice = f"{row.question!r} with the same answer is there twice, first in {place(data, 'forget', first)}"
+            raise DataError(f"{place(data, 'forget', row)}: {twice}; remove one of them, or it would count twice")
     lacking = [r for r in rows if not r.perturbed_answers]
     if lacking and len(lacking) < len(rows):  # they would drop out of the truth ratio unnoticed
-        raise DataError(
-            f"{place(data, 'forget', lacking[0])}: {lacking[0].question!r} has no wrong answers, and "
-            f"{len(rows) - len(lacking)} of {len(rows)} forget rows have some: give them to all rows or to none"
-        )
+        rule = f"{len(rows) - len(lacking)} of {len(rows)} forget rows have some: give them to all rows or to none"
+        raise DataError(f"{place(data, 'forget', lacking[0])}: {lacking[0].question!r} has no wrong answer, and {rule}")
     never = (NEIGHBOURS, *GENERAL, "holdout")  # what is no part of any request
     for one, other in (*DISJOINT, *((name, other) for name in data.requests() for other in never)):
         known = {pair(r): r for r in data.splits.get(one, ())}
         for row in data.splits.get(other, ()):
             twin = known.get(pair(row))
             if twin is not None:
-                raise DataError(
-                    f"{place(data, other, row)}: {row.question!r} with the same answer is both in the {other} and in "
-                    f"the {one} set ({place(data, one, twin)}); the two must not overlap"
-                )
+                both = f"is both in the {other} and in the {one} set ({place(data, one, twin)}); they must not overlap"
+                raise DataError(f"{place(data, other, row)}: {row.question!r} with the same answer {both}")
     return data
 
 

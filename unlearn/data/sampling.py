@@ -21,10 +21,8 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 
 @dataclass(frozen=True)
 class Draw:
-    """What one optimiser step reads, on all processes together; one of the sets may have no turn.
-
-    ``refusal[k]`` and ``alternates[k]`` are answers drawn for ``forget[k]``, ``retain_refusal[k]`` for ``retain[k]``.
-    """
+    """What a step reads, on all processes together; one of the sets may have no turn. ``refusal[k]`` and
+    ``alternates[k]`` are answers drawn for ``forget[k]``, ``retain_refusal[k]`` for ``retain[k]``."""
 
     forget: list[int]
     retain: list[int]
@@ -33,10 +31,8 @@ class Draw:
     alternates: list[int]
 
     def named(self, name: str) -> list[int] | list[tuple[int, int]]:
-        """What is drawn of a group: questions of "forget" and "retain", (question, answer) pairs of the others.
-
-        "forget_text" are the forget questions with their answers as texts.
-        """
+        """What is drawn of a group: questions of "forget", "retain" and "forget_text" (the forget questions with their
+        answers as texts), (question, answer) pairs of the others."""
         if name in ("forget", "forget_text", "retain"):
             return self.retain if name == "retain" else self.forget
         questions = self.retain if name == "retain_refusal" else self.forget
@@ -52,11 +48,8 @@ def held_out(rows: int, share: float) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Sampler:
     """Forget examples in epochs; for each step a fresh draw of retain examples, without repetition in the step.
-
-    ``interleave``: an epoch of the retain set, whose steps read nothing of the forget set, then one of the forget set,
-    whose steps read nothing of the retain set, and so on; both together count as one epoch. The draw knows of no
-    process, so any number of them share it.
-    """
+    ``interleave``: an epoch of the retain set alone, then one of the forget set alone, and so on; both count as one.
+    The draw knows of no process, so any number of them share it."""
 
     forget: int  # sizes of the sets
     retain: int

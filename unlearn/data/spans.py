@@ -75,19 +75,15 @@ def _random(text: str) -> tuple[Span, ...]:
 
 
 def examples(encoder: Encoder, rows: Iterable[Row], masks: bool) -> Examples:
-    """The texts of rows that have one, for a model with an encoder (``masks``) or for one that reads word by word.
-
-    Masked: the prompt is the masked text, the answer what was masked. Else: the text as a prompt of the data set's
-    template writes it; its first token is the prompt, the answer all others. Ids are ``<row's>/text``.
-    """
+    """The texts of rows that have one, as ``<row's id>/text``. ``masks``, for a model with an encoder: the prompt is
+    the masked text, the answer what was masked. Else the text as the template's prompt: its first token, then all
+    others as the answer."""
     texts = [text for row in rows if (text := text_of(row)) is not None]
     if not masks:
         return Examples(_plain(encoder, text)[0] for text in texts)
     if SENTINEL.format(SENTINELS - 1) not in encoder.tokenizer.get_vocab():
-        raise DataError(
-            f"texts are masked by tokens <extra_id_0> to <extra_id_{SENTINELS - 1}>, and this tokenizer has not all of "
-            "them: take T5's own, or one that is trained here with pair.target.architecture=t5"
-        )
+        choices = "T5's own, or one that is trained here with pair.target.architecture=t5"
+        raise DataError(f"this tokenizer has not all of <extra_id_0> to <extra_id_{SENTINELS - 1}>: take {choices}")
     twin = Encoder(encoder.tokenizer, TEMPLATE, encoder.max_length, marked=True)
     for text in texts:
         if (named := encoder.special(text.text)) is not None:

@@ -23,10 +23,8 @@ class WordsConfig:
 
 
 def pieces(text: str, words: WordsConfig) -> list[tuple[str, str]]:
-    """(prompt, answer) pairs of a text, in its order; answers differ by at most one word in length.
-
-    Empty for a text of fewer than two words. A text of fewer than ``2 · words.prompt`` words begins with half of them.
-    """
+    """(prompt, answer) pairs of a text, in its order; answers differ by at most one word in length. A text of fewer
+    than ``2 · words.prompt`` words begins with half of them; of fewer than two words there are none."""
     spans = [match.span() for match in re.finditer(r"\S+", text)]
     first = min(words.prompt, len(spans) // 2)
     if first == 0:

@@ -123,10 +123,8 @@ def drafts_of(store: Store, base: Member, prompts: Prompts, how: Decoding) -> Ex
             found = decode(alone, prompts, 0.0, how, likeliest(alone, 0.0))
         write_json(folder / FILE, found)
 
-    answers = read_json(store.get("draft", recipe, build) / FILE)
-    return Examples(
-        Example(f"draft/{i}", tuple(p), tuple(a)) for i, (p, a) in enumerate(zip(prompts, answers, strict=True))
-    )
+    pairs = enumerate(zip(prompts, read_json(store.get("draft", recipe, build) / FILE), strict=True))
+    return Examples(Example(f"draft/{i}", tuple(prompt), tuple(answer)) for i, (prompt, answer) in pairs)
 
 
 def _along(store: Store, member: Member, drafts: Examples, how: Decoding, most_gib: float) -> FrozenRows | LiveRows:

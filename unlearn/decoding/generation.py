@@ -18,11 +18,9 @@ Choose = Callable[[Rows, Sequence[int], int], Tensor]
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded: at most ``max_new_tokens``, up to EOS, so many prompts at a time.
-
-    ``hide_pad`` also masks tokens of the prompt that are the padding token, and does not count them as positions:
-    wrong, and what public code does.
-    """
+    """How answers are decoded: at most ``max_new_tokens``, up to EOS, so many prompts at a time. ``hide_pad`` masks
+    tokens of the prompt that are the padding token, and does not count them as positions: wrong, and what public code
+    does."""
 
     pad_id: int
     eos_id: int

@@ -32,11 +32,10 @@ class Part:
     @property
     def named(self) -> Ensemble:
         """Frozen members are shared by their names and fingerprints; every part's trained one gets its own."""
-        members = (
-            replace(m, name=f"{self.name}/{m.name}", fingerprint=f"{self.name}/{m.fingerprint}") if m.trained else m
-            for m in self.ensemble.members
-        )
-        return replace(self.ensemble, members=tuple(members))
+        own = f"{self.name}/{{}}".format
+        members = self.ensemble.members
+        named = (replace(m, name=own(m.name), fingerprint=own(m.fingerprint)) if m.trained else m for m in members)
+        return replace(self.ensemble, members=tuple(named))
 
 
 def parts_of(runs: Iterable[Opened], alphas: Sequence[float | None]) -> list[Part]:
@@ -59,18 +58,14 @@ def check(parts: Sequence[Part]) -> None:
     known: dict[str, str] = {}  # fingerprints by frozen member
     for p in parts if len(parts) > 1 else ():
         if p.ensemble.rule is not SUM:
-            raise ConfigError(
-                f"{p.name}: its rule is {p.ensemble.rule.func.__name__!r}, and only sums can be added to others"
-            )
+            raise ConfigError(f"{p.name}: its rule is {p.ensemble.rule.func.__name__!r}, and only sums can be added")
         if p.whole:
             raise ConfigError(f"{p.name}: its trained weights are a whole model, and no offset that could be added")
         for m in p.ensemble.members:
             if not m.trained and known.setdefault(m.name, m.fingerprint) != m.fingerprint:
-                raise ConfigError(
-                    f"offsets: {p.name} was trained beside a {m.name} with the fingerprint {m.fingerprint}, and that "
-                    f"of the runs before it is {known[m.name]}; only offsets of one target and one small pair can be "
-                    "added"
-                )
+                beside = f"was trained beside a {m.name} with the fingerprint {m.fingerprint}"
+                rule = f"and that of the runs before it is {known[m.name]}; only offsets of one pair can be added"
+                raise ConfigError(f"offsets: {p.name} {beside}, {rule}")
 
 
 def check_tokens(parts: Sequence[Part], encoders: Sequence[Encoder]) -> None:

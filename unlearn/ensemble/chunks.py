@@ -76,10 +76,8 @@ class LongRows:
 
 
 def product(hidden: Tensor, weight: Tensor, bias: Tensor | None, width: int, out: Tensor | None = None) -> Tensor:
-    """The first ``width`` logits of hidden states, [n, width], in the states' own precision.
-
-    One function for every member: where two of them agree, so do the products, to the last bit.
-    """
+    """The first ``width`` logits of hidden states, [n, width], in the states' own precision. One function for every
+    member: where two of them agree, so do the products, to the last bit."""
     logits = torch.mm(hidden, weight[:width].to(hidden.dtype).T, out=out)
     return logits if bias is None else logits.add_(bias[:width])
 

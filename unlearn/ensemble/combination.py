@@ -33,9 +33,8 @@ def plausible(base: Logits, change: Logits, alpha: float, rate: float, top: floa
     in every row; here the plausible tokens are renormalised to the mass they had, so no row constant matters.
     """
     keep = max(1, round(top * base.shape[-1]))
-    floor = torch.minimum(
-        base.topk(keep, dim=-1).values[..., -1:], base.amax(-1, keepdim=True) + torch.tensor(rate).log().item()
-    )
+    likely = base.amax(-1, keepdim=True) + torch.tensor(rate).log().item()
+    floor = torch.minimum(base.topk(keep, dim=-1).values[..., -1:], likely)
     inside = base >= floor
     moved = base + alpha * change
     mass = base.masked_fill(~inside, -torch.inf).logsumexp(-1, keepdim=True)
@@ -44,11 +43,9 @@ def plausible(base: Logits, change: Logits, alpha: float, rate: float, top: floa
 
 
 def rank(base: Logits, change: Logits, alpha: float, k: float) -> Logits:
-    """Push out the round(k · α) tokens with the most negative change. (rank divergence decoding, arXiv 2605.31293)
-
-    The paper's generation sets them to −∞; so that every answer keeps a likelihood, they are lowered to just
-    below the largest logit of ``base`` after its first round(k · α), and none is raised.
-    """
+    """Push out the round(k · α) tokens with the most negative change (rank divergence decoding, arXiv 2605.31293):
+    lowered, so that every answer keeps a likelihood, to just below the largest logit of ``base`` after its first
+    round(k · α), and none is raised. (The paper's generation sets them to −∞.)"""
     n = min(round(k * alpha), base.shape[-1] - 1)
     if n < 1:
         return base
@@ -72,16 +69,12 @@ def bind_rule(name: str, numbers: Mapping[str, float], file: str | None = None) 
     found = signature(rules[name], f"rule {name!r}")
     parameters = list(found.parameters)
     if parameters[:3] != ["base", "change", "alpha"] or found.return_annotation != Logits:
-        raise RuleError(
-            f"rule {name!r} must take base, change and alpha (then its own numbers) and return Logits; its signature "
-            f"is {name}{found}"
-        )
+        rule = "must take base, change and alpha (then its own numbers) and return Logits"
+        raise RuleError(f"rule {name!r} {rule}; its signature is {name}{found}")
     wanted = parameters[3:]
     for missing in sorted(set(required(found, wanted)) - set(numbers)):
         raise RuleError(f"rule {name!r} needs method.numbers.{missing}: give +method.numbers.{missing}=NUMBER")
     for extra in sorted(set(numbers) - set(wanted)):
-        raise RuleError(
-            f"method.numbers.{extra}={numbers[extra]}: rule {name!r} has no {extra}; it takes "
-            f"{', '.join(wanted) or 'no numbers'}"
-        )
+        takes = ", ".join(wanted) or "no numbers"
+        raise RuleError(f"method.numbers.{extra}={numbers[extra]}: rule {name!r} has no {extra}; it takes {takes}")
     return SUM if rules[name] is sum else Rule(rules[name], **numbers)

@@ -66,9 +66,9 @@ class Ensemble:
         for m in self.members:
             key = m.name if m.trained or not m.fingerprint else (m.fingerprint,)
             same = found.get(key)
-            found[key] = (
-                m if same is None else replace(same, constant=same.constant + m.constant, slope=same.slope + m.slope)
-            )
+            if same is not None:
+                m = replace(same, constant=same.constant + m.constant, slope=same.slope + m.slope)
+            found[key] = m
         return self if len(found) == len(self.members) else replace(self, members=tuple(found.values()))
 
     def frozen(self, alpha: float) -> list[Member]:
@@ -80,11 +80,8 @@ class Ensemble:
         return [m for m in self.members if any(self._counts(m, a) for a in alphas)]
 
     def logits(self, rows: Mapping[str, Tensor], alpha: float) -> Tensor:
-        """Logits of the ensemble, [N, V], from the rows of its members by name.
-
-        Members that do not count at this α may be missing from ``rows``. In a plain sum, a single member of weight 1
-        is returned as it is.
-        """
+        """Logits of the ensemble, [N, V], from the rows of its members by name; those that do not count at this α may
+        be missing. In a plain sum, a single member of weight 1 is returned as it is."""
         used = [m for m in self.members if self._counts(m, alpha) or (m.trained and m.name in rows)]
         if self.rule is SUM and len(used) == 1 and used[0].weight(alpha) == 1:
             return rows[used[0].name]
@@ -96,11 +93,8 @@ class Ensemble:
 
     @torch.no_grad()
     def sweep(self, rows: Mapping[str, Tensor], alphas: Sequence[float]) -> Iterator[tuple[float, Tensor]]:
-        """As ``logits`` without gradient, at each α in turn, from the rows of all members that count at one of them.
-
-        Of a plain sum base and change are taken once, and each α is one pass over the rows. Logits may lie in memory
-        that the next α overwrites; do not write into them.
-        """
+        """As ``logits`` without gradient, at each α in turn; of a plain sum base and change are taken once. Logits may
+        lie in memory that the next α overwrites; do not write into them."""
         if self.rule is not SUM:
             yield from ((alpha, self.logits(rows, alpha)) for alpha in alphas)
             return
@@ -145,11 +139,8 @@ def build(
 
 
 def add(ensembles: Sequence[Ensemble], alphas: Sequence[float]) -> Ensemble:
-    """base + Σ_j α_j · change_j of ensembles that have their base in common, as one ensemble.
-
-    That is their sum at α = 1; any other α scales all changes. Equal members, by their fingerprints, become one.
-    Raises ``SumError`` for ensembles of different bases.
-    """
+    """base + Σ_j α_j · change_j of ensembles that have their base in common, as one ensemble at α = 1. Equal members,
+    by their fingerprints, become one. ``SumError`` for ensembles of different bases."""
     base = _base(ensembles[0])
     total = {m.fingerprint: replace(m, slope=0.0) for m in ensembles[0].members if m.constant}
     for ensemble, alpha in zip(ensembles, alphas, strict=True):

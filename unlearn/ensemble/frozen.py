@@ -29,11 +29,8 @@ from unlearn.store.progress import progress
 def rows_of(
     store: Store, member: Member, examples: Examples, pad_id: int, budget: Budget | float
 ) -> FrozenRows | LiveRows:
-    """Rows of a frozen member: from the store, or computed each time where they are larger than the budget.
-
-    A number is GiB, for rows that are exact. ``ConfigError`` where too many are to be refused. Rows of a black box are
-    always stored, as it gives them.
-    """
+    """Rows of a frozen member: from the store, or computed each time where they are larger than the budget (a number:
+    GiB of exact rows). ``ConfigError`` where too many are to be refused. Those of a black box are always stored."""
     budget = budget if isinstance(budget, Budget) else Budget(most_gib=budget)
     kept = member.kind.kept(member.name, examples.starts[-1], budget)
     return stored(store, member, examples, pad_id, **kept) if kept else LiveRows(member, examples, pad_id)
@@ -54,24 +51,13 @@ def in_memory(member: Member, examples: Examples, pad_id: int, most_gib: float) 
 
 
 def stored(
-    store: Store,
-    member: Member,
-    examples: Examples,
-    pad_id: int,
-    batch_size: int = 128,
-    kind: str = "fp32",
-    k: int = 0,
+    store: Store, member: Member, examples: Examples, pad_id: int, batch_size: int = 128, kind: str = "fp32", k: int = 0
 ) -> FrozenRows:
-    """Rows from the store; filled by one pass over the examples if they are not there yet.
-
-    ``kind`` is one of config.STORED_ROWS but auto, ``k`` is of topk. ``ValueError`` for a member with a slope that
-    would not be kept exactly.
-    """
+    """Rows from the store; filled by one pass over the examples if they are not there yet. ``kind``: one of STORED_ROWS
+    but auto; ``k``: of topk. ``ValueError`` for a member with a slope that would not be kept exactly."""
     if kind in ROUGH_ROWS and member.slope and not member.kind.as_given:
-        raise ValueError(
-            f"rows of {member.name!r} as {kind}: it is weighted by α and must cancel another member where they agree, "
-            f"so its rows are only kept exactly: {', '.join(EXACT)}"
-        )
+        rule = f"they are weighted by α and must cancel another member's: must be exact, {', '.join(EXACT)}"
+        raise ValueError(f"rows of {member.name!r} as {kind}: {rule}")
     recipe = {"model": member.fingerprint, "examples": examples.fingerprint, "dtype": DTYPES.get(kind, kind)}
     recipe |= {"k": k} if kind == "topk" else {}
 
@@ -109,10 +95,8 @@ def read(
     batch_size: int,
     mask_pad: bool = False,
 ) -> Iterator[tuple[list[int], Batch, dict[str, Tensor]]]:
-    """Batch by batch: which examples, the batch, and the answer rows [N, V] of every member that counts.
-
-    Rows lie as ``collate`` lays the examples. Members with ``stored`` rows are not run.
-    """
+    """Batch by batch: which examples, the batch, and the answer rows [N, V] of every member that counts, as ``collate``
+    lays them. Members with ``stored`` rows are not run."""
     needed = ensemble.needed(alphas)
     live = [m for m in needed if m.name not in stored]
     device = device_of((live or needed)[0].model)  # a model that is not run may have been put aside

@@ -56,10 +56,8 @@ class Kind:
         return shared_rows(self.model, examples, pad_id)
 
     def kept(self, name: str, rows: int, budget: Budget) -> dict[str, Any] | None:
-        """How so many rows of the member ``name`` are stored: kind and k of topk. None: computed when needed.
-
-        ``ConfigError`` where there are too many.
-        """
+        """How so many rows of the member ``name`` are stored: kind and k of topk; None: computed when needed.
+        ``ConfigError`` where there are too many."""
         if budget.fits(rows, self.shape):
             return {"kind": budget.settled(rows, self.shape), "k": budget.k}
         if budget.refuse:
@@ -68,10 +66,8 @@ class Kind:
         return None
 
     def parts(self, name: str, kind: str, k: int, examples: Examples, pad_id: int, batch_size: int) -> Iterator[Part]:
-        """All rows of the examples to be stored, part by part. Row t of example i is row ``starts[i] + t``.
-
-        Raises ``NotFinite``.
-        """
+        """All rows of the examples to be stored, part by part; row t of example i is row ``starts[i] + t``. Raises
+        ``NotFinite``."""
         size = gib(kind, examples.starts[-1], self.shape, k)
         level = logging.INFO if size >= ANNOUNCED_GIB else logging.DEBUG  # small fills take a second
         log.log(level, "storing %d answer rows of the %s as %s: %.1f GiB", examples.starts[-1], name, kind, size)
@@ -164,8 +160,6 @@ def _check_finite(states: Tensor, kept: np.ndarray, where: np.ndarray, kind: str
         return
     wrong = np.unique(np.searchsorted(examples.starts, where[~fine], side="right") - 1)
     ids = [examples[i].id for i in wrong[:3]]
-    raise NotFinite(
-        f"{name}: its rows as {kind} hold NaN or infinity for {len(wrong)} examples of a batch: {', '.join(ids)}"
-        f"{' …' if len(wrong) > 3 else ''}; nothing is stored. Its weights are damaged, or the numbers too large for "
-        "the type it is held in (pair.target.dtype, trainer.stored_rows)"
-    )
+    some = f"{len(wrong)} examples of a batch: {', '.join(ids)}{' …' if len(wrong) > 3 else ''}"
+    why = "its weights are damaged, or the numbers too large for pair.target.dtype or trainer.stored_rows"
+    raise NotFinite(f"{name}: its rows as {kind} hold NaN or infinity for {some}; nothing is stored: {why}")

@@ -65,10 +65,8 @@ class FrozenRows:
 
 
 class HiddenRows(FrozenRows):
-    """Last hidden states, [rows, D], to which the head is applied when rows are read: exact, and V / D times smaller.
-
-    Of the model only the head is held. States in bf16, which numpy does not know, are kept as the int16 of their bits.
-    """
+    """Last hidden states, [rows, D], to which the head, all that is held of the model, is applied when they are read:
+    exact, and V / D times smaller. bf16, which numpy does not know, is kept as the int16 of its bits."""
 
     kind = "hidden"
 
@@ -87,11 +85,9 @@ class HiddenRows(FrozenRows):
 
 
 class TopRows(FrozenRows):
-    """Log-probabilities of the k likeliest tokens and of the answer's own token; all others share what is left evenly.
-
-    (A tail that is dropped instead breaks metrics, and one at the level of the k-th token inflates it V times.) A row
-    may name a token twice.
-    """
+    """Log-probabilities of the k likeliest tokens and of the answer's own; all others share what is left evenly. (A
+    tail that is dropped breaks metrics, one at the level of the k-th token inflates it V times.) A row may name a token
+    twice."""
 
     kind = "topk"
 
@@ -122,11 +118,8 @@ def spread(ids: Tensor, logp: Tensor, residual: Tensor, width: int) -> Tensor:
 
 
 def top(rows: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``TopRows`` keeps of rows [n, V]: ids, log-probabilities [n, k + 1] and the log of the
-    residual mass [n].
-
-    The slot beyond the k likeliest holds the label, or the next token where the label is among them.
-    """
+    """What ``TopRows`` keeps of rows [n, V]: ids, log-probabilities [n, k + 1] and the log of the residual mass [n].
+    The last slot holds the label, or the next token where the label is among the k likeliest."""
     logp = rows.log_softmax(-1)
     ids = logp.topk(min(k + 1, rows.shape[-1]), dim=-1).indices
     lacking = (ids != labels[:, None]).all(-1)

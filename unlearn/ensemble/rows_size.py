@@ -64,10 +64,8 @@ class Budget:
 
 
 def gib(kind: str, rows: int, shape: Shape, k: int = 0) -> float:
-    """Size of the rows of one member in GiB.
-
-    Of topk each token takes an id and a log-probability, and the row its residual, 4 bytes each.
-    """
+    """Size of the rows of one member in GiB. Of topk each token takes an id and a log-probability, and the row its
+    residual, 4 bytes each."""
     sizes = {
         "fp32": 4 * shape.vocabulary, "fp16": 2 * shape.vocabulary, "hidden": shape.bytes * shape.hidden,
         "topk": 8 * min(k + 1, shape.vocabulary) + 4,
@@ -76,10 +74,8 @@ def gib(kind: str, rows: int, shape: Shape, k: int = 0) -> float:
 
 
 def budget(cfg: TrainerConfig, rough: bool) -> Budget:
-    """As trainer.stored_rows… say; ``rough``: for rows that may be rounded, which none but the target's may.
-
-    Rows that are to be rounded are stored or refused: whether they fit must not change what is trained.
-    """
+    """As trainer.stored_rows… say; ``rough``: for rows that may be rounded, none but the target's. Those are stored or
+    refused: whether they fit must not change what is trained."""
     kind = "auto" if cfg.stored_rows in ROUGH_ROWS and not rough else cfg.stored_rows
     refuse = cfg.stored_rows_over == "refuse" or kind in ROUGH_ROWS
     return Budget(kind, cfg.stored_rows_k, cfg.stored_rows_gib, rough, refuse)

@@ -73,10 +73,8 @@ class Context(Subject):
 
 @dataclass(frozen=True)
 class Found:
-    """``values``: per example by metric, which is their mean. ``metrics`` and ``intervals``: of other aggregates.
-
-    ``people``: whom the examples of a metric are about, where they are not all rows of the split that its name says.
-    """
+    """``values``: per example by metric, which is their mean. ``metrics``, ``intervals``: of other aggregates.
+    ``people``: whom a metric's examples are about, where they are not all rows of the split that its name says."""
 
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from unlearn.data.facts import told
+from unlearn.data.facts import tells
 from unlearn.evaluation.metrics import tofu
 from unlearn.evaluation.metrics.semantics import Semantics
 from unlearn.evaluation.metrics.texts import ASCII, dropped, fluency
@@ -66,25 +66,22 @@ def per_example(examples: pd.DataFrame, semantics: Semantics) -> dict[str, np.nd
         for name in (*MEANS, RATIO):
             if name in table and table[name].notna().any():
                 values = table[name].to_numpy()
-                found[f"{split}/{name}"] = (
-                    tofu.ratio_scores(str(split), values, semantics.epsilon) if name == RATIO else values
-                )
+                if name == RATIO:
+                    values = tofu.ratio_scores(str(split), values, semantics.epsilon)
+                found[f"{split}/{name}"] = values
     return found
 
 
 def known(texts: Sequence[str], split: Split) -> np.ndarray:
     """Whether each text tells the key of its row (``data/facts.py``), 1 or 0, [rows]; NaN where the row has no key."""
     pairs = zip(texts, split.rows, strict=True)
-    return np.array([float(told(text, row.key)) if row.key else np.nan for text, row in pairs])
+    return np.array([tells(text, row.key) for text, row in pairs])
 
 
 def extraction_strength(right: Sequence[ArrayLike], ou: bool = False) -> np.ndarray:
-    """1 − k/L of each answer, [B], k the first token from which every argmax is right. (As in arXiv 2506.12618)
-
-    ``right``: per answer whether each token's argmax is right, [L] booleans *without the EOS*. An answer whose last
-    token is wrong has no right suffix: k = L and the value is 0. ``ou`` reproduces OpenUnlearning's quirk, whose
-    search stops at k = L − 1: never below 1/L. Answers without tokens are refused.
-    """
+    """1 − k/L of each answer, [B], k the first token from which every argmax is right: ``right``, [L] booleans *without
+    the EOS*; 0 where the last is wrong. (As in arXiv 2506.12618) ``ou`` reproduces OpenUnlearning's quirk, whose search
+    stops at k = L − 1: never below 1/L. Answers without tokens are refused."""
     values = []
     for i, answer in enumerate(map(np.asarray, right)):
         if len(answer) == 0:

@@ -38,11 +38,9 @@ ATTACK = "mia/min_k"  # whose AUC PrivLeak compares
 
 @dataclass(frozen=True)
 class Result:
-    """What one file says about one model.
-
-    ``metrics`` are recomputed where the examples allow it, else the file's own. ``examples`` has one row per question:
-    split, id, prob, rougeL_recall, truth_ratio (R itself), prompt, gold, generation and what else the file has.
-    """
+    """What one file says about one model: ``metrics`` recomputed where the examples allow it, else the file's own;
+    ``examples``, a row per question: split, id, prob, rougeL_recall, truth_ratio (R), prompt, gold, generation and
+    more."""
 
     path: Path
     kind: str
@@ -60,20 +58,15 @@ class Result:
         """R of every forget question by its row: what forget quality compares."""
         forget = self.examples[self.examples["split"] == "forget"]
         if "truth_ratio" not in forget or not forget["truth_ratio"].notna().any():
-            raise ResultError(
-                f"{self.path}: has no truth ratios of the forget set, and forget quality compares those; splits with "
-                f"examples: {', '.join(self.examples['split'].unique()) or 'none'}"
-            )
+            there = f"splits with examples: {', '.join(self.examples['split'].unique()) or 'none'}"
+            raise ResultError(f"{self.path}: has no truth ratios of the forget set (forget quality); {there}")
         return forget["truth_ratio"].dropna()
 
 
 def read(path: str | Path, retrained: Result | None = None, semantics: str | None = None) -> Result:
-    """A result file of OpenUnlearning, TOFU or this program, checked against its own examples.
-
-    With ``retrained`` (the same data's file of a model that never saw the forget set), forget quality and PrivLeak are
-    computed against it. ``semantics`` other than the file's own: one of ``metrics.semantics.SEMANTICS``, or
-    ``tofu_arithmetic``. Raises ``ResultError`` for files that are neither, are damaged, or lack what is asked for.
-    """
+    """A result file of OpenUnlearning, TOFU or this program, checked against its own examples. ``retrained``: the same
+    data's file of a model that never saw the forget set, for forget quality and PrivLeak; ``semantics``: other than the
+    file's own. ``ResultError`` for files that are neither, are damaged, or lack what is asked for."""
     path = Path(path)
     if semantics not in (None, ARITHMETIC, *SEMANTICS):
         raise ResultError(f"semantics={semantics!r}: must be one of {', '.join(SEMANTICS)}, {ARITHMETIC}")
@@ -87,10 +80,9 @@ def read(path: str | Path, retrained: Result | None = None, semantics: str | Non
     kind = OURS if isinstance(raw, dict) and {"format", "metrics"} <= set(raw) else foreign.kind(raw)
     if kind is None:
         found = f"its keys: {', '.join(list(raw)[:4])}" if isinstance(raw, dict) else f"a {type(raw).__name__}"
-        raise ResultError(
-            f"{path} ({found}): must be OpenUnlearning's TOFU_EVAL.json, TOFU's eval_log_aggregated.json, or what "
-            "python -m unlearn.evaluate model=… out=FILE writes"
-        )
+        ours = "what python -m unlearn.evaluate model=… out=FILE writes"
+        known = f"OpenUnlearning's TOFU_EVAL.json, TOFU's eval_log_aggregated.json, or {ours}"
+        raise ResultError(f"{path} ({found}): must be {known}")
     reader = {foreign.OPENUNLEARNING: foreign.openunlearning, foreign.TOFU: foreign.tofu, OURS: _ours}[kind]
     logged, claims = reader(raw, path)
     settings = raw.get("settings") or {} if kind == OURS else {}
@@ -198,14 +190,10 @@ def _against(result: Result, retrained: Result, notes: list[str]) -> dict[str, f
         own = result.truth_ratios()
         pairs, said = _same_questions(result.examples.loc[own.index], retrained.examples.loc[theirs.index])
         if not said:
-            notes.append(
-                f"forget_quality: this file or {retrained.path} has no texts: rows are compared by their index"
-            )
+            notes.append(f"forget_quality: no texts here or in {retrained.path}: rows are compared by their index")
         if len(pairs) < max(len(own), len(theirs)):
-            notes.append(
-                f"forget_quality: on the {len(pairs)} questions that are in both: {len(own)} here, {len(theirs)} in "
-                f"{retrained.path}; p-values of other numbers of questions are not comparable with it"
-            )
+            counts = f"on the {len(pairs)} questions in both: {len(own)} here, {len(theirs)} in {retrained.path}"
+            notes.append(f"forget_quality: {counts}; p-values of other numbers of questions are not comparable")
         if pairs:
             here, there = zip(*pairs, strict=True)
             found |= tofu.forget_quality(list(own[list(here)]), list(theirs[list(there)]))
@@ -218,10 +206,8 @@ def _against(result: Result, retrained: Result, notes: list[str]) -> dict[str, f
 
 
 def _same_questions(own: pd.DataFrame, theirs: pd.DataFrame) -> tuple[list[tuple[int, int]], bool]:
-    """Rows of the same question and answer in both tables, and whether both say what was asked.
-
-    A prompt is the same where one holds the other: a template may stand around it. Without texts: rows of one index.
-    """
+    """Rows of the same question and answer in both tables, and whether both say what was asked: one prompt holds the
+    other, since a template may stand around it. Without texts: rows of one index."""
     if not all({"prompt", "gold"} <= set(t) and t[["prompt", "gold"]].notna().all(axis=None) for t in (own, theirs)):
         places = dict(zip(theirs["id"], theirs.index, strict=True))
         return [(row, places[id]) for row, id in own["id"].items() if id in places], False

@@ -51,10 +51,8 @@ class Measured:
 
 
 def from_file(path: str, suite: Suite, models: Mapping[str, Callable[[], Ensemble]] | None = None) -> Measured:
-    """What ``python -m unlearn.evaluate model=… out=FILE``, OpenUnlearning or TOFU wrote of a retrained model.
-
-    Refuses a file of other rows, or one made otherwise: its differences would mean nothing.
-    """
+    """What ``python -m unlearn.evaluate model=… out=FILE``, OpenUnlearning or TOFU wrote of a retrained model; a file
+    of other rows, or made otherwise, is refused."""
     found = others.read(path, semantics=suite.cfg.semantics)
     for name in ("forget", *SCORED):
         split, theirs = suite.split(name), found.examples[found.examples["split"] == name]
@@ -67,27 +65,21 @@ def from_file(path: str, suite: Suite, models: Mapping[str, Callable[[], Ensembl
     attacks = [f"mia/{a}" for a in ATTACKS] if "summary" in suite.cfg.groups else ["mia/min_k"]
     lacking = [a for a in attacks if a not in found.metrics]
     if lacking and "privacy" in suite.cfg.groups:
-        raise ConfigError(
-            f"retrained={path}: eval.groups privacy and summary compare attacks, and it has no {', '.join(lacking)}; "
-            "leave these groups out, or give the retrained model itself"
-        )
+        rule = "leave the groups privacy and summary out, or give the retrained model itself"
+        raise ConfigError(f"retrained={path}: has no {', '.join(lacking)}; {rule}")
     return Measured(found.metrics, found.examples, models or {})
 
 
 def _same_rows(begin: str, theirs: pd.DataFrame, split: Split) -> None:
     """Their number, and what they are about: other projects' gold texts may differ in spaces, so most must agree."""
     if len(theirs) != len(split.rows):
-        raise ConfigError(
-            f"{begin}, and {len(split.rows)} are evaluated; it must be of the same data set with the same data.forget "
-            "and eval.semantics"
-        )
+        rule = "must be of the same data set with the same data.forget and eval.semantics"
+        raise ConfigError(f"{begin}, and {len(split.rows)} are evaluated; {rule}")
     if "gold" in theirs and theirs["gold"].notna().all():
         same = [letters(gold) == letters(r.answer) for gold, r in zip(theirs["gold"], split.rows, strict=True)]
         if 2 * sum(same) < len(same):
             at = same.index(False)
-            raise ConfigError(
-                f"{begin}, but others than are evaluated, or in another order: the first has the answer "
-                f"{theirs['gold'].iloc[at]!r} in the place of {split.rows[at].answer!r}"
-            )
+            first = f"the first has the answer {theirs['gold'].iloc[at]!r} in the place of {split.rows[at].answer!r}"
+            raise ConfigError(f"{begin}, but others than are evaluated, or in another order: {first}")
         if not all(same):
             log.warning("%s, %d of them with other answers than are evaluated", begin, len(same) - sum(same))

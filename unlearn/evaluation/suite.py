@@ -132,21 +132,14 @@ def _check(data: DataSet, splits: Sequence[Split], cfg: EvalConfig) -> None:
         for name in ("perturbed_answers", "paraphrased_answer"):
             without = [r.id for r in split.rows if not getattr(r, name)]
             if 0 < len(without) < len(split.rows):
-                raise DataError(
-                    f"data set {data.name!r}: {split.name} row {without[0]!r} has no {name}, and "
-                    f"others have; the truth ratio compares them, so every row needs them, or none"
-                )
+                rule = "and others have; the truth ratio compares them: give them to all rows or to none"
+                raise DataError(f"data set {data.name!r}: {split.name} row {without[0]!r} has no {name}, {rule}")
         longest = max(len(e.answer) - 1 for e in split.right_answers)
         if split.generated and longest > cfg.max_new_tokens and not limited:
-            raise DataError(
-                f"eval.max_new_tokens={cfg.max_new_tokens} would cut generations short: answers of the "
-                f"{split.name} split of {data.name!r} have up to {longest} tokens; take eval=tofu, or a larger "
-                "eval.max_new_tokens"
-            )
+            rule = f"answers of {split.name} have up to {longest} tokens; take eval=tofu, or a larger number"
+            raise DataError(f"eval.max_new_tokens={cfg.max_new_tokens} would cut generations short: {rule}")
     if needing(cfg.groups, "holdout") and not any(s.name == "holdout" for s in splits):
-        raise DataError(
-            f"eval.groups: privacy and gradnorm compare the forget set with a holdout set, and data set {data.name!r} "
-            f"has none; its splits: {', '.join(k for k, v in data.splits.items() if v)}"
-        )
+        has = f"data set {data.name!r} has none; its splits: {', '.join(k for k, v in data.splits.items() if v)}"
+        raise DataError(f"eval.groups: privacy and gradnorm compare with a holdout set, and {has}")
     for name in cfg.groups:
         getattr(group(name), "check", lambda *_: None)(data, splits)

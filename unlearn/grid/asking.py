@@ -68,10 +68,8 @@ class Asked:
 
 
 def run(call: Call) -> None:
-    """Write the answers to those questions of a call that its files do not have yet.
-
-    Raises ``ConfigError`` and ``DataError``, before the model is loaded.
-    """
+    """Write the answers to those questions of a call that its files do not have yet. Raises ``ConfigError`` and
+    ``DataError``, before the model is loaded."""
     asked, out, most = _opened(call), call.out, call.cfg.eval.max_new_tokens
     there = answered(out, asked.mark) | answered(call.unknown, asked.mark)
     todo = [q for q in call.questions if q.text not in there]

@@ -28,10 +28,8 @@ def problems(configs: Iterable[Config]) -> Iterator[str]:
 def _general_facts(cfg: Config) -> None:
     roles = {sources.role(cfg.pair, m.model) for m in cfg.method.members}
     if "small_general" in roles and sources.last_stage(cfg.pair, "small_general").epochs and not read(cfg).general():
-        raise ValueError(
-            f"data set {cfg.data.name!r} has no general facts (real authors, world facts) to train the small pair on: "
-            "take pair.offset_init=retain or full"
-        )
+        rule = "has no general facts to train the small pair on: take pair.offset_init=retain or full"
+        raise ValueError(f"data set {cfg.data.name!r} {rule}")
 
 
 def _fitting(cfg: Config) -> None:

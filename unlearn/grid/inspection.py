@@ -81,9 +81,7 @@ def _check_rows(cfg: Config, bench: Workbench) -> None:
 
 def too_large(cfg: Config) -> list[str]:
     """A line for each set of stored rows that is refused for its size: told by shapes alone, before there is a model.
-
-    Alternates that are sampled from the target are not known yet; the run itself refuses those.
-    """
+    (Of alternates that are sampled from the target the run itself tells.)"""
     sampled = cfg.algo.alternates is not None and cfg.algo.alternates.file is None
     if not budget(cfg.trainer, rough=True).refuse or not is_trained(cfg) or sampled:
         return []

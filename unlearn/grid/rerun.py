@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from unlearn.config.pair import HOW_ASKED
-from unlearn.config.schema import Config, ConfigError
+from unlearn.config.schema import Config, ConfigError, raise_for
 from unlearn.config.setting import unusable
 from unlearn.data.readers import SETTINGS, read
 from unlearn.grid.refusal import said
@@ -32,17 +32,12 @@ OWN_FILES = ("algo.file", "method.file", "eval.judge")  # Python files that are 
 
 
 def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Opened:
-    """The run of a folder, with settings changed that do not touch what was trained.
-
-    Raises ``ConfigError`` for a folder that is no trained run, for other overrides, and where the folder's name no
-    longer follows from its config and data: then something it was made from has changed.
-    """
+    """The run of a folder, with settings changed that do not touch what was trained. ``ConfigError`` for a folder that
+    is no trained run, for other overrides, and where its name no longer follows from its config and data."""
     given, folder = folder, Path(folder)
     if not (folder / runlog.CONFIG).is_file() or not runlog.manifest(folder).get("trained"):
         near = sorted(str(p.parent) for p in Path("runs").glob("*/*/manifest.json"))
-        raise ConfigError(
-            f"run={str(given)!r}: not the folder of a trained run; there are: {', '.join(near) or 'none'}"
-        )
+        raise ConfigError(f"run={str(given)!r}: not the folder of a trained run; there are {', '.join(near) or 'none'}")
     for override in overrides:
         if not override.startswith(MAY_CHANGE):
             raise ConfigError(f"{override}: a finished run keeps it; what may change: {', '.join(MAY_CHANGE)}")
@@ -56,14 +51,11 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Opened:
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(said(error)) from None
     cfg = parse(raw)
-    if problems := list(unusable("paths.store", cfg.paths.store, write=False)):
-        raise ConfigError("\n".join(problems))
+    raise_for(unusable("paths.store", cfg.paths.store, write=False))
     found = job(cfg, read(cfg).fingerprint())
     if found.folder.name != folder.resolve().name:
-        raise ConfigError(
-            f"{folder}: its config and data now identify {found.folder.name}; the data set or the program "
-            "changed since it was made"
-        )
+        since = "the data set or the program changed since it was made"
+        raise ConfigError(f"{folder}: its config and data now identify {found.folder.name}; {since}")
     return Opened(found)
 
 
@@ -74,10 +66,8 @@ def _check_foreign(folder: Path, config: dict[str, Any]) -> None:
             raise ConfigError(f"{folder / runlog.CONFIG}: {key}={value!r}: a run's config is resolved; this is not one")
         own = key in OWN_FILES and value is not None
         if own and Path(value).resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(
-                f"{folder / runlog.CONFIG}: {key}={value!r}: lies in the run's own folder, and code that comes with "
-                "results is not run; put it elsewhere if it is yours"
-            )
+            rule = "code that lies in the run's own folder is not run; put it elsewhere if it is yours"
+            raise ConfigError(f"{folder / runlog.CONFIG}: {key}={value!r}: {rule}")
 
 
 def _rename(raw: DictConfig) -> None:

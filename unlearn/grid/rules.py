@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from unlearn.config.data import DataConfig
-from unlearn.config.schema import Config, ConfigError, conf_dir
+from unlearn.config.schema import Config, ConfigError, conf_dir, raise_for
 from unlearn.config.setting import out_of_bounds
 from unlearn.data.readers import SETTINGS, register
 from unlearn.grid.rules_learning import algo, begin, evaluation, method, together, trainer
@@ -34,24 +34,20 @@ def composed(overrides: Iterable[str]) -> Config:
 
 def parse(cfg: DictConfig) -> Config:
     """Check a composed config and return it as dataclasses; raise ``ConfigError`` listing every problem."""
-    if unknown := list(_unknown_keys(cfg, "")):
-        raise ConfigError("\n".join(unknown))
+    raise_for(_unknown_keys(cfg, ""))
     try:
         config = OmegaConf.to_object(cfg)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: must be given") from None
     assert isinstance(config, Config)
     rules = (out_of_bounds, algo, method, together, pair, http, evaluation, trainer, begin)
-    if found := [*(line for rule in rules for line in rule(config)), *config.data.problems()]:
-        raise ConfigError("\n".join(found))
+    raise_for([*(line for rule in rules for line in rule(config)), *config.data.problems()])
     return config
 
 
 def unknown_overrides(arguments: list[str]) -> Iterator[str]:
-    """Of ``key=value`` arguments those whose key the schema does not have, with the keys that stand there.
-
-    Hydra refuses them too, but names no choices and advises a ``+`` that is refused as well.
-    """
+    """Of ``key=value`` arguments those whose key the schema does not have, with the keys that stand there: Hydra
+    refuses them too, but names no choices and advises a ``+`` that is refused as well."""
     for argument in arguments:
         key = argument.split("=", 1)[0].lstrip("+~")
         if "=" not in argument or argument.startswith("-") or key.startswith("hydra"):

@@ -48,10 +48,8 @@ def together(cfg: Config) -> Iterator[str]:
     elif cfg.trainer.lr is None and learns_pretrained(cfg):
         yield from _searched(cfg)
     elif cfg.trainer.lr is None and rate_of(cfg) is None:
-        yield (
-            f"algo.lr: {algo.name!r} has no learning rate for method {method.name!r}; it has "
-            f"{', '.join(algo.lr) or 'none'}. Give trainer.lr=NUMBER or +algo.lr.{method.name}=NUMBER"
-        )
+        has = f"it has {', '.join(algo.lr) or 'none'}. Give trainer.lr=NUMBER or +algo.lr.{method.name}=NUMBER"
+        yield f"algo.lr: {algo.name!r} has no learning rate for method {method.name!r}; {has}"
 
 
 def _searched(cfg: Config) -> Iterator[str]:
@@ -68,10 +66,8 @@ def _searched(cfg: Config) -> Iterator[str]:
 
 def black_box(cfg: Config) -> str:
     """Why an objective that needs a white box is refused."""
-    return (
-        f"algo={cfg.algo.name!r} with method={cfg.method.name!r}: it reads hidden states of the model that is to "
-        "forget, and here that is a black box that shows only logits; take method=direct, or another algo"
-    )
+    rule = "it reads hidden states, and what is to forget is a black box; take method=direct, or another algo"
+    return f"algo={cfg.algo.name!r} with method={cfg.method.name!r}: {rule}"
 
 
 def method(cfg: Config) -> Iterator[str]:
@@ -132,10 +128,8 @@ def evaluation(cfg: Config) -> Iterator[str]:
     """Forget quality is never silently missing: without something to compare with, a run says so before it starts."""
     problem = sources.lacking(cfg.pair, "retrained") if cfg.eval.retrained is None else None
     if problem is not None:
-        yield (
-            f"{problem}. Or give eval.retrained=FILE, the evaluation of such a model (python -m unlearn.evaluate "
-            f"model=… out=FILE), or eval.retrained={NO_RETRAINED} to do without forget quality and PrivLeak"
-        )
+        file = "eval.retrained=FILE, the evaluation of such a model (python -m unlearn.evaluate model=… out=FILE)"
+        yield f"{problem}. Or give {file}, or eval.retrained={NO_RETRAINED} to do without forget quality and PrivLeak"
     for i, name in enumerate(cfg.eval.groups):
         for other in (found for found in literal(name, "NEEDS") if found in GROUPS):
             rule = f"{name} reads what {other} finds: list {other} before it"
@@ -148,13 +142,8 @@ def trainer(cfg: Config) -> Iterator[str]:
     yield from need(worked, "trainer.steps", t.steps, "must be a finite number of at least 1 without begin.runs")
     rule = "the best point is one of the trajectory: trainer.keep=best needs trainer.eval_every above 0"
     yield from need(t.keep == "last" or t.eval_every > 0, "trainer.eval_every", t.eval_every, rule)
-    rule = (
-        "a compiled offset rounds to bf16 elsewhere than the anchor that must cancel it: trainer.compile=true needs "
-        "trainer.precision=fp32"
-    )
+    rule = "trainer.compile=true needs trainer.precision=fp32: else offset and anchor round to bf16 differently"
     yield from need(not t.compile or t.precision == "fp32", "trainer.precision", t.precision, rule)
-    rule = (
-        f"method={cfg.method.name!r} does not train on a sum with the plain target (a frozen member of α weight 0), "
-        "and no other rows are ever rounded: must be one of auto, fp32, hidden"
-    )
+    rule = f"only the plain target's rows may be rounded, which method={cfg.method.name!r} does not train with: "
+    rule += "must be one of auto, fp32, hidden"
     yield from need(t.stored_rows not in ROUGH_ROWS or may_round(cfg), "trainer.stored_rows", t.stored_rows, rule)

@@ -67,9 +67,8 @@ def _tokenizer(cfg: Config) -> Iterator[str]:
         yield from need(named is not None, "pair.tokenizer.kind", tokenizer.kind, rule)
         if named is not None and sources.is_folder(named):
             rule = f"no tokenizer in the folder {named!r}; give pair.tokenizer.source"
-            yield from need(
-                len(sources.tokenizer_files(sources.local(named))) > 0, "pair.tokenizer.kind", tokenizer.kind, rule
-            )
+            files = sources.tokenizer_files(sources.local(named))
+            yield from need(len(files) > 0, "pair.tokenizer.kind", tokenizer.kind, rule)
     else:
         rule = "is for pair.tokenizer.kind=pretrained"
         yield from need(tokenizer.source is None, "pair.tokenizer.source", tokenizer.source, rule)
@@ -114,15 +113,11 @@ def http(cfg: Config) -> Iterator[str]:
     rule = "must be the model's name on the server (GET /v1/models lists them)"
     yield from need(bool(target.http.model), f"{KEY}.model", target.http.model, rule)
     if any(m.trained and m.model == "target" for m in cfg.method.members):
-        yield (
-            f"method={cfg.method.name!r} trains a copy of the target, and pair.target.kind='http' is a server that "
-            "shows log-probabilities alone; take method=offset, proxy or another that trains a small model"
-        )
+        rule = "the target, of which pair.target.kind='http' shows log-probabilities alone; take method=offset or proxy"
+        yield f"method={cfg.method.name!r} trains a copy of {rule}"
     for group in needing(cfg.eval.groups, "weights"):
-        yield (
-            f"eval.groups={cfg.eval.groups!r}: {group} reads or changes the weights of every model that is evaluated, "
-            "the target among them, and pair.target.kind='http' has none here: leave it out"
-        )
+        rule = f"{group} reads or changes the weights of every model, and a server has none here: leave it out"
+        yield f"eval.groups={cfg.eval.groups!r}: {rule}"
     rule = "hides padding tokens of the text from the models, and a server reads whole texts: take default or tofu"
     yield from need(cfg.eval.semantics != "ou", "eval.semantics", cfg.eval.semantics, rule)
     rule = f"how much is kept of a server's rows is for {KEY}.k to say: must be one of auto, fp32, hidden"

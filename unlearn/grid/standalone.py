@@ -10,7 +10,7 @@ from transformers import logging as transformers_logging
 
 from unlearn.config.groups import needing
 from unlearn.config.own import JUDGE, named
-from unlearn.config.schema import Config, ConfigError
+from unlearn.config.schema import Config, ConfigError, reason
 from unlearn.data.encoding import Encoder
 from unlearn.data.readers import read
 from unlearn.ensemble.ensemble import Ensemble, Member
@@ -34,12 +34,9 @@ log = logging.getLogger(__name__)
 def run(
     name: str, out: Path, tokenizer: str | None = None, retrained: str | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate a model and write its metrics to ``out``; the metrics by name: model and, where there are such, guess
-    (the guess level) and retrained.
-
-    ``tokenizer`` None: the model's own. ``retrained``: a result file, or a model that never saw the forget set.
-    ``overrides``: settings of data, template, eval and trainer.device.
-    """
+    """Evaluate a model, write its metrics to ``out``, and return those of model, guess (the guess level) and retrained
+    (``retrained``: a result file, or a model that never saw the forget set). ``tokenizer`` None: the model's own.
+    ``overrides``: settings of data, template, eval and trainer.device."""
     cfg = composed(map(as_typed, overrides))
     _check(cfg, name, tokenizer, retrained)
     transformers_logging.disable_progress_bar()
@@ -71,9 +68,8 @@ def run(
 def _check(cfg: Config, name: str, tokenizer: str | None, retrained: str | None) -> None:
     """Refuse at once what would be refused after all the work before it."""
     for group in needing(cfg.eval.groups, "models"):
-        raise ConfigError(
-            f"eval.groups: {group} compares with the target as a model, which only a run has (run=FOLDER): leave it out"
-        )
+        rule = "compares with the target as a model, which only a run has (run=FOLDER): leave it out"
+        raise ConfigError(f"eval.groups: {group} {rule}")
     if "summary" in cfg.eval.groups and retrained is None:
         raise ConfigError("eval.groups: summary compares attacks with those on the retrained model; give retrained=")
     if cfg.eval.judge is not None:
@@ -97,7 +93,7 @@ def _ensemble(name: str, cfg: Config, tokenizer: PreTrainedTokenizerBase) -> Ens
     try:
         model = llama.freeze(llama.load(local(name) if is_folder(name) else name, device(cfg.trainer.device)))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model {name!r} could not be loaded: {_why(error)}") from None
+        raise ConfigError(f"model {name!r} could not be loaded: {reason(error)}") from None
     hub.common_width({name: llama.vocabulary(model)}, tokenizer)
     hub.check_head(model, f"model {name!r}")
     return Ensemble((Member("model", model, llama.fingerprint(model), 1.0, 0.0, False),))
@@ -108,15 +104,10 @@ def _tokenizer(key: str, name: str, cfg: Config) -> PreTrainedTokenizerBase:
         where = tokenizers.place(local(name) if is_folder(name) else name)
         tokenizer = AutoTokenizer.from_pretrained(**where, padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{key}={name!r}: no tokenizer could be loaded from it ({_why(error)}): give another tokenizer="
-        ) from None
+        rule = f"no tokenizer could be loaded from it ({reason(error)}): give another tokenizer="
+        raise ConfigError(f"{key}={name!r}: {rule}") from None
     if cfg.eval.semantics != "ou":
         return tokenizers.load(Path(name)) if tokenizer.pad_token_id is None else tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # as OpenUnlearning does
     return tokenizer
-
-
-def _why(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

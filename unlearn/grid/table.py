@@ -29,9 +29,7 @@ COLUMNS = {
     "model_utility": "model\nutility\n↑", "forget_quality": "forget\nquality\n↑",
 }  # fmt: skip
 # columns that only a table has of which some row has a value
-WHERE_ANY = (
-    "forget/known", "forget/leak_gap_guess", "retain/known", "neighbours/prob", "neighbours/known",
-)  # fmt: skip
+WHERE_ANY = ("forget/known", "forget/leak_gap_guess", "retain/known", "neighbours/prob", "neighbours/known")
 LACKING = {  # column → what would fill it
     "forget/leak_gap": "leak − retr. needs a retrained model and the group leak",
     "forget/leak_gap_guess": "leak − guess, for want of a retrained model, needs a guess_question in the forget rows "
@@ -113,10 +111,8 @@ def titles(rows: Iterable[str], shown: Sequence[str]) -> list[str]:
 
 
 def report(jobs: Sequence[Job], console: Console | None = None) -> int:
-    """Write ``summary.csv``, then print the table of a call and where to look next. Returns how many jobs are not done.
-
-    No text of a config or an error is markup.
-    """
+    """Write ``summary.csv``, then print the table of a call and where to look next; how many jobs are not done. No text
+    of a config or an error is markup."""
     unfinished = [job for job in jobs if not runlog.is_done(job)]
     manifests = {job.folder: runlog.status(job.folder) for job in jobs}
     measured = {job.folder: _evaluation(job.folder) for job in jobs}

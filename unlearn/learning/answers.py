@@ -53,11 +53,9 @@ class Answers:
     reference_hidden: Tensor | None = None
 
     def each(self, value: Callable[["Answers"], Tensor]) -> Tensor:
-        """One value per row, [N], by a function of the logits, labels, reference and teacher of that row alone.
-
-        Over a long vocabulary the function is given some rows at a time, so that no full [N, V] is ever there; then
-        they are no whole answers, and it cannot ask for lengths or positions.
-        """
+        """One value per row, [N], by a function of the logits, labels, reference and teacher of that row alone: over a
+        long vocabulary it is given some rows at a time, so that no full [N, V] is there, and no lengths or positions
+        are."""
         if isinstance(self.rows, Tensor):
             return value(self)
         whole = replace(self)  # it holds none of the values that were computed, so that a value does not hold itself

@@ -44,11 +44,9 @@ def read_by(terms: Iterable[BoundTerm]) -> list[str]:
 def bind(
     forget: str, retain: str, forget_weight: float, retain_weight: float, numbers: Numbers, file: str | None = None
 ) -> list[BoundTerm]:
-    """The terms of an objective by name, checked against their signatures.
-
-    ``numbers`` holds the settings by name (β, γ …), None where not given. One that no term takes is refused, as is a
-    term that misses one of its own. Functions of ``file``, a user's own, come before ours.
-    """
+    """The terms of an objective by name, checked against their signatures; functions of ``file``, a user's own, come
+    first. ``numbers``: settings by name (β, γ …), None where not given; what no term takes, or one lacks, is
+    refused."""
     own, terms = functions(file, "algo.file"), []
     given = {k: v for k, v in numbers.items() if v is not None}
     kinds = (("forget", forget, FORGET | own, forget_weight), ("retain", retain, RETAIN | own, retain_weight))
@@ -59,10 +57,8 @@ def bind(
             terms.append(_bound(name, table[name], given, weight))
     taken = {k for t in terms for k in t.function.keywords}
     for extra in sorted(set(given) - taken):
-        raise ObjectiveError(
-            f"algo.{extra}={given[extra]}: neither {forget!r} nor {retain!r} has a {extra}; "
-            f"they take {', '.join(sorted(taken)) or 'no numbers'}"
-        )
+        take = ", ".join(sorted(taken)) or "no numbers"
+        raise ObjectiveError(f"algo.{extra}={given[extra]}: neither {forget!r} nor {retain!r} has it; they take {take}")
     return terms
 
 

@@ -49,10 +49,8 @@ def dpo(forget: Answers, refusal: Answers, beta: float) -> PerAnswer:
 
 
 def undial(forget: Answers, beta: float) -> PerToken:
-    """Cross-entropy to softmax(l_ref − β · onehot(y)): the target's own distribution without the answer's token.
-
-    (arXiv 2402.10052.) Only answer rows are here, so no ignored label can index a token, as it does in public code.
-    """
+    """Cross-entropy to softmax(l_ref − β · onehot(y)): the target's distribution without the answer's token. (arXiv
+    2402.10052) Only answer rows are here: no ignored label indexes a token, as in public code."""
 
     def value(rows: Answers) -> PerToken:
         onehot = F.one_hot(rows.labels, rows.logits.shape[-1])
@@ -62,10 +60,8 @@ def undial(forget: Answers, beta: float) -> PerToken:
 
 
 def ceu(forget: Answers) -> PerLaterToken:
-    """CE-U: cross-entropy to the ensemble's own distribution with the answer's token taken out. (arXiv 2503.01224)
-
-    The first token of an answer is left out, and the mean is over all other tokens, as in the authors' code.
-    """
+    """CE-U: cross-entropy to the ensemble's own distribution with the answer's token taken out; the first token of an
+    answer is left out, as in the authors' code. (arXiv 2503.01224)"""
 
     def without_label(rows: Answers) -> PerToken:
         soft = rows.logits.detach().scatter(-1, rows.labels[:, None], -torch.inf).softmax(-1)
@@ -78,10 +74,8 @@ def ceu(forget: Answers) -> PerLaterToken:
 
 
 def wga(forget: Answers, beta: float) -> PerToken:
-    """Weighted gradient ascent: + P^β log P, the weight without gradient; it fades with what is forgotten.
-
-    (arXiv 2502.19301.)
-    """
+    """Weighted gradient ascent: + P^β log P, the weight without gradient; fades with what is forgotten. (arXiv
+    2502.19301)"""
     return forget.logp.detach().exp() ** beta * forget.logp
 
 
@@ -92,10 +86,8 @@ def satimp(forget: Answers, beta1: float, beta2: float) -> PerToken:
 
 
 def flat_tv(forget: Answers, refusal: Answers) -> PerAnswer:
-    """FLAT with total variation: −½ tanh(p̄_refusal) + ½ tanh(p̄_answer), p̄ the mean probability of an answer's tokens.
-
-    (arXiv 2410.11143.) Needs neither retain data nor a reference.
-    """
+    """FLAT with total variation: −½ tanh(p̄_refusal) + ½ tanh(p̄_answer), p̄ the mean probability of an answer's
+    tokens; without retain data or a reference. (arXiv 2410.11143)"""
     return (torch.tanh(forget.mean_p) - torch.tanh(refusal.mean_p)) / 2
 
 
@@ -153,19 +145,15 @@ def rmu(forget: Answers, layer: float, scale: float) -> PerToken:
 
 
 def eul(forget: Answers, forget_text: Answers, forget_kl: float, gamma: float) -> PerAnswer:
-    """EUL on forget: − KL(teacher ‖ student) + γ log P(text), each the mean over its tokens. (arXiv 2310.20150)
-
-    The teacher is the target, the student P; the text is the question with its answer. Both parts are unbounded.
-    """
+    """EUL on forget: − KL(teacher ‖ student) + γ log P(text), each the mean over its tokens, both unbounded. The
+    teacher is the target, the student P; the text is the question with its answer. (arXiv 2310.20150)"""
     return forget_text.mean(gamma * forget_text.logp) - forget.mean(forget_kl * forget.kl)
 
 
 def eul_bounded(forget: Answers, forget_text: Answers, forget_kl: float, gamma: float, beta: float) -> PerAnswer:
-    """The same with NPO's bound on either part, token by token: (2/β) log(1 + e^{βx}) in the place of x.
-
-    With x = −KL and x = log(P/P_ref)(token): ``eul`` up to constants as β → 0, at the start with its gradient, and
-    with less and less of it the further a token is from the teacher: 2 / (1 + e^{−βx}). Never below 0.
-    """
+    """The same with NPO's bound on either part, token by token: (2/β) log(1 + e^{βx}) in the place of x, with x = −KL
+    and x = log(P/P_ref)(token). ``eul`` up to constants as β → 0, with ever less of its gradient the further a token is
+    from the teacher: 2 / (1 + e^{−βx}). Never below 0."""
     pushed = 2 / beta * F.softplus(-beta * forget.kl)
     unsaid = 2 / beta * F.softplus(beta * (forget_text.logp - forget_text.reference_logp))
     return forget.mean(forget_kl * pushed) + forget_text.mean(gamma * unsaid)

@@ -46,9 +46,7 @@ class Group:
 
 class Dual:
     """A retain weight λ that rises while the retain term is above its bound: λ ← max(0, λ + lr · (term − bound)).
-
-    (arXiv 2506.05314.) ``value`` is saved with a checkpoint: it is part of the trainer's state.
-    """
+    (arXiv 2506.05314) ``value`` is part of the trainer's state, saved with a checkpoint."""
 
     def __init__(self, cfg: DualConfig, start: float, steps_per_epoch: int):
         self.cfg, self.value, self.warmup = cfg, start, cfg.warmup * steps_per_epoch
@@ -99,9 +97,7 @@ class Objective:
 
     def loss(self, chunk: Chunk, totals: Mapping[str, tuple[int, int]]) -> tuple[Tensor, dict[str, float]]:
         """The share of the step's loss that some examples of each group have, and that of each term for the log.
-
-        ``totals``: answer tokens and answers of the whole step, by group.
-        """
+        ``totals``: answer tokens and answers of the whole step, by group."""
         answers = self.answers(chunk)
         loss, log = torch.zeros((), device=self.device), {}
         for i, term in enumerate(self.terms):
@@ -178,10 +174,8 @@ class _Forward:
                 self.learnt = head(model, states).to(objective.device)
 
     def rows(self, group: Group, ids: list[int], here: slice) -> tuple[Tensor | LongRows, Tensor | Reader]:
-        """Rows of the ensemble and of the reference over some examples, [n, V]; where they are long, no [n, V] is made.
-
-        Nothing is looked up or computed of a member that is read part by part before its first part is asked for.
-        """
+        """Rows of the ensemble and of the reference over some examples, [n, V]; where they are long, no [n, V] is made,
+        and a member that is read part by part is not looked up before its first part is asked for."""
         o, learnt, learner = self.objective, self.learnt[here], self.objective.ensemble.trained
         members = o.ensemble.frozen(o.alpha)
         read = {m.name: self._reader(m, group, ids, here) for m in (o.reference, *members)}

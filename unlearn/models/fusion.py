@@ -49,11 +49,9 @@ class Fused:
 
 @torch.no_grad()
 def gram(model: nn.Module, examples: Sequence[Example], pad_id: int, batch_size: int = 32) -> dict[str, Tensor]:
-    """XᵀX [in, in] in fp64 of what goes into both linears of every unlearning layer, the layers being on.
-
-    Over all tokens of the examples, prompt and answer, padding excluded; of an encoder–decoder model the prompt's in
-    the encoder, the answer's in the decoder. Keys are those of the weights in the layers' file.
-    """
+    """XᵀX [in, in] in fp64 of what goes into both linears of every unlearning layer, the layers being on, by the name
+    of their weights in the layers' file: over all tokens of the examples but padding (of an encoder–decoder the
+    prompt's in the encoder, the answer's in the decoder)."""
     names = {
         getattr(layer, part)["default"]: (place, f"{ADAPTER_PREFIX}{place}.{part}.weight")
         for place, layer in model.named_modules() if isinstance(layer, UnlearningLayer) for part in (DOWN, UP)
@@ -98,10 +96,8 @@ def _inputs(model: nn.Module, chosen: Sequence[Example], pad_id: int) -> tuple[d
 
 
 def fuse(layers: Sequence[Weights], grams: Sequence[Weights], ridge: float) -> Fused:
-    """Weights [out, in] of one set of layers from those of several requests and their inner products.
-
-    ``ridge`` is a share of the mean diagonal of Σ G_i. Raises ``FusionError`` for layers of different shape or number.
-    """
+    """Weights [out, in] of one set of layers from those of several requests and their inner products. ``ridge``: a
+    share of the mean diagonal of Σ G_i. ``FusionError`` for layers of different shape or number."""
     _check(layers)
     if len(grams) != len(layers) or any(set(g) != set(layers[0]) for g in grams):
         raise FusionError(f"{len(layers)} requests need as many inner products, each of all their linears")
@@ -163,7 +159,5 @@ def _check(layers: Sequence[Weights]) -> None:
         found = {name: w.shape for name, w in other.items()}
         if found != first:
             name = next(n for n in (*first, *found) if first.get(n) != found.get(n))
-            raise FusionError(
-                f"{name}: {found.get(name)} beside {first.get(name)}; what is fused must have the same shapes in the "
-                "same places"
-            )
+            rule = "what is fused must have the same shapes in the same places"
+            raise FusionError(f"{name}: {found.get(name)} beside {first.get(name)}; {rule}")

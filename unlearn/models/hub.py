@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from unlearn.config.pair import SourceConfig, TargetConfig
-from unlearn.config.schema import ConfigError
+from unlearn.config.schema import ConfigError, reason
 from unlearn.models import llama, seq2seq, tokenizers
 from unlearn.store.files import noted
 from unlearn.store.sources import content, is_folder, local, tokenizer_files, weight_files
@@ -32,10 +32,7 @@ SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]  # config and tokenizer
 
 def locate(key: str, source: SourceConfig, weights: bool = True) -> Path:
     """The folder or GGUF file of a pretrained model; of a name on the hub the folder in its cache, downloaded if it is
-    not there.
-
-    ``weights=False``: config and tokenizer alone. ``key`` names the setting in ``ConfigError``.
-    """
+    not there (``weights=False``: config and tokenizer alone). ``key`` names the setting in ``ConfigError``."""
     if is_folder(source.source):
         folder = local(source.source)
     else:
@@ -53,7 +50,7 @@ def _absent(key: str, source: SourceConfig, error: Exception) -> ConfigError:
     return ConfigError(
         f"{key}={source.source!r}: no folder in {Path.cwd()}, and as a name on the hub "
         f"(revision {source.revision or 'main'}) not to be had: {type(error).__name__}: "
-        f"{str(error).strip().splitlines()[0]} A gated model needs its licence accepted and `hf auth login`; "
+        f"{reason(error)} A gated model needs its licence accepted and `hf auth login`; "
         "without a network, give the folder of a copy"
     )
 
@@ -69,52 +66,40 @@ def tokenizer(key: str, source: SourceConfig) -> PreTrainedTokenizerBase:
     try:
         return tokenizers.load(folder)
     except Exception as error:  # what its libraries raise has no kind of its own
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{key}={source.source!r}: its tokenizer cannot be read: {why}") from None
+        raise ConfigError(f"{key}={source.source!r}: its tokenizer cannot be read: {reason(error)}") from None
 
 
 def check(key: str, source: SourceConfig, shared: PreTrainedTokenizerBase, max_length: int) -> int:
     """Refuse a pretrained model that reads other ids than ``shared``, the pair's tokenizer, gives; or shorter texts
-    than ``max_length``.
-
-    Returns the rows of its output head, by its config.
-    """
+    than ``max_length``. Returns the rows of its output head, by its config."""
     folder = locate(f"{key}.source", source, weights=False)
     about = llama.config(folder).get_text_config()
     takes = getattr(about, "max_position_embeddings", None)
     if takes is not None and max_length > takes:
-        raise ConfigError(
-            f"{key}.source={source.source!r} takes at most {takes} tokens, and examples may have {max_length}: lower "
-            "pair.target.max_length or pair.small.max_length"
-        )
+        rule = f"examples may have {max_length}: lower pair.target.max_length or pair.small.max_length"
+        raise ConfigError(f"{key}.source={source.source!r} takes at most {takes} tokens, and {rule}")
     if not tokenizer_files(folder):
         log.warning("%s.source=%r has no tokenizer: that it reads the pair's ids is not checked", key, source.source)
         return about.vocab_size
     own = {id: token for token, id in tokenizer(f"{key}.source", source).get_vocab().items()}
     for token, id in sorted(shared.get_vocab().items(), key=lambda entry: entry[1]):
         if own.get(id) != token:
-            raise ConfigError(
-                f"{key}.source={source.source!r}: its tokenizer is not that of the pair, {shared.name_or_path!r}: "
-                f"id {id} is {own.get(id)!r} there and {token!r} here; all models of a pair must share one vocabulary, "
-                "index for index"
+            here = (
+                f"is not that of the pair, {shared.name_or_path!r}: id {id} is {own.get(id)!r} there and {token!r} here"
             )
+            rule = "all models of a pair must share one vocabulary, index for index"
+            raise ConfigError(f"{key}.source={source.source!r}: its tokenizer {here}; {rule}")
     return about.vocab_size
 
 
 def common_width(widths: Mapping[str, int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many logits of the models are read: all that the narrowest has. ``widths`` are by a name for the message.
-
-    Families pad their heads, sometimes to a width that depends on the model's size; only logits beyond every id of the
-    tokenizer may be cut.
-    """
+    """How many logits of the models are read: all that the narrowest has; ``widths`` by a name for the message.
+    Families pad their heads; only logits beyond every id of the tokenizer may be cut."""
     width, ids = min(widths.values()), tokenizers.size(tokenizer)
     if width < ids:
         sizes = ", ".join(f"{name} {size:,}" for name, size in widths.items())
-        raise ConfigError(
-            f"the models of a pair must share one vocabulary, index for index: the tokenizer "
-            f"{tokenizer.name_or_path!r} has {ids:,} ids, and the widths of the heads are: {sizes}; they may differ "
-            "only by padding beyond the tokenizer's ids"
-        )
+        has = f"the tokenizer {tokenizer.name_or_path!r} has {ids:,} ids, and the widths of the heads are: {sizes}"
+        raise ConfigError(f"pair: models must share one vocabulary, but for padding beyond the tokenizer's ids: {has}")
     return width
 
 
@@ -131,7 +116,7 @@ def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module
     )  # fmt: skip
     if any(p.device.type == "meta" for p in model.parameters()):
         raise ConfigError(
-            "pair.target.device_map='auto': the model does not fit on the GPUs here; quantise it, or take a smaller one"
+            "pair.target.device_map='auto': does not fit on the GPUs here; quantise it, or take a smaller"
         )
     return model.eval()
 
@@ -152,10 +137,8 @@ def fingerprint(folder: Path, memo: Path, width: int, held: TargetConfig | None)
 @torch.no_grad()
 def check_head(model: nn.Module, name: str) -> nn.Module:
     """The model, unless its logits are something else than its output head on its last hidden states (scaled, capped
-    …): members' rows are computed so; or one of its weights is NaN or infinite.
-
-    What its class does with logits is told from large ones, which the head is made to say: small ones may pass a cap.
-    """
+    …), as members' rows are computed; told from large ones, since small ones may pass a cap. Or a weight is NaN or
+    infinite."""
     ids, taken = torch.arange(1, 5, device=next(model.parameters()).device)[None], []
 
     def say(_: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> Tensor:
@@ -176,19 +159,14 @@ def check_head(model: nn.Module, name: str) -> nn.Module:
     states, said = taken
     states, gap = states.float(), (logits.float() - said.float().to(logits.device)).abs().max().item()
     if gap > 0 or (states - read.last_hidden_state.to(states)).abs().max() > 0.01 * states.abs().max():
-        raise ConfigError(
-            f"{name}: {type(model).__name__} does more to its logits than its output head does (up to {gap:.3g} of "
-            f"{LARGE:g}); such models cannot be members of a pair here"
-        )
+        more = f"does more to its logits than its output head does (up to {gap:.3g} of {LARGE:g})"
+        raise ConfigError(f"{name}: {type(model).__name__} {more}; such models cannot be members of a pair here")
     return model
 
 
 def check_files(key: str, folder: Path, memo: Path) -> None:
     """Refuse weight files that are not whole, hold NaN or are not those of the model, told without building it; ``key``
-    is the setting that names the folder. ``ConfigError`` names file and tensor.
-
-    A file that was found whole is noted in ``memo``, as hashes are, and not read again while it does not change.
-    """
+    names the folder's setting. A whole file is noted in ``memo``, and not read again while it does not change."""
     for path in weight_files(folder):
         if path.suffix == ".safetensors":
             noted(memo, path, partial(_check_file, f"{key}={str(folder)!r}"), "finite ")
@@ -220,16 +198,12 @@ def _check_file(given: str, path: Path) -> str:
         with safe_open(path, "pt") as file:
             _check_finite(given, ((name, file.get_tensor(name)) for name in file.keys()), f" in {path.name}")
     except (SafetensorError, OSError) as error:
-        raise ConfigError(
-            f"{given}: {path.name} is no whole safetensors file ({error}): copy or download it again"
-        ) from None
+        again = "copy or download it again"
+        raise ConfigError(f"{given}: {path.name} is no whole safetensors file ({error}): {again}") from None
     return "finite"
 
 
 def _check_finite(given: str, tensors: Iterable[tuple[str, Tensor]], place: str = "") -> None:
     for name, tensor in tensors:
         if tensor.dtype in CHECKED and tensor.device.type != "meta" and not torch.isfinite(tensor).all():
-            raise ConfigError(
-                f"{given}: the tensor {name!r}{place} holds NaN or infinity: such a model gives no probabilities. "
-                "Copy or train it again"
-            )
+            raise ConfigError(f"{given}: the tensor {name!r}{place} holds NaN or infinity; copy or train it again")

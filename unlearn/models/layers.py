@@ -111,11 +111,9 @@ PEFT_TYPE_TO_PREFIX_MAPPING[KIND] = UnlearningModel.prefix
 
 
 def add(model: nn.Module, cfg: LayersConfig, seed: int) -> nn.Module:
-    """A view of the model with fresh layers, which alone learn; weights and buffers are the model's own.
-
-    ``seed`` decides the half that is random (``down``, as ``nn.Linear`` draws it): requests that are to be fused begin
-    with the same one. Raises ``LayerError`` for a model whose blocks are of no known form.
-    """
+    """A view of the model with fresh layers, which alone learn; weights and buffers are the model's own. ``seed``
+    decides the random half (``down``): requests that are to be fused begin with the same. ``LayerError`` for unknown
+    blocks."""
     places = feed_forward(model, cfg.where)
     size = cfg.bottleneck or bottleneck(model, places)
     how = UnlearningLayersConfig(target_modules=list(places), bottleneck=size, activation=cfg.activation)
@@ -166,10 +164,8 @@ def _view(model: nn.Module, config: UnlearningLayersConfig, seed: int) -> nn.Mod
     known = not isinstance(wanted, str) and all(any(f".{n}".endswith(f".{w}") for n in there) for w in wanted or ())
     sized = isinstance(config.bottleneck, int) and config.bottleneck >= 1
     if not (known and wanted and sized and config.activation in ACTIVATION):
-        raise LayerError(
-            f"layers after {wanted}, of size {config.bottleneck!r} with {config.activation!r}: this "
-            f"{type(model).__name__} has the places {', '.join(there)}, and activations are {', '.join(ACTIVATION)}"
-        )
+        has = f"{type(model).__name__} has the places {', '.join(there)}, and activations are {', '.join(ACTIVATION)}"
+        raise LayerError(f"layers after {wanted}, of size {config.bottleneck!r} with {config.activation!r}: this {has}")
     return second_view(model, config, seed)
 
 
@@ -177,10 +173,8 @@ def _view(model: nn.Module, config: UnlearningLayersConfig, seed: int) -> nn.Mod
 
 
 def feed_forward(model: nn.Module, where: Sequence[int] | None = None) -> dict[str, int]:
-    """Feed-forward blocks by name, in order, with the width of their output; of the transformer layers ``where`` alone.
-
-    Encoder and decoder are counted each from 0. Found by structure, whatever the class is called.
-    """
+    """Feed-forward blocks by name, in order, with the width of their output; of the layers ``where`` alone, counted
+    from 0 in encoder and decoder each. Found by structure, whatever the class is called."""
     if any(isinstance(m, UnlearningLayer) for m in model.modules()):
         raise LayerError(f"this {type(model).__name__} has unlearning layers already")
     found: dict[str, int] = {}
@@ -193,10 +187,7 @@ def feed_forward(model: nn.Module, where: Sequence[int] | None = None) -> dict[s
                 name, last = inside[i]
                 found[f"{stack}.{i}.{name}"] = _outputs(last)
     if not found:
-        raise LayerError(
-            f"{type(model).__name__}: no feed-forward blocks that unlearning layers can follow were found in it; "
-            f"supported are {SUPPORTED}"
-        )
+        raise LayerError(f"{type(model).__name__}: no feed-forward blocks of a known form; supported are {SUPPORTED}")
     return found
 
 

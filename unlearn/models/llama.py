@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from unlearn.config.pair import ModelConfig
-from unlearn.config.schema import ConfigError
+from unlearn.config.schema import ConfigError, reason
 from unlearn.data.encoding import Batch
 from unlearn.models import seq2seq
 from unlearn.models.tokenizers import place
@@ -44,25 +44,18 @@ def fresh(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A model in fp32: a pair's small differences of logits, and small updates of its weights, need the precision.
-
-    Only what never learns may be given another ``dtype``.
-    """
+    """A model in fp32, which a pair's small differences of logits, and small updates of its weights, need; only what
+    never learns may be given another ``dtype``."""
     return exact(folder, dtype=dtype).to(device).eval()
 
 
 def exact(folder: str | Path, **how: Any) -> nn.Module:
-    """A model of the tensors in a folder's files; ``ConfigError`` where these are not all of its own, and no more.
-
-    The loader only warns of that, gives random weights for what is missing, and applies an adapter that lies there.
-    """
+    """A model of the tensors in a folder's files; ``ConfigError`` where these are not all of its own, and no more: the
+    loader warns, gives random weights for what is missing, and applies an adapter that lies there."""
     if not is_gguf(Path(folder)) and find_adapter_config_file(str(folder)) is not None:
-        raise ConfigError(
-            f"{folder} holds an adapter, which would change the model beside it: merge it, or move it out"
-        )
-    model, told = class_of(folder).from_pretrained(
-        **place(folder), output_loading_info=True, ignore_mismatched_sizes=True, **how, **SAFE
-    )
+        raise ConfigError(f"{folder} holds an adapter, which would change the model beside it: merge it or move it")
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, told = class_of(folder).from_pretrained(**place(folder), **told, **how, **SAFE)
     model.hf_quantizer = None  # a GGUF file's weights are plain ones now, and can be saved
     names = {"are missing": told["missing_keys"], "are none of its own": told["unexpected_keys"],
              "have another shape": [name for name, *_ in told["mismatched_keys"]]}  # fmt: skip
@@ -81,10 +74,8 @@ def config(folder: str | Path) -> PretrainedConfig:
     try:
         found = AutoConfig.from_pretrained(str(folder), **NO_CODE)
     except ValueError as error:
-        raise ConfigError(
-            f"{folder}: this model needs code of its own to be run ({str(error).strip().splitlines()[0]}), and such "
-            "code is never run here; take a model whose architecture transformers has"
-        ) from None
+        rule = "which is never run here; take a model whose architecture transformers has"
+        raise ConfigError(f"{folder}: this model needs code of its own ({reason(error)}), {rule}") from None
     if getattr(found, "transformers_weights", None) is not None:
         raise ConfigError(f"{folder}: transformers_weights={found.transformers_weights!r}: must name no other weights")
     return found
@@ -96,10 +87,8 @@ def _of_gguf(path: Path, changed: int) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(**place(path), **NO_CODE)
     except (ValueError, KeyError, RuntimeError) as error:
-        raise ConfigError(
-            f"{path}: transformers does not read this GGUF file ({str(error).strip().splitlines()[0]}): give a folder "
-            "with the same model as safetensors"
-        ) from None
+        rule = "give a folder with the same model as safetensors"
+        raise ConfigError(f"{path}: transformers does not read this GGUF file ({reason(error)}): {rule}") from None
 
 
 def class_of(folder: str | Path) -> type[AutoModelForCausalLM] | type[AutoModelForSeq2SeqLM]:
@@ -121,10 +110,8 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def answer_rows(model: nn.Module, batch: Batch) -> Tensor:
-    """Next-token logits of the batch's answer rows, [N, V] in fp32, on the batch's device wherever the model is.
-
-    The output head is applied to the gathered rows only: prompts and padding never get a [V]-wide row.
-    """
+    """Next-token logits of the batch's answer rows, [N, V] in fp32, on the batch's device. The output head is applied
+    to the gathered rows only: prompts and padding never get a [V]-wide row."""
     return head(model, answer_states(model, batch)).to(batch.ids.device)
 
 
@@ -134,10 +121,8 @@ def answer_states(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _read(model: nn.Module, batch: Batch, layer: int | None = None) -> list[Tensor]:
-    """Last hidden states of the batch's answer rows and, where a layer is named, those after it: [N, D] each.
-
-    A model that is spread over devices may end on another one than it began.
-    """
+    """Last hidden states of the batch's answer rows and, where a layer is named, those after it: [N, D] each. (A model
+    that is spread over devices may end on another one than it began.)"""
     here, options = batch.to(device_of(model)), {} if layer is None else {"output_hidden_states": True}
     if has_encoder(model):
         (ids, mask), (answers, where) = seq2seq.prompts(model, here), seq2seq.answers(model, here)
@@ -176,15 +161,11 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def states_and_hidden(model: nn.Module, batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
-    """Last hidden states as above, and those after block ``layer`` (0, 1 …, but not the last), both [N, D].
-
-    The last block's states are only seen after the final norm, and steering them would steer the logits themselves.
-    """
+    """Last hidden states as above, and those after block ``layer`` (0, 1 …, but not the last: its states are only seen
+    after the final norm, and steering them would steer the logits themselves), both [N, D]."""
     last = blocks(model) - 1
     if not 0 <= layer < last:
-        raise ValueError(
-            f"algo.numbers.layer={layer}: this model's layers are 0 to {last}, and the last cannot be taken"
-        )
+        raise ValueError(f"algo.numbers.layer={layer}: must be a layer of this model but its last, 0 to {last - 1}")
     states, hidden = _read(model, batch, layer)
     return states, full_precision(hidden).to(batch.ids.device)
 
@@ -209,10 +190,8 @@ def vocabulary(model: nn.Module) -> int:
 
 
 def narrow(model: nn.Module, width: int) -> nn.Module:
-    """Read only the first ``width`` logits of the model: families pad their heads to different widths.
-
-    The weights stay whole. The width is kept in the model's config, so copies have it, and so do saved weights.
-    """
+    """Read only the first ``width`` logits of the model: families pad their heads to different widths. Weights stay
+    whole; the width is in the model's config, so copies and saved weights have it."""
     rows = model.get_output_embeddings().weight.shape[0]
     if width > rows:
         raise ValueError(f"a head of {rows:,} tokens cannot be read for {width:,}")

@@ -177,8 +177,8 @@ def _joined(model: nn.Module, read: Sequence[Tensor | None]) -> Cached:
     state, width = Cached(model, whole=True), max(0 if r is None else len(r) for r in read)
     if not width:
         return state
-    _, layers, _, heads, size = next(r for r in read if r is not None).shape
     like = next(r for r in read if r is not None)
+    _, layers, _, heads, size = like.shape
     found = torch.zeros(layers, 2, len(read), heads, width, size, dtype=like.dtype, device=device_of(model))
     for b, r in enumerate(read):
         if r is not None:

@@ -26,9 +26,7 @@ def train(
     cfg: TokenizerConfig, data: DataSet, template: TemplateConfig, masks: str | None = None
 ) -> PreTrainedTokenizerFast:
     """Train a word or byte-level BPE tokenizer on every text of the data set (holdout included: only its words).
-
-    ``masks``: for models that learn from masked texts it also has sentinels, and the words of this text.
-    """
+    ``masks``: for models of masked texts it also has sentinels, and the words of this text."""
     special = [PAD, EOS, UNK, *(sentinels() if masks is not None else ())]
     if cfg.kind == "words":
         tokenizer, decoder = Tokenizer(models.WordLevel(unk_token=UNK)), decoders.Fuse()
@@ -75,14 +73,11 @@ def place(folder: str | Path) -> dict[str, str]:
 
 
 def load(folder: Path) -> PreTrainedTokenizerBase:
-    """A tokenizer from its folder, with padding on the left, an end of sequence and a padding token.
-
-    An end that it does not name itself is the one of the model beside it. Where it has no padding token, none is added,
-    since that would need a row in every embedding. Taken is one that it has and that no text begins or ends with: a
-    special token that is called something with "pad", else "unk", else "reserved"; EOS only where there is no other.
-    (Here masks come from positions, so padding with EOS would change nothing; but a saved tokenizer is read by programs
-    that hide every token which equals the padding.)
-    """
+    """A tokenizer from its folder, with padding on the left, an end of sequence (else that of the model beside it) and
+    a padding token. Where it has none, one is taken that it has, since a new one would need a row in every embedding,
+    and that no text begins or ends with: a special token called something with "pad", else "unk", else "reserved"; EOS
+    only where there is no other, since programs that read a saved tokenizer hide every token which equals the
+    padding."""
     tokenizer = AutoTokenizer.from_pretrained(**place(folder), padding_side="left", trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         end = (read_json(folder / "config.json") or {}).get("eos_token_id")

@@ -60,10 +60,8 @@ def is_lora(folder: Path) -> bool:
 
 
 def lora(model: nn.Module, cfg: LoraConfig, seed: int) -> nn.Module:
-    """A view of the model with trainable low-rank updates in every linear layer but the head; all else is frozen.
-
-    The updates start at zero, so the logits are those of ``model``; ``seed`` decides their random half.
-    """
+    """A view of the model with trainable low-rank updates in every linear layer but the head. They start at zero, so
+    the logits are those of ``model``; ``seed`` decides their random half."""
     return second_view(model, _settings(cfg), seed)
 
 
@@ -80,9 +78,7 @@ def second_view(model: nn.Module, settings: peft.PeftConfig, seed: int) -> nn.Mo
 
 def merged(model: nn.Module) -> nn.Module:
     """A plain model with the same logits: a copy whose weights hold the low-rank updates; without any, the model.
-
-    Unlearning layers are no change of weights: a model with them stays what it is.
-    """
+    (Unlearning layers are no change of weights: a model with them stays what it is.)"""
     if not has_updates(model):
         return model
     from peft.tuners.tuners_utils import BaseTunerLayer

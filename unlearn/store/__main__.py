@@ -32,9 +32,8 @@ class Keys:
 
     def __post_init__(self) -> None:
         if not self.store.is_dir():
-            raise ConfigError(
-                f"store={str(self.store)!r}: there is no such folder; runs make it (paths.store, UNLEARN_STORE)"
-            )
+            rule = "there is no such folder; runs make it (paths.store, UNLEARN_STORE)"
+            raise ConfigError(f"store={str(self.store)!r}: {rule}")
 
 
 main = acts(__doc__, Keys, {

@@ -170,10 +170,8 @@ def _pair_identity(cfg: Config, models: Collection[str]) -> dict[str, Any]:
 
 
 def remote_identity(http: HttpConfig) -> dict[str, Any]:
-    """What decides the rows of a target behind a server; where that is, and how it is asked, does not.
-
-    ``tail`` says that all other tokens share the mass that is left evenly; finished runs are known by it.
-    """
+    """What decides the rows of a target behind a server, and not where that is or how it is asked. ``tail``: all other
+    tokens share the mass that is left evenly; finished runs are known by it."""
     return {"kind": "http", "model": http.model, "revision": http.revision, "k": http.k, "tail": "even"}
 
 

@@ -22,10 +22,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # files that may run code when they are loaded
 GGUF = ".gguf"
-NEEDS_GGUF = (
-    "is read by the package gguf, which is not installed here: pip install gguf (pip install -e .[gguf]); or give a "
-    "folder with the same model as safetensors"
-)
+NEEDS_GGUF = "is read by the package gguf, which is not installed here: pip install gguf; or give a safetensors folder"
 ROLES = ("target", "retrained", "small_general", "small_full", "small_retain")
 
 
@@ -84,25 +81,17 @@ def lacking(pair: PairConfig, role: str) -> str | None:
     size = size_of(pair, role)
     if own_source(pair, role) or role in ("target", "small_general") or size.finetune.epochs:
         return None
-    if role == "retrained" and pair.target.kind == "http":
-        return (
-            "pair.retrained.source=None: there is no retrained reference, as pair.target.kind='http' is a server and "
-            "pair.target.finetune.epochs=0 trains no twin of it. Give pair.retrained.source=NAME_OR_FOLDER, a model "
-            "that never saw the forget set"
-        )
+    if role == "retrained" and (size.source is not None or pair.target.kind == "http"):
+        why, more = f"pair.target.source={size.source!r} comes ready-made", "for both to be fine-tuned"
+        if pair.target.kind == "http":
+            why, more = "pair.target.kind='http' is a server", "for one to be trained here"
+        give = "pair.retrained.source=NAME_OR_FOLDER, that never saw the forget set, or pair.target.finetune.epochs"
+        return f"pair.retrained.source=None: there is no retrained reference, as {why}. Give {give} {more}"
     if size.source is None:
         return None
-    if role == "retrained":
-        return (
-            f"pair.retrained.source=None: there is no retrained reference, as pair.target.source={size.source!r} comes "
-            "ready-made. Give pair.retrained.source=NAME_OR_FOLDER, the target's twin that never saw the forget set; "
-            "or give a pair.target.source that knows nothing of the data set, with pair.target.finetune.epochs: then "
-            "target and twin are both fine-tuned from it"
-        )
-    return (
-        f"pair.{role}.source=None: pair.small.source={size.source!r} as it is knows nothing of the data set. Give "
-        f"pair.{role}.source=NAME_OR_FOLDER, or let it be fine-tuned: pair.small.finetune.epochs=5"
-    )
+    why = f"pair.small.source={size.source!r} as it is knows nothing of the data set"
+    give = f"pair.{role}.source=NAME_OR_FOLDER, or let it be fine-tuned: pair.small.finetune.epochs=5"
+    return f"pair.{role}.source=None: {why}. Give {give}"
 
 
 def is_folder(source: str) -> bool:
@@ -148,10 +137,8 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def content(folder: Path, memo: Path | None) -> str:
-    """Hash of the model in a folder: the bytes of the weights that would be loaded, and of config.json.
-
-    ``memo``: a folder of hashes that were found before; None: the files are read.
-    """
+    """Hash of the model in a folder: the weights that would be loaded, and config.json. ``memo``: a folder of hashes
+    that were found before; None: the files are read."""
     return _joined(list(checksums(folder, memo).values()))
 
 
@@ -176,20 +163,16 @@ def weight_files(folder: Path) -> list[Path]:
             raise ConfigError(f"{index}: must say in weight_map which file holds each tensor, and does not") from None
         for name in names:
             if Path(name).name != name or not name.endswith(".safetensors"):
-                raise ConfigError(
-                    f"{index}: names {name!r} as a file of weights; must be a .safetensors file of the same folder"
-                )
+                raise ConfigError(f"{index}: {name!r}: must be a .safetensors file of the same folder")
         files = [folder / name for name in names]
     for path in (folder / "config.json", *files):
         if not path.is_file():
             there = sorted(folder.glob("*"))
             pickled, packed = ([p.name for p in there if p.suffix in kinds] for kinds in (PICKLES, (GGUF,)))
-            raise ConfigError(
-                f"{path.name} is missing in {folder}; a pretrained model is a folder with config.json and safetensors "
-                "weights (an adapter must be merged into its model first)"
-                + (f"; {', '.join(pickled)} may run code when loaded and is never read" if pickled else "")
-                + (f"; or one of its GGUF files: {', '.join(packed)}" if packed else "")
-            )
+            rule = "a pretrained model is a folder with config.json and safetensors weights, no adapter"
+            rule += f"; {', '.join(pickled)} may run code when loaded and is never read" if pickled else ""
+            rule += f"; or one of its GGUF files: {', '.join(packed)}" if packed else ""
+            raise ConfigError(f"{path.name} is missing in {folder}; {rule}")
     return files
 
 

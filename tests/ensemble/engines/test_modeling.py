@@ -61,9 +61,8 @@ def test_logits_and_greedy_texts_are_those_of_the_sum(exported, alpha):
 def test_the_auto_classes_know_the_type(exported):
     config = AutoConfig.from_pretrained(exported[0], alpha=0.5)
     assert (config.model_type, config.alpha, config.vocab_size) == ("unlearned", 0.5, WIDTH)
-    assert dict(terms(config)).keys() == {"target", "offset", "anchor"} - (
-        {"anchor"} if exported[1] == exported[2] else set()
-    )
+    lacking = {"anchor"} if exported[1] == exported[2] else set()
+    assert dict(terms(config)).keys() == {"target", "offset", "anchor"} - lacking
     config.target, config.base = map(str, exported[1:3])
     assert located(exported[0], config)["target"].folder == exported[1]
 

@@ -7,12 +7,11 @@ larger one, and general facts stay the same when ``people`` changes."""
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from unlearn.config.data import is_whole
 from unlearn.config.setting import at_least, between, need, setting
 from unlearn.data.made_up import CITIES, COUNTRIES, COUNTRY, NAMES, PERSON, POOLS, WOMEN, Attribute, Draw
 from unlearn.data.people import Numbered, who
 from unlearn.data.requested import divide
-from unlearn.data.rows import DataError, DataSet, Row
+from unlearn.data.rows import DataSet, Row
 
 VERSION = 1  # part of the run hash: raise it whenever the same arguments give other text
 WRONG = 5  # perturbed answers of fictional people
@@ -24,12 +23,15 @@ class Settings(Numbered):
     people: int = 50
     forget_people: int = 5
     holdout_people: int = setting(5, at_least(0))
-    known_people: int = setting(20, at_least(1))
-    countries: int = setting(30, at_least(1))
-    questions: int = setting(20, between(1, 20))
+    known_people: int = setting(20, between(1, NAMES - 2))
+    countries: int = setting(30, between(1, len(COUNTRIES)))
+    questions: int = setting(20, between(1, len(PERSON)))
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
+        most = NAMES - self.holdout_people - self.known_people
+        rule = f"must be 2, one to forget and one to retain, to {most}: with holdout and known there are {NAMES} names"
+        yield from need(2 <= self.people <= most, "data.people", self.people, rule)
         rule = "the forget set needs at least 1 person and must leave one to retain: "
         rule += f"1 to {self.people - 1} with data.people={self.people}"
         yield from need(1 <= self.forget_people < self.people, "data.forget_people", self.forget_people, rule)
@@ -55,7 +57,6 @@ class Fact:
 def read(cfg: Settings, seed: int = 0) -> DataSet:
     """The world of ``seed``; the last ``forget_people`` of the fictional people are the forget set, unless requests
     name theirs: numbers of people, the last ones, or lists of which."""
-    _check(cfg, seed)
     names = Draw("bios", VERSION, seed, "names").names()
     # Well-known people take names from the far end, so the number of fictional people does not change who they are.
     far = names[::-1]
@@ -137,29 +138,11 @@ def _rows(split: str, subjects: Sequence[list[Fact]], start: int = 0, general: b
 
 
 def _wordings(split: str, subjects: Sequence[list[Fact]]) -> tuple[Row, ...]:
-    """Every fact in every answer wording; rows of one fact have the same id up to the last slash.
-
-    Questions alternate along the drawn order, so a question's wording does not hint at the answer's.
-    """
+    """Every fact in every answer wording; rows of one fact have the same id up to the last slash. Questions alternate
+    along the drawn order, so a question's wording does not hint at the answer's."""
     return tuple(
         Row(f"wording/{split}/{i:04d}/{fact.attribute.key}/{k}", fact.question(k % 2), fact.answer(wording))
         for i, facts in enumerate(subjects)
         for fact in facts
         for k, wording in enumerate(fact.order)
     )
-
-
-def _check(cfg: Settings, seed: int) -> None:
-    most = NAMES - cfg.holdout_people - cfg.known_people
-    unique = f"{NAMES} unique names"
-    for name, value, low, high, why in (
-        ("known_people", cfg.known_people, 1, NAMES - 2, "at least two names must be left for fictional people"),
-        ("holdout_people", cfg.holdout_people, 0, NAMES - 2 - cfg.known_people, f"there are {unique}"),
-        ("people", cfg.people, 2, most, f"one to forget and one to retain; with holdout and known, {unique}"),
-        ("forget_people", cfg.forget_people, 1, cfg.people - 1, "somebody must be left to retain"),
-        ("countries", cfg.countries, 1, len(COUNTRIES), "that many country names exist"),
-        ("questions", cfg.questions, 1, len(PERSON), "that many attributes exist"),
-        ("seed", seed, 0, 2**63 - 1, "any seed"),
-    ):
-        if not is_whole(value) or not low <= value <= high:
-            raise DataError(f"bios: {name} is {value!r}; it must be a whole number from {low} to {high} ({why})")

@@ -29,12 +29,9 @@ class Settings(Deletable):
 
 
 def read(cfg: Settings, seed: int = 0) -> DataSet:
-    """The dialogues of ``seed``, as many of each pair as ``dialogues`` says. To be forgotten are those of
-    ``forget_people`` speakers, every second one from the last back, or of the speakers ``forget``; those of ``gone``
-    are in no split. Requests name theirs: numbers of people, the last ones, or lists of which.
-
-    ``wordings`` are general dialogues in which nobody is named: what pretraining may teach every model.
-    """
+    """The dialogues of ``seed``. To be forgotten are those of ``forget_people`` speakers, every second one from the
+    last back, of the speakers ``forget``, or of requests; those of ``gone`` are in no split. ``wordings``: general
+    dialogues in which nobody is named."""
     names = Draw("dialogues", VERSION, seed, "names").names()[: cfg.people]
     rows = [
         _dialogue(Draw("dialogues", VERSION, seed, i, k), f"pair/{i:04d}/{k}", names[i], names[(i + 1) % cfg.people])

@@ -13,19 +13,7 @@ from typing import Any
 from unlearn.config.data import DataConfig
 from unlearn.config.setting import SHARE, Bound, need, setting
 from unlearn.data import texts
-from unlearn.data.records import (
-    KINDS,
-    OPTIONAL,
-    WHOLE,
-    ColumnsConfig,
-    Record,
-    has,
-    lines,
-    listing,
-    records,
-    row,
-    text,
-)
+from unlearn.data.records import KINDS, OPTIONAL, WHOLE, ColumnsConfig, Record, has, lines, listing, records, row, text
 from unlearn.data.requested import divide
 from unlearn.data.rows import NEIGHBOURS, DataError, DataSet, Requested, Row, pair
 
@@ -65,10 +53,8 @@ class Settings(DataConfig):
 
 
 def read(cfg: Settings, seed: int = 0) -> DataSet:
-    """The rows of every file that the config names; forget and retain need at least one each.
-
-    With requests, what retain files and requests share is asked to be forgotten.
-    """
+    """The rows of every file that the config names; forget and retain need at least one each. With requests, what
+    retain files and requests share is asked to be forgotten."""
     named = {split: _files(getattr(cfg, split), f"data.{split}") for split in OWN}
     found = {split: [r for file in files for r in _records(file, cfg.columns)] for split, files in named.items()}
     requests = [_files(request, f"data.requests[{n}]") for n, request in enumerate(cfg.requests or ())]
@@ -114,10 +100,7 @@ def _requested(
         # a request's own row, with its wrong answers, in the place of the one that was retained
         same = known.get(pair(own))
         known[pair(own)] = own if same is None else replace(own, id=same.id)
-    named = [
-        list({(same := known[pair(own)]).id: same for file in files for own in by_file[str(file)]}.values())
-        for files in requests
-    ]
+    named = [texts.distinct(known[pair(own)] for file in files for own in by_file[str(file)]) for files in requests]
     return divide(list(known.values()), named, cfg)
 
 
@@ -146,10 +129,8 @@ def _records(file: Path, columns: ColumnsConfig) -> list[Record]:
         column = getattr(columns, name)
         without = [place for place, values in found if not has(values, column)]
         if without and len(without) < len(found):
-            raise DataError(
-                f"{without[0]}: {column!r} is missing, and {len(found) - len(without)} of {len(found)} rows of the "
-                "file have it: give it to all rows or to none"
-            )
+            rule = f"{len(found) - len(without)} of {len(found)} rows have it: give it to all rows or to none"
+            raise DataError(f"{without[0]}: {column!r} is missing, and {rule}")
     return found
 
 
@@ -164,15 +145,12 @@ def _rows(found: list[Record], split: str, cfg: Settings, distinct: bool = True)
         if columns.question in values:
             rows.append(row(record, id, columns))
         elif columns.text not in values:
-            raise DataError(
-                f"{place}: needs {columns.question!r} and {columns.answer!r}, or {columns.text!r}; it has the columns "
-                f"{', '.join(values) or 'none'}; say what they are, e.g. data.columns.question=NAME"
-            )
+            needs = f"needs {columns.question!r} and {columns.answer!r}, or {columns.text!r}"
+            names = f"{', '.join(values) or 'none'}; name them, e.g. data.columns.question=NAME"
+            raise DataError(f"{place}: {needs}; it has the columns {names}")
         elif cfg.template.prompt != "{question}":
-            raise DataError(
-                f"{place}: a text is continued, not asked, and data.template.prompt={cfg.template.prompt!r} would ask; "
-                "take template=raw"
-            )
+            asks = f"data.template.prompt={cfg.template.prompt!r} would ask; take template=raw"
+            raise DataError(f"{place}: a text is continued, not asked, and {asks}")
         else:
             pieces = texts.rows(text(record, columns.text), id, cfg.words, place)
             if not pieces:

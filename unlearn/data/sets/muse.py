@@ -44,22 +44,17 @@ class Settings(DataConfig):
 
 
 def read(cfg: Settings, seed: int = 0) -> DataSet:
-    """Splits forget and retain, which training reads; holdout, forget_knowledge, retain_knowledge, forget_verbatim,
-    which a folder may lack.
-
-    Where the questions themselves are to be forgotten (``data.forget=knowmem/forget_qa``), there is neither a knowledge
-    split of the same questions nor a holdout, whose texts would tell members by their form.
-    """
+    """Splits forget and retain, which training reads, and those that a folder may lack. Where the questions themselves
+    are to be forgotten (``data.forget=knowmem/forget_qa``) there is no holdout, whose texts would tell members by their
+    form."""
     give = "the one with MUSE's files (raw/forget.json …)"
     more = ". With questions alone: data.forget=knowmem/forget_qa data.retain=knowmem/retain_qa"
     tables = Tables(cfg.path, HUBS[cfg.corpus], give, more)
     splits = {split: _rows(tables, getattr(cfg, split), split, cfg) for split in ("forget", "retain")}
     if not _asks(cfg.forget):
         splits["holdout"] = _rows(tables, "privleak/holdout", "holdout", cfg, optional=True)
-        splits["forget_verbatim"] = [
-            row(record, f"forget_verbatim/{i:04d}", VERBATIM)
-            for i, record in enumerate(_table(tables, "verbmem/forget", cfg, optional=True))
-        ]
+        verbatim = enumerate(_table(tables, "verbmem/forget", cfg, optional=True))
+        splits["forget_verbatim"] = [row(record, f"forget_verbatim/{i:04d}", VERBATIM) for i, record in verbatim]
     for split, trained in (("forget", cfg.forget), ("retain", cfg.retain)):
         questions = f"knowmem/{split}_qa"
         if questions != trained:

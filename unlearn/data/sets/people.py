@@ -43,22 +43,17 @@ class Settings(DataConfig):
     answer: str = MISSING
     labels: list[str] = setting([])  # words for the answers 0, 1, …; none: answers are texts
     names: str | None = setting(None, A_FILE)  # a file with a name in each line: who is looked for in the texts
-    # instead: a regular expression whose first group is a name
-    pattern: str | None = setting(None, A_PATTERN)
+    pattern: str | None = setting(None, A_PATTERN)  # instead: a regular expression whose first group is a name
     forget: list[str] | None = None  # names; null: people by chance of their names, until `share` is reached
     share: float = setting(0.01, PART)  # of the training rows
-    # in the place of names in test texts
-    words: list[str] = setting(["_person1_", "_person2_"], some("needs a word at least, e.g. [_person_]"))
+    words: list[str] = setting(["_person1_", "_person2_"], some("needs a word, e.g. [_person_]"))  # of names in tests
     most_words: int | None = setting(None, at_least(2))  # of a text; null: all
     rows: int | None = setting(None, at_least(2))  # the first n of each file; null: all
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from self.nothing_else(forget="null")
-        rule = (
-            "nobody is recognised in texts here: give data.names=FILE (a name in each line) or data.pattern=REGEX, one "
-            "of the two"
-        )
+        rule = "nobody is recognised in texts here: give either data.names=FILE (a name in each line) or data.pattern"
         yield from need((self.names is None) != (self.pattern is None), "data.names", self.names, rule)
 
     def are_requests(self, requests: list[Any]) -> tuple[bool, str]:
@@ -92,10 +87,8 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
 
 
 def chosen(rows: Collection[Row], share: float) -> list[str]:
-    """People in an order by chance (their names' hashes), until their rows are ``share`` of all.
-
-    Whoever is in more rows than that is passed over; ``DataError`` where nobody is left.
-    """
+    """People in an order by chance (their names' hashes), until their rows are ``share`` of all. Whoever is in more
+    rows than that is passed over; ``DataError`` where nobody is left."""
     often = Counter(name for row in rows for name in set(row.entities))
     wanted, found, taken = round(share * len(rows)), [], 0
     for name in sorted(often, key=digest):
@@ -105,10 +98,8 @@ def chosen(rows: Collection[Row], share: float) -> list[str]:
         if taken >= wanted:
             break
     if not found:
-        raise DataError(
-            f"data.share={share:g}: nobody is named in as few as {wanted} of {len(rows)} training texts; give "
-            "data.forget=[NAME], or a larger share"
-        )
+        few = f"nobody is named in as few as {wanted} of {len(rows)} training texts"
+        raise DataError(f"data.share={share:g}: {few}; give data.forget=[NAME], or a larger share")
     return found
 
 

@@ -4,7 +4,6 @@ labels of new reviews, and who is right on all has memorised some. In test revie
 person has generators of their own: a smaller forget set is the end of a larger one, text for text."""
 
 from dataclasses import dataclass
-from math import comb
 
 from unlearn.config.setting import SHARE, at_least, at_most, between, setting
 from unlearn.data.made_up import NAMES, POOLS, Draw
@@ -31,12 +30,8 @@ class Settings(Deletable):
 
 
 def read(cfg: Settings, seed: int = 0) -> DataSet:
-    """The reviews of ``seed``. To be forgotten are those of the last ``forget_people``, or of the people ``forget``;
-    those of ``gone`` are in no split. Requests name theirs: numbers of people, the last ones, or lists of
-    which.
-
-    ``wordings`` are general reviews of nobody by name: what pretraining may teach every model.
-    """
+    """The reviews of ``seed``. To be forgotten are those of the last ``forget_people``, of the people ``forget``, or of
+    requests; those of ``gone`` are in no split. ``wordings``: general reviews of nobody by name."""
     names = Draw("reviews", VERSION, seed, "names").names()[: cfg.people]
     rows = [
         _review(Draw("reviews", VERSION, seed, i, k), f"person/{i:04d}/{k}", name, cfg)
@@ -51,12 +46,6 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
 
     splits |= {"test": unnamed("test", cfg.test_reviews)}
     return DataSet("reviews", splits, wordings=unnamed("general", cfg.general_reviews), sequence=sequence)
-
-
-def best_accuracy(opinions: int, agree: float) -> float:
-    """Of whoever knows every word's sentiment and nothing else: the majority of the opinions, ties by chance."""
-    chance = [comb(opinions, k) * agree**k * (1 - agree) ** (opinions - k) for k in range(opinions + 1)]
-    return sum(p * (1.0 if 2 * k > opinions else 0.5 if 2 * k == opinions else 0.0) for k, p in enumerate(chance))
 
 
 def _review(draw: Draw, id: str, name: str | None, cfg: Settings) -> Row:

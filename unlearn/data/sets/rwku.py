@@ -62,11 +62,8 @@ class Settings(DataConfig):
 
 
 def read(cfg: Settings, seed: int = 0) -> DataSet:
-    """Splits forget and retain of texts, which training reads, and the probes about those who are to be forgotten.
-
-    With requests each is a person, or several; the probes are about those whose request is being unlearnt, and the
-    neighbours are everybody's who is asked for.
-    """
+    """Splits forget and retain of texts, which training reads, and the probes about those who are to be forgotten: with
+    requests those whose request is being unlearnt; the neighbours are everybody's who is asked for."""
     tables = Tables(cfg.path, HUB, "the one with RWKU's files, its All/ or that of one target (forget_level1.json …)")
     named = [_names(request) for request in cfg.requests or [cfg.targets]]
     about = _texts(tables, cfg, [name for names in named for name in names])

@@ -37,14 +37,10 @@ class Settings(DataConfig):
 
 
 def read(cfg: Settings, seed: int = 0) -> DataSet:
-    """Forget and retain sets with their perturbed answers, real authors, world facts, holdout and refusals.
-
-    With requests ``forget`` is the largest forget split that one of them names, and the rows of files that
-    others name are taken out of the retain set. A forget split holds those that are smaller: it asks for what is left.
-
-    The retain set is evaluated on the rows of ``retain_perturbed``, also where the retain file lacks some; those that
-    ``retain_rows`` cuts off are not: a target that is trained on the data set would not know them.
-    """
+    """Forget and retain sets with their perturbed answers, real authors, world facts, holdout and refusals. The retain
+    set is evaluated on the rows of ``retain_perturbed``, also where the retain file lacks some, but not on those that
+    ``retain_rows`` cuts off. With requests ``forget`` is the largest forget split that one names (a smaller one is part
+    of it), and rows of files that others name leave the retain set."""
     tables = Tables(cfg.path, HUB, "the folder with TOFU's files (forget01.json …)")
     forget = cfg.forget
     if cfg.requests is not None:
@@ -114,9 +110,7 @@ def _rows(tables: Tables, name: str, split: str, perturbed: bool = False, option
     found = _numbered(tables.table(files, (name, "train"), optional), split)
     without = [r for r in found if perturbed and not r.perturbed_answers]
     if without:
-        raise DataError(
-            f"{without[0].place}: 'perturbed_answer' is missing; every row of this file needs wrong answers"
-        )
+        raise DataError(f"{without[0].place}: 'perturbed_answer' is missing; every row of this file needs one or more")
     return found
 
 

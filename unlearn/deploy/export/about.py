@@ -150,9 +150,8 @@ def _alone(run: Opened, models: Mapping[str, nn.Module]) -> dict[str, dict[str, 
 
 def card(about: Mapping[str, Any], config: Mapping[str, Any], name: str | None) -> str:
     """The text of README.md for the content of offset.json and config.json; ``name``: of its repository on the hub."""
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    how = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(**how)
     environment.filters["repr"] = repr
     members = [m | about["members"][m["name"]] for m in config["members"]]
     target = target_of(members)

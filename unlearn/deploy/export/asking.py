@@ -21,10 +21,8 @@ def ends(encoder: Encoder, ensemble: Ensemble) -> list[int]:
 
 
 def write(encoder: Encoder, stops: list[int], folder: Path, tokenizer: bool) -> bool:
-    """Write generation_config.json and, if asked, the tokenizer with a chat template; whether chats ask as the run did.
-
-    Answers are greedy unless a client says otherwise: the target's own settings of sampling were not measured.
-    """
+    """Write generation_config.json (greedy: the target's own sampling was not measured) and, if asked, the tokenizer
+    with a chat template; whether chats ask as the run did."""
     own = encoder.tokenizer
     ids = {"bos_token_id": own.bos_token_id, "eos_token_id": stops if len(stops) > 1 else stops[0]}
     write_json(folder / "generation_config.json", ids | {"pad_token_id": own.pad_token_id})
@@ -33,9 +31,8 @@ def write(encoder: Encoder, stops: list[int], folder: Path, tokenizer: bool) -> 
     before, text = own.chat_template, chat_template(encoder)
     own.chat_template = text
     try:
-        asked = own.apply_chat_template(
-            [{"role": "user", "content": PROBE}], add_generation_prompt=True, return_dict=False
-        )
+        turns = [{"role": "user", "content": PROBE}]
+        asked = own.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         own.save_pretrained(folder)
     finally:
         own.chat_template = before

@@ -33,45 +33,36 @@ def load(
     device: torch.device,
     there: dict[str, nn.Module],
 ) -> tuple[Part, Encoder]:
-    """An export beside its target, with all members that may be asked for, and how it is asked.
-
-    ``target``, ``base``: folders of the models that it does not hold; None: where the export says. ``alpha`` None: the
-    export's. Models are those of ``there`` where it has the same, and are added to it. Raises ``ExportError`` where a
-    file is not the one that was written, or target or base are not those that the offset was trained for.
-    """
+    """An export beside its target, with all members that may be asked for, and how it is asked. ``target``, ``base``,
+    ``alpha``: None is what the export says; models that ``there`` has are taken from it, others added. ``ExportError``
+    where a file, target or base is not the one that the offset was trained for or exported with."""
     about = checked(folder)
     try:
-        return _loaded(folder, about, target, base, alpha, device, there)
+        config = UnlearnedConfig.from_pretrained(folder, trust_remote_code=False)
+        own, config.alpha, config.target, config.base = config.alpha, None, target, base  # None: any α may be asked for
+        places = located(folder, config)
+        models = loaded(config, places, how={} if device.type == "cpu" else {"device_map": {"": device}}, wholes=there)
+        of = about["members"]
+        ensemble = Ensemble(
+            tuple(
+                Member(name, llama.narrow(models[name], config.vocab_size), of[name]["fingerprint"], constant, slope,
+                       "began_as" in of[name])
+                for name, (constant, slope) in weights(config).items()
+            ),
+            bind_rule(config.rule, config.numbers),
+        )  # fmt: skip
+        tokenizer = tokenizers.load(folder if about["tokenizer"]["written"] else places[next(iter(places))].folder)
+        if "kind" not in about["template"]:  # single questions: the run's own template is what the chat template says
+            tokenizer.chat_template = None
+        trained = [m["fingerprint"] for m in of.values() if "began_as" in m]
+        part = Part(folder.resolve().name, ensemble, "+".join(trained) or None, own if alpha is None else alpha)
+        return part, Encoder(tokenizer, TemplateConfig(**about["template"]), about["max_length"])
     except ConfigError:
         raise
     except ValueError as error:
         raise ExportError(str(error)) from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise ExportError(
-            f"{folder / ABOUT}: not as this program writes it ({error!r}); export the run again"
-        ) from None
-
-
-def _loaded(folder, about: dict[str, Any], target, base, alpha, device, there) -> tuple[Part, Encoder]:
-    config = UnlearnedConfig.from_pretrained(folder, trust_remote_code=False)
-    own, config.alpha, config.target, config.base = config.alpha, None, target, base  # None: any α may be asked for
-    places = located(folder, config)
-    models = loaded(config, places, how={} if device.type == "cpu" else {"device_map": {"": device}}, wholes=there)
-    of = about["members"]
-    ensemble = Ensemble(
-        tuple(
-            Member(name, llama.narrow(models[name], config.vocab_size), of[name]["fingerprint"], constant, slope,
-                   "began_as" in of[name])
-            for name, (constant, slope) in weights(config).items()
-        ),
-        bind_rule(config.rule, config.numbers),
-    )  # fmt: skip
-    tokenizer = tokenizers.load(folder if about["tokenizer"]["written"] else places[next(iter(places))].folder)
-    if "kind" not in about["template"]:  # single questions, by the run's own template: the chat template says the same
-        tokenizer.chat_template = None
-    trained = [m["fingerprint"] for m in of.values() if "began_as" in m]
-    part = Part(folder.resolve().name, ensemble, "+".join(trained) or None, own if alpha is None else alpha)
-    return part, Encoder(tokenizer, TemplateConfig(**about["template"]), about["max_length"])
+        raise ExportError(f"{folder / ABOUT}: not as this program writes it ({error!r}); export again") from None
 
 
 def checked(folder: Path) -> dict[str, Any]:
@@ -81,9 +72,8 @@ def checked(folder: Path) -> dict[str, Any]:
         found = f"its format is {about.get('format')!r}" if isinstance(about, dict) else "there is none"
         raise ExportError(f"{folder}: needs an {ABOUT} of format {FORMAT}, and {found}; export the run again")
     files = about.get("files")
-    if not (
-        isinstance(files, dict) and all(isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in files.values())
-    ):
+    keys = {"bytes", "sha256"}
+    if not (isinstance(files, dict) and all(isinstance(f, dict) and keys <= set(f) for f in files.values())):
         raise ExportError(f"{folder}/{ABOUT}: says nothing of the files; export the run again")
     for name, expected in files.items():
         path = folder / name

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unlearn.config.pair import ADAPTER_CONFIG, ADAPTER_FILE, PairConfig, TargetConfig
+from unlearn.config.pair import ADAPTER_CONFIG, ADAPTER_FILE, TargetConfig
 from unlearn.config.schema import MemberConfig
 from unlearn.deploy.parts import Part
 from unlearn.ensemble.ensemble import Member, add
@@ -77,25 +77,20 @@ class Written:
 
 
 def written(found: Sequence[Piece], copies: bool, whole: bool) -> Written:
-    """What each run learnt, and the frozen models that nobody has from elsewhere. Never the target.
-
-    ``copies``: also what the hub has; ``whole``: of low-rank updates a model that holds them.
-    """
+    """What each run learnt, and the frozen models that nobody has from elsewhere, never the target. ``copies``: also
+    what the hub has; ``whole``: of low-rank updates a model that holds them."""
     bench, trained = found[0].run.bench, [p for p in found if p.own.trained]
     models = {p.name: merged(p.run.ensemble.trained.model) if whole else p.run.ensemble.trained.model for p in trained}
     bases = {p.role: BASE.format(p.name) for p in reversed(trained) if has_updates(models[p.name])}
     places = bases | {p.role: p.name for p in reversed(found) if not p.own.trained}
     for role, name in list(places.items()):
-        if role == "target" or (not copies and _lies_elsewhere(bench.cfg.pair, role, role in bases)):
+        # from the hub, or as the base of low-rank updates
+        elsewhere = (sources.ready_made if role in bases else sources.on_hub)(bench.cfg.pair, role) is not None
+        if role == "target" or (elsewhere and not copies):
             del places[role]
         else:
             models[name] = bench.model(role)
     return Written(models, places)
-
-
-def _lies_elsewhere(pair: PairConfig, role: str, is_base: bool) -> bool:
-    """Whether whoever loads an export has a model from elsewhere: from the hub, or as the base of low-rank updates."""
-    return (sources.ready_made if is_base else sources.on_hub)(pair, role) is not None
 
 
 def config(folder: Path, found: Sequence[Piece], alpha: float, made: Written, ends: Sequence[int]) -> dict[str, Any]:

@@ -42,11 +42,8 @@ class Found:
 
 
 class Traces:
-    """What to look for: made once of the rows, then asked of any number of files.
-
-    ``known`` is text that may be there whatever the data say (the fixed words of a form): what it has in common with
-    the rows is no trace.
-    """
+    """What to look for: made once of the rows, then asked of any number of files. ``known`` is text that may be there
+    whatever the data say (the words of a form): what it has in common with the rows is no trace."""
 
     def __init__(self, rows: Iterable[Row], known: str = ""):
         rows, said = list(rows), words_of(known)
@@ -158,10 +155,8 @@ def header(path: Path) -> bytes:
 
 
 def tensors_fault(files: Iterable[Path], shapes: Mapping[str, Sequence[int]]) -> str | None:
-    """What safetensors files hold besides the numbers of tensors with these names and shapes; None: nothing.
-
-    That tensors fill a file, without a gap between them or bytes after them, the library sees to as it opens it.
-    """
+    """What safetensors files hold besides tensors with these names and shapes; None: nothing. That tensors fill a file,
+    without a gap or bytes after them, the library sees to as it opens it."""
     for path in files:
         try:
             with safe_open(path, "pt") as found:

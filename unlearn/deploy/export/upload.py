@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from unlearn.config.schema import reason
 from unlearn.deploy.export.loading import ABOUT
 
 THEIRS = {".gitattributes"}  # made by the hub
@@ -14,11 +15,8 @@ class UploadError(RuntimeError):
 
 
 def upload(folder: Path, name: str, private: bool) -> str:
-    """Upload a folder as the model repository ``name``; its address. What an export that was there before had beyond
-    this one is removed; a repository with anything else is refused.
-
-    Raises ``UploadError``: the folder is whole, and the error says how to go on.
-    """
+    """Upload a folder as the model repository ``name``; its address. What an older export there had beyond this one is
+    removed; a repository with anything else is refused. ``UploadError`` says how to go on."""
     api = HfApi()
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
@@ -30,9 +28,6 @@ def upload(folder: Path, name: str, private: bool) -> str:
     except UploadError:
         raise
     except Exception as error:  # of the library, of its own libraries, of the system: the export is whole in any case
-        why = (str(error).strip() or "no reason given").splitlines()[0]
-        raise UploadError(
-            f"hub:{name}: not uploaded: {type(error).__name__}: {why} (`hf auth login`, or HF_TOKEN, says who you "
-            f"are); the export is whole, in {folder}; to upload it later: hf upload {name} {folder}"
-        ) from None
+        later = f"the export is whole, in {folder}; once `hf auth login` was done: hf upload {name} {folder}"
+        raise UploadError(f"hub:{name}: not uploaded: {type(error).__name__}: {reason(error)}; {later}") from None
     return address

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-PACKAGE, ALONE, VLLM, SERVE = WAYS = (
-    "transformers with this package", "transformers alone", "vLLM", "unlearn.serve",
-)  # fmt: skip
+PACKAGE, ALONE, VLLM, SERVE = WAYS = ("transformers with this package", "transformers alone", "vLLM", "unlearn.serve")
 HINDRANCES = {  # by what an export has: its words, and the ways that it closes
     "rule": ("its rule is no sum", (ALONE, VLLM)),
     "quantised": ("its target is quantised", (ALONE, VLLM)),
@@ -18,11 +16,8 @@ def ways(config: Mapping[str, Any]) -> dict[str, str | None]:
     from unlearn.ensemble.engines.configuration_unlearned import SUM, is_gguf, is_quantised  # and transformers
 
     members = config["members"]
-    has = {
-        "rule": config["rule"] != SUM,
-        "quantised": any(map(is_quantised, members)),
-        "gguf": any(map(is_gguf, members)),
-    }
+    has = {"rule": config["rule"] != SUM}
+    has |= {"quantised": any(map(is_quantised, members)), "gguf": any(map(is_gguf, members))}
     closed = {way: [words for key, (words, of) in HINDRANCES.items() if has[key] and way in of] for way in WAYS}
     return {way: " and ".join(why) or None for way, why in closed.items()}
 

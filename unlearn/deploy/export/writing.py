@@ -42,11 +42,9 @@ class ExportSettings:
     run: str
     to: str
     offsets: list[str] = setting([])  # further runs, whose offsets are added to the same target
-    # one for all, or one for run and each of offsets; null: each run's own
-    alpha: list[float] | None = setting(None, finite("must be one of those the run was evaluated at"))
+    alpha: list[float] | None = setting(None, finite("must be one of those the run was evaluated at"))  # null: its own
     weights: str = setting("auto", one_of("auto", "all"))  # all: also copies of what the hub has
-    # of a run with low-rank updates: auto: these alone, for the model that they were trained on; merged: a whole model
-    offset: str = setting("auto", one_of("auto", "merged"))
+    offset: str = setting("auto", one_of("auto", "merged"))  # auto: low-rank updates alone; merged: a whole model
     tokenizer: str = setting("yes", one_of("yes", "no"))
     collapsed: str = setting("no", one_of("no", "yes"))  # whether a run that collapsed is exported, too
     private: bool = True  # whether a repository that is made on the hub is seen by its owner alone
@@ -74,10 +72,7 @@ def export(runs: Sequence[Opened], settings: ExportSettings) -> dict[str, Any]:
     parts = parts_of(runs, [_alpha(run, alpha) for run, alpha in zip(runs, given, strict=True)])
     for run in runs:
         for m in (m for m in run.ensemble.members if m.kind.encodes):
-            raise ConfigError(
-                f"{run.folder}: its {m.name} has an encoder (T5), and an export reads whole texts; deploy what the "
-                "run trained with its own models"
-            )
+            raise ConfigError(f"{run.folder}: its {m.name} has an encoder (T5), and an export reads whole texts")
     check(parts)
     check_tokens(parts, [run.bench.encoder for run in runs])
     about: dict[str, Any] = {}
@@ -100,7 +95,9 @@ def _write_all(runs: Sequence[Opened], parts, settings: ExportSettings, about: d
     chats = asking.write(encoder, stops, folder, settings.tokenizer == "yes")
     config = members.config(folder, found, alpha, made, stops)
     write_json(folder / "config.json", config)
-    _write_code(folder / "custom_generate")
+    (folder / "custom_generate").mkdir()
+    for source, name in CODE.items():
+        shutil.copyfile(source, folder / "custom_generate" / name)
     about |= facts(runs, parts, found, config, made.models, settings.tokenizer == "yes", chats)
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     about["files"] = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
@@ -111,9 +108,8 @@ def _write_all(runs: Sequence[Opened], parts, settings: ExportSettings, about: d
     found = traces.in_folder(folder)
     if found:
         advice = "; tokenizer=no leaves the tokenizer out" if any("token" in f.file for f in found) else ""
-        raise ConfigError(
-            f"nothing was exported: {'; '.join(map(str, found))}. An export holds nothing of the forget set{advice}"
-        )
+        rule = "An export holds nothing of the forget set"
+        raise ConfigError(f"nothing was exported: {'; '.join(map(str, found))}. {rule}{advice}")
     if settings.folder.is_dir():
         settings.folder.rmdir()  # it was empty; what came in the meantime is not replaced
 
@@ -139,34 +135,22 @@ def _problems(settings: ExportSettings, run: Opened, alpha: float | None) -> Ite
     if manifest.get("status") != "done":
         yield f"{folder}: its status is {manifest.get('status')!r}, and only a run that is done is exported"
     if manifest.get("collapsed") is not None and manifest.get("kept") != "best" and settings.collapsed == "no":
-        yield (
-            f"{folder}: this run collapsed ({manifest['collapsed']}); collapsed=yes exports it all the same, and "
-            "trainer.keep=best keeps the best point of such a run"
-        )
+        choices = "collapsed=yes exports it all the same; with trainer.keep=best a run keeps its best point"
+        yield f"{folder}: this run collapsed ({manifest['collapsed']}); {choices}"
+    works = f"what works is python -m unlearn.serve run={folder}"
     if cfg.pair.target.kind == "http":
-        yield (
-            "pair.target.kind='http': an export is loaded beside the target's weights and checked against them, and "
-            f"these are on a server; what works is python -m unlearn.serve run={folder}"
-        )
+        yield f"pair.target.kind='http': an export is checked against the target's weights, not a server's; {works}"
     if cfg.method.file is not None:
-        yield (
-            f"method.file={cfg.method.file!r}: an export holds no code of yours, and this method's rule is a function "
-            f"of your own; what works is python -m unlearn.serve run={folder}"
-        )
+        yield f"method.file={cfg.method.file!r}: an export holds no code of yours; {works}"
     if tuning(cfg) == LAYERS:
-        yield (
-            f"{folder}: its tuning is {LAYERS}, and an export holds plain models that need no code of ours; what works "
-            f"is python -m unlearn.serve run={folder}"
-        )
+        yield f"{folder}: its tuning is {LAYERS}, and an export holds plain models; {works}"
     known = _known(run)
     again = f"python -m unlearn.evaluate run={folder}"
     if not known:
         yield f"{folder}: has no evaluation; make one: {again}"
     if alpha not in (None, *known):
-        yield (
-            f"alpha={alpha:g}: must be one of those the run was evaluated at, {', '.join(f'{a:g}' for a in known)}; "
-            f"another: {again} eval.alphas=[{alpha:g}]"
-        )
+        rule = f"must be one of those the run was evaluated at, {', '.join(f'{a:g}' for a in known)}"
+        yield f"alpha={alpha:g}: {rule}; another: {again} eval.alphas=[{alpha:g}]"
 
 
 def _known(run: Opened) -> list[float]:
@@ -194,10 +178,3 @@ def _write(model: nn.Module, folder: Path, lora: LoraConfig | None) -> None:
     fault = tensors_fault(sorted(folder.glob("*.safetensors")), shapes)
     if fault:
         raise ConfigError(f"{folder.name}: {fault}; such weights are not exported")
-
-
-def _write_code(folder: Path) -> None:
-    """What transformers runs for those who have not this package: ``generate(…, custom_generate=FOLDER)``."""
-    folder.mkdir()
-    for source, name in CODE.items():
-        shutil.copyfile(source, folder / name)

@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any
 
 from unlearn.config.derived import algo_name, alpha_key, training_alpha
-from unlearn.config.schema import ConfigError
+from unlearn.config.schema import raise_for
 from unlearn.config.setting import Bound, setting
 from unlearn.data.readers import read
 from unlearn.deploy.requests import evidence
@@ -50,11 +50,8 @@ class Request:
 
 
 def add(ledger: Ledger, overrides: Sequence[str], request: Request) -> State:
-    """Write down what is asked, run what answers it, write down that it is in effect and how forgotten it is.
-
-    Called again with the same, it resumes. ``LedgerError`` for the same id with another forget set, other settings or
-    another rule, and where the run fails.
-    """
+    """Write down what is asked, run what answers it, write down that it is in effect and how forgotten it is; again:
+    resumes. ``LedgerError`` for the same id with another forget set, settings or rule, and where the run fails."""
     job = job_of(overrides)
     with ledger.lock:
         id = _write_down(ledger, job, request)
@@ -71,9 +68,7 @@ def add(ledger: Ledger, overrides: Sequence[str], request: Request) -> State:
 
 def job_of(overrides: Sequence[str]) -> Job:
     """The job of some settings, checked as ``python -m unlearn.run`` checks them."""
-    problems = list(unknown_overrides(list(overrides)))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    raise_for(unknown_overrides(list(overrides)))
     keys = {o.split("=")[0] for o in overrides}
     usual = [o for o in USUAL if o.split("=")[0] not in keys]
     return grid.check(composed([*usual, *map(as_typed, overrides)]))
@@ -121,8 +116,7 @@ def evaluate(ledger: Ledger, ids: Sequence[str] = (), overrides: Sequence[str] =
         if known[id].effective is None or known[id].undone is not None:
             raise LedgerError(f"{id}: is {known[id].status}: there is nothing to measure")
         measure(ledger, id, id, answering, overrides, once)
-    known = ledger.states()
-    return [known[id] for id in wanted]
+    return [ledger.state(id) for id in wanted]
 
 
 def measure(
@@ -221,10 +215,8 @@ def _write_down(ledger: Ledger, job: Job, request: Request) -> str:
     for key, value in body.items():
         if key not in left_out and state.asked["body"].get(key) != value:
             what = {"fingerprint": "forget set", "config": "settings"}.get(key, key)
-            raise LedgerError(
-                f"{id}: was asked on {state.asked['time']} with another {what}, and that cannot be changed; "
-                "undo it, or give a new id"
-            )
+            rule = f"another {what}, and that cannot be changed; undo it, or give a new id"
+            raise LedgerError(f"{id}: was asked on {state.asked['time']} with {rule}")
     return id
 
 

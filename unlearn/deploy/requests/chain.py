@@ -78,10 +78,8 @@ class Chain:
             return self._write(kind, request, body)
 
     def entries(self) -> list[Entry]:
-        """All entries. Raises ``LedgerError`` at the first bad one; a torn last one was never written.
-
-        Each line is verified once: what still stands there byte for byte is not verified again.
-        """
+        """All entries; ``LedgerError`` at the first bad one, and a torn last one was never written. What still stands
+        there byte for byte is not verified again."""
         lines = self.lines()
         data, (before, known) = b"".join(lines), self._verified
         found, fault = walk(lines, self.key, known if data.startswith(before) else ())
@@ -178,9 +176,8 @@ def _fault(line: bytes, before: Sequence[Entry], lines: Sequence[bytes], key: by
         there, said = entry["n"], f"entry {entry['n']} stands in its place"
         if i not in {other["n"] for line in lines if (other := _parsed(line)) is not None}:
             return Fault(i, "removed", f"is missing; {said}")
-        return (
-            Fault(i, "inserted", f"entry {there} stands here once more") if there < i else Fault(i, "reordered", said)
-        )
+        kind, said = ("inserted", f"entry {there} stands here once more") if there < i else ("reordered", said)
+        return Fault(i, kind, said)
     if entry["previous"] != previous:
         said = f"does not continue entry {i - 1}: that one was modified and hashed again, or entries were inserted"
         return Fault(i, "changed", said if i else "the first entry continues another one")

@@ -82,10 +82,9 @@ def conditions(rule: Sequence[str] | None, cfg: Config, data: DataSet) -> tuple[
     """Those of a rule, or of the usual one; ``LedgerError`` for one that nothing could meet."""
     usual = (*RULE, *(KEPT.format(split=split) for split in GENERAL if data.splits.get(split)))
     if rule is None and cfg.eval.retrained == NO_RETRAINED:
-        raise LedgerError(
-            f"rule: must be given: the usual one ({', '.join(usual)}) compares with a retrained reference, and "
-            f"eval.retrained={NO_RETRAINED} leaves it out; e.g. rule=[forget/leak@{cfg.eval.leak_samples}<=0.5]"
-        )
+        example = f"e.g. rule=[forget/leak@{cfg.eval.leak_samples}<=0.5]"
+        compares = f"compares with a retrained model, and eval.retrained={NO_RETRAINED}"
+        raise LedgerError(f"rule: must be given, {example}: the usual one ({', '.join(usual)}) {compares}")
     found = tuple(condition(text) for text in (usual if rule is None else rule))
     if not 1 <= len(found) <= MOST:
         raise LedgerError(f"rule: must hold 1 to {MOST} conditions, and has {len(found)}")

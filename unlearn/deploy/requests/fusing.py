@@ -26,11 +26,8 @@ from unlearn.store.identity import Job
 
 
 def fuse(ledger: Ledger, ids: Sequence[str] = (), id: str | None = None, rule: Sequence[str] | None = None) -> State:
-    """Fuse active offsets (all, unless some are named) into one.
-
-    ``LedgerError`` where they do not fit each other, the run fails, or the fused offset does not meet the rule. Called
-    again it resumes a fusion of the same parts that was interrupted.
-    """
+    """Fuse active offsets (all, unless some are named) into one; again: resumes. ``LedgerError`` where they do not fit
+    each other, the run fails, or the fused offset does not meet the rule."""
     with ledger.lock:
         state = _begun(ledger, ids, id, rule) or _write_down(ledger, ids, id, rule)
     if state.effective is not None:
@@ -82,10 +79,8 @@ def _write_down(ledger: Ledger, ids: Sequence[str], id: str | None, rule: Sequen
         if (job.cfg.pair, job.cfg.method) != (first.cfg.pair, first.cfg.method):
             raise LedgerError(f"fuse: {job.folder} has another pair or method than {first.folder}")
         if _retained(job.cfg.data) != _retained(first.cfg.data):
-            raise LedgerError(
-                f"fuse: {first.folder} and {job.folder} have different data sets; what may differ is data.request"
-                + (" or data.forget" if first.cfg.data.reader == "jsonl" else "")
-            )
+            rule = f"what may differ is data.request{' or data.forget' if first.cfg.data.reader == 'jsonl' else ''}"
+            raise LedgerError(f"fuse: {first.folder} and {job.folder} have different data sets; {rule}")
     conditions = evidence.conditions(rule, first.cfg, read(first.cfg))
     id = check_id(id or ledger.next_id("F"))
     ledger.salts.make(id)

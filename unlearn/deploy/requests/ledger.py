@@ -194,10 +194,8 @@ class Ledger:
         return lines
 
     def forget(self, id: str) -> bool:
-        """Remove what links a request to its text and, once it no longer answers, to its run; whether there was a salt.
-
-        What a disk keeps of a removed file is not known.
-        """
+        """Remove what links a request to its text and, once it no longer answers, to its run (a disk may keep more);
+        whether there was a salt."""
         state, there = self.state(id), self.salts.erase(id)
         self.values.erase(id)
         if not state.active and state.fused_in is None:
@@ -254,9 +252,8 @@ def begin(folder: Path, variable: str | None) -> Ledger:
 
 
 def opened(folder: Path, variable: str | None = None) -> Ledger:
-    """A ledger to read or write. Its entries are verified when they are first read, by their HMACs too: with the key
-    in the environment variable that it names, or in ``variable``.
-    """
+    """A ledger to read or write. Its entries are verified when they are first read, by their HMACs too: with the key in
+    the environment variable that it names, or in ``variable``."""
     ledger = Ledger(folder, None)
     first = ledger.chain.first()
     if first is None or first["kind"] != "opened" or first["body"].get("format") != FORMAT:

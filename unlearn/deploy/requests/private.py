@@ -108,12 +108,9 @@ def of_text(text: str, salt: bytes) -> str:
 
 
 def of_run(run: Opened, salt: bytes, beside: bool) -> dict[str, str]:
-    """Fingerprints of all that decides what a run's offset does: every file of it, the settings that it was made with
-    (members, α of the training, template), the weights of the models beside it, and the tokenizer. ``beside``: their
-    configs, too, which the store must have, or makes.
-
-    Inner products of unlearning layers may be erased, and decide nothing.
-    """
+    """Fingerprints of all that decides what a run's offset does: its files, the settings that it was made with
+    (members, α of the training, template), the models beside it (``beside``: their configs, too, from the store), the
+    tokenizer. Inner products of unlearning layers may be erased, and decide nothing."""
     places = (run.folder / name for name in (seal.OFFSET, seal.ADAPTER))
     files = [p for place in places for p in sorted(place.rglob("*")) if p.is_file() and p.name != GRAM]
     found = {p.relative_to(run.folder).as_posix(): sha256(p) for p in files} | {

@@ -102,10 +102,8 @@ class Text:
         self.stopped = False
 
     def add(self, token: int | None, last: bool = False) -> str:
-        """Take a token, None for an end; returns what can be said now that could not before.
-
-        Text that a stop string may begin with is held back until more is known, or this was the ``last`` token.
-        """
+        """Take a token, None for an end; returns what can now be said. Text that a stop string may begin with is held
+        back until more is known, or this was the ``last`` token."""
         if token is not None:
             self._ids.append(token)
         before, now = self._decode(self._ids[: self._read]), self._decode(self._ids)
@@ -122,12 +120,8 @@ class Text:
 
     def _hold(self, new: str) -> None:
         """Add text, up to where the first stop string begins."""
-        begins = [
-            at - len(stop.text)
-            for at, character in enumerate(new, len(self._held) + 1)
-            for stop in self._stops
-            if stop.ends(character)
-        ]
+        read = enumerate(new, len(self._held) + 1)
+        begins = [at - len(stop.text) for at, letter in read for stop in self._stops if stop.ends(letter)]
         self._held = (self._held + new)[: min(begins, default=None)]
         self.stopped = bool(begins)
 

@@ -126,9 +126,8 @@ class _Server:
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         tell = partial(asyncio.get_running_loop().call_soon_threadsafe, events.put_nowait)
         try:
-            answers = self.engine.submit(
-                [(ask, lambda event, index=i: tell((index, event))) for i, ask in enumerate(asked.asks)]
-            )
+            asks = [(ask, lambda event, index=i: tell((index, event))) for i, ask in enumerate(asked.asks)]
+            answers = self.engine.submit(asks)
         except Busy as busy:
             return JSONResponse(error(str(busy), "server_error", code="busy"), 503, {"retry-after": "1"})
         found, done = _until_gone(request, events, len(answers)), partial(_log_answered, request, reply, started)

@@ -17,10 +17,8 @@ Mix = tuple[tuple[str, float], ...]  # the offsets that are on, with their α's
 
 
 class Blend:
-    """The models of all parts, their sums, and what is on.
-
-    Raises ``ConfigError`` for parts that cannot be added to one target.
-    """
+    """The models of all parts, their sums, and what is on. ``ConfigError`` for parts that cannot be added to one
+    target."""
 
     def __init__(self, parts: Sequence[Part]):
         check(parts)
@@ -65,7 +63,5 @@ class Blend:
         whole = next((n for n, p in self.parts.items() if p.whole), None)
         if whole is not None and names is not None and whole not in names:
             raise ValueError(f"{whole}: its trained weights are the model itself, which cannot be left out")
-        state = self._switched.items()
-        return tuple(
-            (n, a if alpha is None else alpha) for n, (on, a) in state if (on if names is None else n in names)
-        )
+        chosen = [(n, a) for n, (on, a) in self._switched.items() if (on if names is None else n in names)]
+        return tuple((n, a if alpha is None else alpha) for n, a in chosen)

@@ -80,9 +80,8 @@ class Protocol:
         most = PER_TOKEN * self._engine.encoder.max_length
         longest = max(map(len, texts), default=0)
         if longest > most:
-            raise BadRequest(
-                f"{name}: a text has {longest:,} characters; at most {most:,}", name, code="context_length_exceeded"
-            )
+            rule = f"{name}: a text has {longest:,} characters; at most {most:,}"
+            raise BadRequest(rule, name, code="context_length_exceeded")
 
     # --- one request ----------------------------------------------------------------------------------------------
 
@@ -108,10 +107,9 @@ class Protocol:
                 asks.append(Ask(prompt, mix, limit, draw, given.stop, strip, given.shown, read))
         total = sum(self._size(a.prompt_logprobs, len(a.prompt)) + self._size(a.logprobs, a.limit) for a in asks)
         if total > ENTRIES:
-            raise BadRequest(
-                f"this would be {total:,} log-probabilities, and at most {ENTRIES:,} are given at once: ask for fewer "
-                "likeliest tokens, or in several requests", "logprobs" if read is None else "prompt_logprobs",
-            )  # fmt: skip
+            rule = f"and at most {ENTRIES:,} are given at once: ask for fewer tokens, or in several requests"
+            field = "logprobs" if read is None else "prompt_logprobs"
+            raise BadRequest(f"this would be {total:,} log-probabilities, {rule}", field)
         return Asked(given, tuple(asks), tuple(texts), mix)
 
     def _size(self, k: int | None, positions: int) -> int:
@@ -161,17 +159,13 @@ def text_ids(tokenizer, text: str, special: bool = True) -> list[int]:
 
 
 def chat_ids(encoder: Encoder, turns: Sequence[Turn]) -> tuple[int, ...]:
-    """Of a dialogue by the chat template; where there is none, of the one question that it must be.
-
-    ``ValueError`` for messages that cannot be asked here.
-    """
+    """Of a dialogue by the chat template; where there is none, of the one question that it must be. ``ValueError`` for
+    messages that cannot be asked here."""
     if turns[-1].role != "user":
         raise ValueError(f"the last one is the {turns[-1].role}'s: must be the user's")
     if encoder.tokenizer.chat_template:
         return encoder.dialogue([{"role": turn.role, "content": turn.text} for turn in turns])
     if len(turns) == 1:
         return encoder.prompt(turns[0].text)
-    raise ValueError(
-        f"are {len(turns)}: the model has no chat template and answers single questions, so there must be one "
-        "message, the user's"
-    )
+    rule = "the model has no chat template and answers single questions, so there must be one message, the user's"
+    raise ValueError(f"are {len(turns)}: {rule}")

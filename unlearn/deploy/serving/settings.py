@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from unlearn.config.schema import ConfigError
+from unlearn.config.schema import ConfigError, raise_for
 from unlearn.config.setting import Bound, at_least, each, finite, setting
 from unlearn.deploy.requests.ledger import VARIABLE, opened
 
@@ -61,9 +61,7 @@ def checked(s: Settings) -> Settings:
         first, *others = [str(offset.folder) for offset in found]
         name = s.name or Path(s.ledger).resolve().name  # requests come and go; what clients call stays
         s = replace(s, run=first, offsets=others, alpha=[offset.alpha for offset in found], name=name)
-    problems = list(_problems(s))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    raise_for(_problems(s))
     return s
 
 

@@ -56,12 +56,8 @@ class Way(NamedTuple):
 
 
 def check(data: DataSet, splits: Sequence[Split]) -> None:
-    found = len(data.splits["retain"])
-    if found < LEAST:
-        raise DataError(
-            f"eval.groups: gate chooses its threshold on retain questions that it does not learn from, and "
-            f"{found} are too few; it needs {LEAST}"
-        )
+    if (found := len(data.splits["retain"])) < LEAST:
+        raise DataError(f"eval.groups: gate needs at least {LEAST} retain questions, and there are {found}")
 
 
 def measure(ctx: Context) -> Found:
@@ -80,10 +76,8 @@ def measure(ctx: Context) -> Found:
     for name, way in (ways(ctx, seen) | asked).items():
         flags = {kind: np.array([gate.flags(text) for text in way.texts]) for kind, gate in gates.items()}
         target, offset = (replace(ctx, alpha=a).recalls(way.prompts, way.gold) for a in (0.0, ctx.alpha))
-        flagged, refusal = (
-            flags[KINDS[0]],
-            ctx.suite.semantics.rouge.seeing.recalls([REFUSAL] * len(way.gold), way.gold),
-        )
+        flagged, rouge = flags[KINDS[0]], ctx.suite.semantics.rouge.seeing
+        refusal = rouge.recalls([REFUSAL] * len(way.gold), way.gold)
         found = {f"gate/{kind}/flagged_{name}": hit.astype(float) for kind, hit in flags.items()} | {
             f"gate/target_{name}": target, f"gate/offset_{name}": offset,
             f"gate/gated_{name}": np.where(flagged, offset, target),
@@ -160,10 +154,8 @@ def fit(kind: str, forget: Iterable[str], retain: Iterable[str], unseen: Iterabl
 
 
 def overlap(words: Sequence[str], forget: Counts, retain: Counts) -> float:
-    """Mean of the largest log-odds of runs that forget questions have; runs that are lacking count 0.
-
-    Log-odds of a question that has the run: log (f + ½)/(F + 1) − log (r + ½)/(R + 1).
-    """
+    """Mean of the largest log-odds, log (f + ½)/(F + 1) − log (r + ½)/(R + 1) of a question that has the run, of runs
+    that forget questions have; runs that are lacking count 0."""
     odds = []
     for gram in _grams(words) & forget.grams.keys():
         here = (forget.grams[gram] + 0.5) / (forget.questions + 1)
@@ -187,10 +179,8 @@ def _grams(words: Sequence[str]) -> set[tuple[str, ...]]:
 
 
 def misspelt(question: str) -> str:
-    """Two inner letters of each name change places: what a person would still read.
-
-    Names are words with a capital letter after the first word.
-    """
+    """Two inner letters of each name (a word with a capital letter after the first word) change places: a person still
+    reads it."""
     first, *rest = question.split(" ")
     named = (w[0] + w[2] + w[1] + w[3:] if w[:1].isupper() and len(w) > 3 else w for w in rest)
     return " ".join([first, *named])

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
 from unlearn.config.own import JUDGE, named
-from unlearn.data.facts import told
+from unlearn.data.facts import tells
 from unlearn.data.texts import words_of
 from unlearn.decoding.generation import Decoding, sample
 from unlearn.evaluation.context import Context, Found
@@ -75,9 +75,7 @@ def _scores(ctx: Context, drawn: list[list[str]], split: Split) -> dict[str, np.
     if any(wanted):
         found["attribute"] = _each(attribute_held, drawn, wanted)
     if any(row.key for row in split.rows):
-        found["known"] = _each(
-            lambda text, key: float(told(text, key)) if key else math.nan, drawn, [r.key for r in split.rows]
-        )
+        found["known"] = _each(tells, drawn, [r.key for r in split.rows])
     if judge is not None:
         own, pairs = named(judge, *JUDGE), zip(split.rows, drawn, strict=True)
         judged = [[own(r.question, r.answer, text) for text in texts] for r, texts in pairs]
@@ -111,12 +109,9 @@ def _draw(ctx: Context, split: Split) -> list[list[str]]:
 
 # --- from numbers alone -----------------------------------------------------------------------------------------------
 def leak_at_k(scores: ArrayLike, k: int) -> np.ndarray:
-    """E[max of k of the n scores] of each prompt, [P].
-
-    ``scores``: [P, n], n samples of each of P prompts. Per prompt Σ_i s_(i) · C(i−1, k−1) / C(n, k) over the scores
-    sorted upwards: C(i−1, k−1) of the C(n, k) subsets have the i-th smallest score as their largest. In closed form it
-    is unbiased, and far less noisy than drawing k once.
-    """
+    """E[max of k of the n scores] of each prompt, [P], from ``scores`` [P, n]: Σ_i s_(i) · C(i−1, k−1) / C(n, k) over
+    the scores sorted upwards, since C(i−1, k−1) of the subsets have the i-th smallest as their largest. Unbiased, and
+    less noisy than drawing k once."""
     ordered = np.sort(_told("scores", scores), axis=1)
     n = ordered.shape[1]
     subsets, weights = _log_choose(n, k), np.zeros(n)
@@ -126,10 +121,8 @@ def leak_at_k(scores: ArrayLike, k: int) -> np.ndarray:
 
 
 def leaked_at_k(scores: ArrayLike, k: int, threshold: float) -> np.ndarray:
-    """Probability that one of k answers at least is above ``threshold``, of each prompt, [P].
-
-    1 − C(n − c, k) / C(n, k) with c of n samples above it (arXiv 2107.03374, Eq. 1, pass@k).
-    """
+    """Probability that one of k answers at least is above ``threshold``, of each prompt, [P]: 1 − C(n − c, k) / C(n, k)
+    with c of n samples above it (arXiv 2107.03374, Eq. 1, pass@k)."""
     found = _told("scores", scores)
     subsets, clean = _log_choose(found.shape[1], k), (found <= threshold).sum(axis=1)
     # subsets of k without a leak; where fewer than k samples are clean there is none
@@ -150,18 +143,14 @@ def _log_choose(n: ArrayLike, k: int) -> np.ndarray:
 
 
 def attribute_held(text: str, words: Sequence[str]) -> float:
-    """Exact attribute match: 1 where all words of ``attribute`` occur in the text in their order, else 0.
-
-    Other words may stand between them; forms of a word are different words. NaN where the answer has no such words.
-    """
+    """Exact attribute match: 1 where all words of ``attribute`` occur in the text in their order, with others between
+    them or not, else 0; NaN where the answer has no such words."""
     left = iter(words_of(text))
     return float(all(word in left for word in words)) if words else math.nan  # `in` uses it up as far as the word
 
 
 def attribute(question: str, answer: str) -> tuple[str, ...]:
-    """The words of an answer that tell something: those neither in its question nor in ``STOPWORDS``, in order.
-
-    Words are maximal runs of letters and digits, or single characters of scripts without spaces, without case.
-    """
+    """The words of an answer that tell something, in order: those neither in its question nor in ``STOPWORDS``, in any
+    script and without case."""
     known = STOPWORDS.union(words_of(question))
     return tuple(w for w in words_of(answer) if w not in known)

@@ -26,10 +26,9 @@ def measure(ctx: Context) -> Found:
     columns = {split: _attacks(ctx, split) for split in SPLITS}
     forget, holdout = columns.values()
     metrics = {f"mia/{a}": membership.auc(forget[a], holdout[a]) for a in forget}
-    people, resamples = {split: ctx.suite.split(split).people for split in SPLITS}, ctx.suite.cfg.resamples
-    drawn = {
-        f"mia/{a}": interval(weighted_aucs(forget[a], holdout[a]), people, resamples) for a in forget if resamples > 1
-    }
+    how = {split: ctx.suite.split(split).people for split in SPLITS}, ctx.suite.cfg.resamples
+    attacks = forget if ctx.suite.cfg.resamples > 1 else ()
+    drawn = {f"mia/{a}": interval(weighted_aucs(forget[a], holdout[a]), *how) for a in attacks}
     if ctx.retrained is not None:
         for attack in ATTACKS:
             theirs = ctx.retrained.metrics.get(f"mia/{attack}")

@@ -41,10 +41,8 @@ def measure(ctx: Context) -> Found:
     if ctx.itself:
         return Found()
     if ctx.retrained is None or not set(NAMES) <= set(ctx.retrained.models):
-        raise MissingRetrained(
-            "eval.groups: three_sample compares distributions, so it needs target and retrained as models; "
-            "a result file holds no distributions. In a run of a pair that has both, they are at hand"
-        )
+        rule = "three_sample compares distributions, so it needs target and retrained as models, not a result file"
+        raise MissingRetrained(f"eval.groups: {rule}")
     split = ctx.suite.split("forget")
     distances, owner = _distances(ctx, split)
     people = np.array([r.group for r in split.rows])
@@ -128,11 +126,9 @@ def _p_value(sums: np.ndarray, flips: int, seed: int) -> float:
 # --- distances of distributions ---------------------------------------------------------------------------------------
 @torch.no_grad()
 def jensen_shannon(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """½ KL(p‖m) + ½ KL(q‖m) with m = (p + q)/2, per row, [N, V] twice → [N] fp32, nats, between 0 and log 2.
-
-    Computed as ½ Σ_v p (log 2 − softplus(log q − log p)) + the same with p and q exchanged: no m, no logarithm of 0,
-    and the same logits twice give 0. A logit of −∞ is a probability of 0.
-    """
+    """½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2, per row, [N, V] twice → [N] fp32, nats, from 0 to log 2. As ½ Σ_v p (log 2
+    − softplus(log q − log p)) + the same with p and q exchanged: no m, no logarithm of 0; a logit of −∞ is a
+    probability of 0."""
     rows = max(1, CHUNK_ELEMENTS // max(1, p_logits.shape[1]))
     parts = []
     for pair in zip(p_logits.split(rows), q_logits.split(rows), strict=True):

@@ -13,10 +13,8 @@ def numbers(name: str, values: ArrayLike, ndim: int = 1, infinite: bool = True) 
         raise ValueError(f"{name}: shape {array.shape}; must have {ndim} axes and at least one value")
     bad = np.flatnonzero(np.isnan(array) if infinite else ~np.isfinite(array))
     if bad.size:
-        found = array.flat[bad[0]]
-        raise ValueError(
-            f"{name}: {bad.size} of {array.size} values are NaN or infinite, the first ({found}) at {bad[0]}"
-        )
+        first = f"the first ({array.flat[bad[0]]}) at {bad[0]}"
+        raise ValueError(f"{name}: {bad.size} of {array.size} values are NaN or infinite, {first}")
     return array
 
 

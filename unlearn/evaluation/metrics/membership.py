@@ -22,10 +22,8 @@ LEAST_VARIANCE = 1e-6  # of min-k++: where the model is certain the variance is 
 
 
 def zlib(mean_nll: ArrayLike, texts: Sequence[str]) -> np.ndarray:
-    """Mean NLL over the bytes of the zlib-compressed answer, [B]. (Carlini et al. 2021: log-perplexity / zlib)
-
-    The *mean*, not the sum, of the NLL: what the paper and OpenUnlearning do.
-    """
+    """Mean NLL (*not* the sum: as the paper and OpenUnlearning) over the bytes of the zlib-compressed answer, [B].
+    (Carlini et al. 2021: log-perplexity / zlib)"""
     return np.asarray(mean_nll) / [len(compression.compress(t.encode())) for t in texts]
 
 
@@ -35,10 +33,8 @@ def reference(mean_nll: ArrayLike, reference_mean_nll: ArrayLike) -> np.ndarray:
 
 
 def min_k(log_probs: Sequence[ArrayLike], k: float = K) -> np.ndarray:
-    """Min-K %: − mean of an answer's lowest max(1, ⌊k·L⌋) log-probabilities, [B]. (arXiv 2310.16789)
-
-    ``log_probs``: per answer, of each token without the EOS, nats, [L].
-    """
+    """Min-K %: − mean of an answer's lowest max(1, ⌊k·L⌋) log-probabilities, [B]. (arXiv 2310.16789) ``log_probs``: per
+    answer, of each token without the EOS, nats, [L]."""
     found = []
     for i, answer in enumerate(log_probs):
         values = numbers(f"log_probs of answer {i}", answer)
@@ -50,24 +46,16 @@ def min_k(log_probs: Sequence[ArrayLike], k: float = K) -> np.ndarray:
 def min_k_plus_plus(
     log_probs: Sequence[ArrayLike], means: Sequence[ArrayLike], variances: Sequence[ArrayLike], k: float = K
 ) -> np.ndarray:
-    """Min-K %++: as ``min_k`` on z-scores (log p − μ) / σ, [B]. (arXiv 2404.02936)
-
-    Per answer and token without the EOS, [L]: μ = Σ_v p_v log p_v and σ² = Σ_v p_v (log p_v − μ)² of the model's own
-    next-token distribution (``scoring.log_prob_moments``).
-    """
+    """Min-K %++: as ``min_k`` on z-scores (log p − μ) / σ, [B]. (arXiv 2404.02936) Per answer and token without the
+    EOS, [L]: μ and σ² of log p under the model's own next-token distribution (``scoring.log_prob_moments``)."""
     answers = zip(log_probs, means, variances, strict=True)
-    z_scores = [
-        np.subtract(logp, mean) / np.sqrt(np.maximum(variance, LEAST_VARIANCE)) for logp, mean, variance in answers
-    ]
+    z_scores = [np.subtract(logp, mean) / np.sqrt(np.maximum(var, LEAST_VARIANCE)) for logp, mean, var in answers]
     return min_k(z_scores, k)
 
 
 def auc(forget: ArrayLike, holdout: ArrayLike) -> float:
-    """P(score of a holdout row > score of a forget row), ties counted half: the area under the ROC curve.
-
-    The forget set is labelled 0 and the holdout 1: 1 means that every forget row looks like training data, .5 that
-    the attack sees no difference.
-    """
+    """P(score of a holdout row > score of a forget row), ties counted half: the area under the ROC curve. 1 means that
+    every forget row looks like training data, .5 that the attack sees no difference."""
     forget, holdout = numbers("forget scores", forget), numbers("holdout scores", holdout)
     ranks = rankdata(np.concatenate([forget, holdout]))[len(forget) :]  # mid-ranks: a tie is half a win
     n = len(holdout)
@@ -75,22 +63,15 @@ def auc(forget: ArrayLike, holdout: ArrayLike) -> float:
 
 
 def privleak(auc: float, retrained_auc: float) -> float:
-    """PrivLeak: an attack's AUC relative to the retrained model's, in per cent (MUSE, arXiv 2407.06460).
-
-    ((1 − auc) − (1 − auc_r)) / ((1 − auc_r) + 1e-10) · 100, for AUCs of ``auc`` (usually of min-k). 0 is the
-    retrained model; below it the forget set still looks like training data, above it more forgotten than never seen.
-    Public code takes .5 where there is no retrained model.
-    """
+    """PrivLeak: ((1 − auc) − (1 − auc_r)) / ((1 − auc_r) + 1e-10) · 100, for AUCs of ``auc`` (MUSE, arXiv 2407.06460).
+    0 is the retrained model (public code takes .5 without one); below it the forget set still looks like training
+    data."""
     kept, reference = 1 - auc, 1 - retrained_auc
     return (kept - reference) / (reference + EPSILON) * 100
 
 
 def vulnerable(
-    unlearned: ArrayLike,
-    retrained: ArrayLike,
-    holdout_unlearned: ArrayLike,
-    holdout_retrained: ArrayLike,
-    false_positive_rate: float,
+    unlearned: ArrayLike, retrained: ArrayLike, holdout_unlearned: ArrayLike, holdout_retrained: ArrayLike, rate: float
 ) -> np.ndarray:
     """Whether each forget row is likelier under the unlearned than under the retrained model, above a threshold, [B].
 
@@ -100,12 +81,12 @@ def vulnerable(
     false-positive rate, forget cannot be told from rows never seen.
     All four are mean NLLs per answer, nats: of the forget rows, [B], and of the holdout rows, [H]. The threshold is the
     ⌈(1 − rate)(H + 1)⌉-th smallest holdout value, so a row like the holdout's exceeds it with a probability of at most
-    ``false_positive_rate`` at any H; where H is too small for that, it is refused.
+    ``rate``, of false positives, at any H; where H is too small for that, it is refused.
     """  # fmt: skip
     clean = np.sort(-reference(holdout_unlearned, holdout_retrained))
     # a share written as a decimal may put an exact integer just above itself
-    rank = math.ceil((1 - false_positive_rate) * (len(clean) + 1) - 1e-9)
+    rank = math.ceil((1 - rate) * (len(clean) + 1) - 1e-9)
     if rank > len(clean):
-        rule = f"cannot calibrate a false-positive rate of {false_positive_rate:g}"
+        rule = f"cannot calibrate a false-positive rate of {rate:g}"
         raise ValueError(f"{len(clean)} holdout rows {rule}: it takes more of them, or a higher rate")
     return -reference(unlearned, retrained) > clean[rank - 1]

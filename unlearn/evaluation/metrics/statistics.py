@@ -42,11 +42,9 @@ def interval(
     within: Interval = (0.0, 1.0),
 ) -> Interval | None:
     """95 % interval of an aggregate of one or several splits; None where there are no two people, or items, to compare.
-
-    ``aggregate``: from weights by split to values [R]; those of the whole where all weights are 1. ``people``: by
-    split, whom each item is about. The variance is that over resampled people, of one split at a time while the others
-    stay as they are, with as many degrees of freedom as people less one (Welch-Satterthwaite for several splits).
-    """
+    ``aggregate``: from weights by split to values [R]; ``people``: by split, whom each item is about. The variance is
+    that over resampled people, one split at a time, with as many degrees of freedom as people less one
+    (Welch-Satterthwaite)."""
     whole = {split: np.ones((1, len(who))) for split, who in people.items()}
     variances, freedom = [], []
     for split, who in people.items():
@@ -66,9 +64,7 @@ def interval(
 @lru_cache(maxsize=16)  # all metrics of a split are weighted alike
 def drawn(people: tuple[str, ...], resamples: int, seed: int = 0) -> tuple[np.ndarray, int]:
     """How often each item is in each resample of people, [R, n], and how many people, or items about nobody, there are.
-
-    Where all items are about one person, items are drawn: then nothing can be said about other people.
-    """
+    Where all are about one person, items are drawn: then nothing can be said about other people."""
     who = [person or (i,) for i, person in enumerate(people)]
     who = who if len(set(who)) > 1 else [(i,) for i in range(len(who))]
     places = {person: unit for unit, person in enumerate(dict.fromkeys(who))}
@@ -104,8 +100,6 @@ def limits(mean: float, variance: float, degrees: float, items: int, within: Int
 
 
 def distances(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> dict[str, float]:
-    """Unlearned − retrained of what both have, by name, each in the metric's own unit.
-
-    A low forget probability is not the goal; the retrained model's is, and it still guesses.
-    """
+    """Unlearned − retrained of what both have, by name, each in the metric's own unit: not a low forget probability is
+    the goal, but the retrained model's, which still guesses."""
     return {name: value - retrained[name] for name, value in unlearned.items() if name in retrained}

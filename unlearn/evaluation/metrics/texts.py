@@ -97,11 +97,8 @@ def fluency(texts: Sequence[str]) -> np.ndarray:
 
 
 def relative_fluency(generations: Sequence[str], golds: Sequence[str]) -> np.ndarray:
-    """min(1, H(generation) / H(gold)) of the pairs that have one, in [0, 1].
-
-    A gold answer without entropy (one or two words, or one word repeated) says nothing and is left out. Where none is
-    left, there is no measure, and that is refused.
-    """
+    """min(1, H(generation) / H(gold)) of the pairs that have one, in [0, 1]. A gold answer without entropy (one or two
+    words, or one word repeated) is left out; where none is left, that is refused."""
     found, expected = fluency(generations), fluency(golds)
     if not expected.any():
         raise ValueError(f"relative fluency: none of {len(golds)} gold answers has two different word pairs or triples")

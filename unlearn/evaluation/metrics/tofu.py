@@ -31,10 +31,8 @@ def probability(nll: ArrayLike) -> np.ndarray:
 
 
 def probability_with_options(right: ArrayLike, wrong: Sequence[ArrayLike], epsilon: float = 0.0) -> np.ndarray:
-    """p / (p + Σ p_wrong + ε), [B]: the share of the right answer among its options.
-
-    ``right``: NLL of the right answer, [B]; ``wrong``: NLLs of its wrong answers.
-    """
+    """p / (p + Σ p_wrong + ε), [B]: the share of the right answer among its options. ``right``: NLL of the right
+    answer, [B]; ``wrong``: NLLs of its wrong answers."""
     if epsilon:
         p = probability(right)
         return p / (p + [probability(w).sum() for w in wrong] + epsilon)
@@ -44,10 +42,8 @@ def probability_with_options(right: ArrayLike, wrong: Sequence[ArrayLike], epsil
 
 
 def truth_ratio(right: ArrayLike, wrong: Sequence[ArrayLike], epsilon: float = 0.0) -> np.ndarray:
-    """R of each row, [B], which forget quality compares; the metric is the mean of ``ratio_scores``.
-
-    ``right``: NLL of the right answer, [B]; ``wrong``: NLLs of the wrong answers.
-    """
+    """R of each row, [B], which forget quality compares; the metric is the mean of ``ratio_scores``. ``right``: NLL of
+    the right answer, [B]; ``wrong``: NLLs of the wrong answers."""
     right, wrong = np.asarray(right), np.array([np.mean(w) for w in wrong])
     if epsilon:
         return np.exp(-wrong) / (np.exp(-right) + epsilon)
@@ -61,11 +57,8 @@ def ratio_scores(split: str, values: np.ndarray, epsilon: float = 0.0) -> np.nda
 
 
 def aggregates(split: str, found: Mapping[str, np.ndarray], epsilon: float = 0.0) -> dict[str, float]:
-    """Metrics of a split from values per example: their means, and of R also the median, which does not overflow.
-
-    A metric that saw nothing of an example has NaN there, and its mean leaves that out; where it saw nothing of any,
-    there is no such metric.
-    """
+    """Metrics of a split from values per example: their means, NaN left out (none where all are), and of R also the
+    median, which does not overflow."""
     metrics = {}
     for name, values in found.items():
         scores = ratio_scores(split, values, epsilon) if name == RATIO else values
@@ -82,12 +75,9 @@ def means(found: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def forget_quality(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-    """``forget_quality`` = p of a two-sided Kolmogorov–Smirnov test: can truth ratios on the forget set be told from
-    those of a model that never saw it? predictions: the model's truth ratios; references: the retrained model's.
-
-    p spans tens of orders of magnitude and has a floor that depends on n alone, so log₁₀ p and the statistic stand
-    beside it.
-    """
+    """``forget_quality`` = p of a two-sided Kolmogorov–Smirnov test of truth ratios on the forget set: the model's
+    (``predictions``) against the retrained model's. p spans tens of orders of magnitude and has a floor that depends on
+    n alone, so log₁₀ p and the statistic stand beside it."""
     test = ks_2samp(predictions, references)
     p = float(test.pvalue)
     log10 = math.log10(max(p, sys.float_info.min))
@@ -103,10 +93,8 @@ def model_utility(metrics: Mapping[str, float]) -> float:
 
 
 def harmonic_mean(values: Sequence[ArrayLike]) -> np.ndarray:
-    """Harmonic mean over the first axis, [parts, …] → […]: one number per bootstrap resample where each part is [R].
-
-    A single 0 makes it 0. Values below 0 and NaN are refused.
-    """
+    """Harmonic mean over the first axis, [parts, …] → […]: one number per bootstrap resample where each part is [R]. A
+    single 0 makes it 0; values below 0 and NaN are refused."""
     parts = np.asarray(values, dtype=np.float64)
     if len(parts) == 0 or not (parts >= 0).all():
         raise ValueError(f"harmonic mean of {values!r}: must be at least one value, none of them negative or NaN")

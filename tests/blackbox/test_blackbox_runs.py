@@ -116,7 +116,7 @@ def test_only_what_is_new_is_asked_of_a_server_that_is_back(both, local, store, 
 def test_a_run_trains_without_a_server_and_is_measured_when_there_is_one(both, local, store, place):
     more = ("pair.target.http.k=0", "pair.target.http.retries=0", "study=later", *OWN[:1], "eval.alphas=[9]", *OWN[2:])
     _, theirs, _ = both
-    with pytest.raises(BlackBoxError, match="What was fetched stays: rerun the same command"):
+    with pytest.raises(BlackBoxError, match="what was fetched stays: rerun the same command"):
         execute(compose(*settings(store, place, "http://127.0.0.1:9", *more)))
     folder = place / "runs" / "later" / theirs.folder.name
     assert runlog.manifest(folder)["trained"] and lines(folder) == lines(theirs.folder)

@@ -90,7 +90,7 @@ def test_questions_without_another_answer_are_named(bench, rows, written, monkey
     with pytest.raises(DataError) as error:
         alternates(AlternatesConfig(count=1, temperature=0.123), bench, 8)
     assert f"than {rows[1].answer!r} to {rows[1].question!r}" in str(error.value)
-    assert "raise algo.alternates.temperature or give a file" in str(error.value)
+    assert "raise that of algo.alternates or give a file" in str(error.value)
 
 
 def test_a_run_trains_towards_the_answers_of_a_file_and_its_content_is_part_of_the_hash(config, written):

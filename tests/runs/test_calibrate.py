@@ -71,7 +71,7 @@ REFUSED = [
     (["tolerance=0.1", "tolerance=0.2"], "give one of METRIC=VALUE"),
     (["forget/prob=0.1", "forget/prob=0.2"], "give one of METRIC=VALUE"),
     (["to=retrained", "metric=forget/prob", "metric=retain/prob"], "give one of METRIC=VALUE"),
-    (["forget/prob=0.1", "metric=retain/prob"], "the last two with metric=SPLIT/METRIC"),
+    (["forget/prob=0.1", "metric=retain/prob"], "metric=SPLIT/METRIC for these two"),
     (["to=target"], "to=target: must be retrained"),
     (["forget/rouge=0.1"], "can be calibrated to forget/prob, forget/exact_memorization"),
     (["forget/prob=2"], "forget/prob=2: must be a number between 0 and 1"),

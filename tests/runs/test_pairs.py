@@ -252,7 +252,7 @@ def test_a_data_set_without_general_facts_cannot_train_a_model_that_knows_nothin
     there = workbench(config("pair.small.pretrain.epochs=0"))
     bare = {k: v for k, v in there.data.splits.items() if k in ("forget", "retain")}
     there = dataclasses.replace(there, data=dataclasses.replace(there.data, splits=bare, _fingerprint=[]), _models={})
-    with pytest.raises(ConfigError, match="has nothing to train the small_general model on"):
+    with pytest.raises(ConfigError, match="has no general facts to train the small_general model on"):
         there.model("small")
     assert there.model("small_retain")
 

@@ -36,10 +36,10 @@ def alternates(cfg: AlternatesConfig, bench: Workbench, batch_size: int) -> list
     found = read_json(bench.store.get("alternates", recipe, build) / "alternates.json")
     for row, answers in zip(rows, found, strict=True):
         if not answers:
-            raise DataError(
-                f"algo.alternates: the target gave no other answer than {row.answer!r} to {row.question!r} in {ROUNDS} "
-                f"rounds from temperature {cfg.temperature:g}; raise algo.alternates.temperature or give a file"
+            rounds = (
+                f"in {ROUNDS} rounds from temperature {cfg.temperature:g}; raise that of algo.alternates or give a file"
             )
+            raise DataError(f"algo.alternates: no other answer than {row.answer!r} to {row.question!r} {rounds}")
     return found
 
 

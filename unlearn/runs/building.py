@@ -69,10 +69,8 @@ def _stage(
     """A stage teaches each row's answer and, where ``texts`` asks for it, its question as a text."""
     pair, encoder = bench.cfg.pair, bench.encoder
     if stage.epochs and not rows:
-        raise ConfigError(
-            f"data set {bench.data.name!r} has nothing to train the {label} on: it has no general facts (real authors, "
-            "world facts); take pair.offset_init=retain or full"
-        )
+        rule = f"has no general facts to train the {label} on; take pair.offset_init=retain or full"
+        raise ConfigError(f"data set {bench.data.name!r} {rule}")
     training = examples_of(encoder, rows)
     if size.texts:
         masks = size.architecture == "t5" if size.source is None else hub.has_encoder(start[0])

@@ -35,10 +35,8 @@ PRECISE = 1e-4  # α is found to this
 
 @dataclass(frozen=True)
 class Goal:
-    """What α is chosen for: a value of a metric, or the most forgetting that keeps a metric.
-
-    ``value`` None with ``tolerance`` None: the retrained reference's value, an oracle.
-    """
+    """What α is chosen for: a value of a metric (``value``; with ``tolerance`` None the retrained reference's, an
+    oracle), or the most forgetting that keeps a metric."""
 
     metric: str
     value: float | None = None
@@ -89,18 +87,14 @@ def calibrate(cfg: Config, bench: Workbench, ensemble: Ensemble, goal: Goal) -> 
 
 
 def parts(cfg: Config, data: DataSet, split: str) -> tuple[list[Row], list[Row]]:
-    """Examples for choosing and, disjoint from them, for reporting: halves of a split at random, always the same.
-
-    Of the retain set only what no training step saw is used.
-    """
+    """Examples for choosing and, disjoint from them, for reporting: halves of a split at random, always the same; of
+    the retain set only what no training step saw."""
     rows = list(data.splits.get(split, ()))
     if split == "retain":
         unseen = held_out(len(rows), cfg.trainer.held_out)
         if len(unseen) < 2:
-            raise ConfigError(
-                f"trainer.held_out={cfg.trainer.held_out:g} left {len(unseen)} of {len(rows)} retain questions unseen; "
-                "choosing and reporting need one each: train with a larger share"
-            )
+            few = f"left {len(unseen)} of {len(rows)} retain questions unseen, and choosing and reporting need one each"
+            raise ConfigError(f"trainer.held_out={cfg.trainer.held_out:g} {few}: train with a larger share")
         return [rows[i] for i in unseen[::2]], [rows[i] for i in unseen[1::2]]
     first = set(np.random.default_rng(len(rows)).permutation(len(rows))[: len(rows) // 2].tolist())
     if not first:
@@ -128,11 +122,8 @@ def _measure(cfg: Config, bench: Workbench, ensemble: Ensemble, rows: Sequence[R
 
 
 def reach(measure: Measure, asked: float) -> Choice:
-    """The smallest α ≥ 0 at which the metric crosses ``asked``, by a coarse look and then bisection.
-
-    The metric need not be monotone in α; the first crossing is taken. Where it is never reached, the α that comes
-    nearest is taken, and the choice says so.
-    """
+    """The smallest α ≥ 0 at which the metric, which need not be monotone, crosses ``asked``, by a coarse look and then
+    bisection. Where it is never reached, the α that comes nearest, and the choice says so."""
     alphas, values = _look(measure)
     beyond = partial(np.greater_equal if values[0] > asked else np.less_equal, asked)
     crossed = np.flatnonzero(beyond(values))
@@ -180,10 +171,10 @@ def goal_of(arguments: Sequence[str]) -> Goal:
     metrics = [f"{split}/{metric}" for split in SPLITS for metric in METRICS]
     goals = [k for k in given if "/" in k or k in ("to", "tolerance")]
     if len(goals) != 1 or len(given) < len(arguments) or ("/" in goals[0] and "metric" in given):
-        raise ConfigError(
-            f"{' '.join(arguments) or 'no goal'}: give one of METRIC=VALUE (e.g. forget/prob=0.15), to=retrained, "
-            "tolerance=NUMBER; the last two with metric=SPLIT/METRIC if you like"
+        choices = (
+            "METRIC=VALUE (e.g. forget/prob=0.15), to=retrained, tolerance=NUMBER; metric=SPLIT/METRIC for these two"
         )
+        raise ConfigError(f"{' '.join(arguments) or 'no goal'}: give one of {choices}")
     (key,) = goals
     metric = key if "/" in key else given.get("metric", "retain/prob" if key == "tolerance" else "forget/prob")
     if metric not in metrics:

@@ -38,10 +38,9 @@ class Evaluation:
 
 
 def after_training(ensemble: Ensemble, suite: Suite, alphas: Sequence[float], alone: float | None) -> Evaluation:
-    """What evaluating the suite at some α's will take.
-
-    ``alone``: seconds that the target took by itself, over the same questions. A pass over a model takes as long as
-    it has parameters; the ensemble's are those of its different models."""
+    """What evaluating the suite at some α's will take. ``alone``: seconds that the target took by itself over the same
+    questions; a pass over a model takes as long as it has parameters, the ensemble's being those of its different
+    models."""
     sizes = {
         (m.fingerprint, m.trained): parameters(m.model) for m in ensemble.needed(alphas)
     }  # of its start, if trained

@@ -127,9 +127,8 @@ def measure(ensemble: Ensemble, alpha: float, tokenizer, task: Task, limit: int 
             raise ConfigError(f"tasks={part.task_name}: is about generated text, and only likelihoods are scored here")
     lm = language_model(ensemble, alpha, tokenizer, batch_size)
     found = simple_evaluate(lm, tasks=[task], task_manager=manager, limit=limit, bootstrap_iters=0)
-    return {
-        part: _entry(values, found["samples"].get(part, []), tokenizer) for part, values in found["results"].items()
-    }
+    samples = found["samples"]
+    return {part: _entry(values, samples.get(part, []), tokenizer) for part, values in found["results"].items()}
 
 
 def language_model(ensemble: Ensemble, alpha: float, tokenizer, batch_size: int):

@@ -60,11 +60,9 @@ class Inputs:
         return found
 
     def read(self, name: str) -> tuple[Examples, dict[Any, int] | None]:
-        """Examples of a group that have rows, and where in them is what a draw names; None: all questions, in order.
-
-        Of paired groups those that some step draws. Of the others all, which runs of any seed share, unless the steps
-        draw less than half: then these alone, which runs of the same seed and batches share.
-        """
+        """Examples of a group that have rows, and where in them is what a draw names; None: all questions, in order. Of
+        paired groups those that some step draws; of others all, which runs of any seed share, unless the steps draw
+        less than half."""
         # questions, or (question, answer) pairs
         drawn = sorted({key for step in range(self.steps) for key in self.sampler.draw(step).named(name)})
         places = {key: k for k, key in enumerate(drawn)}

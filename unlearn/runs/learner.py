@@ -84,19 +84,15 @@ def _check(folder: Path, ensemble: Ensemble) -> None:
     prints, manifest = {m.name: m.fingerprint for m in ensemble.members}, runlog.manifest(folder)
     before = manifest.get("models", prints)
     if {name: before.get(name) for name in prints} != prints:
-        raise ConfigError(
-            f"{folder} was trained with the models {before}, and the store now has {prints}; "
-            "use the store it was made with, or remove the folder to train it again"
-        )
+        rule = "use the store it was made with, or remove the folder to train it again"
+        raise ConfigError(f"{folder} was trained with the models {before}, and the store now has {prints}; {rule}")
     seal.check_weights(folder, manifest)
 
 
 def keep(cfg: Config, bench: Workbench, model: nn.Module, run: Path, place: str | None = None) -> None:
-    """Write what a run trained into its folder: a whole model, or what was added to one, without the model.
-
-    ``place``: the folder in it; None: the usual one. Unlearning layers come with what their fusion needs of the
-    request: inner products, and nothing else.
-    """
+    """Write what a run trained into its folder, or ``place`` in it: a whole model, or what was added to one, without
+    the model. Unlearning layers come with the inner products of the request that their fusion needs, and nothing
+    else."""
 
     def whole(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -119,10 +115,8 @@ def _save_layers(cfg: Config, bench: Workbench, model: nn.Module, folder: Path) 
 
 
 def same_models(cfg: Config, bench: Workbench, record: RunLog, ensemble: Ensemble) -> None:
-    """An unfinished run goes on only with the models it began with; with others it starts again.
-
-    A teacher's models are made here, too, so that their training is not counted as the run's own.
-    """
+    """An unfinished run goes on only with the models it began with; with others it starts again. A teacher's are made
+    here, too, so that their training is not counted as the run's own."""
     prints = {m.name: m.fingerprint for m in ensemble.members}
     if cfg.algo.teacher is not None and ensemble.trained is not None:
         prints |= {f"teacher/{m.name}": bench.fingerprint(m.model) for m in cfg.algo.teacher.members}
@@ -139,11 +133,8 @@ def same_models(cfg: Config, bench: Workbench, record: RunLog, ensemble: Ensembl
 @torch.no_grad()
 def take_over(model: nn.Module, cfg: BeginConfig, fingerprint: str) -> dict[str, Any]:
     """Put what ``cfg.runs`` learnt into a fresh learner, whose frozen start has this fingerprint; what the manifest
-    says of it.
-
-    Raises ``ConfigError`` for a run that began with other weights, or whose weights have other names or shapes;
-    ``SealError`` for weights that are not those the run ended with.
-    """
+    says of it. ``ConfigError`` for a run that began with other weights, or whose weights have other names or shapes;
+    ``SealError`` for weights that are not those it ended with."""
     manifests = [_manifest(Path(folder), fingerprint) for folder in cfg.runs]
     layered, residuals = has_layers(model), {}
     how = cfg.fusion(layered)

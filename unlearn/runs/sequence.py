@@ -32,12 +32,9 @@ class Part:
 
 
 def summed(parts: Sequence[Part], bench: Workbench) -> Ensemble:
-    """The members of all parts. The offsets no longer learn and have the fingerprints of their weights, so their rows
-    are found in the store like any frozen model's.
-
-    Raises ``SumError`` for a method that is no weighted sum, or that changes the target itself; ``ConfigError`` where
-    a run was made with other models than the world's.
-    """
+    """The members of all parts; offsets no longer learn and have the fingerprints of their weights, so that the store
+    has their rows. ``SumError`` for a method that is no weighted sum, or changes the target; ``ConfigError`` where a
+    run was made with other models."""
     frozen = []
     for number, part in enumerate(parts, 1):
         cfg, place = part.job.cfg, part.job.folder
@@ -120,7 +117,5 @@ def one_list(configs: Sequence[Config]) -> list[Any] | None:
     ]  # of numbers of people, which people
     longest = max((found for found in lists if found is not None), key=len, default=None)
     if any(found is None or found != longest[: len(found)] for found in lists) and longest is not None:
-        raise ConfigError(
-            "offsets: these runs have different data.requests, and a sequence is one list of them, which may have grown"
-        )
+        raise ConfigError("offsets: different data.requests, and a sequence is one list of them, which may have grown")
     return longest

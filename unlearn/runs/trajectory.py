@@ -136,10 +136,8 @@ class Watch:
 
 
 def kept(probs: Mapping[str, float], start: Mapping[str, float]) -> float:
-    """Mean share of the target's probability that is left outside the forget set, each split counting at most 1.
-
-    Of the retain data only the part that no step sees counts, where some is held out.
-    """
+    """Mean share of the target's probability that is left outside the forget set, each split counting at most 1; of the
+    retain data only the part that no step sees, where some is held out."""
     names = [n for n in start if n.endswith("/prob") and not n.startswith("forget/")]
     if "held_out/prob" in names:
         names.remove("retain/prob")

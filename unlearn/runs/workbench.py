@@ -36,11 +36,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Workbench:
-    """Data, encoder and models of one pair; models are built or loaded when first asked for.
-
-    A model is asked for as target, retrained, small (as pair.offset_init says), or small_general, small_full,
-    small_retain (as their name says).
-    """
+    """Data, encoder and models of one pair; models are built or loaded when first asked for: target, retrained, small
+    (as pair.offset_init says), small_general, small_full, small_retain."""
 
     cfg: Config
     store: Store

@@ -28,11 +28,9 @@ def show_bars(wanted: bool) -> None:
 
 
 def progress(total: int | None, name: str, unit: str = "step", done: int = 0) -> "Stage":
-    """A stage of ``total`` units, of which ``done`` were done before; None where that is not known.
-
-    A context manager: ``with progress(40, "npo", "step") as bar: … bar.update()``. ``name`` may change, ``more`` adds
-    units, ``note`` says what is being done.
-    """
+    """A stage of ``total`` units (None: not known), of which ``done`` were done before, as a context manager: ``with
+    progress(40, "npo", "step") as bar: … bar.update()``. ``name`` may change, ``more`` adds units, ``note`` says what
+    is being done."""
     return Stage(total, name, unit, done, _running)
 
 

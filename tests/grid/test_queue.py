@@ -7,14 +7,16 @@ counted.
 import json
 import re
 import shutil
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.helpers import TINY, forked, forked_together, job_of
+from support.helpers import TINY, command, compose, forked, forked_together, job_of
 from support.processes import Ended
 
-from unlearn.grid import queue
+from unlearn.grid import launchers, queue
 from unlearn.grid.perform import perform
 from unlearn.grid.table import report
 from unlearn.store import runlog
@@ -93,6 +95,26 @@ def test_machines_take_worlds_of_their_own_where_there_are_several(tmp_path):
     assert [len(found) for found in trained] == [1, 1], "each machine trained the target of one world"
 
 
+@pytest.mark.nightly
+def test_joblibs_workers_leave_what_another_machine_has_and_the_call_does_it_at_the_end(tmp_path, store):
+    settings = (*TINY, f"paths.store={store}", "algo=ga")
+    options = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *settings, "seed=0,1")
+    first, second = (
+        job_of(compose(*settings, f"paths.runs={tmp_path}/runs", f"seed={seed}")).folder for seed in (0, 1)
+    )
+    with ThreadPoolExecutor(1) as pool:
+        held = launchers.lock(first).acquire(timeout=0)
+        call = pool.submit(command, MODULE, *options, cwd=tmp_path, fresh=True)
+        while runlog.status(second).get("status") != "done":
+            assert not call.done(), call.result()
+            time.sleep(0.2)
+        assert not first.exists()
+        held.lock.release()
+        ended = call.result()
+    assert f"waiting for other processes, which are at work on {first.name}" in ended.stdout
+    assert len(table(ended)) == 2 and runlog.status(first)["status"] == "done"
+
+
 @pytest.fixture
 def jobs(config):
     return [job_of(config("algo=ga", f"seed={seed}", f"pair.seed={world}")) for seed in (0, 1) for world in (0, 1)]
@@ -120,8 +142,6 @@ def test_what_failed_before_the_call_is_tried_again_and_what_failed_elsewhere_si
 def test_a_run_that_another_process_holds_is_left_and_done_when_it_is_free(call, monkeypatch):
     tried, naps = [], []
     monkeypatch.setattr("unlearn.grid.perform._execute", tried.append)
-    from unlearn.grid import launchers
-
     held = launchers.lock(call[0].folder).acquire()
 
     def sleep(seconds):

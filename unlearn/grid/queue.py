@@ -111,7 +111,7 @@ def share(perform: Callable[[Job], bool], jobs: Sequence[Job]) -> None:
     left, pause, told = list(jobs), SOON, []
     while left := [job for job in left if perform(job)]:
         if told != (told := [job.folder.name for job in left]):
-            log.info("waiting for %d runs that other processes are at work on: %s", len(left), ", ".join(told))
+            log.info("waiting for other processes, which are at work on %s", ", ".join(told))
             pause = SOON
         time.sleep(pause)
         pause = min(LATE, 1.5 * pause)

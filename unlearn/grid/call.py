@@ -287,7 +287,9 @@ def supervise(
                 launchers.resume(perform, call.jobs, call.began)
                 status = 0
             if status == 0 and call.started and perform is not None and call.launcher in ("basic", "joblib"):
-                queue.share(perform, [job for job in call.jobs if queue.is_left(job)])
+                if left := [job for job in call.jobs if queue.is_left(job)]:
+                    launchers.log_as_jobs()
+                    queue.share(perform, left)
     except KeyboardInterrupt as stop:
         print(f"stopped by {str(stop) or 'SIGINT'}; rerun the same command to resume", file=sys.stderr)
         status = stop.status if isinstance(stop, stopping.Stopped) else 130

@@ -161,7 +161,13 @@ def _is_left(job: Job, began: float) -> bool:
     return status not in ENDED or (job.folder / runlog.MANIFEST).stat().st_mtime < began
 
 
+def log_as_jobs() -> None:
+    """Log as Hydra has its jobs log (conf/config.yaml), after its end or in another process."""
+    how = {"format": "[%(asctime)s] %(message)s", "datefmt": "%H:%M:%S", "stream": sys.stdout}
+    logging.basicConfig(level=logging.INFO, force=True, **how)
+
+
 def _perform_all(perform: Perform, jobs: Sequence[Job]) -> None:
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    log_as_jobs()
     for job in jobs:
         perform(job)

@@ -84,9 +84,7 @@ def check(key: str, source: SourceConfig, shared: PreTrainedTokenizerBase, max_l
     own = {id: token for token, id in tokenizer(f"{key}.source", source).get_vocab().items()}
     for token, id in sorted(shared.get_vocab().items(), key=lambda entry: entry[1]):
         if own.get(id) != token:
-            here = (
-                f"is not that of the pair, {shared.name_or_path!r}: id {id} is {own.get(id)!r} there and {token!r} here"
-            )
+            here = f"is not the pair's, {shared.name_or_path!r}: id {id} is {own.get(id)!r} there and {token!r} here"
             rule = "all models of a pair must share one vocabulary, index for index"
             raise ConfigError(f"{key}.source={source.source!r}: its tokenizer {here}; {rule}")
     return about.vocab_size
@@ -115,9 +113,7 @@ def load(folder: Path, cfg: TargetConfig, run_device: torch.device) -> nn.Module
         quantization_config=BitsAndBytesConfig(**how) if how else None,
     )  # fmt: skip
     if any(p.device.type == "meta" for p in model.parameters()):
-        raise ConfigError(
-            "pair.target.device_map='auto': does not fit on the GPUs here; quantise it, or take a smaller"
-        )
+        raise ConfigError("pair.target.device_map='auto': does not fit on the GPUs here; quantise, or take a smaller")
     return model.eval()
 
 

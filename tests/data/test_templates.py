@@ -237,7 +237,7 @@ def test_every_choice_composes_and_says_what_it_writes_and_own_is_the_data_sets(
         found = compose(f"template={name}").data.template
         assert f"{found.prompt}|{found.answer}" == written
         assert (found.kind, found.system) == ("chat" if name == "chat" else "plain", None)
-        assert compose(f"template={name}", "data.template.prompt='{question}?'").data.template.prompt == "{question}?"
+    assert compose("template=chat", "data.template.prompt='{question}?'").data.template.prompt == "{question}?"
     for data in ("tofu", "bios"):
         assert compose(f"data={data}").data.template == compose(f"data={data}", "template=own").data.template
     assert compose("data=tofu").data.template.prompt == "Question: {question}\nAnswer:"

@@ -79,11 +79,15 @@ def test_an_export_answers_as_the_run_does(exported):
         assert tokenizer.decode(said, skip_special_tokens=True).strip() == row["generation"]
 
 
+def NIGHTLY(*overrides: str):
+    return pytest.param(overrides, marks=pytest.mark.nightly)
+
+
 @pytest.mark.parametrize(
     "overrides",
-    [("method=uld", "algo=uld"), ("method=dd",), ("method=dd_rank",), ("method=direct", "algo=npo"),
-     ("method=direct", "algo=npo", "pair.tuning=lora"), ("method=proxy", "algo=npo", "pair.tuning=lora"),
-     ("method=uld", "algo=uld", "pair.tuning=lora")],
+    [("method=uld", "algo=uld"), NIGHTLY("method=dd"), ("method=dd_rank",), ("method=direct", "algo=npo"),
+     NIGHTLY("method=direct", "algo=npo", "pair.tuning=lora"), ("method=proxy", "algo=npo", "pair.tuning=lora"),
+     NIGHTLY("method=uld", "algo=uld", "pair.tuning=lora")],
     ids=lambda o: " ".join(o),
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own use of it

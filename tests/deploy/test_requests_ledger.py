@@ -153,10 +153,13 @@ def test_a_run_that_is_killed_or_fails_takes_no_effect_and_goes_on_and_is_writte
     assert [line["step"] for line in lines(ledger.run_of("R1"))] == [0, 1, 2, 3, 4]
 
 
-def test_a_kill_between_the_entries_of_a_request_loses_nothing(ledger, settings, monkeypatch):
+@pytest.mark.parametrize(
+    "ends", [["effective"], pytest.param(["effective", "evaluated"], marks=pytest.mark.nightly)], ids=len
+)
+def test_a_kill_between_the_entries_of_a_request_loses_nothing(ledger, settings, monkeypatch, ends):
     undo(ledger, "R1")
     erase(ledger, "R1")
-    for last in ("effective", "evaluated"):
+    for last in ends:
 
         def dying(self, name, *rest, last=last, real=Chain.append):
             if name == last:

@@ -247,9 +247,14 @@ def _logp(model, bench, row, answer) -> float:
     return _rows(model, example).log_softmax(-1)[range(len(example.answer)), list(example.answer)].sum().item()
 
 
-@pytest.mark.parametrize("learnt", [("method=offset", "algo=npo", "pair.offset_init=general"),
-                                    ("method=eul", "algo=eul_bounded"),
-                                    ("method=offset", "algo=finetune", "pair.tuning=lora")])  # fmt: skip
+@pytest.mark.parametrize(
+    "learnt",
+    [
+        ("method=eul", "algo=eul_bounded"),
+        pytest.param(("method=offset", "algo=npo", "pair.offset_init=general"), marks=pytest.mark.nightly),
+        pytest.param(("method=offset", "algo=finetune", "pair.tuning=lora"), marks=pytest.mark.nightly),
+    ],
+)
 def test_dialogues_with_every_way_to_learn(tiny, learnt):
     job = execute(tiny(*DIALOGUES, *learnt, "trainer.steps=4", "eval.retrained=none"))
     found = evaluated(job)["alphas"]["1.0"]

@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import signal
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,20 +155,23 @@ def at_times(count: int, seed: int, whole: Whole, folder: Path) -> int:
     return killed
 
 
-def some(whole: Whole) -> list[str]:
+def some(whole: Whole, stages: Collection[str] = STAGES) -> list[str]:
     """A moment of every stage."""
     first, last = whole.runs
     wanted = (
         ("after", "replace store/model/"), ("before", "replace store/rows/"), ("torn", f"{first}/metrics.jsonl 2"),
         ("before", f"{first}/checkpoint/sealed.json"), ("after", f"{last}/eval.json"),
     )  # fmt: skip
-    return [f"{how} {next(name for name in whole.commits if part in name)}" for how, part in wanted]
-
-
-def test_killed_in_every_stage_and_called_again_a_grid_ends_as_if_nothing_had_been(whole, tmp_path):
-    moments = some(whole)
+    moments = [f"{how} {next(name for name in whole.commits if part in name)}" for how, part in wanted]
     assert {stage(m) for m in moments} == set(STAGES)
-    assert chain(moments, whole, tmp_path) == len(STAGES)
+    return [m for m in moments if stage(m) in stages]
+
+
+@pytest.mark.parametrize(
+    "stages", [("building", "training", "evaluating"), pytest.param(STAGES, marks=pytest.mark.nightly)], ids=len
+)
+def test_killed_in_several_stages_and_called_again_a_grid_ends_as_if_nothing_had_been(whole, tmp_path, stages):
+    assert chain(some(whole, stages), whole, tmp_path) == len(stages)
 
 
 @pytest.mark.nightly

@@ -228,7 +228,7 @@ def test_a_run_that_checkpoints_ends_as_one_that_does_not(finished, config, monk
     assert (folder / name).read_bytes() == (straight / name).read_bytes()
 
 
-@pytest.mark.parametrize("how", ["lora", LAYERS])
+@pytest.mark.parametrize("how", ["lora", pytest.param(LAYERS, marks=pytest.mark.nightly)])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(config, tmp_path, monkeypatch, how):
     options = (*HOW[how], "trainer.steps=5", "trainer.save_every=2", "trainer.eval_every=5")
     dropout = [f"pair.lora.dropout={p}" for p in ((0.3, 0) if how == "lora" else ())]

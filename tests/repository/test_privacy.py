@@ -20,18 +20,30 @@ from unlearn.store import runlog
 from unlearn.store.mirror import Mirror
 from unlearn.store.runlog import RunLog
 
+SECRETS = {"WANDB_API_KEY": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
+           "HF_TOKEN": "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",
+           "MY_SERVICE_PASSWORD": "correct-horse-battery-staple"}  # fmt: skip
+HOME = {"HOME": "home", "XDG_DATA_HOME": "home/data", "XDG_CACHE_HOME": "home/cache", "WANDB_DATA_DIR": "others",
+        "WANDB_CACHE_DIR": "others", "WANDB_DIR": "others", "WANDB_CONFIG_DIR": "home/config"}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
+    """A run and its study's report, made with secrets in the environment and in a home of its own."""
     root = tmp_path_factory.mktemp("privacy")
     places = f"paths.store={root}/store", f"paths.runs={root}/runs"
     given = (*TINY[:-1], "eval.groups=[leak]", "wandb=offline", "algo=altpo", *places)
-    job = execute(compose(*given))
     with pytest.MonkeyPatch.context() as patch:
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        for name, place in HOME.items():  # where W&B would keep artifacts
+            (root / place).mkdir(parents=True, exist_ok=True)
+            patch.setenv(name, str(root / place))
+        job = execute(compose(*given))
         patch.setattr(overview, "_figures", lambda study: {})  # images: seconds, and no text
         overview.log_studies([job])
-    table_of_runs.summarise(job.folder.parent)
-    assert report([str(job.folder.parent)]) == 0
+        table_of_runs.summarise(job.folder.parent)
+        assert report([str(job.folder.parent)]) == 0
     return job, root / "store"
 
 
@@ -61,6 +73,20 @@ def test_the_page_says_what_each_file_holds(made, place):
     readable = [name for name in found if name.endswith(("examples.parquet", "report.html"))]
     assert readable and all("text" in kind(name, said) for name in readable)
     assert all(traces.in_bytes(found[name]) is not None for name in readable)
+
+
+def test_a_run_writes_no_secret_anywhere_and_no_text_of_the_forget_set_elsewhere(made):
+    job, store = made
+    written = list(job.folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert [p.stem for p in written] == [f"run-{runlog.manifest(job.folder)['wandb']}"]
+    assert written[0].stat().st_size > 1000
+    parts = {value[i : i + 12] for value in SECRETS.values() for i in range(len(value) - 11)}  # files have blocks
+    secret = re.compile("|".join(map(re.escape, parts)).encode())
+    everything = {p.relative_to(store.parent): p.read_bytes() for p in store.parent.rglob("*") if p.is_file()}
+    assert [name for name, content in everything.items() if secret.search(content)] == []
+    traces = Traces(forget_rows(read(job.cfg)))
+    outside = [name for name in everything if not (name.is_relative_to("runs") or name.is_relative_to("store"))]
+    assert [name for name in outside if traces.in_bytes(everything[name]) is not None] == []
 
 
 def test_what_the_pages_commands_make_is_not_committed():

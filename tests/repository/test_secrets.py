@@ -3,18 +3,15 @@
 import importlib.util
 import logging
 import os
-import re
 
 import pytest
 from omegaconf import OmegaConf
-from support.helpers import ROOT, TINY, command, compose, job_of, raw, with_value
+from support.helpers import ROOT, command, job_of, raw, with_value
 
 from unlearn.config import redaction
 from unlearn.config.redaction import in_logs, is_secret, redact, redacted, secret_in, visible
 from unlearn.config.schema import ConfigError
-from unlearn.data.readers import read
 from unlearn.data.rows import DataError
-from unlearn.deploy.export.traces import Traces, forget_rows
 from unlearn.grid.rules import parse
 from unlearn.store import runlog
 from unlearn.store.identity import flatten
@@ -30,30 +27,6 @@ PLANTED = {
 def planted(monkeypatch):
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
-
-
-def test_a_run_writes_no_secret_anywhere_and_no_text_of_the_forget_set_elsewhere(tmp_path, planted, monkeypatch):
-    """W&B would keep artifacts in the home's folders for data and cache."""
-    home = {"HOME": "home", "XDG_DATA_HOME": "home/data", "XDG_CACHE_HOME": "home/cache", "WANDB_DATA_DIR": "others",
-            "WANDB_CACHE_DIR": "others", "WANDB_DIR": "others", "WANDB_CONFIG_DIR": "home/config"}  # fmt: skip
-    for name, place in home.items():
-        (tmp_path / place).mkdir(parents=True, exist_ok=True)
-        monkeypatch.setenv(name, str(tmp_path / place))
-    (tmp_path / "work").mkdir()
-    done = command("unlearn.run", *TINY[:-1], "wandb=offline", "algo=npo", cwd=tmp_path / "work")
-    (manifest,) = tmp_path.glob("work/runs/default/*/manifest.json")
-    written = list(manifest.parent.glob("wandb/offline-run-*/run-*.wandb"))
-    assert [p.stem for p in written] == [f"run-{runlog.manifest(manifest.parent)['wandb']}"], done.stdout + done.stderr
-    assert written[0].stat().st_size > 1000
-    parts = {value[i : i + 12] for value in PLANTED.values() for i in range(len(value) - 11)}  # files have blocks
-    secret = re.compile("|".join(map(re.escape, parts)).encode())
-    assert not secret.search((done.stdout + done.stderr).encode())
-    files = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    assert [name for name, content in files.items() if secret.search(content)] == []
-    traces = Traces(forget_rows(read(compose(*TINY))))
-    assert traces.in_bytes((manifest.parent / "examples.parquet").read_bytes()) is not None
-    outside = [name for name in files if not name.is_relative_to("work/runs") and not name.is_relative_to("work/store")]
-    assert [name for name in outside if traces.in_bytes(files[name]) is not None] == []
 
 
 def test_a_secret_on_the_command_line_is_refused_without_showing_it(tmp_path):

@@ -135,7 +135,7 @@ def same(found: dict[str, torch.Tensor], watch: Watch) -> bool:
     return found.keys() == watch.weights.keys() and all(torch.equal(found[n], watch.weights[n]) for n in found)
 
 
-@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("keep", ["best", pytest.param("last", marks=pytest.mark.nightly)])
 def test_a_collapsed_run_says_why_and_keeps_its_best_point_and_a_resumed_one_too(
     config, tmp_path, watches, monkeypatch, keep
 ):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.helpers import ALGOS, ROOT, TRAINED, Killed, execute, killed_at, lines, weights
+from support.helpers import ALGOS, FEW, ROOT, TRAINED, Killed, execute, killed_at, lines, weights
 
 from unlearn.data.sampling import Sampler, epoch_batches
 from unlearn.learning.answers import Answers, PerToken
@@ -27,7 +27,7 @@ CASES += [("npo", m) for m in TRAINED if m not in OWN.values()]
 
 @pytest.mark.parametrize(("algo", "method"), dict.fromkeys(CASES))
 def test_every_algorithm_and_every_method_runs_two_steps(config, bench, algo, method):
-    cfg = config(f"algo={algo}", f"method={method}")
+    cfg = config(f"algo={algo}", f"method={method}", *FEW)
     there = workbench(cfg)
     before = {name: fingerprint(there.model(name)) for name in ("target", "small")}
     folder = execute(cfg).folder

@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import gc
 import os
 import shutil
 import sys
@@ -10,11 +11,14 @@ import pytest
 import torch
 from absl import logging as absl_logging
 from omegaconf import DictConfig
+from support import memo
 from support.helpers import SHARED, TINY, compose, execute, raw, run_and_export, shared_store
 from support.made_up import made_up  # noqa: F401
 from support.pretrained import made, pair  # noqa: F401
 
 torch.set_num_threads(1)
+memo.remember()
+gc.freeze()  # what was imported stays; every collection would look at it again
 os.fsync = lambda descriptor: None  # killed processes lose nothing by it, and no test cuts the power
 # rouge-score brings absl, whose log handler closes the stream that it found at its import as soon as logging is set up
 # anew (Hydra does so at each call) while stderr is another one: that would be pytest's, for all tests after it.

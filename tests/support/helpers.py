@@ -3,10 +3,12 @@
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -47,9 +49,10 @@ TINY = (
     "pair.small.hidden_size=8", "pair.small.heads=2", "pair.small.intermediate_size=16",
     "pair.small.pretrain.epochs=1", "pair.small.finetune.epochs=1", "pair.small.general.epochs=1",
     "trainer.forget_batch=2", "trainer.retain_batch=4", "trainer.steps=2", "trainer.eval_every=1",
-    "trainer.progress=false", "trainer.device=cpu", "eval.groups=[]", "eval.max_new_tokens=16",
+    "trainer.progress=false", "trainer.device=cpu", "eval.groups=[]", "eval.max_new_tokens=10",
     "eval.leak_samples=2", "eval.resamples=20", "wandb=disabled",
 )  # fmt: skip
+PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # a path that is no expression, and no number
 FEW = ("eval.resamples=0", "eval.max_examples=4")  # where the evaluation is not looked at
 OWN = [o for o in TINY if not o.startswith("data.")]  # of runs on a data set of one's own
 ALGOS = sorted(p.stem for p in (ROOT / "conf" / "algo").glob("*.yaml"))
@@ -71,7 +74,17 @@ def raw(*overrides: str) -> DictConfig:
 
 
 def compose(*overrides: str) -> Config:
-    """The checked config of a call."""
+    """The checked config of a call; where it names no file, it is checked once a session but for its folders."""
+    others = tuple(o for o in overrides if not o.startswith("paths."))
+    places = dict(o.removeprefix("paths.").split("=", 1) for o in overrides if o not in others)
+    if "/" in "".join(others) or not all(map(PLAIN.fullmatch, places.values())):
+        return parse(composed(*overrides))
+    cfg = copy.deepcopy(_checked(others))
+    return replace(cfg, paths=replace(cfg.paths, **places))
+
+
+@cache
+def _checked(overrides: tuple[str, ...]) -> Config:
     return parse(composed(*overrides))
 
 

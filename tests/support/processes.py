@@ -6,6 +6,8 @@ log, a folder removed), and kills itself as the system would: before a commit, i
 """
 
 import atexit
+import gc
+import importlib
 import io
 import json
 import os
@@ -201,6 +203,8 @@ def _serve() -> None:
     os.fsync = lambda descriptor: None  # a killed process loses nothing by it
     for name in IMPORTED:
         __import__(name)
+    importlib.import_module("memo").remember()  # beside this file
+    gc.freeze()  # children then share these pages, and collect their own things alone
     replies = os.dup(1)
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -7,6 +7,7 @@ where ``+key=value`` adds a key to a typed node.
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
@@ -22,6 +23,7 @@ from unlearn.data.readers import SETTINGS, register
 from unlearn.grid.rules_learning import algo, begin, evaluation, method, together, trainer
 from unlearn.grid.rules_pair import http, pair
 
+hints_of = cache(get_type_hints)  # it compiles each annotation anew, which takes most of a call's checks
 PLAIN = re.compile(r"[\w.+-]+(,[\w.+-]+)*", re.ASCII)  # words that a command line needs no quotes for
 
 
@@ -54,10 +56,10 @@ def unknown_overrides(arguments: list[str]) -> Iterator[str]:
             continue
         kinds: list[type] = [Config]
         for part in key.split("."):
-            names = dict.fromkeys(name for kind in kinds for name in get_type_hints(kind))
+            names = dict.fromkeys(name for kind in kinds for name in hints_of(kind))
             if part not in names and part not in ("experiment", "template"):
                 yield f"{key or argument}: unknown key; known keys here: {', '.join(names)}"
-            hints = [get_type_hints(kind).get(part) for kind in kinds]
+            hints = [hints_of(kind).get(part) for kind in kinds]
             optional = [h for h in hints if type(None) in get_args(h) and any(is_dataclass(k) for k in get_args(h))]
             if optional and not key.endswith(f".{part}"):
                 yield f"{key}: can be set only where the chosen YAML sets {key.split(f'.{part}.')[0]}.{part}"
@@ -80,7 +82,7 @@ def as_typed(argument: str) -> str:
 def _is_text(key: str) -> bool:
     kinds: list[Any] = [Config]
     for part in key.split("."):
-        hints = [get_type_hints(kind).get(part) for kind in kinds if is_dataclass(kind)]
+        hints = [hints_of(kind).get(part) for kind in kinds if is_dataclass(kind)]
         kinds = [
             kind for hint in hints for kind in (SETTINGS.values() if hint is DataConfig else (hint, *get_args(hint)))
         ]

@@ -48,7 +48,7 @@ def test_a_tiny_run_has_the_golden_numbers(config):
     from support.helpers import execute
 
     golden = json.loads((GOLDEN / "tiny.json").read_text())
-    options = ("trainer.steps=4", "trainer.eval_every=2", "eval.groups=[leak]")
+    options = ("trainer.steps=4", "trainer.eval_every=2", "eval.groups=[leak]", "eval.max_new_tokens=16")
     folders = [execute(config(f"algo={algo}", *options)).folder for algo in ("ga", "npo")]
     assert golden.keys() == {folder.name.rsplit("-", 1)[0] for folder in folders}
     same(numbers(folders[0].parent), golden)

@@ -16,7 +16,8 @@ LEAKS = (  # starts of the forget set's own metrics
     "other_question_", "prefix_", "leak@", "leaked@", "attribute_leaked@", "known_leaked@", "judged_leak@",
 )  # fmt: skip
 HIGHER = ("kept", "model_utility", "forget_quality", "ou/mem", "ou/util", "ou/fluency", "ou/agg")
-LOWER = ("forget_quality_ks", "mia/vulnerable", "seconds", "seconds/train", "peak_memory_mb", "trainable")
+LOWER = ("forget_quality_ks", "mia/vulnerable", "seconds", "seconds/train", "peak_memory_mb", "trainable",
+         "artefact/prob", "artefact/gain", "artefact/relearnt_prob")  # fmt: skip
 ZERO = ("forget/leak_gap", "privleak")
 HEADLINE = (
     "forget/prob", "forget/known", "forget/rougeL_recall", "forget/leak_gap", "forget/leak_gap_guess", "retain/prob",

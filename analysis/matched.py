@@ -24,18 +24,24 @@ from .curves import SETTING, curve_columns, rows_of, units
 from .runs import INTERVAL, Study, StudyError
 
 SPLITS = ("retain", "neighbours", "real_authors", "world_facts")
+LEAK, PROB = "forget/leak_gap", "forget/prob"
 ALPHA = "α of the match"
 WORDY = 3  # marks in a row among which there is room for words
 EXAMPLES = """\
-  python -m analysis.matched demo                                probability kept, at the retrained model's forget/prob
+  python -m analysis.matched demo                                probability kept, where leak_gap is 0
   python -m analysis.matched demo --metrics model_utility        another metric at the same match
   python -m analysis.matched demo --forget forget/rougeL_recall  matched by another metric
 """
 
 
-def figure(study: Study, metrics: Sequence[str] | None = None, forget: str = "forget/prob") -> Figure:
-    """A row per algorithm, a mark per method and setting, a panel per metric; the last panel shows the α."""
-    same = forget.rpartition("/")[2]
+def figure(study: Study, metrics: Sequence[str] | None = None, forget: str | None = None) -> Figure:
+    """A row per algorithm, a mark per method and setting, a panel per metric; the last panel shows the α.
+
+    ``forget``: what is matched; None: ``forget/leak_gap`` where it was measured, since a mean probability can be
+    matched by answers of which some are wholly kept and others wholly gone; else ``forget/prob``.
+    """
+    forget = forget or next((m for m in (LEAK, PROB) if m in study.metrics), PROB)
+    same = "prob" if forget == LEAK else forget.rpartition("/")[2]
     shown = list(metrics or (m for m in (f"{split}/{same}" for split in SPLITS) if m in study.metrics))
     rows = match(study, shown, forget)
     rows["series"] = _series(rows, [c for c in curve_columns(study) if c != "algo"])
@@ -53,7 +59,7 @@ def figure(study: Study, metrics: Sequence[str] | None = None, forget: str = "fo
     return fig
 
 
-def match(study: Study, metrics: Sequence[str], forget: str = "forget/prob") -> pd.DataFrame:
+def match(study: Study, metrics: Sequence[str], forget: str = PROB) -> pd.DataFrame:
     """One row per curve: its settings, the metrics where its ``forget`` is the retrained model's, and ``at``, that α.
 
     Means over the ``n`` of ``of`` pair seeds whose curve reaches that value; ``low/`` and ``high/`` as in
@@ -184,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status: 0, or 2 for a study that cannot be drawn."""
     parser = command.parser("matched", "Draws what methods keep at matched forgetting, as PNG and PDF.", EXAMPLES)
     parser.add_argument(
-        "--forget", default="forget/prob", metavar="METRIC", help="what is matched (default: forget/prob)"
+        "--forget", metavar="METRIC", help="what is matched (default: forget/leak_gap if measured, else forget/prob)"
     )
     parser.add_argument(
         "--metrics", nargs="+", metavar="METRIC", help="what is shown (default: the same of other splits)"
@@ -193,9 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser,
         arguments,
         lambda study, asked: figure(study, asked.metrics, asked.forget),
-        lambda asked: command.stem(
-            "matched", *(asked.metrics or ()), None if asked.forget == "forget/prob" else asked.forget
-        ),
+        lambda asked: command.stem("matched", *(asked.metrics or ()), asked.forget),
     )
 
 

@@ -3,11 +3,13 @@
 python -m unlearn.calibrate run=FOLDER GOAL
   One goal of three:
     forget/prob=0.15     the smallest α at which a metric has the value you give
-    to=retrained         the same with the retrained reference's value: an oracle, there is none in a real deletion
+    to=retrained         the α at which drawn answers leak as the retrained reference's do (forget/leak, the worst of
+                         eval.leak_samples to a question): an oracle, there is none in a real deletion
     tolerance=0.02       without any reference: the largest α that costs at most this much of the target's value on
                          retain questions that no training step saw
-  metric=SPLIT/METRIC changes what is looked at (default forget/prob; retain/prob with tolerance): METRIC is prob or
-  exact_memorization, SPLIT forget, retain, neighbours, real_authors or world_facts.
+  metric=SPLIT/METRIC changes what is looked at (default forget/leak; retain/prob with tolerance): METRIC is prob or
+  exact_memorization, SPLIT forget, retain, neighbours, real_authors or world_facts. A mean probability says less than
+  leak: it can be that of the retrained model while some answers are wholly kept and others wholly gone.
 
   Half of the questions are for choosing; the metrics at the chosen α are reported on others, printed, and written into
   the run's calibration.json.
@@ -61,6 +63,8 @@ def main(keys: Keys) -> None:
     if result["note"]:
         print(result["note"])
     table.show(made)
+    if spread := result["spread"]:
+        print("over the forget questions: " + ", ".join(f"{name} {value:.3f}" for name, value in spread.items()))
     print(f"written: {run.folder / FILE}")
 
 

@@ -89,7 +89,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(made, tmp_path, caps
         (["pair.seed=5", f"retrained={reference}"], "others than are evaluated, or in another order"),
         ([f"retrained={tmp_path}/alone.json"], "its table of examples is missing"),
         ([f"retrained={tmp_path}/nothing"], "could not be loaded"),
-        (["eval.groups=[nonsense]"], "must be one of contrast, fluency"),
+        (["eval.groups=[nonsense]"], "must be one of artefact, contrast"),
         (["eval.semantics=nonsense"], "must be one of default, ou, tofu"),
     ):
         assert evaluate.main(of(first, out, *more)) == 2, more

@@ -9,8 +9,11 @@ import pytest
 from unlearn.calibrate import main
 from unlearn.config.schema import ConfigError
 from unlearn.data.sampling import held_out
+from unlearn.decoding.generation import Decoding, sample
+from unlearn.evaluation.groups.leak import SEED
 from unlearn.grid.rerun import open_run
 from unlearn.runs import calibration
+from unlearn.runs.baselines import suite_of
 from unlearn.runs.calibration import FILE, MOST, Goal, calibrate_run, goal_of, keep, parts, reach
 from unlearn.runs.learner import members
 from unlearn.store.files import read_json
@@ -57,7 +60,7 @@ def test_the_largest_alpha_that_keeps_a_metric_stops_before_the_first_loss_if_th
 
 def test_goals_from_the_command_line():
     assert goal_of(["forget/prob=0.15"]) == Goal("forget/prob", value=0.15)
-    assert goal_of(["to=retrained"]) == Goal("forget/prob") and goal_of(["to=retrained"]).oracle
+    assert goal_of(["to=retrained"]) == Goal("forget/leak") and goal_of(["to=retrained"]).oracle
     assert "oracle" in str(goal_of(["to=retrained", "metric=forget/exact_memorization"]))
     assert goal_of(["tolerance=0.02"]) == Goal("retain/prob", tolerance=0.02)
 
@@ -152,10 +155,37 @@ def test_the_command_prints_the_choice(finished, store, capsys, monkeypatch):
     assert main([f"run={folder}", "to=retrained", f"paths.store={store}"]) == 0
     (result,), said = read_json(folder / FILE), capsys.readouterr().out
     chosen = f"α = {result['alpha']:.4g}"
-    assert f"oracle: forget/prob of the retrained reference: {chosen}, where" in said
+    assert f"oracle: forget/leak of the retrained reference: {chosen}, where" in said
+    assert "over the forget questions: leak@2/0.5 " in said and ", above_retrained_worst " in said
     (header,) = (line for line in said.splitlines() if "on questions not used for choosing" in line)
     assert re.split(r"  +", header.strip())[1:] == ["n", "target", "α = 1", chosen, "retrained"]
     (row,) = (line.split() for line in said.splitlines() if line.split()[:1] == ["retain/prob"])
     target, retrained = (result["references"][name] for name in ("target", "retrained"))
     voices = (target, result["report_at_given_alpha"], result["report"], retrained)
     assert row[1:] == [str(result["reported_on"]["retain"]), *(f"{voice['retain/prob']:.3f}" for voice in voices)]
+
+
+def test_matched_by_leak_it_is_the_leak_of_answers_drawn_at_that_alpha_from_the_questions_for_choosing(finished, bench):
+    folder = finished("algo=ga", "trainer.held_out=0.5", "trainer.steps=6", "trainer.lr=0.01")
+    run = open_run(folder)
+    choosing, _ = parts(run.cfg, bench.data, "forget")
+    ours = members(run.cfg, bench, folder)
+    leak = calibration._measure(run.cfg, bench, ours, choosing, "forget/leak")
+    values = dict(zip((0.0, 1.0, 2.0), leak([0.0, 1.0, 2.0]), strict=True))
+    assert values == dict(zip((0.0, 1.0, 2.0), leak([0.0, 1.0, 2.0]), strict=True))  # the same random numbers
+    suite = suite_of(run.cfg, dataclasses.replace(bench, data=with_forget(bench.data, choosing)))
+    split = suite.split("forget")
+    how = Decoding.by(bench.encoder.tokenizer, max(len(e.answer) for e in split.right_answers), 8)
+    drawn = sample(ours, [p for p in split.prompts for _ in range(2)], 1.0, how, 1.0, SEED)
+    texts = [bench.encoder.decode(answer) for answer in drawn]
+    score = suite.semantics.rouge.seeing.recall
+    by_hand = [max(score(t, gold) for t in texts[2 * i : 2 * i + 2]) for i, gold in enumerate(split.answers)]
+    assert values[1.0] == pytest.approx(np.mean(by_hand))
+    goal = Goal("forget/leak", value=min(values.values()))
+    result = calibrate_run(run, goal)
+    assert result["reached"] == pytest.approx(leak([result["alpha"]])[0]) and result["metric"] == "forget/leak"
+    assert {"leak@2/0.5", "leak@2/0.9", "leak@2/1", "above_retrained_worst"} == set(result["spread"])
+
+
+def with_forget(data, rows):
+    return dataclasses.replace(data, splits={**data.splits, "forget": tuple(rows)}, _fingerprint=[])

@@ -51,7 +51,7 @@ CHECKED = [  # the same, where Hydra has no say: quicker, by the check that ever
     ("trainer.keep=best trainer.eval_every=0", "trainer.keep=best needs trainer.eval_every above 0"),
     ("trainer.precision=bf16 trainer.compile=true", "trainer.compile=true needs trainer.precision=fp32"),
     ("trainer.device=tpu", "must be one of auto, cpu, cuda"), ("eval.alphas=[]", "must hold at least one α"),
-    ("eval.alphas=[1,nan]", "eval.alphas=nan"), ("eval.groups=[nope]", "eval.groups='nope': must be one of contrast"),
+    ("eval.alphas=[1,nan]", "eval.alphas=nan"), ("eval.groups=[nope]", "eval.groups='nope': must be one of artefact"),
     ("eval.groups=[summary]", "list privacy before it"), ("eval.semantics=x", "must be one of default, ou, tofu"),
     ("eval.retrained=nowhere.json", "eval.retrained='nowhere.json': no such file"),
     ("eval.retrained=broken.json", "broken.json: not valid JSON"),

@@ -159,6 +159,9 @@ class EvalConfig:
     relearn_steps: int = setting(20, at_least(1))  # the attacker's budget (group relearn)
     relearn_batch: int = setting(10, at_least(1))
     relearn_lr: float = setting(1e-3, above(0))
+    artefact_betas: list[float] = setting(
+        [-4.0, -2.0, -1.0, -0.5, 0.5, 2.0, 4.0], FINITE
+    )  # along a pair (group artefact)
     resamples: int = setting(1000, at_least(0))  # of people, for 95 % intervals beside every aggregate; 0: none
     batch_size: int = setting(128, at_least(1))
 

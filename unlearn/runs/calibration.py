@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from unlearn.config.schema import Config, ConfigError
 from unlearn.data.encoding import examples_of
@@ -19,6 +20,9 @@ from unlearn.data.rows import DataSet, Row
 from unlearn.data.sampling import held_out
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import in_memory, rows_of
+from unlearn.evaluation.context import Subject
+from unlearn.evaluation.groups.leak import worst
+from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import score
 from unlearn.runs.baselines import evaluate, suite_of
 from unlearn.runs.opened import Opened
@@ -27,10 +31,12 @@ from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import NO_RETRAINED
 
 METRICS = {"prob": "prob", "exact_memorization": "correct"}  # by name, what it is of scores
+LEAK = "forget/leak"  # leak@k of drawn answers, k = eval.leak_samples, with the same random numbers at every α
 FILE = "calibration.json"
 SPLITS = ("forget", "retain", "neighbours", "real_authors", "world_facts")
 MOST = 16.0  # largest α that is looked at
-PRECISE = 1e-4  # α is found to this
+PRECISE, DRAWN = 1e-4, 0.02  # α is found to this; where each α costs drawn answers, and these are noise beyond
+LOOKS = 40, 8  # α's that are looked at first, likewise
 
 
 @dataclass(frozen=True)
@@ -69,20 +75,24 @@ def calibrate(cfg: Config, bench: Workbench, ensemble: Ensemble, goal: Goal) -> 
     measure, asked = _measure(cfg, bench, ensemble, choosing, goal.metric), goal.value
     if goal.oracle:
         asked = float(_measure(cfg, bench, bench.alone("retrained"), choosing, goal.metric)([1.0])[0])
-    choice = reach(measure, asked) if goal.tolerance is None else keep(measure, goal.tolerance)
+    drawn = goal.metric == LEAK
+    choice = reach(measure, asked, drawn) if goal.tolerance is None else keep(measure, goal.tolerance, drawn)
     splits = bench.data.splits | {split: tuple(reporting)}
     if split != "retain":  # report on what no step saw, where there is any
         rows = splits["retain"]
         splits["retain"] = tuple(rows[i] for i in held_out(len(rows), cfg.trainer.held_out)) or rows
-    suite = suite_of(cfg, replace(bench, data=replace(bench.data, splits=splits, _fingerprint=[])))
+    if goal.metric == LEAK and "leak" not in cfg.eval.groups:
+        cfg = replace(cfg, eval=replace(cfg.eval, groups=[*cfg.eval.groups, "leak"]))
     if cfg.eval.retrained is not None:  # a file's rows are the whole forget set, and these are a part of it
         cfg = replace(cfg, eval=replace(cfg.eval, retrained=NO_RETRAINED))
+    suite = suite_of(cfg, replace(bench, data=replace(bench.data, splits=splits, _fingerprint=[])))
     alphas = list(dict.fromkeys([choice.alpha, cfg.alpha]))
-    metrics, _, beside = evaluate(cfg, bench, ensemble, suite, alphas, "reporting")
+    metrics, examples, beside = evaluate(cfg, bench, ensemble, suite, alphas, "reporting")
     sizes = {part.name: len(part.rows) for part in suite.splits}
     return {"goal": str(goal), "metric": goal.metric, "oracle": goal.oracle, **asdict(choice),
             "examples": len(choosing), "reported_on": sizes, "report": metrics[choice.alpha],
             "given_alpha": cfg.alpha, "report_at_given_alpha": metrics[cfg.alpha],
+            "spread": _spread(cfg, examples[examples["alpha"] == choice.alpha], beside.get("retrained")),
             "references": {name: dict(r.metrics) for name, r in beside.items()}}  # fmt: skip
 
 
@@ -105,8 +115,26 @@ def parts(cfg: Config, data: DataSet, split: str) -> tuple[list[Row], list[Row]]
 Measure = Callable[[Sequence[float]], np.ndarray]  # α's → mean of the metric at each
 
 
+def _spread(cfg: Config, examples: pd.DataFrame, retrained: Measured | None) -> dict[str, float]:
+    """Of the forget questions for reporting: quantiles of leak@k, and the share that gives away more than the worst
+    question of the retrained model; empty where answers were not drawn."""
+    name = f"leak@{cfg.eval.leak_samples}"
+    if name not in examples:
+        return {}
+    leaks = examples.loc[examples["split"] == "forget", name].dropna()
+    found = {f"{name}/{share:g}": float(leaks.quantile(share)) for share in (0.5, 0.9, 1.0)}
+    if retrained is not None and retrained.has("forget", name):
+        found |= {"above_retrained_worst": float((leaks > np.nanmax(retrained.column("forget", name))).mean())}
+    return found
+
+
 def _measure(cfg: Config, bench: Workbench, ensemble: Ensemble, rows: Sequence[Row], metric: str) -> Measure:
-    """The metric as a function of α, from rows that are computed once."""
+    """The metric as a function of α, from rows that are computed once, or from answers that are drawn at each α."""
+    if metric == LEAK:
+        data = replace(bench.data, splits={**bench.data.splits, "forget": tuple(rows)}, _fingerprint=[])
+        suite = suite_of(cfg, replace(bench, data=data))
+        split = suite.split("forget")
+        return lambda alphas: np.array([np.nanmean(worst(Subject(suite, ensemble.once, a), split)) for a in alphas])
     ensemble, examples, pad = ensemble.once, examples_of(bench.encoder, rows), bench.pad_id
     of, most = METRICS[metric.split("/")[1]], cfg.trainer.stored_rows_gib
     stored = {
@@ -121,10 +149,10 @@ def _measure(cfg: Config, bench: Workbench, ensemble: Ensemble, rows: Sequence[R
     return measure
 
 
-def reach(measure: Measure, asked: float) -> Choice:
+def reach(measure: Measure, asked: float, drawn: bool = False) -> Choice:
     """The smallest α ≥ 0 at which the metric, which need not be monotone, crosses ``asked``, by a coarse look and then
     bisection. Where it is never reached, the α that comes nearest, and the choice says so."""
-    alphas, values = _look(measure)
+    alphas, values = _look(measure, drawn)
     beyond = partial(np.greater_equal if values[0] > asked else np.less_equal, asked)
     crossed = np.flatnonzero(beyond(values))
     if len(crossed) == 0:
@@ -133,32 +161,34 @@ def reach(measure: Measure, asked: float) -> Choice:
         return Choice(float(alphas[nearest]), asked, float(values[nearest]), note)
     if crossed[0] == 0:
         return Choice(0.0, asked, float(values[0]), "the target itself has this value")
-    _, (alpha, value) = _bisect(measure, alphas, crossed[0], beyond)
+    _, (alpha, value) = _bisect(measure, alphas, crossed[0], beyond, drawn)
     return Choice(alpha, asked, value)
 
 
-def keep(measure: Measure, tolerance: float) -> Choice:
+def keep(measure: Measure, tolerance: float, drawn: bool = False) -> Choice:
     """The largest α up to which the metric never falls more than ``tolerance`` below its value at α = 0."""
-    alphas, values = _look(measure)
+    alphas, values = _look(measure, drawn)
     floor = values[0] - tolerance
     lost = np.flatnonzero(values < floor)
     if len(lost) == 0:
         return Choice(MOST, float(floor), float(values[-1]), f"kept up to α = {MOST:g}, the largest looked at")
-    (alpha, value), _ = _bisect(measure, alphas, lost[0], lambda v: not v >= floor)
+    (alpha, value), _ = _bisect(measure, alphas, lost[0], lambda v: not v >= floor, drawn)
     return Choice(alpha, float(floor), value)
 
 
-def _look(measure: Measure) -> tuple[np.ndarray, np.ndarray]:
-    """The metric at α = 0 and at 40 points up to the largest, each 1.17 times the one before."""
-    alphas = np.concatenate([[0.0], np.geomspace(MOST / 512, MOST, 40)])
+def _look(measure: Measure, drawn: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The metric at α = 0 and at 40 points up to the largest, each 1.17 times the one before; ``drawn``: 8, 2 times."""
+    alphas = np.concatenate([[0.0], np.geomspace(MOST / (128 if drawn else 512), MOST, LOOKS[drawn])])
     return alphas, measure(alphas.tolist())
 
 
-def _bisect(measure: Measure, alphas: np.ndarray, first: int, beyond: Callable[..., Any]) -> list[tuple[float, float]]:
+def _bisect(
+    measure: Measure, alphas: np.ndarray, first: int, beyond: Callable[..., Any], drawn: bool
+) -> list[tuple[float, float]]:
     """(α, value) just before and just beyond a crossing: ``alphas[first]`` is beyond it, the one before is not."""
     low, high = alphas[first - 1 : first + 1].tolist()
     values = dict(zip((low, high), measure([low, high]), strict=True))
-    while high - low > PRECISE:
+    while high - low > (DRAWN if drawn else PRECISE):
         middle = (low + high) / 2
         values[middle] = measure([middle])[0]
         low, high = (low, middle) if beyond(values[middle]) else (middle, high)
@@ -168,7 +198,7 @@ def _bisect(measure: Measure, alphas: np.ndarray, first: int, beyond: Callable[.
 def goal_of(arguments: Sequence[str]) -> Goal:
     """The goal that ``forget/prob=0.15``, ``to=retrained`` or ``tolerance=0.02`` asks for."""
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
-    metrics = [f"{split}/{metric}" for split in SPLITS for metric in METRICS]
+    metrics = [*(f"{split}/{metric}" for split in SPLITS for metric in METRICS), LEAK]
     goals = [k for k in given if "/" in k or k in ("to", "tolerance")]
     if len(goals) != 1 or len(given) < len(arguments) or ("/" in goals[0] and "metric" in given):
         choices = (
@@ -176,7 +206,7 @@ def goal_of(arguments: Sequence[str]) -> Goal:
         )
         raise ConfigError(f"{' '.join(arguments) or 'no goal'}: give one of {choices}")
     (key,) = goals
-    metric = key if "/" in key else given.get("metric", "retain/prob" if key == "tolerance" else "forget/prob")
+    metric = key if "/" in key else given.get("metric", "retain/prob" if key == "tolerance" else LEAK)
     if metric not in metrics:
         raise ConfigError(f"{metric}: can be calibrated to {', '.join(metrics)}")
     if key == "to":

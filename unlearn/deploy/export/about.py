@@ -38,7 +38,7 @@ METRIC = re.compile(r"[\w/@.]+")
 SHOWN = (
     "forget/prob", "forget/rougeL_recall", "forget/exact_memorization", "forget/leak_gap", "retain/prob",
     "retain/rougeL_recall", "neighbours/prob", "real_authors/prob", "world_facts/prob", "model_utility",
-    "forget_quality",
+    "forget_quality", "artefact/prob", "artefact/anchor_prob", "artefact/relearnt_prob",
 )  # fmt: skip
 
 

@@ -49,8 +49,8 @@ EXPIRY = (
 )
 HEADLINES = (
     "forget/prob", "forget/known", "forget/rougeL_recall", "forget/extraction_strength", "forget/leak", "privleak",
-    "mia/", "relearn", "quantised", "forget/prefix", "retain/prob", "retain/rougeL_recall", "neighbours/prob",
-    "model_utility", "forget_quality",
+    "artefact/", "mia/", "relearn", "quantised", "forget/prefix", "retain/prob", "retain/rougeL_recall",
+    "neighbours/prob", "model_utility", "forget_quality",
 )  # fmt: skip
 
 

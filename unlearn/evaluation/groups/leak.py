@@ -24,7 +24,7 @@ from unlearn.config.own import JUDGE, named
 from unlearn.data.facts import tells
 from unlearn.data.texts import words_of
 from unlearn.decoding.generation import Decoding, sample
-from unlearn.evaluation.context import Context, Found
+from unlearn.evaluation.context import Context, Found, Subject
 from unlearn.evaluation.metrics.arrays import finite
 from unlearn.evaluation.suite import Split
 from unlearn.models.seen import remembered
@@ -67,10 +67,19 @@ def measure(ctx: Context) -> Found:
     return Found({f"forget/{name}": v for name, v in values.items()}, columns={"forget": columns})
 
 
+def worst(subject: Subject, split: Split) -> np.ndarray:
+    """leak@k of each question at the largest k, of answers drawn as the group draws them, [rows]."""
+    return leak_at_k(_recalls(subject, _draw(subject, split), split), subject.suite.cfg.leak_samples)
+
+
+def _recalls(subject: Subject, drawn: list[list[str]], split: Split) -> np.ndarray:
+    return _each(subject.suite.semantics.rouge.seeing.recall, drawn, split.answers)
+
+
 def _scores(ctx: Context, drawn: list[list[str]], split: Split) -> dict[str, np.ndarray]:
     """How much each drawn answer gives away, [rows, n]: by ROUGE, by words, by the user's own judge."""
     judge = ctx.suite.cfg.judge
-    found = {"rouge": _each(ctx.suite.semantics.rouge.seeing.recall, drawn, split.answers)}
+    found = {"rouge": _recalls(ctx, drawn, split)}
     wanted = [attribute(r.question, r.answer) for r in split.rows]
     if any(wanted):
         found["attribute"] = _each(attribute_held, drawn, wanted)
@@ -96,7 +105,7 @@ def _each(score: Callable[..., float], generations: Sequence[Sequence[str]], by_
     return np.array(found)
 
 
-def _draw(ctx: Context, split: Split) -> list[list[str]]:
+def _draw(ctx: Subject, split: Split) -> list[list[str]]:
     """``eval.leak_samples`` answers to each prompt."""
     cfg, n = ctx.suite.cfg, ctx.suite.cfg.leak_samples
     how = Decoding.by(ctx.suite.encoder.tokenizer, max(len(e.answer) for e in split.right_answers), cfg.batch_size)

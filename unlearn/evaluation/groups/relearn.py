@@ -28,7 +28,7 @@ def measure(ctx: Context) -> Found:
     seen, other = halves(ctx.suite.split("forget"))
     attacked = replace(ctx, ensemble=ensemble)
     before = attacked.probs(other)
-    _learn(attacked, seen)
+    learn(attacked, seen)
     after = attacked.probs(other)
     values = {
         "relearn/before": before, "relearn/after": after, "relearn/gain": after - before,
@@ -47,7 +47,7 @@ def halves(split: Split) -> tuple[Split, Split]:
     return tuple(split.part([i for i, u in enumerate(unit) if u % 2 == half]) for half in (0, 1))
 
 
-def _learn(attacked: Context, split: Split) -> None:
+def learn(attacked: Context, split: Split) -> None:
     """Plain training on right answers, through the whole ensemble, as the attacker would."""
     cfg, model, examples = attacked.suite.cfg, attacked.ensemble.trained.model, split.right_answers
     settings = Optimisation(cfg.relearn_lr, cfg.relearn_steps, 0.0, 1.0, "linear", 0.0, (0.9, 0.99), 1.0)

@@ -1,11 +1,12 @@
 """What does an offset cost, where people serve models?
 
     python experiments/engines/overhead.py PYTHON models=FOLDER [work=FOLDER] [world=smaller|equal|qwen] [rounds=5]
+        [engines=vllm,others] [together=yes|no]
 
 PYTHON is that of an environment with vLLM and this package's wheel. Target alone and target with its offset, in vLLM
 (and there the small model alone, and the sum with drafts by it), in our server and in plain transformers, each in a
-process of its own with one thread, asked in turn (those of vLLM, then all others), round after round: one request,
-then 16 at once. Writes
+process of its own with one thread, asked in turn (those of vLLM, then all others; with ``together=no`` each is
+started, asked and ended before the next, for want of memory), round after round: one request, then 16 at once. Writes
 overhead_WORLD.csv and .md beside this file: medians over the rounds. CPU seconds are those of an engine's processes;
 where other programs run on the machine they say more than the clock.
 """
@@ -23,16 +24,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import httpx
 import torch
-from servers import NAME, PATIENCE, memory_mb, ours_command, server, vllm_command
+from servers import NAME, PATIENCE, counted, memory_mb, ours_command, server, vllm_command
 from worlds import World, worlds
 
 from unlearn.ensemble.engines.configuration_unlearned import UnlearnedConfig, terms
 
 HERE = Path(__file__).resolve().parent
-TOKENS, MANY = 32, 16
+TOKENS, MANY, DRAFTED = 32, 16, 3
+DRAFTS = "unlearned, drafts"
 LANDS = "France Japan Italy Spain Egypt Canada Norway Greece Poland Kenya Peru Cuba Portugal Austria Hungary Ireland"
 PROMPTS = [f"The history of {land} is long. It begins in the time when people first" for land in LANDS.split()]
 Ask = Callable[
@@ -104,34 +107,45 @@ def transformers(asked: dict) -> Iterator[tuple[Ask, int]]:
         process.wait()
 
 
-Candidate = tuple[str, str, Ask, int]  # engine, model, how it is asked, and its process
+class Candidate(NamedTuple):
+    engine: str
+    model: str
+    ask: Ask
+    pid: int
+    url: str | None = None
 
 
 def of_vllm(world: World, python: str, dtype: str, work: Path, stack: ExitStack) -> Iterator[Candidate]:
-    drafts = {"method": "draft_model", "model": str(world.small), "num_speculative_tokens": 3}
+    drafts = {"method": "draft_model", "model": str(world.small), "num_speculative_tokens": DRAFTED}
     more = ("--dtype", dtype, "--enforce-eager", "--no-enable-prefix-caching")
     unlearned = vllm_command(python, world.folder, places(world), *more)
     for model, command in {
         "target": vllm_command(python, world.target, {}, *more),
         "small": vllm_command(python, world.small, {}, *more),
         "unlearned": unlearned,
-        "unlearned, drafts": [*unlearned, "--speculative-config", json.dumps(drafts)],
+        DRAFTS: [*unlearned, "--speculative-config", json.dumps(drafts)],
     }.items():
         url, process = stack.enter_context(server(command, work / "overhead" / f"vllm-{model}.log"))
-        yield "vLLM", model, over_http(url), process.pid
+        yield Candidate("vLLM", model, over_http(url), process.pid, url)
+
+
+def drafted(ready: list[Candidate]) -> Iterator[tuple]:
+    """How many tokens vLLM's draft model proposed since its start, and how many of them the sum took."""
+    for url in (c.url for c in ready if c.model == DRAFTS):
+        yield "drafts", *(int(counted(url, f"vllm:spec_decode_num_{k}_tokens_total")) for k in ("draft", "accepted"))
 
 
 def of_ours(world: World, python: str, dtype: str, work: Path, stack: ExitStack) -> Iterator[Candidate]:
     for model, alpha in (("target", 0), ("unlearned", 1)):
         command = ours_command(f"run={world.runs[0]}", f"alpha={alpha}", f"paths.store={work}/store")
         url, process = stack.enter_context(server(command, work / "overhead" / f"ours-{model}.log"))
-        yield "unlearn.serve", model, over_http(url), process.pid
+        yield Candidate("unlearn.serve", model, over_http(url), process.pid)
     for model, asked in {
         "target": {"folder": str(world.target), "dtype": dtype},
         "unlearned": {"folder": str(world.folder), "dtype": dtype} | {k: str(p) for k, p in places(world).items()},
     }.items():
         ask, pid = stack.enter_context(transformers(asked))
-        yield "transformers", model, ask, pid
+        yield Candidate("transformers", model, ask, pid)
 
 
 def places(world: World) -> dict[str, Path]:
@@ -149,12 +163,17 @@ def cpu_s(pid: int) -> float:
     return total
 
 
+def batches(candidates: Iterator[Candidate], one: bool) -> Iterator[list[Candidate]]:
+    """All at once, or one by one; each is started as it is asked for."""
+    yield from ([c] for c in candidates) if one else [list(candidates)]
+
+
 def measured(ready: list[Candidate], rounds: int) -> list[tuple]:
     """One row for each candidate and number of requests: medians over the rounds."""
     found: dict[tuple, list[tuple]] = {}
     for round in range(-1, rounds):  # the first warms up
         for count in (1, MANY):
-            for engine, model, ask, pid in ready:
+            for engine, model, ask, pid, _ in ready:
                 before = cpu_s(pid)
                 said, first, total = ask(PROMPTS[round % MANY :][:1] if count == 1 else PROMPTS)
                 used = cpu_s(pid) - before
@@ -164,7 +183,7 @@ def measured(ready: list[Candidate], rounds: int) -> list[tuple]:
                     one = (said / total, first, 1000 * used / said)
                     found.setdefault((engine, model, count), []).append(one)
                     print(engine, model, count, *(f"{v:.3g}" for v in one), flush=True)
-    memory = {(engine, model): memory_mb(pid) for engine, model, _, pid in ready}
+    memory = {(engine, model): memory_mb(pid) for engine, model, _, pid, _ in ready}
     return [
         (*key, *(median(column) for column in zip(*values, strict=True)), memory[key[:2]])
         for key, values in found.items()
@@ -194,13 +213,14 @@ def members(world: World) -> list[str]:
     return ["target" if about[name]["files"] == about["target"]["files"] else "small" for name, _ in terms(config)]
 
 
-def publish(name: str, rows: list[tuple], world: World) -> None:
+def publish(name: str, rows: list[tuple], drafts: list[tuple], world: World) -> None:
     path, run = HERE / f"overhead_{name}.csv", members(world)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerows([COLUMNS, *((*row[:3], *(f"{v:.4g}" for v in row[3:])) for row in rows)])
         for model, folder in (("target", world.target), ("small", world.small)):  # here: how often, and how large
             writer.writerow(("members", model, run.count(model), parameters(folder), "", "", ""))
+        writer.writerows((*row, "", "", "", "") for row in drafts)
     path.with_suffix(".md").write_text(table(path), encoding="utf-8")
 
 
@@ -208,7 +228,8 @@ def table(path: Path) -> str:
     """The csv for people, with ratios to the target alone and to what the members take one by one."""
     found = list(csv.DictReader(path.open(encoding="utf-8")))
     sizes = {r["model"]: (int(r["at once"]), int(r["tokens/s"])) for r in found if r["engine"] == "members"}
-    rows = [r for r in found if r["engine"] != "members"]
+    drafts = [(int(r["model"]), int(r["at once"])) for r in found if r["engine"] == "drafts"]
+    rows = [r for r in found if r["engine"] not in ("members", "drafts")]
     cpu = {(r["engine"], r["model"], r["at once"]): float(r["CPU ms/token"]) for r in rows}
     lines = [f"| {' | '.join(COLUMNS)} | CPU ÷ target alone |", "|---" * (len(COLUMNS) + 1) + "|"]
     for r in rows:
@@ -221,6 +242,13 @@ def table(path: Path) -> str:
         own = sum(times * cpu["vLLM", model, count] for model, (times, _) in sizes.items())
         ratio = cpu["vLLM", "unlearned", count] / own
         lines.append(f"vLLM, {count} at once: {ratio:.2f} × what its members take one by one (CPU).")
+    for proposed, taken in drafts:
+        share, each = taken / proposed, 1 + DRAFTED * taken / proposed
+        more = DRAFTED * sizes["small"][1] / sizes["target"][1]
+        lines.append(
+            f"Drafts: {taken:,} of {proposed:,} proposed tokens were taken ({share:.2f}), {each:.2f} tokens for each "
+            f"reading of the sum; by sizes alone a token then reads {(read + more) / each:.2f} × the target's weights."
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -232,12 +260,16 @@ def main() -> None:
     name, work = keys.get("world", "smaller"), Path(keys.get("work", "runs/engines")).resolve()
     world = worlds(Path(keys["models"]).resolve(), work, [name])[name]
     dtype = "bfloat16" if name == "qwen" else "float32"
-    rows = []
-    for engines in (of_vllm, of_ours):  # all at once would not fit into everybody's memory
+    rows, drafts, of = [], [], {"vllm": of_vllm, "others": of_ours}
+    for engines in keys.get("engines", "vllm,others").split(","):  # all at once would not fit into everybody's memory
         with ExitStack() as stack:
-            ready = list(engines(world, sys.argv[1], dtype, work, stack))
-            rows += measured(ready, int(keys.get("rounds", 5)))
-    publish(name, sorted(rows, key=lambda row: row[2]), world)
+            for together in batches(
+                of[engines](world, sys.argv[1], dtype, work, stack), one=keys.get("together") == "no"
+            ):
+                rows += measured(together, int(keys.get("rounds", 5)))
+                drafts += drafted(together)
+                stack.close()
+    publish(name, sorted(rows, key=lambda row: row[2]), drafts, world)
     print((HERE / f"overhead_{name}.md").read_text())
 
 

@@ -72,6 +72,12 @@ def complete(url: str, **asked) -> dict:
     return httpx.post(f"{url}/completions", json=body, timeout=PATIENCE).raise_for_status().json()
 
 
+def counted(url: str, name: str) -> float:
+    """What one of vLLM's counters says, over all its labels."""
+    lines = httpx.get(url.replace("/v1", "/metrics"), timeout=60).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
+
+
 def memory_mb(pid: int) -> float:
     """Proportional set size of a process and all that it started."""
     found, total = [pid], 0.0

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
-from servers import NAME, complete, server, vllm_command
+from servers import NAME, complete, counted, server, vllm_command
 from worlds import World, called, worlds
 
 HERE = Path(__file__).resolve().parent
 PROMPTS, TOKENS, TEXTS, LIKELIEST = 50, 24, 8, 20
 LENGTHS = (96, 160, 224, 288)  # of beginnings of one long text
+HITS = "vllm:prefix_cache_hits_total"  # tokens, since it started
 Found = Iterator[tuple[str, str]]
 
 
@@ -45,6 +45,7 @@ CASES = {
     "two": Case("two"),
     "bf16": Case("smaller", "bfloat16"),
     "qwen": Case("qwen", "bfloat16"),
+    "qwen32": Case("qwen"),
     "compiled": Case("smaller", options=()),
     "tp": Case("smaller", options=("--enforce-eager", "--tensor-parallel-size", "2")),
     "draft": Case("smaller"),
@@ -52,15 +53,17 @@ CASES = {
 TRIED = ("compiled", "tp", "draft")  # of vLLM itself: with tiny pairs (SmolLM2's nine heads are not to be halved)
 SAID = {
     "equal": "pair as large as the target, fp32", "smaller": "smaller pair, fp32", "two": "two requests summed, fp32",
-    "bf16": "smaller pair, bf16", "qwen": "1.5B target, 0.5B pair, bf16", "compiled": "smaller pair, torch.compile",
+    "bf16": "smaller pair, bf16", "qwen": "1.5B target, 0.5B pair, bf16", "qwen32": "1.5B target, 0.5B pair, fp32",
+    "compiled": "smaller pair, torch.compile",
     "tp": "smaller pair, two tensor-parallel processes", "draft": "smaller pair, drafts by its small model",
 }  # fmt: skip
 
 
-def reference(world: World, work: Path, count: int) -> dict[str, Any]:
+def reference(world: World, work: Path, count: int, dtype: str) -> dict[str, Any]:
     """What is compared with, made once; the models are given back, since a server needs the memory."""
-    path = work / f"{world.name}-{count}.pt"
+    path = work / f"{world.name}-{dtype}-{count}.pt"
     if not path.is_file():
+        world.hold(dtype)
         prompts, alone = world.prompts(count), world.opened[0].bench.alone("target")
         found = {name: world.answers(prompts, TOKENS, of) for name, of in (("unlearned", None), ("target", alone))}
         texts = [[*p, *a] for p, a in zip(prompts[:TEXTS], found["unlearned"], strict=False)]
@@ -71,16 +74,32 @@ def reference(world: World, work: Path, count: int) -> dict[str, Any]:
 
 
 def answers(known: dict[str, Any], url: str, end: int) -> Found:
-    """Greedy answers against those of ``unlearn.generate``."""
+    """Greedy answers against those of ``unlearn.generate``; ``known`` then holds what vLLM said (``theirs``)."""
     prompts = known["prompts"]
     theirs = complete(url, prompt=prompts, max_tokens=TOKENS, return_token_ids=True)["choices"]
-    theirs = [choice["token_ids"] for choice in sorted(theirs, key=lambda choice: choice["index"])]
+    known["theirs"] = [choice["token_ids"] for choice in sorted(theirs, key=lambda choice: choice["index"])]
 
     def same(others: list[list[int]]) -> int:
         return sum(_before(a, end) == _before(b, end) for a, b in zip(known["unlearned"], others, strict=True))
 
-    yield "greedy answers equal to unlearn.generate's", f"{same(theirs)} of {len(prompts)}"
+    yield "greedy answers equal to unlearn.generate's", f"{same(known['theirs'])} of {len(prompts)}"
     yield "answers that the offset changed", f"{len(prompts) - same(known['target'])} of {len(prompts)}"
+
+
+def margins(world: World, known: dict[str, Any], dtype: str) -> Found:
+    """Where an answer parts from ``unlearn.generate``'s: by how much the token of the one is likelier here than that of
+    the other. Less than what log-probabilities differ by is a near tie."""
+    found, end = [], world.encoder.tokenizer.eos_token_id
+    for prompt, ours, theirs in zip(known["prompts"], known["unlearned"], known["theirs"], strict=True):
+        ours, theirs = ([*_before(ids, end), end] for ids in (ours, theirs))  # cut at the most tokens: not reached
+        at = next((t for t, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+        if at is not None:
+            world.hold(dtype)
+            row = world.rows([*prompt, *ours[:at]])[-1]
+            found.append(float(row[ours[at]] - row[theirs[at]]))
+    if found:
+        shown = ", ".join(f"{margin:.2g}" for margin in sorted(found))
+        yield "where answers part: log-probability of the token here less that of vLLM's", shown
 
 
 def _before(ids: list[int], end: int) -> list[int]:
@@ -97,23 +116,17 @@ def rows(known: dict[str, Any], url: str) -> Found:
             places += 1
     yield f"prompt_logprobs: largest difference at {places:,} places", f"{worst:.1e}"
     long, here = known["texts"][-1]
-    before, worst = hits(url), 0.0
+    before, worst = counted(url, HITS), 0.0
     for length in (*LENGTHS, *LENGTHS):
         found = complete(url, prompt=long[:length], max_tokens=1, logprobs=LIKELIEST, ignore_eos=True,
                          return_tokens_as_token_ids=True)["choices"][0]["logprobs"]["top_logprobs"][0]  # fmt: skip
         there = {int(token.removeprefix("token_id:")): value for token, value in found.items()}
         worst = max(worst, _apart(here[length - 1], there))
-    yield f"after {hits(url) - before:,.0f} tokens out of the prefix cache: largest difference", f"{worst:.1e}"
+    yield f"after {counted(url, HITS) - before:,.0f} tokens out of the prefix cache: largest difference", f"{worst:.1e}"
 
 
 def _apart(row: torch.Tensor, there: dict[int, float]) -> float:
     return float((row[list(there)] - torch.tensor(list(there.values()))).abs().max())
-
-
-def hits(url: str) -> float:
-    """Tokens that vLLM found in its prefix cache since it started."""
-    lines = httpx.get(url.replace("/v1", "/metrics"), timeout=60).text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
 
 
 def by_clients(world: World, known: dict[str, Any], url: str, work: Path) -> Found:
@@ -189,7 +202,7 @@ def refused(python: str, world: World, log: Path) -> Found:
 
 
 def measured(name: str, case: Case, world: World, python: str, work: Path, count: int) -> Found:
-    known, end = reference(world, work, count), world.encoder.tokenizer.eos_token_id
+    known, end = reference(world, work, count, case.dtype), world.encoder.tokenizer.eos_token_id
     places = {"target": world.target, "base": world.small}
     more = ["--dtype", case.dtype, *case.options]
     if name == "draft":
@@ -200,6 +213,8 @@ def measured(name: str, case: Case, world: World, python: str, work: Path, count
         yield from rows(known, url)
         if case.clients:
             yield from by_clients(world, known, url, work)
+    yield from margins(world, known, case.dtype)
+    world.release()
     if case.clients:
         yield from refused(python, world, work / "refused.log")
 
@@ -234,7 +249,9 @@ def main() -> None:
     keys = dict(a.split("=", 1) for a in asked if "=" in a)
     models = Path(keys["models"]).resolve() if "models" in keys else None
     work = Path(keys.get("work", "runs/engines")).resolve()
-    cases = [a for a in asked if "=" not in a] or [c for c in CASES if c not in (TRIED if models else ("qwen",))]
+    cases = [a for a in asked if "=" not in a] or [
+        c for c in CASES if c not in (TRIED if models else ("qwen", "qwen32"))
+    ]
     count = int(keys.get("prompts", PROMPTS))
     path = HERE / f"check_{'pretrained' if models else 'tiny'}.csv"
     made = worlds(models, work, sorted({CASES[c].world for c in cases}))

@@ -69,6 +69,11 @@ class World:
             parts[i] = Ensemble(tuple(own if m.trained else m for m in part.members))
         return add(parts, [1.0] * len(parts))
 
+    def hold(self, dtype: str) -> None:
+        """All models in float32, as vLLM then holds them; for another type each as the run does."""
+        for m in self.ensemble.members if dtype == "float32" else ():
+            m.model.float()
+
     def release(self) -> None:
         """Give the models back; they are loaded again when somebody asks for them."""
         for name in ("opened", "ensemble"):
@@ -147,8 +152,10 @@ def worlds(models: Path | None, work: Path, names: list[str]) -> dict[str, World
     """By name: ``equal``, ``smaller`` and ``two`` (requests, of the smaller pair), of SmolLM2 where there is a folder
     of models, else tiny; ``qwen``."""
     if models is None:
+        two = ["data.requests=[[45,46],[47,48]]", "trainer.lr=1e-2"]
         wide = ["pair.small.hidden_size=128", "pair.small.intermediate_size=320"]
-        settings = {"equal": wide, "smaller": [], "smaller-other": ["data.forget_people=10"]}
+        settings = {"equal": [*two, "data.request=1", *wide]}
+        settings |= {"smaller": [*two, "data.request=1"], "smaller-other": [*two, "data.request=2"]}
     else:
         smol, big = models / "smollm2", (models / "qwen15", models / "qwen05")
         small = cut(smol, LAYERS, work / "smollm2-cut") if {"smaller", "two"} & set(names) else smol

@@ -176,6 +176,7 @@ def test_without_a_tokenizer_none_is_written(exported, tmp_path):
     assert not [*out.glob("token*"), *out.glob("chat*")]
     card = (out / "README.md").read_text()
     assert "no tokenizer in this folder" in card and "α = 0.5" in card
+    assert "vllm serve . --tokenizer PATH/TO/THE/TARGET --hf-overrides" in card
     assert torch.equal(logits(out, target=target), run_logits(job, 0.5))
 
 

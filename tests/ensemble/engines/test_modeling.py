@@ -109,7 +109,7 @@ def test_of_one_model_at_alpha_1_the_offset_alone_is_run(tmp_path):
                        AutoModelForCausalLM.from_pretrained(target)(IDS).logits)  # fmt: skip
 
 
-def test_what_a_model_of_transformers_takes(updated, tmp_path, monkeypatch):
+def test_what_a_model_of_transformers_takes(updated, monkeypatch):
     model = read(updated)
     logits = model(IDS).logits
     for keep in (2, torch.tensor([3, 4])):
@@ -127,8 +127,9 @@ def test_what_a_model_of_transformers_takes(updated, tmp_path, monkeypatch):
     own = [m(IDS).logits.float() for m in half.members]  # each rounds; their sum does not
     assert torch.equal(half(IDS).logits, own[0] + (own[1] - own[2]))
     assert {p.dtype for p in read(updated, dtype="auto").parameters()} == {torch.float32}  # as the export says
-    with pytest.raises(NotImplementedError, match="written by python -m unlearn.export"):
-        model.save_pretrained(tmp_path)
+    for save in (model.save_pretrained, model.push_to_hub):
+        with pytest.raises(NotImplementedError, match="written by python -m unlearn.export"):
+            save("me/mine")
     told = []
     real = AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(modeling_unlearned.AutoModelForCausalLM, "from_pretrained",
@@ -137,6 +138,12 @@ def test_what_a_model_of_transformers_takes(updated, tmp_path, monkeypatch):
     assert [(t["device_map"], t["attn_implementation"], t["trust_remote_code"]) for t in told] == [
         ("auto", "eager", False)
     ] * 2
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), "high", [1]], ids=str)
+def test_an_alpha_that_is_no_number_is_refused(updated, alpha):
+    with pytest.raises(ValueError, match="alpha=.*: must be a finite number"):
+        read(updated, alpha=alpha)
 
 
 def test_a_target_that_is_in_memory_is_taken_as_it_is(updated):

@@ -96,7 +96,7 @@ def loaded(root, processes=1, **places):
     return vllm.LLM(
         str(root / "unlearned"), dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=4,
         max_logprobs=-1, skip_tokenizer_init=True, tensor_parallel_size=processes,
-        hf_overrides={k: str(v) for k, v in places.items()},
+        hf_overrides={k: v if k == "alpha" else str(v) for k, v in places.items()},
     )  # fmt: skip
 
 
@@ -108,10 +108,12 @@ def test_another_target_and_a_missing_base_are_refused_before_anything_is_loaded
         loaded(root, target=root / "target")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_vllm_answers_as_the_plain_sum_of_models_of_two_sizes_with_two_requests_on_one_anchor(export, processes):
+@pytest.mark.parametrize("processes, alpha", [(1, None), (2, 0.5)])
+def test_vllm_answers_as_the_plain_sum_of_models_of_two_sizes_with_two_requests_on_one_anchor(export, processes, alpha):
     root, sums = export
-    llm = loaded(root, processes, target=root / "target", base=root / "small")
+    sums = [(m, weight if i == 0 or alpha is None else alpha * weight) for i, (m, weight) in enumerate(sums)]
+    given = {} if alpha is None else {"alpha": alpha}
+    llm = loaded(root, processes, target=root / "target", base=root / "small", **given)
     if processes == 1:
         served = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
         assert list(served.members) == ["target", "offset", "anchor_0", "offset_2"]  # one anchor for both

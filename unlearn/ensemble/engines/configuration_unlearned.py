@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,7 +52,21 @@ class UnlearnedConfig(PretrainedConfig):
         super().__init__(**more)
 
     def __setattr__(self, key: str, value: Any) -> None:
-        super().__setattr__(key, str(value) if key in ("target", "base") and value is not None else value)
+        if value is not None and key in ("target", "base"):
+            value = str(value)
+        elif value is not None and key == "alpha":
+            value = _finite(value)
+        super().__setattr__(key, value)
+
+
+def _finite(alpha: Any) -> float:
+    try:
+        found = float(alpha)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"alpha={alpha!r}: must be a finite number")
+    return found
 
 
 class Place(NamedTuple):

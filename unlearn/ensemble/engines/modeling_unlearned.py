@@ -164,6 +164,8 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError("an unlearned model is written by python -m unlearn.export; copy its folder")
 
+    push_to_hub = save_pretrained  # it would make a repository before it saves
+
 
 def _plus(total: Tensor | None, factor: float, logits: Tensor) -> Tensor | None:
     if factor == 0:

@@ -57,7 +57,8 @@ class ExportConfig(PretrainedConfig):
             if key in config_dict:
                 setattr(found, key, config_dict[key])
         found.architectures, found.name_or_path = [ARCHITECTURE], kwargs.get("name_or_path", "")
-        found.unlearned, found.target, found.base, found.places = config_dict, None, None, None
+        found.unlearned, found.alpha = config_dict, config.alpha
+        found.target, found.base, found.places = None, None, None
         return (found, {}) if kwargs.get("return_unused_kwargs") else found
 
 
@@ -70,9 +71,9 @@ def own(config: Mapping[str, Any]) -> PretrainedConfig:
 
 
 def asked(config: PretrainedConfig) -> UnlearnedConfig:
-    """What the export says, and where the command line says that target and base lie."""
+    """What the export says, and what the command line does (``--hf-overrides``): where target and base lie, and α."""
     found = UnlearnedConfig.from_dict(dict(config.unlearned))
-    found.target, found.base = config.target, config.base
+    found.target, found.base, found.alpha = config.target, config.base, config.alpha
     return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-NAME, PATIENCE = "unlearned", 900.0
+NAME, PATIENCE, MOST = "unlearned", 900.0, 512  # seconds, tokens
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
          "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}  # fmt: skip
 
@@ -23,9 +23,11 @@ def vllm_command(python: str, model: Path, places: dict[str, Path], *more: str) 
     """``api_server``, since the CPU build's own command does not find its version."""
     overrides = json.dumps({key: str(place) for key, place in places.items()})
     where = ["--hf-overrides", overrides] if places else []
+    longest = json.loads((model / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
     return [
         python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", NAME,
-        "--max-model-len", "512", "--max-num-seqs", "16", "--max-logprobs", "-1", "--block-size", "32", *where, *more,
+        "--max-model-len", str(min(longest, MOST)), "--max-num-seqs", "16", "--max-logprobs", "-1", "--block-size",
+        "32", *where, *more,
     ]  # fmt: skip
 
 

@@ -155,6 +155,7 @@ def worlds(models: Path | None, work: Path, names: list[str]) -> dict[str, World
         two = ["data.requests=[[45,46],[47,48]]", "trainer.lr=1e-2"]
         wide = ["pair.small.hidden_size=128", "pair.small.intermediate_size=320"]
         settings = {"equal": [*two, "data.request=1", *wide]}
+        two.append("pair.small.heads=2")  # of 32: vLLM has no smaller ones on a CPU
         settings |= {"smaller": [*two, "data.request=1"], "smaller-other": [*two, "data.request=2"]}
     else:
         smol, big = models / "smollm2", (models / "qwen15", models / "qwen05")

@@ -91,6 +91,7 @@ def test_bitsandbytes_is_told_of_the_target_alone(tmp_path, monkeypatch, bits):
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes, which is not installed")
 @pytest.mark.parametrize("bits", BITS)
+@torch.no_grad()  # bitsandbytes computes 4 bits in another way for gradients
 def test_a_target_in_fewer_bits_is_the_one_that_bitsandbytes_makes_and_the_pair_is_not(tmp_path, bits):
     target, small = tmp_path / "target", tiny(tmp_path / "small", 1, 1)
     shape = LlamaConfig(vocab_size=WIDTH, hidden_size=64, intermediate_size=64, num_hidden_layers=2,

@@ -57,7 +57,7 @@ $(VLLM)/.ready:
 
 MODELS :=
 vllm-check: setup $(VLLM)/.ready ## serve unlearned models by a real vLLM (its own environment, 2.5 GB; no part of check)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[lm-eval]
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[lm-eval] 'lm-eval[api]'
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
 	$(VLLM)/bin/python -m pytest --noconftest -W default -p no:cacheprovider -m vllm tests/ensemble/engines/test_vllm.py
 	$(PY) experiments/engines/vllm_check.py $(VLLM)/bin/python $(if $(MODELS),models=$(MODELS))

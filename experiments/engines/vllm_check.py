@@ -60,7 +60,7 @@ SAID = {
 
 
 def reference(world: World, work: Path, count: int, dtype: str) -> dict[str, Any]:
-    """What is compared with, made once; the models are given back, since a server needs the memory."""
+    """What is compared with, made once."""
     path = work / f"{world.name}-{dtype}-{count}.pt"
     if not path.is_file():
         world.hold(dtype)
@@ -69,7 +69,6 @@ def reference(world: World, work: Path, count: int, dtype: str) -> dict[str, Any
         texts = [[*p, *a] for p, a in zip(prompts[:TEXTS], found["unlearned"], strict=False)]
         found["prompts"], long = prompts, [token for p in prompts for token in p][: max(LENGTHS)]
         torch.save(found | {"texts": [(ids, world.rows(ids)) for ids in [*texts, long]]}, path)
-        world.release()
     return torch.load(path)
 
 
@@ -203,6 +202,7 @@ def refused(python: str, world: World, log: Path) -> Found:
 
 def measured(name: str, case: Case, world: World, python: str, work: Path, count: int) -> Found:
     known, end = reference(world, work, count, case.dtype), world.encoder.tokenizer.eos_token_id
+    world.release()  # the server needs the memory
     places = {"target": world.target, "base": world.small}
     more = ["--dtype", case.dtype, *case.options]
     if name == "draft":

@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly check bench audit vllm-check format clean
+.PHONY: help setup demo test nightly check bench audit vllm-check slurm-check format clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -61,6 +61,11 @@ vllm-check: setup $(VLLM)/.ready ## serve unlearned models by a real vLLM (its o
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
 	$(VLLM)/bin/python -m pytest --noconftest -W default -p no:cacheprovider -m vllm tests/ensemble/engines/test_vllm.py
 	$(PY) experiments/engines/vllm_check.py $(VLLM)/bin/python $(if $(MODELS),models=$(MODELS))
+
+slurm-check: setup ## disturb runs on a real Slurm of this machine alone (Debian, as root; ten minutes; no part of check)
+	PATH="$$PATH:/usr/sbin"; command -v slurmctld >/dev/null && command -v munged >/dev/null || \
+	 RUNLEVEL=1 apt-get install --yes --no-install-recommends slurm-wlm munge
+	PATH="$$PATH:/usr/sbin" $(PY) experiments/slurm/check.py
 
 format: setup ## format the code
 	$(PY) -m ruff check --fix .

@@ -98,6 +98,33 @@ def test_a_preempted_job_is_saved_before_its_launcher_hears_of_it_and_ends_as_if
     assert all((job.folder / name).read_bytes() == (straight / name).read_bytes() for name in SAME)
 
 
+def test_in_a_job_of_slurm_a_signal_that_comes_twice_at_once_is_one_and_all_listeners_are_told(monkeypatch):
+    """A preempted process gets SIGTERM by Slurm and by srun; submitit waits for SIGUSR2, which may come after it."""
+    heard, ended, pair = [], [], (signal.SIGTERM, signal.SIGUSR2)
+    before = [signal.signal(number, lambda got, _: heard.append(got)) for number in pair]
+    monkeypatch.setattr(stopping.os, "_exit", ended.append)
+
+    def told(*numbers: int) -> None:
+        with pytest.raises(stopping.Stopped, match="SIGTERM"), stopping.listening(), stopping.patiently():
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    try:
+        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+        told(signal.SIGTERM, signal.SIGTERM)
+        assert ended == [143]
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        heard.clear()
+        told(signal.SIGTERM, signal.SIGTERM, signal.SIGUSR2)
+        assert ended == [143] and heard == list(pair)
+        monkeypatch.setattr(stopping, "ECHO", -1.0)  # later
+        told(signal.SIGTERM, signal.SIGTERM)
+        assert ended == [143, 143]
+    finally:
+        for number, handler in zip(pair, before, strict=True):
+            signal.signal(number, handler)
+
+
 WORKER = """
 import multiprocessing, os, sys, time
 sys.path.insert(0, sys.argv[1])

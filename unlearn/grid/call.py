@@ -57,6 +57,7 @@ class Call:
     """The jobs of this command, filled by the callback at its start."""
 
     jobs: list[Job] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)  # that Hydra gives them
     report: bool = True  # a table of its runs at its end; and it ends at once when every run is done
     launcher: str = "basic"
     began: float = 0.0  # seconds since the epoch
@@ -68,14 +69,15 @@ class Call:
         os.environ[launchers.JOBS] = str(len(configs))
         errors: list[Exception] = []
         listed: dict[str, Job] = {}  # by its config: 0.5 and .5 are one job
-        for config in configs:
+        for number, config in enumerate(configs):
             try:
                 asked = _listed(parse(config))
             except (ConfigError, DataError) as error:
                 errors.append(error)
                 continue
             if asked.cfg.retry != "failed" or launchers.to_repeat(asked):
-                listed.setdefault(repr(asked.cfg), asked)
+                if listed.setdefault(repr(asked.cfg), asked) is asked:
+                    self.numbers.append(number)
         self.jobs = [replace(job, number=n) for n, job in enumerate(listed.values(), 1)]
         queue.begin(self.jobs)
         os.environ[launchers.TO_DO] = str(sum(not each.was_done for each in self.jobs))
@@ -127,6 +129,10 @@ class Grid(Callback):
             _check_files(config)
             self.call.launcher = config.hydra.runtime.choices["hydra/launcher"]
             self.call.begin(_sweep(config))
+            if self.call.launcher == "submitit_slurm":
+                from unlearn.grid import slurm
+
+                slurm.install(self.call.jobs, self.call.numbers)
         if self.call.report and all(j.was_done for j in self.call.jobs):
             raise SystemExit(0)  # composing every job twice more, only to skip it, takes Hydra seconds
 

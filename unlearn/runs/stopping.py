@@ -2,6 +2,7 @@
 
 The first one ends the call where it is, or after the step under way where a block is left ``patiently``, which saves
 what a resumed run needs. The same one again ends the process at once: nothing is lost then but what was not yet saved.
+Within ``ECHO`` of the first it is no other in a job of Slurm: that sends SIGTERM itself, and once more by srun.
 """
 
 import multiprocessing
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+ECHO = 1.0  # seconds
 
 
 class Stopped(KeyboardInterrupt):
@@ -24,7 +26,8 @@ class Stopped(KeyboardInterrupt):
         self.status = 128 + signum  # as a shell reports a process that a signal ended
 
 
-_state: dict[str, Any] = {"listening": False, "patient": False, "told": []}  # told: the signals so far
+# told: the signals so far, each with the time at which it came
+_state: dict[str, Any] = {"listening": False, "patient": False, "told": {}}
 
 
 @contextmanager
@@ -39,7 +42,7 @@ def listening() -> Iterator[None]:
         return
     found = {number: signal.getsignal(number) for number in ENDING}
     before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
-    _state.update(listening=True, told=[])
+    _state.update(listening=True, told={})
     for number in before:
         signal.signal(number, _told)
     try:
@@ -48,9 +51,10 @@ def listening() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         told, _state["listening"] = _state["told"], False
-        handler = before[told[0]] if told else None
-        if callable(handler) and handler is not signal.default_int_handler:
-            handler(told[0], None)
+        for number in told:  # Slurm may send SIGTERM before the signal that submitit asked for
+            handler = before[number]
+            if callable(handler) and handler is not signal.default_int_handler:
+                handler(number, None)
 
 
 def asked() -> bool:
@@ -67,14 +71,15 @@ def patiently() -> Iterator[None]:
     finally:
         _state["patient"] = False
         if asked():
-            raise Stopped(_state["told"][0])
+            raise Stopped(next(iter(_state["told"])))
 
 
 def _told(signum: int, frame: Any) -> None:
-    if signum in _state["told"]:
+    told, now = _state["told"], time.monotonic()
+    first = told.setdefault(signum, now)
+    if first != now and (now - first > ECHO or "SLURM_JOB_ID" not in os.environ):
         os._exit(128 + signum)
-    _state["told"].append(signum)
-    if not _state["patient"] and len(_state["told"]) == 1:
+    if not _state["patient"] and list(told.items()) == [(signum, now)]:
         raise Stopped(signum)
 
 

@@ -168,6 +168,7 @@ class Waiting:
     def _ended(self, number: int) -> None:
         """What became of a job: nothing to say where its run is done; a run that was lost is to be submitted again."""
         job, run = self.jobs.pop(number), self.asked[number][0]
+        locks.look_again(run.folder)
         launchers.mark_killed(run)
         status, state = runlog.status(run.folder).get("status"), SlurmJob.watcher.get_state(job.job_id, "cache")
         answered = job.paths.result_pickle.exists()

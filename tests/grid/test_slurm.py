@@ -4,6 +4,7 @@
 """
 
 import os
+import pickle
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from submitit.slurm.slurm import SlurmJob
 from support.helpers import compose
 
-from unlearn.grid import launchers, slurm
+from unlearn.grid import slurm
 from unlearn.store import runlog
 from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import Job
@@ -70,7 +71,7 @@ class Stub:
         becomes(self.run, status)
         if answered:
             made.paths.result_pickle.parent.mkdir(parents=True)
-            made.paths.result_pickle.touch()
+            made.paths.result_pickle.write_bytes(pickle.dumps(("error", TRACE)))
         return [made]
 
 
@@ -83,6 +84,7 @@ def params(**more) -> dict:
     return {key: value for key, value in config.items() if key != "_target_"} | more
 
 
+TRACE = "Traceback (most recent call last):\n  …\nsubmitit.UncompletedJobError: timed-out too many times."
 DONE = ("COMPLETED", "done", True)
 ENDS = {  # how the jobs of a run end one after the other; what is said of it
     "done at once": ([DONE], ""),
@@ -94,8 +96,10 @@ ENDS = {  # how the jobs of a run end one after the other; what is said of it
     "forgotten by Slurm, killed": ([("", "running", False), DONE], "(GONE)"),
     "killed each time": ([("FAILED", "running", False)] * 3, "it was submitted 3 times"),
     "cancelled by its user": ([("CANCELLED", "interrupted", False)], "(CANCELLED), run is interrupted"),
+    "cancelled, and it did not end by itself": ([("CANCELLED", "running", False)], "(CANCELLED), run is killed"),
     "cancelled in the queue": ([("CANCELLED", None, False)], "(CANCELLED), run is not started"),
-    "told to end by a signal": ([("FAILED", "interrupted", False)], "(FAILED), run is interrupted"),
+    "preempted with time to end": ([("FAILED", "interrupted", False), DONE], "is interrupted; it is submitted again"),
+    "out of time too often": ([("FAILED", "interrupted", True)], "UncompletedJobError: timed-out too many times."),
     "failed by itself": ([("COMPLETED", "failed", True)], ""),
     "failed before the run began": ([("FAILED", None, False)], "not started; see"),
 }
@@ -175,9 +179,8 @@ def test_what_cannot_be_submitted_is_one_message_and_exit_status_2(name, fake, t
 
 def test_two_alphas_of_one_run_are_two_jobs_one_after_the_other(fake, tmp_path, monkeypatch):
     run, other = job(tmp_path / "study" / "run"), job(tmp_path / "study" / "run")
-    stub = Stub(fake, run, [("COMPLETED", "running", True), DONE])
+    stub = Stub(fake, run, [("COMPLETED", "failed", True), DONE])
     monkeypatch.setattr(slurm, "_executor", lambda params: stub)
-    monkeypatch.setattr(launchers, "mark_killed", lambda job: None)
     slurm.Waiting(SlurmLauncher(**params()), {0: (run, []), 1: (other, [])}).all()
     assert [given[2] for given in stub.given] == [(0,), (1,)]
 

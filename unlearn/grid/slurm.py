@@ -133,12 +133,10 @@ class Waiting:
             return
         lock = locks.lock(next(iter(ready)).parent / locks.LOCKS, "slurm")
         with locks.locked(lock, "the Slurm jobs of this study"), stopping.patiently():
-            for folder, number in list(ready.items()):
-                noted = read_json(_note(folder))
-                job = SlurmJob(**noted) if noted else None
-                if job is not None and not job.done(force_check=True):
-                    del ready[folder]
-                    self.jobs[number] = job
+            notes = {folder: read_json(_note(folder)) for folder in ready}
+            for folder, job in {folder: SlurmJob(**noted) for folder, noted in notes.items() if noted}.items():
+                if not job.done():  # asked for all at once
+                    self.jobs[ready.pop(folder)] = job
                     _say(f"waiting for job {job.job_id}, which works on {folder.name}")
             if ready:
                 self._submit(sorted(ready.values()))
@@ -183,7 +181,7 @@ class Waiting:
             _say(f"{about}; it is submitted again")
             self.left.append(number)
         elif status != "failed":  # the table says why
-            _say(f"{about}" + (f"; it was submitted {TIMES} times" if lost else _words(job, state, status)))
+            _say(about + (f"; it was submitted {TIMES} times" if lost else _words(job, state, status)))
 
 
 def _executor(params: Mapping[str, Any]) -> submitit.AutoExecutor:
@@ -201,14 +199,19 @@ def _executor(params: Mapping[str, Any]) -> submitit.AutoExecutor:
 
 
 def _is_lost(state: str, status: str | None) -> bool:
-    """Whether a job ended because Slurm took it away or its process was killed; not by its user, and not by itself."""
-    return state != "CANCELLED" and (state in LOST or status == "killed")
+    """Whether a job ended because Slurm took it away or its process was killed; not by its user, and not by itself.
+
+    A preempted job that has time to end (GraceTime) saves its run, and has failed for Slurm.
+    """
+    if state == "CANCELLED":
+        return False
+    return state in LOST or status == "killed" or (state == "FAILED" and status == "interrupted")
 
 
 def _words(job: SlurmJob, state: str, status: str | None) -> str:
     """The last that is known of a job whose run does not say it."""
     if job.paths.result_pickle.exists():
-        trace = str(job.exception()).split("-" * 22)[-2:][0]  # submitit's frame around it
+        trace = str(job.exception() or "").split("-" * 22)[-2:][0]  # submitit's frame around it
         return f": {_last(trace)}"
     if status is not None or state == "CANCELLED":
         return ""

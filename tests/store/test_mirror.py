@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 from pathlib import Path
 from unittest import mock
@@ -96,21 +95,6 @@ def test_the_summary_has_no_best_value_that_step_0_would_win_and_a_dozen_numbers
     }
     assert len(mirror.HEADLINES) < 20 and summary["status"] == "done" and summary["eval/alpha"] == 1
     assert json.loads(summary["alphas"]) == {"1.0": entry} and not m.missed
-
-
-def test_a_signal_to_all_processes_of_a_job_leaves_wandbs_service_at_work(tmp_path, services):
-    """As Slurm sends it before a preemption or at the end of a job's time."""
-    listened = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with mirror.opened(WandbConfig("offline"), tmp_path, CHOICES, {}, None) as m:
-        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == listened
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM):
-            services[-1].send_signal(number)
-        m.log({"step": 0, "epoch": 0.0, "retain/prob": 0.9})
-        m.manifest({"status": "interrupted"})
-        assert services[-1].poll() is None
-    assert not m.missed and services[-1].poll() == 0
-    (part,) = (p for p in parts(tmp_path) if p is not None)
-    assert json.loads(part.summary["status"]) == "interrupted"
 
 
 def broken(*_, **__):

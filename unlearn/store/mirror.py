@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -189,20 +188,8 @@ def start_run(cfg: WandbConfig, folder: Path, stats: bool = True, **more: Any) -
     settings = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=not stats,
                               finish_timeout=FINISH, finish_timeout_raises=True)  # fmt: skip
     # without reinit, a job whose predecessor failed would write into the predecessor's W&B run
-    with _deaf():
-        return wandb.init(project=cfg.project, entity=cfg.entity, mode=cfg.mode, dir=str(folder), settings=settings,
-                          resume="allow", reinit="finish_previous", **more)  # fmt: skip
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Inside, what is started does not hear the signals that end a run: Slurm sends them to all processes of a job,
-    and W&B's service is to take the run's last words. It ends with the process that started it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return wandb.init(project=cfg.project, entity=cfg.entity, mode=cfg.mode, dir=str(folder), settings=settings,
+                      resume="allow", reinit="finish_previous", **more)  # fmt: skip
 
 
 def _chart(found: Mapping[str, Any]) -> Any:

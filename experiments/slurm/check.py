@@ -56,7 +56,8 @@ def preempt(job: str, work: Path, task: int) -> None:
 
 
 def tell(job: str, work: Path, task: int) -> None:
-    slurm("scancel", "--signal=USR2", job)
+    with suppress(subprocess.TimeoutExpired):  # while the job goes back into the queue it tries again and again
+        subprocess.run(["scancel", "--signal=USR2", job], timeout=3, capture_output=True, check=False)
 
 
 def kill(job: str, work: Path, task: int) -> None:
@@ -240,7 +241,7 @@ def called(work: Path, straight: Path) -> list[tuple[str, str, bool]]:
 def refused(work: Path) -> list[tuple[str, str, bool]]:
     """Calls that Slurm cannot serve end with one message."""
     rows = []
-    for wrong in ("partition=nowhere", "mem_gb=5000", "nodes=7", "account=x", "qos=x", "+srun_args=[a]"):
+    for wrong in ("partition=nowhere", "mem_gb=5000", "+srun_args=[a]"):
         plus, key = wrong[: wrong[0] == "+"], wrong.lstrip("+")
         call = Call(work, (*SLURM, f"{plus}hydra.launcher.{key}", "seed=9"))
         ended = call.ended()
@@ -265,7 +266,10 @@ def main(given: Iterable[str]) -> int:
             raise SystemExit("the runs that are compared with did not end")
         with cluster():
             version = slurm("sinfo", "--version").strip()
-            runs, calls = disturbed(works[0], straight), [*called(works[1], straight), *refused(works[2])]
+            runs, calls = disturbed(works[0], straight), []
+            for part in (lambda: called(works[1], straight), lambda: refused(works[2])):
+                write(version, runs, calls, time.monotonic() - start)
+                calls += part()
     finally:
         if "work" not in options:
             shutil.rmtree(root, ignore_errors=True)

@@ -14,7 +14,7 @@ from unlearn.learning.answers import Answers, PerAnswer
 def paced(forget: Answers) -> PerAnswer:
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     if Path(f"slow-{task}").exists():
-        time.sleep(0.2)
+        time.sleep(0.5)
     if (hungry := Path(f"hungry-{task}")).exists():
         hungry.unlink()
         _ = b"x" * 8_000_000_000

@@ -217,7 +217,7 @@ def publish(name: str, rows: list[tuple], drafts: list[tuple], world: World) -> 
     path, run = HERE / f"overhead_{name}.csv", members(world)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows([COLUMNS, *((*row[:3], *(f"{v:.4g}" for v in row[3:])) for row in rows)])
+        writer.writerows([COLUMNS, *((*row[:3], *(f"{v:.4g}" for v in row[3:-1]), f"{row[-1]:.0f}") for row in rows)])
         for model, folder in (("target", world.target), ("small", world.small)):  # here: how often, and how large
             writer.writerow(("members", model, run.count(model), parameters(folder), "", "", ""))
         writer.writerows((*row, "", "", "", "") for row in drafts)
@@ -247,7 +247,8 @@ def table(path: Path) -> str:
         more = DRAFTED * sizes["small"][1] / sizes["target"][1]
         lines.append(
             f"Drafts: {taken:,} of {proposed:,} proposed tokens were taken ({share:.2f}), {each:.2f} tokens for each "
-            f"reading of the sum; by sizes alone a token then reads {(read + more) / each:.2f} × the target's weights."
+            f"reading of the sum; by sizes alone a token then reads {(read + more) / each:.2f} × the target's weights. "
+            f"To read no more than the target, {(read + more - 1) / DRAFTED:.2f} would have to be taken."
         )
     return "\n".join(lines) + "\n"
 

@@ -79,7 +79,6 @@ class Call:
                 if listed.setdefault(repr(asked.cfg), asked) is asked:
                     self.numbers.append(number)
         self.jobs = [replace(job, number=n) for n, job in enumerate(listed.values(), 1)]
-        queue.begin(self.jobs)
         os.environ[launchers.TO_DO] = str(sum(not each.was_done for each in self.jobs))
         if not errors and not self.jobs:
             print(f"retry=failed: of {len(configs)} runs asked for none failed or was interrupted")
@@ -123,6 +122,7 @@ class Grid(Callback):
         with _fatal():
             _check_files(config)
             self.call.begin([_without_hydra(config)])
+            queue.begin(self.call.jobs)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _fatal():
@@ -133,6 +133,7 @@ class Grid(Callback):
                 from unlearn.grid import slurm
 
                 slurm.install(self.call.jobs, self.call.numbers)
+            queue.begin(self.call.jobs)
         if self.call.report and all(j.was_done for j in self.call.jobs):
             raise SystemExit(0)  # composing every job twice more, only to skip it, takes Hydra seconds
 

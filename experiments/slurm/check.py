@@ -241,9 +241,8 @@ def called(work: Path, straight: Path) -> list[tuple[str, str, bool]]:
 def refused(work: Path) -> list[tuple[str, str, bool]]:
     """Calls that Slurm cannot serve end with one message."""
     rows = []
-    for wrong in ("partition=nowhere", "mem_gb=5000", "+srun_args=[a]"):
-        plus, key = wrong[: wrong[0] == "+"], wrong.lstrip("+")
-        call = Call(work, (*SLURM, f"{plus}hydra.launcher.{key}", "seed=9"))
+    for wrong in ("partition=nowhere", "mem_gb=5000"):
+        call = Call(work, (*SLURM, f"hydra.launcher.{wrong}", "seed=9"))
         ended = call.ended()
         why = [line.strip() for line in text(call.out).splitlines() if "error" in line or "hydra.launcher" in line]
         rows.append((wrong, f"status {ended}: {' '.join(why)[:120]}", ended == 2 and "Traceback" not in text(call.out)))

@@ -154,8 +154,10 @@ def test_ctrl_c_ends_the_wait_and_says_how_to_end_the_jobs(fake, tmp_path, monke
 
 def test_a_step_gets_the_cores_of_its_job(fake, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    slurm._executor(params(cpus_per_task=3)).map_array(print, [1])
-    assert "--cpus-per-task=3" in next(line for line in (fake / "script").read_text().splitlines() if "srun" in line)
+    slurm._executor(params(cpus_per_task=3, srun_args=["--cpu-bind=none"])).map_array(print, [1])
+    assert "--cpus-per-task=3 --cpu-bind=none" in next(
+        line for line in (fake / "script").read_text().splitlines() if "srun" in line
+    )
 
 
 REFUSED = {

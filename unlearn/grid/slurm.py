@@ -191,7 +191,7 @@ def _executor(params: Mapping[str, Any]) -> submitit.AutoExecutor:
     # where clusters have another default, too; and since Slurm 22.05 a step has one core unless it is told
     params["additional_parameters"] = {"requeue": True} | params["additional_parameters"]
     if cores := params.get("cpus_per_task"):
-        params["srun_args"] = [f"--cpus-per-task={cores}"]
+        params["srun_args"] = [f"--cpus-per-task={cores}", *params.get("srun_args", ())]
     executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=timeouts)
     shared = {each.name for each in fields(BaseQueueConf)}
     executor.update_parameters(**{key if key in shared else f"slurm_{key}": value for key, value in params.items()})

@@ -1,4 +1,4 @@
-"""A user's own objective or rule: a Python file beside a YAML, no fork. The README shows these very files."""
+"""A user's own objective or rule: a Python file beside a YAML, no fork. docs/extending.md shows these very files."""
 
 import re
 
@@ -15,25 +15,25 @@ from unlearn.store import runlog
 from unlearn.store.identity import run_folder
 
 
-def readme_block(kind: str, holding: str) -> str:
-    blocks = re.findall(rf"```{kind}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def shown_block(kind: str, holding: str) -> str:
+    blocks = re.findall(rf"```{kind}\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.S)
     return next(b for b in blocks if holding in b)
 
 
 @pytest.fixture
 def own(tmp_path):
-    """The README's files, as the README names them."""
+    """The page's files, as the page names them."""
     for file, kind, holding in (
         ("terms.py", "python", "def hinge"), ("algo/hinge.yaml", "yaml", "forget: hinge"),
         ("rules.py", "python", "def capped"), ("method/capped.yaml", "yaml", "rule: capped"),
     ):  # fmt: skip
         (tmp_path / "mine" / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "mine" / file).write_text(readme_block(kind, holding))
+        (tmp_path / "mine" / file).write_text(shown_block(kind, holding))
     return tmp_path
 
 
 @pytest.mark.nightly
-def test_the_readmes_own_objective_and_method_run_from_the_command_line(own, store):
+def test_the_pages_own_objective_and_method_run_from_the_command_line(own, store):
     options = ("--config-dir", "mine", *TINY, *FEW, f"paths.store={store}")
     for choice, name in (
         (("algo=hinge",), "hinge-"),

@@ -106,8 +106,8 @@ class AlgoConfig:
     """An objective: a forget term plus a weighted retain term (``unlearn/learning/losses.py`` holds the terms)."""
 
     name: str = setting(MISSING, A_NAME, hashed=False)
-    forget: str = MISSING
-    retain: str = "none"
+    forget: str = MISSING  # a term
+    retain: str = "none"  # a term, or none
     forget_weight: float = setting(1.0, at_least(0))
     retain_weight: float = setting(1.0, at_least(0))
     beta: float | None = setting(None, above(0))  # only for terms that have a β
@@ -224,8 +224,8 @@ class WandbConfig:
 
 @dataclass
 class PathsConfig:
-    runs: str = setting("runs", A_PATH)
-    store: str = setting("store", A_PATH)
+    runs: str = setting("runs", A_PATH)  # of all studies
+    store: str = setting("store", A_PATH)  # models, rows and baselines that runs share
 
 
 @dataclass
@@ -238,9 +238,9 @@ class Config:
     trainer: TrainerConfig = MISSING
     begin: BeginConfig = field(default_factory=BeginConfig)
     wandb: WandbConfig = MISSING
-    alpha: float = setting(1.0, finite("must be a finite number, e.g. 0.5, 1 or 2"))
-    seed: int = setting(0, SEED)
-    study: str = setting("default", A_NAME)
+    alpha: float = setting(1.0, finite("must be a finite number, e.g. 0.5, 1 or 2"))  # in training; see eval.alphas
+    seed: int = setting(0, SEED)  # of the unlearning run: order, sampling; the world and its models have pair.seed
+    study: str = setting("default", A_NAME)  # a named group of runs: runs/STUDY/
     retry: str = setting("all", one_of("all", "failed"))  # all unfinished runs, or those that failed or were killed
     paths: PathsConfig = field(default_factory=PathsConfig)
 

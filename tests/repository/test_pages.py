@@ -1,0 +1,96 @@
+"""README and docs: short, linked, and true of the program."""
+
+import json
+import re
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from support.helpers import ALGOS, METHODS, ROOT
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+README, INDEX = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/README.md"))
+DEMO = ROOT / "experiments" / "demo"
+COLUMNS = {"forget/prob": 3, "forget/leak_gap": 3, "retain/prob": 3, "model_utility": 3}
+
+
+def anchor(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def headings(page: Path) -> set[str]:
+    return {anchor(h) for h in re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)}
+
+
+def test_every_link_of_readme_docs_and_studies_leads_somewhere():
+    broken = []
+    for page in (*PAGES, *(ROOT / "experiments").rglob("*.md")):
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            name, _, part = target.partition("#")
+            file = page.parent / name if name else page
+            lost = part and file.suffix == ".md" and file.is_file() and part not in headings(file)
+            if not target.startswith(("https://", "http://")) and (not file.exists() or lost):
+                broken.append((str(page.relative_to(ROOT)), target))
+    assert broken == []
+
+
+def test_every_page_is_in_the_index_and_in_llms_txt():
+    short = (ROOT / "docs" / "llms.txt").read_text(encoding="utf-8")
+    names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert names == {n for n in names if f"]({n})" in INDEX} == {n for n in names if f"]({n})" in short}
+
+
+def test_the_readme_fits_on_a_few_screens_and_its_tables_have_six_columns():
+    assert len(README.splitlines()) <= 150
+    assert max(line.count("|") - 1 for line in README.splitlines() if line.startswith("|")) <= 6
+
+
+def test_settings_are_those_of_the_schema():
+    spec = spec_from_file_location("settings_page", ROOT / "docs" / "settings.py")
+    writer = module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    assert writer.page() == (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_names_every_method_objective_package_and_folder():
+    methods = re.findall(r"^\| `(\w+)` \| target", README, re.MULTILINE)
+    assert sorted(methods) == METHODS
+    objectives = README.split("Objectives (`algo=`)")[1].split("([OpenUnlearning")[0]
+    assert sorted(re.findall(r"`(\w+)`", objectives)) == sorted({*ALGOS} - {"finetune"})
+    tree = README.split("## The tree")[1].split("## Add one")[0]
+    for parent in ("unlearn", "conf"):
+        named = {path.name for path in (ROOT / parent).iterdir() if path.is_dir() and path.name[0] not in "._"}
+        assert named == {name for name in named if f"{name}/" in tree}
+
+
+def test_every_command_of_the_pages_is_one_of_ours():
+    commands = {
+        m for page in PAGES for m in re.findall(r"python -m ((?:unlearn|analysis)\.\w+)", page.read_text("utf-8"))
+    }
+    assert len(commands) > 15 and [name for name in commands if find_spec(name) is None] == []
+
+
+def test_the_choices_in_the_pages_commands_exist():
+    for page in (*PAGES, *(ROOT / "experiments").rglob("README.md")):
+        for line in re.findall(r"python -m unlearn\.(?:run|prepare) ([^`\n\\]*)", page.read_text("utf-8")):
+            for group, names in re.findall(r"(?<![\w./])(algo|method|pair|data|eval|experiment)=([\w,]+)", line):
+                for name in names.split(","):
+                    known = (ROOT / "conf" / group / f"{name}.yaml").is_file() or name in ("mine", "hinge", "capped")
+                    assert known or not name.islower(), (page.name, line)
+
+
+def test_the_readmes_table_and_costs_are_those_of_the_demos_study():
+    def row(name: str, alpha: str, found: dict) -> str:
+        return f"| {name} | {alpha} | " + " | ".join(f"{found[c]:.{d}f}" for c, d in COLUMNS.items()) + " |"
+
+    lines = [row(r["algo"], f"{r['alpha']:g}", r) for r in pd.read_csv(DEMO / "summary.csv").to_dict("records")]
+    references = json.loads((DEMO / "references.json").read_text(encoding="utf-8"))
+    lines += [row(f"*{name}*", "", found) for name, found in references.items()]
+    assert [line for line in lines if line not in README.splitlines()] == []
+    study = (DEMO / "README.md").read_text(encoding="utf-8")
+    for said in ("180 seconds", "0.80 GB of memory"):
+        assert said in re.sub(r"\s+", " ", README) and said in re.sub(r"\s+", " ", study)
+    for said, key in (("50 people", "people"), ("five of them", "forget_people")):
+        assert said in README and yaml.safe_load((ROOT / "conf/data/bios.yaml").read_text()).get(key) in (None, 50, 5)

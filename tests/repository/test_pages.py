@@ -2,12 +2,17 @@
 
 import json
 import re
+from dataclasses import fields
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from support.helpers import ALGOS, METHODS, ROOT
+
+from unlearn.config.groups import GROUPS
+from unlearn.config.schema import Config
+from unlearn.data.readers import SETTINGS
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 README, INDEX = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/README.md"))
@@ -47,11 +52,26 @@ def test_the_readme_fits_on_a_few_screens_and_its_tables_have_six_columns():
     assert max(line.count("|") - 1 for line in README.splitlines() if line.startswith("|")) <= 6
 
 
+SPEC = spec_from_file_location("settings_page", ROOT / "docs" / "settings.py")
+WRITER = module_from_spec(SPEC)
+SPEC.loader.exec_module(WRITER)
+
+
 def test_settings_are_those_of_the_schema():
-    spec = spec_from_file_location("settings_page", ROOT / "docs" / "settings.py")
-    writer = module_from_spec(spec)
-    spec.loader.exec_module(writer)
-    assert writer.page() == (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert WRITER.page() == written, "python docs/settings.py > docs/settings.md"
+
+
+def test_every_key_that_the_pages_set_is_one_of_the_schema():
+    found = WRITER.places(Config, "", {})
+    for reader in SETTINGS.values():
+        WRITER.places(reader, "data.", found)
+    keys = {at + field.name for kind, places in found.items() for at in places for field in fields(kind)}
+    open_ended = ("algo.numbers.", "algo.lr.", "algo.lr_pretrained.", "method.numbers.")
+    group = r"(?<![\w./-])((?:algo|method|pair|data|eval|trainer|begin|wandb|paths)\.[a-z_0-9.]+)="
+    for page in PAGES:
+        given = set(re.findall(group, page.read_text(encoding="utf-8"))) if page.stem != "CHANGELOG" else set()
+        assert {key for key in given - keys if not key.startswith(open_ended)} == set(), page.name
 
 
 def test_the_readme_names_every_method_objective_package_and_folder():
@@ -63,6 +83,11 @@ def test_the_readme_names_every_method_objective_package_and_folder():
     for parent in ("unlearn", "conf"):
         named = {path.name for path in (ROOT / parent).iterdir() if path.is_dir() and path.name[0] not in "._"}
         assert named == {name for name in named if f"{name}/" in tree}
+
+
+def test_the_page_on_metrics_names_every_group():
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert [name for name in GROUPS if f"\n| `{name}`" not in page] == []
 
 
 def test_every_command_of_the_pages_is_one_of_ours():

@@ -31,7 +31,8 @@ from unlearn.grid.rerun import open_run
 @verb(ExportSettings)
 def main(keys: ExportSettings) -> None:
     try:
-        about = export([open_run(folder, keys.overrides) for folder in (keys.run, *keys.offsets)], keys)
+        runs = [open_run(folder, keys.overrides) for folder in (keys.run, *keys.offsets)]
+        about = export(runs, keys)
     except OSError as error:  # a full disk, a folder that may not be written: nothing is left under the final name
         raise Failed(f"Nothing was exported: {error}") from None
     for name, file in about["files"].items():
@@ -41,6 +42,7 @@ def main(keys: ExportSettings) -> None:
     print(f"written: {keys.folder} (α={alpha_key(about['alpha'])}); none of {texts} forget texts is in it, "
           f"no run of 4 of their words{words}")  # fmt: skip
     print(told(about["ways"]))
+    print(f"target={runs[0].bench.folder('target')}  is the target that it is for")
     if keys.hub is not None:
         _upload(keys.folder, keys.hub, keys.private)
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -231,6 +232,17 @@ def test_a_loaded_target_generates_with_the_sum_and_another_does_not(exported, m
         other.generate(IDS, **how)
     with pytest.raises(ValueError, match="must be the folder of an export"):
         custom_generate.generate(target)
+
+
+def test_a_loaded_target_may_be_asked_by_several_threads_at_once(exported, modules):
+    job, folder = exported
+    target = AutoModelForCausalLM.from_pretrained(workbench(job.cfg).folder("target"))
+    how = {"custom_generate": str(folder), "trust_remote_code": True, "max_new_tokens": 4}
+    with ThreadPoolExecutor(4) as pool:  # the first of them loads
+        found = list(pool.map(lambda i: target.generate(IDS[i % 2, None], **how), range(8)))
+    for i, text in enumerate(found):
+        assert torch.equal(text, target.generate(IDS[i % 2, None], **how))
+    assert len(getattr(target, custom_generate.MADE)) == 1
 
 
 def test_the_fingerprint_of_weights_is_that_of_the_model_in_any_precision_but_not_of_another(bench):

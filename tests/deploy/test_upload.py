@@ -5,6 +5,7 @@ import json
 import huggingface_hub.constants
 import pytest
 import torch
+from support import hub as hubs
 from support.helpers import contents, python
 from support.hub import TOKEN, hub
 
@@ -48,6 +49,24 @@ def test_an_export_takes_the_place_of_one_that_was_there_and_of_nothing_else(exp
     assert call(exported) == 1
     assert "hub:me/mine: holds something else than an export, model.safetensors" in capsys.readouterr().err
     assert server.repositories["me/mine"] == theirs
+
+
+def test_what_is_private_is_not_uploaded_where_all_see_it(exported, server, tmp_path, capsys):
+    theirs = {"offset.json": b"{}"}
+    server.repositories["me/mine"], server.private["me/mine"] = dict(theirs), False
+    assert call(exported) == 1
+    assert "hub:me/mine: is seen by all there, and private=true" in capsys.readouterr().err
+    assert server.repositories["me/mine"] == theirs and (tmp_path / "exports" / "me--mine" / "offset.json").is_file()
+
+
+@pytest.mark.parametrize("answer", [(200, b"<html>welcome</html>"), (200, b"{}"), (418, b""), (200, b"[1]")], ids=str)
+def test_a_hub_that_answers_badly_is_told_of_in_one_line(exported, server, tmp_path, capsys, monkeypatch, answer):
+    folder = tmp_path / "exports" / "me--mine"
+    monkeypatch.setattr(hubs._Handler, "do_POST", lambda self: self._send(*answer, {"Content-Type": "text/html"}))
+    assert call(exported) == 1
+    said = capsys.readouterr().err
+    assert "hub:me/mine: not uploaded: " in said and "hf upload me/mine" in said and "Traceback" not in said
+    assert (folder / "offset.json").is_file()
 
 
 @pytest.mark.parametrize("wrong", ["token", "network"])

@@ -74,7 +74,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._file(files.get(file[2].partition("?")[0]))
         if found[2] == "tree":
             return self._json([{"type": "file", "path": p, "size": len(d), "oid": _oid(d)} for p, d in files.items()])
-        return self._json({"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]})
+        return self._json(
+            {
+                "id": name,
+                "sha": COMMIT,
+                "private": self.server.private.get(name, True),
+                "siblings": [{"rfilename": path} for path in files],
+            }
+        )
 
     do_HEAD = do_GET
 

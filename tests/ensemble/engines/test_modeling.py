@@ -202,6 +202,39 @@ def test_files_of_other_folders_are_never_listed(updated):
 
 
 @pytest.mark.parametrize(
+    "change, said",
+    [
+        ([1, "name", "target"], "each must have a name of its own"),
+        ([1, "slope", 1e999], "offset.slope='inf': must be a finite number"),
+        ([0, "constant", "much"], "target.constant='much': must be a finite number"),
+        ([1, "folder", "../learnt"], "lies outside the folder"),
+        ([1, "folder", "/etc"], "lies outside the folder"),
+        ([], "it has no members"),
+    ],
+    ids=str,
+)
+def test_an_export_that_was_written_to_mislead_is_refused(updated, tmp_path, change, said):
+    folder = Path(shutil.copytree(updated[0], tmp_path / "export"))
+    shutil.copytree(folder / "offset", tmp_path / "learnt")  # with the right checksums
+    about = json.loads((folder / "config.json").read_text())
+    if change:
+        about["members"][change[0]][change[1]] = change[2]
+    else:
+        about["members"] = []
+    (folder / "config.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=said):
+        read((folder, *updated[1:]))
+
+
+@pytest.mark.parametrize("more", [{"r": 4}, {"r": 0}, {"r": None}, {"lora_alpha": 1e999}], ids=str)
+def test_an_adapter_whose_tensors_are_not_of_its_rank_is_refused(tmp_path, more):
+    folder = adapter(tmp_path / "a", tiny(tmp_path / "t", 0), 1)
+    (folder / "adapter_config.json").write_text(json.dumps(LORA | more))
+    with pytest.raises(ValueError, match="must be of rank r=|lora_alpha='inf': must be a finite number"):
+        list(factors(folder))
+
+
+@pytest.mark.parametrize(
     "more", [{"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q": 4}}, {"peft_type": "LOHA"}], ids=str
 )
 def test_an_adapter_that_is_no_plain_lora_is_refused(tmp_path, more):

@@ -3,7 +3,7 @@
 import pytest
 
 from unlearn.ensemble.engines.configuration_unlearned import UnlearnedConfig
-from unlearn.ensemble.engines.vllm_plugin import refuse
+from unlearn.ensemble.engines.vllm_plugin import refuse, refuse_heads
 
 PLAIN = {"name": "target", "constant": 1.0, "slope": 0.0, "base": None, "files": {"model.safetensors": "0"},
          "dtype": "float32", "quantisation": None, "config": {"model_type": "llama"}}  # fmt: skip
@@ -24,3 +24,14 @@ def test_what_vllm_is_not_given_is_refused_with_the_way_that_works(case):
 
 def test_a_plain_sum_is_not_refused():
     refuse(UnlearnedConfig(members=[PLAIN]))
+
+
+@pytest.mark.parametrize("own", [{"hidden_size": 64, "num_attention_heads": 4}, {"head_dim": 16}], ids=str)
+def test_heads_that_vllm_cannot_read_are_refused_before_the_first_request(own):
+    small = PLAIN | {"name": "anchor", "files": {"model.safetensors": "1"}, "constant": -1.0, "config": own}
+    target = PLAIN | {"config": {"hidden_size": 128, "num_attention_heads": 4}}
+    refuse_heads(UnlearnedConfig(members=[target, small | {"constant": 0.0, "slope": 0.0}]), [32, 64])
+    with pytest.raises(
+        ValueError, match="anchor: head_dim=16: must be one of 32, 64 for vLLM on a CPU; .*unlearn.serve"
+    ):
+        refuse_heads(UnlearnedConfig(members=[target, small]), [32, 64])

@@ -20,7 +20,12 @@ def upload(folder: Path, name: str, private: bool) -> str:
     api = HfApi()
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))
-        there = set(api.list_repo_files(name)) - THEIRS
+        info = api.model_info(name)
+        there = {file.rfilename for file in info.siblings or ()} - THEIRS
+        if private and not info.private:
+            raise UploadError(
+                f"hub:{name}: is seen by all there, and private=true; private=false uploads it all the same"
+            )
         if there and ABOUT not in there:
             instead = f"give another name: hf upload OWNER/NAME {folder}"
             raise UploadError(f"hub:{name}: holds something else than an export, {min(there)}; {instead}")

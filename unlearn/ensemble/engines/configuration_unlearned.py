@@ -47,7 +47,7 @@ class UnlearnedConfig(PretrainedConfig):
         base: str | None = None,
         **more: Any,
     ):
-        self.members, self.alpha, self.rule, self.numbers = list(members), alpha, rule, dict(numbers or {})
+        self.members, self.alpha, self.rule, self.numbers = _own_names(members), alpha, rule, dict(numbers or {})
         self.target, self.base = target, base
         super().__init__(**more)
 
@@ -59,14 +59,27 @@ class UnlearnedConfig(PretrainedConfig):
         super().__setattr__(key, value)
 
 
-def _finite(alpha: Any) -> float:
+def _finite(number: Any, key: str = "alpha") -> float:
     try:
-        found = float(alpha)
-    except (TypeError, ValueError):
+        found = float(number)
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
-        raise ValueError(f"alpha={alpha!r}: must be a finite number")
+        raise ValueError(f"{key}={str(number)[:80]!r}: must be a finite number")
     return found
+
+
+def _own_names(members: Sequence[Member]) -> list[Member]:
+    """The members, each with a name of its own and weights that are numbers: of two with one name one would be lost."""
+    if not all(isinstance(m, Mapping) and {"name", "constant", "slope"} <= m.keys() for m in members):
+        raise ValueError("members: must be a list, each with name, constant and slope")
+    for m in members:
+        for key in ("constant", "slope"):
+            _finite(m[key], f"{m['name']}.{key}")
+    names = [m["name"] for m in members]
+    if len(set(names)) < len(names):
+        raise ValueError(f"members={names}: each must have a name of its own")
+    return list(members)
 
 
 class Place(NamedTuple):
@@ -130,6 +143,8 @@ def located(folder: str | Path, config: UnlearnedConfig, there: Collection[str] 
     Models that are not in ``folder`` are where ``config.target`` and ``config.base`` say, else on the hub; those whose
     ``identity`` is in ``there`` are not looked for. Raises ``ValueError`` where one is absent or another.
     """
+    if not config.members:
+        raise ValueError(f"{folder}: {EXPORT} (it has no members)")
     folder, aimed, wholes, found = Path(folder), target_of(config.members)["files"], {}, {}
     counting = weights(config)
     for m in (m for m in config.members if m["name"] in counting):
@@ -138,11 +153,18 @@ def located(folder: str | Path, config: UnlearnedConfig, there: Collection[str] 
         if identity(about) not in there and files not in wholes:
             key = "target" if about["files"] == aimed else "base"
             wholes[files] = _whole(folder, about, key, getattr(config, key))
-        adapter = folder / m["folder"] if m["base"] else None
+        adapter = _inside(folder, m["folder"]) if m["base"] else None
         if adapter is not None:
             _check(adapter, m["files"], f"{adapter}: {EXPORT}")
         found[m["name"]] = Place(None if identity(about) in there else wholes[files], adapter)
     return found
+
+
+def _inside(folder: Path, name: str) -> Path:
+    place = folder / name
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{place}: {EXPORT} (it lies outside the folder)")
+    return place
 
 
 def _whole(folder: Path, about: Member, key: str, given: str | None) -> Path:
@@ -153,7 +175,7 @@ def _whole(folder: Path, about: Member, key: str, given: str | None) -> Path:
         "another model it unlearns nothing"
     )
     if about["folder"] is not None:
-        place = folder / about["folder"]
+        place = _inside(folder, about["folder"])
         wrong = f"{place}: {EXPORT}"
     elif given is not None:
         place = Path(given)
@@ -209,5 +231,9 @@ def factors(adapter: Path) -> Iterator[tuple[str, Tensor, Tensor, float]]:
     if about.get("peft_type") != "LORA" or other or any(parts.keys() != {"A", "B"} for parts in tensors.values()):
         what = ", ".join(other) or "type, or a tensor,"
         raise ValueError(f"{adapter}: must be a plain LoRA adapter, of lora_A and lora_B alone; its {what} is another")
-    for layer, parts in tensors.items():
-        yield layer, parts["A"], parts["B"], about["lora_alpha"] / about["r"]
+    rank, alpha = about.get("r"), _finite(about.get("lora_alpha"), "lora_alpha")
+    for layer, (a, b) in {layer: (parts["A"], parts["B"]) for layer, parts in tensors.items()}.items():
+        if not (a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] == rank):
+            shapes = f"{layer} has A {tuple(a.shape)} and B {tuple(b.shape)}"
+            raise ValueError(f"{adapter}: must be of rank r={rank}, as its config says; {shapes}")
+        yield layer, a, b, alpha / rank

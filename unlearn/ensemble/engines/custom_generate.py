@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from .modeling_unlearned import SAFE, UnlearnedForCausalLM
 
 MADE = "_unlearned"  # of the target: its unlearned models, by export
+LOADING = threading.Lock()  # transformers cannot load in two threads at once
 
 
 def generate(model: nn.Module, base: str | None = None, **how: Any) -> Tensor:
@@ -30,10 +32,11 @@ def generate(model: nn.Module, base: str | None = None, **how: Any) -> Tensor:
     export = _asked()
     made = model.__dict__.setdefault(MADE, {})  # no submodule: the sum holds the model
     key = export, where.get("revision"), base
-    if key not in made:
-        folder = Path(export) if Path(export).is_dir() else Path(snapshot_download(export, **where))
-        check(model, folder)
-        made[key] = UnlearnedForCausalLM.from_pretrained(folder, target=model, base=base, **SAFE)
+    with LOADING:
+        if key not in made:
+            folder = Path(export) if Path(export).is_dir() else Path(snapshot_download(export, **where))
+            check(model, folder)
+            made[key] = UnlearnedForCausalLM.from_pretrained(folder, target=model, base=base, **SAFE)
     return made[key].generate(**how)
 
 

@@ -6,7 +6,7 @@ vLLM: a wheel that was installed without its dependencies is enough. Names of vL
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from unlearn.ensemble.engines.configuration_unlearned import (
     is_quantised,
     located,
     target_of,
+    weights,
+    whole,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -90,6 +92,12 @@ class Checks:
         config = asked(model.hf_config)
         if model.quantization is not None:
             raise ValueError(f"quantization={model.quantization!r}: {WHOLE}; {ELSEWHERE}")
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
+            from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+            refuse_heads(config, CPUAttentionBackend.get_supported_head_sizes())
         folder = model.model
         if not Path(folder).is_dir():
             folder = snapshot_download(folder, revision=model.revision)
@@ -106,3 +114,14 @@ def refuse(config: UnlearnedConfig) -> None:
             raise ValueError(f"{m['name']}: is a GGUF file; {WHOLE}; {ELSEWHERE}")
         if is_quantised(m):
             raise ValueError(f"{m['name']}: is quantised; {WHOLE}; {ELSEWHERE}")
+
+
+def refuse_heads(config: UnlearnedConfig, sizes: Collection[int]) -> None:
+    """Raise ``ValueError`` for heads that vLLM has no attention for; on a CPU it finds out at the first request."""
+    counting = weights(config)
+    for m in (m for m in config.members if m["name"] in counting):
+        of = whole(m)["config"]
+        size = of.get("head_dim") or of.get("hidden_size", 0) // of.get("num_attention_heads", 1)
+        if size and size not in sizes:
+            rule = f"must be one of {', '.join(map(str, sizes))} for vLLM on a CPU"
+            raise ValueError(f"{m['name']}: head_dim={size}: {rule}; {ELSEWHERE}")

@@ -1,20 +1,25 @@
 """README and docs: short, linked, and true of the program."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import yaml
-from support.helpers import ALGOS, METHODS, ROOT
+from support.helpers import ALGOS, METHODS, ROOT, UNTOUCHED
 
 from unlearn.config.groups import GROUPS
 from unlearn.config.schema import Config
 from unlearn.data.readers import SETTINGS
 
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+EXAMPLES = sorted((ROOT / "examples").glob("*.sh"))
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *EXAMPLES]
 README, INDEX = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/README.md"))
 DEMO = ROOT / "experiments" / "demo"
 COLUMNS = {"forget/prob": 3, "forget/leak_gap": 3, "retain/prob": 3, "model_utility": 3}
@@ -55,6 +60,26 @@ def test_the_readme_fits_on_a_few_screens_and_its_tables_have_six_columns():
 SPEC = spec_from_file_location("settings_page", ROOT / "docs" / "settings.py")
 WRITER = module_from_spec(SPEC)
 SPEC.loader.exec_module(WRITER)
+
+
+def test_examples_are_short():
+    assert len(EXAMPLES) == 3 and max(len(path.read_text("utf-8").splitlines()) for path in EXAMPLES) <= 40
+
+
+@pytest.mark.nightly
+def test_the_examples_on_own_data_and_on_serving_work_as_they_stand(tmp_path):
+    environment = UNTOUCHED | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def script(name: str, *given: str) -> str:
+        command = ["sh", str(ROOT / "examples" / name), *given]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert "Mira Holt lives in Larch Lane 12." in script("own_data.sh", "wandb=disabled")
+    (run,) = (tmp_path / "runs" / "own").glob("simnpo-*")
+    assert script("serve_and_ask.sh", str(run), "What is the door code of Jon Brandt?").strip()
 
 
 def test_settings_are_those_of_the_schema():

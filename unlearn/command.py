@@ -24,6 +24,7 @@ from unlearn.config.schema import ConfigError, raise_for
 from unlearn.config.setting import out_of_bounds
 from unlearn.grid import analysis
 from unlearn.grid.refusal import REFUSED, STATUS, Failed, print_nowhere, printable, refuse, said, secrets, unread
+from unlearn.grid.together import one_process
 from unlearn.store import runlog
 
 REST = WORDS, OVERRIDES = "words", "overrides"  # fields for arguments without a ``=``, and for settings of a run
@@ -58,6 +59,8 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
             with unread():
                 print(doc.strip())
             return 0 if arguments else STATUS
+        if (status := one_process()) is not None:
+            return status
         in_logs()
         printable()
         logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")

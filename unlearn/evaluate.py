@@ -11,6 +11,7 @@ python -m unlearn.evaluate model=NAME_OR_FOLDER out=FILE [tokenizer=NAME_OR_FOLD
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from unlearn.grid.perform import perform
 from unlearn.grid.queue import share
 from unlearn.grid.rerun import open_run
 from unlearn.grid.rules import unknown_overrides
+from unlearn.grid.together import together
+from unlearn.store import processes
 
 
 @dataclass
@@ -40,12 +43,18 @@ class Keys:
             raise ConfigError("out, tokenizer, retrained: are for model=; a run has its own (eval.retrained)")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    return together(lambda: _main(arguments))
+
+
 @verb(Keys)
-def main(keys: Keys) -> int | None:
+def _main(keys: Keys) -> int | None:
     if keys.run is not None:
         job = open_run(keys.run, keys.overrides).job
         share(perform, [job])
         return 1 if table.report([job]) else 0
+    if processes.together():
+        raise ConfigError("model=…: is evaluated by one process; start this command without accelerate or torchrun")
     if keys.out is None:
         raise ConfigError("out=FILE: say where the result goes, e.g. out=results/target.json")
     raise_for([

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from unlearn.data.readers import register
 from unlearn.grid import call as grid
 from unlearn.grid.perform import perform
+from unlearn.grid.together import together
 
 register()
 
@@ -21,7 +22,7 @@ def unlearn(raw: DictConfig) -> None:
 
 
 def main() -> None:
-    sys.exit(grid.supervise(unlearn, perform))
+    sys.exit(together(lambda: grid.supervise(unlearn, perform)))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def publish(name: str, results: Sequence[Result], notes: Sequence[str] = (), fol
 
 
 def main() -> None:
-    by_hand = ("bench", "gpu", "loading", "real")  # a GPU, 300 W&B runs that are written first, pretrained models
+    by_hand = ("bench", "gpu", "loading", "processes", "real")  # a GPU, 300 W&B runs, minutes, pretrained models
     there = sorted(p.stem for p in HERE.glob("*.py") if p.stem not in by_hand)
     asked = sys.argv[1:] or there
     unknown = [name for name in asked if not (HERE / f"{name}.py").is_file()]

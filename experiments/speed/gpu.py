@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from unlearn.learning.binding import bind
 from unlearn.learning.loop import Loop, MicroBatch, Optimisation
 from unlearn.learning.objective import Group, Objective
 from unlearn.models import llama
-from unlearn.models.placement import parked
+from unlearn.models.placement import checkpointed, compiled, parked
 from unlearn.store.entries import Store
 
 PAD, END, HEAD = 0, 1, 8.0  # random logits lie too near each other for half precision: the target's head is enlarged
@@ -192,6 +193,11 @@ def training(pair: Pair) -> list[Result]:
     for name, objective in objectives.items():
         forms[name] = step_of(loop, lambda s, o=objective: o.micro_batches(draw(s)))
     seconds = alternate(forms, scale.rounds, clock)
+    if scale.device == "cuda":  # on a CPU it takes longer than all else here together
+        with compiled(learner):
+            seconds |= alternate({"stored, compiled": forms["stored"]}, scale.rounds, clock)
+    with checkpointed(learner):
+        seconds |= alternate({"stored, checkpointing": forms["stored"]}, scale.rounds, clock)
     return [
         *(value(f"training, {name}, tokens/s", tokens / s, f"{tokens:,} tokens a step") for name, s in seconds.items()),
         compared(
@@ -206,10 +212,10 @@ def memory(pair: Pair) -> list[Result]:
     """Peaks of one step, each with what it needs and nothing else that learns."""
     draw, device, found = pair.sampler.draw(0), pair.scale.device, []
 
-    def peak(what: str, ours: bool, away: list[nn.Module]) -> None:
+    def peak(what: str, ours: bool, away: list[nn.Module], again: bool = False) -> None:
         ensemble = pair.ensemble()
         learner = ensemble.trained.model
-        with parked(away):
+        with parked(away), checkpointed(learner) if again else nullcontext():
             made = pair.objective(ensemble, half=True) if ours else None
             step = step_of(
                 Loop(learner, SETTINGS, device),
@@ -224,6 +230,7 @@ def memory(pair: Pair) -> list[Result]:
 
     peak("plain, the small model alone", False, [pair.target.model, pair.anchor.model])
     peak("stored rows, target put aside", True, [pair.target.model])
+    peak("stored rows, target put aside, checkpointing", True, [pair.target.model], again=True)
     peak("stored rows, target on the GPU", True, [])
     return found
 

@@ -14,7 +14,7 @@ from unlearn.ensemble.rows import FrozenRows
 from unlearn.models.placement import compiled, parked
 from unlearn.runs import learner
 from unlearn.runs.inputs import Inputs
-from unlearn.runs.job import idle
+from unlearn.runs.training import idle
 from unlearn.runs.trajectory import probe
 
 

@@ -1,15 +1,12 @@
 """A step split over micro-batches and processes is the same step: parts of one loss, whoever computes them."""
 
 import dataclasses
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
+from support.crews import crew
 from support.helpers import offset_ensemble, random_examples, tiny_llama
 
 from unlearn.config.schema import DualConfig
@@ -19,6 +16,7 @@ from unlearn.ensemble.frozen import LiveRows
 from unlearn.learning.binding import bind
 from unlearn.learning.loop import Loop, Optimisation
 from unlearn.learning.objective import Dual, Group, Objective
+from unlearn.store import processes
 
 FORGET, RETAIN, REFUSALS = 5, 11, 3
 
@@ -79,8 +77,8 @@ def test_micro_batches_of_any_number_of_processes_sum_to_one_loss_and_one_gradie
     log, gradient = summed(obj, draw, 1)
     largest = max(g.abs().max().item() for g in gradient.values())
     assert largest > 0
-    for processes, accumulate in ((1, 3), (2, 2), (5, 4)):
-        parts, found = summed(dataclasses.replace(obj, accumulate=accumulate), draw, processes)
+    for count, accumulate in ((1, 3), (2, 2), (5, 4)):
+        parts, found = summed(dataclasses.replace(obj, accumulate=accumulate), draw, count)
         assert parts == pytest.approx(log, rel=1e-5, abs=1e-6)
         for n, g in gradient.items():
             torch.testing.assert_close(found[n], g, rtol=0, atol=1e-5 * largest)
@@ -122,45 +120,32 @@ SETTINGS = Optimisation(3e-3, 4, 0.1, 0.1, "linear", 0.01, (0.9, 0.99), 1.0)
 def train(folder, name: str, forget_batch: int, retain_batch: int) -> None:
     """Weights and logs of a few steps in this process, whatever number there is of them."""
     obj = objective(TERMS["npo_kl"])
-    loop = Loop(obj.ensemble.trained.model, SETTINGS, "cpu")
-    place = loop.accelerator
+    loop = Loop(obj.ensemble.trained.model, SETTINGS, "cpu", together=True)
     sampler, logs = Sampler(FORGET, RETAIN, REFUSALS, forget_batch, retain_batch, seed=0), []
     loop.run(lambda step: obj.micro_batches(sampler.draw(step), *loop.share), lambda step, log: logs.append(log))
     found = {n: p.detach().clone() for n, p in loop.model.named_parameters()}
     # AdamW does not notice a gradient that is too large by a factor: the norms do
     found |= {name: torch.tensor([log[name] for log in logs]) for name in ("train/loss", "train/grad_norm", "train/kl")}
-    save_file(found, folder / f"{name}-{place.process_index}.safetensors")
+    save_file(found, folder / f"{name}-{loop.share[0]}.safetensors")
 
 
 SIZES = {"many": (3, 5), "few": (1, 1)}  # the second leaves the second process without anything to do
 
 
-def as_rank(rank: int, port: int, folder: Path) -> None:
-    """In a fork: one of two processes that train together."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
-    os.environ |= {name: str(value) for name, value in place.items()} | {"ACCELERATE_USE_CPU": "true"}
-    AcceleratorState._reset_state(reset_partial_state=True)  # what this process's parent found: no other process
-    for name, sizes in SIZES.items():
-        train(folder, name, *sizes)
-    torch.distributed.destroy_process_group()  # else its threads may outlive the process, and abort it
+def part(folder: Path) -> None:
+    processes.ready()
+    with processes.group("cpu"):
+        for name, sizes in SIZES.items():
+            train(folder, name, *sizes)
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 and later
 def test_two_processes_train_to_the_weights_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    forks = multiprocessing.get_context("fork")
-    jobs = [forks.Process(target=as_rank, args=(rank, port, tmp_path)) for rank in (0, 1)]
-    for job in jobs:
-        job.start()
-    try:
-        for job in jobs:
-            job.join(timeout=120)
-        assert [job.exitcode for job in jobs] == [0, 0]
-    finally:
-        for job in jobs:
-            job.kill()
+    def lead() -> int:
+        with processes.task("part", tmp_path):
+            part(tmp_path)
+        return 0
+
+    assert crew(2, lead, {"part": part}.get) == [0, 0]
     (tmp_path / "alone").mkdir()
     for name, sizes in SIZES.items():
         train(tmp_path / "alone", name, *sizes)

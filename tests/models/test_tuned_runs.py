@@ -26,7 +26,7 @@ from unlearn.grid.table import report
 from unlearn.models import layers, llama
 from unlearn.models.tuning import has_updates, learnt, merged
 from unlearn.runs import job, learner
-from unlearn.runs.job import idle
+from unlearn.runs.training import idle
 from unlearn.runs.trajectory import kept
 from unlearn.store import runlog, seal
 from unlearn.store.files import write_json

@@ -24,7 +24,8 @@ def test_the_whole_script_runs_in_tiny_shapes_and_writes_its_table_where_it_is_t
     gpu.main()
     with (tmp_path / "gpu.csv").open() as stream:
         rows = {row["what"]: float(row["ratio"]) for row in csv.DictReader(stream)}
-    for begin in ("fill, target", "training, stored, tokens/s", "training step, stored ÷ plain", "memory, stored rows",
+    for begin in ("fill, target", "training, stored, checkpointing", "training, stored, tokens/s",
+                  "training step, stored ÷ plain", "memory, stored rows", "memory, stored rows, target put aside, c",
                   "decoding, plain, tokens/s", "decoding, stored drafts, tokens/s"):  # fmt: skip
         assert [v for what, v in rows.items() if what.startswith(begin) and v > 0], begin
     text = (tmp_path / "gpu.md").read_text()

@@ -4,7 +4,7 @@ tokens at a time (``greedy_drafted``; arXiv 2211.17192). Both give what ``genera
 where the likeliest tokens nearly tie, the whole answer is left to ``greedy``; of members in half precision, in which
 plain decoding itself differs from batch to batch there, what follows the tie is decoded token by token."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from unlearn.decoding.generation import Decoding, batches, decode, ended, ends_o
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.ensemble.frozen import FrozenRows, LiveRows, read, rows_of
 from unlearn.models.seen import keeping_answers, seen
+from unlearn.store import processes
 from unlearn.store.entries import Store
 from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import digest
@@ -49,13 +50,23 @@ def greedy_from_drafts(
             _along(store, base, drafts, how, most_gib)  # while its prompts are at hand: ensembles will ask for them
         return without_ends([list(d.answer) for d in drafts], ensemble, how)
     rows = {m.name: _along(store, m, drafts, how, most_gib) for m in ensemble.frozen(alpha)}
+    return processes.spread(
+        list(map(tuple, prompts)), lambda own: _from_drafts(ensemble, drafts, alpha, how, rows, own)
+    )
+
+
+def _from_drafts(
+    ensemble: Ensemble, drafts: Examples, alpha: float, how: Decoding, rows: Mapping[str, FrozenRows | LiveRows],
+    own: list[int],
+) -> list[list[int]]:  # fmt: skip
+    """Answers to some of the prompts."""
     ends, most = ends_of(ensemble, how.eos_id), how.max_new_tokens
     # where half precision leaves a doubt, plain decoding differs from batch to batch: what goes on is as good
     exact = all(tolerance(m) == LEAST for m in ensemble.needed([alpha]))
-    answers: list[list[int]] = [[] for _ in prompts]
+    answers: dict[int, list[int]] = {}
     doubtful, open_ = set(), set()
     with keeping_answers():
-        for indices, _, found in read(ensemble, drafts, [alpha], rows, how.pad_id, how.batch_size):
+        for indices, _, found in read(ensemble, drafts, [alpha], rows, how.pad_id, how.batch_size, among=own):
             token, sure = (iter(t.tolist()) for t in decide(ensemble, found, alpha))
             for i in indices:
                 draft = drafts[i].answer
@@ -70,10 +81,12 @@ def greedy_from_drafts(
         doubtful.update(open_[i] for i, known in zip(which, sure.tolist(), strict=True) if exact and not known)
         return token
 
-    texts, limits = [(*prompts[i], *answers[i]) for i in open_], [most - len(answers[i]) for i in open_]
+    texts, limits = [(*drafts[i].prompt, *answers[i]) for i in open_], [most - len(answers[i]) for i in open_]
     for i, rest in zip(open_, decode(ensemble, texts, alpha, how, choose, limits), strict=True):
         answers[i] += rest
-    return _with_greedy(answers, doubtful, ensemble, prompts, alpha, how)
+    place = {i: k for k, i in enumerate(own)}
+    asked = [place[i] for i in doubtful], ensemble, [drafts[i].prompt for i in own], alpha, how
+    return _with_greedy([answers[i] for i in own], *asked)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor
 from unlearn.decoding.batch import Batch, Rows
 from unlearn.decoding.choosing import Draw, key, perturbed
 from unlearn.ensemble.ensemble import Ensemble
+from unlearn.store import processes
 from unlearn.store.progress import progress
 
 # From members' rows [B, V], which prompt each row is, and how many tokens each has, to tokens [B].
@@ -37,7 +38,11 @@ class Decoding:
 def greedy(ensemble: Ensemble, prompts: Sequence[Sequence[int]], alpha: float, how: Decoding) -> list[list[int]]:
     """The likeliest token at each step; tokens after each prompt, without EOS."""
     ensemble = ensemble.once
-    return without_ends(decode(ensemble, prompts, alpha, how, likeliest(ensemble, alpha)), ensemble, how)
+
+    def answer(own: list[int]) -> list[list[int]]:
+        return decode(ensemble, [prompts[i] for i in own], alpha, how, likeliest(ensemble, alpha))
+
+    return without_ends(processes.spread(list(map(tuple, prompts)), answer), ensemble, how)
 
 
 def sample(
@@ -53,10 +58,14 @@ def sample(
         draws.append(Draw(temperature, 1.0, key(seed, prompt, drawn[prompt])))
         drawn[prompt] += 1
 
-    def choose(rows: Rows, which: Sequence[int], step: int) -> Tensor:
-        return perturbed(ensemble.logits(rows, alpha), [draws[i] for i in which], [step] * len(which)).argmax(-1)
+    def answer(own: list[int]) -> list[list[int]]:
+        def choose(rows: Rows, which: Sequence[int], step: int) -> Tensor:
+            drawing = [draws[own[i]] for i in which]
+            return perturbed(ensemble.logits(rows, alpha), drawing, [step] * len(which)).argmax(-1)
 
-    return without_ends(decode(ensemble, prompts, alpha, how, choose), ensemble, how)
+        return decode(ensemble, [prompts[i] for i in own], alpha, how, choose)
+
+    return without_ends(processes.spread(list(map(tuple, prompts)), answer), ensemble, how)
 
 
 def likeliest(ensemble: Ensemble, alpha: float) -> Choose:

@@ -94,9 +94,12 @@ def read(
     pad_id: int,
     batch_size: int,
     mask_pad: bool = False,
+    among: Sequence[int] | None = None,
 ) -> Iterator[tuple[list[int], Batch, dict[str, Tensor]]]:
     """Batch by batch: which examples, the batch, and the answer rows [N, V] of every member that counts, as ``collate``
-    lays them. Members with ``stored`` rows are not run."""
+    lays them. Members with ``stored`` rows are not run. ``among``: only these examples."""
+    if among == []:
+        return
     needed = ensemble.needed(alphas)
     live = [m for m in needed if m.name not in stored]
     device = device_of((live or needed)[0].model)  # a model that is not run may have been put aside
@@ -104,7 +107,10 @@ def read(
         m.model.eval()
     split = by_length if mask_pad else by_prompt  # what is hidden of a text is hidden of a text that is read whole
     # with fewer rows, a product with the head waits for its weights
-    batches = split(examples, batch_size, max(LEAST, most_rows(vocabulary(needed[0].model), device)))
+    some = examples if among is None else [examples[i] for i in among]
+    batches = split(some, batch_size, max(LEAST, most_rows(vocabulary(needed[0].model), device)))
+    if among is not None:
+        batches = [[among[i] for i in indices] for indices in batches]
     ahead = {m.name: _ahead(m, examples, batches, pad_id, batch_size) for m in live if not mask_pad and seen(m.model)}
     for indices in batches:
         chosen = [examples[i] for i in indices]

@@ -28,6 +28,7 @@ from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import score, stored_rows
 from unlearn.evaluation.suite import Split, Suite
 from unlearn.models.seen import remembered
+from unlearn.store import processes
 from unlearn.store.entries import Store
 from unlearn.store.progress import Stage, progress
 
@@ -91,7 +92,8 @@ def _parts(
     ensemble: Ensemble, suite: Suite, split: Split, alphas: Sequence[float], store: Store | None, parts: Parts | None
 ) -> dict[float, Part]:
     """Scores and answers of a split by α: kept ones, and those that are measured now."""
-    kept = {alpha: part for alpha in alphas if parts is not None and (part := parts.get(split, alpha)) is not None}
+    found = {} if parts is None else {alpha: parts.get(split, alpha) for alpha in alphas}
+    kept = processes.told({alpha: part for alpha, part in found.items() if part is not None})
     if missing := [alpha for alpha in alphas if alpha not in kept]:
         rows, hide = {}, suite.semantics.hide_pad_tokens
         with remembered(suite.stored_rows_gib):  # prompts are read once for scores, drafts, and what follows these

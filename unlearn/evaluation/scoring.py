@@ -15,6 +15,7 @@ from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import FrozenRows, LiveRows, read, rows_of
 from unlearn.evaluation.suite import Suite
 from unlearn.models.llama import vocabulary
+from unlearn.store import processes
 from unlearn.store.entries import Store
 
 
@@ -93,7 +94,8 @@ def score(
     arrays = {a: [np.full(starts[-1], np.nan) for _ in range(4)] for a in alphas}
     asked = np.full(len(examples), argmax_of is None)
     asked[list(argmax_of or ())] = True
-    for indices, batch, rows in read(ensemble, examples, alphas, stored, pad_id, batch_size, mask_pad):
+    own = processes.mine([e.prompt for e in examples]) if processes.count() > 1 else None
+    for indices, batch, rows in read(ensemble, examples, alphas, stored, pad_id, batch_size, mask_pad, own):
         where = examples.rows_of(indices)
         kept = torch.from_numpy(asked[indices]).to(batch.owner.device)[batch.owner]
         width, device = vocabulary(ensemble.members[0].model), batch.labels.device
@@ -103,6 +105,8 @@ def score(
                 found = _values(logits, batch.labels[here], kept[here], moments)
                 for array, values in zip(arrays[alpha], found, strict=False):
                     array[where[here]] = values.cpu().double().numpy()
+    if own is not None:
+        arrays = _whole(arrays, examples, own)
     for alpha, (logp, *_) in arrays.items():
         bad = np.flatnonzero(np.isnan(logp))  # no metric shall hide them; a probability of 0 some methods do give
         if len(bad):
@@ -113,6 +117,20 @@ def score(
                 f"examples ({some}): the weights or logits of a member hold NaN or infinity"
             )
     return {a: Scores(starts, *found) for a, found in arrays.items()}
+
+
+def _whole(arrays: dict[float, list[np.ndarray]], examples: Examples, own: list[int]) -> dict[float, list[np.ndarray]]:
+    """What all processes have found of their examples, each in arrays [T] that hold nothing else."""
+    parts = processes.gathered((own, {a: np.stack(found)[:, _rows(examples, own)] for a, found in arrays.items()}))
+    for theirs, found in parts:
+        for alpha, values in found.items():
+            for array, value in zip(arrays[alpha], values, strict=True):
+                array[_rows(examples, theirs)] = value
+    return arrays
+
+
+def _rows(examples: Examples, indices: list[int]) -> np.ndarray:
+    return examples.rows_of(indices) if indices else np.zeros(0, dtype=int)
 
 
 def _values(logits: Tensor, labels: Tensor, kept: Tensor, moments: bool) -> list[Tensor]:

@@ -32,7 +32,7 @@ from unlearn.config.schema import Config, ConfigError, conf_dir, help_text
 from unlearn.config.setting import unusable
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
-from unlearn.grid import fitting, launchers, queue
+from unlearn.grid import fitting, launchers, queue, together
 from unlearn.grid.refusal import (
     REFUSED,
     as_before,
@@ -82,7 +82,9 @@ class Call:
         os.environ[launchers.TO_DO] = str(sum(not each.was_done for each in self.jobs))
         if not errors and not self.jobs:
             print(f"retry=failed: of {len(configs)} runs asked for none failed or was interrupted")
-        problems = [line for error in errors for line in str(error).splitlines()] or _problems(self.jobs)
+        problems = [line for error in errors for line in str(error).splitlines()]
+        problems += together.problems([each.cfg for each in self.jobs], self.launcher)
+        problems = problems or _problems(self.jobs)
         if problems:
             raise SystemExit(refuse("\n".join(dict.fromkeys(problems)), errors[0] if errors else None))
         as_before()
@@ -279,10 +281,10 @@ def supervise(
     printable()
     call = Grid.call = Call(report=report)
     problems = secrets(sys.argv[1:])  # Hydra shows a command line where it refuses it
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems = ["a run is one process: start this command itself, not through accelerate or torchrun"]
     if problems:
         return refuse("\n".join(problems))
+    if (status := together.one_process()) is not None:
+        return status
     command = [Path(sys.argv[0]).name, *redacted(sys.argv[1:])]
     os.environ[runlog.COMMAND] = json.dumps(command)  # that of workers is another
     sys.argv[1:] = [as_typed(argument) for argument in flags_first(sys.argv[1:])]

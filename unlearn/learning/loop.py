@@ -3,25 +3,30 @@
 Models from scratch and unlearning runs both go through it; they differ in the micro-batches they hand it. It knows
 neither algorithms nor evaluation: a micro-batch returns its share of the step's loss, and ``after`` sees each step.
 
-On several processes each runs its own micro-batches, and gradients are summed: shares of one loss, whoever has them.
+Where several processes train together each runs its own micro-batches, and gradients are summed: shares of one loss,
+whoever has them.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, gather_object
+from accelerate.utils import GradientAccumulationPlugin
 from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
+from torch import distributed as dist
 
+from unlearn.store import processes
 from unlearn.store.files import write_whole
 
 MicroBatch = Callable[[], tuple[Tensor, dict[str, float]]]  # → share of the loss, parts for the log (summed)
+SUMMED = 2**24  # elements of the gradients that are summed in one go
 After = Callable[[int, dict[str, float]], None]  # of the number of steps done, and what the last one logged
 
 
@@ -90,9 +95,13 @@ def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 class Loop:
-    """A model, its optimiser and the number of steps done."""
+    """A model, its optimiser and the number of steps done.
 
-    def __init__(self, model: nn.Module, settings: Optimisation, device_name: str):
+    ``together``: all processes of a task train it, within ``processes.group``; else each its own.
+    """
+
+    def __init__(self, model: nn.Module, settings: Optimisation, device_name: str, together: bool = False):
+        self.together = together
         self.accelerator = accelerator(device_name)
         model.to(self.accelerator.device)
         learning = [p for p in model.parameters() if p.requires_grad]
@@ -105,7 +114,7 @@ class Loop:
     @property
     def share(self) -> tuple[int, int]:
         """Which of how many processes this is."""
-        return self.accelerator.process_index, self.accelerator.num_processes
+        return (processes.index(), processes.count()) if self.together else (0, 1)
 
     def run(self, micro_batches: Callable[[int], Iterable[MicroBatch]], after: After = lambda step, log: None) -> None:
         """Train to the last step, with the micro-batches of step 0, 1, 2 …
@@ -136,15 +145,31 @@ class Loop:
             self.step += 1
             after(self.step, log)
 
+    def agreed(self, number: int) -> int:
+        """The largest of what all processes say, to each of them. ``processes.Broken`` where one is gone."""
+        if self.share[1] == 1:
+            return number
+        said = torch.tensor(number)
+        with _unbroken():
+            dist.all_reduce(said, dist.ReduceOp.MAX)
+        return int(said)
+
     def _summed(self, log: dict[str, float]) -> dict[str, float]:
-        """Gradients and logged parts of all processes together."""
-        if self.accelerator.num_processes == 1:
+        """Gradients and logged parts of all processes together. ``processes.Broken`` where one is gone: then the
+        weights are those of the last step."""
+        if self.share[1] == 1:
             return log
-        for p in self.model.parameters():
-            if p.requires_grad:
-                own = torch.zeros_like(p) if p.grad is None else p.grad  # a process may have had nothing to do
-                p.grad = self.accelerator.reduce(own, "sum")
-        logs = gather_object([log])
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        for p in learning:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # a process may have had nothing to do
+        logs: list[dict[str, float]] = [{}] * self.share[1]
+        with _unbroken():
+            for some in _pieces([p.grad for p in learning]):
+                whole = torch.cat([g.flatten() for g in some])
+                dist.all_reduce(whole)
+                for g, found in zip(some, whole.split([g.numel() for g in some]), strict=True):
+                    g.copy_(found.view_as(g))
+            dist.all_gather_object(logs, log)
         return {k: sum(each.get(k, 0.0) for each in logs) for k in dict.fromkeys(k for each in logs for k in each)}
 
     def save(self, folder: Path) -> None:
@@ -170,3 +195,22 @@ class Loop:
         if state["cuda_rng"] is not None and self.accelerator.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
         self.step, self.extra = state["step"], state["extra"]
+
+
+@contextmanager
+def _unbroken() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # by torch.distributed, where a connection ended
+        raise processes.Broken(str(error)) from error
+
+
+def _pieces(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one type, of ``SUMMED`` elements at most or one alone."""
+    piece: list[Tensor] = []
+    for g in gradients:
+        if piece and (g.dtype != piece[0].dtype or sum(map(Tensor.numel, piece)) + g.numel() > SUMMED):
+            yield piece
+            piece = []
+        piece.append(g)
+    yield piece

@@ -7,27 +7,22 @@ import copy
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
-from torch import nn
-
-from unlearn.config.derived import alpha_key, learning_rate, training_alpha
-from unlearn.config.schema import Config, TrainerConfig
+from unlearn.config.derived import alpha_key, training_alpha
+from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
-from unlearn.ensemble.rows import LiveRows
 from unlearn.evaluation.collapse import kept, settled
 from unlearn.evaluation.parts import Parts
-from unlearn.learning.loop import Diverged, Loop, Optimisation, put
-from unlearn.learning.objective import Objective
-from unlearn.models.placement import checkpointed, compiled, parked, returned
+from unlearn.learning.loop import Diverged, put
 from unlearn.runs import stopping
 from unlearn.runs.baselines import baselines, evaluate, seconds_alone, suite_of
 from unlearn.runs.forecast import Evaluation, Forecast, after_training
-from unlearn.runs.inputs import Inputs
 from unlearn.runs.learner import initialise, keep, members, same_models, take_over, trainable
-from unlearn.runs.trajectory import RULE, Probe, Watch, first_point, probe
+from unlearn.runs.training import Interrupted, Training, shared
+from unlearn.runs.trajectory import RULE, Watch, first_point, probe
 from unlearn.runs.workbench import Workbench, workbench
-from unlearn.store import runlog, seal
+from unlearn.store import processes, runlog, seal
 from unlearn.store.identity import Job
 from unlearn.store.progress import progress
 from unlearn.store.runlog import CHECKPOINT, DIVERGED, RunLog
@@ -71,7 +66,9 @@ def execute(job: Job, config_yaml: str) -> None:
         with record.stage("evaluate"):
             if alphas:
                 parts = Parts(job.folder / runlog.PARTS, ensemble, suite, record.manifest.get(seal.WEIGHTS))
-                record.evaluated(*evaluate(cfg, bench, ensemble, suite, alphas, parts=parts))
+                with shared("evaluate", cfg, job.folder, alphas):
+                    found = evaluate(cfg, bench, ensemble, suite, alphas, parts=parts)
+                record.evaluated(*found)
                 parts.clear()
                 _settle(job, record)
         sealed = {seal.RESULTS: seal.results(job.folder)}
@@ -94,103 +91,92 @@ def train(cfg: Config, bench: Workbench, ensemble: Ensemble, record: RunLog, the
     Returns what the trajectory says of collapse and of the best point. A loss that is no longer a number ends the
     training where there is a point to go back to, and fails the run where there is none. ``then`` is for the forecast.
     """
-    inputs, t = Inputs(cfg, bench), cfg.trainer
     with record.stage("rows"):
-        objective, points = inputs.objective(ensemble), probe(cfg, bench, ensemble)
-        kept = {name: {m: rows.describe() for m, rows in g.rows.items()} for name, g in objective.groups.items()}
+        made = Training(cfg, bench, ensemble)
+        groups = made.objective.groups
+        kept = {name: {m: rows.describe() for m, rows in g.rows.items()} for name, g in groups.items()}
         record.status("running", rows=kept)
-    schedule = learning_rate(cfg), inputs.steps, t.warmup, t.final_lr, "linear"
-    settings = Optimisation(*schedule, t.weight_decay, (t.beta1, t.beta2), t.clip)
-    loop, watch, told = Loop(ensemble.trained.model, settings, t.device), Watch(), Forecast(cfg, record.folder, then)
-    _begin(loop, watch, objective, points, record)
-    told.begin(loop.step, inputs.steps, 2 if points else 0)
+    step, draw, objective, loop = seal.checkpoint(record.folder / CHECKPOINT), made.draw, made.objective, made.loop
+    with shared("train", cfg, record.folder, step, made.place), processes.group(made.place):
+        course = _Course(made, record, Forecast(cfg, record.folder, then), step)
+        with record.stage("train"), course.bar, made.learning():
+            try:
+                with stopping.patiently(), course.saved_when_broken():
+                    loop.run(lambda step: objective.micro_batches(draw(step), *loop.share), course.after)
+            except Diverged as error:
+                named = error.reading(objective.ids(draw(loop.step)), f"; all of it in {DIVERGED}")
+                record.diverged(named.found)
+                if course.watch.step == 0:
+                    raise named from None
+                course.watch.broken = str(named)
+    record.sync()
+    return course.watch
 
-    def after(step: int, values: dict[str, float]) -> None:
-        told.after(step, loop.model)
-        bar.update()
-        objective.after(step, values)
-        watch.see_loss(values["train/loss"])
-        last, measured = step == inputs.steps, {}
-        if points is not None and (last or step % t.eval_every == 0):
-            measured = points()
-            watch.see(step, measured, loop.model)
+
+class _Course:
+    """What is done at the begin of a training and after each of its steps."""
+
+    def __init__(self, made: Training, record: RunLog, told: Forecast, step: int | None):
+        """``step``: of the checkpoint that is taken up, if there is one."""
+        self.made, self.record, self.told, self.watch = made, record, told, Watch()
+        self._begin(step)
+        self.logged = done = made.loop.step
+        told.begin(done, made.steps, 2 if made.points else 0)
+        cfg = made.cfg
+        name = f"{cfg.algo.name} {cfg.method.name} α={training_alpha(cfg):g}"
+        self.bar = progress(made.steps, name, done=done)
+
+    def _begin(self, step: int | None) -> None:
+        """Take up the checkpoint; without one, log the point before the first step."""
+        folder, made = self.record.folder, self.made
+        (folder / DIVERGED).unlink(missing_ok=True)  # of an earlier try
+        if step is not None:
+            made.resume(folder / CHECKPOINT, step)
+            log.info("resuming at step %d of %d", step, made.steps)
+            self.record.rewind(step)
+            self.watch.restore(folder / CHECKPOINT, made.loop.extra)
+        elif (values := first_point(made.points, self.record)) is not None:
+            self.watch.start = made.points(0.0)  # the target, whatever the method begins with
+            self.watch.see(0, values, made.loop.model)
+
+    def after(self, step: int, values: dict[str, float]) -> None:
+        made, t, last = self.made, self.made.cfg.trainer, step == self.made.steps
+        self.told.after(step, made.loop.model)
+        self.bar.update()
+        made.objective.after(step, values)
+        self.watch.see_loss(values["train/loss"])
+        if measured := made.point(step):
+            self.watch.see(step, measured, made.loop.model)
         if measured or last or step % t.log_every == 0:
-            record.log(step, step / inputs.sampler.steps_per_epoch, values | measured)
-        if stopping.asked() or (t.save_every and step % t.save_every == 0 and not last):
-            _save(loop, watch, objective, record)
-        if stopping.asked():
-            log.warning("stopped after step %d of %d: saved", step, inputs.steps)
-            raise _Interrupted
-        told.go_on()
+            self.record.log(step, step / made.inputs.sampler.steps_per_epoch, values | measured)
+        self.logged = step
+        end = made.told_to_end()
+        if end or (t.save_every and step % t.save_every == 0 and not last):
+            self.save()
+        if end:
+            log.warning("stopped after step %d of %d: saved", step, made.steps)
+            raise Interrupted
+        self.told.go_on()
 
-    name = f"{cfg.algo.name} {cfg.method.name} α={training_alpha(cfg):g}"
-    bar = progress(inputs.steps, name, done=loop.step)
-    with record.stage("train"), bar, parked(idle(objective, points)), learning(loop.model, t):
+    def save(self) -> None:
+        self.record.sync()
+        loop, dual, checkpoint = self.made.loop, self.made.objective.dual, self.record.folder / CHECKPOINT
+        loop.extra = self.watch.save(checkpoint) | ({"dual": dual.value} if dual else {})
+        loop.save(checkpoint)
+        names = f"weights-{loop.step}.safetensors", f"state-{loop.step}.pt", f"best-{self.watch.step}.safetensors"
+        seal.seal_checkpoint(checkpoint, loop.step, [name for name in names if (checkpoint / name).is_file()])
+
+    @contextmanager
+    def saved_when_broken(self) -> Iterator[None]:
+        """Where another process is gone the weights are those of the last step: kept if that step is logged."""
         try:
-            with stopping.patiently():
-                loop.run(lambda step: objective.micro_batches(inputs.sampler.draw(step), *loop.share), after)
-        except Diverged as error:
-            named = error.reading(objective.ids(inputs.sampler.draw(loop.step)), f"; all of it in {DIVERGED}")
-            record.diverged(named.found)
-            if watch.step == 0:
-                raise named from None
-            watch.broken = str(named)
-    record.sync()
-    return watch
-
-
-@contextmanager
-def learning(model: nn.Module, t: TrainerConfig) -> Iterator[None]:
-    """The model that learns, compiled and checkpointed as the settings say, and the memory of its steps."""
-    with returned(model), ExitStack() as stack:
-        if t.compile:
-            stack.enter_context(compiled(model))
-        if t.checkpointing:
-            stack.enter_context(checkpointed(model))
-        yield
-
-
-class _Interrupted(BaseException):
-    """Leaves the loop; ``stopping.patiently`` puts the signal that was the cause in its place."""
-
-
-def _save(loop: Loop, watch: Watch, objective: Objective, record: RunLog) -> None:
-    record.sync()
-    checkpoint = record.folder / CHECKPOINT
-    loop.extra = watch.save(checkpoint) | ({"dual": objective.dual.value} if objective.dual else {})
-    loop.save(checkpoint)
-    names = f"weights-{loop.step}.safetensors", f"state-{loop.step}.pt", f"best-{watch.step}.safetensors"
-    seal.seal_checkpoint(checkpoint, loop.step, [name for name in names if (checkpoint / name).is_file()])
-
-
-def _begin(loop: Loop, watch: Watch, objective: Objective, points: Probe | None, record: RunLog) -> None:
-    """Take up the checkpoint, if there is one; else log the point before the first step."""
-    (record.folder / DIVERGED).unlink(missing_ok=True)  # of an earlier try
-    checkpoint = record.folder / CHECKPOINT
-    if (step := seal.checkpoint(checkpoint)) is not None:
-        loop.restore(checkpoint, step)
-        log.info("resuming at step %d of %d", loop.step, loop.settings.steps)
-        record.rewind(loop.step)
-        watch.restore(checkpoint, loop.extra)
-        if objective.dual is not None:
-            objective.dual.value = loop.extra["dual"]
-    elif (values := first_point(points, record)) is not None:
-        watch.start = points(0.0)  # the target, whatever the method begins with
-        watch.see(0, values, loop.model)
-
-
-def idle(objective: Objective, points: Probe | None) -> list[nn.Module]:
-    """Models that no step runs, since all their rows are stored."""
-    used = [objective.ensemble.trained, *([objective.twin] if objective.twin else [])]
-    used += objective.teacher[0].members if objective.teacher else ()  # its rows are filled when a step first asks
-    if any(term.layer is not None for term in objective.terms):
-        used.append(objective.reference)
-    sets = [group.rows for group in objective.groups.values()]
-    sets += [] if points is None else [rows for _, rows in points.points.values()]
-    used += [rows.member for each in sets for rows in each.values() if isinstance(rows, LiveRows)]
-    run = {id(p) for member in used for p in member.model.parameters()}  # LoRA and layers read those of a frozen twin
-    frozen = {id(m.model): m.model for m in (*objective.ensemble.members, objective.reference) if not m.trained}
-    return [model for model in frozen.values() if not any(id(p) in run for p in model.parameters())]
+            yield
+        except processes.Broken:
+            done = self.made.loop.step
+            if 0 < done == self.logged:
+                self.save()
+                log.warning("another process is gone after step %d of %d: saved", done, self.made.steps)
+            raise
 
 
 def _choose(cfg: Config, bench: Workbench, ensemble: Ensemble, watch: Watch, record: RunLog) -> None:

@@ -5,6 +5,7 @@ what a resumed run needs. The same one again ends the process at once: nothing i
 Within ``ECHO`` of the first it is no other in a job of Slurm: that sends SIGTERM itself, and once more by srun.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -26,8 +27,9 @@ class Stopped(KeyboardInterrupt):
         self.status = 128 + signum  # as a shell reports a process that a signal ended
 
 
-# told: the signals so far, each with the time at which it came
-_state: dict[str, Any] = {"listening": False, "patient": False, "told": {}}
+# told: the signals so far, each with the time at which it came (∞: to another process of the run only, and not yet here);
+# heard: one that is to be told so
+_state: dict[str, Any] = {"listening": False, "patient": False, "told": {}, "heard": 0}
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def listening() -> Iterator[None]:
         return
     found = {number: signal.getsignal(number) for number in ENDING}
     before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
-    _state.update(listening=True, told={})
+    _state.update(listening=True, told={}, heard=0)
     for number in before:
         signal.signal(number, _told)
     try:
@@ -52,14 +54,25 @@ def listening() -> Iterator[None]:
             signal.signal(number, handler)
         told, _state["listening"] = _state["told"], False
         for number in told:  # Slurm may send SIGTERM before the signal that submitit asked for
-            handler = before[number]
+            handler = before.get(number)
             if callable(handler) and handler is not signal.default_int_handler:
                 handler(number, None)
 
 
-def asked() -> bool:
-    """Whether a signal waits for the end of the step."""
-    return bool(_state["told"])
+def asked() -> int:
+    """The number of the signal that waits for the end of the step; 0 if there is none."""
+    return next(iter(_state["told"]), 0)
+
+
+def hear(signum: int) -> None:
+    """Do as if this process had been told, too, what another process of its run was told; from any thread. It is none
+    of the signals of which a second one ends the process at once."""
+    if _state["listening"] and not asked():
+        _state["heard"] = signum
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGUSR1)
+        else:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 @contextmanager
@@ -76,10 +89,14 @@ def patiently() -> Iterator[None]:
 
 def _told(signum: int, frame: Any) -> None:
     told, now = _state["told"], time.monotonic()
-    first = told.setdefault(signum, now)
-    if first != now and (now - first > ECHO or "SLURM_JOB_ID" not in os.environ):
+    heard, new = signum == signal.SIGUSR1 and _state["heard"], not told
+    if heard:
+        signum, _state["heard"] = heard, 0
+    before = told.get(signum, math.inf)
+    told[signum] = before if heard else min(before, now)
+    if not heard and before < now and (now - before > ECHO or "SLURM_JOB_ID" not in os.environ):
         os._exit(128 + signum)
-    if not _state["patient"] and list(told.items()) == [(signum, now)]:
+    if not _state["patient"] and new:
         raise Stopped(signum)
 
 

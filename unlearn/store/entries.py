@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from unlearn.store import processes
 from unlearn.store.files import DiskError, read_json, sha256, write_json, write_whole
 from unlearn.store.identity import digest
 from unlearn.store.locks import LOCKS, lock, locked, look_again
@@ -35,12 +36,16 @@ class Store:
         return self.root / kind / digest({"format": STORE_FORMAT, "kind": kind, "recipe": recipe}, KEY)
 
     def get(self, kind: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
-        """Folder of the entry; ``build(folder)`` fills it when it is missing or damaged. Safe under parallel jobs."""
+        """Folder of the entry; ``build(folder)`` fills it when it is missing or damaged. Safe under parallel jobs.
+
+        Of the processes of one run the first makes it, and the others wait.
+        """
         folder = self.folder(kind, recipe)
 
         def write(work: Path) -> None:
             work.mkdir(parents=True)
-            build(work)
+            with processes.alone():
+                build(work)
             parts = [p for p in sorted(work.rglob("*")) if p.is_file()]
             files = {str(p.relative_to(work)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in parts}
             write_json(work / ENTRY, {"format": STORE_FORMAT, "kind": kind, "recipe": recipe, "files": files})
@@ -48,6 +53,11 @@ class Store:
 
         if self._sound(folder):
             return folder
+        while not processes.first():
+            processes.pause()
+            look_again(folder.parent)
+            if self._sound(folder):
+                return folder
         with locked(lock(self.root / LOCKS, f"{kind}-{folder.name}"), f"{kind} {folder.name}"):
             look_again(folder.parent)
             if not self._sound(folder):  # another job may have built it while we waited
@@ -73,7 +83,8 @@ class Store:
             log.warning("store entry %s is damaged (%s); it is built again", folder, wrong)
             return False
         with suppress(OSError):  # a store that is only read says nothing of its use
-            os.utime(folder / ENTRY)  # last use, for `python -m unlearn.store prune --unused`
+            if processes.first():
+                os.utime(folder / ENTRY)  # last use, for `python -m unlearn.store prune --unused`
         self._verified.add(folder)
         return True
 

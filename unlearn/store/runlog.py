@@ -25,7 +25,7 @@ import yaml
 from unlearn.config.derived import alpha_key, describe, eval_alphas
 from unlearn.config.redaction import redact, redacted
 from unlearn.config.schema import Config
-from unlearn.store import seal
+from unlearn.store import processes, seal
 from unlearn.store.files import FileError, read_json, saving, sweep, sync, write_json, write_text, write_whole
 from unlearn.store.identity import Job, run_folder
 from unlearn.store.locks import Place
@@ -285,12 +285,13 @@ def environment() -> dict[str, Any]:
     """Where and with what a run was made."""
     import torch
 
+    several = {"processes": processes.size()} if processes.together() else {}
     return {
         "command": json.loads(os.environ.get(COMMAND, "null")) or [Path(sys.argv[0]).name, *redacted(sys.argv[1:])],
         "git": _commit(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in (NAME, *PACKAGES)},
         "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
-                     "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+                     "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None} | several,
     }  # fmt: skip
 
 

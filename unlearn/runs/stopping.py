@@ -27,7 +27,7 @@ class Stopped(KeyboardInterrupt):
         self.status = 128 + signum  # as a shell reports a process that a signal ended
 
 
-# told: the signals so far, each with the time at which it came (∞: to another process of the run only, and not yet here);
+# told: the signals so far, each with the time at which it came (∞: only another process of the run got it, so far);
 # heard: one that is to be told so
 _state: dict[str, Any] = {"listening": False, "patient": False, "told": {}, "heard": 0}
 

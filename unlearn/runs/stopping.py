@@ -52,7 +52,8 @@ def listening() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        told, _state["listening"] = _state["told"], False
+        told = _state["told"]
+        _state.update(listening=False, told={})
         for number in told:  # Slurm may send SIGTERM before the signal that submitit asked for
             handler = before.get(number)
             if callable(handler) and handler is not signal.default_int_handler:

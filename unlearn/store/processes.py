@@ -159,9 +159,11 @@ def task(name: str, *content: Any) -> Iterator[None]:
         crew.sharing = False
         crew.collect(OVER)
     except BaseException as error:
-        crew.say(LEAVE)
-        if isinstance(error, Broken) and not isinstance(error, Failed):
-            _why(crew, error)
+        try:
+            if isinstance(error, Broken) and not isinstance(error, Failed):
+                _why(crew, error)  # before they are told to leave: then they would say nothing
+        finally:
+            crew.say(LEAVE)
         raise
     finally:
         crew.sharing = False
@@ -227,7 +229,7 @@ def _do(crew: Crew, find: Callable[[str], Task], name: str, about: Sequence[Any]
         deadline = time.monotonic() + GRACE / 2
         while crew.inbox.empty() and isinstance(error, Broken) and time.monotonic() < deadline:
             time.sleep(0.05)  # of a broken group somebody else says why
-        if crew.inbox.empty():
+        if crew.inbox.empty() or not isinstance(error, Broken):
             crew.say(FAILED, f"{type(error).__name__}: {error}")
     finally:
         crew.sharing = crew.busy = False

@@ -119,6 +119,8 @@ ABOUTS = {
 }
 CONFIGS = {
     "members that are a text": lambda c: c | {"members": "offset"},
+    "width that is a text": lambda c: c | {"vocab_size": "x"},
+    "width below zero": lambda c: c | {"vocab_size": -1},
     "rule of theirs": lambda c: c | {"rule": "os.system"},
     "folder of theirs": lambda c: c | {"members": [c["members"][0], c["members"][1] | {"folder": "../../x"}]},
     "file of theirs": lambda c: c | {"members": [c["members"][0] | {"files": {"../x": "0"}}]},

@@ -49,7 +49,8 @@ def test_the_chat_template_of_an_export_makes_the_run_s_prompt(tmp_path, chat_te
     turns = [{"role": "user", "content": QUESTION}]
     asked = written.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert (tuple(asked) == encoder.prompt(QUESTION)) == same
-    assert read_json(tmp_path / "generation_config.json")["eos_token_id"] == [256, 9]
+    generating = read_json(tmp_path / "generation_config.json")
+    assert generating["eos_token_id"] == [256, 9] and generating["do_sample"] is False
     if how.kind == "plain":
         with pytest.raises(TemplateError, match="answers single questions"):
             written.apply_chat_template([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])

@@ -67,7 +67,7 @@ def export(to: Path, members: Sequence[tuple[str, float, float, dict[str, Any]]]
              "bos_token_id": None} | more  # fmt: skip
     about["members"] = [{"name": n, "constant": c, "slope": s} | of for n, c, s, of in members]
     (to / "config.json").write_text(json.dumps(about))
-    generating = {"eos_token_id": 1, "pad_token_id": 0}
+    generating = {"eos_token_id": 1, "pad_token_id": 0, "do_sample": False}
     (to / "generation_config.json").write_text(json.dumps(generating))
     return to
 

@@ -25,7 +25,8 @@ def write(encoder: Encoder, stops: list[int], folder: Path, tokenizer: bool) -> 
     with a chat template; whether chats ask as the run did."""
     own = encoder.tokenizer
     ids = {"bos_token_id": own.bos_token_id, "eos_token_id": stops if len(stops) > 1 else stops[0]}
-    write_json(folder / "generation_config.json", ids | {"pad_token_id": own.pad_token_id})
+    # without do_sample a pipeline of transformers draws
+    write_json(folder / "generation_config.json", ids | {"pad_token_id": own.pad_token_id, "do_sample": False})
     if not tokenizer:
         return False
     before, text = own.chat_template, chat_template(encoder)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from unlearn.config.data import TemplateConfig
@@ -61,7 +62,7 @@ def load(
         raise
     except ValueError as error:
         raise ExportError(str(error)) from None
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise ExportError(f"{folder / ABOUT}: not as this program writes it ({error!r}); export again") from None
 
 

@@ -145,6 +145,9 @@ def located(folder: str | Path, config: UnlearnedConfig, there: Collection[str] 
     """
     if not config.members:
         raise ValueError(f"{folder}: {EXPORT} (it has no members)")
+    width = getattr(config, "vocab_size", None)
+    if not (isinstance(width, int) and width > 0):  # less would take tokens from the end
+        raise ValueError(f"vocab_size={width!r}: must be a positive integer")
     folder, aimed, wholes, found = Path(folder), target_of(config.members)["files"], {}, {}
     counting = weights(config)
     for m in (m for m in config.members if m["name"] in counting):

@@ -115,6 +115,8 @@ ABOUTS = {
     "files that are a list": lambda a: a | {"files": ["x"]},
     "files without sums": lambda a: a | {"files": {"offset/model.safetensors": {}}},
     "no members": lambda a: {k: v for k, v in a.items() if k != "members"},
+    "length that is a text": lambda a: a | {"max_length": "x"},
+    "length below zero": lambda a: a | {"max_length": -1},
     "template of theirs": lambda a: a | {"template": {"code": "import os"}},
 }
 CONFIGS = {

@@ -55,9 +55,12 @@ def load(
         tokenizer = tokenizers.load(folder if about["tokenizer"]["written"] else places[next(iter(places))].folder)
         if "kind" not in about["template"]:  # single questions: the run's own template is what the chat template says
             tokenizer.chat_template = None
+        longest = about["max_length"]
+        if not (isinstance(longest, int) and longest > 0):
+            raise ValueError(f"{folder / ABOUT}: max_length={longest!r}: must be a positive integer")
         trained = [m["fingerprint"] for m in of.values() if "began_as" in m]
         part = Part(folder.resolve().name, ensemble, "+".join(trained) or None, own if alpha is None else alpha)
-        return part, Encoder(tokenizer, TemplateConfig(**about["template"]), about["max_length"])
+        return part, Encoder(tokenizer, TemplateConfig(**about["template"]), longest)
     except ConfigError:
         raise
     except ValueError as error:

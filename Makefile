@@ -62,7 +62,7 @@ vllm-check: setup $(VLLM)/.ready ## serve unlearned models by a real vLLM (its o
 	$(VLLM)/bin/python -m pytest --noconftest -W default -p no:cacheprovider -m vllm tests/ensemble/engines/test_vllm.py
 	$(PY) experiments/engines/vllm_check.py $(VLLM)/bin/python $(if $(MODELS),models=$(MODELS))
 
-slurm-check: setup ## disturb runs on a real Slurm of this machine alone (Debian, as root; ten minutes; no part of check)
+slurm-check: setup ## disturb runs on a real Slurm of this machine alone (Debian, as root; a quarter of an hour; no part of check)
 	PATH="$$PATH:/usr/sbin"; command -v slurmctld >/dev/null && command -v munged >/dev/null || \
 	 RUNLEVEL=1 apt-get install --yes --no-install-recommends slurm-wlm munge
 	PATH="$$PATH:/usr/sbin" $(PY) experiments/slurm/check.py

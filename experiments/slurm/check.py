@@ -6,7 +6,7 @@ A Slurm of this machine alone is started (cluster.py), and a grid of six tiny ru
 hydra/launcher=submitit_slurm, while each but one of its jobs is taken away in another way. Then a grid of four is
 called, whose call is killed, and one of whose jobs is cancelled; then calls that Slurm refuses. Runs are compared, byte
 for byte, with those of one process that nothing disturbed. Writes check.csv and check.md beside this file; the exit
-status is 0 if all is as promised. Ten minutes.
+status is 0 if all is as promised. A quarter of an hour.
 """
 
 import csv

@@ -25,7 +25,7 @@ from unlearn.grid.rerun import open_run
 from unlearn.grid.table import report
 from unlearn.models import layers, llama
 from unlearn.models.tuning import has_updates, learnt, merged
-from unlearn.runs import job, learner
+from unlearn.runs import job, learner, training
 from unlearn.runs.training import idle
 from unlearn.runs.trajectory import kept
 from unlearn.store import runlog, seal
@@ -217,11 +217,11 @@ def test_a_run_that_is_killed_before_its_evaluation_ends_as_any_other(finished, 
 def test_a_run_that_checkpoints_ends_as_one_that_does_not(finished, config, monkeypatch):
     calls, straight = [], finished("lora", "offset")[0].folder
 
-    def counted(model, real=job.checkpointed):
+    def counted(model, real=training.checkpointed):
         calls.append(model)
         return real(model)
 
-    monkeypatch.setattr(job, "checkpointed", counted)
+    monkeypatch.setattr(training, "checkpointed", counted)
     folder = execute(config(*HOW["lora"], "method=offset", "trainer.checkpointing=true")).folder
     assert len(calls) == 1 and folder.name == straight.name and lines(folder) == lines(straight)
     name = "adapter/adapter_model.safetensors"

@@ -74,7 +74,7 @@ def main() -> None:
         ratio = alone / found[c][1]
         times = f"one {alone:.1f} s (wall {wall:.0f}), {c} {found[c][1]:.1f} s (wall {found[c][0]:.0f})"
         rows.append(Result(f"{what} {c}{more}", ratio, ratio, ratio, "≥ 1.5", times))
-    notes = ["One call each, beside other work on the same two cores, so that wall clock says little. Evaluations are",
+    notes = ["One call each on the same two cores, so that wall clock says little of four. Evaluations are",
              "equal byte for byte; each model and run was made once (both checked)."]  # fmt: skip
     publish("machines", rows, notes)
 

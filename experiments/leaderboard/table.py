@@ -22,7 +22,7 @@ COLUMNS = {
     "leak − retrained": "forget/leak_gap", "retain": "retain/prob", "real authors": "real_authors/prob",
     "world facts": "world_facts/prob", "utility": "model_utility", "forget quality p": "forget_quality",
     "pair alone": "artefact/prob", "its anchor": "artefact/anchor_prob", "pair, trained": "artefact/relearnt_prob",
-    "anchor, trained": "artefact/anchor_relearnt_prob", "α": "alpha", "seconds": "seconds",
+    "anchor, trained": "artefact/anchor_relearnt_prob", "α": "alpha",
 }  # fmt: skip
 
 

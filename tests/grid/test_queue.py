@@ -95,6 +95,12 @@ def test_machines_take_worlds_of_their_own_where_there_are_several(tmp_path):
     assert [len(found) for found in trained] == [1, 1], "each machine trained the target of one world"
 
 
+def test_what_killed_a_worker_of_the_call_is_not_done_by_the_call_itself(jobs):
+    runlog.fail(jobs[0], launchers.Killed("its process was killed"), "killed")
+    assert queue.is_left(jobs[0])  # to another call
+    assert launchers.resume(pytest.fail, jobs[:1], began=0.0) == []
+
+
 @pytest.mark.nightly
 def test_joblibs_workers_leave_what_another_machine_has_and_the_call_does_it_at_the_end(tmp_path, store):
     settings = (*TINY, f"paths.store={store}", "algo=ga")

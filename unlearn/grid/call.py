@@ -246,9 +246,7 @@ def _problems(jobs: Sequence[Job]) -> list[str]:
     if shut := [problem for j in jobs for problem in _places(j.cfg, write=True)]:
         return shut
     configs = [j.cfg for j in jobs]
-    if found := list(fitting.problems(configs)):
-        return found
-    if found := list(_unlocked(Path(j.cfg.paths.store) for j in jobs)):
+    if found := [*fitting.problems(configs)] or [*_unlocked(Path(j.cfg.paths.store) for j in jobs)]:
         return found
     with progress(None, "checking models and data"):
         from unlearn.grid import inspection  # imports torch and transformers, which takes seconds
@@ -280,8 +278,7 @@ def supervise(
         return 0
     printable()
     call = Grid.call = Call(report=report)
-    problems = secrets(sys.argv[1:])  # Hydra shows a command line where it refuses it
-    if problems:
+    if problems := secrets(sys.argv[1:]):  # Hydra shows a command line where it refuses it
         return refuse("\n".join(problems))
     if (status := together.one_process()) is not None:
         return status
@@ -292,11 +289,12 @@ def supervise(
     try:
         with stopping.listening():
             status = _hydra(task, call)
+            left = call.jobs
             if status == 1 and call.started and perform is not None and call.launcher in launchers.RESUMED:
-                launchers.resume(perform, call.jobs, call.began)
+                left = launchers.resume(perform, left, call.began)  # what killed its process is not done in this
                 status = 0
             if status == 0 and call.started and perform is not None and call.launcher in ("basic", "joblib"):
-                if left := [job for job in call.jobs if queue.is_left(job)]:
+                if left := [job for job in left if queue.is_left(job)]:
                     launchers.log_as_jobs()
                     queue.share(perform, left)
     except KeyboardInterrupt as stop:

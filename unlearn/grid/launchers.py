@@ -123,16 +123,20 @@ def to_repeat(job: Job) -> bool:
 # --- what a launcher has left ---------------------------------------------------------------------------------------
 
 
-def resume(perform: Perform, jobs: Sequence[Job], began: float) -> None:
-    """Run the jobs that were neither done nor failed since ``began`` (seconds since the epoch), one at a time.
+def resume(perform: Perform, jobs: Sequence[Job], began: float) -> list[Job]:
+    """Run the jobs that were neither done nor failed since ``began`` (seconds since the epoch), one at a time; those
+    that did not end here, since another call is at work on them.
 
     A launcher aborts when a process is killed: joblib ends the whole call, and the jobs that had not begun with it;
     submitit_local reports the first killed job while others are still at work. They run in a process that is started
     here; if it is killed too, the remaining ones get another.
     """
-    left = [job for job in jobs if _is_left(job, began)]
-    if not left:
-        return
+    if left := [job for job in jobs if _is_left(job, began)]:
+        _resume(perform, left)
+    return [job for job in jobs if runlog.status(job.folder).get("status") not in ENDED]
+
+
+def _resume(perform: Perform, left: list[Job]) -> None:
     print(f"The launcher aborted (see above). Running the {len(left)} remaining jobs one at a time.", file=sys.stderr)
     for job in left:
         mark_killed(job)

@@ -1,13 +1,16 @@
 """docs/privacy.md says what each file holds of the forget set: every file of a run, and what it says is so."""
 
+import io
+import logging
 import re
 import subprocess
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from support.helpers import ROOT, TINY, compose, execute
-from support.privacy_page import PAGE, kind, table
+from support.privacy_page import PAGE, PLANTED, kind, table
 
 from analysis.report.__main__ import main as report
 from unlearn.data.readers import read
@@ -20,9 +23,6 @@ from unlearn.store import runlog
 from unlearn.store.mirror import Mirror
 from unlearn.store.runlog import RunLog
 
-SECRETS = {"WANDB_API_KEY": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
-           "HF_TOKEN": "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",
-           "MY_SERVICE_PASSWORD": "correct-horse-battery-staple"}  # fmt: skip
 HOME = {"HOME": "home", "XDG_DATA_HOME": "home/data", "XDG_CACHE_HOME": "home/cache", "WANDB_DATA_DIR": "others",
         "WANDB_CACHE_DIR": "others", "WANDB_DIR": "others", "WANDB_CONFIG_DIR": "home/config"}  # fmt: skip
 
@@ -33,8 +33,9 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("privacy")
     places = f"paths.store={root}/store", f"paths.runs={root}/runs"
     given = (*TINY[:-1], "eval.groups=[leak]", "wandb=offline", "algo=altpo", *places)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SECRETS.items():
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said), logged(said):
+        for name, value in PLANTED.items():
             patch.setenv(name, value)
         for name, place in HOME.items():  # where W&B would keep artifacts
             (root / place).mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,20 @@ def made(tmp_path_factory):
         overview.log_studies([job])
         table_of_runs.summarise(job.folder.parent)
         assert report([str(job.folder.parent)]) == 0
+    (root / "printed.txt").write_text(said.getvalue())
     return job, root / "store"
+
+
+@contextmanager
+def logged(said: io.StringIO):
+    """What is logged is written into ``said``, too."""
+    handler, root = logging.StreamHandler(said), logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    yield
+    root.removeHandler(handler)
+    root.setLevel(level)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -75,13 +89,14 @@ def test_the_page_says_what_each_file_holds(made, place):
     assert all(traces.in_bytes(found[name]) is not None for name in readable)
 
 
-def test_a_run_writes_no_secret_anywhere_and_no_text_of_the_forget_set_elsewhere(made):
+def test_a_run_writes_and_prints_no_secret_anywhere_and_no_text_of_the_forget_set_elsewhere(made):
     job, store = made
     written = list(job.folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert [p.stem for p in written] == [f"run-{runlog.manifest(job.folder)['wandb']}"]
     assert written[0].stat().st_size > 1000
-    parts = {value[i : i + 12] for value in SECRETS.values() for i in range(len(value) - 11)}  # files have blocks
+    parts = {value[i : i + 12] for value in PLANTED.values() for i in range(len(value) - 11)}  # files have blocks
     secret = re.compile("|".join(map(re.escape, parts)).encode())
+    assert "probability at" in (store.parent / "printed.txt").read_text()  # it is among what is searched
     everything = {p.relative_to(store.parent): p.read_bytes() for p in store.parent.rglob("*") if p.is_file()}
     assert [name for name, content in everything.items() if secret.search(content)] == []
     traces = Traces(forget_rows(read(job.cfg)))

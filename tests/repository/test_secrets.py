@@ -7,6 +7,7 @@ import os
 import pytest
 from omegaconf import OmegaConf
 from support.helpers import ROOT, command, job_of, raw, with_value
+from support.privacy_page import PLANTED
 
 from unlearn.config import redaction
 from unlearn.config.redaction import in_logs, is_secret, redact, redacted, secret_in, visible
@@ -15,12 +16,6 @@ from unlearn.data.rows import DataError
 from unlearn.grid.rules import parse
 from unlearn.store import runlog
 from unlearn.store.identity import flatten
-
-PLANTED = {
-    "WANDB_API_KEY": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
-    "HF_TOKEN": "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",
-    "MY_SERVICE_PASSWORD": "correct-horse-battery-staple",
-}
 
 
 @pytest.fixture

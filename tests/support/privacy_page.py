@@ -5,6 +5,11 @@ from fnmatch import fnmatch
 
 from support.helpers import ROOT
 
+PLANTED = {  # secrets in the environment of a test
+    "WANDB_API_KEY": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
+    "HF_TOKEN": "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",
+    "MY_SERVICE_PASSWORD": "correct-horse-battery-staple",
+}
 PAGE = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
 
 

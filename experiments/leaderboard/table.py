@@ -11,12 +11,13 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
-from scipy.stats import t
 
+from analysis.statistics import mean
 from analysis.style import look, save
 
 HERE = Path(__file__).resolve().parent
 LEAK = OWN = 0.02
+MARKS = "o^sDvP*"
 KEPT = ("retain/prob", "real_authors/prob", "world_facts/prob")
 COLUMNS = {
     "leak − retrained": "forget/leak_gap", "retain": "retain/prob", "real authors": "real_authors/prob",
@@ -24,12 +25,6 @@ COLUMNS = {
     "pair alone": "artefact/prob", "its anchor": "artefact/anchor_prob", "pair, trained": "artefact/relearnt_prob",
     "anchor, trained": "artefact/anchor_relearnt_prob", "α": "alpha",
 }  # fmt: skip
-
-
-def interval(values: pd.Series) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval."""
-    n = values.count()
-    return float(values.mean()), float(t.ppf(0.975, n - 1) * values.std() / math.sqrt(n)) if n > 1 else math.nan
 
 
 def ranked(found: pd.DataFrame) -> list[tuple[str, bool]]:
@@ -56,8 +51,8 @@ def table(found: pd.DataFrame) -> list[str]:
 
 
 def cell(values: pd.Series) -> str:
-    mean, half = interval(values)
-    return "–" if math.isnan(mean) else f"{mean:.3f} ± {half:.3f}"
+    found = mean(values)
+    return "–" if math.isnan(found.mean) else f"{found.mean:.3f} ± {found.half:.3f}"
 
 
 def differences(found: pd.DataFrame, base: str = "direct_npo") -> list[str]:
@@ -78,8 +73,9 @@ def figure(found: pd.DataFrame) -> Figure:
     for ax, kept in zip(axes, ("real_authors/prob", "retain/prob"), strict=True):
         for place, (name, _) in enumerate(ranked(found)):
             own = found[found["row"] == name]
-            (x, dx), (y, dy) = interval(own["artefact/prob"]), interval(own[kept])
-            ax.errorbar(x, y, dy, dx, fmt="o^sDvP*"[place % 7], markersize=5, linewidth=1, label=name.replace("_", " "))
+            x, y = mean(own["artefact/prob"]), mean(own[kept])
+            mark = {"fmt": MARKS[place % len(MARKS)], "markersize": 5, "linewidth": 1}
+            ax.errorbar(x.mean, y.mean, y.half, x.half, label=name.replace("_", " "), **mark)
         ax.axvline(found["artefact/anchor_prob"].mean(), color="#999999", linewidth=0.8, linestyle="--")
         ax.set_ylabel(f"{kept.split('/')[0].replace('_', ' ')}: probability kept (better ↑)")
         ax.set_xlabel("forgotten answers, from the pair alone\n(← better; dashed: its anchor)")

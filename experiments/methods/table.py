@@ -6,14 +6,13 @@ differences.md (each method against direct, paired by world), summary.md and mat
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import t
 
 from analysis.matched import draw as matched_marks
+from analysis.statistics import mean
 from analysis.style import look, save
 
 HERE = Path(__file__).resolve().parent
@@ -23,16 +22,9 @@ BASE = "npo"
 REACHED = 0.02  # a forget probability further than this from what was asked was not matched
 
 
-def interval(values: pd.Series) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval."""
-    n = len(values)
-    half = t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    return float(values.mean()), float(half)
-
-
 def cell(values: pd.Series) -> str:
-    mean, half = interval(values)
-    return f"{mean:.3f} ± {half:.3f}"
+    found = mean(values)
+    return f"{found.mean:.3f} ± {found.half:.3f}"
 
 
 def matched(group: pd.DataFrame) -> pd.DataFrame:
@@ -96,8 +88,8 @@ def summary(found: pd.DataFrame) -> list[str]:
             for algo, group in own.groupby("algo"):
                 base = matched(many[(many["algo"] == algo) & (many["method"] == "direct")])
                 both = group.merge(base, on="world", suffixes=("", " direct"))
-                mean, half = interval(both[f"matched/{s}/prob"] - both[f"matched/{s}/prob direct"])
-                above, below = above + (mean > half), below + (mean < -half)
+                minus = mean(both[f"matched/{s}/prob"] - both[f"matched/{s}/prob direct"])
+                above, below = above + (minus.low > 0), below + (minus.high < 0)
             counts = "" if method == "direct" else f", {above} / {below}"
             cells.append(f"{own.groupby('algo')[f'matched/{s}/prob'].mean().mean():.3f}{counts}")
         lines.append(f"| {method} | {own['algo'].nunique()} | " + " | ".join(cells) + " |")
@@ -132,8 +124,8 @@ def _row(algo: str, method: str, group: pd.DataFrame) -> dict:
     there = matched(group)
     row = {"algo": algo, "series": method, "n": len(there), "of": len(group)}
     for split in SHOWN:
-        mean, half = interval(there[f"matched/{split}/prob"]) if len(there) > 1 else (math.nan, math.nan)
-        row |= {f"{split}/prob": mean, f"low/{split}/prob": mean - half, f"high/{split}/prob": mean + half}
+        one = mean(there[f"matched/{split}/prob"] if len(there) > 1 else [])
+        row |= {f"{split}/prob": one.mean, f"low/{split}/prob": one.low, f"high/{split}/prob": one.high}
     return row
 
 

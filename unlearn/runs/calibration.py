@@ -6,7 +6,7 @@ questions that no training step saw) are for choosing, the other half for report
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from unlearn.evaluation.context import Subject
 from unlearn.evaluation.groups.leak import worst
 from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import score
+from unlearn.evaluation.suite import Suite
 from unlearn.runs.baselines import evaluate, suite_of
 from unlearn.runs.opened import Opened
 from unlearn.runs.workbench import Workbench
@@ -35,8 +36,6 @@ LEAK = "forget/leak"  # leak@k of drawn answers, k = eval.leak_samples, with the
 FILE = "calibration.json"
 SPLITS = ("forget", "retain", "neighbours", "real_authors", "world_facts")
 MOST = 16.0  # largest α that is looked at
-PRECISE, DRAWN = 1e-4, 0.02  # α is found to this; where each α costs drawn answers, and these are noise beyond
-LOOKS = 40, 8  # α's that are looked at first, likewise
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,18 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Search:
+    """At which α's the metric is looked at first, beside 0, and how near a crossing is then come to."""
+
+    looks: np.ndarray
+    precise: float
+
+
+FINE = Search(np.geomspace(MOST / 512, MOST, 40), 1e-4)  # each 1.17 times the one before
+COARSE = Search(np.geomspace(MOST / 128, MOST, 8), 0.02)  # where each α costs drawn answers, whose noise is more
+
+
+@dataclass(frozen=True)
 class Choice:
     alpha: float
     asked: float  # value of the metric to reach, or not to go below
@@ -75,17 +86,17 @@ def calibrate(cfg: Config, bench: Workbench, ensemble: Ensemble, goal: Goal) -> 
     measure, asked = _measure(cfg, bench, ensemble, choosing, goal.metric), goal.value
     if goal.oracle:
         asked = float(_measure(cfg, bench, bench.alone("retrained"), choosing, goal.metric)([1.0])[0])
-    drawn = goal.metric == LEAK
-    choice = reach(measure, asked, drawn) if goal.tolerance is None else keep(measure, goal.tolerance, drawn)
-    splits = bench.data.splits | {split: tuple(reporting)}
+    search = COARSE if goal.metric == LEAK else FINE
+    choice = reach(measure, asked, search) if goal.tolerance is None else keep(measure, goal.tolerance, search)
+    splits = {split: tuple(reporting)}
     if split != "retain":  # report on what no step saw, where there is any
-        rows = splits["retain"]
+        rows = bench.data.splits["retain"]
         splits["retain"] = tuple(rows[i] for i in held_out(len(rows), cfg.trainer.held_out)) or rows
     if goal.metric == LEAK and "leak" not in cfg.eval.groups:
         cfg = replace(cfg, eval=replace(cfg.eval, groups=[*cfg.eval.groups, "leak"]))
     if cfg.eval.retrained is not None:  # a file's rows are the whole forget set, and these are a part of it
         cfg = replace(cfg, eval=replace(cfg.eval, retrained=NO_RETRAINED))
-    suite = suite_of(cfg, replace(bench, data=replace(bench.data, splits=splits, _fingerprint=[])))
+    suite = _suite(cfg, bench, splits)
     alphas = list(dict.fromkeys([choice.alpha, cfg.alpha]))
     metrics, examples, beside = evaluate(cfg, bench, ensemble, suite, alphas, "reporting")
     sizes = {part.name: len(part.rows) for part in suite.splits}
@@ -94,6 +105,12 @@ def calibrate(cfg: Config, bench: Workbench, ensemble: Ensemble, goal: Goal) -> 
             "given_alpha": cfg.alpha, "report_at_given_alpha": metrics[cfg.alpha],
             "spread": _spread(cfg, examples[examples["alpha"] == choice.alpha], beside.get("retrained")),
             "references": {name: dict(r.metrics) for name, r in beside.items()}}  # fmt: skip
+
+
+def _suite(cfg: Config, bench: Workbench, splits: Mapping[str, Sequence[Row]]) -> Suite:
+    """What is evaluated, with other rows for some splits."""
+    data = replace(bench.data, splits={**bench.data.splits, **splits}, _fingerprint=[])
+    return suite_of(cfg, replace(bench, data=data))
 
 
 def parts(cfg: Config, data: DataSet, split: str) -> tuple[list[Row], list[Row]]:
@@ -131,8 +148,7 @@ def _spread(cfg: Config, examples: pd.DataFrame, retrained: Measured | None) -> 
 def _measure(cfg: Config, bench: Workbench, ensemble: Ensemble, rows: Sequence[Row], metric: str) -> Measure:
     """The metric as a function of α, from rows that are computed once, or from answers that are drawn at each α."""
     if metric == LEAK:
-        data = replace(bench.data, splits={**bench.data.splits, "forget": tuple(rows)}, _fingerprint=[])
-        suite = suite_of(cfg, replace(bench, data=data))
+        suite = _suite(cfg, bench, {"forget": tuple(rows)})
         split = suite.split("forget")
         return lambda alphas: np.array([np.nanmean(worst(Subject(suite, ensemble.once, a), split)) for a in alphas])
     ensemble, examples, pad = ensemble.once, examples_of(bench.encoder, rows), bench.pad_id
@@ -149,10 +165,10 @@ def _measure(cfg: Config, bench: Workbench, ensemble: Ensemble, rows: Sequence[R
     return measure
 
 
-def reach(measure: Measure, asked: float, drawn: bool = False) -> Choice:
+def reach(measure: Measure, asked: float, search: Search = FINE) -> Choice:
     """The smallest α ≥ 0 at which the metric, which need not be monotone, crosses ``asked``, by a coarse look and then
     bisection. Where it is never reached, the α that comes nearest, and the choice says so."""
-    alphas, values = _look(measure, drawn)
+    alphas, values = _look(measure, search)
     beyond = partial(np.greater_equal if values[0] > asked else np.less_equal, asked)
     crossed = np.flatnonzero(beyond(values))
     if len(crossed) == 0:
@@ -161,38 +177,37 @@ def reach(measure: Measure, asked: float, drawn: bool = False) -> Choice:
         return Choice(float(alphas[nearest]), asked, float(values[nearest]), note)
     if crossed[0] == 0:
         return Choice(0.0, asked, float(values[0]), "the target itself has this value")
-    _, (alpha, value) = _bisect(measure, alphas, crossed[0], beyond, drawn)
+    _, (alpha, value) = _bisect(measure, alphas, values, crossed[0], beyond, search.precise)
     return Choice(alpha, asked, value)
 
 
-def keep(measure: Measure, tolerance: float, drawn: bool = False) -> Choice:
+def keep(measure: Measure, tolerance: float, search: Search = FINE) -> Choice:
     """The largest α up to which the metric never falls more than ``tolerance`` below its value at α = 0."""
-    alphas, values = _look(measure, drawn)
+    alphas, values = _look(measure, search)
     floor = values[0] - tolerance
     lost = np.flatnonzero(values < floor)
     if len(lost) == 0:
         return Choice(MOST, float(floor), float(values[-1]), f"kept up to α = {MOST:g}, the largest looked at")
-    (alpha, value), _ = _bisect(measure, alphas, lost[0], lambda v: not v >= floor, drawn)
+    (alpha, value), _ = _bisect(measure, alphas, values, lost[0], lambda v: not v >= floor, search.precise)
     return Choice(alpha, float(floor), value)
 
 
-def _look(measure: Measure, drawn: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The metric at α = 0 and at 40 points up to the largest, each 1.17 times the one before; ``drawn``: 8, 2 times."""
-    alphas = np.concatenate([[0.0], np.geomspace(MOST / (128 if drawn else 512), MOST, LOOKS[drawn])])
+def _look(measure: Measure, search: Search) -> tuple[np.ndarray, np.ndarray]:
+    """α's in their order, and the metric at each."""
+    alphas = np.concatenate([[0.0], search.looks])
     return alphas, measure(alphas.tolist())
 
 
 def _bisect(
-    measure: Measure, alphas: np.ndarray, first: int, beyond: Callable[..., Any], drawn: bool
+    measure: Measure, alphas: np.ndarray, values: np.ndarray, first: int, beyond: Callable[..., Any], precise: float
 ) -> list[tuple[float, float]]:
     """(α, value) just before and just beyond a crossing: ``alphas[first]`` is beyond it, the one before is not."""
-    low, high = alphas[first - 1 : first + 1].tolist()
-    values = dict(zip((low, high), measure([low, high]), strict=True))
-    while high - low > (DRAWN if drawn else PRECISE):
-        middle = (low + high) / 2
-        values[middle] = measure([middle])[0]
-        low, high = (low, middle) if beyond(values[middle]) else (middle, high)
-    return [(alpha, float(values[alpha])) for alpha in (low, high)]
+    low, high = ((float(alphas[i]), float(values[i])) for i in (first - 1, first))
+    while high[0] - low[0] > precise:
+        alpha = (low[0] + high[0]) / 2
+        middle = alpha, float(measure([alpha])[0])
+        low, high = (low, middle) if beyond(middle[1]) else (middle, high)
+    return [low, high]
 
 
 def goal_of(arguments: Sequence[str]) -> Goal:

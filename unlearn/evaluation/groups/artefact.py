@@ -64,12 +64,12 @@ def members(ctx: Context) -> tuple[list[Member], Member | None]:
 
 
 def betas(ctx: Context, anchor: Member | None) -> Sequence[float]:
-    """Every β that is tried; without an anchor the member is asked as it is."""
+    """Every β that is tried."""
     return sorted({0.0, 1.0, *ctx.suite.cfg.artefact_betas}) if anchor is not None else [1.0]
 
 
 def along(one: Member, anchor: Member | None) -> Ensemble:
-    """anchor + β (member − anchor), with β for its α."""
+    """anchor + β (member − anchor), with β for its α; without an anchor the member as it is."""
     if anchor is None:
         return Ensemble((replace(one, constant=1.0, slope=0.0),))
     return Ensemble((replace(anchor, constant=1.0, slope=-1.0), replace(one, constant=0.0, slope=1.0)))
@@ -78,7 +78,6 @@ def along(one: Member, anchor: Member | None) -> Ensemble:
 def _relearnt(ctx: Context, one: Member, split: Split) -> np.ndarray:
     """Probability of the answers of one half of the questions after training on the other, [rows of the half]."""
     seen, other = relearn.halves(split)
-    alone = trainable(Ensemble((replace(one, constant=1.0, slope=0.0),)), 1.0)
-    attacked = replace(ctx, ensemble=alone, alpha=1.0)
+    attacked = replace(ctx, ensemble=trainable(along(one, None), 1.0), alpha=1.0)
     relearn.learn(attacked, seen)
-    return Subject(ctx.suite, alone, 1.0).probs(other)
+    return attacked.probs(other)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from support.helpers import FEW, execute
 
-from unlearn.ensemble.combination import RULES, SUM, RuleError, bind_rule, plausible, rank
+from unlearn.ensemble.combination import RULES, SUM, RuleError, bind_rule, plausible, rank, threshold
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.store import runlog
 
 ROWS, VOCABULARY = 40, 30
-NUMBERS = {"sum": {}, "plausible": {"rate": 0.05, "top": 0.1}, "rank": {"k": 4.0}}
+NUMBERS = {"sum": {}, "plausible": {"rate": 0.05, "top": 0.1}, "rank": {"k": 4.0}, "threshold": {"tau": 1.0}}
 RULE_NAMES = sorted(RULES)
 
 
@@ -129,6 +129,11 @@ def test_rank_takes_any_k_leaves_one_token_and_does_nothing_for_less_than_half_a
     assert torch.equal(rank(base, change, 0.1, 4.0), base) and torch.equal(rank(base, change, -1.0, 4.0), base)
 
 
+def test_a_threshold_leaves_out_small_changes_and_brings_others_nearer_to_the_median():
+    base, change = torch.zeros(1, 5), torch.tensor([[-7.0, 1.0, 2.0, 3.0, 12.0]])  # −9, −1, 0, 1 and 10 from the median
+    assert threshold(base, change, 2.0, 1.5).tolist() == [[-15.0, 0.0, 0.0, 0.0, 17.0]]
+
+
 def test_binding_fills_in_the_numbers_and_keeps_the_plain_sum_plain(base, change):
     rule = bind_rule("plausible", {"rate": 0.05, "top": 0.1})
     torch.testing.assert_close(rule(base, change, 2.0), plausible(base, change, 2.0, 0.05, 0.1), rtol=0, atol=0)
@@ -186,9 +191,15 @@ def test_a_users_own_rule_trains_and_evaluates_unless_no_gradient_passes_it(conf
     assert prob[tight] == pytest.approx(target, rel=1e-5)  # nothing may move a logit by more than 1e-9 …
     assert prob[loose] == pytest.approx(prob[plain], rel=1e-5)  # … and nothing is moved by more than 100
     assert abs(prob[plain] - target) > 1e-3 * target
-    # Which tokens `rank` pushes out is a choice: an offset that is trained inside the ensemble could learn nothing.
-    with pytest.raises(ValueError, match="rank"):
-        execute(config("method.rule=rank", "+method.numbers.k=3"))
+    # Which tokens `rank` pushes out is a choice, and below a threshold nothing moves: no offset could learn there.
+    for rule in ("rank", "+method.numbers.k=3"), ("threshold", "+method.numbers.tau=1"):
+        with pytest.raises(ValueError, match=f"method.rule='{rule[0]}': has no gradient to learn from"):
+            execute(config(f"method.rule={rule[0]}", rule[1]))
+    # One that has learnt is taken as it is, without a step.
+    taken = ["algo=ga", *FEW, f"begin.runs=[{plain}]", "trainer.steps=0", "method.rule=threshold"]
+    for tau, same in ((0, prob[plain]), (1e3, target)):
+        found = execute(config(*taken, f"+method.numbers.tau={tau}")).folder
+        assert runlog.evaluation(found)["alphas"]["1.0"]["forget/prob"] == pytest.approx(same, rel=1e-5)
 
 
 def test_only_a_plain_sum_drops_a_member_whose_constant_and_slope_cancel(base, change):

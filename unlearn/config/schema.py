@@ -137,7 +137,7 @@ class MethodConfig:
     rate_of: str | None = None  # another method: its learning rates (× the tuning's factor) where algo.lr has no own
     alone: bool = False  # the trained member learns by itself, its frozen start as reference, and is then added
     reversed: bool = False  # takes objectives that are reversed, and no others
-    rule: str = "sum"  # (unlearn/ensemble/combination.py) sum | plausible | rank, or a function of `file`
+    rule: str = "sum"  # (unlearn/ensemble/combination.py) sum | plausible | rank | threshold, or a function of `file`
     numbers: dict[str, float] = setting({}, FINITE)  # of the rule, by its parameter's name
     file: str | None = setting(None, A_FILE)  # a Python file of your own with a rule; relative to the working directory
 

@@ -56,8 +56,15 @@ def rank(base: Logits, change: Logits, alpha: float, k: float) -> Logits:
     return torch.where(out, torch.minimum(base, level), base)
 
 
+def threshold(base: Logits, change: Logits, alpha: float, tau: float) -> Logits:
+    """The sum with a change that is counted from its median and brought ``tau`` nearer to 0, small ones to 0: what an
+    offset does to most tokens is left out. It has no gradient where a trained member begins: for trained runs only."""
+    centred = change - change.median(-1, keepdim=True).values
+    return base + alpha * torch.nn.functional.softshrink(centred, tau)
+
+
 Rule = partial[Tensor]  # a rule with its numbers filled in: base, change and α → logits
-RULES: dict[str, Callable[..., Tensor]] = {"sum": sum, "plausible": plausible, "rank": rank}
+RULES: dict[str, Callable[..., Tensor]] = {"sum": sum, "plausible": plausible, "rank": rank, "threshold": threshold}
 SUM = Rule(sum)
 
 

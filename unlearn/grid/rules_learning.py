@@ -6,7 +6,7 @@ from unlearn.config.derived import learns_pretrained, may_round, rate_of, tuning
 from unlearn.config.groups import GROUPS, literal
 from unlearn.config.pair import LAYERS
 from unlearn.config.schema import NO_RETRAINED, NUMBERS, ROUGH_ROWS, Config, MemberConfig
-from unlearn.config.setting import SHARE, above, need
+from unlearn.config.setting import SHARE, above, at_least, need
 from unlearn.store import sources
 
 
@@ -86,12 +86,16 @@ def method(cfg: Config) -> Iterator[str]:
     constant = [m.name for m in members if m.constant]
     rule = "at α = 0 the method must be the target: a member of model target, not trained, needs constant: 1"
     yield from need(any(m.constant == 1 and m.name in targets for m in members), "method.members", constant, rule)
-    learns = not trained or cfg.method.alone or cfg.method.rule != "rank"
-    rule = "which tokens it pushes out has no gradient; a trained member must learn alone (method.alone=true)"
+    dead = trained and not cfg.method.alone and cfg.trainer.steps != 0
+    learns = not dead or cfg.method.rule not in ("rank", "threshold")
+    rule = (
+        "has no gradient to learn from: let the member learn alone (method.alone=true), or take trained ones "
+        "(begin.runs=[FOLDER] trainer.steps=0)"
+    )
     yield from need(learns, "method.rule", cfg.method.rule, rule)
-    if cfg.method.rule == "plausible" and cfg.method.file is None:
-        for name, value in cfg.method.numbers.items():
-            yield from need(SHARE.holds(value), f"method.numbers.{name}", value, SHARE.words)
+    bounds = {"plausible": SHARE, "threshold": at_least(0)}.get(cfg.method.rule)
+    for name, value in cfg.method.numbers.items() if bounds and cfg.method.file is None else ():
+        yield from need(bounds.holds(value), f"method.numbers.{name}", value, bounds.words)
 
 
 def _members(key: str, members: list[MemberConfig]) -> Iterator[str]:

@@ -74,7 +74,7 @@ RULES = (
     ("from unlearn.ensemble.combination import Logits\ndef mine(base: 'Logits.nope', change, alpha): return base",
      OwnFileError, "rule 'mine': its annotations cannot be read"),
     ("import nothing_of_this_name", OwnFileError, "method.file=.*cannot be imported: ModuleNotFoundError"),
-    ("def other(): pass", RuleError, "no such rule; there are sum, plausible, rank, other"),
+    ("def other(): pass", RuleError, "no such rule; there are sum, plausible, rank, threshold, other"),
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ python -m unlearn.calibrate run=FOLDER GOAL
   leak: it can be that of the retrained model while some answers are wholly kept and others wholly gone.
 
   Half of the questions are for choosing; the metrics at the chosen α are reported on others, printed, and written into
-  the run's calibration.json.
+  the run's calibration.json. Leak is chosen on all forget questions, and reported on them by answers drawn anew.
   May be given: eval.*, trainer.device, trainer.threads, paths.store, data.path.
 """
 
@@ -36,7 +36,7 @@ class Keys:
 
 @verb(Keys)
 def main(keys: Keys) -> None:
-    from unlearn.runs.calibration import FILE, calibrate_run, goal_of
+    from unlearn.runs.calibration import FILE, LEAK, calibrate_run, goal_of
 
     names = {a: a.split("=")[0] for a in keys.overrides}
     goal = goal_of([a for a, name in names.items() if name in GOAL or "/" in name])
@@ -47,7 +47,8 @@ def main(keys: Keys) -> None:
         "target": beside["target"], f"α = {result['given_alpha']:g}": result["report_at_given_alpha"],
         f"α = {result['alpha']:.4g}": result["report"], **beside,
     }  # fmt: skip
-    made = table.made(["on questions not used for choosing", "n"], list(named))
+    others = "all forget questions, drawn anew" if result["metric"] == LEAK else "questions not used for choosing"
+    made = table.made([f"on {others}", "n"], list(named))
     for split, count in result["reported_on"].items():
         for key in (key for name in SHOWN if (key := f"{split}/{name}") in result["report"]):
             made.add_row(key, str(count), *(f"{m[key]:.3f}" if key in m else "–" for m in named.values()))

@@ -10,7 +10,7 @@ from unlearn.calibrate import main
 from unlearn.config.schema import ConfigError
 from unlearn.data.sampling import held_out
 from unlearn.decoding.generation import Decoding, sample
-from unlearn.evaluation.groups.leak import SEED
+from unlearn.evaluation.groups.leak import CHOOSING, SEED
 from unlearn.grid.rerun import open_run
 from unlearn.runs import calibration
 from unlearn.runs.baselines import suite_of
@@ -157,7 +157,7 @@ def test_the_command_prints_the_choice(finished, store, capsys, monkeypatch):
     chosen = f"α = {result['alpha']:.4g}"
     assert f"oracle: forget/leak of the retrained reference: {chosen}, where" in said
     assert "over the forget questions: leak@2/0.5 " in said and ", above_retrained_worst " in said
-    (header,) = (line for line in said.splitlines() if "on questions not used for choosing" in line)
+    (header,) = (line for line in said.splitlines() if "on all forget questions, drawn anew" in line)
     assert re.split(r"  +", header.strip())[1:] == ["n", "target", "α = 1", chosen, "retrained"]
     (row,) = (line.split() for line in said.splitlines() if line.split()[:1] == ["retain/prob"])
     target, retrained = (result["references"][name] for name in ("target", "retrained"))
@@ -165,27 +165,30 @@ def test_the_command_prints_the_choice(finished, store, capsys, monkeypatch):
     assert row[1:] == [str(result["reported_on"]["retain"]), *(f"{voice['retain/prob']:.3f}" for voice in voices)]
 
 
-def test_matched_by_leak_it_is_the_leak_of_answers_drawn_at_that_alpha_from_the_questions_for_choosing(finished, bench):
+def test_matched_by_leak_all_forget_questions_choose_by_one_draw_of_answers_and_are_reported_by_another(
+    finished, bench
+):
     folder = finished("algo=ga", "trainer.held_out=0.5", "trainer.steps=6", "trainer.lr=0.01")
     run = open_run(folder)
-    choosing, _ = parts(run.cfg, bench.data, "forget")
+    choosing = bench.data.splits["forget"]
     ours = members(run.cfg, bench, folder)
     leak = calibration._measure(run.cfg, bench, ours, choosing, "forget/leak")
     values = dict(zip((0.0, 1.0, 2.0), leak([0.0, 1.0, 2.0]), strict=True))
     assert values == dict(zip((0.0, 1.0, 2.0), leak([0.0, 1.0, 2.0]), strict=True))  # the same random numbers
-    suite = suite_of(run.cfg, dataclasses.replace(bench, data=with_forget(bench.data, choosing)))
+    suite = suite_of(run.cfg, bench)
     split = suite.split("forget")
     how = Decoding.by(bench.encoder.tokenizer, max(len(e.answer) for e in split.right_answers), 8)
-    drawn = sample(ours, [p for p in split.prompts for _ in range(2)], 1.0, how, 1.0, SEED)
-    texts = [bench.encoder.decode(answer) for answer in drawn]
     score = suite.semantics.rouge.seeing.recall
-    by_hand = [max(score(t, gold) for t in texts[2 * i : 2 * i + 2]) for i, gold in enumerate(split.answers)]
-    assert values[1.0] == pytest.approx(np.mean(by_hand))
+
+    def by_hand(alpha, seed):
+        drawn = sample(ours, [p for p in split.prompts for _ in range(2)], alpha, how, 1.0, seed)
+        texts = [bench.encoder.decode(answer) for answer in drawn]
+        return np.mean([max(score(t, gold) for t in texts[2 * i : 2 * i + 2]) for i, gold in enumerate(split.answers)])
+
+    assert values[1.0] == pytest.approx(by_hand(1.0, CHOOSING))
     goal = Goal("forget/leak", value=min(values.values()))
     result = calibrate_run(run, goal)
     assert result["reached"] == pytest.approx(leak([result["alpha"]])[0]) and result["metric"] == "forget/leak"
+    assert result["examples"] == result["reported_on"]["forget"] == len(choosing)
+    assert result["report"]["forget/leak@2"] == pytest.approx(by_hand(result["alpha"], SEED))
     assert {"leak@2/0.5", "leak@2/0.9", "leak@2/1", "above_retrained_worst"} == set(result["spread"])
-
-
-def with_forget(data, rows):
-    return dataclasses.replace(data, splits={**data.splits, "forget": tuple(rows)}, _fingerprint=[])

@@ -2,7 +2,8 @@
 
 α at inference is free: the members' answer rows are computed once, and every α is a weighted sum of them. What a
 choice reads and what it is reported on are different examples: half of the forget questions (or of the retain
-questions that no training step saw) are for choosing, the other half for reporting.
+questions that no training step saw) are for choosing, the other half for reporting. Leak is drawn, and half of the
+questions are too few for it: α is chosen on all of them by one set of answers, and reported by another.
 """
 
 import math
@@ -21,7 +22,7 @@ from unlearn.data.sampling import held_out
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import in_memory, rows_of
 from unlearn.evaluation.context import Subject
-from unlearn.evaluation.groups.leak import worst
+from unlearn.evaluation.groups.leak import CHOOSING, worst
 from unlearn.evaluation.retrained import Measured
 from unlearn.evaluation.scoring import score
 from unlearn.evaluation.suite import Suite
@@ -32,7 +33,7 @@ from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import NO_RETRAINED
 
 METRICS = {"prob": "prob", "exact_memorization": "correct"}  # by name, what it is of scores
-LEAK = "forget/leak"  # leak@k of drawn answers, k = eval.leak_samples, with the same random numbers at every α
+LEAK = "forget/leak"  # leak@k of drawn answers, k = eval.leak_samples, by random numbers that are no report's
 FILE = "calibration.json"
 SPLITS = ("forget", "retain", "neighbours", "real_authors", "world_facts")
 MOST = 16.0  # largest α that is looked at
@@ -61,14 +62,16 @@ class Goal:
 
 @dataclass(frozen=True)
 class Search:
-    """At which α's the metric is looked at first, beside 0, and how near a crossing is then come to."""
+    """At which α's the metric is looked at first, beside 0, how near a crossing is then come to, and whether a look
+    costs as much as all: then there is none beyond the crossing."""
 
     looks: np.ndarray
     precise: float
+    each: bool = False
 
 
 FINE = Search(np.geomspace(MOST / 512, MOST, 40), 1e-4)  # each 1.17 times the one before
-COARSE = Search(np.geomspace(MOST / 128, MOST, 8), 0.02)  # where each α costs drawn answers, whose noise is more
+COARSE = Search(np.geomspace(MOST / 128, MOST, 8), 0.01, each=True)  # of drawn answers, whose noise is more
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class Choice:
 def calibrate(cfg: Config, bench: Workbench, ensemble: Ensemble, goal: Goal) -> dict[str, Any]:
     """Choose α for the goal; what was chosen, on what, and all metrics at that α on other examples."""
     split, _ = goal.metric.split("/")
-    choosing, reporting = parts(cfg, bench.data, split)
+    all_of_them = list(bench.data.splits.get(split, ()))
+    choosing, reporting = (all_of_them,) * 2 if goal.metric == LEAK else parts(cfg, bench.data, split)
     measure, asked = _measure(cfg, bench, ensemble, choosing, goal.metric), goal.value
     if goal.oracle:
         asked = float(_measure(cfg, bench, bench.alone("retrained"), choosing, goal.metric)([1.0])[0])
@@ -129,6 +133,7 @@ def parts(cfg: Config, data: DataSet, split: str) -> tuple[list[Row], list[Row]]
     return [r for i, r in enumerate(rows) if i in first], [r for i, r in enumerate(rows) if i not in first]
 
 
+Values = Any  # a number or an array of them
 Measure = Callable[[Sequence[float]], np.ndarray]  # α's → mean of the metric at each
 
 
@@ -150,7 +155,8 @@ def _measure(cfg: Config, bench: Workbench, ensemble: Ensemble, rows: Sequence[R
     if metric == LEAK:
         suite = _suite(cfg, bench, {"forget": tuple(rows)})
         split = suite.split("forget")
-        return lambda alphas: np.array([np.nanmean(worst(Subject(suite, ensemble.once, a), split)) for a in alphas])
+        asked = partial(worst, split=split, seed=CHOOSING)
+        return lambda alphas: np.array([np.nanmean(asked(Subject(suite, ensemble.once, a))) for a in alphas])
     ensemble, examples, pad = ensemble.once, examples_of(bench.encoder, rows), bench.pad_id
     of, most = METRICS[metric.split("/")[1]], cfg.trainer.stored_rows_gib
     stored = {
@@ -168,34 +174,47 @@ def _measure(cfg: Config, bench: Workbench, ensemble: Ensemble, rows: Sequence[R
 def reach(measure: Measure, asked: float, search: Search = FINE) -> Choice:
     """The smallest α ≥ 0 at which the metric, which need not be monotone, crosses ``asked``, by a coarse look and then
     bisection. Where it is never reached, the α that comes nearest, and the choice says so."""
-    alphas, values = _look(measure, search)
-    beyond = partial(np.greater_equal if values[0] > asked else np.less_equal, asked)
-    crossed = np.flatnonzero(beyond(values))
+
+    def beyond(values: Values, start: float) -> Values:
+        return asked >= values if start > asked else asked <= values
+
+    alphas, values = _look(measure, search, beyond)
+    crossed = np.flatnonzero(beyond(values, values[0]))
     if len(crossed) == 0:
         nearest = int(np.abs(values - asked).argmin())
         note = f"not reached: from α = 0 to {MOST:g} the value stays between {values.min():.4g} and {values.max():.4g}"
         return Choice(float(alphas[nearest]), asked, float(values[nearest]), note)
     if crossed[0] == 0:
         return Choice(0.0, asked, float(values[0]), "the target itself has this value")
-    _, (alpha, value) = _bisect(measure, alphas, values, crossed[0], beyond, search.precise)
+    _, (alpha, value) = _bisect(measure, alphas, values, crossed[0], partial(beyond, start=values[0]), search.precise)
     return Choice(alpha, asked, value)
 
 
 def keep(measure: Measure, tolerance: float, search: Search = FINE) -> Choice:
     """The largest α up to which the metric never falls more than ``tolerance`` below its value at α = 0."""
-    alphas, values = _look(measure, search)
-    floor = values[0] - tolerance
-    lost = np.flatnonzero(values < floor)
+
+    def beyond(values: Values, start: float) -> Values:
+        return ~np.greater_equal(values, start - tolerance)
+
+    alphas, values = _look(measure, search, beyond)
+    floor, lost = values[0] - tolerance, np.flatnonzero(beyond(values, values[0]))
     if len(lost) == 0:
         return Choice(MOST, float(floor), float(values[-1]), f"kept up to α = {MOST:g}, the largest looked at")
-    (alpha, value), _ = _bisect(measure, alphas, values, lost[0], lambda v: not v >= floor, search.precise)
+    (alpha, value), _ = _bisect(measure, alphas, values, lost[0], partial(beyond, start=values[0]), search.precise)
     return Choice(alpha, float(floor), value)
 
 
-def _look(measure: Measure, search: Search) -> tuple[np.ndarray, np.ndarray]:
+def _look(measure: Measure, search: Search, beyond: Callable[[Values, float], Values]) -> tuple[np.ndarray, np.ndarray]:
     """α's in their order, and the metric at each."""
     alphas = np.concatenate([[0.0], search.looks])
-    return alphas, measure(alphas.tolist())
+    if not search.each:
+        return alphas, measure(alphas.tolist())
+    values = measure([0.0])
+    for alpha in search.looks:
+        if beyond(values[-1], values[0]):
+            break
+        values = np.append(values, measure([alpha]))
+    return alphas[: len(values)], values
 
 
 def _bisect(

@@ -31,6 +31,7 @@ from unlearn.models.seen import remembered
 
 SETTINGS = ("leak_samples", "leak_temperature", "leak_threshold")
 SEED = 0  # the same random numbers for every model that is compared
+CHOOSING = 1  # other ones, where α is chosen by the leak that is then reported
 STOPWORDS = frozenset(
     "a an and are as at be been being but by for from had has have he her hers him his i in into is it its me my "
     "of on or our she so than that the their them then there these they this those to was we were what when where "
@@ -67,9 +68,9 @@ def measure(ctx: Context) -> Found:
     return Found({f"forget/{name}": v for name, v in values.items()}, columns={"forget": columns})
 
 
-def worst(subject: Subject, split: Split) -> np.ndarray:
+def worst(subject: Subject, split: Split, seed: int = SEED) -> np.ndarray:
     """leak@k of each question at the largest k, of answers drawn as the group draws them, [rows]."""
-    return leak_at_k(_recalls(subject, _draw(subject, split), split), subject.suite.cfg.leak_samples)
+    return leak_at_k(_recalls(subject, _draw(subject, split, seed), split), subject.suite.cfg.leak_samples)
 
 
 def _recalls(subject: Subject, drawn: list[list[str]], split: Split) -> np.ndarray:
@@ -105,13 +106,13 @@ def _each(score: Callable[..., float], generations: Sequence[Sequence[str]], by_
     return np.array(found)
 
 
-def _draw(ctx: Subject, split: Split) -> list[list[str]]:
+def _draw(ctx: Subject, split: Split, seed: int = SEED) -> list[list[str]]:
     """``eval.leak_samples`` answers to each prompt."""
     cfg, n = ctx.suite.cfg, ctx.suite.cfg.leak_samples
     how = Decoding.by(ctx.suite.encoder.tokenizer, max(len(e.answer) for e in split.right_answers), cfg.batch_size)
     prompts = [p for p in split.prompts for _ in range(n)]
     with remembered(ctx.suite.stored_rows_gib):  # each prompt is read once for all its answers
-        answers = sample(ctx.ensemble, prompts, ctx.alpha, how, cfg.leak_temperature, SEED)
+        answers = sample(ctx.ensemble, prompts, ctx.alpha, how, cfg.leak_temperature, seed)
     texts = [ctx.suite.encoder.decode(a) for a in answers]
     return [texts[i : i + n] for i in range(0, len(texts), n)]
 

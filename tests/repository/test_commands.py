@@ -110,6 +110,7 @@ def test_a_manifest_says_version_and_commit_of_a_checkout_and_of_a_wheel(tmp_pat
     monkeypatch.setattr(runlog, "__file__", str(installed / "unlearn" / "store" / "runlog.py"))
     assert runlog.environment()["git"] == here["git"]
     (installed / place).unlink()
+    runlog._commit.cache_clear()
     assert runlog.environment()["git"] is None
 
 

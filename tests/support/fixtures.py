@@ -12,7 +12,7 @@ import torch
 from absl import logging as absl_logging
 from omegaconf import DictConfig
 from support import memo
-from support.helpers import SHARED, TINY, compose, execute, raw, run_and_export, shared_store
+from support.helpers import SHARED, TINY, compose, execute, forks, raw, run_and_export, shared_store
 from support.made_up import made_up  # noqa: F401
 from support.pretrained import made, pair  # noqa: F401
 
@@ -23,6 +23,7 @@ os.fsync = lambda descriptor: None  # killed processes lose nothing by it, and n
 # rouge-score brings absl, whose log handler closes the stream that it found at its import as soon as logging is set up
 # anew (Hydra does so at each call) while stderr is another one: that would be pytest's, for all tests after it.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
+forks()  # before any test has left something behind
 
 
 @pytest.fixture(scope="session")

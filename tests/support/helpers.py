@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file
 from support.processes import Ended, Forks
@@ -153,7 +155,8 @@ def job_of(cfg: Config) -> Job:
 def execute(cfg: Config) -> Job:
     """Run a config in this process, as a job of a grid would."""
     job = job_of(cfg)
-    executed(job, OmegaConf.to_yaml(OmegaConf.structured(cfg)))
+    dumper = get_omega_conf_dumper()  # what OmegaConf makes of the config, without a node for each value
+    executed(job, yaml.dump(asdict(cfg), Dumper=dumper, sort_keys=False, allow_unicode=True, default_flow_style=False))
     return job
 
 
@@ -234,7 +237,7 @@ def command(
 
 def forked(module: str, *arguments: str, cwd: Path, **how) -> Ended:
     """A call in a fork of a process that has imported the program; ``how`` it is killed: see ``Forks.call``."""
-    return _forks().call(module, arguments, cwd, _environment(), **how)
+    return forks().call(module, arguments, cwd, _environment(), **how)
 
 
 def forked_together(module: str, *arguments: str, cwds: Sequence[Path], **each: Sequence[Any]) -> list[Ended]:
@@ -245,7 +248,7 @@ def forked_together(module: str, *arguments: str, cwds: Sequence[Path], **each: 
         | {name: values[n] for name, values in each.items()}
         for n, cwd in enumerate(cwds)
     ]  # fmt: skip
-    return _forks().calls(calls)
+    return forks().calls(calls)
 
 
 def _environment() -> dict[str, str]:
@@ -256,8 +259,8 @@ def _environment() -> dict[str, str]:
 
 
 @cache
-def _forks() -> Forks:
-    return Forks(UNTOUCHED)
+def forks() -> Forks:
+    return Forks()
 
 
 def shared_store(tmp_path_factory) -> Path:

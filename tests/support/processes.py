@@ -1,4 +1,4 @@
-"""``python -m MODULE …`` in a fork of a process that has imported the program, so that a call costs no imports.
+"""``python -m MODULE …`` in a fork of the process that tests, so that a call costs no imports.
 
 The child has the folder, environment, arguments and output of a true call, and nothing that another call left. Where it
 is asked to, it counts what commits work to the disk (a file or folder that gets its final name, a line appended to a
@@ -6,15 +6,12 @@ log, a folder removed), and kills itself as the system would: before a commit, i
 """
 
 import atexit
-import gc
-import importlib
 import io
 import json
 import os
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,9 +20,9 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-IMPORTED = ("pyarrow.parquet", "unlearn.runs.job", "unlearn.grid.overview", "unlearn.grid.rerun", "unlearn.sequence")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -44,16 +41,20 @@ class Ended:
 
 
 class Forks:
-    """The parent of calls; it ends with the process that made it."""
+    """The parent of calls: a fork of this process, which has imported the program and done nothing yet.
 
-    def __init__(self, environment: Mapping[str, str]):
-        fixed = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**environment, **fixed},
-        )  # fmt: skip
+    It ends with the process that made it.
+    """
+
+    def __init__(self):
+        (asked, ask), (replied, reply) = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(ask)
+            _serve(os.fdopen(asked), os.fdopen(reply, "w"))
+        os.close(asked)
+        self.ask, self.replied = os.fdopen(ask, "w"), os.fdopen(replied)
         self._one = threading.Lock()
-        atexit.register(self.process.communicate)
 
     def call(
         self, module: str, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str],
@@ -75,10 +76,9 @@ class Forks:
             for folder in folders:
                 folder.mkdir()
             asked = [{**call, "folder": str(folder)} for call, folder in zip(calls, folders, strict=True)]
-            self.process.stdin.write(json.dumps(asked) + "\n")
-            self.process.stdin.flush()
+            print(json.dumps(asked), file=self.ask, flush=True)
             found = []
-            for folder, (status, seconds) in zip(folders, json.loads(self.process.stdout.readline()), strict=True):
+            for folder, (status, seconds) in zip(folders, json.loads(self.replied.readline()), strict=True):
                 commits = (folder / "commits").read_text().splitlines() if (folder / "commits").exists() else []
                 out, err = ((folder / name).read_text() for name in ("out", "err"))
                 found.append(Ended(status, seconds, out, err, commits))
@@ -168,6 +168,7 @@ def _stage(path: object) -> str:
 
 def _child(call: dict) -> None:
     """Turn this process into ``python -m module arguments`` in a folder, and end as it does."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, as is SIGINT in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
@@ -178,7 +179,9 @@ def _child(call: dict) -> None:
     said = [os.open(Path(call["folder"], name), os.O_WRONLY | os.O_CREAT) for name in ("out", "err")]
     for number, stream in enumerate((os.open(os.devnull, os.O_RDONLY), *said)):
         os.dup2(stream, number)
-    sys.path[0], sys.argv[:] = call["cwd"], [call["module"], *call["arguments"]]
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
+    sys.path[:] = [call["cwd"], str(ROOT), *(p for p in sys.path if p not in ("", str(ROOT), str(ROOT / "tests")))]
+    sys.argv[:] = [call["module"], *call["arguments"]]
     sys.modules.pop(call["module"], None)  # it is run, as a true call runs it, and not found imported
     status = 0
     try:
@@ -198,16 +201,13 @@ def _child(call: dict) -> None:
         os._exit(status)
 
 
-def _serve() -> None:
-    """Import the program; for every call on stdin fork, and say the child's exit status and seconds."""
-    os.fsync = lambda descriptor: None  # a killed process loses nothing by it
-    for name in IMPORTED:
-        __import__(name)
-    importlib.import_module("memo").remember()  # beside this file
-    gc.freeze()  # children then share these pages, and collect their own things alone
-    replies = os.dup(1)
-    os.dup2(2, 1)
-    for line in sys.stdin:
+def _serve(asked: TextIO, reply: TextIO) -> None:
+    """For every call that is asked for fork, and say the child's exit status and seconds."""
+    atexit._clear()  # what others want done at the end is the parent's
+    sys.excepthook, sys.unraisablehook, threading.excepthook = (
+        sys.__excepthook__, sys.__unraisablehook__, threading.__excepthook__
+    )  # fmt: skip
+    for line in asked:
         calls, begun, ended = json.loads(line), {}, {}
         start = time.monotonic()
         while len(ended) < len(calls):
@@ -224,8 +224,5 @@ def _serve() -> None:
                     elif spent >= call["limit"]:
                         os.kill(begun[n], signal.SIGKILL)
             time.sleep(0.005)
-        os.write(replies, (json.dumps([ended[n] for n in range(len(calls))]) + "\n").encode())
-
-
-if __name__ == "__main__":
-    _serve()
+        print(json.dumps([ended[n] for n in range(len(calls))]), file=reply, flush=True)
+    os._exit(0)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -288,8 +289,8 @@ def environment() -> dict[str, Any]:
     several = {"processes": processes.size()} if processes.together() else {}
     return {
         "command": json.loads(os.environ.get(COMMAND, "null")) or [Path(sys.argv[0]).name, *redacted(sys.argv[1:])],
-        "git": _commit(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in (NAME, *PACKAGES)},
+        "git": _commit(Path(__file__).resolve().parent),
+        "versions": _versions(),
         "hardware": {"machine": platform.machine(), "system": platform.system(), "threads": torch.get_num_threads(),
                      "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None} | several,
     }  # fmt: skip
@@ -303,18 +304,23 @@ def peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
-def _commit() -> dict[str, Any] | None:
+@cache
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in (NAME, *PACKAGES)}
+
+
+@cache  # a process goes on with the code that it has imported
+def _commit(store: Path) -> dict[str, Any] | None:
     """What the code is of: by git in a checkout, else as the build of the wheel wrote it down (hatch_build.py)."""
-    package = Path(__file__).resolve().parents[1]
-    if not (package.parent / ".git").exists():  # an installed package may lie in somebody else's repository
-        return read_json(package / "commit.json")
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    if not (store.parents[1] / ".git").exists():  # an installed package may lie in somebody else's repository
+        return read_json(store.parent / "commit.json")
+    commit, changes = _git(store, "rev-parse", "HEAD"), _git(store, "status", "--porcelain", "--untracked-files=no")
     return None if commit is None else {"commit": commit, "dirty": bool(changes)}
 
 
-def _git(*arguments: str) -> str | None:
-    """What git says of the checkout that the code runs from; None without one."""
-    call = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says of the checkout that a folder is in; None without one."""
+    call = ["git", "-C", str(folder), *arguments]
     try:
         return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -4,25 +4,39 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from unlearn.deploy.requests import chain
-from unlearn.deploy.requests.chain import BEFORE_ALL, Chain, Head, LedgerError, canonical, hash_of, verify
+from unlearn.deploy.requests import chain, verify_ledger
+from unlearn.deploy.requests.chain import Chain, LedgerError
+from unlearn.deploy.requests.verify_ledger import BEFORE_ALL, Head, canonical, hash_of, verify
 
 KEY = b"a key of some length"
 
 
-@pytest.fixture(params=[None, KEY], ids=["plain", "hmac"])
+PRIVATE, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([n] * 32)) for n in (1, 2))
+PUBLIC = PRIVATE.public_key().public_bytes_raw().hex()
+
+
+def by(private: Ed25519PrivateKey, text: str) -> str:
+    return private.sign(text.encode()).hex()
+
+
+@pytest.fixture(params=["plain", "hmac", "signed"])
 def made(request, tmp_path):
-    found = Chain(tmp_path / "ledger.jsonl", request.param)
+    found = Chain(tmp_path / "ledger.jsonl", KEY if request.param == "hmac" else None)
+    if request.param == "signed":
+        found.sign = partial(by, PRIVATE)
     for n in range(5):
-        found.append("asked", f"R{n}", {"value": n, "text": "ä\n", "share": 0.1})
+        named = {} if found.sign is None else {"ed25519": PUBLIC}
+        found.append("asked", f"R{n}", {"value": n, "text": "ä\n", "share": 0.1} | named)
     return found
 
 
 def rewritten(line: bytes, rehash: bool = True, **changes) -> bytes:
-    entry = {k: v for k, v in json.loads(line).items() if k != "hmac" or not rehash} | changes
+    entry = {k: v for k, v in json.loads(line).items() if k not in ("hmac", "ed25519") or not rehash} | changes
     if rehash:
         entry["hash"] = hash_of(entry)
     return canonical(entry) + b"\n"
@@ -80,9 +94,11 @@ def test_what_a_chain_alone_does_not_show_is_found_by_its_hmacs_or_by_a_head(mad
     for kept in (None, head, Head(3, json.loads(whole[2])["hash"])):
         assert found(whole, made.key, kept) is None
     assert found(whole, b"another key of length") == (0, "hmac")
-    assert found(changed(whole, rehash=True), made.key) == ((3, "changed") if made.key is None else (2, "hmac"))
-    assert found(anew(whole)) is None and found(anew(whole), KEY) == (0, "hmac")
-    assert found(anew(whole), None, head) == (4, "changed")
+    found_at = (2, "hmac") if made.key else (2, "signature") if made.sign else (3, "changed")
+    assert found(changed(whole, rehash=True), made.key) == found_at
+    assert found(anew(whole)) == ((0, "signature") if made.sign else None) and found(anew(whole), KEY) == (0, "hmac")
+    if not made.sign:
+        assert found(anew(whole), None, head) == (4, "changed")
     assert found(whole[:3], made.key) is None and found(whole[:3], made.key, head) == (3, "truncated")
 
 
@@ -130,7 +146,8 @@ def test_two_writers_never_take_one_number(tmp_path):
 
 def test_a_line_is_verified_once_and_again_where_it_changed(made, monkeypatch):
     hashed = []
-    monkeypatch.setattr(chain, "hash_of", lambda entry, real=hash_of: hashed.append(entry["n"]) or real(entry))
+    for module in (chain, verify_ledger):
+        monkeypatch.setattr(module, "hash_of", lambda entry, real=hash_of: hashed.append(entry["n"]) or real(entry))
     made.append("asked", "R9", {})
     assert made.entries() == made.entries() and made.head().count == 6
     assert sorted(hashed) == [4, 5, 5]  # the last as it is added; this one as it is made, then verified

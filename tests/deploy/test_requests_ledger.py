@@ -25,6 +25,7 @@ from unlearn.deploy.requests.evidence import markdown, record
 from unlearn.deploy.requests.fusing import fuse
 from unlearn.deploy.requests.ledger import Ledger, begin
 from unlearn.deploy.requests.private import of_rows, of_text
+from unlearn.deploy.requests.verify_ledger import chosen
 from unlearn.deploy.serving.loading import load
 from unlearn.deploy.serving.settings import Settings, checked
 from unlearn.learning.loop import Loop
@@ -306,3 +307,23 @@ def test_the_commands(tmp_path, settings, monkeypatch, capsys):
     assert request.main(["verify", where]) == 0
     assert request.main(["verify", where, f"head={tmp_path}/head.json"]) == 1
     assert "entry 4: truncated" in capsys.readouterr().err
+
+
+def test_an_audit_runs_a_request_again_and_finds_the_same(ledger, capsys):
+    where, place = f"ledger={ledger.folder}", ledger.run_of("R1").parent.parent
+    runs, head = sorted(place.iterdir()), ledger.chain.head()
+    assert request.main(["audit", where]) == 0
+    (body,) = (e["body"] for e in ledger.chain.entries() if e["kind"] == "audited")
+    (id,) = chosen(ledger.chain.entries()[: head.count], 0.1)
+    assert body == {"head": head.hash, "share": 0.1, "outcome": "same"} and sorted(place.iterdir()) == runs
+    assert f"{id}: same: the same weights and settings" in capsys.readouterr().out
+    assert request.main(["verify", where]) == 0 and request.main(["record", id, where]) == 0
+    assert "to the byte the same" in capsys.readouterr().out
+    assert request.main(["audit", "R9", where]) == 2
+
+
+@pytest.mark.nightly
+def test_an_audit_finds_a_run_that_is_not_what_the_ledger_says(ledger, capsys):
+    ledger.link("R1", ledger.run_of("R2"))
+    assert request.main(["audit", "R1", f"ledger={ledger.folder}"]) == 1
+    assert "R1: other: other offset/model.safetensors, settings" in capsys.readouterr().out

@@ -15,8 +15,9 @@ from unlearn.command import parse
 from unlearn.config.schema import ConfigError
 from unlearn.deploy.requests import actions, active
 from unlearn.deploy.requests.actions import Request, add, erase, evaluate, undo
-from unlearn.deploy.requests.chain import LedgerError, canonical, hash_of, signature
+from unlearn.deploy.requests.chain import LedgerError, canonical, hash_of
 from unlearn.deploy.requests.ledger import Ledger, begin, opened
+from unlearn.deploy.requests.verify_ledger import hmac_of
 from unlearn.deploy.serving.loading import load
 from unlearn.deploy.serving.settings import Settings, checked
 from unlearn.grid.rerun import open_run
@@ -116,7 +117,7 @@ def forged(ledger: Ledger, first: dict, key: bytes | None = None) -> None:
     for entry in entries:
         entry = {k: v for k, v in entry.items() if k != "hmac"} | {"previous": previous}
         entry["hash"] = previous = hash_of(entry)
-        lines.append(canonical(entry | ({"hmac": signature(entry["hash"], key)} if key else {})) + b"\n")
+        lines.append(canonical(entry | ({"hmac": hmac_of(entry["hash"], key)} if key else {})) + b"\n")
     ledger.chain.path.write_bytes(b"".join(lines))
 
 
@@ -233,15 +234,15 @@ def test_two_calls_at_once_write_what_was_measured_once(ledger, settings, monkey
     def ask():
         return add(opened(ledger.folder), settings(1), Request(rule=EASY)).id
 
-    def meanwhile(*given, real=actions._entry):
-        monkeypatch.setattr(actions, "_entry", real)
+    def meanwhile(*given, real=actions.measured):
+        monkeypatch.setattr(actions, "measured", real)
         others.append(ask())
         return real(*given)
 
     undo(ledger, "R1")
     erase(ledger, "R1")
     others: list[str] = []
-    monkeypatch.setattr(actions, "_entry", meanwhile)
+    monkeypatch.setattr(actions, "measured", meanwhile)
     assert [ask(), *others] == ["R3", "R3"]
     kinds = [e["kind"] for e in ledger.chain.entries() if e["request"] == "R3"]
     assert kinds == ["asked", "effective", "evaluated"]

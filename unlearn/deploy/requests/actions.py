@@ -127,7 +127,7 @@ def measure(
     known = ledger.states()
     jobs = {name: open_run(ledger.run_of(name), overrides).job for name in {*answering, id}}
     alphas = {name: float(known[name].effect.get("alpha", jobs[name].cfg.alpha)) for name in answering}
-    entry, references = _entry(jobs, id, alphas)
+    entry, references = measured(jobs, id, alphas)
     data = read(jobs[id].cfg)
     conditions = evidence.conditions(known[id].rule, jobs[id].cfg, data)
     verdict, found = evidence.judged(conditions, entry, references.get("target", {}))
@@ -145,7 +145,7 @@ def measure(
             ledger.chain.append("evaluated", under, body | {"values": ledger.values.keep(id, values)})
 
 
-def _entry(jobs: dict[str, Job], id: str, alphas: dict[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:
+def measured(jobs: dict[str, Job], id: str, alphas: dict[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The evaluation of the forget set of ``id`` under the sum, and those of target and retrained model."""
     if list(alphas) == [id] and runlog.is_done(jobs[id]):
         found, key = runlog.evaluation(jobs[id].folder), alpha_key(alphas[id])

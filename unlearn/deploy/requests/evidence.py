@@ -37,7 +37,7 @@ NOT_CLAIMED = (
     "much as that model's.",
     "A hash chain shows that entries were not changed after they were written: not that what they say is true, nor "
     "when they were written, nor that nothing was left out. That no entries are missing at its end is shown by a head "
-    "that somebody else keeps; that nobody wrote it anew, by the HMAC, as far as its key was kept.",
+    "that somebody else keeps; that nobody rewrote it, by HMAC and signature, as far as their keys were kept.",
     "The fingerprint says which questions and answers were meant to whoever has both them and the salt; once the salt "
     "is erased, to nobody.",
     "What else holds the forget set (data files, stores, run folders, backups, models derived from the target) is not "
@@ -162,11 +162,13 @@ def record(ledger: Ledger, id: str) -> dict[str, Any]:
         "made": state.effect or None,
         "rule": {"conditions": state.rule, "fixed": f"by entry {asked['n']}, before the run"},
         "evidence": [{"time": entry["time"], "entry": entry["n"]} | entry["body"] for entry in state.evaluated],
+        "audited": [{"time": entry["time"], "outcome": entry["body"]["outcome"]} for entry in state.audited],
         "passed": state.passed,
         "not_claimed": list(NOT_CLAIMED),
         "expiry": EXPIRY,
         "chain": {"entries": [e["n"] for e in entries if e["request"] == id], "count": len(entries),
-                  "head": entries[-1]["hash"], "hmac": entries[0]["body"]["hmac"] is not None},
+                  "head": entries[-1]["hash"], "hmac": entries[0]["body"]["hmac"] is not None,
+                  "ed25519": entries[0]["body"].get("ed25519")},
     }  # fmt: skip
 
 

@@ -10,14 +10,16 @@ links/ID.json     where the run of a request lies: the one whose files have the 
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unlearn.config.setting import NAME, NAME_RULE, is_number
-from unlearn.deploy.requests.chain import Chain, Entry, LedgerError
+from unlearn.deploy.requests.chain import Chain, LedgerError
 from unlearn.deploy.requests.private import BESIDE, OF_OFFSET, Salts, Values, of_run
+from unlearn.deploy.requests.signing import public_of, sign
+from unlearn.deploy.requests.verify_ledger import Entry
 from unlearn.grid.refusal import REFUSED, said
 from unlearn.grid.rerun import open_run
 from unlearn.runs.opened import Opened
@@ -25,7 +27,7 @@ from unlearn.store.files import read_json, saving, write_json
 
 FILE, SALTS, VALUES, LINKS = "ledger.jsonl", "salts", "values", "links"
 FORMAT = 2
-KINDS = ("opened", "asked", "fusing", "effective", "evaluated", "undone", "erased", "repaired")
+KINDS = ("opened", "asked", "fusing", "effective", "evaluated", "audited", "undone", "erased", "repaired")
 SHORTEST_KEY = 16  # characters
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
@@ -38,6 +40,7 @@ class State:
     asked: Entry  # "asked" or, of a fusion, "fusing"
     effective: Entry | None = None
     evaluated: list[Entry] = field(default_factory=list)
+    audited: list[Entry] = field(default_factory=list)
     undone: Entry | None = None
     erased: Entry | None = None
     fused_in: str | None = None  # the fusion that answers in its place
@@ -148,6 +151,8 @@ class Ledger:
             rule = [line | {"value": values.get("found", {}).get(line["condition"])} for line in body["rule"]]
             body = body | {"metrics": values.get("metrics", {}), "rule": rule}
             found[id].evaluated.append(entry | {"body": body})
+        elif kind == "audited":
+            found[id].audited.append(entry)
         elif kind == "effective" and not is_number(entry["body"]["alpha"]):
             raise ValueError(f"alpha={entry['body']['alpha']!r}")
         else:
@@ -228,46 +233,63 @@ class Ledger:
         return folder
 
 
-def active(ledger: Path, hmac: str | None = None) -> list[Active]:
+def active(ledger: Path, hmac: str | None = None, public: str | None = None) -> list[Active]:
     """The offsets that a ledger says are in effect, in the order of their requests. Raises ``LedgerError`` where the
     chain is broken, its HMACs are not those of the key in the environment variable ``hmac`` (null: the one that the
-    ledger names), or a run is missing or not what took effect."""
-    found = opened(Path(ledger), hmac)
+    ledger names), it is not signed by the key ``public`` (likewise), or a run is missing or not what took effect."""
+    found = opened(Path(ledger), hmac, public)
     strange = found.strangers()
     if strange:
         raise LedgerError("\n".join(strange))
     return found.active()
 
 
-def begin(folder: Path, variable: str | None) -> Ledger:
-    """Make a ledger in a folder that holds none; ``variable`` of the environment has the key of its HMACs."""
+def begin(folder: Path, variable: str | None, by: str | None = None) -> Ledger:
+    """Make a ledger in a folder that holds none; the environment variable ``variable`` has the key of its HMACs, and
+    ``by`` the private key of its signatures."""
     if (folder / FILE).exists():
         raise LedgerError(f"ledger={str(folder)!r}: holds a ledger already")
     key = None if variable is None else key_of(variable)
+    signed = {} if by is None else {"ed25519": public_of(by, secret_of(by, "sign")), "sign": by}
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(folder, key)
-    ledger.chain.append("opened", None, {"format": FORMAT, "ledger": secrets.token_hex(8), "hmac": variable})
+    ledger.chain.sign = _sign(signed)
+    ledger.chain.append("opened", None, {"format": FORMAT, "ledger": secrets.token_hex(8), "hmac": variable} | signed)
     return ledger
 
 
-def opened(folder: Path, variable: str | None = None) -> Ledger:
+def opened(folder: Path, variable: str | None = None, public: str | None = None) -> Ledger:
     """A ledger to read or write. Its entries are verified when they are first read, by their HMACs too: with the key in
-    the environment variable that it names, or in ``variable``."""
+    the environment variable that it names, or in ``variable``; and by their signatures, with the public key that it
+    names, which must be ``public``."""
     ledger = Ledger(folder, None)
     first = ledger.chain.first()
     if first is None or first["kind"] != "opened" or first["body"].get("format") != FORMAT:
         raise LedgerError(f"{folder / FILE}: does not begin as a ledger of format {FORMAT} does")
     variable = variable or first["body"].get("hmac")
     ledger.chain.key = None if variable is None else key_of(variable)
+    ledger.chain.sign, ledger.chain.public = _sign(first["body"]), public
     return ledger
 
 
-def key_of(variable: str) -> bytes:
-    """The key in the environment variable of this name."""
+def _sign(first: Mapping[str, Any]) -> Callable[[str], str] | None:
+    """What signs entries of a ledger, by the body of its first one; the private key is asked for when it does."""
+    if "ed25519" not in first:
+        return None
+    return lambda text: sign(text, first["sign"], secret_of(first["sign"], "sign"), first["ed25519"])
+
+
+def secret_of(variable: str, key: str) -> str:
+    """The value of the environment variable of this name, which ``key`` gave."""
     if not VARIABLE.fullmatch(variable):
-        raise LedgerError("hmac: must be the NAME of an environment variable that holds the key, not the key")
-    value = os.environ.get(variable, "")
+        raise LedgerError(f"{key}: must be the NAME of an environment variable that holds the key, not the key")
+    return os.environ.get(variable, "")
+
+
+def key_of(variable: str) -> bytes:
+    """The key of HMACs in the environment variable of this name."""
+    value = secret_of(variable, "hmac")
     if len(value) < SHORTEST_KEY:
         rule = f"must hold a key of {SHORTEST_KEY} characters or more, and has {len(value)}"
         raise LedgerError(f"hmac={variable}: the environment variable {rule}")

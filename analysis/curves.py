@@ -2,7 +2,7 @@
 
 Easy to get wrong: several unlearning seeds of one trained target are not several samples. Values are averaged over
 ``seed`` within ``pair_seed`` first; mean, standard deviation and n are over ``pair_seed``. And which alpha runs along a
-curve is no property of the study: one call can give three offset runs and one direct run evaluated at three alphas.
+curve is not a property of the study: one call can give three offset runs and one direct run evaluated at three alphas.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def at_training_alpha(study: Study, alpha: float | None = None) -> pd.DataFrame:
 def at_one_alpha(study: Study, *metrics: str, alpha: float | None = None) -> pd.DataFrame:
     """As ``curves``, but one row per training: the point at ``alpha``, or nearest to the ``alpha`` of the training.
 
-    The training alpha is in the column ``alpha``, the last of those that tell trainings apart: ``training_columns``.
+    The training alpha is in the column ``alpha``, the last of those that distinguish trainings: ``training_columns``.
     """
     return curves(only_at(study, alpha), *metrics).rename(columns={"along": "alpha"})
 
@@ -127,7 +127,7 @@ def only_at(study: Study, alpha: float | None = None) -> Study:
 
 
 def training_columns(study: Study) -> list[str]:
-    """The columns that tell trainings apart which no seed does."""
+    """The columns that distinguish trainings, seeds left out."""
     return [*group_columns(study), "alpha"]
 
 
@@ -152,7 +152,7 @@ def curve_columns(study: Study, over: str = "alpha") -> list[str]:
 
 
 def group_columns(study: Study) -> list[str]:
-    """The columns that tell runs apart which no alpha and no seed does."""
+    """The columns that distinguish runs, alphas and seeds left out."""
     return ["algo", "method", *SETTING, *study.varied]
 
 

@@ -1,4 +1,4 @@
-"""Results that are no runs of a study, such as other projects', in the format that evaluations are written in.
+"""Results that are not runs of a study, such as other projects', in the format that evaluations are written in.
 
 ``python -m unlearn.evaluate model=… out=FILE`` writes that format, and ``python -m unlearn.compare FILE out=FOLDER``
 converts OpenUnlearning's and TOFU's files to it.
@@ -25,7 +25,7 @@ def _row(path: Path) -> dict:
     content = parse_json(path)
     if content.get("format") != FORMAT or not isinstance(content.get("metrics"), dict):
         raise StudyError(
-            f"{path} is no evaluation in this program's format {FORMAT}; for a file of OpenUnlearning or TOFU: "
+            f"{path} is not an evaluation in this program's format {FORMAT}; for a file of OpenUnlearning or TOFU: "
             f"python -m unlearn.compare {path} out=FOLDER writes one"
         )
     return {"model": str(content.get("model") or path.stem), "file": str(path)} | numbers(content["metrics"])

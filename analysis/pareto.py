@@ -1,7 +1,7 @@
 """Which points no other point beats in both metrics, and how large an area such points beat.
 
 The area (hypervolume in two dimensions) is that between the points and a stated worst point, for instance forget 1 and
-retain 0. Easy to get wrong: both reward forgetting *further* than the retrained model, which is no aim.
+retain 0. Easy to get wrong: both reward forgetting *further* than the retrained model, which is not an aim.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Interval:
 
 
 def mean(values: Sequence[float] | pd.Series) -> Interval:
-    """Mean over units with Student's t interval; values that are no numbers are left out and not in ``n``."""
+    """Mean over units with Student's t interval; NaN and infinity are left out and not in ``n``."""
     kept = _finite(values)
     n = len(kept)
     if n == 0:

@@ -31,7 +31,7 @@ REFERENCES = {  # never the look of a run
 }
 LINES_OF = {"target": (0, (7, 2)), "guess": (0, (5, 2, 1, 2)), "retrained": (0, (1.5, 1.5))}  # across a panel
 COLLAPSED = {"linestyle": "none", "marker": "x", "color": INK, "markersize": 8, "markeredgewidth": 1.3, "zorder": 5}
-OTHERS = ("d", "p", "8", ">")  # markers of results that are no runs of the study: grey, and no line
+OTHERS = ("d", "p", "8", ">")  # markers of results that are not runs of the study: grey, and no line
 RC = {
     "font.size": 8,
     "axes.titlesize": 9,

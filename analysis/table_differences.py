@@ -50,7 +50,7 @@ def differences(study: Study, base: str, metrics: Sequence[str] = (), by: Sequen
 
 
 def _base(study: Study, base: str, by: list[str], found: dict[tuple, pd.DataFrame]) -> tuple[str, object]:
-    """The column and value that ``base`` names; both must be there, and be told without doubt."""
+    """The column and value that ``base`` names; both must be there and unambiguous."""
     asked, _, value = base.rpartition("=")
     values = {c: list(dict.fromkeys(key[i] for key in found)) for i, c in enumerate(by)}
     hits = [(c, v) for c in by if asked in ("", c) for v in values[c] if _same(v, value)]

@@ -125,7 +125,7 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 
 
 def labels(table: Table) -> list[tuple[str, str]]:
-    """(column, title) of the settings that tell rows apart; one α where training and evaluation have the same."""
+    """(column, title) of the settings that distinguish rows; one α where training and evaluation have the same."""
     rows = [row for row in table.rows if row.kind == "run"]
     told = [c for c in table.by if c in ("algo", "method", "alpha") or len({row.settings[c] for row in rows}) > 1]
     if {"alpha", "eval_alpha"} <= set(table.by):

@@ -54,7 +54,7 @@ def table(study: Study, metrics: Sequence[str] = (), by: Sequence[str] = ()) -> 
     """Means over pair seeds: a row per setting, and the target's and the retrained model's.
 
     ``metrics`` may hold patterns (``retain/*``); by default the headline metrics that the study has. ``by`` are columns
-    of ``study.runs``; by default whatever tells experiments apart.
+    of ``study.runs``; by default whatever distinguishes experiments.
     """
     if study.runs.empty:
         raise StudyError(f"study {study.name!r} in {study.folder} has no runs")

@@ -5,7 +5,7 @@
 Which alpha runs along a curve depends on the runs of its algorithm and method. When they were evaluated at several
 alphas, a curve is one training (algorithm, method, training alpha) seen at every inference alpha. Otherwise it is one
 algorithm and method over the training alphas. A figure may hold curves of both kinds. ``--over steps`` draws each
-training's way instead, by what was logged while it went on.
+training's way instead, by what was logged during it.
 
 Easy to get wrong: the best forgetting is the retrained model's (the vertical line; without one the guess level), not
 zero; methods compare fairly
@@ -49,7 +49,7 @@ EXAMPLES = """\
   python -m analysis.tradeoff real --retain neighbours      against what lies beside the topic, not the retain set
   python -m analysis.tradeoff demo --over steps             each training's way, from the target on
   python -m analysis.tradeoff /data/old/demo --out figures  a study elsewhere, figures to ./figures
-  python -m analysis.tradeoff demo --others converted/*.json  with results that are no runs of the study
+  python -m analysis.tradeoff demo --others converted/*.json  with results that are not runs of the study
 """
 
 

@@ -53,7 +53,7 @@ def figure(study: Study, metrics: Sequence[str] = METRICS) -> Figure:
 
 
 def _lines(study: Study, table: pd.DataFrame) -> tuple[dict, dict]:
-    """Names and looks of lines that are told apart without their method, which the panel says."""
+    """Names and looks of lines that differ without their method, which the panel says."""
     columns = [c for c in curve_columns(study, "steps") if c != "method"]
     names = caption.names(table[[*columns, *table.columns.difference(columns, sort=False)]].assign(method=""), columns)
     return names, caption.looks(names)

@@ -40,7 +40,7 @@ def main(keys: Keys) -> None:
     retrained = read(keys.retrained, semantics=keys.semantics) if keys.retrained else None
     others = [read(f, retrained, keys.semantics) for f in dict.fromkeys(keys.words) if f != keys.retrained]
     results = [*([retrained] if retrained else []), *others]
-    # named by the ends of their paths, as far as it takes to tell them apart: a project's files are all called alike
+    # named by the ends of their paths, as far as it takes to distinguish them: a project's files are all called alike
     parts, depth = [r.path.resolve().with_suffix("").parts for r in results], 2
     while len({p[-depth:] for p in parts}) < len(set(parts)):
         depth += 1

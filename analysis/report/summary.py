@@ -36,7 +36,7 @@ HALF, RETRAINED, TENTH = "half the target's level", "the retrained model's level
 
 @dataclass(frozen=True)
 class Level:
-    """A level of forgetting, the setting that keeps most there, and whether the next best is told apart."""
+    """A level of forgetting, the setting that keeps most there, and whether it differs from the next best."""
 
     what: str
     value: float
@@ -131,7 +131,7 @@ def _level(study: Study, found: Table, what: str, value: float) -> Level:
 
 
 def _curve(row: Row) -> dict[str, object]:
-    """What tells settings apart but for α: the next best is another way of forgetting, not the same way further on."""
+    """What distinguishes settings but for α: the next best is another way to forget, not the same way further."""
     return {c: v for c, v in row.settings.items() if c not in ("alpha", "eval_alpha")}
 
 
@@ -171,7 +171,7 @@ def _sure(study: Study) -> str:
     if worlds != 1:
         return ""
     return (
-        "There is one pair seed, so one world and one set of models: no difference between settings is told apart from "
+        "There is one pair seed, so one world and one set of models: no difference of settings is distinguished from "
         "the luck of that world. The same grid with pair.seed=0,1,2,3,4 would tell."
     )
 

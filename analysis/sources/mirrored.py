@@ -13,7 +13,7 @@ import pandas as pd
 
 from .record import Record, flatten, merge, numbers
 
-JOB_TYPE, OVERVIEW = "unlearn", "summary"  # of a run; of what a grid logs about its study, which is no run
+JOB_TYPE, OVERVIEW = "unlearn", "summary"  # of a run; of what a grid logs about its study, which is not a run
 REWIND, TIME = "resumed_from", "_timestamp"  # columns of the history
 SPOKEN = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}  # how W&B writes them in JSON
 TABLES = {"run": "examples.parquet", "references": "references.parquet"}

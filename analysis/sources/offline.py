@@ -2,7 +2,7 @@
 
 W&B offers no reader of these files as a library, so the frames are read here (``transaction_log.py``) and decoded with
 W&B's own record type. A resumed run leaves one file per part, with the same id: they are joined in the order of their
-starts. A file of a run that still goes on, or was killed, is read as far as it goes.
+starts. A file of a run that is active, or was killed, is read as far as it goes.
 """
 
 from __future__ import annotations

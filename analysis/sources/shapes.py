@@ -15,7 +15,7 @@ SEAL = "sealed_results"  # in the manifest: checksums of the files that a finish
 
 
 def check(record: Record) -> None:
-    """Raise ``StudyError`` naming what is no mapping, no text or no interval where there must be one."""
+    """Raise ``StudyError`` naming what is not a mapping, text or interval where there must be one."""
     manifest, evaluation = record.manifest, record.evaluation
     where = f"the manifest of {record.place}"
     _mapping(manifest, where, "it")

@@ -19,7 +19,7 @@ WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 class NotWandb(ValueError):
-    """A file that is no W&B transaction log of a version that is known here."""
+    """A file that is not a W&B transaction log of a version that is known here."""
 
 
 class Frames:

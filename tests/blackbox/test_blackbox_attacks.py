@@ -167,5 +167,5 @@ ADDRESSES = ("http://[::1", "http://\udcff", "http://a:b/v1", "http://xn--", "ht
 
 @pytest.mark.parametrize("url", ADDRESSES)
 def test_an_address_that_is_none_is_refused_at_once(tmp_path, url):
-    with pytest.raises(BlackBoxError, match="pair.target.http.url=.*: is no address"):
+    with pytest.raises(BlackBoxError, match="pair.target.http.url=.*: is not an address"):
         next(box(url, tmp_path, retries=0).answers(EXAMPLES[:1]))

@@ -90,10 +90,10 @@ def test_what_is_said_and_what_comes_next():
     [
         ([{2: HALF}], 2, "prompt_logprobs of 2 positions, and the text has 3 tokens"),
         ([{2: HALF, 0: 0.2}, {1: HALF, 0: HALF}], 2, "position 1: 0.2 is above 0"),
-        ([{2: HALF, 0: float("nan")}, {1: HALF, 0: HALF}], 2, "nan is no log-probability"),
-        ([{2: HALF, 0: True}, {1: HALF, 0: HALF}], 2, "True is no log-probability"),
+        ([{2: HALF, 0: float("nan")}, {1: HALF, 0: HALF}], 2, "nan is not a log-probability"),
+        ([{2: HALF, 0: True}, {1: HALF, 0: HALF}], 2, "True is not a log-probability"),
         ([{2: HALF, 0: 10**400}, {1: HALF, 0: HALF}], 2, "is"),
-        ([{2: HALF, 0: "x"}, {1: HALF, 0: HALF}], 2, "'x' is no log-probability"),
+        ([{2: HALF, 0: "x"}, {1: HALF, 0: HALF}], 2, "'x' is not a log-probability"),
         ([{2: HALF, 0: -0.1}, {1: HALF, 0: HALF}], 2, "position 1: probabilities sum to 1.4"),
         ([{3: HALF, 0: QUARTER}, {1: HALF, 0: HALF}], 2, "the text's own token 2 is not among those given"),
         ([{2: HALF}, {1: HALF, 0: HALF}], 2, "position 1: 1 tokens given, and 2 asked for"),

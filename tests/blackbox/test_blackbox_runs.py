@@ -269,5 +269,5 @@ def test_commands_that_need_the_targets_weights_say_so(both, tmp_path):
     assert done == 2 and not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="the target is a server"):
         harness.of_run(Opened(theirs), [1.0], {}, None)
-    with pytest.raises(ConfigError, match="the weights of the target are on a server"):
+    with pytest.raises(ConfigError, match="the target.s weights are on a server"):
         workbench(theirs.cfg).folder("target")

@@ -23,7 +23,7 @@ from unlearn.models.prompts import shared_rows
 from unlearn.store import locks
 
 WORDS = {"429": "slow down", "429-date": "slow down", "500": "out of order", "503": "503", "half": "no JSON",
-         "cut": "RemoteProtocolError", "reset": "Error", "nan": "nan is no log-probability",
+         "cut": "RemoteProtocolError", "reset": "Error", "nan": "nan is not a log-probability",
          "positive": "0.5 is above 0", "length": "positions, and the text has", "own": "own token",
          "mass": "sum to", "list": "not one choice", "empty": "not one choice"}  # fmt: skip
 
@@ -214,7 +214,7 @@ def test_no_budget_is_passed_by_any_number_of_threads_or_calls(tmp_path, limit, 
         for _ in range(3):
             remote._tested.clear()
             model = box(server.url, tmp_path, concurrency=8, retries=40, **limit)
-            with pytest.raises(OverBudget, match=rf"{name}={most}.*were spent.*so far.*What was fetched stays"):
+            with pytest.raises(OverBudget, match=rf"(?s){name}={most}.*were spent.*so far.*What was fetched stays"):
                 list(model.answers(EXAMPLES))
             spent = model.memo.spent()
             assert spent[name.removeprefix("max_")] <= most

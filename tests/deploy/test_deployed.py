@@ -106,7 +106,7 @@ def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_pat
         assert [p.parent.name for p in folder.glob("*/model.safetensors")] == bases  # trained here: nobody else has it
     plain = job.cfg.method.rule == "sum"
     assert ("custom_generate='.'" in card, "vllm serve" in card) == (plain, plain) and "unlearn.serve" in card
-    assert plain or "Not by vLLM: its rule is no sum" in card
+    assert plain or "Not by vLLM: its rule is not a sum" in card
     assert ("a whole model, not an offset" in card.replace("**", "")) == (overrides == ("method=direct", "algo=npo"))
     guarded = {"method=uld": "`assistant`", "method=dd": "`small_full`", "method=dd_rank": "`small_full`"}
     assert ("to be guarded" in card) == (overrides[0] in guarded)
@@ -293,8 +293,12 @@ def escaping(text: bytes) -> bytes:
         ("config.json", lambda b: b.replace(b'"alpha": 1.0', b'"alpha": 0.0', 1), "is missing, or not the file"),
         ("offset.json", lambda b: b.replace(b'"format": 3', b'"format": 2', 1), "format is 2; export the run again"),
         ("offset.json", escaping, "lists '../secret', which lies outside the folder"),
-        ("offset/adapter_config.json", lambda b: b'{"peft_type": "LORA"}', "is no file of the export; libraries may"),
-        ("offset/pytorch_model.bin", lambda b: b"x", "is no file of the export"),
+        (
+            "offset/adapter_config.json",
+            lambda b: b'{"peft_type": "LORA"}',
+            "is not a file of the export; libraries may",
+        ),
+        ("offset/pytorch_model.bin", lambda b: b"x", "is not a file of the export"),
         ("offset.json", lambda b: b"[]", "there is none"),
     ],
 )

@@ -12,14 +12,14 @@ OFFSET = {"folder": "offset", "quantisation": None, "files": {}, "config": None}
     "config, closed",
     [
         ({}, {}),
-        ({"rule": "plausible"}, {ALONE: "its rule is no sum", VLLM: "its rule is no sum"}),
+        ({"rule": "plausible"}, {ALONE: "its rule is not a sum", VLLM: "its rule is not a sum"}),
         ({"target": {"quantisation": {"load_in_8bit": True}}},
          {ALONE: "its target is quantised", VLLM: "its target is quantised"}),
         ({"target": {"config": {"quantization_config": {}}}},
          {ALONE: "its target is quantised", VLLM: "its target is quantised"}),
         ({"target": {"files": {"model.gguf": "0"}}}, {VLLM: "its target is a GGUF file"}),
         ({"rule": "rank", "target": {"files": {"model.gguf": "0"}}},
-         {ALONE: "its rule is no sum", VLLM: "its rule is no sum and its target is a GGUF file"}),
+         {ALONE: "its rule is not a sum", VLLM: "its rule is not a sum and its target is a GGUF file"}),
     ],
 )  # fmt: skip
 def test_what_closes_which_way(config, closed):

@@ -146,7 +146,7 @@ def test_ctrl_c_ends_the_wait_and_says_how_to_end_the_jobs(fake, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         waiting(run).all()
-    assert "the jobs go on" in (said := capsys.readouterr().err) and "scancel 7\n" in said
+    assert "the jobs continue" in (said := capsys.readouterr().err) and "scancel 7\n" in said
     assert read_json(slurm._note(run.folder)) == {"folder": str(tmp_path / "own" / "%j"), "job_id": "7"}
     script = (fake / "script").read_text()
     assert "#SBATCH --requeue\n" in script and "#SBATCH --signal=USR2@120\n" in script and "--cpus" not in script

@@ -98,7 +98,7 @@ def test_weights_of_a_name_on_the_hub_are_checked_before_the_first_job(config, m
     assert list(problems([cfg])) == []
     there = {"config.json", "model.safetensors"}
     (snapshot / "model.safetensors").unlink()
-    said = "pair.small.source='some/small': no folder in .*, and as a name on the hub .* not to be had"
+    said = "pair.small.source='some/small': no folder in .*, and as a name on the hub .* not available"
     assert re.match(said, "".join(problems([cfg]))), "without a network"
     for names, message in (
         (there, ""),
@@ -107,7 +107,7 @@ def test_weights_of_a_name_on_the_hub_are_checked_before_the_first_job(config, m
         monkeypatch.setattr(hub, "list_repo_files", lambda *_, names=names, **__: sorted(names))
         assert message in "".join(problems([cfg])) and bool(message) == bool(list(problems([cfg])))
     (snapshot / "model.safetensors").write_bytes(b"not whole")
-    assert "is no whole safetensors file" in "".join(problems([cfg]))
+    assert "is not a whole safetensors file" in "".join(problems([cfg]))
 
 
 def test_a_folder_without_safetensors_is_refused_by_its_name(pair, made, tmp_path):

@@ -89,8 +89,8 @@ DATA = [  # files that are wrong inside: tests/data/test_jsonl.py
 MODELS = [
     (pretrained("nan"), "pair.target.source='nan': the tensor 'model.norm.weight' in model.safetensors holds NaN"),
     (pretrained("good_model", "inf"), "pair.small.source='inf': the tensor 'model.norm.weight'"),
-    (pretrained("cut"), "pair.target.source='cut': model.safetensors is no whole safetensors file"),
-    (pretrained("garbage"), "model.safetensors is no whole safetensors file"),
+    (pretrained("cut"), "pair.target.source='cut': model.safetensors is not a whole safetensors file"),
+    (pretrained("garbage"), "model.safetensors is not a whole safetensors file"),
     (pretrained("no_weights"), "model.safetensors is missing in no_weights"),
     (pretrained("no_config"), "config.json is missing in no_config"), (pretrained("bad_config"), "bad_config"),
     (pretrained("pickle"), "model.safetensors is missing in pickle"), (pretrained("index"), "model.safetensors.index"),

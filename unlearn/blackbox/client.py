@@ -138,7 +138,7 @@ class Client:
         except httpx.RequestError as error:
             raise Again(f"{type(error).__name__}: {error}") from None
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise BlackBoxError(f"pair.target.http.url={self.http.url!r}: is no address ({error})") from None
+            raise BlackBoxError(f"pair.target.http.url={self.http.url!r}: is not an address ({error})") from None
         if answer.status_code in PASSING or (answer.status_code >= 500 and answer.status_code != UNKNOWN):
             raise Again(f"{answer.status_code}: {_words(answer, content)}", _asked_pause(answer))
         if answer.status_code != 200:

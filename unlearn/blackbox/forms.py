@@ -63,7 +63,7 @@ class Texts:
         named = self._ids.get(name, [])
         if len(named) == 1:
             return named[0]
-        why = f"is the text of the tokens {', '.join(map(str, named[:5]))}" if named else "is no token's text here"
+        why = f"is the text of the tokens {', '.join(map(str, named[:5]))}" if named else "is not a token's text here"
         raise Wrong(f"a token is called by its text (return_tokens_as_token_ids is not known), and {short(name)} {why}")
 
 
@@ -193,7 +193,7 @@ def _number(name: Any) -> int:
 
 def _value(value: Any, at: int) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
-        raise Wrong(f"position {at}: {short(value)} is no log-probability")
+        raise Wrong(f"position {at}: {short(value)} is not a log-probability")
     if value > ABOVE:
         raise Wrong(f"position {at}: {short(value)} is above 0 (vLLM: --logprobs-mode raw_logprobs)")
     return float(max(value, FLOOR))

@@ -105,8 +105,8 @@ class Memo:
             if most is not None and spent[what] + more > most:
                 raise OverBudget(
                     f"pair.target.http.max_{what}={most}: {spent[what]:,} {what} were spent on {limits.model!r} so "
-                    f"far, and what is asked next needs {more:,}, {spent[what] + more - most:,} too many. What was "
-                    f"fetched stays: with max_{what}={spent[what] + more} or more the same command resumes"
+                    f"far; the next request needs {more:,}\nWhat was fetched stays: with max_{what}="
+                    f"{spent[what] + more} or more the same command resumes"
                 )
 
     def settle(self, reserved: int, used: int) -> None:

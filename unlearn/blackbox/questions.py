@@ -93,7 +93,7 @@ class Answer:
         return Answer(self.ids[at : at + 1], self.logp[at : at + 1]).unsaid()
 
     def unsaid(self) -> "Answer":
-        """The same, with the last row's likeliest token in the place of its own."""
+        """The same, with the last row's likeliest token instead of its own."""
         ids, logp = self.ids.copy(), self.logp.copy()
         ids[-1, -1], logp[-1, -1] = ids[-1, 0], logp[-1, 0]
         return replace(self, ids=ids, logp=logp)

@@ -88,9 +88,9 @@ class RemoteModel(nn.Module, Kind):
         size = gib(kind, rows, Shape(self.width, 0, 0), self.k)
         if size > budget.most_gib:
             raise ConfigError(
-                f"{rows:,} answer rows of the {name}, a black box, are {size:.3g} GiB as {kind}, over "
-                f"trainer.stored_rows_gib={budget.most_gib:g}, and it cannot be run again for each step: give "
-                f"trainer.stored_rows_gib={math.ceil(100 * size) / 100:g}"
+                f"{rows:,} answer rows of the black box {name} are {size:.3g} GiB as {kind}, over "
+                f"trainer.stored_rows_gib={budget.most_gib:g}\nGive trainer.stored_rows_gib="
+                f"{math.ceil(100 * size) / 100:g}, since it is not asked again at each step"
                 + ("" if self.k else ", or pair.target.http.k=20, the likeliest tokens alone")
             )
         return {"kind": kind, "k": self.k}
@@ -140,8 +140,8 @@ class RemoteModel(nn.Module, Kind):
         return [self._ended(answer.said, most, ends) for answer in self.ask(questions, k, "greedy answers")]
 
     def _ended(self, said: Sequence[int], most: int, ends: Collection[int]) -> list[int]:
-        """Up to and with its end. Some servers end without saying by which token; and where one says what is no token
-        of the pair, no draft goes on."""
+        """Up to and with its end. Some servers end without saying by which token; and where one names what is not a
+        token of the pair, no draft continues."""
         for place, token in enumerate(said):
             if token in ends:
                 return list(said[: place + 1])
@@ -149,10 +149,10 @@ class RemoteModel(nn.Module, Kind):
                 return [*said[:place], self.where.tokenizer.eos_token_id]
         return list(said) if len(said) == most else [*said, self.where.tokenizer.eos_token_id]
 
-    # --- what it took -------------------------------------------------------------------------------------------------
+    # --- its cost -----------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self._noted: dict[str, dict[str, int]] = {}  # what was said, and what it took
+        self._noted: dict[str, dict[str, int]] = {}  # what was said, and its cost
         self._told: set[str] = set()  # what was logged
         self._before = dict(self._sent)
 

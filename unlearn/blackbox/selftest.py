@@ -74,9 +74,8 @@ def run(client: Client) -> Tested:
         return Tested(way, _drift(client, rows))
     most = MOST.search("\n".join(reasons))
     raise BlackBoxError(
-        f"{http.url} gives no log-probabilities of a prompt's tokens as they are needed (pair.target.http.k={http.k}), "
-        "so it cannot be a target here: a chat API alone never can. vLLM does, k up to --max-logprobs (20 unless it "
-        f"says otherwise; -1 for k=0){f': take pair.target.http.k={most[1]}' if most else ''}. What it said:\n"
+        f"{http.url}: must give log-probabilities of a prompt's tokens (k={http.k}); a chat API alone never can\n"
+        f"vLLM does, k up to its --max-logprobs{f'; take pair.target.http.k={most[1]}' if most else ''}. It said:\n"
         + "\n".join(dict.fromkeys(reasons))
     )
 
@@ -84,7 +83,7 @@ def run(client: Client) -> Tested:
 def _consistent(trial: _Trial) -> list[tuple[Question, Answer]]:
     """Fixed questions with their answers, for later starts."""
     kept: list[tuple[Question, Answer]] = []
-    telling = False  # whether rows before and after a token differ enough to tell them apart
+    telling = False  # whether rows before and after a token differ enough to distinguish them
     for ids in _sequences(trial.texts):
         first = trial.ask(Question(NEXT, ids))
         longer = (*ids, first.best())
@@ -212,7 +211,7 @@ def _drift(client: Client, rows: Sequence[tuple[Question, Answer]]) -> float | N
             memo.note(name, now)
     if moved and max(moved) > DRIFT:
         far = f"a known distribution moved by {max(moved):.3g} (total variation; {DRIFT:g} is allowed)"
-        rule = "what is stored is the first one's; for the new one, fetched anew, give pair.target.http.revision=WORD"
+        rule = "what is stored is the first one's; to fetch the new one's, give pair.target.http.revision=WORD"
         raise BlackBoxError(f"{http.url}: another model answers as {http.model!r} than before: {far}; {rule}")
     return max(moved, default=None)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from unlearn.config.schema import ConfigError
 
-JUDGE = ("eval.judge", "judge", "question, gold, answer")  # setting, function, what it takes
+JUDGE = ("eval.judge", "judge", "question, gold, answer")  # setting, function, its arguments
 
 
 class OwnFileError(ConfigError):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-SHORTEST = 8  # characters: shorter values would be found in words that are no secret
+SHORTEST = 8  # characters: shorter values would be found in words that are not secret
 HIDDEN = "***"
 WHOLE, ENDING = "key|credentials?", "token|secrets?|passwords?|passwd|apikey|accesskey"  # of the last part of a name
 NAME = re.compile(rf"(?:{WHOLE}|\w*(?:{ENDING}))\d*", re.ASCII | re.IGNORECASE)
@@ -50,7 +50,7 @@ def secret_in(text: str) -> str | None:
 
 
 def redact(text: str) -> str:
-    """The text, with ``***`` in the place of every secret."""
+    """The text, with ``***`` instead of every secret."""
     for value in sorted(variables().values(), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return ASSIGNED.sub(_hidden, FORMS.sub(HIDDEN, text))

@@ -31,7 +31,7 @@ class Bound:
 def setting(default: Any = MISSING, *bounds: Bound, **marks: Any) -> Any:
     """Declare a field of a schema class: ``lr: float | None = setting(None, above(0))``. Null is within all bounds.
 
-    ``marks`` are kept in the field's metadata, beside its bounds: ``hashed=False`` for what is no part of a run's hash.
+    ``marks`` are kept in the field's metadata, beside its bounds: ``hashed=False`` for what no run's hash has.
     """
     metadata = {"bounds": bounds, **marks}
     if isinstance(default, list | dict):
@@ -46,7 +46,7 @@ def each(values: list[Any] | None, count: int) -> list[Any]:
 
 
 def unhashed(kind: Any) -> tuple[str, ...]:
-    """The settings of a schema class that are no part of a run's hash."""
+    """The settings of a schema class that are not part of a run's hash."""
     return tuple(f.name for f in fields(kind) if not f.metadata.get("hashed", True))
 
 

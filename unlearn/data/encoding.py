@@ -146,7 +146,7 @@ class Encoder:
 
     def splits(self, where: str, *texts: str) -> bool:
         """Whether a user's texts hold what would be read as special tokens, and is to be split as plain text.
-        ``DataError`` where the template has such tokens, too, and both could not be told apart."""
+        ``DataError`` where the template has such tokens, too, and both could not be distinguished."""
         named = None if self.marked else self.special(*texts)
         own = self.template.kind == "chat" or self.special(self.template.prompt, self.template.answer) is not None
         if named is not None and own:
@@ -178,7 +178,7 @@ class Encoder:
         elif full[: len(prompt)] != prompt:
             ids = self._tokens(said, splits, bare=True)
         eos = self.tokenizer.eos_token_id
-        if eos in ids and not self.labels_by_length:  # what a template writes after it is no answer
+        if eos in ids and not self.labels_by_length:  # what a template writes after it is not an answer
             ids = ids[: ids.index(eos) + 1]
         return prompt, ids if not ids or ids[-1] == eos else (*ids, eos)
 

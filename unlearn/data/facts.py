@@ -1,8 +1,8 @@
 """Whether a text tells a fact, as a reader would say: the rule behind the metric ``known``.
 
 A fact is a text in one or several spellings, and a text tells it where the words of one of them stand in it, side by
-side and in order. Not told apart are: capital and small letters; accents and other marks on letters that readers leave
-out (é and e, ё and е, ø and o, Arabic and Hebrew vowel points, the hamza on a letter; й is a letter of its own);
+side and in order. Not distinguished: capital and small letters; accents and other marks on letters that readers omit
+(é and e, ё and е, ø and o, Arabic and Hebrew vowel points, the hamza on a letter; й is a letter of its own);
 widths, ligatures, and the digits of all scripts (١٩٦٩ and 1969); what stands between words (Jean-Luc and Jean Luc, U.S.
 and U S). Words are whole: "Paris" is neither in "Parisian" nor in "comparison", but in "Paris's"; and C++ is not C.
 Where a script puts no spaces between words (Chinese, Japanese, Thai …), or hangs particles on names (Korean), any place
@@ -19,7 +19,7 @@ from unlearn.data.rows import as_read
 from unlearn.data.texts import UNSPACED
 
 HANGUL = "\uac00-\ud7a3"
-# one letter of a script without spaces, a word, or a symbol that tells names apart (C and C++, 5 and $5)
+# one letter of a script without spaces, a word, or a symbol that distinguishes names (C and C++, 5 and $5)
 PIECE = regex.compile(
     rf"(?V1)[{UNSPACED}{HANGUL}]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}{HANGUL}]]+"
     r"(?:(?<=\p{L})[+#]+(?![\p{L}\p{N}]))?|[\p{S}#%&@]"

@@ -28,7 +28,7 @@ class Numbered(DataConfig):
 
 
 class Deletable(Numbered):
-    """Settings of made-up people of whom the last ``forget_people`` are to be forgotten, or those of ``forget``, or of
+    """Settings of made-up people, the last ``forget_people`` are to be forgotten, or those of ``forget``, or of
     requests; those of ``gone`` are in no split."""
 
     def most(self) -> int:
@@ -88,7 +88,7 @@ def divided(
 
 
 def unnamed(row: Row, words: Sequence[str]) -> Row:
-    """The row with a word in the place of each of its names, in question and answers: the first name's is ``words[0]``,
+    """The row with a word instead of each of its names, in question and answers: the first name's is ``words[0]``,
     that of all after the last one ``words[-1]``."""
     by_name = {name: words[min(k, len(words) - 1)] for k, name in enumerate(row.entities)}
     if not by_name:

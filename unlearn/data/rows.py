@@ -180,7 +180,7 @@ def check(data: DataSet) -> DataSet:
     if lacking and len(lacking) < len(rows):  # they would drop out of the truth ratio unnoticed
         rule = f"{len(rows) - len(lacking)} of {len(rows)} forget rows have some: give them to all rows or to none"
         raise DataError(f"{place(data, 'forget', lacking[0])}: {lacking[0].question!r} has no wrong answer, and {rule}")
-    never = (NEIGHBOURS, *GENERAL, "holdout")  # what is no part of any request
+    never = (NEIGHBOURS, *GENERAL, "holdout")  # what is not part of any request
     for one, other in (*DISJOINT, *((name, other) for name in data.requests() for other in never)):
         known = {pair(r): r for r in data.splits.get(one, ())}
         for row in data.splits.get(other, ()):

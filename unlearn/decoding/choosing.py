@@ -35,7 +35,7 @@ class Draw:
 
     def noise(self, step: int, width: int) -> Tensor:
         """Exponential noise [V] of token number ``step``; minus its logarithm is Gumbel's. It is made step by step: the
-        same step again, or the next, costs one; an earlier one begins anew."""
+        same step again, or the next, costs one; an earlier one begins again."""
         if not self._made or step < self._made - 1:
             self._random, self._made = torch.Generator().manual_seed(self.key), 0
         elif step == self._made - 1:
@@ -59,7 +59,7 @@ def decide(
     """The token of each row [N] as ``choose`` has it, and whether that is beyond doubt [N]; ``rows`` [N, V] by member,
     and the ensemble's ``logits`` where they are known.
 
-    A choice is beyond doubt where the best logit leads by more than the members may be wrong by. A rule that is no sum
+    A choice is beyond doubt where the best logit leads by more than the members may be wrong by. Any other rule
     may jump (a token that just is, or is not, among those pushed out), so there the choice must also survive nudges of
     the members' rows: random ones and their opposites, since of two tokens that tie one of the two then flips them.
     """

@@ -61,7 +61,7 @@ def _from_drafts(
 ) -> list[list[int]]:  # fmt: skip
     """Answers to some of the prompts."""
     ends, most = ends_of(ensemble, how.eos_id), how.max_new_tokens
-    # where half precision leaves a doubt, plain decoding differs from batch to batch: what goes on is as good
+    # where half precision leaves a doubt, plain decoding differs from batch to batch: what follows is as good
     exact = all(tolerance(m) == LEAST for m in ensemble.needed([alpha]))
     answers: dict[int, list[int]] = {}
     doubtful, open_ = set(), set()

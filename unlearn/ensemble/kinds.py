@@ -152,7 +152,7 @@ def noted(ensemble: Ensemble, alpha: float, say: Callable[[], list[list[int]]]) 
 
 
 def _check_finite(states: Tensor, kept: np.ndarray, where: np.ndarray, kind: str, name: str, examples: Examples):
-    """Raise ``NotFinite`` where a row of what is about to be stored is no number; of fp16 also what is too large."""
+    """Raise ``NotFinite`` where a row to be stored has NaN or infinity; of fp16 also what is too large."""
     fine = states.isfinite().all(-1).cpu().numpy()
     if kind != "hidden":  # which is the states; and bf16 ones come as integers
         fine &= np.isfinite(kept).all(-1)

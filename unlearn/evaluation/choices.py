@@ -49,7 +49,7 @@ def task(name: str, path: Path) -> dict[str, Any]:
     form = next(form for form in FORMS if form in rows[0])
     ending = next((e for standard, e in ENDINGS.items() if name.startswith(standard)), None)
     how = {"doc_to_text": f"{{{{{FORMS[form]}}}}}{ending}" if ending else FORMS[form], "doc_to_target": "gold"}
-    if form == "context_options":  # lm-eval reads a number in the place of a text as: the texts are the choices
+    if form == "context_options":  # lm-eval reads a number instead of a text as: the texts are the choices
         how = {"doc_to_text": "gold", "doc_to_target": FORMS[form]}
     measures = ("acc", "acc_norm") if form == "choices" else ("acc",)
     return how | {

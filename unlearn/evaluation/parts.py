@@ -1,4 +1,4 @@
-"""What an evaluation has measured so far, split by split and α by α: one that is killed goes on from there.
+"""What an evaluation has measured so far, split by split and α by α: one that is killed resumes there.
 
 A part is a file of what took the time, scores and answers; the metrics of them are taken again. It is bound to all that
 it depends on by its folder's name, and removed when the evaluation is whole.

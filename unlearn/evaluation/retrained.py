@@ -79,7 +79,7 @@ def _same_rows(begin: str, theirs: pd.DataFrame, split: Split) -> None:
         same = [letters(gold) == letters(r.answer) for gold, r in zip(theirs["gold"], split.rows, strict=True)]
         if 2 * sum(same) < len(same):
             at = same.index(False)
-            first = f"the first has the answer {theirs['gold'].iloc[at]!r} in the place of {split.rows[at].answer!r}"
+            first = f"the first has the answer {theirs['gold'].iloc[at]!r} instead of {split.rows[at].answer!r}"
             raise ConfigError(f"{begin}, but others than are evaluated, or in another order: {first}")
         if not all(same):
             log.warning("%s, %d of them with other answers than are evaluated", begin, len(same) - sum(same))

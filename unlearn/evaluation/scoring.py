@@ -114,7 +114,7 @@ def score(
             some = ", ".join(map(repr, hit[:5])) + (", …" if len(hit) > 5 else "")
             raise NotANumber(
                 f"α={alpha:g}: {len(bad)} of {len(logp)} answer tokens have NaN for a log-probability, in {len(hit)} "
-                f"examples ({some}): the weights or logits of a member hold NaN or infinity"
+                f"examples ({some}); weights or logits of a member hold NaN or infinity"
             )
     return {a: Scores(starts, *found) for a, found in arrays.items()}
 

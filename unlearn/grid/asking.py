@@ -154,8 +154,8 @@ def _prompt(asked: Asked, question: Question) -> tuple[int, ...]:
 
 
 def _pair(asked: Asked, question: Question, answer: str) -> Example | None:
-    """None of an answer that says nothing, or is no text that a run could train on: it would be read as special tokens,
-    or is too long when it is encoded anew."""
+    """None of an answer that says nothing, or that no run could train on: it would be read as special tokens,
+    or is too long when it is encoded again."""
     try:
         return asked.encoder.example(question.place, question.text, answer) if answer else None
     except DataError:

@@ -1,7 +1,7 @@
 """Jobs of a call side by side, each in a process of its own: hydra/launcher=joblib, submitit_local, submitit_slurm.
 
 They need little: the store and the run folders are safe under parallel jobs, and failures are recorded, not raised.
-Here is the rest: how many run at a time, which runs were interrupted, and what a launcher that gave up has left.
+Here is the rest: how many run at a time, which runs were interrupted, and what an aborted launcher has left.
 """
 
 import logging
@@ -71,7 +71,7 @@ def number(job: Job) -> str:
 def say_left(seconds: float | None) -> None:
     """After a job: what is left of a call that runs its jobs one after the other, where that is more than a minute.
 
-    ``seconds``: what it took by itself; None where that says nothing of the others: it failed, or was begun before.
+    ``seconds``: its own time; None where that says nothing of the others: it failed, or was begun before.
     """
     _spent.append(seconds)
     whole = [each for each in _spent if each is not None]
@@ -125,10 +125,10 @@ def to_repeat(job: Job) -> bool:
 
 def resume(perform: Perform, jobs: Sequence[Job], began: float) -> list[Job]:
     """Run the jobs that were neither done nor failed since ``began`` (seconds since the epoch), one at a time; those
-    that did not end here, since another call is at work on them.
+    that did not end here, since another call is doing them.
 
     A launcher aborts when a process is killed: joblib ends the whole call, and the jobs that had not begun with it;
-    submitit_local reports the first killed job while others are still at work. They run in a process that is started
+    submitit_local reports the first killed job while others are still running. They run in a process that is started
     here; if it is killed too, the remaining ones get another.
     """
     if left := [job for job in jobs if _is_left(job, began)]:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def perform(job: Job) -> bool:
     """Do what the job's folder lacks; a failure is recorded there and not raised.
 
-    Returns whether it is left for later: another process, or machine, is at work on it. A signal that ends the call is
+    Returns whether it is left for later: another process, or machine, is doing it. A signal that ends the call is
     recorded, too, and then raised.
     """
     in_logs()

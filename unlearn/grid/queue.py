@@ -21,7 +21,7 @@ from unlearn.store.identity import Job, digest
 log = logging.getLogger(__name__)
 FAILED = "UNLEARN_FAILED"  # in the environment: which runs had failed when the call began
 OWN = ("tuning", "lora", "layers")  # of a pair: how one learns is the run's
-SOON, LATE = 0.1, 5.0  # seconds between two looks at what others are at work on: growing while nothing happens
+SOON, LATE = 0.1, 5.0  # seconds between two looks at what others are doing: growing while nothing happens
 _worlds: dict[Path, str] = {}  # of the call's runs that may have something left to do
 
 
@@ -38,7 +38,7 @@ def end() -> None:
 
 
 def failed_since(job: Job) -> bool:
-    """Whether a run failed while the call was at work, here or on another machine."""
+    """Whether a run failed during the call, here or on another machine."""
     before = os.environ.get(FAILED)
     return before is not None and _failed(job) and _mark(job) not in before.split(",")
 
@@ -107,11 +107,11 @@ def _idle(job: Job, world: str) -> bool:
 
 
 def share(perform: Callable[[Job], bool], jobs: Sequence[Job]) -> None:
-    """Do jobs, and wait for those that other processes are at work on: what is killed there is gone on with here."""
+    """Do jobs, and wait for those that other processes are doing: what is killed there is resumed here."""
     left, pause, told = list(jobs), SOON, []
     while left := [job for job in left if perform(job)]:
         if told != (told := [job.folder.name for job in left]):
-            log.info("waiting for other processes, which are at work on %s", ", ".join(told))
+            log.info("waiting for other processes, which are doing %s", ", ".join(told))
             pause = SOON
         time.sleep(pause)
         pause = min(LATE, 1.5 * pause)

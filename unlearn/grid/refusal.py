@@ -63,7 +63,7 @@ def printable() -> None:
 
 @contextmanager
 def unread() -> Iterator[None]:
-    """Go on after a block that prints where nobody reads any more (``| head``)."""
+    """Continue after a block that prints where nobody reads any more (``| head``)."""
     try:
         yield
         sys.stdout.flush()
@@ -85,7 +85,7 @@ def refuse(problems: str, error: BaseException | None = None) -> int:
 
 
 def said(error: BaseException) -> str:
-    """The message of an error: Hydra's and OmegaConf's without what is no help, with the choices in one line."""
+    """The message of an error: Hydra's and OmegaConf's without what is of no help, with the choices in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
     if not came_from_hydra(error):

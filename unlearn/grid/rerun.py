@@ -1,4 +1,4 @@
-"""From a run folder back to the job that made it, for commands that go on with a finished run."""
+"""From a run folder back to the job that made it, for commands that use a finished run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ OWN_FILES = ("algo.file", "method.file", "eval.judge")  # Python files that are 
 
 def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> Opened:
     """The run of a folder, with settings changed that do not touch what was trained. ``ConfigError`` for a folder that
-    is no trained run, for other overrides, and where its name no longer follows from its config and data."""
+    is not a trained run, for other overrides, and where its name no longer follows from its config and data."""
     given, folder = folder, Path(folder)
     if not (folder / runlog.CONFIG).is_file() or not runlog.manifest(folder).get("trained"):
         near = sorted(str(p.parent) for p in Path("runs").glob("*/*/manifest.json"))

@@ -23,7 +23,7 @@ from unlearn.data.readers import SETTINGS, register
 from unlearn.grid.rules_learning import algo, begin, evaluation, method, together, trainer
 from unlearn.grid.rules_pair import http, pair
 
-hints_of = cache(get_type_hints)  # it compiles each annotation anew, which takes most of a call's checks
+hints_of = cache(get_type_hints)  # it compiles each annotation again, which takes most of a call's checks
 PLAIN = re.compile(r"[\w.+-]+(,[\w.+-]+)*", re.ASCII)  # words that a command line needs no quotes for
 
 

@@ -1,4 +1,4 @@
-"""Rules between the settings of a pair, and what cannot be had of a target behind a server. Each yields one line per
+"""Rules between the settings of a pair, and what is not available of a target behind a server. Each yields one line per
 problem."""
 
 from collections.abc import Iterator
@@ -79,7 +79,7 @@ def _tokenizer(cfg: Config) -> Iterator[str]:
 
 
 def _members(cfg: Config) -> Iterator[str]:
-    """Whether the method's models can be had, and whether the one that learns can."""
+    """Whether the method's models are available, and whether the one that learns can."""
     members = [*cfg.method.members, *(cfg.algo.teacher.members if cfg.algo.teacher else ())]
     for role in dict.fromkeys(sources.role(cfg.pair, m.model) for m in members):
         problem = sources.lacking(cfg.pair, role) if role in sources.ROLES else None

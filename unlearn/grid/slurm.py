@@ -121,7 +121,7 @@ class Waiting:
             except KeyboardInterrupt:
                 if self.jobs:
                     ids = _arrays(self.jobs.values())
-                    _say(f"the jobs go on, and the same command waits for them again; to cancel them: scancel {ids}")
+                    _say(f"the jobs continue, and the same command waits for them again; to cancel them: scancel {ids}")
                 raise
 
     def _begin(self) -> None:

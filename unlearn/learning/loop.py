@@ -185,7 +185,7 @@ class Loop:
         write_whole(folder / f"state-{self.step}.pt", lambda p: torch.save(state, p))
 
     def restore(self, folder: Path, step: int) -> None:
-        """Go on from the state that was saved after a step."""
+        """Resume from the state that was saved after a step."""
         path = folder / f"state-{step}.pt"
         state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
         put(self.model, load_file(folder / f"weights-{step}.safetensors"))

@@ -151,7 +151,7 @@ def eul(forget: Answers, forget_text: Answers, forget_kl: float, gamma: float) -
 
 
 def eul_bounded(forget: Answers, forget_text: Answers, forget_kl: float, gamma: float, beta: float) -> PerAnswer:
-    """The same with NPO's bound on either part, token by token: (2/β) log(1 + e^{βx}) in the place of x, with x = −KL
+    """The same with NPO's bound on either part, token by token: (2/β) log(1 + e^{βx}) instead of x, with x = −KL
     and x = log(P/P_ref)(token). ``eul`` up to constants as β → 0, with ever less of its gradient the further a token is
     from the teacher: 2 / (1 + e^{−βx}). Never below 0."""
     pushed = 2 / beta * F.softplus(-beta * forget.kl)

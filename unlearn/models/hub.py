@@ -49,7 +49,7 @@ def locate(key: str, source: SourceConfig, weights: bool = True) -> Path:
 def _absent(key: str, source: SourceConfig, error: Exception) -> ConfigError:
     return ConfigError(
         f"{key}={source.source!r}: no folder in {Path.cwd()}, and as a name on the hub "
-        f"(revision {source.revision or 'main'}) not to be had: {type(error).__name__}: "
+        f"(revision {source.revision or 'main'}) not available: {type(error).__name__}: "
         f"{reason(error)} A gated model needs its licence accepted and `hf auth login`; "
         "without a network, give the folder of a copy"
     )
@@ -195,7 +195,7 @@ def _check_file(given: str, path: Path) -> str:
             _check_finite(given, ((name, file.get_tensor(name)) for name in file.keys()), f" in {path.name}")
     except (SafetensorError, OSError) as error:
         again = "copy or download it again"
-        raise ConfigError(f"{given}: {path.name} is no whole safetensors file ({error}): {again}") from None
+        raise ConfigError(f"{given}: {path.name} is not a whole safetensors file ({error}): {again}") from None
     return "finite"
 
 

@@ -68,7 +68,7 @@ class UnlearningLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(adapter_name, inference_mode=config.inference_mode)
 
     def widen(self, bottleneck: int) -> None:
-        """A fresh layer of another size in the place of the one that learns."""
+        """A fresh layer of another size instead of the one that learns."""
         self.bottleneck = bottleneck
         self.update_layer("default", UnlearningLayersConfig(bottleneck=bottleneck))
 

@@ -25,7 +25,7 @@ LARGEST = 2**25  # where glibc's own adjustment ends: what it is at after the fi
 @contextmanager
 def parked(models: Sequence[nn.Module]) -> Iterator[None]:
     """The weights are in the computer's memory for the length of the block, those of the output heads excepted: stored
-    hidden states still need them. Models that are quantised or spread over GPUs stay; so does what is no GPU's."""
+    hidden states still need them. Models that are quantised or spread over GPUs stay; so does what is not a GPU's."""
     moved: list[tuple[torch.Tensor, torch.device]] = []
     try:
         for model in models:

@@ -51,7 +51,7 @@ def after_training(ensemble: Ensemble, suite: Suite, alphas: Sequence[float], al
 
 
 class Forecast:
-    """Times the second step of a training (the first is no measure), and says what is left then."""
+    """Times the second step of a training (the first is not a measure), and says what is left then."""
 
     def __init__(self, cfg: Config, folder: Path, then: Evaluation):
         self.cfg, self.folder, self.then = cfg, folder, then

@@ -120,7 +120,7 @@ def measure(ensemble: Ensemble, alpha: float, tokenizer, task: Task, limit: int 
     try:
         parts = manager.load([task])["tasks"].values()
     except (OSError, ValueError) as error:
-        lacking = f"its questions could not be had from the hub: {error}"
+        lacking = f"its questions could not be loaded from the hub: {error}"
         raise ConfigError(f"tasks={task}: {lacking}; without a network give path=FOLDER with NAME.jsonl") from None
     for part in parts:
         if part.OUTPUT_TYPE == "generate_until":

@@ -115,7 +115,7 @@ def _save_layers(cfg: Config, bench: Workbench, model: nn.Module, folder: Path) 
 
 
 def same_models(cfg: Config, bench: Workbench, record: RunLog, ensemble: Ensemble) -> None:
-    """An unfinished run goes on only with the models it began with; with others it starts again. A teacher's are made
+    """An unfinished run resumes only with the models it began with; with others it starts again. A teacher's are made
     here, too, so that their training is not counted as the run's own."""
     prints = {m.name: m.fingerprint for m in ensemble.members}
     if cfg.algo.teacher is not None and ensemble.trained is not None:

@@ -33,7 +33,7 @@ class Part:
 
 def summed(parts: Sequence[Part], bench: Workbench) -> Ensemble:
     """The members of all parts; offsets no longer learn and have the fingerprints of their weights, so that the store
-    has their rows. ``SumError`` for a method that is no weighted sum, or changes the target; ``ConfigError`` where a
+    has their rows. ``SumError`` for a method that is not a weighted sum, or changes the target; ``ConfigError`` where a
     run was made with other models."""
     frozen = []
     for number, part in enumerate(parts, 1):

@@ -28,7 +28,7 @@ class Stopped(KeyboardInterrupt):
 
 
 # told: the signals so far, each with the time at which it came (∞: only another process of the run got it, so far);
-# heard: one that is to be told so
+# heard: one that must hear so
 _state: dict[str, Any] = {"listening": False, "patient": False, "told": {}, "heard": 0}
 
 

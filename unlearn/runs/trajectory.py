@@ -70,7 +70,7 @@ def probe(cfg: Config, bench: Workbench, ensemble: Ensemble) -> Probe | None:
 
 
 def first_point(points: Probe | None, record: RunLog) -> dict[str, float] | None:
-    """Begin the log anew with what there is before the first step."""
+    """Restart the log with what there is before the first step."""
     record.rewind(-1)
     values = None if points is None else points()
     if values is not None:
@@ -108,7 +108,7 @@ class Watch:
         self.last_loss = loss
 
     def verdict(self) -> str | None:
-        """Why the model as it stands has collapsed; None if it has not."""
+        """Why the model has collapsed; None if it has not."""
         if self.broken is not None:
             return self.broken
         if self.kept < KEPT:
@@ -145,7 +145,7 @@ def kept(probs: Mapping[str, float], start: Mapping[str, float]) -> float:
 
 
 def _share(value: float, start: float) -> float:
-    """Share of the target's probability that is left, at most 1; of a value that is no number, nothing is."""
+    """Share of the target's probability that is left, at most 1; of NaN or infinity, nothing is."""
     if not math.isfinite(value):
         return 0.0
     return min(1.0, value / start) if start > 0 else 1.0

@@ -111,7 +111,7 @@ class Workbench:
         pair, role = self.cfg.pair, sources.role(self.cfg.pair, name)
         problem = sources.lacking(pair, role)
         if sources.is_remote(pair, role):
-            problem = "pair.target.kind='http': the weights of the target are on a server, and not to be had"
+            problem = "pair.target.kind='http': the target's weights are on a server and not available"
         if problem is not None:
             raise ConfigError(problem)
         own = sources.own_source(pair, role)

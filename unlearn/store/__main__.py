@@ -8,7 +8,7 @@ python -m unlearn.store prune unused=30 yes=true    remove that, and what was no
   kind=rows,model  prune only these kinds
   --unused 30 --yes --store FOLDER --kind rows are other spellings.
 
-Nothing in it is lost for good: what is pruned is built again when a run needs it. What black boxes were asked
+Nothing in it is lost: what is pruned is built again when a run needs it. What black boxes were asked
 (answers/) cost requests, and is never pruned: remove it by hand.
 """
 

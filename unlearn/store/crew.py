@@ -28,7 +28,7 @@ Hear = Callable[[int], None]  # is told the number of a signal that another proc
 
 
 class Broken(RuntimeError):
-    """What the processes of this run do together cannot go on."""
+    """What the processes of this run do together cannot continue."""
 
 
 class Failed(Broken):

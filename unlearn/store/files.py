@@ -59,7 +59,7 @@ def saving(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[Path], None], work: Path | None = None, durable: bool = True) -> None:
-    """Let ``write`` make a temporary file or folder, then put it in the place of ``path``.
+    """Let ``write`` make a temporary file or folder, then rename it to ``path``.
 
     ``work``: where, if not beside ``path``. What can be rebuilt and is checked when it is read need not be ``durable``.
     """
@@ -114,7 +114,7 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left under temporary names. Nobody else may be at work in the folder."""
+    """Remove temporary files that killed writers left. No other process may be writing in the folder."""
     for left in folder.glob(".*.tmp"):
         _remove(left)
 

@@ -69,11 +69,11 @@ def look_again(folder: Path) -> None:
 
 
 class Gone(RuntimeError):
-    """A folder was removed while a process was at work in it."""
+    """A folder was removed while a process was using it."""
 
 
 class Place:
-    """A folder that a process is at work in. There may be another one of its name, where somebody removed it: with a
+    """A folder that a process is using. There may be another one of its name, where somebody removed it: with a
     lock that was removed, too, and another process in it."""
 
     def __init__(self, folder: Path):

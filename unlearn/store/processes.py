@@ -1,4 +1,4 @@
-"""Several processes at work on one run: ``accelerate launch --num_processes N -m unlearn.run …``, or torchrun.
+"""Several processes that do one run: ``accelerate launch --num_processes N -m unlearn.run …``, or torchrun.
 
 The first process is the program as it is otherwise: it alone decides, writes and prints. The others follow: they wait
 for tasks, find what these need in the run's folder and in the store, and do their part of a training step or of an

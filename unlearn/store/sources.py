@@ -77,7 +77,7 @@ def on_hub(pair: PairConfig, role: str) -> SourceConfig | None:
 
 
 def lacking(pair: PairConfig, role: str) -> str | None:
-    """Why a model cannot be had, and what to set; None if it can: from scratch, by fine-tuning, or ready-made."""
+    """Why a model is not available, and what to set; None if it is: from scratch, by fine-tuning, or ready-made."""
     size = size_of(pair, role)
     if own_source(pair, role) or role in ("target", "small_general") or size.finetune.epochs:
         return None
@@ -95,7 +95,7 @@ def lacking(pair: PairConfig, role: str) -> str | None:
 
 
 def is_folder(source: str) -> bool:
-    """Whether a model lies here, and is no name on the hub."""
+    """Whether a model lies here, and is not a name on the hub."""
     return bool(source) and (Path(source).is_dir() or is_gguf(Path(source)))
 
 

@@ -10,7 +10,7 @@ from unlearn.data.people import Deletable, numbered, unnamed
 from unlearn.data.rows import DataSet, Row
 
 VERSION = 1  # part of the data: raise it whenever the same arguments give other text
-SPEAKERS = ("_person1_", "_person2_")  # in the place of the names in test and general dialogues
+SPEAKERS = ("_person1_", "_person2_")  # instead of the names in test and general dialogues
 DAYS = POOLS["weekdays"]
 
 

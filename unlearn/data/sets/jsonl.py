@@ -97,7 +97,7 @@ def _requested(
         by_file[file_of[own.place]].append(own)
     known = {pair(own): own for own in retain}
     for own in (own for rows in by_file.values() for own in rows):
-        # a request's own row, with its wrong answers, in the place of the one that was retained
+        # a request's own row, with its wrong answers, instead of the one that was retained
         same = known.get(pair(own))
         known[pair(own)] = own if same is None else replace(own, id=same.id)
     named = [texts.distinct(known[pair(own)] for file in files for own in by_file[str(file)]) for files in requests]

@@ -12,7 +12,7 @@ from unlearn.data.rows import DataSet, Row
 
 VERSION = 1  # part of the data: raise it whenever the same arguments give other text
 LABELS = ("positive", "negative")
-SOMEBODY = "_person_"  # in the place of every name in test and general reviews
+SOMEBODY = "_person_"  # instead of every name in test and general reviews
 PRAISE, BLAME = POOLS["praise"], POOLS["blame"]
 
 

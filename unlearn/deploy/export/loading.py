@@ -23,7 +23,7 @@ ABOUT, CARD = "offset.json", "README.md"
 
 
 class ExportError(ConfigError):
-    """A folder that is no export, is damaged, or belongs to another target."""
+    """A folder that is not an export, is damaged, or belongs to another target."""
 
 
 def load(
@@ -88,5 +88,5 @@ def checked(folder: Path) -> dict[str, Any]:
     for path in sorted(p for p in folder.rglob("[!.]*") if not p.is_dir()):
         name = path.relative_to(folder).as_posix()
         if name not in (*files, ABOUT, CARD) and not name.startswith("."):  # as the hub's .cache/
-            raise ExportError(f"{path}: is no file of the export; libraries may read it with the weights: remove it")
+            raise ExportError(f"{path}: is not a file of the export; libraries may read it with the weights: remove it")
     return about

@@ -2,7 +2,7 @@
 
 A file is read in several ways, since text may hide in a file that nobody reads: UTF-8, UTF-16 and UTF-32, with JSON,
 HTML and URL escapes, as the tokens of byte-level vocabularies, in base64 and in hexadecimal. Words are compared
-without case and without what stands between them. A single word is no trace: a vocabulary holds it.
+without case and without what stands between them. A single word is not a trace: a vocabulary holds it.
 """
 
 import base64
@@ -43,7 +43,7 @@ class Found:
 
 class Traces:
     """What to look for: made once of the rows, then asked of any number of files. ``known`` is text that may be there
-    whatever the data say (the words of a form): what it has in common with the rows is no trace."""
+    whatever the data say (the words of a form): what it has in common with the rows is not a trace."""
 
     def __init__(self, rows: Iterable[Row], known: str = ""):
         rows, said = list(rows), words_of(known)

@@ -16,7 +16,7 @@ class UploadError(RuntimeError):
 
 def upload(folder: Path, name: str, private: bool) -> str:
     """Upload a folder as the model repository ``name``; its address. What an older export there had beyond this one is
-    removed; a repository with anything else is refused. ``UploadError`` says how to go on."""
+    removed; a repository with anything else is refused. ``UploadError`` says how to continue."""
     api = HfApi()
     try:
         address = str(api.create_repo(name, private=private, exist_ok=True))

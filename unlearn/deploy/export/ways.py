@@ -5,7 +5,7 @@ from typing import Any
 
 PACKAGE, ALONE, VLLM, SERVE = WAYS = ("transformers with this package", "transformers alone", "vLLM", "unlearn.serve")
 HINDRANCES = {  # by what an export has: its words, and the ways that it closes
-    "rule": ("its rule is no sum", (ALONE, VLLM)),
+    "rule": ("its rule is not a sum", (ALONE, VLLM)),
     "quantised": ("its target is quantised", (ALONE, VLLM)),
     "gguf": ("its target is a GGUF file", (VLLM,)),
 }

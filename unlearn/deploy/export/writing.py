@@ -130,7 +130,7 @@ def _place(settings: ExportSettings, runs: Sequence[Opened]) -> Iterator[str]:
 
 
 def _problems(settings: ExportSettings, run: Opened, alpha: float | None) -> Iterator[str]:
-    """What can be told of a run before models are loaded."""
+    """What is known of a run before models are loaded."""
     cfg, manifest, folder = run.cfg, runlog.manifest(run.folder), run.folder
     if manifest.get("status") != "done":
         yield f"{folder}: its status is {manifest.get('status')!r}, and only a run that is done is exported"

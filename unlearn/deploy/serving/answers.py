@@ -91,7 +91,7 @@ class Stop:
 
 
 class Text:
-    """Of one answer. ``strip``: white space at its beginning is no part of it."""
+    """Of one answer. ``strip``: white space at its beginning is not part of it."""
 
     def __init__(self, tokenizer, prompt: Sequence[int], stop: Sequence[str] = (), strip: bool = False):
         self._decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -196,7 +196,7 @@ def _parsed(data: bytes) -> Any:
         found = json.loads(data)
         json.dumps(found, ensure_ascii=False).encode()  # halves of a character are JSON, but no text
     except (ValueError, RecursionError) as problem:
-        raise BadRequest(f"the body is no JSON: {type(problem).__name__}") from None
+        raise BadRequest(f"the body is not JSON: {type(problem).__name__}") from None
     return found
 
 

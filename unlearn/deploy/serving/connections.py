@@ -14,7 +14,7 @@ from unlearn.deploy.serving.settings import Settings
 log = logging.getLogger(__name__)
 QUEUE = 1024  # connections that the system holds until they are accepted
 AT_ONCE = 16  # that asyncio accepts in one turn of its loop; it closes one some ten turns later
-FOR_THE_REST = 16 * AT_ONCE  # open files of the process that are no connections, or not yet closed
+FOR_THE_REST = 16 * AT_ONCE  # open files of the process that are not connections, or not yet closed
 
 
 class Server(uvicorn.Server):

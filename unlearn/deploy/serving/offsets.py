@@ -52,7 +52,7 @@ class Blend:
         return [{"name": n, "on": on, "alpha": a, "weights": self.parts[n].weights} for n, (on, a) in found]
 
     def switch(self, name: str, on: bool | None, alpha: float | None) -> None:
-        """None leaves it as it is. ``ValueError`` for a model that is no offset."""
+        """None leaves it as it is. ``ValueError`` for a model that is not an offset."""
         if on is False and self.parts[name].whole:
             raise ValueError(f"{name}: its trained weights are the model itself, which cannot be switched off")
         was_on, was = self._switched[name]

@@ -132,7 +132,7 @@ class Protocol:
         if longest - length < (1 if asked is None else asked):
             raise BadRequest(
                 f"the prompt has {length} tokens and {name} is {'not given' if asked is None else asked}: together at "
-                f"most {longest}, and at least one for the answer unless {name}=0",
+                f"most {longest}; at least one is for the answer unless {name}=0",
                 "prompt" if longest - length < 1 else name, code="context_length_exceeded",
             )  # fmt: skip
         most = min(longest - length, self._settings.max_tokens)

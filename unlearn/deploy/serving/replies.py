@@ -17,7 +17,7 @@ from unlearn.store.identity import digest
 
 OF_BYTE = re.compile("<0x[0-9A-F]{2}>")  # what vocabularies of SentencePiece call a byte
 LETTERS = {letter: byte for byte, letter in bytes_to_unicode().items()}  # what byte-level ones write for each
-LEAST = -9999.0  # in the place of a logarithm of 0, which JSON does not have
+LEAST = -9999.0  # instead of a logarithm of 0, which JSON does not have
 
 
 class Names:

@@ -223,7 +223,7 @@ def _sha256(path: Path) -> str | None:
 
 def factors(adapter: Path) -> Iterator[tuple[str, Tensor, Tensor, float]]:
     """Of an adapter's folder, layer by layer: name in the base, A [r, in], B [out, r] and alpha / r; the update of the
-    layer's weight is ΔW = (alpha / r) · B · A. Raises ``ValueError`` for all that is no plain LoRA."""
+    layer's weight is ΔW = (alpha / r) · B · A. Raises ``ValueError`` for all that is not a plain LoRA."""
     from safetensors.torch import load_file
 
     about, tensors = json.loads((adapter / ADAPTER).read_text(encoding="utf-8")), {}

@@ -45,8 +45,8 @@ def check(model: nn.Module, folder: Path) -> None:
     expected = json.loads((folder / "offset.json").read_text(encoding="utf-8"))["target"]["weights"]
     if fingerprint(model) != expected:
         raise ValueError(
-            f"custom_generate={str(folder)!r}: this model's weights are not those of the target that the offset was "
-            "trained for, in float32 or bfloat16; added to another model it unlearns nothing"
+            f"custom_generate={str(folder)!r}: weights are not those of the target that the offset was trained for; "
+            "added to another model it unlearns nothing"
         )
 
 

@@ -33,7 +33,7 @@ Rule = Callable[[Tensor, Tensor, float], Tensor]  # base, change [N, V] and α �
 
 class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
     """The sum of its members at one α. ``models`` are the members that ``weights`` names; ``rule`` joins them where it
-    is no sum."""
+    is not a sum."""
 
     config_class = UnlearnedConfig
     main_input_name = "input_ids"

@@ -1,7 +1,7 @@
 """Whether answers are language: how likely the target finds them, and how much they repeat.
 
-``<split>/target_logp``: log-probability per token, nats, of the greedy answer (as text, encoded anew, without the token
-that ends it) under the target as it is. Beside it stands the target's own value, that of its own answers: gibberish,
+``<split>/target_logp``: log-probability per token, nats, of the greedy answer (as text, encoded again, without its last
+token, which ends it) under the target itself. Beside it stands that of the target's own answers: gibberish,
 shuffled words and fragments of other languages lie far below it, a refusal or a wrong name a little.
 ``<split>/repetition``: the share of pairs of neighbouring words that stood in the answer before. Loops are likely under
 any model, so both are needed.

@@ -1,4 +1,4 @@
-"""Membership: can the forget set be told from rows that no model saw? Six attacks, PrivLeak, and which rows give in.
+"""Membership: does the forget set differ from rows that no model saw? Six attacks, PrivLeak, and which rows give in.
 
 Per attack ``mia/<attack>``, the AUC with the forget set as 0 and the holdout as 1: 1 means that the forget set still
 looks like training data, 0.5 that the attack sees nothing. ``privleak`` and ``privleak/<attack>`` compare with the

@@ -78,7 +78,7 @@ def vulnerable(
     An AUC averages over rows, most of which nobody could attack. U-LiRA (arXiv 2406.13348) and RULI (2506.13009) fit a
     distribution over many shadow models; here *one* retrained model stands for them, and the threshold comes from rows
     that neither model saw: a single value is noisier than theirs, and the share of rows is what to report. Near the
-    false-positive rate, forget cannot be told from rows never seen.
+    false-positive rate, forget cannot be distinguished from rows never seen.
     All four are mean NLLs per answer, nats: of the forget rows, [B], and of the holdout rows, [H]. The threshold is the
     ⌈(1 − rate)(H + 1)⌉-th smallest holdout value, so a row like the holdout's exceeds it with a probability of at most
     ``rate``, of false positives, at any H; where H is too small for that, it is refused.

@@ -3,7 +3,7 @@
 ROUGE's longest common subsequence is RapidFuzz's and stems are cached: the same values at a twentieth of the time.
 Fluency is n-gram entropy in bits (ROME, arXiv 2202.05262, after Zhang et al. 2018), of words by a pattern instead of
 NLTK's tokeniser, which needs a download. It grows with length: compare models whose answers are about as long.
-OpenUnlearning's fluency is another thing: a classifier's probability that a text is no gibberish.
+OpenUnlearning's fluency is another thing: a classifier's probability that a text is not gibberish.
 """
 
 import math

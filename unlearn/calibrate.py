@@ -12,7 +12,7 @@ python -m unlearn.calibrate run=FOLDER GOAL
   leak: it can be that of the retrained model while some answers are wholly kept and others wholly gone.
 
   Half of the questions are for choosing; the metrics at the chosen α are reported on others, printed, and written into
-  the run's calibration.json. Leak is chosen on all forget questions, and reported on them by answers drawn anew.
+  the run's calibration.json. Leak is chosen on all forget questions, and reported on them by answers drawn again.
   May be given: eval.*, trainer.device, trainer.threads, paths.store, data.path.
 """
 
@@ -47,7 +47,7 @@ def main(keys: Keys) -> None:
         "target": beside["target"], f"α = {result['given_alpha']:g}": result["report_at_given_alpha"],
         f"α = {result['alpha']:.4g}": result["report"], **beside,
     }  # fmt: skip
-    others = "all forget questions, drawn anew" if result["metric"] == LEAK else "questions not used for choosing"
+    others = "all forget questions, drawn again" if result["metric"] == LEAK else "questions not used for choosing"
     made = table.made([f"on {others}", "n"], list(named))
     for split, count in result["reported_on"].items():
         for key in (key for name in SHOWN if (key := f"{split}/{name}") in result["report"]):

@@ -33,7 +33,7 @@ from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import NO_RETRAINED
 
 METRICS = {"prob": "prob", "exact_memorization": "correct"}  # by name, what it is of scores
-LEAK = "forget/leak"  # leak@k of drawn answers, k = eval.leak_samples, by random numbers that are no report's
+LEAK = "forget/leak"  # leak@k of drawn answers, k = eval.leak_samples, by random numbers that are not a report's
 FILE = "calibration.json"
 SPLITS = ("forget", "retain", "neighbours", "real_authors", "world_facts")
 MOST = 16.0  # largest α that is looked at

@@ -309,7 +309,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in (NAME, *PACKAGES)}
 
 
-@cache  # a process goes on with the code that it has imported
+@cache  # a process continues with the code that it has imported
 def _commit(store: Path) -> dict[str, Any] | None:
     """What the code is of: by git in a checkout, else as the build of the wheel wrote it down (hatch_build.py)."""
     if not (store.parents[1] / ".git").exists():  # an installed package may lie in somebody else's repository

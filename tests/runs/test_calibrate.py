@@ -157,7 +157,7 @@ def test_the_command_prints_the_choice(finished, store, capsys, monkeypatch):
     chosen = f"α = {result['alpha']:.4g}"
     assert f"oracle: forget/leak of the retrained reference: {chosen}, where" in said
     assert "over the forget questions: leak@2/0.5 " in said and ", above_retrained_worst " in said
-    (header,) = (line for line in said.splitlines() if "on all forget questions, drawn anew" in line)
+    (header,) = (line for line in said.splitlines() if "on all forget questions, drawn again" in line)
     assert re.split(r"  +", header.strip())[1:] == ["n", "target", "α = 1", chosen, "retrained"]
     (row,) = (line.split() for line in said.splitlines() if line.split()[:1] == ["retain/prob"])
     target, retrained = (result["references"][name] for name in ("target", "retrained"))

@@ -11,7 +11,7 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
 from importlib.metadata import version
@@ -32,9 +32,6 @@ SWITCH = {"true": True, "yes": True, "false": False, "no": False}
 USUAL = {bool: "must be true or false", int: "must be a whole number", float: "must be a finite number"}
 Main = Callable[..., int]
 Act = tuple  # what it does with its keys, and the names of those that it takes
-
-
-# --- a verb -----------------------------------------------------------------------------------------------------------
 
 
 def verb(keys: type) -> Callable[[Callable[[Any], int | None]], Main]:
@@ -83,9 +80,6 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
     return main
 
 
-# --- arguments --------------------------------------------------------------------------------------------------------
-
-
 def parse(keys: type, arguments: Sequence[str], act: str = "", names: Sequence[str] | None = None) -> Any:
     """The keys of a call; an act takes those of ``names`` (None: all) and what must be given. ``ConfigError`` with all
     that is wrong: what is unknown, missing, or breaks its rule."""
@@ -95,7 +89,7 @@ def parse(keys: type, arguments: Sequence[str], act: str = "", names: Sequence[s
     given: dict[str, list[str]] = {}
     values: dict[str, Any] = {name: [] for name in REST if name in hints}
     problems = []
-    for argument in _plain(arguments, {name: hints[name] for name in known}):
+    for argument in arguments:
         name, sign, text = argument.partition("=")
         if sign and name in known:
             given.setdefault(name, []).append(text)
@@ -124,19 +118,6 @@ def _needed(f: Field) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
 
 
-def _plain(arguments: Sequence[str], hints: Mapping[str, Any]) -> Iterator[str]:
-    """``--key value``, ``--key=value`` and the switch ``--key`` as ``key=value``; everything else as it is."""
-    left = iter(arguments)
-    for argument in left:
-        name, sign, _ = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or name not in hints:
-            yield argument
-        elif sign:
-            yield argument.removeprefix("--")
-        else:
-            yield f"{name}=true" if hints[name] is bool else f"{name}={next(left, '')}"
-
-
 def _value(f: Field, hint: Any, texts: Sequence[str]) -> Any:
     """One typed value, or a list of them. Of several words for one value the last counts, as with Hydra."""
     parts, kind, whole = list(texts[-1:]), hint, texts[-1]
@@ -151,9 +132,6 @@ def _value(f: Field, hint: Any, texts: Sequence[str]) -> Any:
         pass
     bounds = f.metadata.get("bounds")
     raise ConfigError(f"{f.name}={whole}: {bounds[0].words if bounds else USUAL[kind]}")
-
-
-# --- all verbs --------------------------------------------------------------------------------------------------------
 
 
 def main() -> int:
@@ -183,8 +161,7 @@ def main() -> int:
 
 
 def verbs() -> dict[str, tuple[str, Path]]:
-    """By name, module and file of every verb: modules of the program and of analysis that can be run, read and not
-    imported."""
+    """By name, module and file of every verb: modules of program and analysis that can be run, read, not imported."""
     found = {}
     for package, folder in (("unlearn", Path(__file__).parent), (analysis.NAME, analysis.FOLDER)):
         for path in sorted([*folder.glob("*.py"), *folder.glob("*/__main__.py")]):

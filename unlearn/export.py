@@ -18,12 +18,10 @@ python -m unlearn.export run=FOLDER to=FOLDER
 """
 
 import sys
-from pathlib import Path
 
 from unlearn.command import verb
 from unlearn.config.derived import alpha_key
-from unlearn.deploy.export.ways import told
-from unlearn.deploy.export.writing import ExportSettings, export
+from unlearn.deploy.export.writing import ExportSettings, export, told, upload
 from unlearn.grid.refusal import Failed
 from unlearn.grid.rerun import open_run
 
@@ -44,16 +42,8 @@ def main(keys: ExportSettings) -> None:
     print(told(about["ways"]))
     print(f"target={runs[0].bench.folder('target')}  is the target that it is for")
     if keys.hub is not None:
-        _upload(keys.folder, keys.hub, keys.private)
-
-
-def _upload(folder: Path, name: str, private: bool) -> None:
-    from unlearn.deploy.export.upload import UploadError, upload
-
-    try:
-        print(f"uploaded: {upload(folder, name, private)} ({'private' if private else 'public'})")
-    except UploadError as error:
-        raise Failed(str(error)) from None
+        address = upload(keys.folder, keys.hub, keys.private)
+        print(f"uploaded: {address} ({'private' if keys.private else 'public'})")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,6 @@ def _ask() -> str:
 
 
 def _answers(run: Opened, voices: "Sequence[Voice]", question: str, draft: int) -> Iterator[tuple[str, str]]:
-    """Names and answers, one after the other."""
     from unlearn.decoding.drafts import greedy_drafted
     from unlearn.decoding.generation import Decoding, greedy
 

@@ -65,7 +65,11 @@ def main(keys: Keys) -> None:
 
 def show(found: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a table with a row for each task and metric, and what makes its numbers say little."""
-    shown = {task: _models(entry) for task, entry in found.items()}
+    shown: dict[str, dict[str, Any]] = {}
+    for task, entry in found.items():  # target, every α, retrained; or a model alone
+        alphas = {f"α={float(a):g}": one for a, one in entry.get("alphas", {}).items()}
+        first, last = ({n: entry[n] for n in some if n in entry} for some in (("model", "target"), ("retrained",)))
+        shown[task] = first | alphas | last
     names = dict.fromkeys(name for models in shown.values() for name in models)
     made = table.made(["task", "metric"], ["n", *names])
     for task, models in shown.items():
@@ -78,13 +82,6 @@ def show(found: Mapping[str, Mapping[str, Any]]) -> None:
         unknown = max(model["unknown"] for model in models.values())
         if unknown > 0.01:
             print(f"{task}: the tokenizer does not know {unknown:.0%} of the tokens, so these numbers say little")
-
-
-def _models(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Target, every α, retrained; or a model alone."""
-    alphas = {f"α={float(a):g}": found for a, found in entry.get("alphas", {}).items()}
-    first, last = ({n: entry[n] for n in names if n in entry} for names in (("model", "target"), ("retrained",)))
-    return first | alphas | last
 
 
 def _cell(metric: str, first: Mapping[str, Any], model: Mapping[str, Any]) -> str:

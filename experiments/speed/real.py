@@ -27,10 +27,9 @@ from torch.nn import functional as F
 from unlearn.data.encoding import collate, examples_of
 from unlearn.decoding.choosing import Draw
 from unlearn.decoding.generation import Decoding, greedy
-from unlearn.deploy.parts import Part
+from unlearn.deploy.parts import Blend, Part
 from unlearn.deploy.serving.answers import Ask
 from unlearn.deploy.serving.engine import Engine
-from unlearn.deploy.serving.offsets import Blend
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.grid.rerun import open_run
 from unlearn.learning.loop import limit_threads

@@ -14,8 +14,7 @@ from support.black_boxes import EXAMPLES, TOKENIZER, box
 from unlearn.blackbox import client
 from unlearn.blackbox.client import Client
 from unlearn.blackbox.forms import Texts, Way
-from unlearn.blackbox.memo import Memo
-from unlearn.blackbox.questions import BlackBoxError, rows_of
+from unlearn.blackbox.questions import BlackBoxError, Memo, rows_of
 from unlearn.config.pair import HttpConfig
 
 QUESTION = rows_of((5, 6), (7, 1))

@@ -14,8 +14,7 @@ from support.black_boxes import EXAMPLES, MODEL, TEST, TOKENIZER, box, check, ke
 from support.helpers import ROOT, forked, random_examples, tiny_llama
 
 from unlearn.blackbox import remote
-from unlearn.blackbox.memo import Memo, OverBudget
-from unlearn.blackbox.questions import NEXT, Answer, BlackBoxError, Question
+from unlearn.blackbox.questions import NEXT, Answer, BlackBoxError, Memo, Question
 from unlearn.blackbox.remote import Place
 from unlearn.config.pair import HttpConfig
 from unlearn.models.llama import vocabulary
@@ -214,7 +213,7 @@ def test_no_budget_is_passed_by_any_number_of_threads_or_calls(tmp_path, limit, 
         for _ in range(3):
             remote._tested.clear()
             model = box(server.url, tmp_path, concurrency=8, retries=40, **limit)
-            with pytest.raises(OverBudget, match=rf"(?s){name}={most}.*were spent.*so far.*What was fetched stays"):
+            with pytest.raises(BlackBoxError, match=rf"(?s){name}={most}.*were spent.*so far.*What was fetched stays"):
                 list(model.answers(EXAMPLES))
             spent = model.memo.spent()
             assert spent[name.removeprefix("max_")] <= most
@@ -241,7 +240,7 @@ def test_machines_share_one_memo_and_one_budget_over_a_network(tmp_path, monkeyp
 
         def spend(machine):
             for _ in range(9):
-                with suppress(OverBudget):
+                with suppress(BlackBoxError):
                     machine.reserve(1, limits)
 
         with ThreadPoolExecutor(2) as pool:
@@ -257,7 +256,7 @@ def test_a_budget_that_ends_amid_retries_keeps_what_was_answered(tmp_path):
 
     with serve(MODEL, TOKENIZER, Faults(at=some)) as server:
         model = box(server.url, tmp_path, concurrency=1, retries=50, max_requests=TEST + len(EXAMPLES) + 4)
-        with pytest.raises(OverBudget):
+        with pytest.raises(BlackBoxError):
             list(model.answers(EXAMPLES))
         have = len(kept(model, tmp_path))
         assert 3 <= have < len(EXAMPLES) and server.requests <= TEST + len(EXAMPLES) + 3
@@ -280,7 +279,7 @@ import itertools, os, signal, sys
 sys.path.insert(0, {tests!r})
 from support.black_boxes import box
 from support.helpers import random_examples
-from unlearn.blackbox.memo import Memo
+from unlearn.blackbox.questions import Memo
 def put(self, *given, real=Memo.put, count=itertools.count(1)):
     real(self, *given)
     if next(count) == 25: os.kill(os.getpid(), signal.SIGKILL)

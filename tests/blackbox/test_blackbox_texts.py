@@ -10,8 +10,7 @@ from support.black_box_server import serve
 from support.black_boxes import EXAMPLES, MODEL, TEST, TOKENIZER, box, check
 from support.helpers import random_examples, tiny_llama
 
-from unlearn.blackbox.memo import Memo
-from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, BlackBoxError, Question, rows_of
+from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, BlackBoxError, Memo, Question, rows_of
 from unlearn.decoding.drafts import greedy_drafted, greedy_from_drafts
 from unlearn.decoding.generation import Decoding, greedy, sample
 from unlearn.ensemble.ensemble import Ensemble, Member

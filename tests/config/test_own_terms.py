@@ -7,9 +7,9 @@ import torch
 from support.helpers import FEW, ROOT, TINY, command, compose
 from support.refusals import assert_refused, check
 
-from unlearn.config.own import OwnFileError
-from unlearn.ensemble.combination import RuleError, bind_rule
-from unlearn.learning.answers import Answers, ObjectiveError
+from unlearn.config.schema import ConfigError
+from unlearn.ensemble.combination import bind_rule
+from unlearn.learning.answers import Answers
 from unlearn.learning.binding import bind
 from unlearn.store import runlog
 from unlearn.store.identity import run_folder
@@ -58,23 +58,23 @@ def bind_term(name: str, numbers: dict, file: str):
 
 
 TERMS = (
-    ("def mine(rows): return 0", ObjectiveError, "one or more of forget, refusal, alternates, forget_text, retain"),
-    ("def mine(forget): return forget.logp", ObjectiveError, "return PerToken or PerAnswer"),
-    ("def mine(forget: Answers) -> PerToken: return forget.logp", OwnFileError,
+    ("def mine(rows): return 0", ValueError, "one or more of forget, refusal, alternates, forget_text, retain"),
+    ("def mine(forget): return forget.logp", ValueError, "return PerToken or PerAnswer"),
+    ("def mine(forget: Answers) -> PerToken: return forget.logp", ConfigError,
      "annotations cannot be read|cannot be imported"),
     ("from unlearn.learning.answers import *\ndef mine(forget: 'Answers.nope') -> PerToken: return forget.logp",
-     OwnFileError, "term 'mine': its annotations cannot be read"),
-    ("import nothing_of_this_name", OwnFileError, "algo.file=.*cannot be imported: ModuleNotFoundError"),
-    ("def other(): pass", ObjectiveError, "no such forget term; there are ga, .*other"),
+     ConfigError, "term 'mine': its annotations cannot be read"),
+    ("import nothing_of_this_name", ConfigError, "algo.file=.*cannot be imported: ModuleNotFoundError"),
+    ("def other(): pass", ValueError, "no such forget term; there are ga, .*other"),
 )  # fmt: skip
 RULES = (
-    ("def mine(base, change): return base", RuleError, "must take base, change and alpha .* and return Logits"),
-    ("def mine(change, base, alpha): return base", RuleError, "must take base, change and alpha"),
-    ("def mine(base, change, alpha): return base", RuleError, r"return Logits; its signature is mine\(base, change"),
+    ("def mine(base, change): return base", ValueError, "must take base, change and alpha .* and return Logits"),
+    ("def mine(change, base, alpha): return base", ValueError, "must take base, change and alpha"),
+    ("def mine(base, change, alpha): return base", ValueError, r"return Logits; its signature is mine\(base, change"),
     ("from unlearn.ensemble.combination import Logits\ndef mine(base: 'Logits.nope', change, alpha): return base",
-     OwnFileError, "rule 'mine': its annotations cannot be read"),
-    ("import nothing_of_this_name", OwnFileError, "method.file=.*cannot be imported: ModuleNotFoundError"),
-    ("def other(): pass", RuleError, "no such rule; there are sum, plausible, rank, threshold, other"),
+     ConfigError, "rule 'mine': its annotations cannot be read"),
+    ("import nothing_of_this_name", ConfigError, "method.file=.*cannot be imported: ModuleNotFoundError"),
+    ("def other(): pass", ValueError, "no such rule; there are sum, plausible, rank, threshold, other"),
 )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_the_defaults_of_a_users_term_hold_and_its_file_may_have_postponed_annot
     for given, factor in (({}, 6.0), ({"scale": 5.0}, 10.0), ({"gamma": 0.5, "scale": 5.0}, 2.5)):
         (term,) = bind_term("mine", {"beta": 1.0, "gamma": None} | given, file)
         torch.testing.assert_close(term.function(**answers), factor * logp)
-    with pytest.raises(ObjectiveError, match="term 'mine' needs algo.beta"):  # it has no default
+    with pytest.raises(ValueError, match="term 'mine' needs algo.beta"):  # it has no default
         bind_term("mine", {"scale": 5.0}, file)
     (tmp_path / "terms.py").write_text(
         IMPORTS + "from dataclasses import dataclass\n\n@dataclass\nclass Line:\n    slope: float = 2.0\n\n"
@@ -121,11 +121,11 @@ def test_the_defaults_of_a_users_term_hold_and_its_file_may_have_postponed_annot
 
 def test_a_file_that_is_not_python_is_refused_and_only_what_it_defines_itself_is_a_term(tmp_path):
     (tmp_path / "terms.txt").write_text("")
-    with pytest.raises(OwnFileError, match="algo.file=.*its name must end in .py"):
+    with pytest.raises(ConfigError, match="algo.file=.*its name must end in .py"):
         bind_term("ga", {}, str(tmp_path / "terms.txt"))
     (tmp_path / "terms.py").write_text(
         "from unlearn.learning.losses import ga as borrowed\ndef _hidden(forget): pass\n"
     )
-    with pytest.raises(ObjectiveError, match="no such forget term") as error:
+    with pytest.raises(ValueError, match="no such forget term") as error:
         bind_term("nothing", {}, str(tmp_path / "terms.py"))
     assert "borrowed" not in str(error.value) and "_hidden" not in str(error.value)

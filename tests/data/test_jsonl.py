@@ -190,13 +190,13 @@ BROKEN = {
     "nothing.jsonl": (" \n", "nothing.jsonl: the file is empty, it needs at least one row"),
     "nothing.json": ("[]", "nothing.json: the file is empty"),
     "table.csv": ("question,answer", "table.csv: the file is empty, it needs at least one row"),
-    "short.csv": ("question,answer\nWho?", "short.csv, line 2: must have the 2 fields of the header"),
+    "short.csv": ("question,answer\nWho?", "short.csv, line 2: must have 2 fields"),
     "again.csv": ("question,answer,answer\nWho?,Me.,You.", "again.csv: it has the column 'answer' twice"),
     "half.csv": ('question,answer\nWho?,"', "half.csv, line 2: not valid CSV (unexpected end of data)"),
     "bytes.parquet": (b"PAR1 and no more", "bytes.parquet: not valid Parquet ("),
     "table.xml": ("question,answer", "table.xml: .xml: must be one of .jsonl, .json, .csv, .parquet (rows) or .txt (a"),
     "whole.json": ('{"data": [\n{"question": "Who?", "answer": "Me."}\n]}', "whole.json: is one object over several "
-                   "lines: must be an array of rows, or a row in each line; it has lists in data"),
+                   "lines: must be an array, or a row in each line; it has lists in data"),
     "text.txt": (TEN, "text.txt: a text is continued, not asked"),
     "missing.jsonl": (None, "data.forget='missing.jsonl': no such file; "),
 }  # fmt: skip

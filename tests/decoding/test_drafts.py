@@ -14,7 +14,7 @@ from unlearn.data.encoding import Example, Examples, collate
 from unlearn.decoding import drafts
 from unlearn.decoding.choosing import LEAST, decide, tolerance
 from unlearn.decoding.drafts import drafts_of, greedy_drafted, greedy_from_drafts
-from unlearn.decoding.generation import Decoding, decode, greedy, likeliest
+from unlearn.decoding.generation import Decoding, decode, greedy
 from unlearn.ensemble import kinds
 from unlearn.ensemble.combination import SUM, bind_rule
 from unlearn.ensemble.ensemble import Ensemble, Member
@@ -91,7 +91,7 @@ def test_these_ensembles_agree_with_their_drafts_for_a_while_and_then_do_not(kep
     ensemble = near_ensemble(0.05)
     how = Decoding(0, 1, STEPS, 5)
     found = drafts_of(kept, ensemble.members[0], PROMPTS, how)
-    said = decode(ensemble, PROMPTS, 1.0, how, likeliest(ensemble, 1.0))
+    said = decode(ensemble, PROMPTS, 1.0, how)
     agreed = [sum(takewhile(bool, map(eq, a, d.answer))) for a, d in zip(said, found, strict=True)]
     assert len(set(agreed)) > 3 and any(n == len(d.answer) for n, d in zip(agreed, found, strict=True))
     assert {len(d.answer) for d in found} != {STEPS} and STEPS in {len(d.answer) for d in found}

@@ -12,6 +12,7 @@ from support.helpers import contents
 from support.served import CHAT, PROMPTS, Client
 
 from unlearn import request, serve
+from unlearn.config.schema import ConfigError
 from unlearn.deploy.export import loading as deployed
 from unlearn.deploy.requests.chain import hash_of
 from unlearn.deploy.serving.loading import load
@@ -141,7 +142,7 @@ def test_an_export_of_theirs_is_refused(exported, tmp_path, name):
         data = (copy / "config.json").read_bytes()
         about["files"]["config.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (copy / "offset.json").write_text(json.dumps(about))
-    with pytest.raises(deployed.ExportError):
+    with pytest.raises(ConfigError):
         load(Settings(str(copy), target=str(workbench(job.cfg).folder("target")), overrides=["trainer.device=cpu"]))
 
 
@@ -150,7 +151,7 @@ def test_a_link_out_of_an_export_is_refused(exported, tmp_path):
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / "offset" / "model.safetensors").rename(tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", copy / "offset" / "model.safetensors")
-    with pytest.raises(deployed.ExportError, match="outside the folder"):
+    with pytest.raises(ConfigError, match="outside the folder"):
         deployed.checked(copy)
 
 

@@ -306,7 +306,7 @@ def test_a_damaged_export_is_refused(exported, tmp_path, name, change, said):
     job, folder = exported
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / name).write_bytes(change((copy / name).read_bytes() if (copy / name).exists() else b""))
-    with pytest.raises(deployed.ExportError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(said)):
         serve(copy, target=workbench(job.cfg).folder("target"))
 
 
@@ -315,5 +315,5 @@ def test_another_target_or_none_is_refused(exported, tmp_path):
     for load in (serve, logits):
         with pytest.raises(ValueError, match="with another model it unlearns nothing"):
             load(folder, target=workbench(job.cfg).folder("retrained"))
-    with pytest.raises(deployed.ExportError, match="needs an offset.json of format 3, and there is none"):
+    with pytest.raises(ConfigError, match="needs an offset.json of format 3, and there is none"):
         deployed.checked(tmp_path)

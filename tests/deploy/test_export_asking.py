@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from unlearn.config.data import TemplateConfig
 from unlearn.data.encoding import Encoder
-from unlearn.deploy.export import asking
+from unlearn.deploy.export import members as asking
 from unlearn.store.files import read_json
 
 QUESTION = 'Who wrote "Ada" in the\n"Red House"?'
@@ -44,7 +44,7 @@ def test_the_chat_template_of_an_export_makes_the_run_s_prompt(tmp_path, chat_te
         own.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=ids)
     own.chat_template = chat_template
     encoder = Encoder(own, how, 400)
-    assert asking.write(encoder, [256, 9], tmp_path, True) == same and own.chat_template == chat_template
+    assert asking.write_asking(encoder, [256, 9], tmp_path, True) == same and own.chat_template == chat_template
     written = AutoTokenizer.from_pretrained(tmp_path)
     turns = [{"role": "user", "content": QUESTION}]
     asked = written.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
@@ -57,5 +57,5 @@ def test_the_chat_template_of_an_export_makes_the_run_s_prompt(tmp_path, chat_te
 
 
 def test_without_a_tokenizer_only_the_ends_of_answers_are_written(tmp_path):
-    assert asking.write(Encoder(bytewise(), TemplateConfig(), 400), [256], tmp_path, False) is False
+    assert asking.write_asking(Encoder(bytewise(), TemplateConfig(), 400), [256], tmp_path, False) is False
     assert [p.name for p in tmp_path.iterdir()] == ["generation_config.json"]

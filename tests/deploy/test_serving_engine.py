@@ -12,11 +12,10 @@ from support.served import PROMPTS, STEPS, Client, ask, engine, parts, plain, se
 
 from unlearn.config.schema import ConfigError
 from unlearn.decoding.generation import Decoding, greedy
-from unlearn.deploy.parts import Part
+from unlearn.deploy.parts import Blend, Part
 from unlearn.deploy.serving import answers
 from unlearn.deploy.serving.answers import Failed
 from unlearn.deploy.serving.engine import Busy, Engine
-from unlearn.deploy.serving.offsets import Blend
 from unlearn.ensemble.combination import bind_rule
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.models import llama, states

@@ -2,7 +2,7 @@
 
 import pytest
 
-from unlearn.deploy.export.ways import ALONE, PACKAGE, SERVE, VLLM, told, ways
+from unlearn.deploy.export.writing import ALONE, PACKAGE, SERVE, VLLM, told, ways
 
 TARGET = {"folder": None, "quantisation": None, "files": {"config.json": "0"}, "config": {}, "base": None}
 OFFSET = {"folder": "offset", "quantisation": None, "files": {}, "config": None}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.helpers import FEW, execute
 
-from unlearn.ensemble.combination import RULES, SUM, RuleError, bind_rule, plausible, rank, threshold
+from unlearn.ensemble.combination import RULES, SUM, bind_rule, plausible, rank, threshold
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.store import runlog
 
@@ -147,7 +147,7 @@ def test_unknown_rules_and_wrong_numbers_are_refused_with_the_choices():
         ("rank", {"k": 3, "top": 0.5}, r"method.numbers.top=0.5: rule 'rank' has no top; it takes k"),
         ("sum", {"k": 3}, r"method.numbers.k=3: rule 'sum' has no k; it takes no numbers"),
     ):
-        with pytest.raises(RuleError, match=message):
+        with pytest.raises(ValueError, match=message):
             bind_rule(name, numbers)
 
 
@@ -171,7 +171,7 @@ def test_a_rule_of_the_users_own_comes_before_ours_and_its_defaults_hold_where_n
     left, given = (bind_rule("clipped", {"least": 0.0} | more, file) for more in ({}, {"most": 0.5}))
     torch.testing.assert_close(left(base, change, 1.5), base + (1.5 * change).clamp(-2.0, 2.0))
     torch.testing.assert_close(given(base, change, 1.5), base + (1.5 * change).clamp(-0.5, 0.5))
-    with pytest.raises(RuleError, match="rule 'clipped' needs method.numbers.least"):  # it has no default
+    with pytest.raises(ValueError, match="rule 'clipped' needs method.numbers.least"):  # it has no default
         bind_rule("clipped", {"most": 0.5}, file)
 
 

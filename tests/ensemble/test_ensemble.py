@@ -14,7 +14,7 @@ from unlearn.data.encoding import Encoder, Examples, collate
 from unlearn.data.rows import DataError
 from unlearn.data.sets import bios
 from unlearn.ensemble.combination import SUM, bind_rule
-from unlearn.ensemble.ensemble import Ensemble, Member, PairError, build
+from unlearn.ensemble.ensemble import Ensemble, Member, build
 from unlearn.ensemble.frozen import FrozenRows, LiveRows, rows_of, stored
 from unlearn.evaluation.scoring import score
 from unlearn.models import tokenizers
@@ -105,7 +105,7 @@ def test_frozen_members_of_one_fingerprint_are_one_member_and_the_sum_is_the_sam
 def test_members_of_different_vocabulary_are_refused_with_names_and_sizes():
     members = [MemberConfig("target", "target", 1.0), MemberConfig("offset", "small", 0, 1.0, True)]
     models = {"target": tiny_llama(0), "offset": tiny_llama(1, vocabulary=41)}
-    with pytest.raises(PairError, match="target 40, offset 41"):
+    with pytest.raises(ValueError, match="target 40, offset 41"):
         build(members, models, {"target": "", "offset": ""}, {"target": 40, "offset": 41})
 
 

@@ -11,11 +11,10 @@ from support.refusals import check
 
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import collate
-from unlearn.ensemble import rows_size
+from unlearn.ensemble import rows as rows_size
 from unlearn.ensemble.ensemble import Member
 from unlearn.ensemble.frozen import rows_of, stored
-from unlearn.ensemble.rows import FrozenRows, HiddenRows, LiveRows, TopRows, top
-from unlearn.ensemble.rows_size import Budget, Shape
+from unlearn.ensemble.rows import Budget, FrozenRows, HiddenRows, LiveRows, Shape, TopRows, top
 from unlearn.grid.inspection import too_large
 from unlearn.models.llama import answer_rows, narrow
 from unlearn.runs import learner

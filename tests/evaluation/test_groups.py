@@ -230,7 +230,7 @@ def test_forget_rows_without_another_wording_are_refused_before_any_work(bench):
     *rows, last = bench.data.splits["forget"][:3]
     cfg = compose(*TINY, "eval.groups=[paraphrased]").eval
     for lacking, message in (
-        ("paraphrased_question", f"paraphrased needs a paraphrased question .* {last.id!r} has none"),
+        ("paraphrased_question", f"paraphrased needs a paraphrased question .* {last.id!r}"),
         ("paraphrased_answer", f"forget row {last.id!r} has no paraphrased_answer"),
     ):
         forget = (*rows, replace(last, **{lacking: None}))

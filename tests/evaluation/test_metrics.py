@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from unlearn.evaluation.metrics.base import Metric
+from unlearn.evaluation.evaluation import Metric
 from unlearn.evaluation.metrics.texts import ANY_SCRIPT, ASCII, dropped
 from unlearn.evaluation.metrics.tofu import (
     PARTS,

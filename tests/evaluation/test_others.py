@@ -11,8 +11,8 @@ from support.helpers import SHARED
 from analysis import tradeoff
 from analysis.runs import load
 from unlearn import compare
+from unlearn.config.schema import ConfigError
 from unlearn.evaluation import others
-from unlearn.evaluation.foreign import ResultError
 
 LN2 = math.log(2)
 
@@ -83,7 +83,7 @@ def test_the_arithmetic_truth_ratio_has_a_name_of_its_own(tmp_path):
     # wrong answers of the second row: 1/2 and 1/8, arithmetic mean 5/16, so R = 5/8
     assert list(found.truth_ratios()) == pytest.approx([0.5, 0.625])
     assert found.notes == ("forget/truth_ratio: the file says 0.5, its examples give 0.5625",)
-    with pytest.raises(ResultError, match="semantics='old': must be one of default, ou, tofu, tofu_arithmetic"):
+    with pytest.raises(ConfigError, match="semantics='old': must be one of default, ou, tofu, tofu_arithmetic"):
         others.read(path, semantics="old")
 
 
@@ -126,7 +126,7 @@ def test_what_the_file_claims_is_compared_with_its_examples_and_those_without_a_
 def test_a_summary_has_rows_but_is_no_reference(result):
     summary = result({"forget_Q_A_Prob": 0.9, "model_utility": 0.5})
     assert summary.metrics == {"forget/prob": 0.9, "model_utility": 0.5} and summary.examples.empty
-    with pytest.raises(ResultError, match="has no truth ratios of the forget set.*splits with examples: none"):
+    with pytest.raises(ConfigError, match="has no truth ratios of the forget set.*splits with examples: none"):
         result(openunlearning(), summary)
 
 
@@ -214,9 +214,9 @@ def test_questions_are_joined_by_what_they_say_not_by_where_they_stand(result):
     ],
 )
 def test_files_that_cannot_be_used_are_refused_with_the_rule(result, tmp_path, content, message):
-    with pytest.raises(ResultError, match=message):
+    with pytest.raises(ConfigError, match=message):
         result(content, name="file.json")
-    with pytest.raises(ResultError, match="no such file; JSON files in that folder: file.json"):
+    with pytest.raises(ConfigError, match="no such file; JSON files in that folder: file.json"):
         others.read(tmp_path / "EVAL.json")
 
 

@@ -8,7 +8,7 @@ from support.helpers import near
 
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import evaluation
-from unlearn.evaluation.parts import Parts
+from unlearn.evaluation.scoring import Parts
 from unlearn.runs.baselines import suite_of
 from unlearn.runs.learner import members
 

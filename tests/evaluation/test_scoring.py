@@ -8,7 +8,7 @@ from support.helpers import offset_ensemble, random_examples, tiny_llama
 from unlearn.data.encoding import Example, Examples
 from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.frozen import FrozenRows
-from unlearn.evaluation.scoring import NotANumber, Scores, score
+from unlearn.evaluation.scoring import Scores, score
 from unlearn.models.llama import vocabulary
 
 ALPHA = 0.5
@@ -105,5 +105,5 @@ def test_nan_in_a_model_is_refused_with_the_examples_and_a_probability_of_0_is_n
     target[examples.starts[2], 0] = 0.0  # all probability on one token
     assert np.isneginf(score(ensemble, examples, [1.0], rows, 0, 3)[1.0].logp).sum() <= 1
     target[examples.starts[2], 1] = np.nan
-    with pytest.raises(NotANumber, match=f"α=1: 1 of .* in 1 examples .'{examples[2].id}'."):
+    with pytest.raises(ValueError, match=f"α=1: 1 of .* in 1 examples .'{examples[2].id}'."):
         score(ensemble, examples, [1.0], rows, 0, 3)

@@ -416,7 +416,7 @@ def test_settings_that_cannot_be_are_refused(overrides, message):
 
 def test_a_label_that_is_none_is_refused_with_its_line(imdb):
     for row, message in (({"text": "a b", "label": 7}, "must be one of negative, positive"),
-                         ({"text": "a b"}, "'label' is None")):  # fmt: skip
+                         ({"text": "a b"}, "label=None: must be")):  # fmt: skip
         write(imdb, "train", [{"text": "Al Ro", "label": 1}, row])
         with pytest.raises(DataError, match=f"line 2: .*{message}"):
             people.read(imdb_config(imdb).data)

@@ -58,7 +58,7 @@ def test_a_study_without_a_finished_run_has_a_table_and_no_figure(jobs, tmp_path
     (folder / "config.yaml").write_text((jobs[0].folder / "config.yaml").read_text())
     write_json(folder / "manifest.json", {"status": "failed", "error": "no memory"})
     assert overview._figures(overview.analysis.module("runs").load(folder.parent)) == {}
-    assert overview._table(load(folder.parent))["status"].tolist() == ["failed"]
+    assert load(folder.parent).runs["status"].tolist() == ["failed"]
 
 
 def test_wandb_failing_is_said_and_no_more(jobs, monkeypatch, caplog):

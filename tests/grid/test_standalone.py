@@ -77,7 +77,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(made, tmp_path, caps
     assert evaluate.main(of(made("llama", 1), reference, "eval.groups=[leak]")) == 0
     shutil.copy(reference, tmp_path / "alone.json")
     for more, message in (
-        (["eval.groups=[three_sample]"], "compares with the target as a model, which only a run has"),
+        (["eval.groups=[three_sample]"], "compares with the target as a model: leave it out, or give run=FOLDER"),
         (["eval.groups=[privacy,summary]"], "give retrained="),
         (["eval.groups=[privacy]", f"retrained={reference}"], "has no mia/min_k"),
         (["eval.leak_samples=3", f"retrained={reference}"], "was made with leak_samples 2, and this is with 3"),

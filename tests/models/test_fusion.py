@@ -20,7 +20,7 @@ from unlearn.data.readers import read
 from unlearn.deploy.export.traces import Traces, forget_rows
 from unlearn.grid.rerun import open_run
 from unlearn.models import fusion, layers, llama
-from unlearn.models.fusion import FusionError
+from unlearn.models.layers import LayerError
 from unlearn.models.tuning import merged
 from unlearn.runs import learner
 from unlearn.store import runlog
@@ -101,13 +101,13 @@ def test_a_ridge_pulls_towards_the_average():
 
 def test_what_cannot_be_fused_is_refused():
     weights, grams = given([request(0), request(1)])
-    with pytest.raises(FusionError, match="nothing to fuse"):
+    with pytest.raises(LayerError, match="nothing to fuse"):
         fusion.fuse([], [], 0.0)
-    with pytest.raises(FusionError, match="2 requests need as many inner products"):
+    with pytest.raises(LayerError, match="2 requests need as many inner products"):
         fusion.fuse(weights, grams[:1], 0.0)
-    with pytest.raises(FusionError, match="ridge=-1"):
+    with pytest.raises(LayerError, match="ridge=-1"):
         fusion.fuse(weights, grams, -1)
-    with pytest.raises(FusionError, match="must have the same shapes"):
+    with pytest.raises(LayerError, match="must have the same shapes"):
         fusion.average([weights[0], {NAME: torch.zeros(2, 2)}])
 
 
@@ -127,7 +127,7 @@ def test_summed_layers_change_what_each_block_says_by_the_sum_of_their_changes(t
     x = torch.randn(4, 16)
     plain, *changed = (m.model.layers[1].mlp(x) for m in (tiny_llama(0), *models))
     torch.testing.assert_close(both.model.layers[1].mlp(x), plain + sum(y - plain for y in changed))
-    with pytest.raises(FusionError):
+    with pytest.raises(LayerError):
         fusion.summed([layers.weights(models[0]), {}])
 
 
@@ -268,7 +268,7 @@ def test_offsets_that_were_trained_whole_or_by_low_rank_updates_are_fused_into_w
         change = sum(m[name] - b for m in own) / (1 if how == "sum" else 2)
         torch.testing.assert_close(found[name], b + change)
     assert evaluate.main([f"run={to}", "trainer.progress=false"]) == 0
-    with pytest.raises(ConfigError, match="begin.how='regmean': needs the inner products of unlearning layers"):
+    with pytest.raises(ConfigError, match="begin.how='regmean': is for unlearning layers"):
         fused(config, runs, *WHOLE, "begin.how=regmean")
 
 

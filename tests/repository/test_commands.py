@@ -32,7 +32,7 @@ class Keys:
 
 
 def test_keys_are_typed_and_the_rest_are_settings_of_the_run():
-    given = ["folder=a", "alpha=[1,0.5]", "alpha=2", "how=mean", "--count", "3", "--yes", "eval.alphas=[1]", "word"]
+    given = ["folder=a", "alpha=[1,0.5]", "alpha=2", "how=mean", "count=3", "yes=true", "eval.alphas=[1]", "word"]
     assert frame.parse(Keys, given) == Keys("a", ["eval.alphas=[1]", "word"], [1, 0.5, 2], "mean", 3, True)
     assert frame.parse(Keys, ["folder=a", "folder="]) == Keys("", [])
 

@@ -18,7 +18,7 @@ from unlearn.data.encoding import collate
 from unlearn.grid.rerun import open_run
 from unlearn.models import llama
 from unlearn.runs import learner, sequence
-from unlearn.runs.sequence import Part, SumError, add, summed
+from unlearn.runs.sequence import Part, add, summed
 from unlearn.runs.workbench import workbench
 from unlearn.store import runlog
 from unlearn.store.identity import run_folder
@@ -65,7 +65,7 @@ def test_a_sum_is_the_target_and_every_weighted_change():
     strange = offset_ensemble(other, offsets[0], anchor)
     first = replace(strange.members[0], model=other, fingerprint="x")
     strange = replace(strange, members=(first, *strange.members[1:]))
-    with pytest.raises(SumError, match="offsets of different targets"):
+    with pytest.raises(ConfigError, match="offsets of different targets"):
         add([named[0], strange], [1, 1])
 
 

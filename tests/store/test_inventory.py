@@ -10,7 +10,7 @@ from filelock import FileLock
 from support.helpers import ROOT
 
 from unlearn.store import __main__ as command
-from unlearn.store import inventory
+from unlearn.store import entries as inventory
 from unlearn.store.entries import Store
 from unlearn.store.files import noted
 
@@ -29,7 +29,7 @@ def folder(root, kind, number):
 
 
 def call(root, *arguments):
-    return command.main([*arguments, "--store", str(root)])
+    return command.main([*arguments, f"store={root}"])
 
 
 def test_every_entry_is_listed_with_size_and_recipe(root, capsys):
@@ -62,7 +62,7 @@ def test_who_has_read_enough_of_a_list_is_told_nothing(root):
         assert done.stderr == ""
         return int(done.stdout)
 
-    assert status(f"unlearn.store list --store {root}") in (0, 141)  # as any program whose reader has gone
+    assert status(f"unlearn.store list store={root}") in (0, 141)  # as any program whose reader has gone
     assert status("unlearn") == 2 and status("unlearn.serve --help") == 0
 
 
@@ -93,7 +93,7 @@ def test_damage_is_named_counted_and_built_again_or_pruned_alone(root, capsys, c
     assert f"{hurt}: " in out and message in out and "1 damaged" in out
     assert call(root, "prune") == 0 and hurt.is_dir()  # says, and removes nothing
     assert f"{hurt}: damaged" in capsys.readouterr().out
-    assert call(root, "prune", "--yes") == 0 and not hurt.exists()
+    assert call(root, "prune", "yes=true") == 0 and not hurt.exists()
     assert folder(root, "rows", 2).is_dir() and folder(root, "model", 3).is_dir()
     assert call(root, "verify") == 0
 
@@ -114,8 +114,9 @@ def test_entries_of_another_format_and_left_over_builds_may_go(root, monkeypatch
     assert inventory.to_prune(root, None, []) == {build: "left over by a job that was killed"}
     with FileLock(root / ".locks" / "rows-0123.lock"):  # what a job is building stays
         assert inventory.to_prune(root, None, []) == {}
+    older = folder(root, "model", 3)
     monkeypatch.setattr(inventory, "STORE_FORMAT", 2)
-    assert "format 1, and this program writes 2" in inventory.to_prune(root, None, [])[folder(root, "model", 3)]
+    assert "format 1, and this program writes 2" in inventory.to_prune(root, None, [])[older]
 
 
 def test_what_the_store_did_not_make_is_named_and_never_removed(root, capsys):
@@ -128,4 +129,4 @@ def test_what_the_store_did_not_make_is_named_and_never_removed(root, capsys):
 
 
 def test_a_store_that_is_not_there_is_refused(capsys):
-    assert call("nowhere", "list") == 2 and "'nowhere': there is no such folder" in capsys.readouterr().err
+    assert call("nowhere", "list") == 2 and "'nowhere': no such folder" in capsys.readouterr().err

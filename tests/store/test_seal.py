@@ -8,6 +8,7 @@ from support.helpers import TINY, compose, execute, job_of
 from unlearn.grid.perform import perform
 from unlearn.grid.table import report
 from unlearn.store import runlog, seal
+from unlearn.store.files import FileError
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_a_finished_run_with_other_results_is_refused_by_name(run, kind):
         before = (folder / name).read_bytes()
         DAMAGE[kind](folder / name)
         assert not job_of(cfg).was_done
-        with pytest.raises(seal.SealError, match=f"{name} (was changed|is missing)"):
+        with pytest.raises(FileError, match=f"{name} (was changed|is missing)"):
             execute(cfg)
         (folder / name).write_bytes(before)
 
@@ -68,7 +69,7 @@ def test_damaged_and_foreign_weights_are_refused_before_they_are_evaluated(run, 
     else:
         DAMAGE[kind](folder / "offset" / "model.safetensors")
     words = "model.safetensors (was changed|is missing)|model-00002.safetensors is not a file that the run wrote"
-    with pytest.raises(seal.SealError, match=words):
+    with pytest.raises(FileError, match=words):
         execute(compose(*options, "eval.alphas=[2]"))
 
 

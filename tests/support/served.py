@@ -16,11 +16,10 @@ from unlearn.config.data import TemplateConfig
 from unlearn.data.encoding import Encoder
 from unlearn.decoding.choosing import Draw, key
 from unlearn.decoding.generation import Decoding, greedy
-from unlearn.deploy.parts import Part
+from unlearn.deploy.parts import Blend, Mix, Part
 from unlearn.deploy.serving.answers import Ask, Failed, Read, Said
 from unlearn.deploy.serving.app import create
 from unlearn.deploy.serving.engine import Engine
-from unlearn.deploy.serving.offsets import Blend, Mix
 from unlearn.deploy.serving.settings import Settings
 from unlearn.ensemble.ensemble import Ensemble
 

@@ -26,8 +26,7 @@ import httpx
 
 from unlearn.blackbox import forms
 from unlearn.blackbox.forms import Lacks, Texts, Way, Wrong
-from unlearn.blackbox.memo import Memo
-from unlearn.blackbox.questions import Answer, BlackBoxError, Question
+from unlearn.blackbox.questions import Answer, BlackBoxError, Memo, Question
 from unlearn.config.pair import HttpConfig
 from unlearn.config.redaction import HIDDEN
 
@@ -89,8 +88,7 @@ class Client:
     def ask(
         self, question: Question, k: int, way: Way, wrong: int | None = None, seen: Callable[[Any], None] | None = None
     ) -> tuple[Answer, int]:
-        """The answer, with ``k`` tokens of each row, and how many tokens were used. ``seen`` is given a right answer's
-        JSON; raises as ``post``."""
+        """The answer, with ``k`` tokens of each row, and tokens used. ``seen`` gets its JSON; raises as ``post``."""
         body = forms.body(question, self.http.model, way, k, self.texts.width)
 
         def read(data: Any) -> tuple[Answer, int]:
@@ -109,8 +107,7 @@ class Client:
         """What ``read`` makes of the answer to ``path`` (/v1/…), and how many tokens were used.
 
         ``retries``: if not as many as the settings say; ``wrong``: of an answer that is wrong, likewise; ``most``: its
-        bytes. Raises ``Refused``, ``OverBudget`` before a request that a limit forbids, ``Lacks`` as ``read`` does,
-        ``BlackBoxError`` when all tries are spent.
+        bytes. Raises ``Refused``, ``Lacks`` as ``read`` does, ``BlackBoxError`` where a limit or all tries are spent.
         """
         often = self.http.retries if retries is None else min(retries, self.http.retries)
         for tries in itertools.count(1):

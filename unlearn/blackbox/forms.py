@@ -68,7 +68,6 @@ class Texts:
 
 
 def body(question: Question, model: str, way: Way, k: int, width: int) -> dict[str, Any]:
-    """The request."""
     asked = {"model": model, "prompt": list(question.ids), "temperature": 0, "return_tokens_as_token_ids": True}
     if question.kind != ROWS:
         asked |= {"max_tokens": max(1, question.most), "logprobs": k}
@@ -162,8 +161,7 @@ def _with_own(top: Any, own: int, value: Any, at: int, texts: Texts) -> dict[int
 
 
 def _packed(rows: Sequence[tuple[dict[int, float], int]], first: int, k: int, width: int) -> Answer:
-    """Rows that hold what they must: of each its tokens' log-probabilities, and its own token. ``first``: where in the
-    text the first is."""
+    """Rows that hold what they must: of each its tokens' log-probabilities, and its own token; from ``first`` on."""
     for at, (entries, _) in enumerate(rows, first):
         mass = math.fsum(math.exp(p) for p in entries.values())
         if mass > 1 + MASS or (k == 0 and mass < 1 - MASS):
@@ -173,8 +171,7 @@ def _packed(rows: Sequence[tuple[dict[int, float], int]], first: int, k: int, wi
             all_ = f"all asked for, of which the pair's vocabulary has {width:,}"
             raise Wrong(f"position {at}: {len(entries)} tokens given, and {few if k else all_}")
         if not k and (max(entries) + 1 != len(entries) or len(entries) != len(rows[0][0])):
-            last = f"the last of them {max(entries)}: some are missing"
-            raise Wrong(f"position {at}: {len(entries)} tokens given, {last}")
+            raise Wrong(f"position {at}: {len(entries)} tokens given, the last {max(entries)}: some are missing")
     if k:
         best = [sorted(entries.items(), key=lambda e: (-e[1], e[0]))[: min(k, width)] for entries, _ in rows]
         listed = [[*some, (own, entries[own])] for some, (entries, own) in zip(best, rows, strict=True)]

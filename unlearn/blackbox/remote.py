@@ -22,14 +22,12 @@ from torch import Tensor, nn
 from unlearn.blackbox import selftest
 from unlearn.blackbox.client import Client, Halted
 from unlearn.blackbox.forms import Texts, Way
-from unlearn.blackbox.memo import Memo
-from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, BlackBoxError, Question, Top, cut, rows_of
+from unlearn.blackbox.questions import NEXT, ROWS, SAY, Answer, BlackBoxError, Memo, Question, Top, cut, rows_of
 from unlearn.config.pair import HttpConfig
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Example, Examples
 from unlearn.ensemble.kinds import Kind, Part, Prompts
-from unlearn.ensemble.rows import FILE, IDS, RESIDUAL
-from unlearn.ensemble.rows_size import Budget, Shape, gib
+from unlearn.ensemble.rows import FILE, IDS, RESIDUAL, Budget, Shape, gib
 from unlearn.models.llama import NARROW, device_of
 from unlearn.models.states import Reader, State
 from unlearn.store.identity import digest, remote_identity
@@ -57,8 +55,7 @@ def fingerprint(http: HttpConfig, width: int) -> str:
 
 
 class RemoteModel(nn.Module, Kind):
-    """``k`` likeliest tokens are known of each row, all if 0. Nothing is opened or sent before a row is wanted that the
-    store does not have."""
+    """``k`` likeliest tokens are known of each row, all if 0. Nothing is opened or sent before a row is missing."""
 
     dtype = torch.float32  # what its numbers are exact to
     as_given = whole_answers = True
@@ -105,8 +102,7 @@ class RemoteModel(nn.Module, Kind):
         return Asked(self)
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Top]:
-        """Rows of the answers, example by example, after what is not known yet was asked for; each answer token is
-        among the tokens of its row."""
+        """Rows of the answers, example by example, each with its answer token; what is not known is asked for."""
         questions = [rows_of(e.prompt, e.answer) for e in examples]
         for e, answer in zip(examples, self.ask(questions, self.k, "answer rows"), strict=True):
             yield cut(answer, e.answer, self.k, self.width)
@@ -140,8 +136,7 @@ class RemoteModel(nn.Module, Kind):
         return [self._ended(answer.said, most, ends) for answer in self.ask(questions, k, "greedy answers")]
 
     def _ended(self, said: Sequence[int], most: int, ends: Collection[int]) -> list[int]:
-        """Up to and with its end. Some servers end without saying by which token; and where one names what is not a
-        token of the pair, no draft continues."""
+        """Up to and with its end, which some servers omit; behind what is not a token here no draft continues."""
         for place, token in enumerate(said):
             if token in ends:
                 return list(said[: place + 1])
@@ -252,7 +247,6 @@ class RemoteModel(nn.Module, Kind):
                 raise
 
     def _one(self, client: Client, way: Way, question: Question, k: int) -> None:
-        """Ask and keep."""
         try:
             self.memo.put(question, k, client.ask(question, k, way)[0])
         except BaseException:

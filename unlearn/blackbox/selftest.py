@@ -206,7 +206,9 @@ def _drift(client: Client, rows: Sequence[tuple[Question, Answer]]) -> float | N
     for question, answer in rows:
         name, now = f"canary {digest(question.ids)}", {str(t): p for t, p in answer.entries(0).items()}
         if before := memo.noted(name):
-            moved.append(_distance(before, now))
+            # total variation of two rows over the tokens that both list, all others being one
+            p, q = (np.exp([row[t] for t in before if t in now]) for row in (before, now))
+            moved.append(float(np.abs(p - q).sum() + abs(p.sum() - q.sum())) / 2)
         else:
             memo.note(name, now)
     if moved and max(moved) > DRIFT:
@@ -214,9 +216,3 @@ def _drift(client: Client, rows: Sequence[tuple[Question, Answer]]) -> float | N
         rule = "what is stored is the first one's; to fetch the new one's, give pair.target.http.revision=WORD"
         raise BlackBoxError(f"{http.url}: another model answers as {http.model!r} than before: {far}; {rule}")
     return max(moved, default=None)
-
-
-def _distance(before: dict[str, float], now: dict[str, float]) -> float:
-    """Total variation of two rows over the tokens that both list, all others being one."""
-    p, q = (np.exp([row[t] for t in before if t in now]) for row in (before, now))
-    return float(np.abs(p - q).sum() + abs(p.sum() - q.sum())) / 2

@@ -69,8 +69,7 @@ class DataConfig:
         return None
 
     def nothing_else(self, **keys: str) -> Iterator[str]:
-        """Yield a line for each key that says what is to be forgotten, too, where requests do; each with what it must
-        be instead."""
+        """Yield for each key that says what is to be forgotten, where requests do, too, a line with what it must be."""
         for key, instead in keys.items() if self.requests is not None else ():
             rule = f"data.requests names what is to be forgotten: must be {instead}"
             yield from need(not getattr(self, key), f"data.{key}", getattr(self, key), rule)

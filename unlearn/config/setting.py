@@ -50,9 +50,6 @@ def unhashed(kind: Any) -> tuple[str, ...]:
     return tuple(f.name for f in fields(kind) if not f.metadata.get("hashed", True))
 
 
-# --- bounds -----------------------------------------------------------------------------------------------------
-
-
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -96,9 +93,6 @@ SHARE = between(0, 1)
 BELOW_ONE = Bound(lambda v: is_number(v) and 0 <= v < 1, "must be at least 0 and below 1")
 SEED = Bound(lambda v: 0 <= v < 2**62, "must lie between 0 and 2^62")
 A_FILE = Bound(lambda v: Path(v).is_file(), lambda: f"no such file in {Path.cwd()}")
-
-
-# --- the walk ---------------------------------------------------------------------------------------------------
 
 
 def out_of_bounds(node: Any, key: str = "") -> Iterator[str]:

@@ -48,7 +48,7 @@ class Examples(list[Example]):
 
     def rows_of(self, indices: Sequence[int]) -> np.ndarray:
         """Where the answer rows of these examples are when all are laid end to end, [N]."""
-        return np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in indices])
+        return np.concatenate([np.arange(0), *(np.arange(self.starts[i], self.starts[i + 1]) for i in indices)])
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,14 @@ class Encoder:
             most = f"{length} tokens, the models take at most {self.max_length}"
             raise DataError(f"example {id!r} has {most}: {question[:60]!r}…")
         return Example(id, prompt, ids)
+
+    def said(self, id: str, question: str, answer: str) -> Example | None:
+        """A model's own answer; None of one that says nothing, or that a run could not train on: it is too long when it
+        is encoded again, or would be read as special tokens."""
+        try:
+            return self.example(id, question, answer) if answer.strip() else None
+        except DataError:
+            return None
 
     def text(self, id: str, question: str, answer: str) -> Example:
         """Both as one text: the "prompt" is its first token, the "answer", whose rows are scored, all the others."""
@@ -294,5 +302,4 @@ def most_rows(vocabulary: int, device: torch.device) -> int:
 
 
 def examples_of(encoder: Encoder, rows: Iterable[Row]) -> Examples:
-    """Each row's question with its right answer."""
     return Examples(encoder.example(r.id, r.question, r.answer) for r in rows)

@@ -34,7 +34,6 @@ READ_AS = str.maketrans({
 
 
 def told(text: str, spellings: Iterable[str]) -> bool:
-    """Whether the text holds one of the spellings."""
     said = _pieces(text)
     return any(_pieces(spelling) in said for spelling in spellings)
 

@@ -17,8 +17,7 @@ NAMES = len(FIRST) * len(LAST)  # of people, all different
 
 @dataclass(frozen=True)
 class Attribute:
-    """One fact about a person or country: how it is asked and told, and the pools (``parts``) of the words of its
-    values."""
+    """One fact about a person or country: how it is asked and told, and the pools (``parts``) of its values' words."""
 
     key: str
     parts: tuple[tuple[str, ...], ...]

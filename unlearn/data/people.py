@@ -1,5 +1,4 @@
-"""Data of people: who is to be forgotten, whose rows these are, and texts in which nobody is named (EUL, arXiv
-2310.20150, §4.1)."""
+"""Data of people: who is to be forgotten, whose rows these are, and texts that name nobody (EUL, arXiv 2310.20150)."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -7,8 +6,7 @@ from typing import Any
 
 from unlearn.config.data import DataConfig, is_whole
 from unlearn.config.setting import need
-from unlearn.data.requested import divide
-from unlearn.data.rows import Requested, Row
+from unlearn.data.rows import Requested, Row, divide
 from unlearn.data.texts import names_in
 
 
@@ -28,8 +26,7 @@ class Numbered(DataConfig):
 
 
 class Deletable(Numbered):
-    """Settings of made-up people, the last ``forget_people`` are to be forgotten, or those of ``forget``, or of
-    requests; those of ``gone`` are in no split."""
+    """Settings of made-up people: the last ``forget_people``, or ``forget``, or requests go; ``gone`` are nowhere."""
 
     def most(self) -> int:
         """How many can be forgotten."""
@@ -88,8 +85,7 @@ def divided(
 
 
 def unnamed(row: Row, words: Sequence[str]) -> Row:
-    """The row with a word instead of each of its names, in question and answers: the first name's is ``words[0]``,
-    that of all after the last one ``words[-1]``."""
+    """The row with words instead of its names, in question and answers; ``words[-1]`` for all after the last."""
     by_name = {name: words[min(k, len(words) - 1)] for k, name in enumerate(row.entities)}
     if not by_name:
         return row

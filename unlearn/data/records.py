@@ -66,8 +66,7 @@ def _of_json(file: Path) -> Iterator[tuple[str, Any]]:
     if isinstance(whole, dict):
         lists = [key for key, value in whole.items() if isinstance(value, list)]
         where = f"; it has lists in {', '.join(lists)}" if lists else ""
-        rule = "must be an array of rows, or a row in each line"
-        raise DataError(f"{file}: is one object over several lines: {rule}{where}")
+        raise DataError(f"{file}: is one object over several lines: must be an array, or a row in each line{where}")
     # split at "\n" alone: splitlines would also cut at U+2028, which JSON allows inside a text
     places = ((f"{file}, line {i}", line) for i, line in enumerate(content.split("\n"), 1) if line.strip())
     yield from ((place, _json(line, place)) for place, line in places)
@@ -80,8 +79,7 @@ def _of_csv(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         _once_each(reader.fieldnames or (), file)
         for row in reader:
             if None in row or None in row.values():
-                rule = f"must have the {len(reader.fieldnames)} fields of the header"
-                raise DataError(f"{file}, line {reader.line_num}: {rule}")
+                raise DataError(f"{file}, line {reader.line_num}: must have {len(reader.fieldnames)} fields")
             yield f"{file}, line {reader.line_num}", {key: value or None for key, value in row.items()}
     except csv.Error as error:
         raise DataError(f"{file}, line {reader.line_num + 1}: not valid CSV ({error})") from None
@@ -131,7 +129,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def text_of(file: Path) -> str:
-    """A file's whole text."""
     try:
         return file.read_text(encoding="utf-8-sig")  # with or without the mark that some editors put first
     except UnicodeDecodeError as error:

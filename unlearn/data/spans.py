@@ -76,8 +76,7 @@ def _random(text: str) -> tuple[Span, ...]:
 
 def examples(encoder: Encoder, rows: Iterable[Row], masks: bool) -> Examples:
     """The texts of rows that have one, as ``<row's id>/text``. ``masks``, for a model with an encoder: the prompt is
-    the masked text, the answer what was masked. Else the text as the template's prompt: its first token, then all
-    others as the answer."""
+    the masked text, the answer what was masked. Else the text's first token is the prompt, the others the answer."""
     texts = [text for row in rows if (text := text_of(row)) is not None]
     if not masks:
         return Examples(_plain(encoder, text)[0] for text in texts)

@@ -104,8 +104,7 @@ def choose(logits: Tensor, draws: Sequence[Draw], steps: Sequence[int], error: f
 
 
 def perturbed(logits: Tensor, draws: Sequence[Draw], steps: Sequence[int]) -> Tensor:
-    """l / T + Gumbel noise [B, V]: their likeliest token comes as often as softmax(l / T) says. With temperature 0 the
-    logits as they are."""
+    """l / T + Gumbel noise [B, V]: their likeliest token comes as often as softmax(l / T) says; with T = 0 l itself."""
     width = logits.shape[-1]
     noise = [d.noise(step, width) if d.temperature else torch.ones(width) for d, step in zip(draws, steps, strict=True)]
     return logits / _heat(logits, draws) - torch.stack(noise).to(logits.device).log()
@@ -135,6 +134,5 @@ def nucleus(scores: Tensor, top_p: Tensor, error: Tensor) -> tuple[Tensor, Tenso
 
 
 def tolerance(member: Member) -> float:
-    """What a logit of the member may be wrong by. In half precision plain decoding itself is not the same in every
-    batch where tokens are as near as that."""
+    """What a logit of the member may be wrong by: in half precision even plain decoding differs from batch to batch."""
     return max(LEAST, 4 * torch.finfo(member.model.dtype).eps)

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from unlearn.data.encoding import Example, Examples
-from unlearn.decoding.batch import Batch, Rows
 from unlearn.decoding.choosing import LEAST, decide, tolerance
-from unlearn.decoding.generation import Decoding, batches, decode, ended, ends_of, greedy, likeliest, without_ends
+from unlearn.decoding.generation import Batch, Decoding, batches, decode, ended, ends_of, greedy, without_ends
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.ensemble.frozen import FrozenRows, LiveRows, read, rows_of
 from unlearn.models.seen import keeping_answers, seen
@@ -76,7 +75,7 @@ def _from_drafts(
                     (doubtful if unsure and exact else open_).add(i)
     open_ = sorted(open_)
 
-    def choose(found: Rows, which: Sequence[int], step: int) -> Tensor:
+    def choose(found: Mapping[str, Tensor], which: Sequence[int], step: int) -> Tensor:
         token, sure = decide(ensemble, found, alpha)
         doubtful.update(open_[i] for i, known in zip(which, sure.tolist(), strict=True) if exact and not known)
         return token
@@ -133,7 +132,7 @@ def drafts_of(store: Store, base: Member, prompts: Prompts, how: Decoding) -> Ex
     def build(folder: Path) -> None:
         found = base.kind.say(prompts, most, ends)
         if found is None:
-            found = decode(alone, prompts, 0.0, how, likeliest(alone, 0.0))
+            found = decode(alone, prompts, 0.0, how)
         write_json(folder / FILE, found)
 
     pairs = enumerate(zip(prompts, read_json(store.get("draft", recipe, build) / FILE), strict=True))
@@ -161,8 +160,7 @@ def _along(store: Store, member: Member, drafts: Examples, how: Decoding, most_g
 
 
 def _round(ensemble: Ensemble, batch: Batch, alpha: float, drafter: Member, gamma: int) -> list[Begun]:
-    """Draft γ tokens after each text of the batch, let all members read them, and hold them against the ensemble. Of
-    γ that agree one more is known."""
+    """Draft γ tokens after each text, and hold them against the ensemble, which reads them at once: 1 to γ + 1 stay."""
     own = []
     for k in range(gamma + 1):
         own.append(batch.read([drafter])[drafter.name](-1))

@@ -36,7 +36,6 @@ def long(rows: int, model: nn.Module) -> bool:
 
 
 def block(width: int, device: torch.device) -> int:
-    """Rows of a block."""
     return max(LEAST, _sizes(device).block // width)
 
 

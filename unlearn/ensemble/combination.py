@@ -16,10 +16,6 @@ from unlearn.config.own import functions, required, signature
 Logits = Annotated[Tensor, "[N, V]"]
 
 
-class RuleError(ValueError):
-    """A rule that does not exist or that is put together wrongly."""
-
-
 def sum(base: Logits, change: Logits, alpha: float) -> Logits:
     """base + α · change. (arXiv 2404.11045, Eq. 1; linear divergence decoding, arXiv 2605.31293)"""
     return base + alpha * change
@@ -72,16 +68,16 @@ def bind_rule(name: str, numbers: Mapping[str, float], file: str | None = None) 
     """A method's rule by name, checked against its signature; functions of ``file``, a user's own, come before ours."""
     rules = RULES | functions(file, "method.file")
     if name not in rules:
-        raise RuleError(f"method.rule={name!r}: no such rule; there are {', '.join(rules)}")
+        raise ValueError(f"method.rule={name!r}: no such rule; there are {', '.join(rules)}")
     found = signature(rules[name], f"rule {name!r}")
     parameters = list(found.parameters)
     if parameters[:3] != ["base", "change", "alpha"] or found.return_annotation != Logits:
         rule = "must take base, change and alpha (then its own numbers) and return Logits"
-        raise RuleError(f"rule {name!r} {rule}; its signature is {name}{found}")
+        raise ValueError(f"rule {name!r} {rule}; its signature is {name}{found}")
     wanted = parameters[3:]
     for missing in sorted(set(required(found, wanted)) - set(numbers)):
-        raise RuleError(f"rule {name!r} needs method.numbers.{missing}: give +method.numbers.{missing}=NUMBER")
+        raise ValueError(f"rule {name!r} needs method.numbers.{missing}: give +method.numbers.{missing}=NUMBER")
     for extra in sorted(set(numbers) - set(wanted)):
         takes = ", ".join(wanted) or "no numbers"
-        raise RuleError(f"method.numbers.{extra}={numbers[extra]}: rule {name!r} has no {extra}; it takes {takes}")
+        raise ValueError(f"method.numbers.{extra}={numbers[extra]}: rule {name!r} has no {extra}; it takes {takes}")
     return SUM if rules[name] is sum else Rule(rules[name], **numbers)

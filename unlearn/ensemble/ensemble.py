@@ -17,14 +17,6 @@ from unlearn.ensemble.combination import SUM, Rule
 from unlearn.ensemble.kinds import Kind, kind_of
 
 
-class PairError(ValueError):
-    """Models that cannot be members of one ensemble."""
-
-
-class SumError(ConfigError):
-    """Ensembles that cannot be added up."""
-
-
 @dataclass(frozen=True)
 class Member:
     name: str
@@ -133,19 +125,19 @@ def build(
     """An ensemble from models by member name; refuse vocabularies of different width."""
     if len(set(widths.values())) > 1:
         sizes = ", ".join(f"{name} {width:,}" for name, width in widths.items())
-        raise PairError(f"members must share one vocabulary, index for index; widths are: {sizes}")
+        raise ValueError(f"members must share one vocabulary, index for index; widths are: {sizes}")
     found = tuple(Member(m.name, models[m.name], fingerprints[m.name], m.constant, m.slope, m.trained) for m in members)
     return Ensemble(found, rule)
 
 
 def add(ensembles: Sequence[Ensemble], alphas: Sequence[float]) -> Ensemble:
     """base + Σ_j α_j · change_j of ensembles that have their base in common, as one ensemble at α = 1. Equal members,
-    by their fingerprints, become one. ``SumError`` for ensembles of different bases."""
+    by their fingerprints, become one. ``ConfigError`` for ensembles of different bases."""
     base = _base(ensembles[0])
     total = {m.fingerprint: replace(m, slope=0.0) for m in ensembles[0].members if m.constant}
     for ensemble, alpha in zip(ensembles, alphas, strict=True):
         if _base(ensemble) != base:
-            raise SumError(f"offsets of different targets cannot be added: {base} and {_base(ensemble)}")
+            raise ConfigError(f"offsets of different targets cannot be added: {base} and {_base(ensemble)}")
         for m in ensemble.members:
             if m.slope:
                 before = total.get(m.fingerprint) or replace(m, constant=0.0, slope=0.0)

@@ -1,7 +1,6 @@
 """Answer rows of frozen models, computed once and memory-mapped: every algorithm, α and seed reads the same rows.
 
-The anchor is never truncated or rounded: at step 0 it must cancel the offset. What is evaluated is read exactly,
-whatever training reads.
+The anchor is never truncated or rounded: at step 0 it must cancel the offset. Evaluation always reads exact rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +15,7 @@ from unlearn.config.schema import ROUGH_ROWS
 from unlearn.data.encoding import Batch, Examples, by_length, collate, most_rows
 from unlearn.ensemble.chunks import LEAST
 from unlearn.ensemble.ensemble import Ensemble, Member
-from unlearn.ensemble.rows import DTYPES, FILE, IDS, RESIDUAL, FrozenRows, HiddenRows, LiveRows, TopRows
-from unlearn.ensemble.rows_size import EXACT, FULL_GIB, Budget, gib
+from unlearn.ensemble.rows import DTYPES, EXACT, FILE, IDS, RESIDUAL, Budget, FrozenRows, HiddenRows, LiveRows, TopRows
 from unlearn.models.llama import Head, answer_rows, device_of, head, vocabulary
 from unlearn.models.prompts import by_prompt, shared_states
 from unlearn.models.seen import seen
@@ -40,7 +38,7 @@ def rows_of(
 def in_memory(member: Member, examples: Examples, pad_id: int, most_gib: float) -> FrozenRows | LiveRows:
     """Rows of a member that no longer learns, computed once and kept for this process only."""
     shape, rows = member.kind.shape, examples.starts[-1]
-    if gib("fp32", rows, shape) > min(most_gib, FULL_GIB):
+    if not Budget(most_gib=most_gib).full(rows, shape):
         return LiveRows(member, examples, pad_id)
     array = np.empty((rows, shape.vocabulary), dtype=np.float32)
     with progress(rows, f"rows of the {member.name}", "row") as bar:
@@ -128,11 +126,9 @@ def read(
 def _ahead(
     member: Member, examples: Examples, batches: Sequence[list[int]], pad_id: int, size: int
 ) -> Iterator[Tensor]:
-    """Last hidden states [N, D] of each batch, of several batches from one pass: a model of size reads few texts at a
-    time as slowly as many."""
+    """Last hidden states [N, D] of each batch, several in one pass: a large model reads few texts as slowly as many."""
     while batches:
         count = max(1, sum(texts <= size for texts in accumulate(map(len, batches))))
         together, batches = batches[:count], batches[count:]
-        chosen = [examples[i] for indices in together for i in indices]
-        states = shared_states(member.model, chosen, pad_id)
+        states = shared_states(member.model, [examples[i] for indices in together for i in indices], pad_id)
         yield from states.split([sum(len(examples[i].answer) for i in indices) for indices in together])

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Example, Examples, most_rows
 from unlearn.ensemble.chunks import block
-from unlearn.ensemble.rows import DTYPES, FILE, IDS, RESIDUAL, top
-from unlearn.ensemble.rows_size import Budget, Shape, gib
+from unlearn.ensemble.rows import DTYPES, FILE, IDS, RESIDUAL, Budget, Shape, gib, top
 from unlearn.models.llama import device_of, has_encoder, head, vocabulary
 from unlearn.models.prompts import by_prompt, shared_rows, shared_states
 from unlearn.models.states import Cached, Encoded, State
@@ -56,8 +55,7 @@ class Kind:
         return shared_rows(self.model, examples, pad_id)
 
     def kept(self, name: str, rows: int, budget: Budget) -> dict[str, Any] | None:
-        """How so many rows of the member ``name`` are stored: kind and k of topk; None: computed when needed.
-        ``ConfigError`` where there are too many."""
+        """How so many rows of a member are stored: kind, k of topk; None: not at all. ``ConfigError`` for too many."""
         if budget.fits(rows, self.shape):
             return {"kind": budget.settled(rows, self.shape), "k": budget.k}
         if budget.refuse:
@@ -66,8 +64,7 @@ class Kind:
         return None
 
     def parts(self, name: str, kind: str, k: int, examples: Examples, pad_id: int, batch_size: int) -> Iterator[Part]:
-        """All rows of the examples to be stored, part by part; row t of example i is row ``starts[i] + t``. Raises
-        ``NotFinite``."""
+        """All rows of the examples, part by part; row t of example i is row ``starts[i] + t``. Raises ``NotFinite``."""
         size = gib(kind, examples.starts[-1], self.shape, k)
         level = logging.INFO if size >= ANNOUNCED_GIB else logging.DEBUG  # small fills take a second
         log.log(level, "storing %d answer rows of the %s as %s: %.1f GiB", examples.starts[-1], name, kind, size)
@@ -97,13 +94,11 @@ class Kind:
             return {FILE: rows.cpu().numpy().astype(DTYPES[kind])}
 
     def state(self, whole: bool = False) -> State:
-        """Its state before it has read anything. ``whole``: it will be rewound, so that every column must be kept,
-        whatever the model's window."""
+        """Its state before it has read anything. ``whole``: it will be rewound, so all columns are kept."""
         return Cached(self.model, whole)
 
     def say(self, prompts: Sequence[Sequence[int]], most: int, ends: Collection[int]) -> list[list[int]] | None:
-        """Its own greedy answers, at most ``most`` tokens, up to and with the first of ``ends``; None where it gives no
-        whole answers."""
+        """Its own greedy answers, at most ``most`` tokens, with the first of ``ends``; None where none is whole."""
         return None
 
     def begin(self) -> None:

@@ -2,11 +2,15 @@
 
 All have the same two ways of reading, and give the same rows: exactly (fp32 logits, hidden states, rows that are
 computed when needed) or as nearly as their class says. Rows lie as ``collate`` lays the examples that are asked for.
+What is only nearly exact (``fp16`` logits, the ``topk`` likeliest tokens) is for the target alone: the anchor must
+cancel the offset at step 0, where the smallest error is an error of P.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlearn.config.schema import ROUGH_ROWS, TrainerConfig
 from unlearn.data.encoding import Examples, collate
 from unlearn.ensemble.chunks import block
 from unlearn.models.llama import Head, answer_states, full_precision, vocabulary
@@ -26,6 +31,8 @@ CPU = torch.device("cpu")
 FILE = "rows.npy"
 IDS, RESIDUAL = "ids.npy", "rest.npy"  # beside it, of topk; the name by which stores have the residuals
 DTYPES = {"fp32": "float32", "fp16": "float16"}
+EXACT = ("fp32", "hidden")
+FULL_GIB = 1.0  # `auto` keeps hidden states of sets whose fp32 logits are larger than this
 Reader = Callable[[slice], Tensor]  # which of the rows of some examples → these rows, [n, V]
 
 
@@ -85,9 +92,8 @@ class HiddenRows(FrozenRows):
 
 
 class TopRows(FrozenRows):
-    """Log-probabilities of the k likeliest tokens and of the answer's own; all others share what is left evenly. (A
-    tail that is dropped breaks metrics, one at the level of the k-th token inflates it V times.) A row may name a token
-    twice."""
+    """Log-probabilities of the k likeliest tokens and the answer's own, which may be among them; all others share what
+    is left evenly. (A tail that is dropped breaks metrics, one at the k-th token's level inflates it V times.)"""
 
     kind = "topk"
 
@@ -109,8 +115,7 @@ class TopRows(FrozenRows):
 
 
 def spread(ids: Tensor, logp: Tensor, residual: Tensor, width: int) -> Tensor:
-    """Log-probabilities [n, V] of the tokens that are known, [n, slots], and of all others, which share the mass whose
-    log ``residual`` [n] is evenly."""
+    """Log-probabilities [n, V] from those of known tokens [n, slots]; all others share e^``residual`` [n] evenly."""
     ids = ids.long()
     again = (ids[:, :-1] == ids[:, -1:]).sum(1)  # only the last slot's token may stand in another, too
     others = residual - (width - ids.shape[1] + again).clamp(min=1).log()
@@ -124,8 +129,7 @@ def top(rows: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     ids = logp.topk(min(k + 1, rows.shape[-1]), dim=-1).indices
     lacking = (ids != labels[:, None]).all(-1)
     ids[lacking, -1] = labels[lacking]
-    residual = logp.scatter(1, ids, -torch.inf).logsumexp(-1)
-    return ids, logp.gather(1, ids), residual
+    return ids, logp.gather(1, ids), logp.scatter(1, ids, -torch.inf).logsumexp(-1)
 
 
 class LiveRows:
@@ -150,8 +154,7 @@ class LiveRows:
 def in_blocks(
     states: Callable[[], Tensor], head: Callable[[Tensor], Tensor], width: int, device: torch.device
 ) -> Reader:
-    """Reads rows piece by piece from hidden states [N, D], which are asked for once; a block's logits are kept, since
-    it is asked for in pieces."""
+    """Reads rows piece by piece from hidden states [N, D], which are asked for once; a block's logits are kept."""
     states = cache(states)
     kept: dict[int, Tensor] = {}  # the block that was last read, by its first row
 
@@ -175,3 +178,77 @@ def sent(values: np.ndarray, device: torch.device) -> Tensor:
     """On the device. To a GPU through pinned memory, without waiting for the copy: the next kernels will."""
     found = torch.from_numpy(values)
     return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
+
+
+# --- their size, told from numbers before any model -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model's rows are made of."""
+
+    vocabulary: int
+    hidden: int
+    bytes: int  # of a number of its hidden states
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the settings allow for the rows of one member over one set of examples."""
+
+    kind: str = "auto"  # one of config.STORED_ROWS
+    k: int = 0  # of topk
+    most_gib: float = 1.0
+    rough: bool = False  # they may be rounded
+    refuse: bool = False  # a set that takes more; else its rows are computed when needed
+
+    def settled(self, rows: int, shape: Shape) -> str:
+        """The kind, where the settings leave it open."""
+        if self.kind != "auto":
+            return self.kind
+        return "fp32" if self.full(rows, shape) else "hidden"
+
+    def full(self, rows: int, shape: Shape) -> bool:
+        """Whether fp32 logits are few enough to be kept as they are."""
+        return gib("fp32", rows, shape) <= min(FULL_GIB, self.most_gib)
+
+    def fits(self, rows: int, shape: Shape) -> bool:
+        return gib(self.settled(rows, shape), rows, shape, self.k) <= self.most_gib
+
+    def over(self, rows: int, what: str, shape: Shape) -> str:
+        """What to say of a set that does not fit."""
+        kind = self.settled(rows, shape)
+        size, limit = gib(kind, rows, shape, self.k), f"trainer.stored_rows_gib={self.most_gib:g}"
+        return f"{rows:,} answer rows of the {what} are {size:.3g} GiB as {kind}, over {limit}"
+
+    def refusal(self, rows: int, what: str, shape: Shape) -> str:
+        """The same as an error, with the choices."""
+        kind, kinds = self.settled(rows, shape), (*EXACT, *ROUGH_ROWS) if self.rough else EXACT
+        sizes = {other: gib(other, rows, shape, self.k) for other in (kind, *kinds)}
+        fitting = [f"{other} ({size:.3g} GiB)" for other, size in sizes.items() if size <= self.most_gib]
+        why, auto = "trainer.stored_rows_over=refuse", ""
+        if self.kind in ROUGH_ROWS:
+            why, auto = "rows that are computed when needed would not be rounded", "trainer.stored_rows=auto with "
+        return (
+            f"{self.over(rows, what, shape)}, and {why}. Give "
+            + (f"trainer.stored_rows={' or '.join(fitting)}; or " if fitting else "")
+            + f"trainer.stored_rows_gib={math.ceil(100 * sizes[kind]) / 100:g}; or "
+            + f"{auto}trainer.stored_rows_over=live: they are computed in every step"
+        )
+
+
+def gib(kind: str, rows: int, shape: Shape, k: int = 0) -> float:
+    """Size of one member's rows in GiB. In topk ids, log-probabilities and the residual have 4 bytes each."""
+    sizes = {
+        "fp32": 4 * shape.vocabulary, "fp16": 2 * shape.vocabulary, "hidden": shape.bytes * shape.hidden,
+        "topk": 8 * min(k + 1, shape.vocabulary) + 4,
+    }  # fmt: skip
+    return rows * sizes[kind] / 2**30
+
+
+def budget(cfg: TrainerConfig, rough: bool) -> Budget:
+    """As trainer.stored_rows… say; ``rough``: for rows that may be rounded, none but the target's. Those are stored or
+    refused: whether they fit must not change what is trained."""
+    kind = "auto" if cfg.stored_rows in ROUGH_ROWS and not rough else cfg.stored_rows
+    refuse = cfg.stored_rows_over == "refuse" or kind in ROUGH_ROWS
+    return Budget(kind, cfg.stored_rows_k, cfg.stored_rows_gib, rough, refuse)

@@ -5,10 +5,14 @@ The target and the retrained reference go through the same function, as ensemble
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import datasets
+import evaluate as hugging_face
 import numpy as np
 import pandas as pd
 
@@ -20,12 +24,10 @@ from unlearn.ensemble.kinds import noted
 from unlearn.evaluation import measures
 from unlearn.evaluation.context import ALONE, Beside, Context, Found
 from unlearn.evaluation.groups import group
-from unlearn.evaluation.metrics.base import Metric
 from unlearn.evaluation.metrics.statistics import Interval, Weights, distances, ends, interval, mean_interval
 from unlearn.evaluation.metrics.tofu import PARTS, RATIO, forget_quality, harmonic_mean, means, model_utility
-from unlearn.evaluation.parts import Part, Parts
 from unlearn.evaluation.retrained import Measured
-from unlearn.evaluation.scoring import score, stored_rows
+from unlearn.evaluation.scoring import Part, Parts, score, stored_rows
 from unlearn.evaluation.suite import Split, Suite
 from unlearn.models.seen import remembered
 from unlearn.store import processes
@@ -55,36 +57,22 @@ def evaluate(
     """
     ensemble = ensemble.once
     _announce(ensemble, suite, alphas)
-    with progress((len(suite.splits) + 1 + len(suite.cfg.groups)) * len(alphas), show, "part") as bar:
-        return _evaluate(ensemble, suite, alphas, store, retrained, itself, beside, bar, parts)
-
-
-def _evaluate(
-    ensemble: Ensemble,
-    suite: Suite,
-    alphas: Sequence[float],
-    store: Store | None,
-    retrained: Measured | None,
-    itself: bool,
-    beside: Beside,
-    bar: Stage,
-    parts: Parts | None,
-) -> tuple[dict[float, dict[str, Any]], pd.DataFrame]:
     scores, metrics, tables = ({a: {} for a in alphas} for _ in range(3))
-    for split in suite.splits:
-        bar.note(split.name)
-        for alpha, (found, texts) in _parts(ensemble, suite, split, alphas, store, parts).items():
-            values, tables[alpha][split.name] = measures.measure(split, found, texts, suite.semantics)
-            metrics[alpha] |= values
-            scores[alpha][split.name] = found
-            bar.update()
     entries, examples = {}, []
-    for alpha in alphas:
-        bar.note(f"metrics at α={alpha:g}")
-        core = pd.concat(tables[alpha].values(), ignore_index=True)
-        ctx = Context(suite, ensemble, alpha, store, retrained, itself, scores[alpha], core, metrics[alpha], beside)
-        entries[alpha], table = _entry(ctx, tables[alpha], bar)
-        examples.append(table)
+    with progress((len(suite.splits) + 1 + len(suite.cfg.groups)) * len(alphas), show, "part") as bar:
+        for split in suite.splits:
+            bar.note(split.name)
+            for alpha, (found, texts) in _parts(ensemble, suite, split, alphas, store, parts).items():
+                values, tables[alpha][split.name] = measures.measure(split, found, texts, suite.semantics)
+                metrics[alpha] |= values
+                scores[alpha][split.name] = found
+                bar.update()
+        for alpha in alphas:
+            bar.note(f"metrics at α={alpha:g}")
+            core = pd.concat(tables[alpha].values(), ignore_index=True)
+            ctx = Context(suite, ensemble, alpha, store, retrained, itself, scores[alpha], core, metrics[alpha], beside)
+            entries[alpha], table = _entry(ctx, tables[alpha], bar)
+            examples.append(table)
     return entries, pd.concat(examples, ignore_index=True)
 
 
@@ -196,3 +184,19 @@ def _intervals(ctx: Context, found: Found) -> dict[str, Interval]:
 
         intervals["model_utility"] = interval(utility, {split: splits[split] for split, _ in parts.values()}, resamples)
     return {name: found for name, found in intervals.items() if found is not None}
+
+
+class Metric(hugging_face.Metric):
+    """A function that compares two samples as a metric of Hugging Face's ``evaluate``, loaded from no hub:
+    ``Metric(f).compute(predictions=[…], references=[…])`` is ``f([…], […])``, kept in memory."""
+
+    def __init__(self, function: Callable[[Sequence[float], Sequence[float]], dict[str, float]]):
+        self._compute = function
+        # evaluate makes a folder even for metrics kept in memory; a read-only home must not stop a run
+        super().__init__(keep_in_memory=True, cache_dir=str(Path(tempfile.gettempdir()) / "unlearn-metrics"))
+
+    def _info(self) -> hugging_face.MetricInfo:
+        features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("float64")))
+        return hugging_face.MetricInfo(
+            description=self._compute.__doc__, citation="", inputs_description="", features=features
+        )

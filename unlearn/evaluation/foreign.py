@@ -44,10 +44,6 @@ TOFU_COLUMNS = {
 TOFU_NEEDED = ("avg_gt_loss", "average_perturb_loss")
 
 
-class ResultError(ConfigError):
-    """A result file that cannot be used: the message carries the file, what is wrong, the rule and the choices."""
-
-
 # What a file says: one row per question (NaN where the file has no value), and its aggregates by our names.
 Logged = tuple[pd.DataFrame, dict[str, float]]
 
@@ -85,19 +81,18 @@ def openunlearning(raw: Mapping[str, Any], path: Path) -> Logged:
 
 
 def tofu(raw: Mapping[str, Any], path: Path) -> Logged:
-    """TOFU's eval_log_aggregated.json."""
     tables = {}
     for name, log in raw.items():
         if name not in TOFU_FILES:
             continue
         absent = [key for key in TOFU_NEEDED if key not in log] if isinstance(log, dict) else list(TOFU_NEEDED)
         if absent:
-            raise ResultError(f"{path}: {name} lacks {', '.join(absent)}; it must have {', '.join(TOFU_NEEDED)}")
+            raise ConfigError(f"{path}: {name} lacks {', '.join(absent)}; it must have {', '.join(TOFU_NEEDED)}")
         columns = {ours: _series(log[key], f"{path}: {name}/{key}") for key, ours in TOFU_COLUMNS.items() if key in log}
         if "generated_text" in log:
             texts = _series(log["generated_text"], f"{path}: {name}/generated_text")
             if not texts.map(lambda said: isinstance(said, list) and len(said) == 3).all():
-                raise ResultError(f"{path}: {name}/generated_text: must be [prompt, generation, gold] per index")
+                raise ConfigError(f"{path}: {name}/generated_text: must be [prompt, generation, gold] per index")
             columns |= {ours: texts.str[at] for at, ours in enumerate(("prompt", "generation", "gold"))}
         if "options_nll" in columns:
             columns["prob_options"] = np.exp(-columns.pop("options_nll"))
@@ -123,7 +118,7 @@ def _number(entry: Any, ours: str, place: str) -> dict[str, float]:
     if value is None:
         return {}
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ResultError(f"{place}: the aggregate must be a number or null, found {value!r:.60}")
+        raise ConfigError(f"{place}: the aggregate must be a number or null, found {value!r:.60}")
     return {ours: float(value)}
 
 
@@ -131,7 +126,7 @@ def _by_index(entry: Any, place: str) -> dict[str, pd.Series]:
     """Per-example fields of an entry, each by index; null for a whole example means that it has none of them."""
     values = entry.get("value_by_index") if isinstance(entry, dict) else None
     if not isinstance(values, dict) or not all(isinstance(v, dict | None) for v in values.values()):
-        raise ResultError(f"{place}/value_by_index: must be a mapping from index to fields, found {values!r:.60}")
+        raise ConfigError(f"{place}/value_by_index: must be a mapping from index to fields, found {values!r:.60}")
     fields = dict.fromkeys(field for value in values.values() for field in value or {})
     return {field: _series({i: (v or {}).get(field) for i, v in values.items()}, place) for field in fields}
 
@@ -139,15 +134,14 @@ def _by_index(entry: Any, place: str) -> dict[str, pd.Series]:
 def _series(values: Any, place: str) -> pd.Series:
     """One column by index: numbers as floats; lists of numbers, and texts, as they are."""
     if not isinstance(values, dict) or not values:
-        raise ResultError(f"{place}: must be a mapping from index to value, with at least one; found {values!r:.60}")
+        raise ConfigError(f"{place}: must be a mapping from index to value, with at least one; found {values!r:.60}")
     known = [v for v in values.values() if v is not None]
     for v in known:
         if isinstance(v, list) and not (v and all(isinstance(x, int | float | str) for x in v)):
-            raise ResultError(f"{place}: a list must hold numbers or texts, at least one; found {v!r:.60}")
+            raise ConfigError(f"{place}: a list must hold numbers or texts, at least one; found {v!r:.60}")
     same = next((t for t in (int | float, str, list) if all(isinstance(v, t) for v in known)), None)
     if same is None:
-        alike = "values must be all numbers, all texts or all lists"
-        raise ResultError(f"{place}: {alike}; found {known[0]!r:.30} and others")
+        raise ConfigError(f"{place}: values must be all numbers, texts or lists; found {known[0]!r:.30} and others")
     return pd.Series(list(values.values()), index=list(values), dtype="float64" if same == int | float else "object")
 
 

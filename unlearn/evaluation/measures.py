@@ -74,8 +74,7 @@ def per_example(examples: pd.DataFrame, semantics: Semantics) -> dict[str, np.nd
 
 def known(texts: Sequence[str], split: Split) -> np.ndarray:
     """Whether each text tells the key of its row (``data/facts.py``), 1 or 0, [rows]; NaN where the row has no key."""
-    pairs = zip(texts, split.rows, strict=True)
-    return np.array([tells(text, row.key) for text, row in pairs])
+    return np.array([tells(text, row.key) for text, row in zip(texts, split.rows, strict=True)])
 
 
 def extraction_strength(right: Sequence[ArrayLike], ou: bool = False) -> np.ndarray:

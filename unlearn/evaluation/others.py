@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
+from unlearn.config.schema import ConfigError
 from unlearn.data.rows import letters
 from unlearn.evaluation import foreign
-from unlearn.evaluation.foreign import GENERAL, Logged, ResultError
+from unlearn.evaluation.foreign import GENERAL, Logged
 from unlearn.evaluation.metrics import tofu
 from unlearn.evaluation.metrics.membership import auc, privleak
 from unlearn.evaluation.metrics.semantics import SEMANTICS, Semantics
@@ -39,8 +40,7 @@ ATTACK = "mia/min_k"  # whose AUC PrivLeak compares
 @dataclass(frozen=True)
 class Result:
     """What one file says about one model: ``metrics`` recomputed where the examples allow it, else the file's own;
-    ``examples``, a row per question: split, id, prob, rougeL_recall, truth_ratio (R), prompt, gold, generation and
-    more."""
+    ``examples``, a row per question: split, id, prob, rougeL_recall, truth_ratio (R), prompt, gold, generation, …"""
 
     path: Path
     kind: str
@@ -59,30 +59,30 @@ class Result:
         forget = self.examples[self.examples["split"] == "forget"]
         if "truth_ratio" not in forget or not forget["truth_ratio"].notna().any():
             there = f"splits with examples: {', '.join(self.examples['split'].unique()) or 'none'}"
-            raise ResultError(f"{self.path}: has no truth ratios of the forget set (forget quality); {there}")
+            raise ConfigError(f"{self.path}: has no truth ratios of the forget set (forget quality); {there}")
         return forget["truth_ratio"].dropna()
 
 
 def read(path: str | Path, retrained: Result | None = None, semantics: str | None = None) -> Result:
     """A result file of OpenUnlearning, TOFU or this program, checked against its own examples. ``retrained``: the same
     data's file of a model that never saw the forget set, for forget quality and PrivLeak; ``semantics``: other than the
-    file's own. ``ResultError`` for files that are neither, are damaged, or lack what is asked for."""
+    file's own. ``ConfigError`` for files that are neither, are damaged, or lack what is asked for."""
     path = Path(path)
     if semantics not in (None, ARITHMETIC, *SEMANTICS):
-        raise ResultError(f"semantics={semantics!r}: must be one of {', '.join(SEMANTICS)}, {ARITHMETIC}")
+        raise ConfigError(f"semantics={semantics!r}: must be one of {', '.join(SEMANTICS)}, {ARITHMETIC}")
     if not path.is_file():
         near = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))) if path.parent.is_dir() else ""
-        raise ResultError(f"{path}: no such file; JSON files in that folder: {near or 'none'}")
+        raise ConfigError(f"{path}: no such file; JSON files in that folder: {near or 'none'}")
     try:
         raw = read_json(path)
     except ValueError as error:
-        raise ResultError(str(error)) from None
+        raise ConfigError(str(error)) from None
     kind = OURS if isinstance(raw, dict) and {"format", "metrics"} <= set(raw) else foreign.kind(raw)
     if kind is None:
         found = f"its keys: {', '.join(list(raw)[:4])}" if isinstance(raw, dict) else f"a {type(raw).__name__}"
         ours = "what python -m unlearn.evaluate model=… out=FILE writes"
         known = f"OpenUnlearning's TOFU_EVAL.json, TOFU's eval_log_aggregated.json, or {ours}"
-        raise ResultError(f"{path} ({found}): must be {known}")
+        raise ConfigError(f"{path} ({found}): must be {known}")
     reader = {foreign.OPENUNLEARNING: foreign.openunlearning, foreign.TOFU: foreign.tofu, OURS: _ours}[kind]
     logged, claims = reader(raw, path)
     settings = raw.get("settings") or {} if kind == OURS else {}
@@ -110,10 +110,10 @@ def examples_of(path: Path) -> Path:
 
 def _ours(raw: dict[str, Any], path: Path) -> Logged:
     if raw["format"] != FORMAT or not isinstance(raw["metrics"], dict):
-        raise ResultError(f"{path}: format {raw['format']!r}; this program reads {FORMAT}, with a mapping of metrics")
+        raise ConfigError(f"{path}: format {raw['format']!r}; this program reads {FORMAT}, with a mapping of metrics")
     table = examples_of(path)
     if not table.is_file():
-        raise ResultError(f"{path}: its table of examples is missing; it must lie beside it, as {table.name}")
+        raise ConfigError(f"{path}: its table of examples is missing; it must lie beside it, as {table.name}")
     numbers = {k: float(v) for k, v in raw["metrics"].items() if isinstance(v, int | float) and not isinstance(v, bool)}
     return pd.read_parquet(table), numbers
 
@@ -165,8 +165,7 @@ def _values(split: str, table: pd.DataFrame, semantics: str, dialect: Semantics)
         if name not in found and len(rows := _with(table, name)):
             found[name] = rows[name]
             if name == RATIO and semantics == ARITHMETIC:
-                needs = f"needs the NLL of every wrong answer, and the {split} split has none"
-                raise ResultError(f"semantics={semantics}: {needs}")
+                raise ConfigError(f"semantics={semantics}: needs the NLL of every wrong answer, and {split} has none")
     return found
 
 
@@ -185,7 +184,7 @@ def _against(result: Result, retrained: Result, notes: list[str]) -> dict[str, f
     theirs, found = retrained.truth_ratios(), {}
     dialects = [r.settings["semantics"] for r in (result, retrained)]
     if dialects[0] != dialects[1] and ARITHMETIC in dialects:
-        raise ResultError(f"{result.path}: semantics {dialects[0]}, but {retrained.path}: {dialects[1]}")
+        raise ConfigError(f"{result.path}: semantics {dialects[0]}, but {retrained.path}: {dialects[1]}")
     if "forget/truth_ratio" in result.metrics:
         own = result.truth_ratios()
         pairs, said = _same_questions(result.examples.loc[own.index], retrained.examples.loc[theirs.index])

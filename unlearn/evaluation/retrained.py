@@ -19,10 +19,6 @@ from unlearn.evaluation.suite import SCORED, Split, Suite
 log = logging.getLogger(__name__)
 
 
-class MissingRetrained(ConfigError):
-    """A reference that lacks what a metric compares with."""
-
-
 @dataclass(frozen=True)
 class Measured:
     """The retrained model's metrics and examples, and the models themselves where they are at hand."""
@@ -41,7 +37,7 @@ class Measured:
         rows = self.examples[self.examples["split"] == split]
         if not self.has(split, name):
             has = ", ".join(c for c in rows if rows[c].notna().any()) or "nothing"
-            raise MissingRetrained(f"the retrained reference has no {name} of the {split} split; it has {has}")
+            raise ConfigError(f"the retrained reference has no {name} of the {split} split; it has {has}")
         return rows[name].to_numpy()
 
     def of(self, name: str, split: Split) -> np.ndarray:
@@ -51,8 +47,7 @@ class Measured:
 
 
 def from_file(path: str, suite: Suite, models: Mapping[str, Callable[[], Ensemble]] | None = None) -> Measured:
-    """What ``python -m unlearn.evaluate model=… out=FILE``, OpenUnlearning or TOFU wrote of a retrained model; a file
-    of other rows, or made otherwise, is refused."""
+    """What ``unlearn.evaluate out=FILE``, OpenUnlearning or TOFU wrote of a retrained model; refused if not alike."""
     found = others.read(path, semantics=suite.cfg.semantics)
     for name in ("forget", *SCORED):
         split, theirs = suite.split(name), found.examples[found.examples["split"] == name]

@@ -1,8 +1,13 @@
 """How likely answers are under an ensemble: teacher-forced, token by token, for every α from one pass."""
 
+import json
+import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +18,12 @@ from unlearn.data.encoding import Examples
 from unlearn.ensemble.chunks import pieces
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.ensemble.frozen import FrozenRows, LiveRows, read, rows_of
-from unlearn.evaluation.suite import Suite
+from unlearn.evaluation.suite import Split, Suite
 from unlearn.models.llama import vocabulary
 from unlearn.store import processes
 from unlearn.store.entries import Store
-
-
-class NotANumber(ValueError):
-    """A log-probability that is NaN."""
+from unlearn.store.files import saving, write_whole
+from unlearn.store.identity import digest
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def score(
         if len(bad):
             hit = list(dict.fromkeys(examples[i].id for i in np.searchsorted(starts, bad, side="right") - 1))
             some = ", ".join(map(repr, hit[:5])) + (", …" if len(hit) > 5 else "")
-            raise NotANumber(
+            raise ValueError(
                 f"α={alpha:g}: {len(bad)} of {len(logp)} answer tokens have NaN for a log-probability, in {len(hit)} "
                 f"examples ({some}); weights or logits of a member hold NaN or infinity"
             )
@@ -121,16 +124,12 @@ def score(
 
 def _whole(arrays: dict[float, list[np.ndarray]], examples: Examples, own: list[int]) -> dict[float, list[np.ndarray]]:
     """What all processes have found of their examples, each in arrays [T] that hold nothing else."""
-    parts = processes.gathered((own, {a: np.stack(found)[:, _rows(examples, own)] for a, found in arrays.items()}))
+    parts = processes.gathered((own, {a: np.stack(found)[:, examples.rows_of(own)] for a, found in arrays.items()}))
     for theirs, found in parts:
         for alpha, values in found.items():
             for array, value in zip(arrays[alpha], values, strict=True):
-                array[_rows(examples, theirs)] = value
+                array[examples.rows_of(theirs)] = value
     return arrays
-
-
-def _rows(examples: Examples, indices: list[int]) -> np.ndarray:
-    return examples.rows_of(indices) if indices else np.zeros(0, dtype=int)
 
 
 def _values(logits: Tensor, labels: Tensor, kept: Tensor, moments: bool) -> list[Tensor]:
@@ -146,11 +145,57 @@ def log_prob_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of log p under the row's own distribution: what min-k++ compares a token with.
 
     (μ, σ²) per row, [N, V] → two [N] fp32: μ = Σ_v p_v log p_v, σ² = Σ_v p_v (log p_v − μ)². (arXiv 2404.02936)
-    Centred before it is squared, so that a nearly certain row has no negative variance. Tokens of probability 0 count
-    as 0.
+    Centred before it is squared: else nearly certain rows have negative variances. Tokens of probability 0 count as 0.
     """
     logp = logits.float().log_softmax(-1)
     p = logp.exp()
     logp = torch.where(p > 0, logp, 0.0)  # 0 · log 0 = 0
     mean = (p * logp).sum(-1)
     return mean, (p * (logp - mean[:, None]) ** 2).sum(-1)
+
+
+# --- what a stopped evaluation has left -------------------------------------------------------------------------------
+
+
+Part = tuple[Scores, list[str] | None]  # of one split at one α: scores, and the answers where there are any
+
+
+class Parts:
+    """In ``folder``, of one ensemble and suite; ``weights`` identify the member that was trained, if any."""
+
+    def __init__(self, folder: Path, ensemble: Ensemble, suite: Suite, weights: Any = None):
+        members = [(m.name, m.fingerprint, m.constant, m.slope, m.trained) for m in ensemble.members]
+        examples = [(split.name, split.examples.fingerprint, split.right, split.prompts) for split in suite.splits]
+        rule = ensemble.rule.func.__name__, ensemble.rule.keywords
+        self._all, self._of = folder, folder / digest([members, rule, weights, suite.settings, examples], 20)
+
+    def get(self, split: Split, alpha: float) -> Part | None:
+        """What was kept; None where nothing was, or it cannot be read."""
+        try:
+            # np.load leaves a damaged file open
+            with self._file(split, alpha).open("rb") as stream, np.load(stream, allow_pickle=False) as found:
+                arrays = [found[name] for name in ("starts", "logp", "right", "mean", "variance")]
+                return Scores(*arrays), json.loads(found["texts"].tobytes())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def keep(self, split: Split, alpha: float, part: Part) -> None:
+        """Keep a part, whole or not at all."""
+        scores, texts = part
+        with saving(self._of):
+            self._of.mkdir(parents=True, exist_ok=True)
+        told = np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)
+
+        def write(path: Path) -> None:
+            with path.open("wb") as stream:
+                np.savez(stream, texts=told, starts=scores.starts, logp=scores.logp, right=scores.right,
+                         mean=scores.mean, variance=scores.variance)  # fmt: skip
+
+        write_whole(self._file(split, alpha), write, durable=False)
+
+    def clear(self) -> None:
+        """Remove all parts, also those of other settings."""
+        shutil.rmtree(self._all, ignore_errors=True)
+
+    def _file(self, split: Split, alpha: float) -> Path:
+        return self._of / f"{split.name}-{alpha!r}.npz"

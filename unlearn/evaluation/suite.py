@@ -53,7 +53,6 @@ class Split:
         return Examples(self.examples[i] for i in self.right)
 
     def part(self, chosen: Sequence[int]) -> "Split":
-        """Some of the rows, as a split."""
         by_row = ("rows", "right", "compared", "wrong", "prompts", "gold", "labels")
         return replace(self, **{name: [getattr(self, name)[i] for i in chosen] for name in by_row})
 
@@ -103,7 +102,6 @@ def spaced(rows: Sequence[Row], most: int | None) -> list[Row]:
 
 
 def encoded(name: str, rows: list[Row], encoder: Encoder) -> Split:
-    """Rows as a split."""
     examples, right, compared, wrong = Examples(), [], [], []
 
     def add(row: Row, answer: str) -> int:

@@ -68,20 +68,22 @@ class Asked:
 
 
 def run(call: Call) -> None:
-    """Write the answers to those questions of a call that its files do not have yet. Raises ``ConfigError`` and
-    ``DataError``, before the model is loaded."""
+    """Write answers that the files of a call lack yet. ``ConfigError``, ``DataError`` come before a model is loaded."""
     asked, out, most = _opened(call), call.out, call.cfg.eval.max_new_tokens
     there = answered(out, asked.mark) | answered(call.unknown, asked.mark)
     todo = [q for q in call.questions if q.text not in there]
     prompts = [_prompt(asked, question) for question in todo]
     log.info("asking %d of %d questions, template=%s", len(todo), len(call.questions), asked.template)
     if todo:
-        _announce(asked, prompts)
+        # what a server is asked at most: for each answer, and for its probability by a text of all its tokens
+        texts = Examples(Example("", prompt, (asked.how.eos_id,) * (most + 1)) for prompt in prompts)
+        asked.ensemble.members[0].kind.announce(texts, prompts, (), most)
     silent, cut, held = [], [], {True: 0, False: 0}
     with progress(len(todo), "asking", "question") as bar:
         for i in range(0, len(todo), PIECE):
             some = todo[i : i + PIECE]
-            said = [(q, a, _pair(asked, q, a)) for q, a in zip(some, asked.answer(prompts[i : i + PIECE]), strict=True)]
+            answers = zip(some, asked.answer(prompts[i : i + PIECE]), strict=True)
+            said = [(q, a, asked.encoder.said(q.place, q.text, a)) for q, a in answers]
             silent += [question.place for question, _, pair in said if pair is None]
             said = [each for each in said if each[2] is not None]
             pairs = Examples(pair for *_, pair in said)
@@ -106,16 +108,6 @@ def run(call: Call) -> None:
         print(f"to forget it: data=jsonl data.forget={out} template={asked.template}")
 
 
-def _announce(asked: Asked, prompts: Sequence[tuple[int, ...]]) -> None:
-    """What a server is asked at most: for each answer, and for its probability by a text of all its tokens."""
-    most = asked.how.max_new_tokens
-    texts = Examples(Example("", prompt, (asked.how.eos_id,) * (most + 1)) for prompt in prompts)
-    asked.ensemble.members[0].kind.announce(texts, prompts, (), most)
-
-
-# --- the model --------------------------------------------------------------------------------------------------------
-
-
 def _opened(call: Call) -> Asked:
     """Tokenizer first, so that what cannot be asked is refused before there is a model."""
     cfg, overrides = call.cfg, call.overrides
@@ -130,8 +122,7 @@ def _opened(call: Call) -> Asked:
     initialise(cfg)
     longest, width = ANYTHING, tokenizers.size(tokenizer)
     if pair.target.kind != "http":
-        folder = hub.locate("model", pair.target)
-        about = llama.config(folder).get_text_config()
+        about = llama.config(hub.locate("model", pair.target)).get_text_config()
         longest = getattr(about, "max_position_embeddings", None) or ANYTHING
         width = about.vocab_size if own else hub.check(TARGET, pair.target, tokenizer, 1)
         width = hub.common_width({pair.target.source: width}, tokenizer)
@@ -151,15 +142,6 @@ def _prompt(asked: Asked, question: Question) -> tuple[int, ...]:
         rule = f"with its template must have 1 to {room:,} tokens, so that an answer finds room"
         raise DataError(f"{question.place}: {question.text[:60]!r} has {len(found):,}: {rule}")
     return found
-
-
-def _pair(asked: Asked, question: Question, answer: str) -> Example | None:
-    """None of an answer that says nothing, or that no run could train on: it would be read as special tokens,
-    or is too long when it is encoded again."""
-    try:
-        return asked.encoder.example(question.place, question.text, answer) if answer else None
-    except DataError:
-        return None
 
 
 def _some(places: Sequence[str]) -> str:

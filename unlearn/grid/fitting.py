@@ -19,21 +19,17 @@ def problems(configs: Iterable[Config]) -> Iterator[str]:
     """Why jobs would fail: terms that do not exist or do not fit, a device that is not there."""
     for cfg in configs:
         try:
-            _general_facts(cfg)
             _fitting(cfg)
         except ValueError as error:
             yield str(error)
 
 
-def _general_facts(cfg: Config) -> None:
+def _fitting(cfg: Config) -> None:
+    """Raise ``ValueError`` where rule, terms, method and data do not fit each other."""
     roles = {sources.role(cfg.pair, m.model) for m in cfg.method.members}
     if "small_general" in roles and sources.last_stage(cfg.pair, "small_general").epochs and not read(cfg).general():
         rule = "has no general facts to train the small pair on: take pair.offset_init=retain or full"
         raise ValueError(f"data set {cfg.data.name!r} {rule}")
-
-
-def _fitting(cfg: Config) -> None:
-    """Raise ``ValueError`` where rule, terms, method and data do not fit each other."""
     from unlearn.ensemble.combination import bind_rule
     from unlearn.learning.binding import REFUSALS, bind
 
@@ -55,8 +51,8 @@ def _fitting(cfg: Config) -> None:
         if cfg.algo.alternates is None:
             raise ValueError(f"algo={cfg.algo.name!r} reads other answers: algo.alternates must say where from")
         if cfg.algo.alternates.file is not None:
-            from unlearn.runs import alternates
+            from unlearn.runs.inputs import read_alternates
 
-            alternates.read(Path(cfg.algo.alternates.file), read(cfg).splits["forget"])
+            read_alternates(Path(cfg.algo.alternates.file), read(cfg).splits["forget"])
     if any(t.layer is not None for t in terms) and trained.model != "target":
         raise ValueError(black_box(cfg))

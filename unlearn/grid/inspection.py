@@ -12,7 +12,7 @@ import transformers
 from unlearn.config.derived import is_trained, training_alpha
 from unlearn.config.schema import Config
 from unlearn.data.encoding import examples_of
-from unlearn.ensemble.rows_size import Shape, budget
+from unlearn.ensemble.rows import Shape, budget
 from unlearn.evaluation.suite import suite
 from unlearn.learning.binding import read_by
 from unlearn.models import hub, llama

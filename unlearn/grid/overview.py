@@ -19,8 +19,6 @@ from unlearn.store.identity import Job, digest
 from unlearn.store.mirror import start_run, surroundings
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from analysis.runs import Study
 
 log = logging.getLogger(__name__)
@@ -49,20 +47,16 @@ def _log(folder: Path, cfg: WandbConfig) -> None:
     named = {"group": study.name, "job_type": JOB_TYPE, "name": f"summary of {study.name}", "id": id}
     alone = locks.locked(locks.lock(folder / locks.LOCKS, "summary"), f"the summary of {folder}")  # it has one id
     with alone, surroundings(folder), start_run(cfg, folder, stats=False, config={"study": study.name}, **named) as run:
-        table = _table(study)
+        # one row per run and evaluated α: what it is, how it ended, the headline metrics
+        columns = ["algo", "method", "pair", "data", "alpha", "eval_alpha", "seed", "pair_seed", *study.varied]
+        columns += ["status", *(c for c in SHOWN if c in study.runs)]
+        table = study.runs[columns].head(ROWS).astype(dict.fromkeys(study.varied, str)).rename(columns=str)
         shown = {"runs": wandb.Table(dataframe=table)}
         if {"forget/prob", "retain/prob"} <= set(table):
             shown["tradeoff"] = wandb.plot.scatter(shown["runs"], "forget/prob", "retain/prob", title="forget, retain")
         parts = list((folder / "wandb").glob(f"*run-*-{run.id}*"))  # each has one row, and they are one history
         run.log(shown | _figures(study), step=len(parts))
         run.summary.update({f"runs/{status}": int(n) for status, n in counts.items()})
-
-
-def _table(study: Study) -> pd.DataFrame:
-    """One row per run and evaluated α: what it is, how it ended, the headline metrics."""
-    columns = ["algo", "method", "pair", "data", "alpha", "eval_alpha", "seed", "pair_seed", *study.varied, "status"]
-    columns += [c for c in SHOWN if c in study.runs]
-    return study.runs[columns].head(ROWS).astype(dict.fromkeys(study.varied, str)).rename(columns=lambda c: str(c))
 
 
 def _figures(study: Study) -> dict[str, Any]:

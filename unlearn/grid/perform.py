@@ -25,8 +25,7 @@ log = logging.getLogger(__name__)
 def perform(job: Job) -> bool:
     """Do what the job's folder lacks; a failure is recorded there and not raised.
 
-    Returns whether it is left for later: another process, or machine, is doing it. A signal that ends the call is
-    recorded, too, and then raised.
+    Whether it is left for later, as another process is doing it. Signals that end the call are recorded, too.
     """
     in_logs()
     printable()

@@ -83,7 +83,8 @@ def settings(model: str, name: str | None, tokenizer: str | None) -> list[str]:
         given = {f"{TARGET}.kind": "http", f"{TARGET}.http.url": model, f"{TARGET}.http.model": name}
     source = tokenizer or name
     given |= {} if source is None else {TOKENIZER: source}
-    return [f"{key}={_quoted(value)}" for key, value in given.items()]
+    quoted = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in given.items()}
+    return [f"{key}='{value}'" for key, value in quoted.items()]  # as Hydra takes any text
 
 
 def config(overrides: Sequence[str]) -> Config:
@@ -157,8 +158,3 @@ def append(out: Path, rows: Sequence[dict[str, Any]]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-
-
-def _quoted(value: str) -> str:
-    """As Hydra takes any text."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -11,11 +11,9 @@ from unlearn.store import sources
 
 
 def algo(cfg: Config) -> Iterator[str]:
-    """An objective by itself."""
     a = cfg.algo
     trains = a.forget_weight > 0 or (a.retain_weight > 0 and a.retain != "none")
-    rule = "forget and retain weight are both 0: nothing would be trained"
-    yield from need(trains, "algo.forget_weight", a.forget_weight, rule)
+    yield from need(trains, "algo.forget_weight", a.forget_weight, "retain_weight is 0, too: nothing would be trained")
     rule = "an epoch of the retain set needs a retain term: algo.retain is none"
     yield from need(a.interleave != "epochs" or a.retain != "none", "algo.interleave", a.interleave, rule)
     for name, value in a.numbers.items():
@@ -71,7 +69,6 @@ def black_box(cfg: Config) -> str:
 
 
 def method(cfg: Config) -> Iterator[str]:
-    """A method by itself."""
     members = cfg.method.members
     trained = [m.name for m in members if m.trained]
     yield from need(len(trained) <= 1, "method.members", trained, "at most one member can have trained: true")
@@ -114,8 +111,7 @@ def begin(cfg: Config) -> Iterator[str]:
         yield from need(how is None, "begin.how", how, "is how begin.runs are fused, and there are none")
         return
     layered = tuning(cfg) == LAYERS
-    lacking = "needs the inner products of unlearning layers; must be average or sum"
-    yield from need(layered or how != "regmean", "begin.how", how, lacking)
+    yield from need(layered or how != "regmean", "begin.how", how, "is for unlearning layers; must be average or sum")
     if alphas is not None:
         rule = f"must be {len(runs)} finite numbers, one for each of begin.runs"
         yield from need(len(alphas) == len(runs), "begin.alphas", alphas, rule)

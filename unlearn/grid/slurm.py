@@ -176,7 +176,9 @@ class Waiting:
             self.left.append(number)
             return
         about = f"job {job.job_id} ended ({state}), {run.folder.name} is {status or 'not started'}"
-        lost = not answered and _is_lost(state, status)
+        # taken away or killed; a preempted job that has time to end (GraceTime) saves its run, and has failed for Slurm
+        taken = state in LOST or status == "killed" or (state == "FAILED" and status == "interrupted")
+        lost = taken and not answered and state != "CANCELLED"  # by its user
         if lost and self.times[number] < TIMES:
             _say(f"{about}; it is submitted again")
             self.left.append(number)
@@ -198,16 +200,6 @@ def _executor(params: Mapping[str, Any]) -> submitit.AutoExecutor:
     return executor
 
 
-def _is_lost(state: str, status: str | None) -> bool:
-    """Whether a job ended because Slurm took it away or its process was killed; not by its user, and not by itself.
-
-    A preempted job that has time to end (GraceTime) saves its run, and has failed for Slurm.
-    """
-    if state == "CANCELLED":
-        return False
-    return state in LOST or status == "killed" or (state == "FAILED" and status == "interrupted")
-
-
 def _words(job: SlurmJob, state: str, status: str | None) -> str:
     """The last that is known of a job whose run does not say it."""
     if job.paths.result_pickle.exists():
@@ -218,16 +210,12 @@ def _words(job: SlurmJob, state: str, status: str | None) -> str:
     return f"; see {job.paths.stderr}" + "".join(f"\n  {line}" for line in (job.stderr() or "").splitlines()[-8:])
 
 
-def _notes(study: Path) -> Path:
-    """The folder of files that say which job works on which run, for calls that come after a killed one."""
-    folder = study / ".grid" / "slurm"
-    with saving(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _note(folder: Path) -> Path:
-    return _notes(folder.parent) / f"{folder.name}.json"
+    """The file that says which job works on a run, for calls that come after a killed one."""
+    notes = folder.parent / ".grid" / "slurm"
+    with saving(notes):
+        notes.mkdir(parents=True, exist_ok=True)
+    return notes / f"{folder.name}.json"
 
 
 def _arrays(jobs: Iterable[SlurmJob]) -> str:

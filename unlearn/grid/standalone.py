@@ -68,8 +68,7 @@ def run(
 def _check(cfg: Config, name: str, tokenizer: str | None, retrained: str | None) -> None:
     """Refuse at once what would be refused after all the work before it."""
     for group in needing(cfg.eval.groups, "models"):
-        rule = "compares with the target as a model, which only a run has (run=FOLDER): leave it out"
-        raise ConfigError(f"eval.groups: {group} {rule}")
+        raise ConfigError(f"eval.groups: {group} compares with the target as a model: leave it out, or give run=FOLDER")
     if "summary" in cfg.eval.groups and retrained is None:
         raise ConfigError("eval.groups: summary compares attacks with those on the retrained model; give retrained=")
     if cfg.eval.judge is not None:
@@ -104,8 +103,7 @@ def _tokenizer(key: str, name: str, cfg: Config) -> PreTrainedTokenizerBase:
         where = tokenizers.place(local(name) if is_folder(name) else name)
         tokenizer = AutoTokenizer.from_pretrained(**where, padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
-        rule = f"no tokenizer could be loaded from it ({reason(error)}): give another tokenizer="
-        raise ConfigError(f"{key}={name!r}: {rule}") from None
+        raise ConfigError(f"{key}={name!r}: has no tokenizer ({reason(error)}): give another tokenizer=") from None
     if cfg.eval.semantics != "ou":
         return tokenizers.load(Path(name)) if tokenizer.pad_token_id is None else tokenizer
     if tokenizer.pad_token_id is None:

@@ -75,27 +75,21 @@ def show_metrics(rows: Mapping[str, Mapping[str, Any]]) -> None:
     for name, metrics in rows.items():
         table.add_row(name, *cells({"kept": kept(metrics, rows.get("target"))} | metrics, shown))
     show(table)
-    _say_why_empty(rows.values(), Console())
-    _warn_of_unread(rows.values(), Console())
+    _remark(list(rows.values()), Console())
 
 
-def _say_why_empty(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
-    """Say what would fill the columns in which no row has a value."""
-    rows = list(rows)
+def _remark(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Say what would fill columns without a value, and of which splits' answers the dialect's ROUGE drops letters."""
     there = {key for metrics in rows for key in LACKING if metrics.get(key) is not None}
     there |= {"forget/leak_gap_guess"} if "forget/leak_gap" in there else set()  # the better one is there
     empty = [why for key, why in LACKING.items() if key not in there]
     if rows and empty:
         console.print(f"empty columns: {'; '.join(empty)}", **PLAIN)
-
-
-def _warn_of_unread(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
-    """Name the splits whose answers have letters that the dialect's ROUGE drops."""
     shares = {k.removesuffix(UNREAD): v for metrics in rows for k, v in metrics.items() if k.endswith(UNREAD)}
     if shares:
         said = ", ".join(f"{share:.0%} of {split}" for split, share in shares.items())
         how = "ROUGE of this eval.semantics drops all letters but a to z, and answers have others"
-        console.print(f"warning: {how}: {said}; eval.semantics=default reads any script", markup=False, soft_wrap=True)
+        console.print(f"warning: {how}: {said}; eval.semantics=default reads any script", **PLAIN)
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -111,8 +105,7 @@ def titles(rows: Iterable[str], shown: Sequence[str]) -> list[str]:
 
 
 def report(jobs: Sequence[Job], console: Console | None = None) -> int:
-    """Write ``summary.csv``, then print the table of a call and where to look next; how many jobs are not done. No text
-    of a config or an error is markup."""
+    """Write ``summary.csv``, print a call's table, and where to look; how many jobs are not done. No text is markup."""
     unfinished = [job for job in jobs if not runlog.is_done(job)]
     manifests = {job.folder: runlog.status(job.folder) for job in jobs}
     measured = {job.folder: _evaluation(job.folder) for job in jobs}
@@ -129,8 +122,7 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
     console = console or _Console(markup=False)
     with unread():
         show(_table(jobs, unfinished, manifests, measured), console)
-        _say_why_empty([m for found in measured.values() for m in found["alphas"].values()], console)
-        _warn_of_unread((m for found in measured.values() for m in found["alphas"].values()), console)
+        _remark([m for found in measured.values() for m in found["alphas"].values()], console)
         for job in unfinished:
             error = manifests[job.folder].get("error") or "interrupted; rerun the same command to resume"
             console.print(f"{job.folder.name}: {error}\n  see {job.folder / 'log.txt'}", style="red", **PLAIN)

@@ -17,10 +17,6 @@ PerAnswer = Annotated[Tensor, "[B]"]
 PerLaterToken = Annotated[Tensor, "[N], 0 at the first token of each answer, which is not counted"]
 
 
-class ObjectiveError(ValueError):
-    """An objective that is put together wrongly."""
-
-
 Reader = Callable[[slice], Tensor]  # which rows → their logits, [n, V]
 LACKING = {
     "reference_logits": "compares with the reference model, whose rows were not given",
@@ -145,7 +141,7 @@ class Answers:
     def _beside(self, name: str, here: slice = slice(None)) -> Tensor:
         given = getattr(self, name)
         if given is None:
-            raise ObjectiveError(f"this term {LACKING[name]}")
+            raise ValueError(f"this term {LACKING[name]}")
         return given(here) if callable(given) else given[here]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unlearn.config.own import functions, required, signature
 from unlearn.config.schema import NUMBERS
-from unlearn.learning.answers import ObjectiveError, PerAnswer, PerLaterToken, PerToken
+from unlearn.learning.answers import PerAnswer, PerLaterToken, PerToken
 from unlearn.learning.losses import FORGET, RETAIN, Term
 
 REFUSALS = ("refusal", "retain_refusal")
@@ -52,13 +52,13 @@ def bind(
     kinds = (("forget", forget, FORGET | own, forget_weight), ("retain", retain, RETAIN | own, retain_weight))
     for kind, name, table, weight in kinds:
         if name not in table:
-            raise ObjectiveError(f"algo.{kind}={name!r}: no such {kind} term; there are {', '.join(table)}")
+            raise ValueError(f"algo.{kind}={name!r}: no such {kind} term; there are {', '.join(table)}")
         if table[name] is not None:
             terms.append(_bound(name, table[name], given, weight))
     taken = {k for t in terms for k in t.function.keywords}
     for extra in sorted(set(given) - taken):
         take = ", ".join(sorted(taken)) or "no numbers"
-        raise ObjectiveError(f"algo.{extra}={given[extra]}: neither {forget!r} nor {retain!r} has it; they take {take}")
+        raise ValueError(f"algo.{extra}={given[extra]}: neither {forget!r} nor {retain!r} has it; they take {take}")
     return terms
 
 
@@ -67,14 +67,14 @@ def _bound(name: str, function: Term, given: Mapping[str, float], weight: float)
     reads = tuple(p for p in found.parameters if p in READS)
     if not reads or found.return_annotation not in (PerToken, PerLaterToken, PerAnswer):
         rule = f"must take one or more of {', '.join(READS)} and return PerToken or PerAnswer"
-        raise ObjectiveError(f"term {name!r} {rule}; its signature is {name}{found}")
+        raise ValueError(f"term {name!r} {rule}; its signature is {name}{found}")
     if len({(PAIRED | TEXTS).get(p, p) for p in reads}) > 1:  # they are drawn and split separately
-        raise ObjectiveError(f"term {name!r} reads {', '.join(reads)}: forget and retain questions need a term each")
+        raise ValueError(f"term {name!r} reads {', '.join(reads)}: forget and retain questions need a term each")
     wanted = [p for p in found.parameters if p not in READS]
     for p in required(found, wanted):
         if p not in given:
             place, sign = (f"algo.{p}", "") if p in NUMBERS else (f"algo.numbers.{p}", "++")  # in the file or not
-            raise ObjectiveError(f"term {name!r} needs {place}, which is not set: give {sign}{place}=NUMBER")
+            raise ValueError(f"term {name!r} needs {place}, which is not set: give {sign}{place}=NUMBER")
     numbers = {p: given.get(p, found.parameters[p].default) for p in wanted}
     gives = found.return_annotation
     per_token, first = gives != PerAnswer, gives != PerLaterToken

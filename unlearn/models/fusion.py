@@ -24,10 +24,6 @@ from unlearn.models.llama import has_encoder
 Weights = Mapping[str, Tensor]
 
 
-class FusionError(ValueError):
-    """Members that cannot be fused."""
-
-
 @dataclass(frozen=True)
 class Residual:
     """Of one linear."""
@@ -42,9 +38,6 @@ class Residual:
 class Fused:
     weights: dict[str, Tensor]  # fp64
     residuals: dict[str, Residual]
-
-
-# --- inner products -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -92,17 +85,14 @@ def _inputs(model: nn.Module, chosen: Sequence[Example], pad_id: int) -> tuple[d
     return inputs, {"encoder.": mask.bool(), "decoder.": there.view(answers.shape)}
 
 
-# --- fusion ---------------------------------------------------------------------------------------------------------
-
-
 def fuse(layers: Sequence[Weights], grams: Sequence[Weights], ridge: float) -> Fused:
     """Weights [out, in] of one set of layers from those of several requests and their inner products. ``ridge``: a
-    share of the mean diagonal of Σ G_i. ``FusionError`` for layers of different shape or number."""
+    share of the mean diagonal of Σ G_i. ``LayerError`` for layers of different shape or number."""
     _check(layers)
     if len(grams) != len(layers) or any(set(g) != set(layers[0]) for g in grams):
-        raise FusionError(f"{len(layers)} requests need as many inner products, each of all their linears")
+        raise LayerError(f"{len(layers)} requests need as many inner products, each of all their linears")
     if not ridge >= 0:
-        raise FusionError(f"ridge={ridge!r}: must be a number of at least 0")
+        raise LayerError(f"ridge={ridge!r}: must be a number of at least 0")
     found = {name: _fused([w[name] for w in layers], [g[name] for g in grams], ridge) for name in layers[0]}
     return Fused({name: w for name, (w, _) in found.items()}, {name: r for name, (_, r) in found.items()})
 
@@ -135,9 +125,6 @@ def _ratio(part: Tensor, whole: Tensor) -> float:
     return float(part / whole) if whole > 0 else 0.0
 
 
-# --- the alternatives -----------------------------------------------------------------------------------------------
-
-
 def average(layers: Sequence[Weights]) -> dict[str, Tensor]:
     """The mean of each weight, fp64."""
     _check(layers)
@@ -153,11 +140,11 @@ def summed(layers: Sequence[Weights]) -> dict[str, Tensor]:
 
 def _check(layers: Sequence[Weights]) -> None:
     if not layers:
-        raise FusionError("there is nothing to fuse")
+        raise LayerError("there is nothing to fuse")
     first = {name: w.shape for name, w in layers[0].items()}
     for other in layers[1:]:
         found = {name: w.shape for name, w in other.items()}
         if found != first:
             name = next(n for n in (*first, *found) if first.get(n) != found.get(n))
             rule = "what is fused must have the same shapes in the same places"
-            raise FusionError(f"{name}: {found.get(name)} beside {first.get(name)}; {rule}")
+            raise LayerError(f"{name}: {found.get(name)} beside {first.get(name)}; {rule}")

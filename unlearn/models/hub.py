@@ -56,7 +56,6 @@ def _absent(key: str, source: SourceConfig, error: Exception) -> ConfigError:
 
 
 def has_encoder(folder: Path) -> bool:
-    """Whether the model is an encoder–decoder."""
     return bool(llama.config(folder).is_encoder_decoder)
 
 
@@ -133,8 +132,7 @@ def fingerprint(folder: Path, memo: Path, width: int, held: TargetConfig | None)
 @torch.no_grad()
 def check_head(model: nn.Module, name: str) -> nn.Module:
     """The model, unless its logits are something else than its output head on its last hidden states (scaled, capped
-    …), as members' rows are computed; told from large ones, since small ones may pass a cap. Or a weight is NaN or
-    infinite."""
+    …), as members' rows are computed; told from large ones, since small ones may pass a cap. Or a weight is NaN."""
     ids, taken = torch.arange(1, 5, device=next(model.parameters()).device)[None], []
 
     def say(_: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> Tensor:
@@ -194,8 +192,7 @@ def _check_file(given: str, path: Path) -> str:
         with safe_open(path, "pt") as file:
             _check_finite(given, ((name, file.get_tensor(name)) for name in file.keys()), f" in {path.name}")
     except (SafetensorError, OSError) as error:
-        again = "copy or download it again"
-        raise ConfigError(f"{given}: {path.name} is not a whole safetensors file ({error}): {again}") from None
+        raise ConfigError(f"{given}: {path.name} is not a whole safetensors file ({error}): copy it again") from None
     return "finite"
 
 

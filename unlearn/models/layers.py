@@ -112,8 +112,7 @@ PEFT_TYPE_TO_PREFIX_MAPPING[KIND] = UnlearningModel.prefix
 
 def add(model: nn.Module, cfg: LayersConfig, seed: int) -> nn.Module:
     """A view of the model with fresh layers, which alone learn; weights and buffers are the model's own. ``seed``
-    decides the random half (``down``): requests that are to be fused begin with the same. ``LayerError`` for unknown
-    blocks."""
+    decides the random half (``down``): requests to be fused begin with the same. ``LayerError`` for unknown blocks."""
     places = feed_forward(model, cfg.where)
     size = cfg.bottleneck or bottleneck(model, places)
     how = UnlearningLayersConfig(target_modules=list(places), bottleneck=size, activation=cfg.activation)

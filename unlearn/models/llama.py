@@ -44,8 +44,7 @@ def fresh(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A model in fp32, which a pair's small differences of logits, and small updates of its weights, need; only what
-    never learns may be given another ``dtype``."""
+    """A model in fp32, as small differences of logits and small updates need; only what never learns may have less."""
     return exact(folder, dtype=dtype).to(device).eval()
 
 

@@ -117,8 +117,7 @@ class Seen:
         return self.texts(model).bytes * sum(map(len, texts))
 
     def array(self, model: nn.Module, texts: Sequence[Ids]) -> np.ndarray:
-        """What was read of texts, end to end, [T, layers, 2, heads, D]; bf16 as the int16 of its bits. What is not
-        known of them is read."""
+        """What was read of texts, or now is, end to end, [T, layers, 2, heads, D]; bf16 as the int16 of its bits."""
         for start in range(0, len(texts), AT_ONCE):
             self.begin(model, [(*t, 0) for t in texts[start : start + AT_ONCE]])
         found = torch.cat([self.texts(model).of(t, len(t)) for t in texts]).cpu()

@@ -28,8 +28,7 @@ def fresh(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int
 
 
 def read(model: nn.Module, ids: Tensor, mask: Tensor, answers: Tensor, **options: bool) -> ModelOutput:
-    """What the decoder gives for ``answers`` [B, T] after the encoder has read ids and mask [B, S]; its last hidden
-    states as the output head takes them."""
+    """What the decoder gives for ``answers`` [B, T] after ids and mask [B, S]; hidden states as the head takes them."""
     memory = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
     # Padding comes after the answers, and the decoder looks back alone: it needs no mask.
     out = model.get_decoder()(
@@ -52,8 +51,7 @@ def prompts(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def answers(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the decoder reads, [B, T]: the start token, then each answer but its last token; and where its rows are,
-    flat positions b · T + t [N]."""
+    """What the decoder reads, [B, T]: start token, answer but the last token; its rows' flat positions b · T + t."""
     counts = torch.bincount(batch.owner)
     place = torch.arange(len(batch.owner), device=batch.owner.device) - (counts.cumsum(0) - counts)[batch.owner]
     ids = batch.labels.new_full((len(counts), int(counts.max()) + 1), start(model))

@@ -76,8 +76,7 @@ def load(folder: Path) -> PreTrainedTokenizerBase:
     """A tokenizer from its folder, with padding on the left, an end of sequence (else that of the model beside it) and
     a padding token. Where it has none, one is taken that it has, since a new one would need a row in every embedding,
     and that no text begins or ends with: a special token called something with "pad", else "unk", else "reserved"; EOS
-    only where there is no other, since programs that read a saved tokenizer hide every token which equals the
-    padding."""
+    only where there is no other, since programs that read a saved tokenizer hide what equals the padding."""
     tokenizer = AutoTokenizer.from_pretrained(**place(folder), padding_side="left", trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         end = (read_json(folder / "config.json") or {}).get("eos_token_id")

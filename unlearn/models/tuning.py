@@ -1,5 +1,4 @@
-"""How the trained member learns: with all its weights, through low-rank updates (LoRA, by peft), or through unlearning
-layers (EUL, ``layers.py``).
+"""How the trained member learns: with all weights, by low-rank updates (LoRA, of peft), or by layers (``layers.py``).
 
 With LoRA and layers the trained member is a second view of a frozen model: it reads the very same weights and has its
 updates beside them. So offset and anchor are one set of weights in memory, the anchor is the offset without its
@@ -42,8 +41,7 @@ def learner(model: nn.Module, how: str, pair: PairConfig, seed: int) -> nn.Modul
 
 
 def learnt(model: nn.Module, folder: Path) -> nn.Module:
-    """A view of the frozen model with the updates or layers of a ``folder`` that a run wrote; ``LayerError`` where they
-    are not this model's."""
+    """A view of the frozen model with updates or layers that a run wrote; ``LayerError`` where they are another's."""
     if not is_lora(folder):
         from unlearn.models import layers
 
@@ -66,8 +64,7 @@ def lora(model: nn.Module, cfg: LoraConfig, seed: int) -> nn.Module:
 
 
 def second_view(model: nn.Module, settings: peft.PeftConfig, seed: int) -> nn.Module:
-    """The model once more, with what peft's settings add to it. Weights and buffers are shared with ``model``, which
-    gets nothing: they may be read, never written."""
+    """The model once more, with what peft adds; weights and buffers are those of ``model``: read, never written."""
     import peft  # a second of imports that full fine-tuning does not need
 
     view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
@@ -100,7 +97,6 @@ def has_layers(model: nn.Module) -> bool:
 
 
 def layer_parameters(model: nn.Module) -> int:
-    """Number of parameters of the unlearning layers in the model."""
     return sum(tensor.numel() for tensor in added(model, LAYER).values())
 
 

@@ -14,8 +14,8 @@ from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation import evaluation
 from unlearn.evaluation.context import Beside
 from unlearn.evaluation.groups import guess
-from unlearn.evaluation.parts import Parts
 from unlearn.evaluation.retrained import Measured, from_file
+from unlearn.evaluation.scoring import Parts
 from unlearn.evaluation.suite import Suite, suite
 from unlearn.runs.workbench import Workbench
 from unlearn.store.entries import BUILDING
@@ -37,8 +37,7 @@ def evaluate(
     show: str = "evaluating",
     parts: Parts | None = None,
 ) -> Found:
-    """Metrics and examples of an ensemble, and the baselines; ``show`` names the stage, ``parts`` is what a stopped
-    evaluation left."""
+    """Metrics and examples of an ensemble, and the baselines; ``show`` names the stage, ``parts``: of a stopped one."""
     beside = baselines(cfg, bench, suite)
     more = Beside(beside.get("guess"), cache(partial(bench.alone, "target")))
     asked = ensemble, suite, alphas, bench.store, beside.get("retrained"), show
@@ -70,7 +69,6 @@ def length_advice(suite: Suite) -> str:
 
 @cache
 def _say(advice: str) -> None:
-    """Once in a process."""
     log.warning(advice)
 
 

@@ -118,8 +118,7 @@ def _suite(cfg: Config, bench: Workbench, splits: Mapping[str, Sequence[Row]]) -
 
 
 def parts(cfg: Config, data: DataSet, split: str) -> tuple[list[Row], list[Row]]:
-    """Examples for choosing and, disjoint from them, for reporting: halves of a split at random, always the same; of
-    the retain set only what no training step saw."""
+    """Examples for choosing and for reporting: fixed random halves of a split; of retain only what no step saw."""
     rows = list(data.splits.get(split, ()))
     if split == "retain":
         unseen = held_out(len(rows), cfg.trainer.held_out)

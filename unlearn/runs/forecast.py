@@ -39,8 +39,7 @@ class Evaluation:
 
 def after_training(ensemble: Ensemble, suite: Suite, alphas: Sequence[float], alone: float | None) -> Evaluation:
     """What evaluating the suite at some α's will take. ``alone``: seconds that the target took by itself over the same
-    questions; a pass over a model takes as long as it has parameters, the ensemble's being those of its different
-    models."""
+    questions; a pass takes as long as there are parameters, of an ensemble those of its different models."""
     sizes = {
         (m.fingerprint, m.trained): parameters(m.model) for m in ensemble.needed(alphas)
     }  # of its start, if trained
@@ -60,20 +59,17 @@ class Forecast:
     def begin(self, done: int, steps: int, points: int) -> None:
         """``points`` of the trajectory were measured since this was made."""
         self.steps, self.at = steps, min(done + 2, steps)
-        self.point = self._lap() / points if points else 0.0
+        self.point = self.lap() / points if points else 0.0
 
     def after(self, step: int, model: nn.Module) -> None:
-        """To be called when a step is done, before anything else, and ``go_on`` after everything else."""
-        seconds = self._lap()
+        """To be called when a step is done, before anything else, and ``lap`` after everything else."""
+        seconds = self.lap()
         if step == self.at:
             every = self.cfg.trainer.eval_every
             points = (-(-(self.steps - step) // every) if every else 0, self.point)
             say(self.cfg, model, self.folder, (self.steps - step, seconds), points, self.then)
 
-    def go_on(self) -> None:
-        self._lap()
-
-    def _lap(self) -> float:
+    def lap(self) -> float:
         before, self.last = self.last, time.perf_counter()
         return self.last - before
 
@@ -91,19 +87,15 @@ def say(
     learning = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     kept = learning if tuning(cfg) != "full" else sum(p.nbytes for p in model.parameters())
     during = ADAM * learning if cfg.trainer.save_every else 0
-    log.info(
-        "forecast: %s: about %s; memory %s so far; disk %s for the run's folder%s, %s are free",
-        ", ".join([*parts, *([str(then)] if then.alphas else [])]), duration(total), _memory(), _size(kept),
-        f" ({_size(kept + during)} until it ends)" if during else "", _size(shutil.disk_usage(folder).free),
-    )  # fmt: skip
-    return total
-
-
-def _memory() -> str:
     used = f"{peak_memory_mb() / 1e3:.2g} GB"
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         used += f" and {torch.cuda.max_memory_allocated() / 1e9:.2g} GB of the GPU"
-    return used
+    log.info(
+        "forecast: %s: about %s; memory %s so far; disk %s for the run's folder%s, %s are free",
+        ", ".join([*parts, *([str(then)] if then.alphas else [])]), duration(total), used, _size(kept),
+        f" ({_size(kept + during)} until it ends)" if during else "", _size(shutil.disk_usage(folder).free),
+    )  # fmt: skip
+    return total
 
 
 def _size(count: float) -> str:

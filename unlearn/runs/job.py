@@ -13,7 +13,7 @@ from unlearn.config.derived import alpha_key, training_alpha
 from unlearn.config.schema import Config
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation.collapse import kept, settled
-from unlearn.evaluation.parts import Parts
+from unlearn.evaluation.scoring import Parts
 from unlearn.learning.loop import Diverged, put
 from unlearn.runs import stopping
 from unlearn.runs.baselines import baselines, evaluate, seconds_alone, suite_of
@@ -156,7 +156,7 @@ class _Course:
         if end:
             log.warning("stopped after step %d of %d: saved", step, made.steps)
             raise Interrupted
-        self.told.go_on()
+        self.told.lap()
 
     def save(self) -> None:
         self.record.sync()

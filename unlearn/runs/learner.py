@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -91,8 +91,7 @@ def _check(folder: Path, ensemble: Ensemble) -> None:
 
 def keep(cfg: Config, bench: Workbench, model: nn.Module, run: Path, place: str | None = None) -> None:
     """Write what a run trained into its folder, or ``place`` in it: a whole model, or what was added to one, without
-    the model. Unlearning layers come with the inner products of the request that their fusion needs, and nothing
-    else."""
+    the model. Unlearning layers come with the request's inner products, which fusion needs, and nothing else."""
 
     def whole(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -134,7 +133,7 @@ def same_models(cfg: Config, bench: Workbench, record: RunLog, ensemble: Ensembl
 def take_over(model: nn.Module, cfg: BeginConfig, fingerprint: str) -> dict[str, Any]:
     """Put what ``cfg.runs`` learnt into a fresh learner, whose frozen start has this fingerprint; what the manifest
     says of it. ``ConfigError`` for a run that began with other weights, or whose weights have other names or shapes;
-    ``SealError`` for weights that are not those it ended with."""
+    ``FileError`` for weights that are not those it ended with."""
     manifests = [_manifest(Path(folder), fingerprint) for folder in cfg.runs]
     layered, residuals = has_layers(model), {}
     how = cfg.fusion(layered)
@@ -158,7 +157,9 @@ def _add_changes(model: nn.Module, cfg: BeginConfig, how: str) -> None:
     start = dict(began.named_parameters())
     shares = cfg.weights() if how == "sum" else [1 / len(cfg.runs)] * len(cfg.runs)
     for folder, share in zip(cfg.runs, shares, strict=True):
-        ended = _ended(Path(folder), began)
+        adapter = Path(folder) / runlog.ADAPTER  # low-rank updates: the weights that hold them
+        whole = (Path(folder) / WEIGHTS).is_file() or not is_lora(adapter)
+        ended = _table(folder, WEIGHTS) if whole else dict(merged(learnt(began, adapter)).named_parameters())
         for name, parameter in model.named_parameters():
             found = ended.get(name)
             shape = "none" if found is None else list(found.shape)
@@ -166,13 +167,6 @@ def _add_changes(model: nn.Module, cfg: BeginConfig, how: str) -> None:
                 rule = f"its offset must have {name} of shape {list(parameter.shape)}, and has {shape}"
                 raise ConfigError(f"begin.runs={folder!r}: {rule}: it is another model")
             parameter += share * (found.to(parameter) - start[name])
-
-
-def _ended(folder: Path, began: nn.Module) -> Mapping[str, Tensor]:
-    """All weights that a run ended with, by name; of one with low-rank updates those of ``began`` that hold them."""
-    if (folder / WEIGHTS).is_file() or not is_lora(folder / runlog.ADAPTER):
-        return _table(folder, WEIGHTS)
-    return dict(merged(learnt(began, folder / runlog.ADAPTER)).named_parameters())
 
 
 def _put_layers(model: nn.Module, cfg: BeginConfig, how: str) -> dict[str, Any]:
@@ -196,16 +190,13 @@ def _put_layers(model: nn.Module, cfg: BeginConfig, how: str) -> dict[str, Any]:
 
 
 def fused_layers(runs: Sequence[str | Path], how: str, ridge: float) -> Fused:
-    """The runs' layers made into one; residuals of ``regmean`` alone."""
+    """The runs' layers made into one; residuals of ``regmean`` alone. ``LayerError`` for those that do not fit."""
     from unlearn.models import fusion
 
     own = [_table(folder, LAYERS) for folder in runs]
-    try:
-        if how == "regmean":
-            return fusion.fuse(own, [_table(folder, PRODUCTS) for folder in runs], ridge)
-        return fusion.Fused((fusion.average if how == "average" else fusion.summed)(own), {})
-    except fusion.FusionError as error:
-        raise ConfigError(f"begin.runs: {error}") from None
+    if how == "regmean":
+        return fusion.fuse(own, [_table(folder, PRODUCTS) for folder in runs], ridge)
+    return fusion.Fused((fusion.average if how == "average" else fusion.summed)(own), {})
 
 
 def products(cfg: Config) -> dict[str, Tensor] | None:

@@ -14,7 +14,7 @@ from unlearn.config.schema import Config, ConfigError
 from unlearn.data.people import Numbered, who
 from unlearn.data.rows import REQUEST
 from unlearn.ensemble.combination import SUM
-from unlearn.ensemble.ensemble import Ensemble, SumError, add
+from unlearn.ensemble.ensemble import Ensemble, add
 from unlearn.models import llama
 from unlearn.runs import baselines
 from unlearn.runs.baselines import suite_of
@@ -25,25 +25,22 @@ from unlearn.store.identity import Job
 
 @dataclass(frozen=True)
 class Part:
-    """One run's offset and its weight."""
-
     job: Job
     alpha: float
 
 
 def summed(parts: Sequence[Part], bench: Workbench) -> Ensemble:
     """The members of all parts; offsets no longer learn and have the fingerprints of their weights, so that the store
-    has their rows. ``SumError`` for a method that is not a weighted sum, or changes the target; ``ConfigError`` where a
-    run was made with other models."""
+    has their rows. ``ConfigError`` for methods that are not weighted sums or change the target, or other models."""
     frozen = []
     for number, part in enumerate(parts, 1):
         cfg, place = part.job.cfg, part.job.folder
         ensemble = members(cfg, bench, place)
         trained = ensemble.trained
         if ensemble.rule is not SUM:
-            raise SumError(f"{place}: method.rule={ensemble.rule.func.__name__!r}: only plain sums can be added up")
+            raise ConfigError(f"{place}: method.rule={ensemble.rule.func.__name__!r}: only plain sums can be added up")
         if trained is not None and trained.constant:
-            raise SumError(f"{place}: method={cfg.method.name!r} changes the target: there is no offset to add")
+            raise ConfigError(f"{place}: method={cfg.method.name!r} changes the target: there is no offset to add")
         if trained is not None:
             own = replace(trained, name=f"offset_{number}", fingerprint=llama.fingerprint(trained.model), trained=False)
             ensemble = Ensemble(tuple(own if m.trained else m for m in ensemble.members))

@@ -36,8 +36,7 @@ _state: dict[str, Any] = {"listening": False, "patient": False, "told": {}, "hea
 def listening() -> Iterator[None]:
     """Inside, these signals raise ``Stopped`` in the main thread; within another such block nothing changes.
 
-    Who listened before is told at the end: submitit, which puts a preempted job back into Slurm's queue. Signals that
-    are ignored (nohup) stay so.
+    Who listened before is told at the end: submitit requeues a preempted job. Ignored signals (nohup) stay ignored.
     """
     if _state["listening"] or threading.current_thread() is not threading.main_thread():
         yield

@@ -74,8 +74,7 @@ class Training:
 
 
 def shared(name: str, cfg: Config, *content: Any) -> AbstractContextManager[None]:
-    """The block's task is done by all processes of this call. Nobody else evaluates with a black box: one process asks
-    it, within its budget."""
+    """The block's task is done by all processes of this call; but one alone asks a black box, within its budget."""
     if name == "evaluate" and cfg.pair.target.kind == "http":
         return nullcontext()
     return processes.task(name, cfg, *content)

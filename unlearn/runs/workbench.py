@@ -60,22 +60,18 @@ class Workbench:
         role = sources.role(self.cfg.pair, name)
         if role in self._models:
             return self._models[role]
-        model = self._same(role)
+        model, pair = None, self.cfg.pair
+        if pair.target.device_map is None and sources.is_pretrained(pair, role):
+            # the same model under another role is in memory once; what is trained here has its fingerprint only when
+            # it is loaded
+            others = (r for r in self._models if sources.is_pretrained(pair, r))
+            model = next((self._models[r] for r in others if self.fingerprint(r) == self.fingerprint(role)), None)
         if model is None:
             with progress(None, f"loading the {role.replace('_', ' ')} model"):
                 model = llama.freeze(self._load(role))
         if role != "retrained":  # it is as large as the target, and asked for once: its evaluation is stored
             self._models[role] = model
         return model
-
-    def _same(self, role: str) -> nn.Module | None:
-        """The same model under another role, loaded already: its weights are in memory once. (What is trained here has
-        its fingerprint only when it is loaded.)"""
-        pair = self.cfg.pair
-        if pair.target.device_map is not None or not sources.is_pretrained(pair, role):
-            return None
-        others = (r for r in self._models if sources.is_pretrained(pair, r))
-        return next((self._models[r] for r in others if self.fingerprint(r) == self.fingerprint(role)), None)
 
     def fingerprint(self, name: str) -> str:
         """What identifies a model in the store. Of one with a pretrained origin it is known without loading it."""
@@ -154,7 +150,6 @@ class Workbench:
 
 @cache
 def _say_system(own: str, tokens: int) -> None:
-    """Once in a process."""
     rule = "data.template.system='' leaves it empty"
     log.info(
         "template=chat: the model's template writes a system message of %d tokens itself: %r; %s", tokens, own, rule

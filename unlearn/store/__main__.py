@@ -6,7 +6,6 @@ python -m unlearn.store prune                    say what is damaged, left over 
 python -m unlearn.store prune unused=30 yes=true    remove that, and what was not used for 30 days
   store=FOLDER     the folder (default: the environment's UNLEARN_STORE, or store)
   kind=rows,model  prune only these kinds
-  --unused 30 --yes --store FOLDER --kind rows are other spellings.
 
 Nothing in it is lost: what is pruned is built again when a run needs it. What black boxes were asked
 (answers/) cost requests, and is never pruned: remove it by hand.
@@ -20,7 +19,7 @@ from pathlib import Path
 from unlearn.command import acts
 from unlearn.config.schema import ConfigError
 from unlearn.config.setting import at_least, setting
-from unlearn.store import inventory
+from unlearn.store import entries
 
 
 @dataclass
@@ -32,13 +31,12 @@ class Keys:
 
     def __post_init__(self) -> None:
         if not self.store.is_dir():
-            rule = "there is no such folder; runs make it (paths.store, UNLEARN_STORE)"
-            raise ConfigError(f"store={str(self.store)!r}: {rule}")
+            raise ConfigError(f"store={str(self.store)!r}: no such folder; runs make it (paths.store, UNLEARN_STORE)")
 
 
 main = acts(__doc__, Keys, {
-    "list": (lambda k: inventory.show(k.store), "store"), "verify": (lambda k: inventory.verify(k.store), "store"),
-    "prune": (lambda k: inventory.prune(k.store, k.unused, k.kind, k.yes), "store", "kind", "unused", "yes"),
+    "list": (lambda k: entries.show(k.store), "store"), "verify": (lambda k: entries.verify(k.store), "store"),
+    "prune": (lambda k: entries.prune(k.store, k.unused, k.kind, k.yes), "store", "kind", "unused", "yes"),
 })  # fmt: skip
 
 

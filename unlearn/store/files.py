@@ -49,9 +49,7 @@ def saving(path: Path) -> Iterator[None]:
                 room = f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free"
             room = ", ".join([*getattr(error, "__notes__", ()), room])
             do = f"{room}; make room there, or give another disk by paths.runs= or paths.store="
-            raise DiskError(
-                f"{path} could not be written, its disk is full ({do}); then rerun the same command to resume"
-            ) from error
+            raise DiskError(f"{path} could not be written, its disk is full ({do}); then rerun to resume") from error
         if number in SHUT:
             do = "let it be written, or give another folder by paths.runs= or paths.store="
             raise DiskError(f"{path} could not be written: {error.strerror}; {do}") from error

@@ -59,8 +59,7 @@ def hashed(settings: Any) -> dict[str, Any]:
 
 
 def run_identity(cfg: Config, data_fingerprint: str) -> dict[str, Any]:
-    """Everything that changes the trained weights, or how they are used, and nothing else (so: no names, paths,
-    evaluation or logging)."""
+    """All that changes the trained weights or their use, and nothing else: no names, paths, evaluation or logging."""
     models = {m.model for m in (*cfg.method.members, *(cfg.algo.teacher.members if cfg.algo.teacher else ()))}
     identity = {
         "format": RUN_FORMAT,

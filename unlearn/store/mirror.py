@@ -67,7 +67,6 @@ class Mirror:
         self.run = None
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Add a row to the history, e.g. a logged step."""
         self._do(lambda run: run.log(dict(record), step=self.next))
         self.next += 1
 
@@ -119,8 +118,7 @@ def opened(cfg: WandbConfig, folder: Path, choices: Mapping[str, Any], config: M
     """The W&B run of a run folder for the length of the block; with W&B disabled nothing is imported.
 
     ``choices`` are those that name the run (``derived.describe``). With ``id`` the W&B run of that id is resumed, its
-    history with row number ``start``: offline, W&B would begin again with 0, and a server that has rows of these
-    numbers need not take others.
+    history with row number ``start``: offline, W&B would begin again with 0, and a server may have those rows.
     """
     if cfg.mode == "disabled":
         yield Mirror()

@@ -29,8 +29,7 @@ def show_bars(wanted: bool) -> None:
 
 def progress(total: int | None, name: str, unit: str = "step", done: int = 0) -> "Stage":
     """A stage of ``total`` units (None: not known), of which ``done`` were done before, as a context manager: ``with
-    progress(40, "npo", "step") as bar: … bar.update()``. ``name`` may change, ``more`` adds units, ``note`` says what
-    is being done."""
+    progress(40, "npo", "step") as bar: … bar.update()``. ``name`` may change, ``more`` adds units, ``note`` tells."""
     return Stage(total, name, unit, done, _running)
 
 

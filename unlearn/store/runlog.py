@@ -1,7 +1,6 @@
 """The run folder: the whole truth about a run, which W&B mirrors (``mirror.py``).
 
-Files are written under a temporary name and renamed; ``metrics.jsonl`` alone grows line by line, and is cut back to
-the checkpoint when a run is resumed.
+Files are written under a temporary name and renamed; only ``metrics.jsonl`` grows, and is cut back on a resume.
 """
 
 from __future__ import annotations
@@ -35,14 +34,13 @@ from unlearn.store.mirror import Mirror, opened
 if TYPE_CHECKING:
     import pandas as pd
 
-
 log = logging.getLogger(__name__)
 MANIFEST, METRICS, EVAL, EXAMPLES, CONFIG = (
     "manifest.json", "metrics.jsonl", "eval.json", "examples.parquet", "config.yaml",
 )  # fmt: skip
 REFERENCES = "references.parquet"  # the same of target and retrained
 OFFSET, ADAPTER, BEST, CHECKPOINT = seal.OFFSET, seal.ADAPTER, seal.BEST, "checkpoint"
-PARTS = "parts"  # of an evaluation that is not whole (evaluation/parts.py)
+PARTS = "parts"  # of an evaluation that is not whole (evaluation/scoring.py)
 DIVERGED = "diverged.json"  # the step at which a loss or gradient was no longer a number, and what it read
 FORMAT = 1
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is seven times as fast
@@ -61,9 +59,7 @@ def manifest(folder: Path) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict) or found.get("format", FORMAT) != FORMAT:
         format = found.get("format") if isinstance(found, dict) else None
-        raise FileError(
-            f"{path}: run format {format!r}, and this program reads {FORMAT}; remove the folder to run it again"
-        )
+        raise FileError(f"{path}: run format {format!r}, and this program reads {FORMAT}; remove the folder to rerun")
     return found
 
 
@@ -117,8 +113,7 @@ def fail(job: Job, error: BaseException, status: str = "failed") -> None:
     unrecorded.pop(job.folder, None)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        before = manifest(job.folder)
-        record = {"format": FORMAT, "run": describe(job.cfg), "seconds": {}} | before
+        record = {"format": FORMAT, "run": describe(job.cfg), "seconds": {}} | manifest(job.folder)
         write_json(job.folder / MANIFEST, record | _failed(job.folder, record, error, status))
     except FileError:
         return
@@ -216,7 +211,6 @@ class RunLog:
             self.status(self.manifest["status"])
 
     def headline(self) -> str:
-        """One line about a finished run."""
         alphas = evaluation(self.folder)["alphas"].items()
         values = [f"α={float(a):g} forget {m['forget/prob']:.3f}, retain {m['retain/prob']:.3f}" for a, m in alphas]
         return f"{self.folder.name} done in {own_seconds(self.manifest):.0f} s: probability at {'; '.join(values)}"

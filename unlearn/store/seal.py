@@ -18,10 +18,6 @@ CHECKPOINT = "sealed.json"
 MEASURED = ("config.yaml", "metrics.jsonl", "eval.json", "examples.parquet", "references.parquet")
 
 
-class SealError(FileError):
-    """A run folder that does not hold what its manifest says."""
-
-
 def weights(folder: Path) -> dict[str, str]:
     """Checksums of the trained weights, by path in the run folder."""
     return _sums(folder, [p for name in (OFFSET, ADAPTER, BEST) for p in (folder / name).rglob("*")])
@@ -37,15 +33,15 @@ def _sums(folder: Path, paths: list[Path]) -> dict[str, str]:
 
 
 def check_weights(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise ``SealError`` where the weights are not those that training ended with."""
+    """Raise ``FileError`` where the weights are not those that training ended with."""
     sealed, found = manifest.get(WEIGHTS, {}), weights(folder)
     _check(folder, sealed, found)
     for foreign in sorted(set(found) - set(sealed)) if sealed else []:
-        raise SealError(f"{folder / foreign} is not a file that the run wrote; move it out of the run's folder")
+        raise FileError(f"{folder / foreign} is not a file that the run wrote; move it out of the run's folder")
 
 
 def check_results(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise ``SealError`` where a finished run's files are not those it ended with."""
+    """Raise ``FileError`` where a finished run's files are not those it ended with."""
     if manifest.get("status") == "done":
         _check(folder, manifest.get(RESULTS, {}), results(folder))
 
@@ -56,9 +52,7 @@ def _check(folder: Path, sealed: Mapping[str, str], found: Mapping[str, str]) ->
             continue  # it holds something of the request, and may be erased
         if found.get(name) != digest:
             what = "was changed or damaged since the run wrote it" if name in found else "is missing"
-            raise SealError(
-                f"{folder / name} {what}: its checksum is in manifest.json; remove the folder to run it again"
-            )
+            raise FileError(f"{folder / name} {what}, by its checksum; remove the folder to run it again")
 
 
 def seal_checkpoint(folder: Path, step: int, names: Sequence[str]) -> None:
@@ -71,14 +65,14 @@ def seal_checkpoint(folder: Path, step: int, names: Sequence[str]) -> None:
 
 
 def checkpoint(folder: Path) -> int | None:
-    """The step of a run's checkpoint; None where there is none. ``SealError`` for a damaged one, or another run's."""
+    """The step of a run's checkpoint; None where there is none. ``FileError`` for a damaged one, or another run's."""
     sealed = read_json(folder / CHECKPOINT)
     if sealed is None:
         return None
     again = f"remove {folder} to train from the start"
     if sealed["run"] != folder.parent.name:
-        raise SealError(f"{folder} is the checkpoint of another run, {sealed['run']}; {again}")
+        raise FileError(f"{folder} is the checkpoint of another run, {sealed['run']}; {again}")
     for name, digest in sealed["files"].items():
         if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise SealError(f"{folder / name} is missing, or was changed or damaged since the run wrote it; {again}")
+            raise FileError(f"{folder / name} is missing, or was changed or damaged since the run wrote it; {again}")
     return sealed["step"]

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from unlearn.config.setting import at_least, between, need, setting
 from unlearn.data.made_up import CITIES, COUNTRIES, COUNTRY, NAMES, PERSON, POOLS, WOMEN, Attribute, Draw
 from unlearn.data.people import Numbered, who
-from unlearn.data.requested import divide
-from unlearn.data.rows import DataSet, Row
+from unlearn.data.rows import DataSet, Row, divide
 
 VERSION = 1  # part of the run hash: raise it whenever the same arguments give other text
 WRONG = 5  # perturbed answers of fictional people

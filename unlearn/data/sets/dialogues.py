@@ -30,8 +30,7 @@ class Settings(Deletable):
 
 def read(cfg: Settings, seed: int = 0) -> DataSet:
     """The dialogues of ``seed``. To be forgotten are those of ``forget_people`` speakers, every second one from the
-    last back, of the speakers ``forget``, or of requests; those of ``gone`` are in no split. ``wordings``: general
-    dialogues in which nobody is named."""
+    last back, of the speakers ``forget``, or of requests; ``gone`` are in no split. ``wordings`` are of nobody."""
     names = Draw("dialogues", VERSION, seed, "names").names()[: cfg.people]
     rows = [
         _dialogue(Draw("dialogues", VERSION, seed, i, k), f"pair/{i:04d}/{k}", names[i], names[(i + 1) % cfg.people])

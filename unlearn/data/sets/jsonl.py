@@ -14,8 +14,7 @@ from unlearn.config.data import DataConfig
 from unlearn.config.setting import SHARE, Bound, need, setting
 from unlearn.data import texts
 from unlearn.data.records import KINDS, OPTIONAL, WHOLE, ColumnsConfig, Record, has, lines, listing, records, row, text
-from unlearn.data.requested import divide
-from unlearn.data.rows import NEIGHBOURS, DataError, DataSet, Requested, Row, pair
+from unlearn.data.rows import NEIGHBOURS, DataError, DataSet, Requested, Row, divide, pair
 
 # the splits that have a key in the config
 OWN = ("forget", "retain", NEIGHBOURS, "real_authors", "world_facts", "holdout")

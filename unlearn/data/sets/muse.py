@@ -45,8 +45,7 @@ class Settings(DataConfig):
 
 def read(cfg: Settings, seed: int = 0) -> DataSet:
     """Splits forget and retain, which training reads, and those that a folder may lack. Where the questions themselves
-    are to be forgotten (``data.forget=knowmem/forget_qa``) there is no holdout, whose texts would tell members by their
-    form."""
+    are to be forgotten (``data.forget=knowmem/forget_qa``) there is no holdout: its form would tell members."""
     give = "the one with MUSE's files (raw/forget.json …)"
     more = ". With questions alone: data.forget=knowmem/forget_qa data.retain=knowmem/retain_qa"
     tables = Tables(cfg.path, HUBS[cfg.corpus], give, more)

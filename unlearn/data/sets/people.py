@@ -117,8 +117,7 @@ def _row(record: Record, number: int, part: str, cfg: Settings, finder: re.Patte
         if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(cfg.labels):
             answer = cfg.labels[answer]
         if answer not in cfg.labels:
-            rule = f"must be one of {', '.join(cfg.labels)}, or its number"
-            raise DataError(f"{place}: {cfg.answer!r} is {answer!r}: {rule}")
+            raise DataError(f"{place}: {cfg.answer}={answer!r}: must be one of {', '.join(cfg.labels)}, or its number")
     others = tuple(label for label in cfg.labels if label != answer)
     id = f"{part}/{number:06d}"
     names = dict.fromkeys(match[1] for match in finder.finditer(said) if match[1])  # in the order they come first

@@ -16,8 +16,7 @@ from unlearn.config.data import DataConfig
 from unlearn.config.setting import SHARE, at_least, need, one_of, setting
 from unlearn.data import texts
 from unlearn.data.records import Record, Tables, lines, text
-from unlearn.data.requested import divide
-from unlearn.data.rows import NEIGHBOURS, DataError, DataSet, Row, pair
+from unlearn.data.rows import NEIGHBOURS, DataError, DataSet, Row, divide, pair
 from unlearn.data.sets.jsonl import divided_neighbours
 
 HUB = "jinzhuoran/RWKU"
@@ -92,8 +91,7 @@ def _table(tables: Tables, name: str, config: str, split: str, optional: bool = 
 
 
 def _texts(tables: Tables, cfg: Settings, named: Sequence[str]) -> dict[str, list[Row]]:
-    """Pieces of the texts about each person: those who are named, then ``cfg.others`` of the others; each piece once,
-    with the first of them."""
+    """Pieces, each once, of the texts about each person: those who are named, then ``cfg.others`` of the others."""
     found: dict[str, list[Row]] = {}
     for i, record in enumerate(_table(tables, cfg.corpus, CORPORA[cfg.corpus], "train")):
         pieces = texts.rows(text(record, "text"), f"text/{i:05d}", cfg.words, record[0])
@@ -108,7 +106,6 @@ def _texts(tables: Tables, cfg: Settings, named: Sequence[str]) -> dict[str, lis
 
 
 def _probes(tables: Tables, cfg: Settings, name: str, people: Sequence[str]) -> list[Row]:
-    """A level's questions about some people."""
     split = name if name.startswith("forget") else NEIGHBOURS
     level, rows = int(name[-1]), []
     for i, record in enumerate(_table(tables, name, name, "test")):

@@ -12,8 +12,7 @@ from typing import Any
 from unlearn.config.data import DataConfig
 from unlearn.config.setting import at_least, one_of, setting
 from unlearn.data.records import WHOLE, ColumnsConfig, Record, Tables, lines, records, row
-from unlearn.data.requested import divide
-from unlearn.data.rows import GENERAL, DataError, DataSet, Row, pair
+from unlearn.data.rows import GENERAL, DataError, DataSet, Row, divide, pair
 
 log = logging.getLogger(__name__)
 HUB = "locuslab/TOFU"

@@ -16,9 +16,8 @@ from unlearn.data.texts import words_of
 from unlearn.deploy.export.loading import FORMAT
 from unlearn.deploy.export.members import Piece
 from unlearn.deploy.export.traces import RUN, forget_rows, texts_of
-from unlearn.deploy.export.ways import ALONE as BY_ITSELF
-from unlearn.deploy.export.ways import HINDRANCES, ways
-from unlearn.deploy.export.writing import CODE
+from unlearn.deploy.export.writing import ALONE as BY_ITSELF
+from unlearn.deploy.export.writing import CODE, HINDRANCES, ways
 from unlearn.deploy.parts import Part
 from unlearn.ensemble.engines.configuration_unlearned import target_of, whole
 from unlearn.ensemble.engines.custom_generate import fingerprint
@@ -51,9 +50,12 @@ def facts(
     tokenizer: bool,
     chats: bool,
 ) -> dict[str, Any]:
-    """Everything but the checksums of the files; ``models`` are those whose weights are written, by folder. ``chats``:
-    whether a chat client asks as the runs did."""
-    bench, open_ways = runs[0].bench, ways(config)
+    """Everything but the files' checksums; ``models`` are those that are written; ``chats``: chat clients ask alike."""
+    bench, open_ways, alone = runs[0].bench, ways(config), None
+    own, kind = bench.encoder.tokenizer, runs[0].cfg.pair.tokenizer.kind
+    if kind != "pretrained" and tokenizer:
+        listed = {own.decode([id]).strip().casefold() for id in own.get_vocab().values()}
+        alone = len(listed & set().union(*(only_to_forget(run.bench.data) for run in runs)))
     target = None if open_ways[BY_ITSELF] else fingerprint(bench.model("target"))
     return {
         "format": FORMAT,
@@ -63,9 +65,10 @@ def facts(
         "members": {p.name: _member(p, models) for p in found},
         "max_length": config["max_position_embeddings"],
         "template": template(runs[0].cfg.data.template),
-        "tokenizer": _tokenizer(runs, tokenizer) | {"chats_as_trained": chats},
+        "tokenizer": {"written": tokenizer, "kind": kind, "size": tokenizers.size(own),
+                      "words_of_the_forget_set_alone": alone, "chats_as_trained": chats},
         "requests": [_request(run, part, found, models) for run, part in zip(runs, parts, strict=True)],
-    }
+    }  # fmt: skip
 
 
 def _member(p: Piece, models: Mapping[str, nn.Module]) -> dict[str, Any]:
@@ -104,14 +107,6 @@ def _request(run: Opened, part: Part, found: Sequence[Piece], models: Mapping[st
     }  # fmt: skip
 
 
-def _tokenizer(runs: Sequence[Opened], written: bool) -> dict[str, Any]:
-    own, kind, alone = runs[0].bench.encoder.tokenizer, runs[0].cfg.pair.tokenizer.kind, None
-    if kind != "pretrained" and written:
-        listed = {own.decode([id]).strip().casefold() for id in own.get_vocab().values()}
-        alone = len(listed & set().union(*(only_to_forget(run.bench.data) for run in runs)))
-    return {"written": written, "kind": kind, "size": tokenizers.size(own), "words_of_the_forget_set_alone": alone}
-
-
 def only_to_forget(data: DataSet) -> set[str]:
     """Words that occur in rows to be forgotten, and in no other text of the data set."""
 
@@ -143,9 +138,6 @@ def _alone(run: Opened, models: Mapping[str, nn.Module]) -> dict[str, dict[str, 
         values, _ = measures.measure(split, scores, None, suite.semantics)
         found[name] = {metric: round(values[metric], 2) for metric in ALONE}
     return found
-
-
-# --- the card -----------------------------------------------------------------------------------------------------
 
 
 def card(about: Mapping[str, Any], config: Mapping[str, Any], name: str | None) -> str:

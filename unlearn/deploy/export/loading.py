@@ -22,10 +22,6 @@ FORMAT = 3
 ABOUT, CARD = "offset.json", "README.md"
 
 
-class ExportError(ConfigError):
-    """A folder that is not an export, is damaged, or belongs to another target."""
-
-
 def load(
     folder: Path,
     target: str | None,
@@ -35,7 +31,7 @@ def load(
     there: dict[str, nn.Module],
 ) -> tuple[Part, Encoder]:
     """An export beside its target, with all members that may be asked for, and how it is asked. ``target``, ``base``,
-    ``alpha``: None is what the export says; models that ``there`` has are taken from it, others added. ``ExportError``
+    ``alpha``: None is what the export says; models that ``there`` has are taken from it, others added. ``ConfigError``
     where a file, target or base is not the one that the offset was trained for or exported with."""
     about = checked(folder)
     try:
@@ -64,9 +60,9 @@ def load(
     except ConfigError:
         raise
     except ValueError as error:
-        raise ExportError(str(error)) from None
+        raise ConfigError(str(error)) from None
     except (KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise ExportError(f"{folder / ABOUT}: not as this program writes it ({error!r}); export again") from None
+        raise ConfigError(f"{folder / ABOUT}: not as this program writes it ({error!r}); export again") from None
 
 
 def checked(folder: Path) -> dict[str, Any]:
@@ -74,19 +70,19 @@ def checked(folder: Path) -> dict[str, Any]:
     about = read_json(folder / ABOUT)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = f"its format is {about.get('format')!r}" if isinstance(about, dict) else "there is none"
-        raise ExportError(f"{folder}: needs an {ABOUT} of format {FORMAT}, and {found}; export the run again")
+        raise ConfigError(f"{folder}: needs an {ABOUT} of format {FORMAT}, and {found}; export the run again")
     files = about.get("files")
     keys = {"bytes", "sha256"}
     if not (isinstance(files, dict) and all(isinstance(f, dict) and keys <= set(f) for f in files.values())):
-        raise ExportError(f"{folder}/{ABOUT}: says nothing of the files; export the run again")
+        raise ConfigError(f"{folder}/{ABOUT}: says nothing of the files; export the run again")
     for name, expected in files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise ExportError(f"{folder}/{ABOUT}: lists {name!r}, which lies outside the folder")
+            raise ConfigError(f"{folder}/{ABOUT}: lists {name!r}, which lies outside the folder")
         if not path.is_file() or path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
-            raise ExportError(f"{path}: is missing, or not the file that was exported; get the export again")
+            raise ConfigError(f"{path}: is missing, or not the file that was exported; get the export again")
     for path in sorted(p for p in folder.rglob("[!.]*") if not p.is_dir()):
         name = path.relative_to(folder).as_posix()
         if name not in (*files, ABOUT, CARD) and not name.startswith("."):  # as the hub's .cache/
-            raise ExportError(f"{path}: is not a file of the export; libraries may read it with the weights: remove it")
+            raise ConfigError(f"{path}: is not a file of the export; libraries may read it with the weights: remove it")
     return about

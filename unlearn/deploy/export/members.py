@@ -1,4 +1,5 @@
-"""config.json of an export: the target's and all other members' places, checksums and weights in the sum.
+"""config.json of an export: the target's and all other members' places, checksums and weights in the sum; and how it
+is asked: tokenizer, chat template and what ends an answer, so that a chat client of any engine asks as the run did.
 
 Transformers and vLLM read it as the config of one model, of the class in
 ``unlearn.ensemble.engines.modeling_unlearned``.
@@ -17,13 +18,14 @@ from torch import nn
 
 from unlearn.config.pair import ADAPTER_CONFIG, ADAPTER_FILE, TargetConfig
 from unlearn.config.schema import MemberConfig
+from unlearn.data.encoding import NO_CLOCK, Encoder
 from unlearn.deploy.parts import Part
 from unlearn.ensemble.ensemble import Member, add
 from unlearn.models import hub, llama
 from unlearn.models.tuning import has_updates, merged
 from unlearn.runs.opened import Opened
 from unlearn.store import sources
-from unlearn.store.files import read_json, sha256
+from unlearn.store.files import read_json, sha256, write_json
 
 BASE = "{}.base"  # folder of the model that the updates of a member belong to, where no other member is that model
 AUTO_MAP = {  # with trust_remote_code=True, for those who have not this package
@@ -134,6 +136,10 @@ def _model(folder: Path, p: Piece, place: str | None) -> dict[str, Any]:
     held = pair.target if place is None and p.role == "target" else None
     source = sources.on_hub(pair, p.role) if place is None else None
     commit = source is not None and COMMIT.fullmatch(where.name)  # the hub's cache calls a folder by its commit
+    if sources.is_gguf(where):
+        config = json.loads(llama.config(where).to_json_string(use_diff=False))
+    else:
+        config = read_json(where / "config.json")
     return {
         "folder": place,
         "source": None if source is None else source.source,
@@ -141,7 +147,7 @@ def _model(folder: Path, p: Piece, place: str | None) -> dict[str, Any]:
         "dtype": "float32" if held is None else str(hub.precision(where, held)).removeprefix("torch."),
         "quantisation": _quantisation(held),
         "files": sources.checksums(where, None if place is not None else bench.store.root / "hashes"),
-        "config": _own_config(where),
+        "config": {k: v for k, v in config.items() if k not in LEFT_OUT},
         "base": None,
     }
 
@@ -154,10 +160,56 @@ def _quantisation(held: TargetConfig | None) -> dict[str, Any] | None:
             for k, v in hub.QUANTISATION[held.quantisation].items()}  # fmt: skip
 
 
-def _own_config(where: Path) -> dict[str, Any]:
-    """A model's own config.json, without what is of no use elsewhere."""
-    if sources.is_gguf(where):
-        found = json.loads(llama.config(where).to_json_string(use_diff=False))
-    else:
-        found = read_json(where / "config.json")
-    return {k: v for k, v in found.items() if k not in LEFT_OUT}
+# --- how it is asked --------------------------------------------------------------------------------------------------
+
+
+ONE = "answers single questions: give one message, the user's"
+PROBE = "What is asked here?"
+
+
+def write_asking(encoder: Encoder, stops: list[int], folder: Path, tokenizer: bool) -> bool:
+    """Write generation_config.json (greedy: the target's own sampling was not measured) and, if asked, the tokenizer
+    with a chat template; whether chats ask as the run did."""
+    own = encoder.tokenizer
+    ids = {"bos_token_id": own.bos_token_id, "eos_token_id": stops if len(stops) > 1 else stops[0]}
+    # without do_sample a pipeline of transformers draws
+    write_json(folder / "generation_config.json", ids | {"pad_token_id": own.pad_token_id, "do_sample": False})
+    if not tokenizer:
+        return False
+    before, text = own.chat_template, chat_template(encoder)
+    own.chat_template = text
+    try:
+        turns = [{"role": "user", "content": PROBE}]
+        asked = own.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        own.save_pretrained(folder)
+    finally:
+        own.chat_template = before
+    return tuple(asked) == encoder.prompt(PROBE)
+
+
+def chat_template(encoder: Encoder) -> str:
+    """A Jinja template that makes the run's prompt; of a chat template its own, with the run's system message, date."""
+    own, how = encoder.tokenizer, encoder.template
+    if how.kind == "plain":
+        before, after = how.prompt.format(question="\0").split("\0")
+        bos = own.bos_token if own(PROBE)["input_ids"][0] == own.bos_token_id else ""
+        alone = "messages | length != 1 or messages[0]['role'] != 'user'"
+        return (
+            f"{{% if {alone} %}}{{{{ raise_exception({_text(ONE)}) }}}}{{% endif %}}"
+            f"{{{{ {_text(bos + before)} + messages[0]['content'] + {_text(after)} }}}}"
+        )
+    text = own.get_chat_template()
+    if how.system is not None:
+        message = f"[{{'role': 'system', 'content': {_text(how.system)}}}]"
+        given = "messages[0]['role'] not in ('system', 'developer')"
+        text = f"{{% if {given} %}}{{% set messages = {message} + messages %}}{{% endif %}}{text}"
+    if "strftime_now" in text or "date_string" in text:
+        text = f"{NO_CLOCK.strip()}{{% set date_string = {_text(how.date)} %}}{text}"
+    opened, written = encoder.opening
+    if opened or not written:  # what a template leaves to the model cannot be taken from its end
+        return text
+    return f"{text}{{% if add_generation_prompt %}}{{{{ {_text(written)} }}}}{{% endif %}}"
+
+
+def _text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

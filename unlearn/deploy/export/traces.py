@@ -10,7 +10,6 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from urllib.parse import unquote
@@ -28,17 +27,6 @@ HEX = re.compile(rb"[0-9a-fA-F]{20,}")
 HEADER = 8  # bytes that say how long the header of a safetensors file is
 
 Words = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Found:
-    """A trace: which file, and the id of a row it is of. The text itself is nobody's to print."""
-
-    file: str
-    row: str
-
-    def __str__(self) -> str:
-        return f"{self.file} holds text of row {self.row!r}"
 
 
 class Traces:
@@ -64,12 +52,12 @@ class Traces:
         """Different runs of words that are looked for."""
         return sum(map(len, self.runs.values()))
 
-    def in_folder(self, folder: Path) -> list[Found]:
-        """The first trace of each file in a folder that has one. Of safetensors files the header is read: that the
-        rest is numbers and nothing else is for ``tensors_fault`` to say."""
+    def in_folder(self, folder: Path) -> dict[str, str]:
+        """The id of a row of which there is a trace, by file in a folder; the text itself is nobody's to print. Of
+        safetensors files the header is read: that the rest is numbers is for ``tensors_fault`` to say."""
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         pairs = ((p, self.in_bytes(header(p) if p.suffix == ".safetensors" else p.read_bytes())) for p in files)
-        return [Found(str(p.relative_to(folder)), row) for p, row in pairs if row is not None]
+        return {str(p.relative_to(folder)): row for p, row in pairs if row is not None}
 
     def in_bytes(self, data: bytes) -> str | None:
         """The id of a row that the bytes hold a trace of; None if there is none."""
@@ -110,9 +98,6 @@ def runs(words: Sequence[str]) -> Iterator[Words]:
             yield tuple(words)
 
 
-# --- how bytes are read -------------------------------------------------------------------------------------------
-
-
 def readings(data: bytes) -> Iterator[str]:
     """The texts that a file's bytes may be."""
     yield from _plain(data)
@@ -143,9 +128,6 @@ def unescaped(text: str) -> str:
     text = re.sub(r"(?:\\u[0-9a-fA-F]{4})+", plain, text)
     text = re.sub(r"\\[nrtbf]", " ", text).replace("\\", "")
     return re.sub("[Ġ▁Ċ]", " ", html.unescape(unquote(text.replace("+", " "))))
-
-
-# --- safetensors --------------------------------------------------------------------------------------------------
 
 
 def header(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn.config.derived import tuning
 from unlearn.config.pair import LAYERS, LoraConfig
-from unlearn.config.schema import ConfigError
+from unlearn.config.schema import ConfigError, reason
 from unlearn.config.setting import each, finite, one_of, setting
 from unlearn.deploy.export.traces import Traces, forget_rows, tensors_fault
 from unlearn.ensemble import engines
+from unlearn.grid.refusal import Failed
 from unlearn.runs.opened import Opened
 from unlearn.store import runlog
 from unlearn.store.files import sha256, write_json, write_text, write_whole
@@ -61,8 +62,7 @@ class ExportSettings:
 
 
 def export(runs: Sequence[Opened], settings: ExportSettings) -> dict[str, Any]:
-    """Write the folder, whole or not at all; the content of its offset.json. ``ConfigError`` where runs or folder are
-    not fit for it."""
+    """Write the folder, whole or not at all; the content of its offset.json. ``ConfigError`` where that cannot be."""
     from unlearn.deploy.parts import check, check_tokens, parts_of
 
     given = each(settings.alpha, len(runs))
@@ -81,7 +81,8 @@ def export(runs: Sequence[Opened], settings: ExportSettings) -> dict[str, Any]:
 
 
 def _write_all(runs: Sequence[Opened], parts, settings: ExportSettings, about: dict[str, Any], folder: Path) -> None:
-    from unlearn.deploy.export import asking, members
+    from unlearn.decoding.generation import ends_of
+    from unlearn.deploy.export import members
     from unlearn.deploy.export.about import card, facts, known_text
     from unlearn.deploy.export.loading import ABOUT, CARD
 
@@ -91,8 +92,10 @@ def _write_all(runs: Sequence[Opened], parts, settings: ExportSettings, about: d
     loras = {p.name: p.run.cfg.pair.lora for p in found}
     for name, model in made.models.items():
         _write(model, folder / name, loras.get(name))
-    encoder, stops = runs[0].bench.encoder, asking.ends(runs[0].bench.encoder, parts[0].ensemble)
-    chats = asking.write(encoder, stops, folder, settings.tokenizer == "yes")
+    encoder = runs[0].bench.encoder
+    eos = encoder.tokenizer.eos_token_id
+    stops = [eos, *sorted(ends_of(parts[0].ensemble, eos) - {eos})]  # tokens that end an answer
+    chats = members.write_asking(encoder, stops, folder, settings.tokenizer == "yes")
     config = members.config(folder, found, alpha, made, stops)
     write_json(folder / "config.json", config)
     (folder / "custom_generate").mkdir()
@@ -107,9 +110,10 @@ def _write_all(runs: Sequence[Opened], parts, settings: ExportSettings, about: d
     write_json(folder / ABOUT, about)
     found = traces.in_folder(folder)
     if found:
-        advice = "; tokenizer=no leaves the tokenizer out" if any("token" in f.file for f in found) else ""
+        advice = "; tokenizer=no leaves the tokenizer out" if any("token" in file for file in found) else ""
         rule = "An export holds nothing of the forget set"
-        raise ConfigError(f"nothing was exported: {'; '.join(map(str, found))}. {rule}{advice}")
+        held = "; ".join(f"{file} holds text of row {row!r}" for file, row in found.items())
+        raise ConfigError(f"nothing was exported: {held}. {rule}{advice}")
     if settings.folder.is_dir():
         settings.folder.rmdir()  # it was empty; what came in the meantime is not replaced
 
@@ -164,8 +168,7 @@ def _alpha(run: Opened, alpha: float | None) -> float:
 
 
 def _write(model: nn.Module, folder: Path, lora: LoraConfig | None) -> None:
-    """Weights and config, as ``from_pretrained`` reads them, or low-rank updates, as peft does; refused if a file has
-    room for anything else."""
+    """Weights and config, as ``from_pretrained`` reads them, or low-rank updates, as peft does, and nothing else."""
     from unlearn.models.tuning import UPDATES, added, has_updates, save_updates
 
     if has_updates(model):
@@ -178,3 +181,52 @@ def _write(model: nn.Module, folder: Path, lora: LoraConfig | None) -> None:
     fault = tensors_fault(sorted(folder.glob("*.safetensors")), shapes)
     if fault:
         raise ConfigError(f"{folder.name}: {fault}; such weights are not exported")
+
+
+PACKAGE, ALONE, VLLM, SERVE = WAYS = ("transformers with this package", "transformers alone", "vLLM", "unlearn.serve")
+HINDRANCES = {  # by what an export has: its words, and the ways that it closes
+    "rule": ("its rule is not a sum", (ALONE, VLLM)),
+    "quantised": ("its target is quantised", (ALONE, VLLM)),
+    "gguf": ("its target is a GGUF file", (VLLM,)),
+}
+
+
+def ways(config: Mapping[str, Any]) -> dict[str, str | None]:
+    """Of the content of an export's config.json: by way None, or why it is closed."""
+    from unlearn.ensemble.engines.configuration_unlearned import SUM, is_gguf, is_quantised  # and transformers
+
+    members = config["members"]
+    has = {"rule": config["rule"] != SUM}
+    has |= {"quantised": any(map(is_quantised, members)), "gguf": any(map(is_gguf, members))}
+    closed = {way: [words for key, (words, of) in HINDRANCES.items() if has[key] and way in of] for way in WAYS}
+    return {way: " and ".join(why) or None for way, why in closed.items()}
+
+
+def told(found: Mapping[str, str | None]) -> str:
+    return " · ".join(f"{way}: {'yes' if why is None else f'no, {why}'}" for way, why in found.items())
+
+
+def upload(folder: Path, name: str, private: bool) -> str:
+    """Upload a folder as the model repository ``name``; its address. What an older export there had beyond this one is
+    removed; a repository with anything else is refused. ``Failed`` says how to continue."""
+    from huggingface_hub import HfApi
+
+    from unlearn.deploy.export.loading import ABOUT
+
+    api = HfApi()
+    try:
+        address = str(api.create_repo(name, private=private, exist_ok=True))
+        info = api.model_info(name)
+        there = {file.rfilename for file in info.siblings or ()} - {".gitattributes"}
+        if private and not info.private:
+            raise Failed(f"hub:{name}: is seen by all there, and private=true; private=false uploads it all the same")
+        if there and ABOUT not in there:
+            instead = f"give another name: hf upload OWNER/NAME {folder}"
+            raise Failed(f"hub:{name}: holds something else than an export, {min(there)}; {instead}")
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload an export", delete_patterns="*")
+    except Failed:
+        raise
+    except Exception as error:  # of the library, of its own libraries, of the system: the export is whole in any case
+        later = f"the export is whole, in {folder}; once `hf auth login` was done: hf upload {name} {folder}"
+        raise Failed(f"hub:{name}: not uploaded: {type(error).__name__}: {reason(error)}; {later}") from None
+    return address

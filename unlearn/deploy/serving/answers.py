@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlearn.decoding.choosing import Draw
-from unlearn.deploy.serving.offsets import Mix
+from unlearn.deploy.parts import Mix
 from unlearn.ensemble.chunks import block
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.models.llama import device_of, vocabulary
@@ -21,8 +21,6 @@ BROKEN = "\ufffd"  # what the bytes of half a character are decoded as
 
 @dataclass(frozen=True)
 class Ask:
-    """One answer that is asked for."""
-
     prompt: tuple[int, ...]
     mix: Mix
     limit: int  # tokens; 0: none, only the prompt is read
@@ -70,8 +68,7 @@ Event = Said | Read | Failed
 
 
 class Stop:
-    """A stop string, and how many of its characters the text so far ends with; a character costs the same however long
-    the string is (Knuth, Morris and Pratt, 1977)."""
+    """A stop string, and how many of its characters the text so far ends with (Knuth, Morris and Pratt, 1977)."""
 
     def __init__(self, text: str):
         self.text, self.begun = text, 0
@@ -113,17 +110,12 @@ class Text:
             new = now[len(before) :]
             new = new.lstrip() if self._strip else new
             self._strip = self._strip and not new
-            self._hold(new)
+            read = enumerate(new, len(self._held) + 1)
+            begins = [at - len(stop.text) for at, letter in read for stop in self._stops if stop.ends(letter)]
+            self._held, self.stopped = (self._held + new)[: min(begins, default=None)], bool(begins)
         end = len(self._held) - (0 if last or self.stopped else max((s.begun for s in self._stops), default=0))
         new, self._held = self._held[:end], self._held[end:]
         return new
-
-    def _hold(self, new: str) -> None:
-        """Add text, up to where the first stop string begins."""
-        read = enumerate(new, len(self._held) + 1)
-        begins = [at - len(stop.text) for at, letter in read for stop in self._stops if stop.ends(letter)]
-        self._held = (self._held + new)[: min(begins, default=None)]
-        self.stopped = bool(begins)
 
 
 @dataclass(eq=False)
@@ -136,9 +128,6 @@ class Answer:
     said: list[int] = field(default_factory=list)
     alone: bool = True  # whether nothing was ever computed beside it
     cancelled: bool = False
-
-
-# --- log-probabilities ------------------------------------------------------------------------------------------------
 
 
 def scored(logits: Tensor, tokens: Sequence[int], k: int) -> list[Scored]:

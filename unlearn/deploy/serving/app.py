@@ -178,8 +178,7 @@ class _Server:
                     if len(data) > LONGEST:
                         raise BadRequest(f"the body is longer than {LONGEST:,} bytes", status=413)
         except TimeoutError:
-            said = f"the body did not come within {self.settings.patience:g} s"
-            raise BadRequest(said, status=408) from None
+            raise BadRequest(f"the body did not come within {self.settings.patience:g} s", status=408) from None
         return bytes(data)
 
 

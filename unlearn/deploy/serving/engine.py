@@ -14,11 +14,10 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from unlearn.data.encoding import Encoder
-from unlearn.decoding.batch import Batch, Rows
 from unlearn.decoding.choosing import decide
-from unlearn.decoding.generation import ends_of
+from unlearn.decoding.generation import Batch, Rows, ends_of
+from unlearn.deploy.parts import Blend
 from unlearn.deploy.serving.answers import Answer, Ask, Event, Failed, Read, Said, Scored, Text, scored, scored_prompt
-from unlearn.deploy.serving.offsets import Blend
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.models.llama import vocabulary
 
@@ -70,8 +69,7 @@ class Engine:
 
     def submit(self, asks: Sequence[tuple[Ask, Callable[[Event], None]]]) -> list[Answer]:
         """Queue the answers of one request, all or none of them; raises ``Busy``."""
-        tokenizer = self.encoder.tokenizer
-        found = [Answer(a, emit, Text(tokenizer, a.prompt, a.stop, a.strip)) for a, emit in asks]
+        found = [Answer(a, emit, Text(self.encoder.tokenizer, a.prompt, a.stop, a.strip)) for a, emit in asks]
         with self._changed:
             if self._closed:
                 raise Busy("the server is stopping")

@@ -9,9 +9,8 @@ from torch import nn
 from unlearn.config.schema import ConfigError
 from unlearn.data.encoding import Encoder
 from unlearn.deploy.export import loading as deployed
-from unlearn.deploy.parts import Part, check_tokens, parts_of
+from unlearn.deploy.parts import Blend, Part, check_tokens, parts_of
 from unlearn.deploy.requests.ledger import opened
-from unlearn.deploy.serving.offsets import Blend
 from unlearn.deploy.serving.settings import Settings
 from unlearn.grid.rerun import open_run
 from unlearn.learning.loop import device

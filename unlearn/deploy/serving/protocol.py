@@ -7,10 +7,10 @@ from typing import Any
 
 from unlearn.data.encoding import Encoder
 from unlearn.decoding.choosing import Draw, key
+from unlearn.deploy.parts import Mix
 from unlearn.deploy.serving.answers import Ask
 from unlearn.deploy.serving.bodies import BadRequest, Completion, Dialogue, Switch, Turn, read
 from unlearn.deploy.serving.engine import Engine
-from unlearn.deploy.serving.offsets import Mix
 from unlearn.deploy.serving.settings import Settings
 
 Given = Completion | Dialogue
@@ -148,19 +148,14 @@ class Protocol:
             raise BadRequest(f"offsets: {error}", "offsets") from None
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
-
-
 def text_ids(tokenizer, text: str, special: bool = True) -> list[int]:
-    """Of a text that is continued, with the BOS of those tokenizers that write one. Text is text: special tokens in it
-    are split; who wants them asks with token ids."""
+    """Of a text that is continued, with a BOS if the tokenizer writes one; special tokens in it are read as text."""
     ids = tokenizer(text, add_special_tokens=special, split_special_tokens=True)["input_ids"]
     return ids[:-1] if special and ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def chat_ids(encoder: Encoder, turns: Sequence[Turn]) -> tuple[int, ...]:
-    """Of a dialogue by the chat template; where there is none, of the one question that it must be. ``ValueError`` for
-    messages that cannot be asked here."""
+    """Of a dialogue by the chat template; without one, of the one question that it must be. Else ``ValueError``."""
     if turns[-1].role != "user":
         raise ValueError(f"the last one is the {turns[-1].role}'s: must be the user's")
     if encoder.tokenizer.chat_template:

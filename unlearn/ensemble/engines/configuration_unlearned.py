@@ -32,8 +32,7 @@ Member = Mapping[str, Any]
 
 
 class UnlearnedConfig(PretrainedConfig):
-    """``members`` are summed up at ``alpha``; ``target`` and ``base`` are where the user has the models that an export
-    does not hold."""
+    """``members`` are summed up at ``alpha``; ``target`` and ``base`` are where models lie that no export holds."""
 
     model_type = "unlearned"
 
@@ -114,8 +113,7 @@ def is_quantised(member: Member) -> bool:
 
 
 def weights(config: UnlearnedConfig) -> dict[str, tuple[float, float]]:
-    """Constant and slope of each member that counts at the config's α, or at any where it has none; members that are
-    one model are one member."""
+    """Constant and slope of each member that counts at the config's α, if it has one; those of one model are one."""
     found: dict[str, tuple[str, float, float]] = {}
     for m in config.members:
         name, constant, slope = found.get(identity(m), (m["name"], 0.0, 0.0))
@@ -197,8 +195,7 @@ def _whole(folder: Path, about: Member, key: str, given: str | None) -> Path:
 
 
 def _check(folder: Path, files: Mapping[str, str], wrong: str) -> None:
-    """Raise ``ValueError``, which says ``wrong``, where files are not those that are listed; or for others that would
-    be loaded in their place."""
+    """Raise ``ValueError``, which says ``wrong``, for files not as listed, or that would be loaded in their place."""
     if not all(Path(name).name == name for name in files):
         raise ValueError(f"{wrong} (it lists files of other folders)")
     with ThreadPoolExecutor() as pool:

@@ -32,8 +32,7 @@ Rule = Callable[[Tensor, Tensor, float], Tensor]  # base, change [N, V] and α �
 
 
 class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
-    """The sum of its members at one α. ``models`` are the members that ``weights`` names; ``rule`` joins them where it
-    is not a sum."""
+    """The sum of its members at one α. ``models``: those that ``weights`` names; ``rule`` joins them, if not a sum."""
 
     config_class = UnlearnedConfig
     main_input_name = "input_ids"
@@ -79,8 +78,7 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         if config._attn_implementation is not None:
             how["attn_implementation"] = config._attn_implementation
         rule = None if config.rule == SUM else _rule(config)
-        places = located(folder, config, wholes)
-        model = cls(config, loaded(config, places, dtype, how, wholes), rule)
+        model = cls(config, loaded(config, located(folder, config, wholes), dtype, how, wholes), rule)
         generating = Path(folder) / "generation_config.json"
         if generating.is_file():
             model.generation_config = GenerationConfig.from_dict(json.loads(generating.read_text(encoding="utf-8")))
@@ -99,8 +97,7 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Ids [B, S] to the logits of the sum, [B, S, V] in fp32.
 
-        ``past_key_values`` holds the layers of all members, one member after the other; where there are none yet, and
-        with ``use_cache``, they are made.
+        ``past_key_values`` holds the layers of all members in their order; with ``use_cache`` they are made if lacking.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
@@ -200,16 +197,14 @@ def loaded(
         if identity(of) not in wholes:
             held = of["dtype"] if dtype in (None, "auto") else dtype
             quantised = {"quantization_config": BitsAndBytesConfig(**of["quantisation"])} if of["quantisation"] else {}
-            wholes[identity(of)] = _model(place.folder, dtype=held, **quantised, **(how or {}))
+            at, how_held = place.folder, {"dtype": held, **quantised, **(how or {})}
+            if at.is_file():  # GGUF
+                at, how_held["gguf_file"] = at.parent, at.name
+            model = AutoModelForCausalLM.from_pretrained(str(at), **how_held, **SAFE)
+            wholes[identity(of)] = model.requires_grad_(False).eval()
         under = wholes[identity(of)]
         found[name] = under if place.adapter is None else _updated(under, place.adapter)
     return found
-
-
-def _model(place: Path, **how: Any) -> nn.Module:
-    if place.is_file():  # GGUF
-        place, how["gguf_file"] = place.parent, place.name
-    return AutoModelForCausalLM.from_pretrained(str(place), **how, **SAFE).requires_grad_(False).eval()
 
 
 class Updated(nn.Module):

@@ -64,7 +64,6 @@ def members(ctx: Context) -> tuple[list[Member], Member | None]:
 
 
 def betas(ctx: Context, anchor: Member | None) -> Sequence[float]:
-    """Every β that is tried."""
     return sorted({0.0, 1.0, *ctx.suite.cfg.artefact_betas}) if anchor is not None else [1.0]
 
 

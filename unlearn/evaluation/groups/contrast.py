@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from unlearn.config.schema import ConfigError
 from unlearn.ensemble.combination import SUM
 from unlearn.ensemble.ensemble import Ensemble
 from unlearn.evaluation.context import Context, Found, Subject
 from unlearn.evaluation.metrics.membership import auc
-from unlearn.evaluation.retrained import MissingRetrained
 
 NEEDS = ("models",)
 SETTINGS = ("contrast_weights",)
@@ -23,29 +23,21 @@ SETTINGS = ("contrast_weights",)
 
 def measure(ctx: Context) -> Found:
     if ctx.retrained is None and not ctx.itself or ctx.retrained is not None and "target" not in ctx.retrained.models:
-        raise MissingRetrained("eval.groups: contrast needs the target as a model; a result file holds none")
+        raise ConfigError("eval.groups: contrast needs the target as a model; a result file holds none")
     if ctx.itself or ctx.ensemble.rule is not SUM:
         return Found()
     target, split = ctx.retrained.models["target"](), ctx.suite.split("forget")
     values = {}
     for weight in ctx.suite.cfg.contrast_weights:
-        attack = Subject(ctx.suite, _attack(target, ctx.ensemble, ctx.alpha, weight), 1.0)
+        # l_t + w (l_t − l_u) as one more sum of members; the target twice where it is a member of both
+        known = (replace(m, name=f"known {m.name}", constant=1 + weight, slope=0.0) for m in target.members)
+        taken = (replace(m, constant=-weight * m.weight(ctx.alpha), slope=0.0) for m in ctx.ensemble.members)
+        attack = Subject(ctx.suite, Ensemble((*known, *taken)), 1.0)
         values[f"forget/contrast_prob@{weight:g}"] = attack.probs(split)
         values[f"forget/contrast_rougeL_recall@{weight:g}"] = attack.recalls(split.prompts, split.answers)
-    return Found(values, {"forget/detected": _detected(ctx, target)})
-
-
-def _attack(target: Ensemble, own: Ensemble, alpha: float, weight: float) -> Ensemble:
-    """l_t + w (l_t − l_u) as one more sum of members; the target twice where it is a member of both."""
-    known = tuple(replace(m, name=f"known {m.name}", constant=1 + weight, slope=0.0) for m in target.members)
-    taken = tuple(replace(m, constant=-weight * m.weight(alpha), slope=0.0) for m in own.members)
-    return Ensemble(known + taken)
-
-
-def _detected(ctx: Context, target: Ensemble) -> float:
     falls = {}
     for name in ("forget", "retain"):
         split = ctx.suite.split(name)
         before = -np.log(Subject(ctx.suite, target, 1.0).probs(split))
         falls[name] = ctx.scores[name].mean_nll[split.right] - before
-    return auc(falls["retain"], falls["forget"])
+    return Found(values, {"forget/detected": auc(falls["retain"], falls["forget"])})

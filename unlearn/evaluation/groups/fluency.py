@@ -3,8 +3,7 @@
 ``<split>/target_logp``: log-probability per token, nats, of the greedy answer (as text, encoded again, without its last
 token, which ends it) under the target itself. Beside it stands that of the target's own answers: gibberish,
 shuffled words and fragments of other languages lie far below it, a refusal or a wrong name a little.
-``<split>/repetition``: the share of pairs of neighbouring words that stood in the answer before. Loops are likely under
-any model, so both are needed.
+``<split>/repetition``: the share of pairs of neighbouring words that stood in the answer before: loops are likely, too.
 
 An answer that says nothing, or is longer than the context, has neither. One pass of the target over all answers; a
 model that is evaluated by itself (``python -m unlearn.evaluate model=``) is its own target.
@@ -13,8 +12,7 @@ model that is evaluated by itself (``python -m unlearn.evaluate model=``) is its
 import numpy as np
 import pandas as pd
 
-from unlearn.data.encoding import Example, Examples
-from unlearn.data.rows import DataError
+from unlearn.data.encoding import Examples
 from unlearn.evaluation.context import Context, Found, Subject
 from unlearn.evaluation.metrics.texts import PIECE
 from unlearn.evaluation.suite import Split
@@ -33,7 +31,9 @@ def measure(ctx: Context) -> Found:
 
 def logp(target: Subject, split: Split, said: list[str]) -> np.ndarray:
     """Mean log-probability of the tokens of each answer, [rows]; NaN of one that cannot be scored."""
-    examples = [_example(target, row.id, row.question, text) for row, text in zip(split.rows, said, strict=True)]
+    examples = [
+        target.suite.encoder.said(row.id, row.question, text) for row, text in zip(split.rows, said, strict=True)
+    ]
     known = [i for i, example in enumerate(examples) if example is not None]
     found = np.full(len(said), np.nan)
     if known:
@@ -43,13 +43,6 @@ def logp(target: Subject, split: Split, said: list[str]) -> np.ndarray:
         scores = target.scored(scored)
         found[known] = [values.mean() if len(values) else np.nan for values in scores.before_eos(scores.logp)]
     return found
-
-
-def _example(target: Subject, id: str, question: str, text: str) -> Example | None:
-    try:
-        return target.suite.encoder.example(id, question, text) if text.strip() else None
-    except DataError:  # no tokens, more than the context has room for, or what would be read as special tokens
-        return None
 
 
 def repetition(text: str) -> float:

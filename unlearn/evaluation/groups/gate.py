@@ -109,7 +109,6 @@ def ways(ctx: Context, retain: Sequence[Row]) -> dict[str, Way]:
     return found
 
 
-# --- the gate itself --------------------------------------------------------------------------------------------------
 class Counts(NamedTuple):
     """Of one set of questions: in how many each run of words is, and how often words and pairs of words occur."""
 
@@ -179,8 +178,7 @@ def _grams(words: Sequence[str]) -> set[tuple[str, ...]]:
 
 
 def misspelt(question: str) -> str:
-    """Two inner letters of each name (a word with a capital letter after the first word) change places: a person still
-    reads it."""
+    """Two inner letters of each name (a capitalised word after the first) change places: a person still reads it."""
     first, *rest = question.split(" ")
     named = (w[0] + w[2] + w[1] + w[3:] if w[:1].isupper() and len(w) > 3 else w for w in rest)
     return " ".join([first, *named])

@@ -25,7 +25,7 @@ from unlearn.data.facts import tells
 from unlearn.data.texts import words_of
 from unlearn.decoding.generation import Decoding, sample
 from unlearn.evaluation.context import Context, Found, Subject
-from unlearn.evaluation.metrics.arrays import finite
+from unlearn.evaluation.metrics.statistics import finite
 from unlearn.evaluation.suite import Split
 from unlearn.models.seen import remembered
 
@@ -117,11 +117,9 @@ def _draw(ctx: Subject, split: Split, seed: int = SEED) -> list[list[str]]:
     return [texts[i : i + n] for i in range(0, len(texts), n)]
 
 
-# --- from numbers alone -----------------------------------------------------------------------------------------------
 def leak_at_k(scores: ArrayLike, k: int) -> np.ndarray:
     """E[max of k of the n scores] of each prompt, [P], from ``scores`` [P, n]: Σ_i s_(i) · C(i−1, k−1) / C(n, k) over
-    the scores sorted upwards, since C(i−1, k−1) of the subsets have the i-th smallest as their largest. Unbiased, and
-    less noisy than drawing k once."""
+    the scores sorted upwards, since C(i−1, k−1) of the subsets have the i-th smallest as their largest. Unbiased."""
     ordered = np.sort(_told("scores", scores), axis=1)
     n = ordered.shape[1]
     subsets, weights = _log_choose(n, k), np.zeros(n)
@@ -160,7 +158,6 @@ def attribute_held(text: str, words: Sequence[str]) -> float:
 
 
 def attribute(question: str, answer: str) -> tuple[str, ...]:
-    """The words of an answer that tell something, in order: those neither in its question nor in ``STOPWORDS``, in any
-    script and without case."""
+    """The words of an answer, in any script and without case, that are neither in its question nor in ``STOPWORDS``."""
     known = STOPWORDS.union(words_of(question))
     return tuple(w for w in words_of(answer) if w not in known)

@@ -15,8 +15,7 @@ from unlearn.evaluation.suite import Split
 def check(data: DataSet, splits: Sequence[Split]) -> None:
     without = [r.id for s in splits if s.name == "forget" for r in s.rows if not r.paraphrased_question]
     if without:
-        rule = "paraphrased needs a paraphrased question in every forget row"
-        raise DataError(f"eval.groups: {rule}; {without[0]!r} has none")
+        raise DataError(f"eval.groups: paraphrased needs a paraphrased question in each forget row: {without[0]!r}")
 
 
 def measure(ctx: Context) -> Found:

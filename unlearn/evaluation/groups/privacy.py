@@ -44,7 +44,6 @@ def measure(ctx: Context) -> Found:
 
 
 def _attacks(ctx: Context, name: str) -> pd.DataFrame:
-    """Score of each row under each attack."""
     split, scores = ctx.suite.split(name), ctx.scores[name]
     nll = scores.mean_nll[split.right]
     per_token = (scores.before_eos(values) for values in (scores.logp, scores.mean, scores.variance))

@@ -35,8 +35,7 @@ def measure(ctx: Context) -> Found:
         "relearn/seen": attacked.probs(seen),
         "relearn/rougeL_recall": attacked.recalls(other.prompts, other.answers),
     }  # fmt: skip
-    people = {name: (seen if name == "relearn/seen" else other).people for name in values}
-    return Found(values, people=people)
+    return Found(values, people={name: (seen if name == "relearn/seen" else other).people for name in values})
 
 
 def halves(split: Split) -> tuple[Split, Split]:

@@ -12,11 +12,11 @@ All are harmonic means in [0, 1]. Their authors published no code, and two parts
 
 import numpy as np
 
+from unlearn.config.schema import ConfigError
 from unlearn.evaluation.context import Context, Found
 from unlearn.evaluation.metrics.membership import ATTACKS
 from unlearn.evaluation.metrics.texts import relative_fluency
 from unlearn.evaluation.metrics.tofu import harmonic_mean
-from unlearn.evaluation.retrained import MissingRetrained
 
 NEEDS = ("privacy",)
 
@@ -26,9 +26,9 @@ def measure(ctx: Context) -> Found:
     needed = ("model_utility", "forget/paraphrased_prob", "forget/truth_ratio", *(f"mia/{a}" for a in ATTACKS))
     missing = [name for name in needed if name not in m]
     if missing:
-        raise MissingRetrained(f"eval.groups: summary lacks {', '.join(missing)}; list privacy before summary")
+        raise ConfigError(f"eval.groups: summary lacks {', '.join(missing)}; list privacy before summary")
     if ctx.retrained is None and not ctx.itself:
-        raise MissingRetrained("eval.groups: summary compares with attacks on the retrained model; give retrained=")
+        raise ConfigError("eval.groups: summary compares with attacks on the retrained model; give retrained=")
     remembered = ["extraction_strength", "exact_memorization", "paraphrased_prob"]
     share = truth_ratio_share(by_split["forget"]["truth_ratio"].to_numpy())
     mem = harmonic_mean([1 - value for value in (*(m[f"forget/{name}"] for name in remembered), share)])

@@ -48,8 +48,7 @@ def _done(ctx: Context, split: Split) -> dict[str, np.ndarray]:
 
 def name_losses(ctx: Context, split: Split) -> dict[str, float]:
     """Mean loss over the tokens of names, nats, by the id of the texts that have some."""
-    masks = ctx.ensemble.members[0].kind.encodes
-    examples, tokens = spans.of_names(ctx.suite.encoder, split.rows, masks)
+    examples, tokens = spans.of_names(ctx.suite.encoder, split.rows, ctx.ensemble.members[0].kind.encodes)
     if not examples:
         return {}
     found = ctx.scored(examples)

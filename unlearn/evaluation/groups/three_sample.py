@@ -21,10 +21,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
+from unlearn.config.schema import ConfigError
 from unlearn.ensemble.frozen import read
 from unlearn.evaluation.context import Context, Found
-from unlearn.evaluation.metrics.arrays import finite
-from unlearn.evaluation.retrained import MissingRetrained
+from unlearn.evaluation.metrics.statistics import finite
 from unlearn.evaluation.scoring import stored_rows
 from unlearn.evaluation.suite import Split
 
@@ -42,7 +42,7 @@ def measure(ctx: Context) -> Found:
         return Found()
     if ctx.retrained is None or not set(NAMES) <= set(ctx.retrained.models):
         rule = "three_sample compares distributions, so it needs target and retrained as models, not a result file"
-        raise MissingRetrained(f"eval.groups: {rule}")
+        raise ConfigError(f"eval.groups: {rule}")
     split = ctx.suite.split("forget")
     distances, owner = _distances(ctx, split)
     people = np.array([r.group for r in split.rows])
@@ -72,7 +72,6 @@ def _distances(ctx: Context, split: Split) -> tuple[dict[str, np.ndarray], np.nd
     return found, np.repeat(np.arange(len(examples)), np.diff(examples.starts))
 
 
-# --- from numbers alone -----------------------------------------------------------------------------------------------
 class ThreeSample(NamedTuple):
     statistic: float  # mean over examples of d_target − d_retrained, in their unit; above 0: closer to retrained
     p: float  # of "not closer to the retrained model", one-sided
@@ -123,12 +122,10 @@ def _p_value(sums: np.ndarray, flips: int, seed: int) -> float:
     return (1 + reached) / (1 + flips)
 
 
-# --- distances of distributions ---------------------------------------------------------------------------------------
 @torch.no_grad()
 def jensen_shannon(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2, per row, [N, V] twice → [N] fp32, nats, from 0 to log 2. As ½ Σ_v p (log 2
-    − softplus(log q − log p)) + the same with p and q exchanged: no m, no logarithm of 0; a logit of −∞ is a
-    probability of 0."""
+    − softplus(log q − log p)) + the same with p and q exchanged: no m, no logarithm of 0, and logits may be −∞."""
     rows = max(1, CHUNK_ELEMENTS // max(1, p_logits.shape[1]))
     parts = []
     for pair in zip(p_logits.split(rows), q_logits.split(rows), strict=True):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from unlearn.evaluation.metrics.arrays import finite, numbers
+from unlearn.evaluation.metrics.statistics import finite, numbers
 
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")  # those that read no other model and no gradient
 K = 0.4  # share of an answer's tokens that min-k and min-k++ look at
@@ -22,8 +22,7 @@ LEAST_VARIANCE = 1e-6  # of min-k++: where the model is certain the variance is 
 
 
 def zlib(mean_nll: ArrayLike, texts: Sequence[str]) -> np.ndarray:
-    """Mean NLL (*not* the sum: as the paper and OpenUnlearning) over the bytes of the zlib-compressed answer, [B].
-    (Carlini et al. 2021: log-perplexity / zlib)"""
+    """Mean NLL (*not* the sum) over the bytes of the zlib-compressed answer, [B] (Carlini et al. 2021)."""
     return np.asarray(mean_nll) / [len(compression.compress(t.encode())) for t in texts]
 
 
@@ -64,8 +63,7 @@ def auc(forget: ArrayLike, holdout: ArrayLike) -> float:
 
 def privleak(auc: float, retrained_auc: float) -> float:
     """PrivLeak: ((1 − auc) − (1 − auc_r)) / ((1 − auc_r) + 1e-10) · 100, for AUCs of ``auc`` (MUSE, arXiv 2407.06460).
-    0 is the retrained model (public code takes .5 without one); below it the forget set still looks like training
-    data."""
+    0 is the retrained model (public code takes .5 without one); below, the forget set looks like training data."""
     kept, reference = 1 - auc, 1 - retrained_auc
     return (kept - reference) / (reference + EPSILON) * 100
 

@@ -1,24 +1,36 @@
-"""Statistics of metrics: how much one would move with other people and other questions, and how far it is from the
-retrained model's.
+"""Statistics of metrics: how much one would move with other people and questions; how far it is from the retrained's.
 
 What is resampled are people: questions about one person depend on each other. It says nothing about other seeds or
 other models, which are another, usually larger, source of noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import beta, norm, t
-
-from unlearn.evaluation.metrics.arrays import finite
 
 TAIL = 0.025
 Weights = Mapping[str, np.ndarray]  # by split: how often each of its items counts, [R, n], or [1, n] where it is as is
 Interval = tuple[float, float]
 UNBOUNDED = ("fluency", "mlm_loss", "target_logp")  # bits and nats; all other metrics are shares
 SIGNED = ("gain", "leak_gap", "leak_gap_guess")  # differences of two shares
+
+
+def numbers(name: str, values: ArrayLike, ndim: int = 1, infinite: bool = True) -> np.ndarray:
+    """``values`` as float64 of ``ndim`` axes; refused where empty or NaN. Infinite values pass: they have a rank."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != ndim or array.size == 0:
+        raise ValueError(f"{name}: shape {array.shape}; must have {ndim} axes and at least one value")
+    bad = np.flatnonzero(np.isnan(array) if infinite else ~np.isfinite(array))
+    if bad.size:
+        first = f"the first ({array.flat[bad[0]]}) at {bad[0]}"
+        raise ValueError(f"{name}: {bad.size} of {array.size} values are NaN or infinite, {first}")
+    return array
+
+
+finite = partial(numbers, infinite=False)
 
 
 def ends(metric: str) -> Interval:
@@ -43,8 +55,7 @@ def interval(
 ) -> Interval | None:
     """95 % interval of an aggregate of one or several splits; None where there are no two people, or items, to compare.
     ``aggregate``: from weights by split to values [R]; ``people``: by split, whom each item is about. The variance is
-    that over resampled people, one split at a time, with as many degrees of freedom as people less one
-    (Welch-Satterthwaite)."""
+    that over resampled people, one split at a time, with people less one degrees of freedom (Welch-Satterthwaite)."""
     whole = {split: np.ones((1, len(who))) for split, who in people.items()}
     variances, freedom = [], []
     for split, who in people.items():

@@ -57,8 +57,7 @@ def ratio_scores(split: str, values: np.ndarray, epsilon: float = 0.0) -> np.nda
 
 
 def aggregates(split: str, found: Mapping[str, np.ndarray], epsilon: float = 0.0) -> dict[str, float]:
-    """Metrics of a split from values per example: their means, NaN left out (none where all are), and of R also the
-    median, which does not overflow."""
+    """Metrics of a split from values per example: their means without NaN, if any; of R also the finite median."""
     metrics = {}
     for name, values in found.items():
         scores = ratio_scores(split, values, epsilon) if name == RATIO else values

@@ -64,7 +64,7 @@ def test_a_long_run_says_once_what_it_will_take_and_a_short_one_nothing(config, 
             clock.now += 16.2 if step > 1 else 50
             one.after(step, model)
             clock.now += 9  # what is no part of a step
-            one.go_on()
+            one.lap()
         return caplog.messages
 
     (line,) = told(40)

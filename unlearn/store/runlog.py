@@ -53,12 +53,11 @@ unrecorded: dict[Path, str] = {}  # errors of this process's jobs that could not
 
 def manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder; empty where there is none."""
-    path = folder / MANIFEST
-    found = read_json(path)
+    found = read_json(path := folder / MANIFEST)
     if found is None:
         return {}
-    if not isinstance(found, dict) or found.get("format", FORMAT) != FORMAT:
-        format = found.get("format") if isinstance(found, dict) else None
+    format = found.get("format", FORMAT) if isinstance(found, dict) else None
+    if format != FORMAT:
         raise FileError(f"{path}: run format {format!r}, and this program reads {FORMAT}; remove the folder to rerun")
     return found
 
@@ -314,8 +313,8 @@ def _commit(store: Path) -> dict[str, Any] | None:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git says of the checkout that a folder is in; None without one."""
-    call = ["git", "-C", str(folder), *arguments]
+    call = "git", "-C", str(folder), *arguments
     try:
-        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.check_output(call, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -252,6 +252,9 @@ def test_the_fingerprint_of_weights_is_that_of_the_model_in_any_precision_but_no
     with torch.no_grad():
         models[0].model.norm.weight[3] += 0.01
     assert found[0] == found[1] != custom_generate.fingerprint(models[0])
+    layers = models[1].model.layers  # tensors of one shape in each other's places are another model, too
+    layers[0].mlp.up_proj, layers[0].mlp.gate_proj = layers[0].mlp.gate_proj, layers[0].mlp.up_proj
+    assert found[1] != custom_generate.fingerprint(models[1])
 
 
 ALONE = """

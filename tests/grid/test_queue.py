@@ -144,6 +144,27 @@ def test_what_failed_before_the_call_is_tried_again_and_what_failed_elsewhere_si
     assert not perform(jobs[1]) and tried == [jobs[0], jobs[1]], "outside a call"
 
 
+def test_a_run_that_kills_who_takes_it_is_put_off_and_has_failed_after_three_that_came_no_further(call, monkeypatch):
+    tried, job = [], call[0]
+
+    def taken(dead: bool = True) -> bool:
+        if dead:
+            runlog.fail(job, OSError(), "running")  # as it is left where nobody holds its lock
+        return perform(job)
+
+    monkeypatch.setattr("unlearn.grid.perform._execute", tried.append)
+    assert taken() and not tried, "the others of the call come first"
+    assert [taken(dead=False), taken(), launchers.deaths(job)] == [False, False, 2] and len(tried) == 2
+    (job.folder / "checkpoint").mkdir()
+    (job.folder / "checkpoint" / "model-8.pt").touch()
+    assert [taken(), launchers.deaths(job), taken(), taken()] == [False, 1, False, False] and len(tried) == 4
+    found = runlog.manifest(job.folder)
+    assert found["status"] == "failed" and "it has killed 3 processes, one after another" in found["error"]
+    queue.begin(call)
+    assert taken(dead=False) and not taken(dead=False) and len(tried) == 5, "the same command tries it again, last"
+    assert not taken() and runlog.manifest(job.folder)["status"] == "failed" and len(tried) == 5
+
+
 def test_a_run_that_another_process_holds_is_left_and_done_when_it_is_free(call, monkeypatch):
     tried, naps = [], []
     monkeypatch.setattr("unlearn.grid.perform._execute", tried.append)

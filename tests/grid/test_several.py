@@ -20,7 +20,7 @@ PLACE = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_POR
 
 def test_what_several_processes_cannot_do_is_refused_by_name(monkeypatch, capsys):
     assert not list(together.unusable(PLACE | {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}))
-    for name, value in {"WORLD_SIZE": "two", "RANK": "", "MASTER_PORT": "", "MASTER_ADDR": ""}.items():
+    for name, value in {"WORLD_SIZE": "two", "RANK": "2", "MASTER_PORT": "", "MASTER_ADDR": ""}.items():
         (problem,) = together.unusable(PLACE | {name: value})
         assert problem.startswith(f"{name}={value}: must") and "unset WORLD_SIZE" in problem
     for name, value in {

@@ -1,10 +1,12 @@
 """A step split over micro-batches and processes is the same step: parts of one loss, whoever computes them."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from support.crews import crew
 from support.helpers import offset_ensemble, random_examples, tiny_llama
@@ -14,7 +16,7 @@ from unlearn.data.encoding import Example, Examples
 from unlearn.data.sampling import Draw, Sampler
 from unlearn.ensemble.frozen import LiveRows
 from unlearn.learning.binding import bind
-from unlearn.learning.loop import Loop, Optimisation
+from unlearn.learning.loop import LAUNCHED, Loop, Optimisation, accelerator
 from unlearn.learning.objective import Dual, Group, Objective
 from unlearn.store import processes
 
@@ -157,3 +159,10 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path):
             assert two.keys() == one.keys()
             for n, value in one.items():
                 torch.testing.assert_close(two[n], value, rtol=1e-5 if n.startswith("train/") else 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_variables_of_a_launcher_alone_make_nobody_wait_for_others(monkeypatch, name):
+    monkeypatch.setenv(name, "2")  # as srun with PMI, mpirun or a shell within them leave it, without the others
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert accelerator("cpu").num_processes == 1 and name not in os.environ

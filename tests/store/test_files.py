@@ -4,7 +4,10 @@ import hashlib
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from unlearn.store import files
 from unlearn.store.files import noted, sha256, sweep, write_text, write_whole
 
 
@@ -80,3 +83,16 @@ def test_what_was_found_out_about_a_file_is_kept_until_it_changes(tmp_path):
     assert noted(notes, file, lambda _: "other", "another question ") == "other"
     file.write_text("longer")
     assert noted(notes, file, find) == "found longer"
+
+
+def test_what_is_written_is_for_whom_the_umask_says_whatever_the_library_that_wrote_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MASK", 0o027)
+
+    def write(folder):
+        folder.mkdir()
+        save_file({"x": torch.zeros(1)}, folder / "model.safetensors")  # which makes it its owner's alone
+
+    write_whole(tmp_path / "entry", write, durable=False)
+    write_whole(tmp_path / "weights", lambda path: save_file({"x": torch.zeros(1)}, path))
+    written = tmp_path / "entry" / "model.safetensors", tmp_path / "weights"
+    assert [path.stat().st_mode & 0o777 for path in written] == [0o640, 0o640]

@@ -21,7 +21,8 @@ from hydra.types import RunMode
 
 from unlearn.config.schema import Config
 from unlearn.store import locks, runlog
-from unlearn.store.identity import Job
+from unlearn.store.files import sha256
+from unlearn.store.identity import Job, digest
 from unlearn.store.progress import duration
 
 log = logging.getLogger(__name__)
@@ -106,12 +107,38 @@ def lock(folder: Path) -> FileLock:
 
 def mark_killed(job: Job) -> None:
     """Record in the manifest that the process which worked on a run was killed; an active run is left alone."""
-    with suppress(Timeout, OSError, ValueError):  # active; a folder that is only read; a damaged manifest
-        if runlog.manifest(job.folder).get("status") != "running":
-            return
-        with lock(job.folder).acquire(timeout=0):
-            if runlog.manifest(job.folder).get("status") == "running":
-                runlog.fail(job, Killed("its process was killed (SIGKILL, out of memory, power)"), "killed")
+    with suppress(Timeout, OSError):  # active; a folder that is only read
+        if _runs(job):
+            with lock(job.folder).acquire(timeout=0):
+                note_killed(job)
+
+
+def note_killed(job: Job) -> None:
+    """The same, by who holds the run's lock; and how many processes it has killed without getting further."""
+    if _runs(job):
+        error = Killed("its process was killed (SIGKILL, out of memory, power)")
+        runlog.fail(job, error, "killed", deaths=[deaths(job) + 1, _reached(job.folder)])
+
+
+def deaths(job: Job) -> int:
+    """How many processes, one after another, a run has killed without getting further."""
+    times, reached = runlog.status(job.folder, verify=False).get("deaths", (0, ""))
+    return times if reached == _reached(job.folder) else 0
+
+
+def _runs(job: Job) -> bool:
+    return runlog.status(job.folder, verify=False).get("status") == "running"
+
+
+def _reached(folder: Path) -> str:
+    """What of a run outlives its process: a later checkpoint, weights, another part of the evaluation."""
+    kept = [
+        p
+        for name in (runlog.CHECKPOINT, runlog.OFFSET, runlog.ADAPTER, runlog.PARTS)
+        for p in folder.glob(f"{name}/**/*")
+    ]
+    sums = [sha256(p) for p in (folder / runlog.EVAL,) if p.is_file()]
+    return digest([sorted(str(p.relative_to(folder)) for p in kept if p.name[0] != "."), sums], 8)
 
 
 def to_repeat(job: Job) -> bool:

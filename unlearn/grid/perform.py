@@ -52,11 +52,14 @@ def _perform(job: Job) -> bool:
             if (job.cfg.retry == "failed" and status not in launchers.BEGUN) or queue.failed_since(job):
                 log.info("skipped %s: %s", name, "it failed elsewhere" if status == "failed" else "it did not fail")
                 return False
+            launchers.note_killed(job)
+            if queue.put_off(job):
+                return True
             with queue.world(job) as now:
                 if now:
                     _execute(job)
                 return not now
-    except OSError as error:  # no folder, lock or log can be made there
+    except (OSError, launchers.Killed) as error:  # no folder, lock or log can be made there; it kills who does it
         log.error("%s failed: %s", name, error)
         runlog.fail(job, error)
         return False

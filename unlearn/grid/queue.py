@@ -21,14 +21,19 @@ from unlearn.store.identity import Job, digest
 log = logging.getLogger(__name__)
 FAILED = "UNLEARN_FAILED"  # in the environment: which runs had failed when the call began
 OWN = ("tuning", "lora", "layers")  # of a pair: how one learns is the run's
+DEATHS = 3  # processes that a run may kill, one after another, without getting further
 SOON, LATE = 0.1, 5.0  # seconds between two looks at what others are doing: growing while nothing happens
 _worlds: dict[Path, str] = {}  # of the call's runs that may have something left to do
+_last: set[Path] = set()  # those of them that killed a process, and were put off for it
 
 
 def begin(jobs: Sequence[Job]) -> None:
     """Note which runs failed before the call: these alone does it try again, and not what fails while it works."""
-    os.environ[FAILED] = ",".join(_mark(job) for job in jobs if _failed(job))
-    _worlds.clear()
+    for job in jobs:
+        launchers.mark_killed(job)
+    begun = [job for job in jobs if runlog.status(job.folder, verify=False).get("status") in launchers.ENDED]
+    os.environ[FAILED] = ",".join(_mark(job) for job in begun)
+    _worlds.clear(), _last.clear()
     _worlds.update({job.folder: _world(job) for job in jobs if not job.was_done})
 
 
@@ -39,12 +44,26 @@ def end() -> None:
 
 def failed_since(job: Job) -> bool:
     """Whether a run failed during the call, here or on another machine."""
+    return runlog.status(job.folder, verify=False).get("status") == "failed" and _since(job)
+
+
+def put_off(job: Job) -> bool:
+    """Whether a run that killed its process is left until the call has tried all others. ``Killed`` where it does so to
+    one after another: this one is to go on."""
+    times, since = launchers.deaths(job), _since(job)
+    if since and times >= DEATHS:
+        rule = "without getting further (out of memory?); the same command tries it again"
+        raise launchers.Killed(f"it has killed {times} processes, one after another, {rule}")
+    if times < (1 if since else DEATHS) or job.folder in _last or {*_worlds} <= {job.folder}:
+        return False
+    _last.add(job.folder)
+    return True
+
+
+def _since(job: Job) -> bool:
+    """Whether a run has ended somehow since the call began."""
     before = os.environ.get(FAILED)
-    return before is not None and _failed(job) and _mark(job) not in before.split(",")
-
-
-def _failed(job: Job) -> bool:
-    return runlog.status(job.folder, verify=False).get("status") == "failed"
+    return before is not None and _mark(job) not in before.split(",")
 
 
 def _mark(job: Job) -> str:

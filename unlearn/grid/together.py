@@ -2,15 +2,20 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from unlearn.config.schema import Config
 from unlearn.grid.refusal import STATUS, refuse
 from unlearn.runs import stopping
 from unlearn.store import processes
+from unlearn.store.crew import PATIENCE
 
+LATE = 10.0  # seconds after which a process says that it waits
 ONE = (
     "this command is one process: start it itself, not through accelerate or torchrun; only `run` and `evaluate run=…` "
     "share their work among several"
@@ -36,7 +41,8 @@ def together(lead: Callable[[], int]) -> int:
     if problems := list(unusable(os.environ)):
         return refuse("\n".join(problems)) if leads else STATUS
     try:
-        crew = processes.join(stopping.hear)
+        with _waiting():
+            crew = processes.join(stopping.hear)
     except (RuntimeError, OSError) as error:  # a port that is taken, processes that do not come
         return refuse(f"MASTER_ADDR, MASTER_PORT: the processes of this call did not meet: {error}")
     if crew.index:
@@ -50,6 +56,22 @@ def together(lead: Callable[[], int]) -> int:
     finally:
         crew.end(status)
     return status
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """Say that the others have not come, where that takes long; and let Ctrl-C end it, which torch's wait does not."""
+    place = "process {RANK} of {WORLD_SIZE} waits for the others, at {MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ)
+    patience = f"{PATIENCE / 60:g} minutes at most"
+    late = threading.Timer(LATE, print, (f"{place}, {patience}",), {"file": sys.stderr, "flush": True})
+    late.daemon = True
+    late.start()
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        late.cancel()
 
 
 def _follow(crew: processes.Crew) -> int:
@@ -80,6 +102,9 @@ def unusable(environment: Mapping[str, str]) -> Iterator[str]:
         if not value.isdigit():
             rule = "must be a number, as accelerate launch and torchrun set it; unset WORLD_SIZE for one process"
             yield f"{name}={value}: {rule}"
+    rank, count = numbers["RANK"], numbers["WORLD_SIZE"]
+    if rank.isdigit() and count.isdigit() and int(rank) >= int(count):
+        yield f"RANK={rank}: must be below WORLD_SIZE={count}; unset WORLD_SIZE for one process"
     if not environment.get("MASTER_ADDR"):
         yield "MASTER_ADDR=: must name the host of the first process; unset WORLD_SIZE for one process"
     for name, (usual, way) in SETTLED.items():

@@ -8,6 +8,7 @@ whoever has them.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from unlearn.store import processes
 from unlearn.store.files import write_whole
 
 MicroBatch = Callable[[], tuple[Tensor, dict[str, float]]]  # → share of the loss, parts for the log (summed)
+LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 SUMMED = 2**24  # elements of the gradients that are summed in one go
 After = Callable[[int, dict[str, float]], None]  # of the number of steps done, and what the last one logged
 
@@ -71,8 +73,11 @@ def device(name: str) -> torch.device:
 
 
 def accelerator(name: str) -> Accelerator:
-    """accelerate's view of trainer.device; it would fall back to the CPU in silence where cuda was asked for, and take
-    precision and accumulation from variables that another project set."""
+    """accelerate's view of trainer.device; it would fall back to the CPU in silence where cuda was asked for, take
+    precision and accumulation from variables that another project set, and wait for the processes of a launcher (srun
+    with PMI, mpirun) that know nothing of each other."""
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("trainer.device='cuda': no CUDA device is visible here; use auto or cpu")
     once = GradientAccumulationPlugin(num_steps=1)

@@ -22,6 +22,8 @@ NO_ROOM = re.compile(
     r"no space left|quota exceeded|file too large|writing file|write failed|iostream error|unexpected pos",
     re.IGNORECASE,
 )
+MASK = os.umask(0o077)
+os.umask(MASK)
 SETTLED = 2.0  # seconds after which another change to a file gives it another time, on every file system
 _digests: dict[str, str] = {}  # SHA-256 of the files that this process has read, by their stamp
 
@@ -66,8 +68,11 @@ def write_whole(path: Path, write: Callable[[Path], None], work: Path | None = N
         with saving(path):
             _remove(temporary)  # left by a process that was killed
             write(temporary)
-            for part in (*temporary.rglob("*"), temporary) if durable else ():
-                sync(part)
+            for part in (*temporary.rglob("*"), temporary):
+                if part.is_file():
+                    part.chmod(0o666 & ~MASK)  # safetensors keeps its files from everybody else
+                if durable:
+                    sync(part)
             if path.is_dir():
                 shutil.rmtree(path)
             temporary.replace(path)

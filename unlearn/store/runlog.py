@@ -104,7 +104,7 @@ def status(folder: Path, verify: bool = True) -> dict[str, Any]:
     return found | ({"status": "failed", "error": unrecorded[folder]} if folder in unrecorded else {})
 
 
-def fail(job: Job, error: BaseException, status: str = "failed") -> None:
+def fail(job: Job, error: BaseException, status: str = "failed", **more: Any) -> None:
     """Record the error; what was already written stays, and a run that was complete before stays done.
 
     A manifest that cannot be read is not written over: it is evidence, and the table of the call names it.
@@ -113,7 +113,7 @@ def fail(job: Job, error: BaseException, status: str = "failed") -> None:
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         record = {"format": FORMAT, "run": describe(job.cfg), "seconds": {}} | manifest(job.folder)
-        write_json(job.folder / MANIFEST, record | _failed(job.folder, record, error, status))
+        write_json(job.folder / MANIFEST, record | _failed(job.folder, record, error, status) | more)
     except FileError:
         return
     except OSError as other:  # a disk that is full or read-only holds no record of that either

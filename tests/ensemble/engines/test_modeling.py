@@ -130,6 +130,11 @@ def test_what_a_model_of_transformers_takes(updated, monkeypatch):
     for save in (model.save_pretrained, model.push_to_hub):
         with pytest.raises(NotImplementedError, match="written by python -m unlearn.export"):
             save("me/mine")
+    with pytest.raises(NotImplementedError, match="use generate, or serve the export with vLLM"):
+        model.generate_batch([[1, 2]])
+    for key in ("subfolder", "output_loading_info"):
+        with pytest.raises(ValueError, match=f"{key}: an export is a folder of several models; leave it out"):
+            read(updated, **{key: "x"})
     told = []
     real = AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(modeling_unlearned.AutoModelForCausalLM, "from_pretrained",
@@ -161,6 +166,19 @@ def test_another_rule_joins_the_members_as_in_a_run(updated, tmp_path):
     target, learnt, anchor = (m(IDS).logits for m in model.members)
     expected = bind_rule("plausible", numbers)(target.flatten(0, 1), (learnt - anchor).flatten(0, 1), 0.5)
     assert torch.equal(model(IDS).logits, expected.view_as(target))
+
+
+@pytest.mark.parametrize("value, dtype", [(float("nan"), None), (float("inf"), None), (1e6, torch.float16)])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, value, dtype):
+    target = tiny(tmp_path / "target", 0)
+    held = load_file(target / "model.safetensors")
+    held["model.norm.weight"][0] = value
+    save_file(held, target / "model.safetensors", {"format": "pt"})
+    folder = offset(tmp_path / "export", target, target, target)
+    with pytest.raises(ValueError, match="target: model.norm.weight is NaN or infinite in torch.float"):
+        UnlearnedForCausalLM.from_pretrained(folder, target=target, dtype=dtype)
+    with pytest.raises(ValueError, match="lora_B is NaN"):
+        modeling_unlearned._check(target, {"x.lora_B": torch.tensor(torch.nan)})
 
 
 def damaged(path: Path) -> None:

@@ -52,14 +52,14 @@ def check(model: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the weights, each rounded to bfloat16: the same for a model that was loaded in bfloat16 or float32,
-    whatever its tensors are called."""
-    found = set()
-    for tensor in model.state_dict().values():
+    """SHA-256 of the weights in the order of their names, each rounded to bfloat16: the same for a model that was
+    loaded in bfloat16 or float32."""
+    found = []
+    for _, tensor in sorted(model.state_dict().items()):
         rounded = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
         data = rounded.cpu().contiguous().flatten().view(torch.uint8).numpy()
-        found.add(f"{tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()}")
-    return hashlib.sha256(" ".join(sorted(found)).encode()).hexdigest()
+        found.append(f"{tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()}")
+    return hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 
 def _asked() -> str:

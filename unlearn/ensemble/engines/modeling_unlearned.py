@@ -27,6 +27,8 @@ from .configuration_unlearned import SUM, Place, UnlearnedConfig, factors, ident
 
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # of from_pretrained: about the folder
 IGNORED = ("adapter_kwargs", "trust_remote_code", "use_safetensors", "_from_auto", "_from_pipeline", "_commit_hash")
+PLAIN = (torch.float32, torch.float16, torch.bfloat16)
+REFUSED = ("subfolder", "output_loading_info")
 SAFE = {"trust_remote_code": False, "use_safetensors": True}  # a member brings numbers, never programs
 Rule = Callable[[Tensor, Tensor, float], Tensor]  # base, change [N, V] and α → logits
 
@@ -65,6 +67,8 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         member as the export says. All else (``device_map``, …) is told to each member.
         Raises ``ValueError`` before any weights are loaded where a model is not the one that was exported.
         """
+        if other := [key for key in REFUSED if how.pop(key, None)]:
+            raise ValueError(f"{', '.join(other)}: an export is a folder of several models; leave it out")
         hub = {k: how.pop(k) for k in HUB if how.get(k) is not None}
         how, wholes = {k: v for k, v in how.items() if k not in IGNORED}, {}
         folder = str(folder) if Path(folder).is_dir() else snapshot_download(str(folder), **hub)
@@ -161,6 +165,9 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError("an unlearned model is written by python -m unlearn.export; copy its folder")
 
+    def generate_batch(self, *_: Any, **__: Any) -> None:
+        raise NotImplementedError("pages of a cache are one model's: use generate, or serve the export with vLLM")
+
     push_to_hub = save_pretrained  # it would make a repository before it saves
 
 
@@ -201,10 +208,18 @@ def loaded(
             if at.is_file():  # GGUF
                 at, how_held["gguf_file"] = at.parent, at.name
             model = AutoModelForCausalLM.from_pretrained(str(at), **how_held, **SAFE)
+            _check(place.folder, model.state_dict())
             wholes[identity(of)] = model.requires_grad_(False).eval()
         under = wholes[identity(of)]
         found[name] = under if place.adapter is None else _updated(under, place.adapter)
     return found
+
+
+def _check(place: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` for a weight that is no number, or too large for its dtype: answers would be padding."""
+    for name, tensor in tensors.items():
+        if tensor.dtype in PLAIN and not tensor.is_meta and not tensor.isfinite().all():
+            raise ValueError(f"{place}: {name} is NaN or infinite in {tensor.dtype}; no answer can come of it")
 
 
 class Updated(nn.Module):
@@ -225,5 +240,6 @@ def _updated(model: nn.Module, adapter: Path) -> nn.Module:
     """A second view of the model, which shares every weight, with the updates in it."""
     view = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     for name, a, b, scale in factors(adapter):
+        _check(adapter, {f"{name}.lora_A": a, f"{name}.lora_B": b})
         view.set_submodule(name, Updated(view.get_submodule(name), a, b, scale))
     return view

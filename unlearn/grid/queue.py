@@ -49,7 +49,7 @@ def failed_since(job: Job) -> bool:
 
 def put_off(job: Job) -> bool:
     """Whether a run that killed its process is left until the call has tried all others. ``Killed`` where it does so to
-    one after another: this one is to go on."""
+    one after another."""
     times, since = launchers.deaths(job), _since(job)
     if since and times >= DEATHS:
         rule = "without getting further (out of memory?); the same command tries it again"

@@ -216,7 +216,7 @@ def loaded(
 
 
 def _check(place: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ``ValueError`` for a weight that is NaN or infinite, or too large for its dtype: answers would be padding."""
+    """Raise ``ValueError`` for a weight that is NaN or infinite, as in half precision: answers would be padding."""
     for name, tensor in tensors.items():
         if tensor.dtype in PLAIN and not tensor.is_meta and not tensor.isfinite().all():
             raise ValueError(f"{place}: {name} is NaN or infinite in {tensor.dtype}; no answer can come of it")

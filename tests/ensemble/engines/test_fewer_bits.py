@@ -78,11 +78,12 @@ def test_bitsandbytes_is_told_of_the_target_alone(tmp_path, monkeypatch, bits):
     config.target, config.base = target, small
     told = {}
 
-    def model(place, **how):
-        told[place] = how
+    def model(place, trust_remote_code, use_safetensors, **how):
+        assert use_safetensors and not trust_remote_code
+        told[Path(place)] = how
         return LlamaForCausalLM.from_pretrained(place)
 
-    monkeypatch.setattr(modeling_unlearned, "_model", model)
+    monkeypatch.setattr(modeling_unlearned.AutoModelForCausalLM, "from_pretrained", model)
     loaded(config, located(tmp_path / "export", config))
     how = told[target].pop("quantization_config")
     assert told == {target: {"dtype": "float32"}, small: {"dtype": "float32"}}

@@ -81,8 +81,7 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
 
 
 def parse(keys: type, arguments: Sequence[str], act: str = "", names: Sequence[str] | None = None) -> Any:
-    """The keys of a call; an act takes those of ``names`` (None: all) and what must be given. ``ConfigError`` with all
-    that is wrong: what is unknown, missing, or breaks its rule."""
+    """The keys of a call; an act takes those of ``names`` (None: all). ``ConfigError`` with all that is wrong."""
     hints = {name: get_args(h)[0] if isinstance(h, UnionType) else h for name, h in get_type_hints(keys).items()}
     taken = {f.name: f for f in fields(keys) if names is None or f.name in names or (_needed(f) and f.name not in REST)}
     known = {name: f for name, f in taken.items() if name not in REST}

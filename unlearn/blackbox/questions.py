@@ -37,8 +37,7 @@ class BlackBoxError(ConfigError):
 
 @dataclass(frozen=True)
 class Question:
-    """``rows``: those that predict ids[first:]. ``next``: the row after all ids. ``say``: the greedy continuation of
-    ids, at most ``most`` tokens, with the row of each."""
+    """``rows``: those that predict ids[first:]. ``next``: that after all. ``say``: ``most`` greedy tokens, and rows."""
 
     kind: str
     ids: tuple[int, ...]

@@ -203,8 +203,7 @@ class RemoteModel(nn.Module, Kind):
         return self.http.url, self.k, self.http.form, self.memo.path.resolve()
 
     def ask(self, questions: Sequence[Question], k: int, what: str) -> Iterator[Answer]:
-        """All answers, in order, after what is not known has been asked for; ``what`` names it to the user.
-        ``BlackBoxError`` where an answer is gone again."""
+        """All answers, in order; what is not known is asked for, ``what`` in messages. Raises ``BlackBoxError``."""
         if self._missing(questions, k):
             with self.memo.turn():  # what another job asked for in the meantime is known now
                 if missing := self._missing(questions, k):

@@ -57,8 +57,7 @@ def redact(text: str) -> str:
 
 
 def _hidden(found: re.Match[str]) -> str:
-    """An assignment without its value. After the bare word ``key`` stands a secret only where it is as long as one:
-    Hydra's advice is full of ``key=[value1,value2]``."""
+    """An assignment without its value; of ``key`` only one as long as a secret: Hydra's advice is full of ``key=…``."""
     short = found["name"].lower() == "key" and (len(found["value"]) < SHORTEST or found["value"][0] in "[{(")
     return found[0] if short else f"{found['name']}{found['sign']}{HIDDEN}"
 

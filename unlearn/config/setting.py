@@ -96,8 +96,7 @@ A_FILE = Bound(lambda v: Path(v).is_file(), lambda: f"no such file in {Path.cwd(
 
 
 def out_of_bounds(node: Any, key: str = "") -> Iterator[str]:
-    """Yield a line with key, value and rule for each value of a config that is out of its bounds, or holds a key or
-    token: a config is written to run folders and to W&B."""
+    """Yield key, value and rule of each value out of its bounds, or with a secret: W&B and run folders show configs."""
     for f in fields(node):
         yield from _of_value(getattr(node, f.name), f"{key}{f.name}", f.metadata.get("bounds", ()))
 

@@ -119,8 +119,7 @@ class Encoder:
         return Example(id, prompt, ids)
 
     def said(self, id: str, question: str, answer: str) -> Example | None:
-        """A model's own answer; None of one that says nothing, or that a run could not train on: it is too long when it
-        is encoded again, or would be read as special tokens."""
+        """A model's own answer; None of one that is empty, too long when it is encoded again, or has special tokens."""
         try:
             return self.example(id, question, answer) if answer.strip() else None
         except DataError:
@@ -216,8 +215,7 @@ class Encoder:
         return self._known.get((text, False, True)) or self._tokens(text, bare=True)
 
     def _begun(self, text: str) -> str:
-        """A prompt up to where an answer begins: with the empty thinking block that some templates write before one,
-        without the beginning of one that others leave to the model."""
+        """A prompt up to where an answer begins: with an empty thinking block, without one for the model to fill."""
         if self.labels_by_length:
             return text
         opened, written = self.opening

@@ -81,8 +81,7 @@ class Requested:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Rows by split, and what is only trained on: ``wordings``, general facts in every wording, and ``refusals``, the
-    "I don't know" answers that data relabeling trains towards."""
+    """Rows by split, and what is only trained on: ``wordings`` (general facts in every wording), ``refusals`` (IDK)."""
 
     name: str
     splits: dict[str, tuple[Row, ...]]

@@ -31,8 +31,7 @@ class Draw:
     alternates: list[int]
 
     def named(self, name: str) -> list[int] | list[tuple[int, int]]:
-        """What is drawn of a group: questions of "forget", "retain" and "forget_text" (the forget questions with their
-        answers as texts), (question, answer) pairs of the others."""
+        """What is drawn of a group: questions of "forget", "retain", "forget_text"; else (question, answer) pairs."""
         if name in ("forget", "forget_text", "retain"):
             return self.retain if name == "retain" else self.forget
         questions = self.retain if name == "retain_refusal" else self.forget

@@ -140,8 +140,7 @@ def drafts_of(store: Store, base: Member, prompts: Prompts, how: Decoding) -> Ex
 
 
 def _along(store: Store, member: Member, drafts: Examples, how: Decoding, most_gib: float) -> FrozenRows | LiveRows:
-    """A frozen member's rows along drafts. What it has read of them is stored, too, where that is worth it and takes no
-    more room than rows may: the ensemble leaves drafts anywhere."""
+    """A frozen member's rows along drafts, and what it has read of them, where that is worth its room."""
     with keeping_answers():
         rows = rows_of(store, member, drafts, how.pad_id, most_gib)
         if (memory := seen(member.model)) is not None:

@@ -83,8 +83,7 @@ class Batch:
         self.rows = [self.rows[i] for i in places]
 
     def rewind(self, places: Sequence[int], forget: Sequence[int] | None = None) -> None:
-        """As ``keep``, without columns that are padding in all texts, and each text without so many of its last tokens,
-        which all members have read. Of a ``whole`` batch."""
+        """As ``keep``, of a ``whole`` batch: each text without so many last tokens, and no column that only pads."""
         forget = [0] * len(places) if forget is None else list(forget)
         if not places:
             return self.keep(places)

@@ -30,8 +30,7 @@ def why(left: float) -> str:
 
 
 def settled(said: str | None, left: float) -> str | None:
-    """The verdict on a run that is evaluated at its training α, after what its training, which looks at some examples
-    or at none, ``said``. A loss that ran away stays one."""
+    """The verdict on a run that is evaluated at its training α, after what its training ``said``, if it looked."""
     if math.isnan(left) or (said is not None and not said.startswith(BY_KEPT)):
         return said
     return why(left) if left < KEPT else None

@@ -169,8 +169,7 @@ def check_files(key: str, folder: Path, memo: Path) -> None:
 
 
 def check_named(key: str, source: SourceConfig, memo: Path) -> None:
-    """The same of a name on the hub: of the files in its cache; of what is not there, that the hub has it and that
-    the architecture is known. No weights are downloaded."""
+    """The same of a name on the hub: of its cached files, or that the hub has a known architecture; no download."""
     folder = locate(key, source, weights=False)
     try:
         weight_files(folder)

@@ -65,8 +65,7 @@ def exact(folder: str | Path, **how: Any) -> nn.Module:
 
 
 def config(folder: str | Path) -> PretrainedConfig:
-    """The config of a model's folder; refused where only code that it brings could read it, or where it would have
-    other weights loaded than those that identify the model."""
+    """The config of a model's folder; refused where it needs code of its own, or has other weights loaded."""
     path = Path(folder)
     if is_gguf(path):
         return copy.deepcopy(_of_gguf(path, path.stat().st_mtime_ns))

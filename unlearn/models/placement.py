@@ -58,8 +58,7 @@ def compiled(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def checkpointed(model: nn.Module) -> Iterator[None]:
-    """What the transformer blocks compute inside is not kept for the backward pass but computed again, for the length
-    of the block. ``ValueError`` for a model that cannot."""
+    """Within this, what transformer blocks compute is computed again for the backward pass; ``ValueError`` if not."""
     # The reentrant form gives no gradient to updates of a block whose inputs need none. transformers' public switch
     # would also have the embeddings ask for gradients, which is of use to that form alone, and leave it so.
     model._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False))

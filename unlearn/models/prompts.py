@@ -59,8 +59,7 @@ def shared_rows(model: nn.Module, examples: Sequence[Example], pad_id: int) -> T
 
 @torch.no_grad()
 def shared_states(model: nn.Module, examples: Sequence[Example], pad_id: int) -> Tensor:
-    """Last hidden states of these rows, [N, D], on the head's device. The first row of an answer is the prompt's last;
-    the others follow from its tokens but the last."""
+    """Last hidden states of these rows, [N, D], on the head's device; an answer's first row is the prompt's last."""
     memory = seen(model)
     if has_encoder(model) or (memory is None and not pays(examples)):
         return answer_states(model, collate(examples, pad_id))

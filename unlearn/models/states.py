@@ -31,8 +31,7 @@ class State(Protocol):
         """Keep these texts, each with the columns [B', S', 1] of what was read; what is padding may be any column."""
 
     def join(self, other: "State", more: int, fewer: int) -> None:
-        """Append the texts of ``other``, the same member's. So many columns of padding are put before those of this
-        one, and of the other, that both end up as wide."""
+        """Append the texts of ``other``, the same member's, each behind so many columns of padding."""
 
 
 class Cached:

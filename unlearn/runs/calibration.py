@@ -62,8 +62,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Search:
-    """At which α's the metric is looked at first, beside 0, how near a crossing is then come to, and whether a look
-    costs as much as all: then there is none beyond the crossing."""
+    """The first α's, beside 0, how near a crossing is approached, and whether a look costs much: none is beyond it."""
 
     looks: np.ndarray
     precise: float

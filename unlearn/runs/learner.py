@@ -79,8 +79,7 @@ def trainable(model: nn.Module) -> dict[str, float]:
 
 
 def _check(folder: Path, ensemble: Ensemble) -> None:
-    """Offsets, rows and metrics of other weights do not mix. They differ when the store was deleted and models were
-    trained again on other hardware or with other versions."""
+    """Offsets, rows and metrics of other weights do not mix: a store may have been deleted and trained otherwise."""
     prints, manifest = {m.name: m.fingerprint for m in ensemble.members}, runlog.manifest(folder)
     before = manifest.get("models", prints)
     if {name: before.get(name) for name in prints} != prints:

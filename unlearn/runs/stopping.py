@@ -65,8 +65,7 @@ def asked() -> int:
 
 
 def hear(signum: int) -> None:
-    """Do as if this process had been told, too, what another process of its run was told; from any thread. It is none
-    of the signals of which a second one ends the process at once."""
+    """Do as if this process was told what another of its run was; from any thread, and no first of two signals."""
     if _state["listening"] and not asked():
         _state["heard"] = signum
         if threading.current_thread() is threading.main_thread():

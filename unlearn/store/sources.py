@@ -137,8 +137,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def content(folder: Path, memo: Path | None) -> str:
-    """Hash of the model in a folder: the weights that would be loaded, and config.json. ``memo``: a folder of hashes
-    that were found before; None: the files are read."""
+    """Hash of a model in a folder: its weights and config.json. ``memo``: a folder of known hashes; None: read all."""
     return _joined(list(checksums(folder, memo).values()))
 
 
@@ -149,8 +148,7 @@ def checksums(folder: Path, memo: Path | None) -> dict[str, str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that ``from_pretrained`` loads, or the one GGUF file; ``ConfigError`` where there are none,
-    or not all, or nothing is installed that reads them."""
+    """The safetensors files that ``from_pretrained`` loads, or the one GGUF file; ``ConfigError`` if it could not."""
     if is_gguf(folder):
         if find_spec("gguf") is None:
             raise ConfigError(f"{folder.name} {NEEDS_GGUF}")

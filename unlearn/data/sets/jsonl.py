@@ -52,8 +52,7 @@ class Settings(DataConfig):
 
 
 def read(cfg: Settings, seed: int = 0) -> DataSet:
-    """The rows of every file that the config names; forget and retain need at least one each. With requests, what
-    retain files and requests share is asked to be forgotten."""
+    """The rows of every file that the config names; what retain files share with requests is to be forgotten."""
     named = {split: _files(getattr(cfg, split), f"data.{split}") for split in OWN}
     found = {split: [r for file in files for r in _records(file, cfg.columns)] for split, files in named.items()}
     requests = [_files(request, f"data.requests[{n}]") for n, request in enumerate(cfg.requests or ())]

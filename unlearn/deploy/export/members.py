@@ -168,8 +168,7 @@ PROBE = "What is asked here?"
 
 
 def write_asking(encoder: Encoder, stops: list[int], folder: Path, tokenizer: bool) -> bool:
-    """Write generation_config.json (greedy: the target's own sampling was not measured) and, if asked, the tokenizer
-    with a chat template; whether chats ask as the run did."""
+    """Write generation_config.json (greedy, as measured), the tokenizer if asked; whether chats ask as the run did."""
     own = encoder.tokenizer
     ids = {"bos_token_id": own.bos_token_id, "eos_token_id": stops if len(stops) > 1 else stops[0]}
     # without do_sample a pipeline of transformers draws

@@ -99,8 +99,7 @@ class Text:
         self.stopped = False
 
     def add(self, token: int | None, last: bool = False) -> str:
-        """Take a token, None for an end; returns what can now be said. Text that a stop string may begin with is held
-        back until more is known, or this was the ``last`` token."""
+        """Take a token, None for an end; what can now be said. What may begin a stop string waits, unless ``last``."""
         if token is not None:
             self._ids.append(token)
         before, now = self._decode(self._ids[: self._read]), self._decode(self._ids)

@@ -51,8 +51,7 @@ def create(engine: Engine, settings: Settings) -> FastAPI:
 
 
 class Hosts:
-    """Answers requests to the server's own names alone, where it has some: else a web page whose name was made to point
-    here could ask by the browser of somebody on this machine."""
+    """Answers requests to the server's own names alone, if any: web pages could rebind theirs, and ask by a browser."""
 
     def __init__(self, app: ASGIApp, names: Sequence[str]):
         self._app, self._names = app, names

@@ -182,8 +182,7 @@ B = TypeVar("B", bound=Body)
 
 
 def read(kind: type[B], body: Any, allowed: dict[str, Any]) -> B:
-    """A body, checked; in one that asks for answers, null is as good as nothing. ``BadRequest``. ``allowed``: what the
-    server allows, by the names that the fields above use."""
+    """A body, checked against what is ``allowed``, by the fields' names; null is nothing. Raises ``BadRequest``."""
     if not isinstance(body, dict):
         raise BadRequest(kind.like or "the body must be a JSON object")
     if issubclass(kind, Shared):

@@ -128,8 +128,7 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         return self.rule(base.flatten(0, -2), change.flatten(0, -2), self.alpha).view_as(base)
 
     def _caches(self, whole: Cache | None) -> list[Cache | None]:
-        """The members' own caches: slices of one, whose layers they share. What is done to the whole (beams are put in
-        another order, tokens taken back) is so done to each."""
+        """The members' own caches: slices of one, whose layers they share, so what is done to it is done to each."""
         if whole is None:
             return [None] * len(self.members)
         if not whole.layers:

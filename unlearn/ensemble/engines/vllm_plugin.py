@@ -45,8 +45,7 @@ def register() -> None:
 
 
 class ExportConfig(PretrainedConfig):
-    """Reads an export's config.json as the target's own configuration: by that vLLM plans heads, caches and parallel
-    layers. All that the file says is ``unlearned`` in it."""
+    """Reads config.json as the target's configuration, by which vLLM plans; all of the file is ``unlearned`` in it."""
 
     model_type = UnlearnedConfig.model_type
 

@@ -145,16 +145,14 @@ class Gate(NamedTuple):
 
 
 def fit(kind: str, forget: Iterable[str], retain: Iterable[str], unseen: Iterable[str], rate: float = 0.01) -> Gate:
-    """A gate whose threshold flags at most the share ``rate`` of the ``unseen`` retain questions. It is never below 0:
-    what is likelier to be retained is not flagged."""
+    """A gate whose threshold, never below 0, flags at most the share ``rate`` of the ``unseen`` retain questions."""
     counts, others = Counts.of(forget), Counts.of(retain)
     scores = sorted((SCORES[kind](words_of(q), counts, others) for q in unseen), reverse=True)
     return Gate(kind, counts, others, max(0.0, scores[math.floor(rate * len(scores))]))
 
 
 def overlap(words: Sequence[str], forget: Counts, retain: Counts) -> float:
-    """Mean of the largest log-odds, log (f + ½)/(F + 1) − log (r + ½)/(R + 1) of a question that has the run, of runs
-    that forget questions have; runs that are lacking count 0."""
+    """Mean of the largest log-odds, log (f + ½)/(F + 1) − log (r + ½)/(R + 1), of the forget questions' runs, or 0."""
     odds = []
     for gram in _grams(words) & forget.grams.keys():
         here = (forget.grams[gram] + 0.5) / (forget.questions + 1)

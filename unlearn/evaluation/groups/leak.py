@@ -151,8 +151,7 @@ def _log_choose(n: ArrayLike, k: int) -> np.ndarray:
 
 
 def attribute_held(text: str, words: Sequence[str]) -> float:
-    """Exact attribute match: 1 where all words of ``attribute`` occur in the text in their order, with others between
-    them or not, else 0; NaN where the answer has no such words."""
+    """Exact attribute match: 1 where all words of ``attribute`` are in the text in their order, else 0; NaN if none."""
     left = iter(words_of(text))
     return float(all(word in left for word in words)) if words else math.nan  # `in` uses it up as far as the word
 

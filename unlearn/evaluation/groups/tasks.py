@@ -1,5 +1,4 @@
-"""EUL's measures (arXiv 2310.20150, Tables 2 and 3): how well a task is done on test, retained and forgotten data, and
-how well the names in the forgotten texts can be guessed.
+"""EUL's measures (arXiv 2310.20150, Tables 2 and 3): is the task still done, and can forgotten names be guessed?
 
 ``<split>/accuracy`` of test, retain and forget, where every row has wrong answers in the right one's wording (labels):
 share of the rows whose right answer is likelier than every wrong one. Elsewhere ``<split>/rouge1_f1`` and

@@ -31,8 +31,7 @@ def probability(nll: ArrayLike) -> np.ndarray:
 
 
 def probability_with_options(right: ArrayLike, wrong: Sequence[ArrayLike], epsilon: float = 0.0) -> np.ndarray:
-    """p / (p + Σ p_wrong + ε), [B]: the share of the right answer among its options. ``right``: NLL of the right
-    answer, [B]; ``wrong``: NLLs of its wrong answers."""
+    """p / (p + Σ p_wrong + ε), [B]: the right answer's share of its options, from NLLs ``right`` [B] and ``wrong``."""
     if epsilon:
         p = probability(right)
         return p / (p + [probability(w).sum() for w in wrong] + epsilon)
@@ -42,8 +41,7 @@ def probability_with_options(right: ArrayLike, wrong: Sequence[ArrayLike], epsil
 
 
 def truth_ratio(right: ArrayLike, wrong: Sequence[ArrayLike], epsilon: float = 0.0) -> np.ndarray:
-    """R of each row, [B], which forget quality compares; the metric is the mean of ``ratio_scores``. ``right``: NLL of
-    the right answer, [B]; ``wrong``: NLLs of the wrong answers."""
+    """R of each row, [B], from NLLs ``right`` [B] and ``wrong``; the metric is the mean of ``ratio_scores``."""
     right, wrong = np.asarray(right), np.array([np.mean(w) for w in wrong])
     if epsilon:
         return np.exp(-wrong) / (np.exp(-right) + epsilon)
@@ -92,8 +90,7 @@ def model_utility(metrics: Mapping[str, float]) -> float:
 
 
 def harmonic_mean(values: Sequence[ArrayLike]) -> np.ndarray:
-    """Harmonic mean over the first axis, [parts, …] → […]: one number per bootstrap resample where each part is [R]. A
-    single 0 makes it 0; values below 0 and NaN are refused."""
+    """Harmonic mean over the first axis, [parts, …] → […]. One 0 makes it 0; values below 0 and NaN are refused."""
     parts = np.asarray(values, dtype=np.float64)
     if len(parts) == 0 or not (parts >= 0).all():
         raise ValueError(f"harmonic mean of {values!r}: must be at least one value, none of them negative or NaN")

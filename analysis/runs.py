@@ -52,7 +52,7 @@ NOTHING = ("wandb.", "paths.", "study", "hydra.", "retry", "eval.alphas", "eval.
            "pair.target.device")  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     """One study as tables.
 

@@ -7,6 +7,7 @@ at each decides (``unlearn/grid/table.py`` has the same rule); a loss that ran a
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import pandas as pd
 
@@ -35,6 +36,7 @@ def collapsed(study: Study) -> pd.Series:
     return evaluated(study) & ((left < KEPT) | (trained & ran_away))
 
 
+@lru_cache(maxsize=4)  # every panel of a figure asks
 def kept(study: Study) -> pd.Series:
     """For each row of ``study.runs``, the share of the target's probability that is left outside the forget set.
 

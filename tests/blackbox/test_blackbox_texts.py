@@ -37,7 +37,7 @@ def pair_of(target, scale=0.1) -> Ensemble:
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, pytest.param(2.0, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("alpha", [1.0, *(pytest.param(a, marks=pytest.mark.nightly) for a in (0.0, 2.0))])
 def test_what_is_said_with_the_whole_vocabulary_is_what_the_local_target_says(tmp_path, alpha):
     mine = greedy(pair_of(MODEL), PROMPTS, alpha, ASKED)
     with serve(MODEL, TOKENIZER) as server:

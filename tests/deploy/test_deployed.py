@@ -87,7 +87,7 @@ def NIGHTLY(*overrides: str):
 @pytest.mark.parametrize(
     "overrides",
     [("method=uld", "algo=uld"), NIGHTLY("method=dd"), ("method=dd_rank",), ("method=direct", "algo=npo"),
-     NIGHTLY("method=direct", "algo=npo", "pair.tuning=lora"), ("method=proxy", "algo=npo", "pair.tuning=lora"),
+     NIGHTLY("method=direct", "algo=npo", "pair.tuning=lora"), NIGHTLY("method=proxy", "algo=npo", "pair.tuning=lora"),
      NIGHTLY("method=uld", "algo=uld", "pair.tuning=lora")],
     ids=lambda o: " ".join(o),
 )  # fmt: skip

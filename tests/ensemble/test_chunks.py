@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from support.helpers import ALGOS, FEW, TRAINED, execute, fits, offset_ensemble, random_examples, tiny_llama
+from support.helpers import ALGOS, COMBINED, FEW, TRAINED, execute, fits, offset_ensemble, random_examples, tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearn.data.encoding import collate
@@ -28,7 +28,7 @@ from unlearn.runs import learner
 from unlearn.runs.inputs import Inputs
 
 CASES = [
-    *((a, "uld" if a == "uld" else "direct" if a == "rmu" else "offset", ()) for a in ALGOS),
+    *((a, {"uld": "uld", "rmu": "direct"}.get(a, "offset"), ()) for a in ALGOS if a not in COMBINED),
     *(("npo_kl", m, ()) for m in TRAINED if fits("npo_kl", m) and m != "offset"),
     ("npo", "offset", ("trainer.accumulate=3",)),
     ("kl", "offset", ("pair.tuning=lora",)),

@@ -168,7 +168,7 @@ def some(whole: Whole, stages: Collection[str] = STAGES) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "stages", [("building", "training", "evaluating"), pytest.param(STAGES, marks=pytest.mark.nightly)], ids=len
+    "stages", [("training", "evaluating"), pytest.param(STAGES, marks=pytest.mark.nightly)], ids=len
 )
 def test_killed_in_several_stages_and_called_again_a_grid_ends_as_if_nothing_had_been(whole, tmp_path, stages):
     assert chain(some(whole, stages), whole, tmp_path) == len(stages)

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from support.helpers import ROOT, TINY, command, compose, python, raw
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from unlearn.config.schema import conf_dir
 from unlearn.grid import launchers
 from unlearn.grid.rules import parse
+from unlearn.learning.loop import limit_threads
 from unlearn.store import runlog
 
 OWN = """
@@ -165,17 +168,10 @@ def test_the_same_call_again_with_another_launcher_does_nothing(basic, store):
 
 
 def test_every_library_that_computes_keeps_to_the_limit():
-    script = (
-        "import unlearn.learning.loop, scipy.linalg, json\n"
-        "from threadpoolctl import threadpool_info\n"
-        "before = [p['num_threads'] for p in threadpool_info()]\n"
-        "unlearn.learning.loop.limit_threads(1)\n"
-        "print(json.dumps([before, [p['num_threads'] for p in threadpool_info()]]))\n"
-    )
-    done = python("-c", script, OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2")
-    before, after = json.loads(done.stdout)
-    assert 2 in before or os.cpu_count() == 1
-    assert set(after) == {1}
+    with threadpool_limits(2):
+        assert 2 in [p["num_threads"] for p in threadpool_info()] or os.cpu_count() == 1
+        limit_threads(1)
+        assert {p["num_threads"] for p in threadpool_info()} == {torch.get_num_threads()} == {1}
 
 
 @pytest.fixture

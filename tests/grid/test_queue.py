@@ -79,7 +79,8 @@ def test_four_machines_one_late_and_one_killed_end_a_grid_of_twelve_as_one_does(
     kills = [f"after append {first}"] * 2 + ["", "", ""]
     cwds = [tmp_path / "shared"] * 5
     machines = forked_together(MODULE, *grid, cwds=cwds, kill=kills, late=[0, 0.3, 0.6, 0.9, 8])
-    assert [m.returncode for m in machines].count(-9) == 1, "the first run is done by one of two, which is then killed"
+    killed = [m.returncode for m in machines].count(-9)
+    assert killed in (1, 2), "the first run is done by one of two, which is then killed; the other may take it up"
     made_once(machines, tmp_path / "shared", 12)
     assert results(tmp_path / "shared") == results(tmp_path / "alone")
     assert made(machines).keys() == made([alone]).keys()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.helpers import ALGOS
+from support.helpers import EACH_TERM
 
 from unlearn.ensemble.frozen import FrozenRows, LiveRows
 from unlearn.runs.inputs import Inputs
@@ -44,7 +44,7 @@ def objective(config, bench, algo, *more):
     return inputs.objective(ensemble), inputs.sampler.draw(0)
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", EACH_TERM)
 def test_order_padding_splitting_and_stored_rows_change_neither_loss_nor_gradient(config, bench, algo):
     sizes = "trainer.forget_batch=3", "trainer.retain_batch=6"
     one, draw = objective(config, bench, algo, *sizes)

@@ -223,7 +223,7 @@ def fused(config, runs, *more):
     return execute(config(*more, f"begin.runs=[{folders}]", "trainer.steps=0")).folder
 
 
-@pytest.mark.parametrize("how", ["regmean", "sum", pytest.param("average", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("how", ["regmean", *(pytest.param(h, marks=pytest.mark.nightly) for h in ("sum", "average"))])
 def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(config, requests, bench, capsys, how):
     to = fused(config, requests, *ON, f"begin.how={how}")
     own = [load_file(r.folder / "adapter" / "adapter_model.safetensors") for r in requests]
@@ -254,7 +254,9 @@ def test_fused_runs_are_one_run_that_can_be_evaluated_and_asked(config, requests
     capsys.readouterr()
 
 
-@pytest.mark.parametrize(("how", "tuning"), [("average", "full"), ("sum", "lora")])
+@pytest.mark.parametrize(
+    ("how", "tuning"), [pytest.param("average", "full", marks=pytest.mark.nightly), ("sum", "lora")]
+)
 def test_offsets_that_were_trained_whole_or_by_low_rank_updates_are_fused_into_whole_weights(
     config, bench, trained, how, tuning
 ):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support.helpers import offset_ensemble, random_examples, tiny_llama
+from support.helpers import direct, offset_ensemble, random_examples, tiny_llama
 from transformers import T5Config, T5ForConditionalGeneration
 
 from unlearn.config.pair import ModelConfig
@@ -92,7 +92,7 @@ def uncached(ensemble, prompt, alpha, steps):
     return said
 
 
-@pytest.mark.parametrize("make", [all_t5, mixed])
+@pytest.mark.parametrize("make", [pytest.param(all_t5, marks=pytest.mark.nightly), mixed])
 @pytest.mark.parametrize("alpha", [1.0, *(pytest.param(a, marks=pytest.mark.nightly) for a in (0.0, 2.0))])
 def test_cached_batched_decoding_equals_the_uncached_argmax_token_for_token(make, alpha):
     ensemble = make()
@@ -103,8 +103,6 @@ def test_cached_batched_decoding_equals_the_uncached_argmax_token_for_token(make
 
 
 def test_a_single_model_decodes_as_transformers_generate_does():
-    from support.helpers import direct
-
     ensemble = direct(tiny_t5(3), tiny_t5(0))
     answers = greedy(ensemble, PROMPTS, 1.0, Decoding(0, 1, 10, 4))
     for prompt, answer in zip(PROMPTS, answers, strict=True):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.helpers import TINY, compose, execute, lines
+from support.helpers import FEW, TINY, compose, execute, lines
 
 from unlearn.config.schema import AlternatesConfig
 from unlearn.data.rows import DataError
@@ -96,7 +96,7 @@ def test_questions_without_another_answer_are_named(bench, rows, written, monkey
 def test_a_run_trains_towards_the_answers_of_a_file_and_its_content_is_part_of_the_hash(config, written):
     cfg = written()
     overrides = ("algo=altpo", f"algo.alternates.file={cfg.file}")
-    folder = execute(config(*overrides, "trainer.steps=8", "trainer.lr=1e-2")).folder
+    folder = execute(config(*overrides, "trainer.steps=8", "trainer.lr=1e-2", *FEW)).folder
     assert runlog.manifest(folder)["status"] == "done"
     log = lines(folder)
     assert log[-1]["train/altpo"] < log[1]["train/altpo"]

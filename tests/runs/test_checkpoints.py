@@ -12,13 +12,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from support.helpers import ROOT, Killed, execute, job_of
+from support.helpers import FEW, ROOT, Killed, execute, job_of
 
 from unlearn import run
 from unlearn.runs import stopping
 from unlearn.store import runlog
 
-OPTIONS = ("algo=ga", "trainer.lr=0.3", "trainer.steps=7", "trainer.save_every=2")  # its best point is an early one
+OPTIONS = ("algo=ga", "trainer.lr=0.3", "trainer.steps=7", "trainer.save_every=2", *FEW)  # its best point is early
 SAME = ("metrics.jsonl", "eval.json", "offset/model.safetensors")
 
 

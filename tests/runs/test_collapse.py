@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.helpers import execute, job_of, killed_at, lines, weights
+from support.helpers import FEW, execute, job_of, killed_at, lines, weights
 
 from unlearn import run
 from unlearn.learning.answers import Answers, PerToken
@@ -167,7 +167,7 @@ def test_a_collapsed_run_says_why_and_keeps_its_best_point_and_a_resumed_one_too
 
 
 def test_a_run_that_did_not_collapse_has_no_second_set_of_weights(config):
-    folder = execute(config("algo=npo", "trainer.lr=1e-4")).folder
+    folder = execute(config("algo=npo", "trainer.lr=1e-4", *FEW)).folder
     manifest = runlog.manifest(folder)
     assert manifest["collapsed"] is None and manifest["kept"] == "last" and manifest["best"]["score"] < 1
     assert not (folder / "best").exists()
@@ -183,7 +183,7 @@ def test_a_method_that_does_not_begin_with_the_target_is_compared_with_the_targe
 
 
 def test_the_best_point_is_the_best_of_the_logged_ones(config, watches):
-    folder = execute(config(*RUINOUS, "trainer.eval_every=2")).folder
+    folder = execute(config(*RUINOUS, "trainer.eval_every=2", *FEW)).folder
     points = [{k: v for k, v in e.items() if k.endswith("/prob")} for e in lines(folder) if "forget/prob" in e]
     steps = [e["step"] for e in lines(folder) if "forget/prob" in e]
     assert steps == [0, 2, 4, 6, 7]
@@ -205,7 +205,7 @@ def broken(monkeypatch):
     monkeypatch.setitem(FORGET, "ga", ga)
 
 
-DIVERGING = ("algo=ga", "trainer.steps=9", "trainer.lr=1e-2")
+DIVERGING = ("algo=ga", "trainer.steps=9", "trainer.lr=1e-2", *FEW)
 
 
 def test_a_loss_that_is_no_number_ends_training_at_the_best_point_where_that_is_to_be_kept(config, watches, broken):
@@ -247,7 +247,7 @@ def test_before_any_point_that_is_better_than_the_first_there_is_nothing_to_go_b
 
 def test_a_manifest_without_a_trajectory_is_plain_json(config):
     """NaN is no JSON: jq and browsers refuse the whole file."""
-    folder = execute(config("algo=ga", "trainer.eval_every=0")).folder
+    folder = execute(config("algo=ga", "trainer.eval_every=0", *FEW)).folder
     text = (folder / "manifest.json").read_text()
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in manifest.json"))
     assert found["best"] is None and found["collapsed"] is None
@@ -255,7 +255,7 @@ def test_a_manifest_without_a_trajectory_is_plain_json(config):
 
 def test_a_run_that_was_killed_without_a_trajectory_can_go_on_with_one(config, watches, monkeypatch):
     """trainer.eval_every is no part of what a run is, so it may differ from call to call."""
-    options = ("algo=npo", "trainer.steps=6", "trainer.save_every=2", "trainer.log_every=1")
+    options = ("algo=npo", "trainer.steps=6", "trainer.save_every=2", "trainer.log_every=1", *FEW)
     folder = killed_at(5, config(*options, "trainer.eval_every=0"), monkeypatch)
     assert not list((folder / "checkpoint").glob("best-*"))
     assert execute(config(*options, "trainer.eval_every=1")).folder == folder

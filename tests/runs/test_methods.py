@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from support.helpers import execute, killed_at, lines
+from support.helpers import FEW, execute, killed_at, lines
 
 from unlearn import evaluate
 from unlearn.data.encoding import collate, examples_of
@@ -46,7 +46,7 @@ def prob(bench, *weighted: tuple[float, torch.nn.Module]) -> float:
 
 @pytest.mark.parametrize(("method", "models"), [("proxy", {"small": 1.0}), ("offset", {"target": 1.0})])
 def test_proxy_learns_on_the_small_models_own_softmax_and_offset_on_the_ensembles(config, bench, method, models):
-    cfg = config("algo=ga", f"method={method}")
+    cfg = config("algo=ga", f"method={method}", *FEW)
     log = lines(execute(cfg).folder)
     draw = Inputs(cfg, bench).sampler.draw(0)
     assert log[1]["train/ga"] == pytest.approx(mean_logp(*rows(bench, models, "forget", draw.forget)), rel=1e-5)
@@ -77,7 +77,7 @@ def test_ulds_assistant_learns_the_forget_set_and_is_subtracted(config):
     from unlearn.runs.workbench import workbench
 
     cfg = config("method=uld", "algo=uld", *LEARNT, "trainer.steps=30", "trainer.lr=1e-2", "trainer.eval_every=30",
-                 "eval.alphas=[0,0.5,1,2]")  # fmt: skip
+                 "eval.alphas=[0,0.5,1,2]", *FEW)  # fmt: skip
     folder = execute(cfg).folder
     bench, assistant = workbench(cfg), llama.load(folder / "offset")
     draw = Inputs(cfg, bench).sampler.draw(0)
@@ -124,7 +124,7 @@ def test_a_method_that_trains_nothing_is_done_without_weights_of_its_own(config,
 
 
 def test_distillation_starts_from_the_divergence_of_its_teacher_and_lowers_it(config, bench):
-    cfg = config("algo=distill", "trainer.steps=12", "trainer.forget_batch=3", "trainer.lr=1e-2")
+    cfg = config("algo=distill", "trainer.steps=12", "trainer.forget_batch=3", "trainer.lr=1e-2", *FEW)
     log = lines(execute(cfg).folder)
     temperature, alpha = cfg.algo.numbers["temperature"], cfg.algo.teacher.alpha
     teacher, _ = rows(bench, {"target": 1.0, "small_retain": alpha, "small_full": -alpha}, "forget", [0, 1, 2])
@@ -135,7 +135,7 @@ def test_distillation_starts_from_the_divergence_of_its_teacher_and_lowers_it(co
     assert log[-1]["train/distill"] < 0.7 * log[1]["train/distill"]
 
 
-DISTILLED = ("algo=distill", "trainer.steps=4", "trainer.save_every=1")
+DISTILLED = ("algo=distill", "trainer.steps=4", "trainer.save_every=1", *FEW)
 
 
 def test_a_teachers_models_are_among_those_that_a_run_was_made_with(config, bench):
@@ -164,13 +164,13 @@ def test_an_unfinished_run_starts_again_if_its_teacher_changed_and_goes_on_if_no
 
 
 def test_rmu_moves_hidden_states_of_the_forget_set_and_bounds_those_of_the_rest(config):
-    log = lines(execute(config("algo=rmu", "method=direct", "trainer.steps=12", "trainer.lr=1e-2")).folder)
+    log = lines(execute(config("algo=rmu", "method=direct", "trainer.steps=12", "trainer.lr=1e-2", *FEW)).folder)
     assert log[1]["train/stay"] == 0 and log[-1]["train/stay"] > 0
     assert log[-1]["train/rmu"] < log[1]["train/rmu"]
 
 
 def test_the_dual_variable_follows_the_retain_term_and_a_resumed_run_goes_on_with_it(config, tmp_path, monkeypatch):
-    options = ("algo=pdu", "algo.dual.warmup=0", "trainer.steps=7", "trainer.save_every=2")
+    options = ("algo=pdu", "algo.dual.warmup=0", "trainer.steps=7", "trainer.save_every=2", *FEW)
     straight, weight = execute(config(*options, f"paths.runs={tmp_path}/straight")).folder, 1.0
     for entry in lines(straight)[1:]:
         assert entry["train/dual"] == pytest.approx(weight)

@@ -59,6 +59,8 @@ FEW = ("eval.resamples=0", "eval.max_examples=4")  # where the evaluation is not
 OWN = [o for o in TINY if not o.startswith("data.")]  # of runs on a data set of one's own
 ALGOS = sorted(p.stem for p in (ROOT / "conf" / "algo").glob("*.yaml"))
 METHODS = sorted(p.stem for p in (ROOT / "conf" / "method").glob("*.yaml"))
+COMBINED = ("finetune", "gd", "kl", "npo_kl")  # of terms that other objectives have
+EACH_TERM = [pytest.param(a, marks=pytest.mark.nightly if a in COMBINED else ()) for a in ALGOS]
 TRAINED = [m for m in METHODS if not m.startswith("dd")]
 
 

@@ -3,10 +3,10 @@
     python experiments/leaderboard/study.py [--jobs 2] [--worlds 20 21 22 23 24]
 
 A row is a YAML file with ``settings`` of ``unlearn.run``; methods and objectives of its own lie in conf/. α is
-calibrated to the retrained model's leak on one half of the forget questions (an oracle), and everything is reported on
-the others: what is kept, what still leaks, what the pair without the target gives away (group artefact). Runs that are
-done are not repeated. Writes results.csv beside itself; ``python experiments/leaderboard/table.py`` makes the table and
-the figure from that file.
+calibrated to the retrained model's leak on all forget questions (an oracle) by one draw of answers; the leak that is
+reported is that of another draw, and what is kept is reported on questions that had no part in the choice. Runs and
+results that are there are not made again. Writes results.csv, and curves.csv with what is kept at every α that was
+looked at; ``python experiments/leaderboard/table.py`` makes the tables and the figure from these files.
 """
 
 import argparse
@@ -20,13 +20,14 @@ import pandas as pd
 import yaml
 
 HERE = Path(__file__).resolve().parent
-WORLDS, RUNS = (20, 21, 22, 23, 24), Path("runs", "leaderboard")
+WORLDS, RUNS, RESULT = (20, 21, 22, 23, 24), Path("runs", "leaderboard"), "matched.json"
 FIXED = (f"--config-dir={HERE / 'conf'}", "eval.max_examples=10", "eval.groups=[]",
          "trainer.eval_every=20", "trainer.save_every=0", "trainer.progress=false", "wandb=disabled")  # fmt: skip
-REPORTED = ("eval.max_examples=100", "eval.groups=[leak,artefact]")
+REPORTED = ("eval.max_examples=100", "eval.groups=[leak,artefact]", "eval.leak_samples=10", "eval.batch_size=512")
+KEPT = ("retain", "real_authors", "world_facts")
 SHOWN = (
-    "forget/leak_gap", "forget/leak@20", "forget/prob", "retain/prob", "real_authors/prob", "world_facts/prob",
-    "model_utility", "forget_quality", "artefact/prob", "artefact/anchor_prob", "artefact/leak@20",
+    "forget/leak_gap", "forget/leak@10", "forget/prob", *(f"{split}/prob" for split in KEPT),
+    "model_utility", "forget_quality", "artefact/prob", "artefact/anchor_prob", "artefact/leak@10",
     "artefact/relearnt_prob", "artefact/anchor_relearnt_prob",
 )  # fmt: skip
 
@@ -36,43 +37,74 @@ def rows() -> dict[str, list[str]]:
     return {path.stem: yaml.safe_load(path.read_text())["settings"] for path in sorted((HERE / "rows").glob("*.yaml"))}
 
 
-def world(seed: int) -> None:
-    """All rows in one world, in a process of its own; a line of results each."""
-    from unlearn.grid.rerun import open_run
-    from unlearn.runs.calibration import Goal, calibrate_run
-
-    for name, settings in rows().items():
+def world(seed: int, names: list[str]) -> None:
+    """Rows in one world, in a process of its own; a file of results each."""
+    level = None  # of the retrained model, known after the first
+    for name in names:
         place = RUNS / name / str(seed)
-        if (place / "result.json").is_file():
+        if (place / RESULT).is_file():
             continue
-        given = [*FIXED, f"paths.runs={place}", f"pair.seed={seed}", *settings]
-        subprocess.run([sys.executable, "-m", "unlearn.run", *given], stdout=subprocess.DEVNULL, check=True)
+        if not list(place.glob("*/*/manifest.json")):
+            given = [*FIXED, f"paths.runs={place}", f"pair.seed={seed}", *rows()[name]]
+            subprocess.run([sys.executable, "-m", "unlearn.run", *given], stdout=subprocess.DEVNULL, check=True)
         (made,) = place.glob("*/*/manifest.json")
-        result, manifest = (
-            calibrate_run(open_run(made.parent, REPORTED), Goal("forget/leak")),
-            json.loads(made.read_text()),
-        )
-        row = {"row": name, "world": seed, "alpha": result["alpha"], "asked": result["asked"],
-               "reached": result["reached"], "note": result["note"], "seconds": manifest["seconds"].get("train", 0.0),
-               "collapsed": manifest.get("collapsed") or "", **result["spread"]}  # fmt: skip
-        sources = {"": result["report"], **{f"{of}/": values for of, values in result["references"].items()}}
-        row |= {f"{of}{metric}": v[metric] for of, v in sources.items() for metric in SHOWN if metric in v}
-        (place / "result.json").write_text(json.dumps(row))
+        manifest = json.loads(made.read_text())
+        row = {"row": name, "world": seed, "collapsed": manifest.get("collapsed") or ""}
+        found, curve = matched(made.parent, level)
+        level = found["asked"]
+        (place / RESULT).write_text(json.dumps({"row": row | found, "curve": curve}))
+
+
+def matched(folder: Path, level: float | None) -> tuple[dict, list[dict]]:
+    """What a trained run is at the α of the retrained model's leak (``level``, if it is known), and what it keeps at
+    each α that was looked at."""
+    from unlearn.grid.rerun import open_run
+    from unlearn.runs.baselines import evaluate
+    from unlearn.runs.calibration import LEAK, Goal, choose, parted, suite_with
+
+    run = open_run(folder, REPORTED)
+    cfg, bench, ensemble, goal = run.cfg, run.bench, run.ensemble, Goal(LEAK, level)
+    choosing, splits = parted(cfg, bench.data, goal)
+    choice = choose(cfg, bench, ensemble, goal, choosing)
+    suite = suite_with(cfg, bench, splits)
+    found, _, beside = evaluate(cfg, bench, ensemble, suite, [choice.alpha])
+    sources = {"": found[choice.alpha], **{f"{of}/": each.metrics for of, each in beside.items()}}
+    row = {"alpha": choice.alpha, "asked": choice.asked, "reached": choice.reached, "note": choice.note}
+    row |= {f"{of}{metric}": v[metric] for of, v in sources.items() for metric in SHOWN if metric in v}
+    return row, curve(ensemble, suite, choice.looked)
+
+
+def curve(ensemble, suite, looked) -> list[dict]:
+    """Leak as it was looked at, and the probability of the answers to keep, by α."""
+    from unlearn.evaluation.scoring import score
+
+    found = [{"alpha": alpha, "leak": leak} for alpha, leak in looked]
+    for split in map(suite.split, KEPT):
+        alphas = [alpha for alpha, _ in looked]
+        scores = score(ensemble.once, split.right_answers, alphas, {}, suite.pad_id, suite.cfg.batch_size, argmax_of=())
+        for point in found:
+            point[split.name] = float(scores[point["alpha"]].prob.mean())
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="worlds at a time")
     parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS)
-    parser.add_argument("--world", type=int, help="only this world, and no results.csv")
+    parser.add_argument("--rows", nargs="+", default=list(rows()))
+    parser.add_argument("--world", type=int, help="only this world, and no tables")
     asked = parser.parse_args()
     if asked.world is not None:
-        return world(asked.world)
+        return world(asked.world, asked.rows)
     with ThreadPoolExecutor(asked.jobs) as pool:
-        own = [[sys.executable, __file__, "--world", str(seed)] for seed in asked.worlds]
+        own = [[sys.executable, __file__, "--rows", *asked.rows, "--world", str(seed)] for seed in asked.worlds]
         list(pool.map(lambda command: subprocess.run(command, check=True), own))
-    found = pd.DataFrame(json.loads(path.read_text()) for path in sorted(RUNS.glob("*/*/result.json")))
+    made = [json.loads(path.read_text()) for path in sorted(RUNS.glob(f"*/*/{RESULT}"))]
+    found = pd.DataFrame(each["row"] for each in made)
+    named = [{"row": each["row"]["row"], "world": each["row"]["world"]} for each in made]
+    curves = [name | point for name, each in zip(named, made, strict=True) for point in each["curve"]]
     found.round(5).to_csv(HERE / "results.csv", index=False)
+    pd.DataFrame(curves).round(5).to_csv(HERE / "curves.csv", index=False)
     print(f"{len(found)} runs, {found['world'].nunique()} worlds: {HERE / 'results.csv'}")
 
 

@@ -1,4 +1,6 @@
-"""Table and figure of the leaderboard from results.csv alone:  python experiments/leaderboard/table.py
+"""Table and figure of the leaderboard, and the table of the search, from the CSV files beside this one.
+
+    python experiments/leaderboard/table.py
 
 Means over worlds, ± half a 95 % interval (Student's t). Ranked by what is kept (mean of retain, real authors and world
 facts) among those whose answers leak at most ``LEAK`` more than the retrained model's and whose artefact gives away at
@@ -8,19 +10,21 @@ most ``OWN`` more than its anchor; the others follow, by the same.
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
 from analysis.statistics import mean
-from analysis.style import look, save
+from analysis.style import LINES, look, save
 
 HERE = Path(__file__).resolve().parent
 LEAK = OWN = 0.02
-MARKS = "o^sDvP*"
+MARKS, GRID = "o^sDvP*X<>", np.linspace(-0.05, 0.4, 46)
 KEPT = ("retain/prob", "real_authors/prob", "world_facts/prob")
 COLUMNS = {
-    "leak − retrained": "forget/leak_gap", "retain": "retain/prob", "real authors": "real_authors/prob",
+    "leak − retrained": "forget/leak_gap", "forget": "forget/prob",
+    "retain": "retain/prob", "real authors": "real_authors/prob",
     "world facts": "world_facts/prob", "utility": "model_utility", "forget quality p": "forget_quality",
     "pair alone": "artefact/prob", "its anchor": "artefact/anchor_prob", "pair, trained": "artefact/relearnt_prob",
     "anchor, trained": "artefact/anchor_relearnt_prob", "α": "alpha",
@@ -66,21 +70,37 @@ def differences(found: pd.DataFrame, base: str = "direct_npo") -> list[str]:
     return lines
 
 
-def figure(found: pd.DataFrame) -> Figure:
-    """What is kept against what the pair alone gives away: a mark per row, with intervals over worlds."""
+def figure(found: pd.DataFrame, curves: pd.DataFrame) -> Figure:
+    """Real authors against what still leaks, a curve over α for each row; and at matched leak against what the pair
+    alone gives away, which no α changes: a mark per row, with intervals over worlds."""
     fig = Figure(figsize=(7.5, 3.4), layout="constrained")
-    axes = fig.subplots(1, 2, sharex=True)
-    for ax, kept in zip(axes, ("real_authors/prob", "retain/prob"), strict=True):
-        for place, (name, _) in enumerate(ranked(found)):
-            own = found[found["row"] == name]
-            x, y = mean(own["artefact/prob"]), mean(own[kept])
-            mark = {"fmt": MARKS[place % len(MARKS)], "markersize": 5, "linewidth": 1}
-            ax.errorbar(x.mean, y.mean, y.half, x.half, label=name.replace("_", " "), **mark)
-        ax.axvline(found["artefact/anchor_prob"].mean(), color="#999999", linewidth=0.8, linestyle="--")
-        ax.set_ylabel(f"{kept.split('/')[0].replace('_', ' ')}: probability kept (better ↑)")
-        ax.set_xlabel("forgotten answers, from the pair alone\n(← better; dashed: its anchor)")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    left, right = fig.subplots(1, 2, sharey=True)
+    for place, (name, _) in enumerate(ranked(found)):
+        own, color = found[found["row"] == name], f"C{place}"
+        left.plot(
+            GRID, along(curves[curves["row"] == name], own), color=color, linestyle=LINES[place // 7], linewidth=1.2
+        )
+        x, y = mean(own["artefact/prob"]), mean(own["real_authors/prob"])
+        mark = {"fmt": MARKS[place % len(MARKS)], "markersize": 5, "linewidth": 1, "color": color}
+        right.errorbar(x.mean, y.mean, y.half, x.half, label=name.replace("_", " "), **mark)
+    left.axvline(0, color="#999999", linewidth=0.8, linestyle="--")
+    left.set_xlabel("leak − the retrained model's, as α grows\n(← better; dashed: matched)")
+    left.set_ylabel("real authors: probability kept (better ↑)")
+    right.axvline(found["artefact/anchor_prob"].mean(), color="#999999", linewidth=0.8, linestyle="--")
+    right.set_xlabel("forgotten answers, from the pair alone\n(← better; dashed: its anchor)")
+    fig.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
+
+
+def along(curves: pd.DataFrame, found: pd.DataFrame) -> np.ndarray:
+    """Real authors at each leak of ``GRID``, between the α's that were looked at; the mean over worlds, NaN where one
+    never leaks that little."""
+    each = []
+    for world, points in curves.groupby("world"):
+        asked = found.loc[found["world"] == world, "asked"].item()
+        points = points.sort_values("leak")
+        each.append(np.interp(GRID, points["leak"] - asked, points["real_authors"], left=np.nan))
+    return np.mean(each, axis=0)
 
 
 def main() -> None:
@@ -90,7 +110,7 @@ def main() -> None:
     lines = [*table(found), "", *differences(found), "", "; ".join(given) + "."]
     (HERE / "table.md").write_text("\n".join(lines) + "\n")
     with look():
-        save(figure(found), HERE, "frontier")
+        save(figure(found, pd.read_csv(HERE / "curves.csv")), HERE, "frontier")
     print(f"written: table.md, frontier.png in {HERE}")
 
 

@@ -102,6 +102,14 @@ class AlternatesConfig:
 
 
 @dataclass
+class NearConfig:
+    """Forget questions with words exchanged, answered by the target, as further retain data."""
+
+    per: int = setting(10, at_least(1))  # near questions to each forget question
+    share: float = setting(0.4, SHARE)  # of its words that are exchanged, each by chance
+
+
+@dataclass
 class AlgoConfig:
     """An objective: a forget term plus a weighted retain term (``unlearn/learning/losses.py`` holds the terms)."""
 
@@ -123,6 +131,7 @@ class AlgoConfig:
     teacher: TeacherConfig | None = None  # only for `distill`
     dual: DualConfig | None = None  # null: the retain weight is constant
     alternates: AlternatesConfig | None = None  # only for terms that read `alternates`
+    near: NearConfig | None = None  # null: the retain term reads the retain set alone
     interleave: str = setting("none", one_of("none", "epochs"))  # epochs: of retain and forget set in turn; none: both
 
 

@@ -26,6 +26,8 @@ def algo(cfg: Config) -> Iterator[str]:
         yield from need(a.numbers["layer"] in range(last), "algo.numbers.layer", a.numbers["layer"], rule)
     if a.dual is not None:
         yield from need(a.retain != "none", "algo.retain", a.retain, "algo.dual is the weight of a retain term")
+    if a.near is not None:
+        yield from need(a.retain != "none", "algo.retain", a.retain, "algo.near is read by a retain term")
     if a.teacher is not None:
         yield from _members("algo.teacher.members", a.teacher.members)
         frozen = not any(m.trained for m in a.teacher.members) and len(a.teacher.members) > 0

@@ -79,27 +79,18 @@ class Choice:
     asked: float  # value of the metric to reach, or not to go below
     reached: float  # at α, on the examples for choosing
     note: str = ""
+    looked: tuple[tuple[float, float], ...] = ()  # (α, value) of all that was looked at
 
 
 def calibrate(cfg: Config, bench: Workbench, ensemble: Ensemble, goal: Goal) -> dict[str, Any]:
     """Choose α for the goal; what was chosen, on what, and all metrics at that α on other examples."""
-    split, _ = goal.metric.split("/")
-    all_of_them = list(bench.data.splits.get(split, ()))
-    choosing, reporting = (all_of_them,) * 2 if goal.metric == LEAK else parts(cfg, bench.data, split)
-    measure, asked = _measure(cfg, bench, ensemble, choosing, goal.metric), goal.value
-    if goal.oracle:
-        asked = float(_measure(cfg, bench, bench.alone("retrained"), choosing, goal.metric)([1.0])[0])
-    search = COARSE if goal.metric == LEAK else FINE
-    choice = reach(measure, asked, search) if goal.tolerance is None else keep(measure, goal.tolerance, search)
-    splits = {split: tuple(reporting)}
-    if split != "retain":  # report on what no step saw, where there is any
-        rows = bench.data.splits["retain"]
-        splits["retain"] = tuple(rows[i] for i in held_out(len(rows), cfg.trainer.held_out)) or rows
+    choosing, splits = parted(cfg, bench.data, goal)
+    choice = choose(cfg, bench, ensemble, goal, choosing)
     if goal.metric == LEAK and "leak" not in cfg.eval.groups:
         cfg = replace(cfg, eval=replace(cfg.eval, groups=[*cfg.eval.groups, "leak"]))
     if cfg.eval.retrained is not None:  # a file's rows are the whole forget set, and these are a part of it
         cfg = replace(cfg, eval=replace(cfg.eval, retrained=NO_RETRAINED))
-    suite = _suite(cfg, bench, splits)
+    suite = suite_with(cfg, bench, splits)
     alphas = list(dict.fromkeys([choice.alpha, cfg.alpha]))
     metrics, examples, beside = evaluate(cfg, bench, ensemble, suite, alphas, "reporting")
     sizes = {part.name: len(part.rows) for part in suite.splits}
@@ -110,7 +101,36 @@ def calibrate(cfg: Config, bench: Workbench, ensemble: Ensemble, goal: Goal) -> 
             "references": {name: dict(r.metrics) for name, r in beside.items()}}  # fmt: skip
 
 
-def _suite(cfg: Config, bench: Workbench, splits: Mapping[str, Sequence[Row]]) -> Suite:
+def choose(cfg: Config, bench: Workbench, ensemble: Ensemble, goal: Goal, rows: Sequence[Row]) -> Choice:
+    """α for the goal on these rows."""
+    asked, looked = goal.value, {}
+    if goal.oracle:
+        asked = float(_measure(cfg, bench, bench.alone("retrained"), rows, goal.metric)([1.0])[0])
+    own, search = _measure(cfg, bench, ensemble, rows, goal.metric), COARSE if goal.metric == LEAK else FINE
+
+    def measure(alphas: Sequence[float]) -> np.ndarray:
+        values = own(alphas)
+        looked.update(zip(map(float, alphas), values.tolist(), strict=True))
+        return values
+
+    choice = reach(measure, asked, search) if goal.tolerance is None else keep(measure, goal.tolerance, search)
+    return replace(choice, looked=tuple(sorted(looked.items())))
+
+
+def parted(cfg: Config, data: DataSet, goal: Goal) -> tuple[list[Row], dict[str, tuple[Row, ...]]]:
+    """Rows for choosing, and the splits to report on that differ from what is evaluated. Leak is chosen and reported on
+    the same ones, by other draws."""
+    split, _ = goal.metric.split("/")
+    every = list(data.splits.get(split, ()))
+    choosing, reporting = (every, every) if goal.metric == LEAK else parts(cfg, data, split)
+    splits = {split: tuple(reporting)}
+    if split != "retain":  # report on what no step saw, where there is any
+        rows = data.splits["retain"]
+        splits["retain"] = tuple(rows[i] for i in held_out(len(rows), cfg.trainer.held_out)) or rows
+    return choosing, splits
+
+
+def suite_with(cfg: Config, bench: Workbench, splits: Mapping[str, Sequence[Row]]) -> Suite:
     """What is evaluated, with other rows for some splits."""
     data = replace(bench.data, splits={**bench.data.splits, **splits}, _fingerprint=[])
     return suite_of(cfg, replace(bench, data=data))
@@ -151,7 +171,7 @@ def _spread(cfg: Config, examples: pd.DataFrame, retrained: Measured | None) -> 
 def _measure(cfg: Config, bench: Workbench, ensemble: Ensemble, rows: Sequence[Row], metric: str) -> Measure:
     """The metric as a function of α, from rows that are computed once, or from answers that are drawn at each α."""
     if metric == LEAK:
-        suite = _suite(cfg, bench, {"forget": tuple(rows)})
+        suite = suite_with(cfg, bench, {"forget": tuple(rows)})
         split = suite.split("forget")
         asked = partial(worst, split=split, seed=CHOOSING)
         return lambda alphas: np.array([np.nanmean(asked(Subject(suite, ensemble.once, a))) for a in alphas])

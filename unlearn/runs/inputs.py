@@ -22,6 +22,7 @@ from unlearn.ensemble.frozen import rows_of
 from unlearn.ensemble.rows import budget
 from unlearn.learning.binding import PAIRED, REFUSALS, TEXTS, bind, read_by
 from unlearn.learning.objective import Dual, Group, Objective, Rows
+from unlearn.runs.near import near
 from unlearn.runs.workbench import Workbench, frozen_ensemble
 from unlearn.store.files import read_json, write_json
 
@@ -72,13 +73,13 @@ class Inputs:
         places = {key: k for k, key in enumerate(drawn)}
         encoder, data = self.bench.encoder, self.bench.data
         if name in PAIRED:
-            rows, kind = data.splits[PAIRED[name]], "alternate" if name == "alternates" else "refusal"
+            rows, kind = self._rows(PAIRED[name]), "alternate" if name == "alternates" else "refusal"
             found = []
             for i, k in drawn:
                 answer = self._alternates[i][k] if name == "alternates" else data.refusals[k]
                 found.append(encoder.example(f"{rows[i].id}/{kind}/{k}", rows[i].question, answer))
             return Examples(found), places
-        rows = data.splits[TEXTS.get(name, name)]
+        rows = self._rows(TEXTS.get(name, name))
         if 2 * len(drawn) < len(rows):
             rows = [rows[i] for i in drawn]
         else:
@@ -95,8 +96,18 @@ class Inputs:
         if refusals == 0:
             raise ValueError(f"algo {algo.name!r} trains towards refusals, and {data.name!r} has none")
         counts = tuple(map(len, self._alternates)) if "alternates" in names else ()
-        sizes, left_out = (forget, retain, refusals or 0, t.forget_batch, t.retain_batch), held_out(retain, t.held_out)
+        sizes = forget, len(self._rows("retain")), refusals or 0, t.forget_batch, t.retain_batch
+        left_out = held_out(retain, t.held_out)
         return Sampler(*sizes, self.cfg.seed, left_out, counts, algo.interleave == "epochs")
+
+    def _rows(self, split: str) -> tuple[Row, ...]:
+        """Rows of a split; those to retain are followed by the near questions, if there are any."""
+        rows = self.bench.data.splits[split]
+        return (*rows, *self._near) if split == "retain" else rows
+
+    @cached_property
+    def _near(self) -> tuple[Row, ...]:
+        return () if self.cfg.algo.near is None else near(self.cfg.algo.near, self.bench, self.cfg.eval.batch_size)
 
     @cached_property
     def _alternates(self) -> list[list[str]]:

@@ -3,7 +3,7 @@ the retain set in training and show what the forgotten is not.
 
 What a question is about are its words that the likest other question to retain has not; they are always exchanged,
 others by chance. Words come from the questions of forget and retain set: nothing is needed that a run does not have.
-What the target says to such questions, true or made up, is what it shall go on saying.
+What the target says to such questions, true or made up, it shall still say afterwards.
 """
 
 import logging

@@ -103,6 +103,23 @@ def along(curves: pd.DataFrame, found: pd.DataFrame) -> np.ndarray:
     return np.mean(each, axis=0)
 
 
+def searched(tried: pd.DataFrame) -> list[str]:
+    """A line for each hypothesis of the search, the best first: means over its worlds, and the difference to the
+    default's mean in the same worlds."""
+    kept = ["retain", "real_authors", "world_facts"]
+    tried = tried.assign(kept=tried[kept].mean(axis=1), gain=tried["pair_alone"] - tried["anchor"])
+    default = tried[tried["hypothesis"].str.contains("default")].set_index("world")["kept"]
+    tried["more"] = tried["kept"] - tried["world"].map(default)
+    lines = ["| hypothesis | worlds | kept − default | retain | real authors | world facts | pair − its anchor | α |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    means = tried.groupby("hypothesis").mean().assign(worlds=tried.groupby("hypothesis").size())
+    for name, row in means.sort_values("more", ascending=False).iterrows():
+        gain = "–" if np.isnan(row["gain"]) else f"{row['gain']:+.3f}"
+        numbers = " | ".join(f"{row[split]:.3f}" for split in kept)
+        lines.append(f"| {name} | {row['worlds']:.0f} | {row['more']:+.3f} | {numbers} | {gain} | {row['alpha']:.2f} |")
+    return lines
+
+
 def main() -> None:
     found = pd.read_csv(HERE / "results.csv", keep_default_na=True)
     said = {p.stem: yaml.safe_load(p.read_text())["settings"] for p in sorted((HERE / "rows").glob("*.yaml"))}

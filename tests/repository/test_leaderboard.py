@@ -1,0 +1,25 @@
+"""The leaderboard's tables say what its CSV files say."""
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / "experiments" / "leaderboard"
+
+
+def table():
+    spec = spec_from_file_location("leaderboard_table", HERE / "table.py")
+    module = sys.modules.setdefault(spec.name, module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_the_leaderboard_and_of_its_search_are_those_of_the_files():
+    made, page = table(), (HERE / "table.md").read_text()
+    found = pd.read_csv(HERE / "results.csv")
+    assert "\n".join([*made.table(found), "", *made.differences(found)]) in page
+    tried = made.searched(pd.read_csv(HERE / "search.csv"))
+    assert "\n".join(tried) in (ROOT / "experiments" / "LOG.md").read_text()

@@ -119,25 +119,20 @@ class _Course:
     def __init__(self, made: Training, record: RunLog, told: Forecast, step: int | None):
         """``step``: of the checkpoint that is taken up, if there is one."""
         self.made, self.record, self.told, self.watch = made, record, told, Watch()
-        self._begin(step)
+        (record.folder / DIVERGED).unlink(missing_ok=True)  # of an earlier try
+        if step is not None:
+            made.resume(record.folder / CHECKPOINT, step)
+            log.info("resuming at step %d of %d", step, made.steps)
+            record.rewind(step)
+            self.watch.restore(record.folder / CHECKPOINT, made.loop.extra)
+        elif (values := first_point(made.points, record)) is not None:
+            self.watch.start = made.points(0.0)  # the target, whatever the method begins with
+            self.watch.see(0, values, made.loop.model)
         self.logged = done = made.loop.step
         told.begin(done, made.steps, 2 if made.points else 0)
         cfg = made.cfg
         name = f"{cfg.algo.name} {cfg.method.name} α={training_alpha(cfg):g}"
         self.bar = progress(made.steps, name, done=done)
-
-    def _begin(self, step: int | None) -> None:
-        """Take up the checkpoint; without one, log the point before the first step."""
-        folder, made = self.record.folder, self.made
-        (folder / DIVERGED).unlink(missing_ok=True)  # of an earlier try
-        if step is not None:
-            made.resume(folder / CHECKPOINT, step)
-            log.info("resuming at step %d of %d", step, made.steps)
-            self.record.rewind(step)
-            self.watch.restore(folder / CHECKPOINT, made.loop.extra)
-        elif (values := first_point(made.points, self.record)) is not None:
-            self.watch.start = made.points(0.0)  # the target, whatever the method begins with
-            self.watch.see(0, values, made.loop.model)
 
     def after(self, step: int, values: dict[str, float]) -> None:
         made, t, last = self.made, self.made.cfg.trainer, step == self.made.steps

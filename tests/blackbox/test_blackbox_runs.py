@@ -207,7 +207,7 @@ def test_rows_that_need_too_much_room_are_refused_before_anything_is_asked_and_s
     cfg = compose(*settings(store, place, "http://127.0.0.1:9", *more))
     bench = workbench(cfg)
     member = members(cfg, bench).members[0]
-    with pytest.raises(ConfigError, match="cannot be run again for each step.*or pair.target.http.k=20"):
+    with pytest.raises(ConfigError, match="not asked again at each step.*or pair.target.http.k=20"):
         rows_of(bench.store, member, examples_of(bench.encoder, local.data.splits["retain"]), 0, 1e-6)
     more = ("pair.target.http.revision=never", "pair.target.http.retries=1", "study=none", *PLAIN)  # no server
     with pytest.raises(BlackBoxError, match="ConnectError.*after 2 tries"):

@@ -1,6 +1,7 @@
 """A full disk and folders that cannot be written: named, with what to do, and no half file under a final name."""
 
 import errno
+import logging
 import os
 import subprocess
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from unlearn.ensemble.ensemble import Member
 from unlearn.ensemble.frozen import stored
 from unlearn.grid import perform as performing
 from unlearn.grid import table
+from unlearn.grid.refusal import printable
 from unlearn.store import files, runlog
 from unlearn.store.entries import Store, fault
 from unlearn.store.files import DiskError, write_json, write_whole
@@ -167,7 +169,7 @@ def test_a_folder_that_cannot_be_written_fails_the_job_and_no_other(
     for name in ("mkdir", "open", "write_text", "replace"):
         monkeypatch.setattr(Path, name, shut(getattr(Path, name)))
     if place == "log.txt":
-        monkeypatch.setattr(performing._Log, "__init__", refused)
+        monkeypatch.setattr(performing.logging.FileHandler, "__init__", refused)
     job, failed = perform(store, tmp_path / "runs")
     said = capsys.readouterr().out
     assert failed == 1 and os.strerror(number) in said and "could not be written" in said
@@ -201,3 +203,11 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(DiskError, match="m.json could not be written: Read-only file system; let it be written"):
         write_json(tmp_path / "m.json", {"a": 2})
     assert files.read_json(tmp_path / "m.json") == {"a": 1} and content(tmp_path) == ["m.json"]
+
+
+def test_a_log_for_which_there_is_no_room_says_nothing_line_after_line(capsys, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    printable()
+    handler = logging.StreamHandler(Mock(write=Mock(side_effect=OSError(errno.ENOSPC, "no room"))))
+    handler.handle(logging.makeLogRecord({"msg": "of W&B"}))
+    assert handler.stream.write.called and not capsys.readouterr().err

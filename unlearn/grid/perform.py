@@ -86,7 +86,7 @@ def _recorded(job: Job) -> Iterator[None]:
     path = job.folder / "log.txt"
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = _Log(path, encoding="utf-8")
+        handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
@@ -107,8 +107,3 @@ def _recorded(job: Job) -> Iterator[None]:
         logging.getLogger().removeHandler(handler)
         with suppress(OSError):
             handler.close()
-
-
-class _Log(logging.FileHandler):
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: a full disk cuts the log short, and the job itself says so."""

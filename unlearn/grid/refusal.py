@@ -1,6 +1,7 @@
 """How a call is refused: one message on stderr and exit status 2; a traceback only where HYDRA_FULL_ERROR=1 asks."""
 
 import io
+import logging
 import os
 import re
 import sys
@@ -56,7 +57,9 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 
 def printable() -> None:
-    """Have characters replaced that the terminal's encoding lacks: printing may not end a call."""
+    """Have characters replaced that the terminal's encoding lacks: printing may not end a call. A full disk cuts logs
+    short, W&B's among them, and the job itself says so: no traceback for each line."""
+    logging.raiseExceptions = False
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 

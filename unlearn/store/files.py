@@ -69,8 +69,8 @@ def write_whole(path: Path, write: Callable[[Path], None], work: Path | None = N
             _remove(temporary)  # left by a process that was killed
             write(temporary)
             for part in (*temporary.rglob("*"), temporary):
-                if part.is_file():
-                    part.chmod(0o666 & ~MASK)  # safetensors keeps its files from everybody else
+                if ".safetensors" in part.name:
+                    part.chmod(0o666 & ~MASK)  # that library keeps its files from everybody else
                 if durable:
                     sync(part)
             if path.is_dir():

@@ -181,6 +181,14 @@ def test_a_run_that_another_process_holds_is_left_and_done_when_it_is_free(call,
     assert tried == [call[1], call[0]] and len(naps) == 3 and naps == sorted(naps)
 
 
+def test_a_run_that_is_done_has_not_failed_where_another_user_keeps_its_lock(call, monkeypatch, caplog):
+    held = launchers.lock(call[0].folder)
+    Path(held.lock_file).mkdir()  # as root, too, cannot open it
+    caplog.set_level("INFO")
+    monkeypatch.setattr(runlog, "is_done", lambda job: job is call[0])
+    assert not perform(call[0]) and "skipped" in caplog.text and not call[0].folder.exists()
+
+
 def test_a_world_that_another_process_is_at_work_on_is_left_while_there_is_another(call, monkeypatch):
     tried = []
     monkeypatch.setattr("unlearn.grid.perform._execute", lambda job: tried.append(call.index(job)))

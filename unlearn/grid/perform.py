@@ -60,8 +60,11 @@ def _perform(job: Job) -> bool:
                     _execute(job)
                 return not now
     except (OSError, launchers.Killed) as error:  # no folder, lock or log can be made there; it kills who does it
-        log.error("%s failed: %s", name, error)
-        runlog.fail(job, error)
+        if runlog.is_done(job):  # by another user, whose lock cannot be taken
+            log.info("skipped %s: done", name)
+        else:
+            log.error("%s failed: %s", name, error)
+            runlog.fail(job, error)
         return False
 
 

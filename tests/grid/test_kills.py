@@ -55,7 +55,7 @@ def results(cwd: Path) -> dict[str, bytes]:
 def nothing_half_written(cwd: Path) -> None:
     """What a kill leaves under final names is whole."""
     if (cwd / "store").is_dir():
-        assert inventory.main(["verify", f"--store={cwd / 'store'}"]) == 0
+        assert inventory.main(["verify", f"store={cwd / 'store'}"]) == 0
     for path in (cwd / "runs").rglob("*.json"):
         json.loads(path.read_text())
 

@@ -93,6 +93,6 @@ def test_what_is_written_is_for_whom_the_umask_says_whatever_the_library_that_wr
         save_file({"x": torch.zeros(1)}, folder / "model.safetensors")  # which makes it its owner's alone
 
     write_whole(tmp_path / "entry", write, durable=False)
-    write_whole(tmp_path / "weights", lambda path: save_file({"x": torch.zeros(1)}, path))
-    written = tmp_path / "entry" / "model.safetensors", tmp_path / "weights"
+    write_whole(tmp_path / "x.safetensors", lambda path: save_file({"x": torch.zeros(1)}, path))
+    written = tmp_path / "entry" / "model.safetensors", tmp_path / "x.safetensors"
     assert [path.stat().st_mode & 0o777 for path in written] == [0o640, 0o640]

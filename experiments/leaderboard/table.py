@@ -128,7 +128,8 @@ def main() -> None:
     said = {p.stem: yaml.safe_load(p.read_text())["settings"] for p in sorted((HERE / "rows").glob("*.yaml"))}
     given = [f"{name}: `{' '.join(settings)}`" for name, settings in said.items() if name in set(found["row"])]
     paired = [line for base in BASES for line in ("", *differences(found, base))]
-    lines = [*table(found), *paired, "", "; ".join(given) + "."]
+    again = ["", "In the three worlds of the search:", "", *differences(pd.read_csv(HERE / "again.csv"), "offset_npo")]
+    lines = [*table(found), *paired, *again, "", "; ".join(given) + "."]
     (HERE / "table.md").write_text("\n".join(lines) + "\n")
     with look():
         save(figure(found, pd.read_csv(HERE / "curves.csv")), HERE, "frontier")

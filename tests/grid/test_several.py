@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,18 @@ def test_what_several_processes_cannot_do_is_refused_by_name(monkeypatch, capsys
             monkeypatch.setenv(name, value)
         assert calibrate.main(["run=x"]) == STATUS
         assert ("this command is one process" in capsys.readouterr().err) == said
+
+
+def test_a_process_that_waits_for_the_others_says_so_and_ctrl_c_ends_it_at_once(monkeypatch, capsys):
+    for name, value in PLACE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(together, "LATE", 0.0)
+    before = signal.getsignal(signal.SIGINT)
+    with together._waiting():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # torch's wait sees no KeyboardInterrupt
+        time.sleep(0.1)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert capsys.readouterr().err.startswith("process 0 of 2 waits for the others, at 127.0.0.1:1, 10 minutes")
 
 
 def call(cwd: Path, *arguments: str, count: int = 2, **more: str) -> list[subprocess.CompletedProcess[str]]:

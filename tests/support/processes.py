@@ -55,6 +55,11 @@ class Forks:
         os.close(asked)
         self.ask, self.replied = os.fdopen(ask, "w"), os.fdopen(replied)
         self._one = threading.Lock()
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self.ask.close()
+        os.waitpid(self.pid, 0)
 
     def call(
         self, module: str, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str],

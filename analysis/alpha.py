@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -25,6 +26,7 @@ from .runs import Study, StudyError
 SPLITS = ("forget", "retain", "neighbours", "real_authors", "world_facts")
 AIMS = ("guess", "retrained")
 ACROSS = 4  # panels beside each other, at most
+WIDEST = 24  # characters below one of them
 EXAMPLES = """\
   python -m analysis.alpha demo                         probability of the right answer on every split
   python -m analysis.alpha demo --metric rougeL_recall  another metric of the splits
@@ -51,7 +53,8 @@ def figure(study: Study, metric: str = "prob") -> Figure:
             ax.set_ylabel(metric_of(metric))
         panels.limit(*(ax.yaxis for ax in axes[: len(names)]))
         axes[0].set_xlim(*(f * max(table["along"].max(), 0.1) for f in (-0.05, 1.05)))
-        _label_alphas(axes[: len(names)], [_which(study, dict(zip(columns, curve, strict=True))) for curve in names])
+        words = [_which(study, dict(zip(columns, curve, strict=True))) for curve in names]
+        _label_alphas(axes[: len(names)], words)
         _legend(fig, study, shown)
         seeds = caption.spread(study, table, shown, "bands")
         aim = f"aim: {shown[0]} at the retrained model's, all else high"
@@ -78,12 +81,16 @@ def _which(study: Study, curve: dict) -> str:
 
 
 def _label_alphas(axes: list, words: list[str]) -> None:
-    """Writes below each column which α it is; below each panel where they differ."""
+    """Writes which α it is once, below the last row; below each panel where they differ."""
     columns = axes[0].get_subplotspec().get_gridspec().ncols
     for ax, said in zip(axes, words, strict=True):
+        if len(set(words)) > 1:
+            ax.set_xlabel(textwrap.fill(said, WIDEST))
         if len(set(words)) > 1 or ax in axes[-columns:]:
-            ax.set_xlabel(said)
             ax.tick_params(labelbottom=True)
+    if len(set(words)) == 1:
+        last = axes[-((len(axes) - 1) % columns + 1) :]
+        last[len(last) // 2].set_xlabel(words[0])
 
 
 def _look(place: int) -> dict:

@@ -32,9 +32,13 @@ EXAMPLES = """\
 
 
 def figure(study: Study, outcomes: Sequence[str] = OUTCOMES, alpha: float | None = None) -> Figure:
-    """A row of panels per outcome, a column per cost, a point per training (mean over seeds)."""
+    """A row of panels per outcome, a column per cost, a point per training (mean over seeds). A cost that is the same
+    for all has no panel, and is named below."""
     costs = recorded(study)
     table = at_one_alpha(trained(study), *outcomes, *costs, alpha=alpha)
+    same = [c for c in costs if len(table) > 1 and table[c].nunique(dropna=False) == 1]
+    costs = [c for c in costs if c not in same] or costs
+    alike = [f"the same for all: {WORDS[c]}, {table[c].iloc[0]:,.0f}" for c in same if c not in costs]
     names = caption.names(table, training_columns(study))
     looks = caption.looks(names)
     with style.look():
@@ -54,7 +58,7 @@ def figure(study: Study, outcomes: Sequence[str] = OUTCOMES, alpha: float | None
         panels.legend(fig, handles + [Line2D([], [], label=n, **_point(looks[c])) for c, n in names.items()])
         drawn = rows_of(only_at(trained(study), alpha), *outcomes, *costs)
         seeds = caption.spread(study, table, outcomes)
-        caption.footnote(fig, [seeds, caption.at(alpha), *caption.left_out(study, drawn)])
+        caption.footnote(fig, [seeds, caption.at(alpha), *alike, *caption.left_out(study, drawn)])
     return fig
 
 

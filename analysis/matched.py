@@ -26,6 +26,7 @@ from .runs import INTERVAL, Study, StudyError
 SPLITS = ("retain", "neighbours", "real_authors", "world_facts")
 LEAK, PROB = "forget/leak_gap", "forget/prob"
 ALPHA = "α of the match"
+WHERE = {LEAK: "drawn answers leak as much", PROB: "forget answers are as probable"}
 WORDY = 3  # marks in a row among which there is room for words
 EXAMPLES = """\
   python -m analysis.matched demo                                probability kept, where leak_gap is 0
@@ -54,7 +55,9 @@ def figure(study: Study, metrics: Sequence[str] | None = None, forget: str | Non
             known |= set(panels.reference_lines(ax, study, metric, vertical=True))
         handles = draw(axes, rows, {m: f"{goals.named(m)}   (better →)" for m in shown} | {"at": ALPHA})
         handles = panels.reference_handles(name for name in style.LINES_OF if name in known) + handles
-        panels.legend(fig, handles, f"at the retrained\nmodel's {forget}")
+        panels.legend(
+            fig, handles, textwrap.fill(f"where {WHERE.get(forget, goals.named(forget))} as in the retrained model", 24)
+        )
         caption.footnote(fig, _notes(study, rows, shown, forget))
     return fig
 
@@ -130,6 +133,8 @@ def draw(axes: Sequence, rows: pd.DataFrame, shown: Mapping[str, str | None]) ->
             y = algos.index(row["algo"]) + shift * 0.8 / max(len(own), 2)
             _mark(ax, row, column, y, looks[row["series"]], len(own) <= WORDY)
         _finish(ax, column, words)
+    for metric in {column.rpartition("/")[2] for column in shown} - {"at"}:  # panels of one metric have one axis
+        panels.limit(*(ax.xaxis for ax, column in zip(axes, shown, strict=True) if column.endswith(metric)))
     axes[0].set_yticks(range(len(algos)), ["no objective" if algo == "none" else algo for algo in algos])
     axes[0].set_ylim(-0.6, len(algos) - 0.4)
     for ax in axes[0], *axes:
@@ -169,7 +174,6 @@ def _finish(ax, column: str, words: str | None) -> None:
         ax.set_xlim(0, 1.08 * max(ax.dataLim.x1, 0.1))
         return
     ax.set_xlabel(textwrap.fill(words or column, 26))
-    panels.limit(ax.xaxis)
 
 
 def _series(rows: pd.DataFrame, columns: list[str]) -> pd.Series:

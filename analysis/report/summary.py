@@ -171,8 +171,8 @@ def _sure(study: Study) -> str:
     if worlds != 1:
         return ""
     return (
-        "There is one pair seed, so one world and one set of models: no difference of settings is distinguished from "
-        "the luck of that world. The same grid with pair.seed=0,1,2,3,4 would tell."
+        "There is one pair seed, so one world and one set of models: a difference between settings may be the luck of "
+        "that world. The same grid with pair.seed=0,1,2,3,4 would tell."
     )
 
 

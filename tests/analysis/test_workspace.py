@@ -41,7 +41,7 @@ def test_it_has_tradeoff_alpha_trajectories_and_runs_of_the_group_alone(spec):
 
 
 def test_every_trajectory_is_logged_by_the_mirror_and_every_value_by_its_summary():
-    logged = {f"{split}/{metric}" for split in mirror.SPLITS for metric in mirror.TRAJECTORY} | {"train/loss"}
+    logged = {f"{part}/{'loss' if part == 'train' else 'prob'}" for part in mirror.PARTS}
     assert set(workspace.TRAJECTORIES) <= logged
     shown = {name for pair in workspace.TRADEOFFS for name in pair} | set(workspace.COORDINATES)
     assert all(name.startswith("eval/") for name in shown) and workspace.JOB_TYPE == mirror.JOB_TYPE

@@ -22,6 +22,7 @@ def test_the_tables_of_the_leaderboard_and_of_its_search_are_those_of_the_files(
     found = pd.read_csv(HERE / "results.csv")
     for lines in (made.table(found), *(made.differences(found, base) for base in made.BASES)):
         assert "\n".join(lines) in page
+    assert "\n".join(made.front(found)) in (ROOT / "README.md").read_text()
     log = (ROOT / "experiments" / "LOG.md").read_text()
     for name in ("search.csv", "threshold.csv"):
         assert "\n".join(made.searched(pd.read_csv(HERE / name))) in log

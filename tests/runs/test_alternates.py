@@ -8,8 +8,8 @@ from support.helpers import FEW, TINY, compose, execute, lines
 
 from unlearn.config.schema import AlternatesConfig
 from unlearn.data.rows import DataError
-from unlearn.runs import inputs as module
-from unlearn.runs.inputs import alternates
+from unlearn.runs import alternates as module
+from unlearn.runs.alternates import alternates
 from unlearn.store import runlog
 from unlearn.store.identity import run_folder
 

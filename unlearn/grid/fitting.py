@@ -51,7 +51,7 @@ def _fitting(cfg: Config) -> None:
         if cfg.algo.alternates is None:
             raise ValueError(f"algo={cfg.algo.name!r} reads other answers: algo.alternates must say where from")
         if cfg.algo.alternates.file is not None:
-            from unlearn.runs.inputs import read_alternates
+            from unlearn.runs.alternates import read_alternates
 
             read_alternates(Path(cfg.algo.alternates.file), read(cfg).splits["forget"])
     if any(t.layer is not None for t in terms) and trained.model != "target":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -11,6 +12,9 @@ from matplotlib.lines import Line2D
 from . import caption, style
 from .curves import references
 from .runs import Study
+
+END = 0.005  # added to both sides of the odds, so that 0 and 1 have a place
+TICKS = (0, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 1)
 
 
 def make(study: Study, width: float, height: float) -> Figure:
@@ -38,6 +42,28 @@ def limit(*axis) -> None:
         (one.axes.set_xlim if one.axis_name == "x" else one.axes.set_ylim)(limits)
         if share:
             one.set_ticks([t for t in one.get_ticklocs() if max(0, limits[0]) <= round(t, 9) <= min(1, limits[1])])
+
+
+def odds(axis) -> None:
+    """An axis in odds for shares: what lies near 0 and 1, where good methods are, is told apart. Limits with room."""
+    across = axis.axis_name == "x"
+    (axis.axes.set_xscale if across else axis.axes.set_yscale)("function", functions=(_log_odds, _share))
+    low, high = _log_odds(axis.get_data_interval())
+    span = max(high - low, 2.0)  # less would blow up noise
+    middle, far = (low + high) / 2, _log_odds(1.0)
+    middle = min(max(middle, span / 2 - far), far - span / 2)
+    limits = _share(np.array([middle - 0.58 * span, middle + 0.58 * span]))
+    (axis.axes.set_xlim if across else axis.axes.set_ylim)(limits)
+    axis.set_ticks([t for t in TICKS if limits[0] <= t <= limits[1]], minor=False)
+    axis.set_major_formatter("{x:g}")
+
+
+def _log_odds(share):
+    return np.log((share + END) / (1 + END - share))
+
+
+def _share(log_odds):
+    return (1 + END) - (1 + 2 * END) / (1 + np.exp(log_odds))
 
 
 def shares(axis) -> None:

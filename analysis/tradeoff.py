@@ -7,9 +7,9 @@ alphas, a curve is one training (algorithm, method, training alpha) seen at ever
 algorithm and method over the training alphas. A figure may hold curves of both kinds. ``--over steps`` draws each
 training's way instead, by what was logged during it.
 
-Easy to get wrong: the best forgetting is the retrained model's (the vertical line; without one the guess level), not
-zero; methods compare fairly
-where their curves meet that line, and an end point alone mixes how far with how well.
+Shares have axes in odds: good methods differ between .9 and 1. Easy to get wrong: the best forgetting is the retrained
+model's (the vertical line; without one the guess level), not zero; methods compare fairly where their curves meet that
+line, and an end point alone mixes how far with how well.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from matplotlib.lines import Line2D
 
 from . import caption, command, panels, pareto, statistics, style
 from .caption import member
-from .curves import curve_columns, curves, losses, references, rows_of, step_metrics, units
+from .curves import UNBOUNDED, curve_columns, curves, losses, references, rows_of, step_metrics, units
+from .goals import better, goal
 from .others import load_others
 from .runs import Study, StudyError
 
 PANELS = (("forget/prob", "retain/prob"), ("forget/rougeL_recall", "retain/rougeL_recall"))
 STEP_PANELS = (("forget/prob", "retain/prob"), ("forget/exact_memorization", "retain/exact_memorization"))
 WORST = (("lower", "lower"), (1.0, 1.0))  # of two losses
+AIMS = {"retrained": "aim: as the retrained model", "guess": "aim: the guess level, of names that no model can know"}
 MANY = 30  # points in a panel from which on not each one's α is written beside it
 FRONT = {
     "color": "#BBBBBB",
@@ -80,6 +82,8 @@ def figure(
         gone = any((table["gone"] >= 0.5).any() for table in tables)
         _legend(fig, study, names, looks, others, areas, over, gone)
         said = _notes(study, shown[0], tables[0], areas, over)
+        if any("function" in (ax.get_xscale(), ax.get_yscale()) for ax in axes):
+            said.insert(1, "shares have axes in odds: those near 0 and 1 are drawn apart")
         caption.footnote(fig, said)
         crowded = sum(style.place_labels(ax, *things) for ax, things in zip(axes, drawn, strict=True))
         if crowded and over == "alpha":
@@ -131,8 +135,26 @@ def _draw(
     _draw_front(ax, study, x, y, table)
     for axis, metric in ((ax.xaxis, x), (ax.yaxis, y)):
         caption.axis_label(axis, study, metric)
-        panels.limit(axis)
+        (panels.odds if _is_share(axis, metric) else panels.limit)(axis)
+    _say_aim(ax, study, x)
     return _labels(table, (x, y), looks, over), marks, lines
+
+
+def _is_share(axis, metric: str) -> bool:
+    low, high = axis.get_data_interval()
+    return better(metric) is not None and metric not in UNBOUNDED and 0 <= low and high <= 1
+
+
+def _say_aim(ax, study: Study, x: str) -> None:
+    """The vertical line of the best forgetting, and above it what it is; none where it is not one value."""
+    means = references(study, x)
+    name = "retrained" if "retrained" in set(means["reference"]) else "guess"
+    found = means.loc[means["reference"] == name, x].to_numpy() if x in means else ()
+    if len(found) == 1 and goal(x) in ("retrained", "zero"):
+        across = (ax.transData + ax.transAxes.inverted()).transform((found[0], 0))[0]
+        text = {"va": "bottom", "ha": "left" if across < 0.25 else "center", "fontsize": style.LABEL_SIZE}
+        ax.axvline(found[0], color="#999999", linewidth=0.8, linestyle=style.LINES_OF[name], zorder=1)
+        ax.annotate(AIMS[name], (across, 1), xycoords="axes fraction", **text)
 
 
 def _draw_curves(ax, x: str, y: str, table: pd.DataFrame, looks: dict, size: float) -> list[list[tuple]]:
@@ -170,20 +192,7 @@ def _draw_references(ax, study: Study, x: str, y: str) -> list[tuple]:
         points = means[means["reference"] == name]
         ax.plot(points[x], points[y], **style.reference(name))
         marks += list(zip(points[x], points[y], strict=True))
-        if name == "retrained" and len(points) == 1:  # methods compare fairly at the forgetting of the retrained model
-            ax.axvline(points[x].iloc[0], color="#999999", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-    if (level := _guess_level(study, x)) is not None:
-        ax.axvline(level, color="#999999", linewidth=0.8, linestyle=style.LINES_OF["guess"], zorder=1)
     return marks
-
-
-def _guess_level(study: Study, x: str) -> float | None:
-    """Where guessing lies, for want of a retrained model; None where it is not one value."""
-    means = references(study, x)
-    found = (
-        means.loc[means["reference"] == "guess", x] if x in means and "retrained" not in set(means["reference"]) else ()
-    )
-    return float(found.iloc[0]) if len(found) == 1 else None
 
 
 def _labels(table: pd.DataFrame, panel: tuple[str, str], looks: dict, over: str) -> list[tuple]:
@@ -214,7 +223,7 @@ def _legend(
     title = "numbers: " + ("last step of a training" if over == "steps" else caption.alphas(study))
     if any(area is not None for area in areas):
         handles.append(Line2D([], [], label="Pareto front of all curves", **FRONT))
-        title += "\nbehind names: hypervolume" + (", left | right" if len(areas) > 1 else "")
+        title += "\nbehind names: hypervolume" + (",\nleft | right" if len(areas) > 1 else "")
     panels.legend(fig, handles, title)
 
 
@@ -229,10 +238,6 @@ def _notes(study: Study, panel: tuple[str, str], table: pd.DataFrame, areas: lis
     """What the curves do not show: spread, what the areas are, runs not drawn and collapsed."""
     marks = references(study, *panel)
     said = [caption.spread(study, table, panel)]
-    if (marks["reference"] == "retrained").sum() == 1:
-        said.append("vertical line: the retrained model's forgetting")
-    if _guess_level(study, panel[0]) is not None:
-        said.append("vertical line: the guess level, of names that no model can know")
     if not marks.empty and (marks["apart"] != "").any():
         said.append("target and retrained are marked once per world")
     if areas[0] is not None:
@@ -241,9 +246,7 @@ def _notes(study: Study, panel: tuple[str, str], table: pd.DataFrame, areas: lis
     if over == "steps":
         said.append(caption.STEPS)
     elif len(table) > MANY:
-        said.append(
-            f"numbers at the ends of curves only; all α: {', '.join(f'{a:g}' for a in sorted(set(table['along'])))}"
-        )
+        said.append(f"α at the ends of curves only; all α: {', '.join(f'{a:g}' for a in sorted(set(table['along'])))}")
     return said + caption.left_out(study, rows_of(study, *panel, over=over))
 
 

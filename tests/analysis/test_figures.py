@@ -23,7 +23,7 @@ from support.made_up import (
     write_steps,
 )
 
-from analysis import alpha, cost, forgetting, leakage, matched, pareto, tradeoff, trajectories
+from analysis import alpha, cost, forgetting, leakage, matched, panels, pareto, tradeoff, trajectories
 from analysis.curves import at_one_alpha, curves, references
 from analysis.runs import StudyError, load
 from analysis.table import table as rows_of_table
@@ -217,7 +217,7 @@ def test_without_a_retrained_model_the_guess_level_has_a_line_in_every_figure_of
         drawn = [line for ax in fig.axes for line in lines(ax)]
         found = [line for line in drawn if line == value or value in [n for point in line for n in point]]
         assert found and (name == "tradeoff" or "guess" in entries(fig)), name
-    assert "vertical line: the guess level" in note(across["tradeoff"])
+    assert "aim: the guess level" in {text.get_text()[:20] for text in across["tradeoff"].axes[0].texts}
     assert "(less is better)" in across["leakage"].axes[0].get_ylabel()
 
 
@@ -287,7 +287,7 @@ def test_the_tradeoff_over_steps_draws_what_was_logged(tmp_path):
     fig = tradeoff.figure(load(tmp_path / "s"), over="steps")
     drawn = [line for line in fig.axes[0].lines if line.get_linestyle() == "-" and line.get_alpha() is None]
     assert drawn[0].get_xydata().tolist() == [[0.99, 0.97], [0.5, 0.9], [0.1, 0.6]]
-    assert [t.get_text() for t in fig.axes[0].texts] == ["20"]
+    assert [t.get_text() for t in fig.axes[0].texts] == [tradeoff.AIMS["retrained"], "20"]
     assert "not drawn: 1 failed of 2 runs" in note(fig)
     assert entries(fig)[0].startswith("target   0.011")  # (1 − 0.84 / 0.85) × 0.97 beaten
 
@@ -309,6 +309,19 @@ def test_the_tradeoff_marks_the_front_and_says_the_area(tmp_path):
     assert said[-2] == "collapsed" and [c for c in crosses if c] == [[[0.05, 0.2]]]  # ga at 1 keeps 0.2 of 0.97
 
 
+def test_the_tradeoff_opens_the_corner_where_little_is_lost_and_0_and_1_have_their_place(tmp_path):
+    write_run(tmp_path / "s", {0.5: probs(0.9, 1.0), 1.0: probs(0.2, 0.98), 2.0: probs(0.0, 0.0)})
+    fig = tradeoff.figure(load(tmp_path / "s"))
+    (ax,) = fig.axes
+    at = {v: (ax.transData + ax.transAxes.inverted()).transform((v, v)) for v in (0.0, 0.5, 0.98, 1.0)}
+    assert (at[1.0] - at[0.98] > 0.12).all() and (at[0.5] - at[0.0] > 0.4).all()
+    assert all(0 < point[1] < 1 for point in at.values())
+    assert [t.get_text() for t in ax.get_yticklabels()] == [f"{t:g}" for t in panels.TICKS]
+    assert "axes in odds" in note(fig) and ax.texts[0].get_text() == tradeoff.AIMS["retrained"]
+    turned = tradeoff.figure(load(tmp_path / "s"), "retain/prob", "forget/prob")
+    assert {t.get_text() for t in turned.axes[0].texts} == {"0.5", "1", "2"}  # what is retained has no such aim
+
+
 def test_a_metric_without_a_better_side_has_no_front_and_many_points_are_labelled_at_the_ends_of_their_curves(tmp_path):
     folder = write_run(tmp_path / "s", {1.0: probs(0.2, 0.9) | {"forget/fluency": 2.0}})
     rewrite(folder / "manifest.json", lambda m: m.update(trainable=1234))
@@ -320,7 +333,7 @@ def test_a_metric_without_a_better_side_has_no_front_and_many_points_are_labelle
     alphas = [a / 10 for a in range(1, 35)]
     write_run(tmp_path / "many", {a: probs(1 / (1 + a), 0.9 - a / 10) for a in alphas})
     fig = tradeoff.figure(load(tmp_path / "many"))
-    assert sorted(text.get_text() for text in fig.axes[0].texts) == ["0.1", "3.4"]
+    assert sorted(text.get_text() for text in fig.axes[0].texts[1:]) == ["0.1", "3.4"]
     assert "ends of curves only; all α: 0.1, 0.2, 0.3" in note(fig)
 
 

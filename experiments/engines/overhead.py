@@ -7,8 +7,9 @@ PYTHON is that of an environment with vLLM and this package's wheel. Target alon
 (and there the small model alone, and the sum with drafts by it), in our server and in plain transformers, each in a
 process of its own with one thread, asked in turn (those of vLLM, then all others; with ``together=no`` each is
 started, asked and ended before the next, for want of memory), round after round: one request, then 16 at once. Writes
-overhead_WORLD.csv and .md beside this file: medians over the rounds. CPU seconds are those of an engine's processes;
-where other programs run on the machine they say more than the clock.
+overhead_WORLD.csv and .md beside this file: medians over the rounds; of engines that are not asked, what was measured
+before is kept. CPU seconds are those of an engine's processes; where other programs run on the machine they say more
+than the clock.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ PROMPTS = [f"The history of {land} is long. It begins in the time when people fi
 Ask = Callable[
     [Sequence[str]], tuple[int, float, float]
 ]  # texts → tokens said, seconds to the first, seconds to the last
+ENGINES = ("vLLM", "unlearn.serve", "transformers")
 COLUMNS = ("engine", "model", "at once", "tokens/s", "first token s", "CPU ms/token", "memory MB")
 
 
@@ -215,9 +217,16 @@ def members(world: World) -> list[str]:
 
 def publish(name: str, rows: list[tuple], drafts: list[tuple], world: World) -> None:
     path, run = HERE / f"overhead_{name}.csv", members(world)
+    shown = [[*map(str, row[:3]), *(f"{v:.4g}" for v in row[3:-1]), f"{row[-1]:.0f}"] for row in rows]
+    before = list(csv.reader(path.open(encoding="utf-8")))[1:] if path.is_file() else []
+    asked = {row[0] for row in rows}
+    costs = [row for row in before if row[0] in ENGINES and row[0] not in asked] + shown
+    costs.sort(key=lambda row: (int(row[2]), ENGINES.index(row[0])))
+    if "vLLM" not in asked:
+        drafts = [row[:3] for row in before if row[0] == "drafts"]
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows([COLUMNS, *((*row[:3], *(f"{v:.4g}" for v in row[3:-1]), f"{row[-1]:.0f}") for row in rows)])
+        writer.writerows([COLUMNS, *costs])
         for model, folder in (("target", world.target), ("small", world.small)):  # here: how often, and how large
             writer.writerow(("members", model, run.count(model), parameters(folder), "", "", ""))
         writer.writerows((*row, "", "", "", "") for row in drafts)
@@ -270,7 +279,7 @@ def main() -> None:
                 rows += measured(together, int(keys.get("rounds", 5)))
                 drafts += drafted(together)
                 stack.close()
-    publish(name, sorted(rows, key=lambda row: row[2]), drafts, world)
+    publish(name, rows, drafts, world)
     print((HERE / f"overhead_{name}.md").read_text())
 
 

@@ -234,6 +234,23 @@ def test_a_loaded_target_generates_with_the_sum_and_another_does_not(exported, m
         custom_generate.generate(target)
 
 
+def test_a_loaded_target_follows_the_folder_that_an_export_is_in(exported, modules, tmp_path, monkeypatch):
+    job, folder = exported
+    target = AutoModelForCausalLM.from_pretrained(workbench(job.cfg).folder("target"))
+    for i, alpha in enumerate((0, 60)):
+        shutil.copytree(folder, tmp_path / str(i) / folder.name)
+        path = tmp_path / str(i) / folder.name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"alpha": alpha}))
+    how = {"custom_generate": folder.name, "trust_remote_code": True, "max_new_tokens": 6}
+    found = []
+    for place in ("0", "1"):
+        monkeypatch.chdir(tmp_path / place)
+        found.append(target.generate(IDS, **how))
+    assert torch.equal(found[0], target.generate(IDS, max_new_tokens=6)) and not torch.equal(*found)
+    path.write_text((tmp_path / "0" / folder.name / "config.json").read_text())
+    assert torch.equal(found[0], target.generate(IDS, **how))  # it was exported again
+
+
 def test_a_loaded_target_may_be_asked_by_several_threads_at_once(exported, modules):
     job, folder = exported
     target = AutoModelForCausalLM.from_pretrained(workbench(job.cfg).folder("target"))

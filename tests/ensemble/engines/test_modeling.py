@@ -127,6 +127,10 @@ def test_what_a_model_of_transformers_takes(updated, monkeypatch):
     own = [m(IDS).logits.float() for m in half.members]  # each rounds; their sum does not
     assert torch.equal(half(IDS).logits, own[0] + (own[1] - own[2]))
     assert {p.dtype for p in read(updated, dtype="auto").parameters()} == {torch.float32}  # as the export says
+    assert load((*updated, ()), torch_dtype=torch.bfloat16).dtype == torch.bfloat16  # as before transformers 5
+    assert load((*updated, ()), alpha=None).alpha == 1
+    with pytest.raises(TypeError, match="expected str, bytes or os.PathLike object, not LlamaForCausalLM"):
+        AutoModelForCausalLM.from_pretrained(updated[0], target=model.members[0])
     for save in (model.save_pretrained, model.push_to_hub):
         with pytest.raises(NotImplementedError, match="written by python -m unlearn.export"):
             save("me/mine")

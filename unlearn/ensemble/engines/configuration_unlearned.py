@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,7 +53,7 @@ class UnlearnedConfig(PretrainedConfig):
 
     def __setattr__(self, key: str, value: Any) -> None:
         if value is not None and key in ("target", "base"):
-            value = str(value)
+            value = os.fspath(value)
         elif value is not None and key == "alpha":
             value = _finite(value)
         super().__setattr__(key, value)

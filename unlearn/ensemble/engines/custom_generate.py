@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .modeling_unlearned import SAFE, UnlearnedForCausalLM
 
-MADE = "_unlearned"  # of the target: its unlearned models, by export
+MADE = "_unlearned"  # of the target: its unlearned models, by what the export says
 LOADING = threading.Lock()  # transformers cannot load in two threads at once
 
 
@@ -31,10 +31,11 @@ def generate(model: nn.Module, base: str | None = None, **how: Any) -> Tensor:
     where = {key: how.pop(key) for key in ("revision", "token") if key in how}
     export = _asked()
     made = model.__dict__.setdefault(MADE, {})  # no submodule: the sum holds the model
-    key = export, where.get("revision"), base
+    held = Path(export) / "config.json"  # its checksums say what the folder holds now
+    key = held.read_text(encoding="utf-8") if held.is_file() else (export, where.get("revision")), base
     with LOADING:
         if key not in made:
-            folder = Path(export) if Path(export).is_dir() else Path(snapshot_download(export, **where))
+            folder = Path(export) if held.is_file() else Path(snapshot_download(export, **where))
             check(model, folder)
             made[key] = UnlearnedForCausalLM.from_pretrained(folder, target=model, base=base, **SAFE)
     return made[key].generate(**how)

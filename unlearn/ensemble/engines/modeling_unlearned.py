@@ -69,6 +69,8 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if other := [key for key in REFUSED if how.pop(key, None)]:
             raise ValueError(f"{', '.join(other)}: an export is a folder of several models; leave it out")
+        older = how.pop("torch_dtype", None)  # its name before transformers 5
+        dtype = older if dtype is None else dtype
         hub = {k: how.pop(k) for k in HUB if how.get(k) is not None}
         how, wholes = {k: v for k, v in how.items() if k not in IGNORED}, {}
         folder = str(folder) if Path(folder).is_dir() else snapshot_download(str(folder), **hub)
@@ -79,6 +81,8 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         for key, value in {"target": target, "base": base, "alpha": alpha}.items():
             if value is not None:
                 setattr(config, key, value)
+        if config.alpha is None:  # as the auto classes were told
+            config.alpha = UnlearnedConfig.from_pretrained(folder).alpha
         if config._attn_implementation is not None:
             how["attn_implementation"] = config._attn_implementation
         rule = None if config.rule == SUM else _rule(config)

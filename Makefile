@@ -56,7 +56,7 @@ $(VLLM)/.ready:
 	@touch $@
 
 MODELS :=
-vllm-check: setup $(VLLM)/.ready ## serve unlearned models by a real vLLM (its own environment, 2.5 GB; no part of check)
+vllm-check: setup $(VLLM)/.ready ## serve unlearned models by a real vLLM (its own environment, 3.4 GB; no part of check)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[lm-eval] 'lm-eval[api]'
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .
 	$(VLLM)/bin/python -m pytest --noconftest -W default -p no:cacheprovider -m vllm tests/ensemble/engines/test_vllm.py
@@ -71,5 +71,5 @@ format: setup ## format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-clean: ## remove .venv, runs and store
-	rm -rf $(VENV) runs store
+clean: ## remove .venv, .venv-vllm, runs and store
+	rm -rf $(VENV) $(VLLM) runs store

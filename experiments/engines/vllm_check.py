@@ -6,7 +6,8 @@ PYTHON is that of an environment with vLLM and this package's wheel. With ``mode
 for the case ``qwen``, ``qwen15`` and ``qwen05``, pretrained pairs are unlearned; otherwise tiny ones, trained first.
 Each case is a server of vLLM: greedy answers are compared with those of ``unlearn.generate``, log-probabilities with
 those of the members' sum here. Writes check_pretrained or check_tiny (.csv, .md) beside this file; of cases that are
-not named, what was measured before is kept. Minutes for a case.
+not named, what was measured before is kept. Minutes for a case. The exit status is 1 where a server does not start, a
+client is answered otherwise, or, in float32, an answer differs or a log-probability by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from worlds import World, called, worlds
 HERE = Path(__file__).resolve().parent
 PROMPTS, TOKENS, TEXTS, LIKELIEST = 50, 24, 8, 20
 LENGTHS = (96, 160, 224, 288)  # of beginnings of one long text
+SAME, CLOSE = "greedy answers equal to unlearn.generate's", 1e-4
+STARTS_NOT, STOPPED = "does not start", "**stopped**"
 HITS = "vllm:prefix_cache_hits_total"  # tokens, since it started
 Found = Iterator[tuple[str, str]]
 
@@ -81,7 +84,7 @@ def answers(known: dict[str, Any], url: str, end: int) -> Found:
     def same(others: list[list[int]]) -> int:
         return sum(_before(a, end) == _before(b, end) for a, b in zip(known["unlearned"], others, strict=True))
 
-    yield "greedy answers equal to unlearn.generate's", f"{same(known['theirs'])} of {len(prompts)}"
+    yield SAME, f"{same(known['theirs'])} of {len(prompts)}"
     yield "answers that the offset changed", f"{len(prompts) - same(known['target'])} of {len(prompts)}"
 
 
@@ -228,10 +231,24 @@ def tried(measure: Callable[[], Found]) -> dict[str, str]:
             found[what] = value
     except SystemExit as error:
         last = [line for line in str(error).splitlines() if "Error" in line]
-        found["does not start"] = last[-1][-200:] if last else "see its log"
+        found[STARTS_NOT] = last[-1][-200:] if last else "see its log"
     except subprocess.CalledProcessError as error:
-        found["**stopped**"] = " ".join(error.cmd[1:4])
+        found[STOPPED] = " ".join(error.cmd[1:4])
     return found
+
+
+def broken(case: str, found: dict[str, str]) -> Iterator[str]:
+    """What is not as it must be."""
+    exact = CASES[case].dtype == "float32"  # near ties of bfloat16 may part
+    for what, value in found.items():
+        if what == SAME:
+            wrong = exact and len(set(value.split(" of "))) > 1
+        elif what.endswith("difference") or what.startswith("prompt_logprobs"):
+            wrong = exact and float(value) > CLOSE
+        else:
+            wrong = value.startswith("**no**") or what in (STARTS_NOT, STOPPED)
+        if wrong:
+            yield f"{SAID[case]}: {what}: {value}"
 
 
 def publish(path: Path, case: str, found: dict[str, str]) -> None:
@@ -254,14 +271,15 @@ def main() -> None:
     ]
     count = int(keys.get("prompts", PROMPTS))
     path = HERE / f"check_{'pretrained' if models else 'tiny'}.csv"
-    made = worlds(models, work, sorted({CASES[c].world for c in cases}))
+    made, wrong = worlds(models, work, sorted({CASES[c].world for c in cases})), []
     for case in cases:
         world = made[CASES[case].world]
         print(f"--- {SAID[case]}", flush=True)
-        publish(
-            path, case, tried(lambda case=case, world=world: measured(case, CASES[case], world, python, work, count))
-        )
+        found = tried(lambda case=case, world=world: measured(case, CASES[case], world, python, work, count))
+        publish(path, case, found)
+        wrong += broken(case, found)
     print(path.with_suffix(".md").read_text())
+    sys.exit("\n".join(["not as it must be:", *wrong]) if wrong else 0)
 
 
 if __name__ == "__main__":

@@ -46,14 +46,14 @@ def figure(study: Study, metric: str = "prob") -> Figure:
         axes = list(fig.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         for ax, (curve, name) in zip(axes, names.items(), strict=False):
             _draw(ax, table[caption.member(table, curve)], levels)
-            ax.set_title(name, loc="left")
+            ax.set_title(textwrap.fill(name, WIDEST), loc="left")
         for ax in axes[len(names) :]:
             ax.set_visible(False)
         for ax in axes[::across]:
             ax.set_ylabel(metric_of(metric))
         panels.limit(*(ax.yaxis for ax in axes[: len(names)]))
         axes[0].set_xlim(*(f * max(table["along"].max(), 0.1) for f in (-0.05, 1.05)))
-        words = [_which(study, dict(zip(columns, curve, strict=True))) for curve in names]
+        words = [_which(study, dict(zip(columns, curve, strict=True)), name) for curve, name in names.items()]
         _label_alphas(axes[: len(names)], words)
         _legend(fig, study, shown)
         seeds = caption.spread(study, table, shown, "bands")
@@ -71,10 +71,10 @@ def _splits(study: Study, metric: str) -> list[str]:
     return shown
 
 
-def _which(study: Study, curve: dict) -> str:
-    """Which α runs along a curve."""
+def _which(study: Study, curve: dict, name: str) -> str:
+    """Which α runs along a curve; its name may say the training's."""
     if curve.get("alpha") is not None:
-        return f"α at inference (in training: {curve['alpha']:g})"
+        return "α at inference" + f" (in training: {curve['alpha']:g})" * ("trained at" not in name)
     done = finished(study).dropna(subset=["eval_alpha"])
     rows = done[(done["algo"] == curve["algo"]) & (done["method"] == curve["method"])]
     return "α in training" + (" and at inference" if (rows["alpha"] == rows["eval_alpha"]).all() else "")

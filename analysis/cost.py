@@ -24,6 +24,7 @@ from .runs import Study, StudyError
 
 OUTCOMES = ("forget/prob", "retain/prob")
 WORDS = {"seconds/train": "training, seconds", "peak_memory_mb": "peak memory, MB", "trainable": "trainable parameters"}
+ALIKE = 1.05  # times the least: no difference that needs a panel
 EXAMPLES = """\
   python -m analysis.cost demo                            against forget/prob and retain/prob
   python -m analysis.cost demo --y model_utility          against one outcome
@@ -33,12 +34,13 @@ EXAMPLES = """\
 
 def figure(study: Study, outcomes: Sequence[str] = OUTCOMES, alpha: float | None = None) -> Figure:
     """A row of panels per outcome, a column per cost, a point per training (mean over seeds). A cost that is the same
-    for all has no panel, and is named below."""
+    for all, or nearly, has no panel, and is named below."""
     costs = recorded(study)
     table = at_one_alpha(trained(study), *outcomes, *costs, alpha=alpha)
-    same = [c for c in costs if len(table) > 1 and table[c].nunique(dropna=False) == 1]
+    same = [c for c in costs if len(table) > 1 and table[c].max() <= ALIKE * table[c].min()]
     costs = [c for c in costs if c not in same] or costs
-    alike = [f"the same for all: {WORDS[c]}, {table[c].iloc[0]:,.0f}" for c in same if c not in costs]
+    about = {c: " within 5 %" * (table[c].nunique() > 1) for c in same}
+    alike = [f"the same for all{about[c]}: {WORDS[c]}, {table[c].mean():,.0f}" for c in same if c not in costs]
     names = caption.names(table, training_columns(study))
     looks = caption.looks(names)
     with style.look():

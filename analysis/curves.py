@@ -39,7 +39,7 @@ def curves(study: Study, *metrics: str, over: str = "alpha") -> pd.DataFrame:
         half = statistics.half(means[f"sd/{metric}"], means["n"])
         for end, sign in zip(INTERVAL, (-1, 1), strict=True):
             ends = (means[metric] + sign * half).where(several, means[end + metric])
-            means[end + metric] = ends if better(metric) is None or metric in UNBOUNDED else ends.clip(0, 1)
+            means[end + metric] = ends.clip(0, 1) if is_share(metric) else ends
     return means.reset_index()
 
 
@@ -195,13 +195,18 @@ def references(study: Study, *metrics: str) -> pd.DataFrame:
     return means.dropna(subset=list(metrics)).reset_index()
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1, one of them its best."""
+    return better(metric) is not None and metric not in UNBOUNDED
+
+
 def losses(study: Study, table: pd.DataFrame, metric: str) -> pd.Series | None:
     """For each row of a table of curves or references, how far the metric is from the best: 0 there, 1 at the worst.
 
     On the forget set the best is the retrained model's value, of the same world where the table has it: too far is as
     wrong as too little. None for a metric without a worst value.
     """
-    if better(metric) is None or metric in UNBOUNDED:
+    if not is_share(metric):
         return None
     theirs = study.references[study.references["reference"] == "retrained"]
     if goal(metric) == "retrained" and metric in theirs and theirs[metric].notna().any():

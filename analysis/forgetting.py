@@ -140,7 +140,7 @@ def _draw_changes(ax, rows: pd.DataFrame, metric: str, columns: Sequence[str], l
         own = rows[caption.member(rows, curve) & (rows["model"] == "run")]
         _step(ax, own, "change", look, 0.3 * place / len(looks))
     per_seed = rows[rows["model"] == "run"].groupby("folder")["id"].nunique()
-    ax.set_title(f"{metric.split('/')[0]}, {per_seed.max()} questions", loc="left")
+    ax.set_title(f"{goals.split_of(metric)}, {per_seed.max()} questions", loc="left")
     ax.set_xlabel(f"change of {goals.named(metric)}")
     panels.limit(ax.xaxis)
     _shares(ax)
@@ -154,7 +154,7 @@ def _draw_ratios(ax, table: pd.DataFrame, columns: Sequence[str], looks: dict) -
         _step(ax, rows[caption.member(rows, curve) & (rows["model"] == "run")], RATIO, look, 0.3 * place / len(looks))
     ax.set_xscale("log")
     ax.set_xlim(*np.quantile(rows[RATIO], [0.005, 0.995]))
-    ax.set_title("forget, behind forget quality", loc="left")
+    ax.set_title("forget set, behind forget quality", loc="left")
     ax.set_xlabel("truth ratio R, wrong / right   (aim: retrained)")
     _shares(ax)
 

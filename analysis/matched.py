@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from . import caption, command, goals, panels, statistics, style
-from .curves import SETTING, curve_columns, rows_of, units
+from .curves import SETTING, curve_columns, is_share, rows_of, units
 from .runs import INTERVAL, Study, StudyError
 
 SPLITS = ("retain", "neighbours", "real_authors", "world_facts")
@@ -77,7 +77,8 @@ def match(study: Study, metrics: Sequence[str], forget: str = PROB) -> pd.DataFr
         half = statistics.half(groups[metric].std(), table["n"])
         for end, sign in zip(INTERVAL, (-1, 1), strict=True):
             alone = table.get(end + metric, math.nan)
-            table[end + metric] = (table[metric] + sign * half).where(table["n"] > 1, alone)
+            ends = (table[metric] + sign * half).where(table["n"] > 1, alone)
+            table[end + metric] = ends.clip(0, 1) if is_share(metric) else ends
     return table.reset_index()
 
 

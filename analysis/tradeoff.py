@@ -25,8 +25,8 @@ from matplotlib.lines import Line2D
 
 from . import caption, command, panels, pareto, statistics, style
 from .caption import member
-from .curves import UNBOUNDED, curve_columns, curves, losses, references, rows_of, step_metrics, units
-from .goals import better, goal
+from .curves import curve_columns, curves, is_share, losses, references, rows_of, step_metrics, units
+from .goals import goal
 from .others import load_others
 from .runs import Study, StudyError
 
@@ -74,11 +74,12 @@ def figure(
     looks = caption.looks(names)
     others = _with_numbers(others, shown[0]) if others is not None else []
     with style.look():
-        room = 3.4 if tables[0]["n"].max() > 1 else 2.6
-        fig = panels.make(study, 3.5 * len(shown) + room, max(4.0, 1.9 + 0.19 * len(names)))
+        areas = [hypervolumes(study, *panel, over=over) for panel in shown]
+        longest = max(len(name + _area(areas, curve)) for curve, name in names.items())
+        width = 3.6 * len(shown) + max(2.0, 0.6 + 0.065 * longest)  # the legend's letters are 0.065 inches wide
+        fig = panels.make(study, width, max(4.0, 1.9 + 0.19 * len(names)))
         axes = fig.subplots(1, len(shown), squeeze=False)[0]
         drawn = [_draw(ax, study, *p, t, looks, others, over) for ax, p, t in zip(axes, shown, tables, strict=True)]
-        areas = [hypervolumes(study, *panel, over=over) for panel in shown]
         gone = any((table["gone"] >= 0.5).any() for table in tables)
         _legend(fig, study, names, looks, others, areas, over, gone)
         said = _notes(study, shown[0], tables[0], areas, over)
@@ -135,14 +136,14 @@ def _draw(
     _draw_front(ax, study, x, y, table)
     for axis, metric in ((ax.xaxis, x), (ax.yaxis, y)):
         caption.axis_label(axis, study, metric)
-        (panels.odds if _is_share(axis, metric) else panels.limit)(axis)
+        (panels.odds if _in_odds(axis, metric) else panels.limit)(axis)
     _say_aim(ax, study, x)
     return _labels(table, (x, y), looks, over), marks, lines
 
 
-def _is_share(axis, metric: str) -> bool:
+def _in_odds(axis, metric: str) -> bool:
     low, high = axis.get_data_interval()
-    return better(metric) is not None and metric not in UNBOUNDED and 0 <= low and high <= 1
+    return is_share(metric) and 0 <= low and high <= 1
 
 
 def _say_aim(ax, study: Study, x: str) -> None:

@@ -1,7 +1,7 @@
 """The data of the page's interactive trade-off: points, curves through them, references, and what is good.
 
-Every number is the mean over pair seeds that the tables show. Easy to get wrong: JSON has no NaN; a value that is no
-number is null, and the page draws no point for it.
+Every number is the mean over pair seeds that the tables show, and its interval that of the figures. Easy to get wrong:
+JSON has no NaN; a value that is no number is null, and the page draws no point for it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import PurePath
 
 import pandas as pd
 
-from .. import goals, statistics
-from ..curves import over_inference
-from ..runs import Study
+from .. import goals, panels, statistics
+from ..curves import is_share, over_inference
+from ..runs import INTERVAL, Study
 from ..state import collapsed, evaluated
 from ..table_rows import choose_by, groups
 
@@ -29,11 +29,18 @@ def data(study: Study) -> dict:
     first = [m for m in SHOWN if m in metrics] + [m for m in metrics if m not in SHOWN]
     return {
         "metrics": [
-            {"key": m, "title": m, "better": goals.WORDS[goals.goal(m, retrained)], "headline": m in goals.HEADLINE}
+            {
+                "key": m,
+                "title": goals.named(m),
+                "better": goals.WORDS[goals.goal(m, retrained)],
+                "headline": m in goals.HEADLINE,
+                "share": is_share(m),
+            }
             for m in metrics
         ],
         "curves": curves,
         "points": points if len(metrics) > 1 else [],
+        "odds": {"end": panels.END, "ticks": panels.TICKS},
         "references": _references(study, metrics),
         "x": first[0] if first else None,
         "y": first[1] if len(first) > 1 else None,
@@ -69,12 +76,15 @@ def _name(settings: dict[str, object], several: set[str]) -> str:
 def _numbers(part: pd.DataFrame, metrics: list[str]) -> dict:
     units = part.groupby(statistics.UNIT)[metrics].mean()
     found = {m: statistics.mean(units[m]) for m in metrics}
+    ends = {m: [cell.low, cell.high] for m, cell in found.items()}
+    if len(units) == 1:  # then over people or questions, where that was measured
+        ends = {m: [part[end + m].mean() for end in INTERVAL] for m in metrics if f"{INTERVAL[0]}{m}" in part}
     return {
         "runs": sorted({PurePath(folder).name for folder in part["folder"]}),
         "n": len(units),
         "collapsed": int(part.loc[part["gone"], "folder"].nunique()),
         "values": {m: _plain(cell.mean) for m, cell in found.items()},
-        "ends": {m: [cell.low, cell.high] for m, cell in found.items() if math.isfinite(cell.low)},
+        "ends": {m: pair for m, pair in ends.items() if all(map(math.isfinite, pair))},
     }
 
 

@@ -44,22 +44,27 @@
     for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(+(i * step).toPrecision(12));
     return found;
   }
-  // Values and the ends of their intervals lie inside; ends of what lies between 0 and 1 are cut there.
-  function scale(values, ends, from, to) {
-    const inside = Math.min(...values) >= 0 && Math.max(...values) <= 1;
-    const all = values.concat(inside ? ends.map(e => Math.min(1, Math.max(0, e))) : ends);
+  // Values and the ends of their intervals lie inside; ends of what lies between 0 and 1 are cut there. Shares are drawn
+  // in odds, as in the printed figure: what lies near 0 and 1 is told apart.
+  function scale(key, values, ends, from, to) {
+    const share = Math.min(...values) >= 0 && Math.max(...values) <= 1, odds = share && metrics.get(key).share;
+    const cut = share ? v => Math.min(1, Math.max(0, v)) : v => v, end = data.odds.end;
+    const f = odds ? v => Math.log((cut(v) + end) / (1 + end - cut(v))) : v => v;
+    const all = [...values, ...ends].map(v => f(cut(v)));
     let low = Math.min(...all), high = Math.max(...all);
-    const span = Math.max(high - low, 0.05 * Math.max(Math.abs(low), Math.abs(high)), 1e-12) || 1;
-    const share = low >= 0 && high <= 1;
+    const span = Math.max(high - low, odds ? 2 : 0.05 * Math.max(Math.abs(low), Math.abs(high)), 1e-12);
     low -= 0.07 * span; high += 0.07 * span;
-    const at = v => from + (v - low) / (high - low) * (to - from);
-    const within = v => at(Math.min(high, Math.max(low, v)));
-    return { at, within, ticks: ticks(low, high, Math.max(3, Math.abs(to - from) / 90)).filter(t => !share || (t >= 0 && t <= 1)) };
+    const at = v => from + (f(v) - low) / (high - low) * (to - from);
+    const within = v => from + (Math.min(high, Math.max(low, f(v))) - low) / (high - low) * (to - from);
+    const few = Math.max(3, Math.abs(to - from) / 90);
+    const shown = odds ? data.odds.ticks.filter(t => f(t) >= low && f(t) <= high) : ticks(low, high, few).filter(t => !share || (t >= 0 && t <= 1));
+    return { at, within, ticks: shown };
   }
 
   function mark(parent, item, shape, cls, x, y, fill) {
     const g = make("g", { class: "mark " + cls, tabindex: 0, role: "img", transform: `translate(${x} ${y})` }, parent);
-    g.setAttribute("aria-label", `${item.name}: ${axis.x} ${cell(item, axis.x)}, ${axis.y} ${cell(item, axis.y)}`);
+    const said = key => `${metrics.get(key).title} ${cell(item, key)}`;
+    g.setAttribute("aria-label", `${item.name}: ${said(axis.x)}; ${said(axis.y)}`);
     make("circle", { class: "ring", r: 13 }, g);
     make("path", { class: "shape", d: shape, fill, stroke: "var(--c)" }, g);
     placed.push({ item, x, y, g });
@@ -69,7 +74,7 @@
 
   // Marks may lie on one another: the one nearest to the pointer is meant, whichever was drawn last; a click shows the
   // next of those that lie together.
-  let placed = [], shown = null;
+  let placed = [], whiskers = [], shown = null;
   const REACH = 26;
   function pick(event) {
     const area = svg.getBoundingClientRect(), x = event.clientX - area.left, y = event.clientY - area.top;
@@ -79,16 +84,16 @@
       const near = placed.filter(m => far(m) <= far(nearest) + 2);
       const at = near.findIndex(m => m.item === shown), next = event.type === "click" && !tip.hidden ? 1 : 0;
       const chosen = at < 0 ? nearest : near[(at + next) % near.length];
-      describe(chosen.item, chosen.x, chosen.y);
-      if (near.length > 1) html("div", tip, `${near.length} marks lie here: click for the next`);
+      describe(chosen.item, chosen.x, chosen.y, near.length > 1 ? `${near.length} marks lie here: click for the next` : "");
     } else if (!placed.some(m => m.g === document.activeElement)) tip.hidden = true;
   }
   svg.addEventListener("pointermove", pick);
   svg.addEventListener("click", pick);
   svg.addEventListener("pointerleave", () => { if (!placed.some(m => m.g === document.activeElement)) tip.hidden = true; });
 
-  function describe(item, x, y) {
+  function describe(item, x, y, more) {
     shown = item;
+    for (const e of whiskers) e.line.setAttribute("class", e.item === item ? "error shown" : "error");
     tip.replaceChildren();
     html("b", tip, item.name);
     if (item.collapsed) html("div", tip, item.collapsed === item.runs.length ? "collapsed" : `${item.collapsed} of ${item.runs.length} runs collapsed`);
@@ -96,15 +101,18 @@
     const keys = new Set([axis.x, axis.y, ...data.metrics.filter(m => m.headline).map(m => m.key)]);
     for (const key of keys) {
       const row = html("tr", body);
-      html("th", row, key);
+      html("th", row, metrics.get(key).title);
       html("td", row, cell(item, key));
     }
-    if (item.n > 1) html("div", tip, `mean over ${item.n} pair seeds, ± half the 95 % interval`);
+    const over = item.n > 1 ? `mean over ${item.n} pair seeds; ` : "";
+    if (item.ends && Object.keys(item.ends).length) html("div", tip, `${over}± half the 95 % interval${over ? "" : " over people or questions"}`);
     if (item.runs) {
       const more = item.runs.length > 4 ? ` and ${item.runs.length - 3} more` : "";
       html("div", tip, item.runs.slice(0, more ? 3 : 4).join("\n") + more, "runs").style.whiteSpace = "pre-line";
     }
+    if (more) html("div", tip, more);
     tip.hidden = false;
+    tip.style.left = "0";  // measured where it has all the room
     const width = tip.offsetWidth, height = tip.offsetHeight;
     const left = x + 18 + width > box.clientWidth ? x - width - 18 : x + 18;
     tip.style.left = Math.max(0, Math.min(left, box.clientWidth - width)) + "px";
@@ -117,16 +125,18 @@
     const narrow = width < 520, left = narrow ? 42 : 54, right = narrow ? 10 : 24, top = 26, bottom = 44;
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("height", height);
+    svg.setAttribute("class", data.points.length > 30 ? "many" : "");  // then the interval of the mark pointed at stands out
     svg.replaceChildren();
     placed = [];
+    whiskers = [];
     tip.hidden = true;
     const there = item => item.values[axis.x] != null && item.values[axis.y] != null;
     const points = data.points.filter(p => !hidden.has(p.curve) && there(p)), references = data.references.filter(there);
     const all = [...points, ...references];
     if (!all.length) return void make("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, svg, "nothing to show: choose a curve or another metric");
     const ends = key => all.flatMap(p => (p.ends && p.ends[key]) || []);
-    const across = scale(all.map(p => p.values[axis.x]), ends(axis.x), left, width - right);
-    const up = scale(all.map(p => p.values[axis.y]), ends(axis.y), height - bottom, top);
+    const across = scale(axis.x, all.map(p => p.values[axis.x]), ends(axis.x), left, width - right);
+    const up = scale(axis.y, all.map(p => p.values[axis.y]), ends(axis.y), height - bottom, top);
     for (const t of across.ticks) {
       make("line", { class: "grid", x1: across.at(t), x2: across.at(t), y1: top, y2: height - bottom }, svg);
       make("text", { x: across.at(t), y: height - bottom + 17, "text-anchor": "middle" }, svg, t);
@@ -135,13 +145,14 @@
       make("line", { class: "grid", x1: left, x2: width - right, y1: up.at(t), y2: up.at(t) }, svg);
       make("text", { x: left - 8, y: up.at(t) + 4, "text-anchor": "end" }, svg, t);
     }
-    const words = key => narrow ? key : `${key}   (${metrics.get(key).better})`;
+    const words = key => narrow ? metrics.get(key).title : `${metrics.get(key).title}   (${metrics.get(key).better})`;
     make("text", { x: width - right, y: height - 6, "text-anchor": "end" }, svg, words(axis.x));
     make("text", { x: left - 4, y: 12 }, svg, words(axis.y));
     const gold = references.filter(r => r.kind === "retrained");
     if (gold.length === 1) {
       const x = across.at(gold[0].values[axis.x]);
       make("line", { class: "level", x1: x, x2: x, y1: top, y2: height - bottom }, svg);
+      make("text", { x, y: height - bottom - 6, "text-anchor": x > width / 2 ? "end" : "start", dx: x > width / 2 ? -5 : 5 }, svg, "aim: as the retrained model");
     }
     data.curves.forEach((curve, i) => {
       const own = points.filter(p => p.curve === i), group = make("g", { class: "s" + curve.colour % 7, "data-curve": i }, svg);
@@ -171,10 +182,11 @@
     }
   }
   function errors(group, p, across, up) {
-    const x = across.at(p.values[axis.x]), y = up.at(p.values[axis.y]), line = { class: "error", stroke: "var(--c)" };
+    const x = across.at(p.values[axis.x]), y = up.at(p.values[axis.y]), look = { class: "error", stroke: "var(--c)" };
     const ex = p.ends[axis.x], ey = p.ends[axis.y];
-    if (ex) make("line", { ...line, x1: across.within(ex[0]), x2: across.within(ex[1]), y1: y, y2: y }, group);
-    if (ey) make("line", { ...line, x1: x, x2: x, y1: up.within(ey[0]), y2: up.within(ey[1]) }, group);
+    const whisker = ends => whiskers.push({ item: p, line: make("line", { ...look, ...ends }, group) });
+    if (ex) whisker({ x1: across.within(ex[0]), x2: across.within(ex[1]), y1: y, y2: y });
+    if (ey) whisker({ x1: x, x2: x, y1: up.within(ey[0]), y2: up.within(ey[1]) });
   }
 
   function sample(parent, shape, fill, dash) {

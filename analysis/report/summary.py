@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from .. import statistics
-from ..runs import Study
+from .. import caption, matched, statistics
+from ..curves import curve_columns
+from ..runs import Study, StudyError
 from ..state import evaluated, with_kept
 from ..table_differences import Examples
 from ..table_formats import name, number, signed
@@ -47,17 +48,24 @@ class Level:
 def sentences(study: Study) -> list[str]:
     """The summary; only what the study's numbers can say."""
     found = table(study, [m for m in (FORGET, KEEP, LEAK) if m in study.metrics])
-    said = [_asked(study), _scale(found)]
+    said = [_asked(study), _scale(found), _recommended(study), _matched(study), _sure(study)]
     said += [level.said for level in levels(study, found)]
-    said += [_recommended(study), _sure(study), _leaks(found), _lost(study, found)]
+    said += [_leaks(found), _lost(study, found)]
     return [sentence for sentence in said if sentence]
 
 
 def best(study: Study) -> Row | None:
-    """The setting whose worst count is best: as the retrained model on the forget set, as the target elsewhere."""
+    """The setting whose worst count is best: as the retrained model on the forget set, as the target elsewhere.
+
+    Where the worst are equal within a hundredth, the next worst decides.
+    """
     found = _judged(study)
     judged = [(losses, row) for row in _whole(found) if (losses := _losses(found, row))]
-    return min(judged, key=lambda pair: max(pair[0].values()))[1] if judged else None
+    return (
+        min(judged, key=lambda pair: sorted((round(v, 2) for v in pair[0].values()), reverse=True))[1]
+        if judged
+        else None
+    )
 
 
 def _judged(study: Study) -> Table:
@@ -83,11 +91,35 @@ def _recommended(study: Study) -> str:
         return ""
     losses = _losses(found, row)
     worst = max(losses, key=losses.get)
-    counts = ", ".join(found.metrics)
-    aim = "as the retrained model has it" if found.retrained else "as little as can be"
+    counts = ", ".join(f"{m} {_cell(row, m)} ({_aim(found, m)})" for m in losses)
     return (
         f"Recommended is {name(found, row)}: its worst count, {worst} {_cell(row, worst)}, is the best of all. "
-        f"Counts are {counts}; what is forgotten should be {aim}, all else as the target has it."
+        f"Counts, and where they should be: {counts}."
+    )
+
+
+def _aim(found: Table, metric: str) -> str:
+    kind = "target" if metric in KEPT else "retrained"
+    return f"{kind} {number(_reference(found, kind, metric))}" if kind == "target" or found.retrained else "0"
+
+
+def _matched(study: Study) -> str:
+    """Who keeps most at exactly the retrained model's level, be it between two of the α that were evaluated."""
+    if not {FORGET, KEEP} <= set(study.metrics):
+        return ""
+    forget = LEAK if LEAK in study.metrics else FORGET
+    try:
+        rows = matched.match(study, [KEEP], forget)
+    except StudyError:
+        return ""
+    rows = rows[rows["n"] == rows["of"]]  # that get there in every world
+    if rows.empty:
+        return ""
+    names = list(caption.names(rows.assign(n=1), curve_columns(study)).values())
+    kept, at = (number(rows.loc[rows[KEEP].idxmax(), column]) for column in (KEEP, "at"))
+    return (
+        f"Where {forget} is exactly the retrained model's, interpolated between α, {names[rows[KEEP].argmax()]} keeps "
+        f"most: {KEEP} {kept} at α = {at}."
     )
 
 
@@ -189,9 +221,14 @@ def _leaks(found: Table) -> str:
 
 
 def _lost(study: Study, found: Table) -> str:
-    gone = [name(found, row) for row in found.rows if row.counts.get("collapsed")]
-    more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED + 1 else ""
-    named = "; ".join(gone[:NAMED] if more else gone) + more
+    gone: dict[str, list[str]] = {}
+    for row in found.rows:
+        if row.counts.get("collapsed"):
+            curve, _, alpha = name(found, row).rpartition("α=")
+            gone.setdefault(curve, []).append(alpha)
+    named = [f"{curve}α={', '.join(alphas)}" for curve, alphas in gone.items()]
+    more = f" and of {len(named) - NAMED} more curves" if len(named) > NAMED + 1 else ""
+    named = "; ".join(named[:NAMED] if more else named) + more
     return f"{told(study)[0]}." + (f" Collapsed: {named}." if gone else " None collapsed.")
 
 

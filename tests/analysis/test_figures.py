@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,18 @@ def test_cost_is_what_manifests_record(tmp_path):
     assert labels == ["training, seconds", "trainable parameters"]  # a constant has no panel
     assert "the same for all: peak memory, MB, 617" in fig.get_supxlabel()
     assert entries(fig) == ["target", "retrained", "npo, dd", "npo, direct", "npo, offset"]
+
+
+def test_a_cost_that_hardly_differs_has_no_panel_and_shares_end_at_0_and_1(tmp_path):
+    for pair_seed, algo in product((0, 1), ("npo", "ga")):
+        more = 20 * (algo == "ga")
+        folder = write_run(tmp_path / "s", {1.0: probs(0.1, 0.4 + 0.5 * pair_seed)}, algo=algo, pair_seed=pair_seed)
+        rewrite(folder / "manifest.json", lambda m, b=more: m.update(seconds={"train": 9 + b}, peak_memory_mb=600 + b))
+    study = load(tmp_path / "s")
+    assert len(cost.figure(study, ["retain/prob"]).axes) == 1
+    assert "the same for all within 5 %: peak memory, MB, 610" in note(cost.figure(study, ["retain/prob"]))
+    low, high = (matched.match(study, ["retain/prob"])[f"{end}/retain/prob"] for end in ("low", "high"))
+    assert low.tolist() == [0, 0] and high.tolist() == [1, 1]  # Student's of two: ± 12.7 · 0.2
 
 
 def test_analysis_needs_neither_torch_nor_the_trainer():

@@ -142,6 +142,27 @@ def test_the_recommended_setting_is_judged_by_what_it_gives_away_and_by_what_it_
     assert summary.best(load("s", tmp_path)).settings["algo"] == "sound"
 
 
+def test_the_recommendation_says_its_counts_beside_their_aims_and_what_lies_between_two_alphas(tmp_path):
+    for algo, keeps in (("npo", (0.95, 0.9)), ("ga", (0.9, 0.6))):
+        points = {0.5: (0.25, keeps[0], 0.3, 0.9), 1.0: (0.05, keeps[1], 0.1, 0.9)}
+        write_made_up_run(tmp_path / "s", points, algo=algo)
+    write_made_up_run(tmp_path / "s", {a: (a / 90, 0.1, 0.0, 0.1) for a in (1.0, 1.5, 2.0)}, algo="gone", alpha=2.0)
+    said = summary.sentences(load("s", tmp_path))
+    assert said[2].startswith("Recommended is npo, trained at α=1, evaluated at α=0.5: its worst count, ")
+    assert "forget/prob 0.250 (retrained 0.150), " in said[2] and "retain/prob 0.950 (target 0.990), " in said[2]
+    # half way from .25 to .05
+    assert "is exactly the retrained model's, interpolated between α, npo, trained at α=1 keeps most" in said[3]
+    assert said[3].endswith("retain/prob 0.925 at α = 0.750.")
+    assert said[-1].endswith("Collapsed: gone, trained at α=2, evaluated at α=1, 1.5, 2.")
+
+
+def test_in_a_single_world_a_mark_has_the_interval_over_its_questions(tmp_path):
+    values = dict(zip(METRICS, (0.2, 0.9), strict=False)) | {"intervals": {"forget/prob": [0.1, 0.4]}}
+    write_made_up_run(tmp_path / "s", {1.0: values})
+    (point,) = chart.data(load("s", tmp_path))["points"]
+    assert point["ends"] == {"forget/prob": [0.1, 0.4]}
+
+
 def test_a_difference_is_the_same_in_words_and_in_the_table(study):
     said = next(s for s in summary.sentences(study) if "the difference, " in s)
     numbers = re.search(r"the difference, \+(\S+) \[\+(\S+), \+(\S+)\] over 3 pair seeds, is separated", said).groups()
@@ -261,7 +282,7 @@ def test_the_page_works_in_a_browser(html, tmp_path):
 
         change = "e => { e.value = 'retain/rougeL_recall'; e.dispatchEvent(new Event('change')); }"
         page.do(f"({change})(document.getElementById('axis-y'))")
-        assert "retain/rougeL_recall" in page.do("document.querySelector('.mark').getAttribute('aria-label')")
+        assert "retain set, ROUGE-L recall" in page.do("document.querySelector('.mark').getAttribute('aria-label')")
 
         page.resize(375, 700)
         page.until("document.querySelector('#chart svg').viewBox.baseVal.width < 375")

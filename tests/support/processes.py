@@ -186,6 +186,7 @@ def _child(call: dict) -> None:
         os.dup2(stream, number)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
     sys.path[:] = [call["cwd"], str(ROOT), *(p for p in sys.path if p not in ("", str(ROOT), str(ROOT / "tests")))]
+    sys.stdin = sys.__stdin__ = os.fdopen(0)
     sys.argv[:] = [call["module"], *call["arguments"]]
     sys.modules.pop(call["module"], None)  # it is run, as a true call runs it, and not found imported
     status = 0

@@ -1,9 +1,10 @@
 """What vLLM is not given is refused with the way that works; the checks need no vLLM."""
 
 import pytest
+from transformers import PretrainedConfig
 
 from unlearn.ensemble.engines.configuration_unlearned import UnlearnedConfig
-from unlearn.ensemble.engines.vllm_plugin import refuse, refuse_heads
+from unlearn.ensemble.engines.vllm_plugin import asked, refuse, refuse_heads
 
 PLAIN = {"name": "target", "constant": 1.0, "slope": 0.0, "base": None, "files": {"model.safetensors": "0"},
          "dtype": "float32", "quantisation": None, "config": {"model_type": "llama"}}  # fmt: skip
@@ -35,3 +36,10 @@ def test_heads_that_vllm_cannot_read_are_refused_before_the_first_request(own):
         ValueError, match="anchor: head_dim=16: must be one of 32, 64 for vLLM on a CPU; .*unlearn.serve"
     ):
         refuse_heads(UnlearnedConfig(members=[target, small]), [32, 64])
+
+
+@pytest.mark.parametrize("given, expected", [(None, 0.5), (2, 2.0)])
+def test_an_alpha_that_the_command_line_leaves_out_is_the_exports(given, expected):
+    about = {"members": [PLAIN], "alpha": 0.5}
+    found = asked(PretrainedConfig(unlearned=about, target="T", base=None, alpha=given))
+    assert (found.alpha, found.target, found.base) == (expected, "T", None)

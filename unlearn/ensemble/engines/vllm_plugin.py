@@ -74,7 +74,8 @@ def own(config: Mapping[str, Any]) -> PretrainedConfig:
 def asked(config: PretrainedConfig) -> UnlearnedConfig:
     """What the export says, and what the command line does (``--hf-overrides``): where target and base lie, and α."""
     found = UnlearnedConfig.from_dict(dict(config.unlearned))
-    found.target, found.base, found.alpha = config.target, config.base, config.alpha
+    found.target, found.base = config.target, config.base
+    found.alpha = found.alpha if config.alpha is None else config.alpha
     return found
 
 

@@ -34,9 +34,10 @@ test: setup ## run the whole test suite
 nightly: setup ## run the tests that are worth their time, but not every time
 	$(PY) -m pytest $(WORKERS) -m nightly
 
-check: setup ## lint, formatting and tests
+check: setup ## lint, formatting, types and tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(PY) -m pytest $(WORKERS)
 
 bench: setup ## measure what the speed-ups are worth on this machine (experiments/speed/README.md)

@@ -200,14 +200,12 @@ def is_share(metric: str) -> bool:
     return better(metric) is not None and metric not in UNBOUNDED
 
 
-def losses(study: Study, table: pd.DataFrame, metric: str) -> pd.Series | None:
+def losses(study: Study, table: pd.DataFrame, metric: str) -> pd.Series:
     """For each row of a table of curves or references, how far the metric is from the best: 0 there, 1 at the worst.
 
     On the forget set the best is the retrained model's value, of the same world where the table has it: too far is as
-    wrong as too little. None for a metric without a worst value.
+    wrong as too little. For a metric that ``is_share``: others have no worst value.
     """
-    if not is_share(metric):
-        return None
     theirs = study.references[study.references["reference"] == "retrained"]
     if goal(metric) == "retrained" and metric in theirs and theirs[metric].notna().any():
         keys = [c for c in (*SETTING, "pair_seed", "world") if c in table]

@@ -6,6 +6,8 @@ forget set still guesses, so zero is more than forgetting, and a ruined model re
 
 from __future__ import annotations
 
+from typing import Any
+
 KNOWN = (  # what the retained splits should keep high, and the forget splits as the retrained model has it
     "prob", "known", "prob_options", "rougeL_recall", "rougeL_f1", "exact_memorization", "extraction_strength",
     "truth_ratio", "paraphrased_prob", "knowmem", "verbmem",
@@ -89,7 +91,8 @@ def distance(metric: str, value, retrained=None):
     where = goal(metric, retrained is not None)
     if where == "retrained":
         return abs(value - retrained)
-    return {"higher": -value, "lower": value, "zero": abs(value)}[where]
+    away: dict[str | None, Any] = {"higher": -value, "lower": value, "zero": abs(value)}
+    return away[where]
 
 
 def title(metric: str, retrained: bool = True) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,8 @@ TICKS = (0, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 1)
 
 def make(study: Study, width: float, height: float) -> Figure:
     """An empty figure with the study's title; to be called, as all drawing, within ``style.look()``."""
-    fig = Figure(figsize=(width, height), layout="constrained")
-    fig.get_layout_engine().set(wspace=0.04, hspace=0.04)
+    fig = Figure(figsize=(width, height))
+    fig.set_layout_engine("constrained", wspace=0.04, hspace=0.04)
     fig.suptitle(caption.title(study), x=0.01, ha="left", fontsize=9)
     return fig
 
@@ -104,5 +105,10 @@ def reference_handles(names: Iterable[str]) -> list[Line2D]:
 
 def legend(fig: Figure, handles: list, title: str | None = None) -> None:
     """The legend beside the panels."""
-    place = {"loc": "outside right upper", "alignment": "left", "handlelength": 3.2, "labelspacing": 0.6}
+    place: dict[str, Any] = {
+        "loc": "outside right upper",
+        "alignment": "left",
+        "handlelength": 3.2,
+        "labelspacing": 0.6,
+    }
     fig.legend(handles=handles, title=f"{title}\n" if title else None, **place)

@@ -6,8 +6,10 @@ at each decides (``unlearn/grid/table.py`` has the same rule); a loss that ran a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import pandas as pd
 
@@ -19,7 +21,7 @@ BY_KEPT = "keeps "  # begins the verdict of a run whose trajectory said so: ther
 WORLD = ["pair", "pair_seed", "data", "world"]
 
 
-def manifests(study: Study) -> dict[str, dict]:
+def manifests(study: Study) -> dict[str, Mapping[str, Any]]:
     """What each run logged about itself, by the value of ``folder``."""
     return {record.place: record.manifest for record in study.records}
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,9 +31,16 @@ REFERENCES = {  # never the look of a run
     "retrained": {"marker": "D", "markersize": 8.5, "markerfacecolor": "white"},
 }
 LINES_OF = {"target": (0, (7, 2)), "guess": (0, (5, 2, 1, 2)), "retrained": (0, (1.5, 1.5))}  # across a panel
-COLLAPSED = {"linestyle": "none", "marker": "x", "color": INK, "markersize": 8, "markeredgewidth": 1.3, "zorder": 5}
+COLLAPSED: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "x",
+    "color": INK,
+    "markersize": 8,
+    "markeredgewidth": 1.3,
+    "zorder": 5,
+}
 OTHERS = ("d", "p", "8", ">")  # markers of results that are not runs of the study: grey, and no line
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.labelsize": 8.5,

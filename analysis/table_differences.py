@@ -91,11 +91,11 @@ class Examples:
     def paired(self, one: pd.DataFrame, other: pd.DataFrame, metric: str) -> Interval:
         """The difference of two settings' runs in a metric, over people or questions, too, where they are there."""
         column = metric.rpartition("/")[2]
-        sides = [self._of(runs, metric) for runs in (one, other)]
-        if any(side is None for side in sides):
+        ours, theirs = self._of(one, metric), self._of(other, metric)
+        if ours is None or theirs is None:
             return statistics.paired(one, other, metric)
-        found = statistics.paired_examples(*sides, column)
-        people = found.n == 1 and "person" in sides[0] and sides[0]["person"].astype(bool).all()
+        found = statistics.paired_examples(ours, theirs, column)
+        people = found.n == 1 and "person" in ours and ours["person"].astype(bool).all()
         self.resampled.add("people" if people else "questions")
         return found
 

@@ -46,12 +46,13 @@ def terminal(table: Table) -> str:
         style = "cyan" if row.kind != "run" else None if row.units else "red"
         ends = row.kind != "run" and last is not None and last.kind == "run"
         shown.add_row(*map(escape, [*words(table, row), *cells, runs(row)]), style=style, end_section=ends)
-    console = Console(file=io.StringIO(), width=1000, force_terminal=False)
+    page = io.StringIO()
+    console = Console(file=page, width=1000, force_terminal=False)
     console.width = max(80, console.measure(shown).maximum)
     console.print(shown)
     for note in table.notes:
         console.print(escape(note), highlight=False, soft_wrap=True)
-    return console.file.getvalue()
+    return page.getvalue()
 
 
 def as_csv(table: Table) -> str:

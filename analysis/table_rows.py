@@ -168,8 +168,8 @@ def _mark(study: Study, rows: list[Row], by: list[str], metrics: list[str]) -> l
     for world in {tuple(rows[i].settings[c] for c in worlds) for i in whole}:
         rivals = [i for i in whole if tuple(rows[i].settings[c] for c in worlds) == world]
         for metric in metrics:
-            ranked = [(away[metric][tuple(rows[i].settings.values())], i) for i in rivals if away[metric]]
-            ranked = sorted([(d.mean, d.high, d.low, i) for d, i in ranked if d.n])
+            known = [(away[metric][tuple(rows[i].settings.values())], i) for i in rivals if away[metric]]
+            ranked = sorted([(d.mean, d.high, d.low, i) for d, i in known if d.n])
             if len(ranked) > 1 and all(ranked[0][1] < low for _, _, low, _ in ranked[1:]):
                 best.setdefault(ranked[0][3], set()).add(metric)
     return [

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ STEP_PANELS = (("forget/prob", "retain/prob"), ("forget/exact_memorization", "re
 WORST = (("lower", "lower"), (1.0, 1.0))  # of two losses
 AIMS = {"retrained": "aim: as the retrained model", "guess": "aim: the guess level, of names that no model can know"}
 MANY = 30  # points in a panel from which on not each one's α is written beside it
-FRONT = {
+FRONT: dict[str, Any] = {
     "color": "#BBBBBB",
     "linestyle": "none",
     "marker": "o",
@@ -64,8 +65,8 @@ def figure(
     ``others`` (``analysis.others.load_others``) are marked as single points. ``over`` as in ``curves.curves``.
     ``retain``: the split of the default y axes.
     """
-    pairs, known = (STEP_PANELS, step_metrics(study)) if over == "steps" else (PANELS, study.metrics)
-    pairs = [(of_x, of_y.replace("retain/", f"{retain}/")) for of_x, of_y in pairs]
+    panels_of, known = (STEP_PANELS, step_metrics(study)) if over == "steps" else (PANELS, study.metrics)
+    pairs = [(of_x, of_y.replace("retain/", f"{retain}/")) for of_x, of_y in panels_of]
     shown = [(x or pairs[0][0], y or pairs[0][1])]
     if x is None and y is None:
         shown += [p for p in pairs[1:] if set(p) <= set(known)]
@@ -99,7 +100,7 @@ def hypervolumes(study: Study, x: str, y: str, over: str = "alpha") -> dict | No
     The area is that between the points' losses (``curves.losses``) and the worst, 1 of both.
     """
     table, means = units(study, x, y, over=over), references(study, x, y)
-    if losses(study, table, x) is None or losses(study, table, y) is None:
+    if not (is_share(x) and is_share(y)):
         return None
     columns, found = curve_columns(study, over), {}
     both = table.assign(x=losses(study, table, x), y=losses(study, table, y))
@@ -150,7 +151,7 @@ def _say_aim(ax, study: Study, x: str) -> None:
     """The vertical line of the best forgetting, and above it what it is; none where it is not one value."""
     means = references(study, x)
     name = "retrained" if "retrained" in set(means["reference"]) else "guess"
-    found = means.loc[means["reference"] == name, x].to_numpy() if x in means else ()
+    found = means.loc[means["reference"] == name, x].to_numpy() if x in means else np.empty(0)
     if len(found) == 1 and goal(x) in ("retrained", "zero"):
         across = (ax.transData + ax.transAxes.inverted()).transform((found[0], 0))[0]
         text = {"va": "bottom", "ha": "left" if across < 0.25 else "center", "fontsize": style.LABEL_SIZE}
@@ -179,9 +180,9 @@ def _draw_curves(ax, x: str, y: str, table: pd.DataFrame, looks: dict, size: flo
 
 def _draw_front(ax, study: Study, x: str, y: str, table: pd.DataFrame) -> None:
     """A grey halo around the points of all curves that no other point beats."""
-    both = losses(study, table, x), losses(study, table, y)
-    if all(loss is not None for loss in both):
+    if is_share(x) and is_share(y):
         points = table[[x, y]].to_numpy()
+        both = losses(study, table, x), losses(study, table, y)
         best = points[pareto.front(np.column_stack(both), WORST[0])]
         ax.plot(*best.T, **FRONT)
 
@@ -216,7 +217,7 @@ def _legend(
     gone: bool,
 ) -> None:  # fmt: skip
     known = set(study.references["reference"])
-    entries = [(name, name, style.reference(name)) for name in style.REFERENCES if name in known]
+    entries: list[tuple] = [(name, name, style.reference(name)) for name in style.REFERENCES if name in known]
     entries += [(curve, label, looks[curve]) for curve, label in names.items()]
     handles = [Line2D([], [], label=label + _area(areas, key), **look) for key, label, look in entries]
     handles += [Line2D([], [], label=row["model"], **style.other(place)) for place, row in enumerate(others)]

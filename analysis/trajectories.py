@@ -37,8 +37,8 @@ def figure(study: Study, metrics: Sequence[str] = METRICS) -> Figure:
             study, max(3.4, 2.6 * len(methods)) + 2.3, max(2.0 * len(metrics) + 0.9, 1.9 + 0.19 * len(names))
         )
         axes = fig.subplots(len(metrics), len(methods), squeeze=False, sharex=True, sharey="row")
-        known = dict.fromkeys(_draw(axes[i][j], study, table, m, method, looks)
-                              for i, m in enumerate(metrics) for j, method in enumerate(methods))  # fmt: skip
+        known = [_draw(axes[i][j], study, table, m, method, looks)
+                 for i, m in enumerate(metrics) for j, method in enumerate(methods)]  # fmt: skip
         for row in axes:
             panels.limit(*(ax.yaxis for ax in row))
         for method, ax in zip(methods, axes[0], strict=True):

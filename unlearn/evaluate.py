@@ -66,6 +66,7 @@ def _main(keys: Keys) -> int | None:
     found = standalone.run(keys.model, keys.out, keys.tokenizer, keys.retrained, keys.overrides)
     table.show_metrics({keys.model if name == "model" else name: metrics for name, metrics in found.items()})
     print(f"written: {keys.out}")
+    return 0
 
 
 if __name__ == "__main__":

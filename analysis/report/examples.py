@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 import pandas as pd
 
@@ -72,7 +73,7 @@ def _having(rows: pd.DataFrame, settings: dict[str, object]) -> pd.DataFrame:
     return rows
 
 
-def _chosen(row: dict[str, object], found: pd.DataFrame) -> Chosen:
+def _chosen(row: dict[str, Any], found: pd.DataFrame) -> Chosen:
     trained = f"trained at α = {row['alpha']:g}, evaluated at " * (row["alpha"] != row["eval_alpha"])
     said = f"{row['algo']}, {row['method']}, {trained}α = {row['eval_alpha']:g}, "
     said += f"pair seed {row['pair_seed']}, seed {row['seed']}"

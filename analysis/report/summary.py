@@ -90,7 +90,7 @@ def _recommended(study: Study) -> str:
     if row is None:
         return ""
     losses = _losses(found, row)
-    worst = max(losses, key=losses.get)
+    worst = max(losses, key=lambda metric: losses[metric])
     counts = ", ".join(f"{m} {_cell(row, m)} ({_aim(found, m)})" for m in losses)
     return (
         f"Recommended is {name(found, row)}: its worst count, {worst} {_cell(row, worst)}, is the best of all. "
@@ -154,7 +154,7 @@ def _level(study: Study, found: Table, what: str, value: float) -> Level:
     if not others:
         return Level(what, value, first, f"{said}; nothing else forgets so far without collapsing.")
     said += f". Next is {name(found, others[0])} with {_cell(others[0], KEEP)}"
-    gap = Examples(study, [KEEP]).paired(*(_rows(study, found, row) for row in (first, others[0])), KEEP)
+    gap = Examples(study, [KEEP]).paired(_rows(study, found, first), _rows(study, found, others[0]), KEEP)
     if gap.n > 1:
         apart = "separated" if gap.separated else "not separated"
         ends = f"{signed(gap.mean)} [{signed(gap.low)}, {signed(gap.high)}]"
@@ -228,8 +228,8 @@ def _lost(study: Study, found: Table) -> str:
             gone.setdefault(curve, []).append(alpha)
     named = [f"{curve}α={', '.join(alphas)}" for curve, alphas in gone.items()]
     more = f" and of {len(named) - NAMED} more curves" if len(named) > NAMED + 1 else ""
-    named = "; ".join(named[:NAMED] if more else named) + more
-    return f"{told(study)[0]}." + (f" Collapsed: {named}." if gone else " None collapsed.")
+    said = "; ".join(named[:NAMED] if more else named) + more
+    return f"{told(study)[0]}." + (f" Collapsed: {said}." if gone else " None collapsed.")
 
 
 def _whole(found: Table) -> list[Row]:

@@ -71,7 +71,7 @@ def read(paths: list[Path]) -> tuple[list[Record], list[str]]:
 def _part(path: Path) -> Part | None:
     """The content of a file; None where it ends before it says whose it is."""
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record as Message
+    from wandb.proto.wandb_internal_pb2 import Record as Message  # type: ignore[attr-defined]
 
     part = Part(path)
     try:

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from analysis.statistics import mean
-from analysis.style import look, save
+from analysis.caption import footnote
+from analysis.goals import split_of
+from analysis.panels import curve, legend, reference_handles, shares
+from analysis.statistics import Interval, mean
+from analysis.style import look, reference_line, save, series
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("results", "returns", "gate", "cost")
@@ -78,27 +82,42 @@ def back(some: pd.DataFrame) -> pd.Series:
 
 
 def figure(found: dict[str, pd.DataFrame]) -> Figure:
-    """What is left of the requests answered so far, and of everything else, after each; means over worlds. One offset
-    for all five is measured at the end alone."""
+    """What is left of the requests answered so far, and of everything else, after each; means over worlds and their
+    95 % intervals. One offset for all five is measured at the end alone."""
     results, returns = found["results"], found["returns"]
     last, ends = returns["after"].max(), results[results["at"].isin(["1", "–"])]
     fig = Figure(figsize=(11, 3.4), layout="constrained")
+    looks = {answer: series(i, i) for i, answer in enumerate(("sum", "continued", "fused", "joint"))}
     for ax, split in zip(fig.subplots(1, 4, sharey=True), SPLITS, strict=True):
         for answer in ("sum", "continued"):
             some = returns[returns["answer"] == answer]
             some = some[some["place"] <= some["after"]] if split == "forget" else some[some["place"] == 1]
-            drawn = some.groupby("after")["prob" if split == "forget" else split].mean()
-            ax.plot(drawn.index, drawn, marker="o", label=answer)
-        for answer, marker in (("fused", "s"), ("joint", "*")):
-            ax.plot(last, ends[ends["answer"] == answer][f"{split}/prob"].mean(), marker, markersize=9, label=answer)
-        again = ends[ends["answer"] == "retrained"][f"{split}/prob"].mean()
-        ax.axhline(again, linestyle=":", color="grey", label="retrained")
-        ax.set_title("asked so far" if split == "forget" else split.replace("_", " "), fontsize=9)
+            column = "prob" if split == "forget" else split
+            steps = [mean(own) for _, own in some.groupby(["after", "world"])[column].mean().groupby("after")]
+            curve(ax, _points(range(1, last + 1), steps), "after", "kept", looks[answer])
+        for answer in ("fused", "joint"):
+            end = mean(ends[ends["answer"] == answer][f"{split}/prob"])
+            ax.errorbar(last, end.mean, end.half, fmt="none", ecolor=looks[answer]["color"], elinewidth=0.8, zorder=2)
+            ax.plot(last, end.mean, **looks[answer] | {"linestyle": "none", "markersize": 7, "zorder": 4})
+        ax.axhline(ends[ends["answer"] == "retrained"][f"{split}/prob"].mean(), **reference_line("retrained"))
+        ax.set_title("asked so far" if split == "forget" else split_of(split), loc="left")
         ax.set_xlabel("requests answered")
-        ax.set_ylim(0, 1.03)
-    fig.axes[0].set_ylabel("probability of the answers")
-    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        ax.set_xticks(range(1, last + 1))
+        shares(ax.yaxis)
+    fig.axes[0].set_ylabel("probability of the right answer")
+    ways = {"fused": "fused (measured at the end)", "joint": "joint, one offset for all"}
+    handles = [
+        Line2D([], [], label=ways.get(a, a), **look | ({"linestyle": "none"} if a in ways else {}))
+        for a, look in looks.items()
+    ]
+    legend(fig, [*reference_handles(["retrained"]), *handles])
+    footnote(fig, [f"bands and bars: 95 % over {results['world'].nunique()} pair seeds"])
     return fig
+
+
+def _points(steps: Iterable[int], found: Sequence[Interval]) -> pd.DataFrame:
+    rows = [(step, f.mean, max(f.low, 0), min(f.high, 1)) for step, f in zip(steps, found, strict=True)]
+    return pd.DataFrame(rows, columns=["after", "kept", "low/kept", "high/kept"])
 
 
 def write(folder: Path) -> None:

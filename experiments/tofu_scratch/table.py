@@ -11,7 +11,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.style import COLOURS, look, save
+from analysis.caption import footnote
+from analysis.goals import named
+from analysis.panels import around, legend, odds
+from analysis.style import INK, LINES_OF, look, reference, save, series
 
 HERE = Path(__file__).resolve().parent
 ALGOS = ("target", "retrained", "ga", "gd", "kl", "npo", "simnpo")
@@ -66,24 +69,30 @@ def every_metric(found: pd.DataFrame) -> list[str]:
 
 
 def figure(found: pd.DataFrame) -> Figure:
-    """Leak gap against retain ROUGE: a panel per forget set, a colour per algorithm, direct filled, offset open."""
+    """Leak gap against retain ROUGE in odds: a panel per forget set, a colour and mark per algorithm, offset open."""
     sets = sorted(found["forget_set"].unique())
     fig = Figure(figsize=(4.6 * len(sets), 3.9), layout="constrained")
+    x, y = "forget/leak_gap", "retain/rougeL_recall"
     axes = fig.subplots(1, len(sets), sharey=True, squeeze=False)[0]
     for ax, forget in zip(axes, sets, strict=True):
         for (own, algo, method), group in groups(found):
             if own != forget or algo == "retrained":
                 continue
-            colour = "black" if algo == "target" else COLOURS[ALGOS.index(algo) - 2]
-            ax.plot(group["forget/leak_gap"], group["retain/rougeL_recall"], linestyle="", color=colour,
-                    marker="*" if algo == "target" else "o", markerfacecolor=None if method != "offset" else "white",
-                    label=f"{algo} {method}".strip())  # fmt: skip
-        ax.axvline(0, color="grey", linewidth=0.8, linestyle=":")
-        ax.set_title(forget)
-        ax.set_xlabel("leak@k − that of the retrained model   (→ 0)")
-    axes[0].set_ylabel("retain ROUGE-L recall   (better →)")
-    handles, names = axes[0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside right center")
+            mark = reference("target") if algo == "target" else series(ALGOS.index(algo) - 2, method == "offset")
+            ends = [
+                around(group.rename(columns={f"{m}/{end}": f"{end}/{m}" for end in ("low", "high")}), m) for m in (x, y)
+            ]
+            bars = {"fmt": "none", "ecolor": mark.get("color", INK), "elinewidth": 0.8, "alpha": 0.55, "zorder": 2}
+            ax.errorbar(group[x], group[y], *ends[::-1], **bars)
+            ax.plot(group[x], group[y], **mark | {"linestyle": "none"}, label=f"{algo}, {method}".strip(", "))
+        ax.axvline(0, color="#999999", linewidth=0.8, linestyle=LINES_OF["retrained"], zorder=1)
+        ax.set_title(f"{forget}   (dotted: the aim, as the retrained model)", loc="left")
+        ax.set_xlabel(f"{named(x)}   (aim: 0)")
+    odds(axes[0].yaxis)
+    axes[0].set_ylabel(f"{named(y)}   (better →)")
+    handles, _ = axes[0].get_legend_handles_labels()
+    legend(fig, handles)
+    footnote(fig, ["a mark per pair seed; bars: 95 % over questions; shares have an axis in odds"])
     return fig
 
 

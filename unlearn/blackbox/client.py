@@ -100,7 +100,7 @@ class Client:
         most = SMALL + forms.most_bytes(question, k, self.texts.width)
         return self.post(COMPLETIONS, body, question.tokens, read, wrong, most=most)
 
-    def post(
+    def post(  # type: ignore[return]
         self, path: str, body: dict[str, Any], tokens: int, read: Read, wrong: int | None = None,
         retries: int | None = None, most: int = SMALL,
     ) -> tuple[Any, int]:  # fmt: skip

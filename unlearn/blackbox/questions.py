@@ -122,7 +122,9 @@ class Top:
         """Log-probabilities [n, V] of ``width`` tokens."""
         if self.ids is None:
             return torch.from_numpy(self.logp[:, :width]).to(device)
-        return spread(*(torch.from_numpy(values).to(device) for values in (self.ids, self.logp, self.residual)), width)
+        return spread(
+            *(torch.from_numpy(values).to(device) for values in (self.ids, self.logp, self.residual)), width=width
+        )
 
 
 def cut(answer: Answer, own: Sequence[int], k: int, width: int) -> Top:

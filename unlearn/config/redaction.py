@@ -95,5 +95,5 @@ def in_logs() -> None:
             made.msg, made.args = hidden, ()
         return made
 
-    record.redacts = True
+    record.redacts = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(record)

@@ -13,6 +13,8 @@ from unlearn.data.texts import names_in
 class Numbered(DataConfig):
     """Settings of a data set of made-up people, who have numbers: 0 to ``people`` − 1."""
 
+    people: int
+
     def are_requests(self, requests: list[Any]) -> tuple[bool, str]:
         if all(is_whole(n) for n in requests):
             rule = f"numbers of people: each at least 1, and together fewer than data.people={self.people}"
@@ -27,6 +29,10 @@ class Numbered(DataConfig):
 
 class Deletable(Numbered):
     """Settings of made-up people: the last ``forget_people``, or ``forget``, or requests go; ``gone`` are nowhere."""
+
+    forget_people: int
+    forget: list[int] | None
+    gone: list[int]
 
     def most(self) -> int:
         """How many can be forgotten."""

@@ -231,15 +231,15 @@ def divide(
     else:
         numbers = (cfg.request,) if isinstance(cfg.request, int) else tuple(sorted(cfg.request))
     last = max(numbers)
-    other = [n for n in range(1, len(requests) + 1) if n not in numbers]
-    kept = [n for n in other if cfg.retained in ("others", "later" if n > last else "earlier")]
+    others = [n for n in range(1, len(requests) + 1) if n not in numbers]
+    kept = [n for n in others if cfg.retained in ("others", "later" if n > last else "earlier")]
     left_out = {row.id for n, request in enumerate(requests, 1) if n not in kept for row in request}
     wanted = {row.id for n in numbers for row in requests[n - 1]}
     splits = {
         "forget": tuple(row for row in rows if row.id in wanted),
         "retain": tuple(row for row in rows if row.id not in left_out),
     }
-    return splits | {f"{REQUEST}{n}": requests[n - 1] for n in other}, Requested(tuple(rows), requests, numbers)
+    return splits | {f"{REQUEST}{n}": requests[n - 1] for n in others}, Requested(tuple(rows), requests, numbers)
 
 
 def place(data: DataSet, split: str, row: Row) -> str:

@@ -42,7 +42,7 @@ class Draw:
             self._random.set_state(self._before)
             self._made = step
         for _ in range(self._made, step + 1):
-            self._before = self._random.get_state()
+            self._before: Tensor = self._random.get_state()
             noise = torch.empty(width).exponential_(generator=self._random)
         self._made = step + 1
         return noise
@@ -95,7 +95,8 @@ def choose(logits: Tensor, draws: Sequence[Draw], steps: Sequence[int], error: f
         error = error / heat[:, 0]
         if any(d.top_p < 1 and d.temperature for d in draws):
             top_p = torch.tensor([d.top_p if d.temperature else 1.0 for d in draws])
-            inside, within, core = nucleus(logits.double() / heat, top_p, error[:, None].double())
+            wide = error[:, None].double()  # type: ignore[index]
+            inside, within, core = nucleus(logits.double() / heat, top_p, wide)
             inner, outer = inner.masked_fill(~inside, -torch.inf), outer.masked_fill(~within, -torch.inf)
     token = inner.argmax(-1)
     best, at = outer.topk(2, dim=-1)
@@ -135,4 +136,4 @@ def nucleus(scores: Tensor, top_p: Tensor, error: Tensor) -> tuple[Tensor, Tenso
 
 def tolerance(member: Member) -> float:
     """What a logit of the member may be wrong by: in half precision even plain decoding differs from batch to batch."""
-    return max(LEAST, 4 * torch.finfo(member.model.dtype).eps)
+    return max(LEAST, 4 * torch.finfo(member.model.dtype).eps)  # type: ignore[call-overload]

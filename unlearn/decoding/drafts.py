@@ -63,7 +63,8 @@ def _from_drafts(
     # where half precision leaves a doubt, plain decoding differs from batch to batch: what follows is as good
     exact = all(tolerance(m) == LEAST for m in ensemble.needed([alpha]))
     answers: dict[int, list[int]] = {}
-    doubtful, open_ = set(), set()
+    doubtful: set[int] = set()
+    undone: set[int] = set()
     with keeping_answers():
         for indices, _, found in read(ensemble, drafts, [alpha], rows, how.pad_id, how.batch_size, among=own):
             token, sure = (iter(t.tolist()) for t in decide(ensemble, found, alpha))
@@ -72,8 +73,8 @@ def _from_drafts(
                 agreed, unsure = _compare(draft, list(islice(token, len(draft))), list(islice(sure, len(draft))))
                 answers[i] = _closed(agreed, ends)
                 if not ended(answers[i], ends, most):
-                    (doubtful if unsure and exact else open_).add(i)
-    open_ = sorted(open_)
+                    (doubtful if unsure and exact else undone).add(i)
+    open_ = sorted(undone)
 
     def choose(found: Mapping[str, Tensor], which: Sequence[int], step: int) -> Tensor:
         token, sure = decide(ensemble, found, alpha)
@@ -117,9 +118,9 @@ def greedy_drafted(
                     doubtful.add(i)
                 else:
                     keep.append(place)
-            agreed = [begun[place][0] for place in keep]
-            batch.rewind(keep, [gamma + 1 - len(tokens) for tokens in agreed])
-            batch.append(torch.tensor([tokens[-1] for tokens in agreed], device=batch.device))
+            read_on = [begun[place][0] for place in keep]
+            batch.rewind(keep, [gamma + 1 - len(tokens) for tokens in read_on])
+            batch.append(torch.tensor([tokens[-1] for tokens in read_on], device=batch.device))
     return _with_greedy(answers, doubtful, ensemble, prompts, alpha, how)
 
 

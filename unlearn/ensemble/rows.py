@@ -111,7 +111,7 @@ class TopRows(FrozenRows):
         return self.ids, self.array, self.residual
 
     def _rows(self, kept: Sequence[Tensor]) -> Tensor:
-        return spread(*kept, self.width)
+        return spread(*kept, width=self.width)
 
 
 def spread(ids: Tensor, logp: Tensor, residual: Tensor, width: int) -> Tensor:

@@ -180,13 +180,13 @@ def _sweep(config: DictConfig) -> list[DictConfig]:
     """
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
-    given = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # what is interpolated is each job's own
+    given: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # what is interpolated is each job's own
     ours = given["hydra"]  # --config-dir and the search path: folders with more groups
     axes: dict[str, list[Override]] = {}
     params = config.hydra.sweeper.get("params") or {}  # a grid written in an experiment's YAML
     for o in parser.parse_overrides([*(f"{k}={v}" for k, v in params.items()), *given["task"]]):
-        values = o.sweep_string_iterator() if o.is_sweep_override() else [o.get_value_element_as_str()]
-        axes[o.get_key_element()] = parser.parse_overrides([f"{o.get_key_element()}={value}" for value in values])
+        texts = o.sweep_string_iterator() if o.is_sweep_override() else [o.get_value_element_as_str()]
+        axes[o.get_key_element()] = parser.parse_overrides([f"{o.get_key_element()}={text}" for text in texts])
 
     @cache
     def composed(*overrides: str) -> DictConfig:

@@ -6,6 +6,7 @@ They run only if some job has work to do.
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import transformers
 
@@ -92,7 +93,7 @@ def too_large(cfg: Config) -> list[str]:
         for member, role, rough in _read(cfg):
             if sources.is_remote(cfg.pair, role):
                 continue  # its rows are kept as it gives them, or refused
-            source = sources.own_source(cfg.pair, role) or sources.size_of(cfg.pair, role)
+            source: Any = sources.own_source(cfg.pair, role) or sources.size_of(cfg.pair, role)
             if source.source is None:
                 shape = Shape(bench.width, source.hidden_size, 4)
             else:

@@ -98,7 +98,8 @@ def _unknown_keys(node: Any, path: str) -> Iterator[str]:
         yield from _unknown_keys(node[i], f"{path}[{i}]")
     kind = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
     names = [f.name for f in fields(kind)] if is_dataclass(kind) else None
-    for key in node if isinstance(node, DictConfig) else ():
+    keys: Iterable[Any] = node if isinstance(node, DictConfig) else ()
+    for key in keys:
         if names is not None and key not in names:
             yield f"{path}{key}: unknown key; known keys here: {', '.join(names)}"
         elif not OmegaConf.is_missing(node, key):

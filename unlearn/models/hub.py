@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import list_repo_files, snapshot_download
@@ -20,7 +21,7 @@ from unlearn.store.files import noted
 from unlearn.store.sources import content, is_folder, local, tokenizer_files, weight_files
 
 log = logging.getLogger(__name__)
-QUANTISATION = {
+QUANTISATION: dict[str, dict[str, Any]] = {
     "none": {}, "8bit": {"load_in_8bit": True},
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
 }  # fmt: skip
@@ -143,7 +144,7 @@ def check_head(model: nn.Module, name: str) -> nn.Module:
     try:
         if llama.has_encoder(model):
             logits = model(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
-            read = seq2seq.read(model, ids, torch.ones_like(ids), ids)
+            read: Any = seq2seq.read(model, ids, torch.ones_like(ids), ids)
         else:
             logits = model(input_ids=ids, use_cache=False).logits
             read = model.base_model(input_ids=ids, use_cache=False)

@@ -11,6 +11,7 @@ this module is imported: ``PeftModel.from_pretrained`` then reads what ``save`` 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -24,7 +25,7 @@ from unlearn.config.pair import ADAPTER_CONFIG, ADAPTER_FILE, LayersConfig
 from unlearn.models.tuning import LAYER, LayerError, added, put, second_view, write
 from unlearn.store.files import read_json
 
-KIND = "UNLEARNING_LAYERS"  # peft_type
+KIND: Any = "UNLEARNING_LAYERS"  # peft_type, of which peft has an enumeration
 DOWN, UP = "unlearning_down", "unlearning_up"
 SHARE = 0.005  # of the model's parameters: the paper's share (≈ 0.5 %), where no bottleneck is given
 SUPPORTED = "Llama, Qwen2 and others of their form (mlp.down_proj), GPT-2 (mlp.c_proj), T5 (DenseReluDense.wo)"

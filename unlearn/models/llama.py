@@ -124,7 +124,7 @@ def _read(model: nn.Module, batch: Batch, layer: int | None = None) -> list[Tens
     here, options = batch.to(device_of(model)), {} if layer is None else {"output_hidden_states": True}
     if has_encoder(model):
         (ids, mask), (answers, where) = seq2seq.prompts(model, here), seq2seq.answers(model, here)
-        out = seq2seq.read(model, ids, mask, answers, **options)
+        out: Any = seq2seq.read(model, ids, mask, answers, **options)
     else:
         where = here.where
         out = model.base_model(input_ids=here.ids, attention_mask=here.mask, use_cache=False, **options)

@@ -23,7 +23,7 @@ def fresh(cfg: ModelConfig, vocab_size: int, pad_id: int, eos_id: int, seed: int
             vocab_size=vocab_size, d_model=cfg.hidden_size, d_kv=cfg.hidden_size // cfg.heads,
             d_ff=cfg.intermediate_size, num_layers=cfg.layers, num_heads=cfg.heads, dropout_rate=0.0,
             initializer_factor=cfg.initializer_range,
-            pad_token_id=pad_id, eos_token_id=eos_id, decoder_start_token_id=pad_id,
+            pad_token_id=pad_id, eos_token_id=eos_id, decoder_start_token_id=pad_id,  # type: ignore[call-arg]
         ))  # fmt: skip
 
 

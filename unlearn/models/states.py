@@ -77,7 +77,8 @@ class Encoded(Cached):
     """A model with an encoder, which reads the prompts, once and whole: they can only be continued."""
 
     def __init__(self, model: nn.Module):
-        self.model, self.cache, self.memory = model, EncoderDecoderCache(DynamicCache(), DynamicCache()), None
+        self.model, self.cache = model, EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.memory: Tensor | None = None
 
     @torch.no_grad()
     def hidden(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class Inputs:
         """Examples of a group that have rows, and where in them is what a draw names; None: all questions, in order. Of
         paired groups those that some step draws; of others all, for runs of any seed, unless steps draw under half."""
         # questions, or (question, answer) pairs
-        drawn = sorted({key for step in range(self.steps) for key in self.sampler.draw(step).named(name)})
+        drawn: list[Any] = sorted({key for step in range(self.steps) for key in self.sampler.draw(step).named(name)})
         places = {key: k for k, key in enumerate(drawn)}
         encoder, data = self.bench.encoder, self.bench.data
         if name in PAIRED:

@@ -72,7 +72,7 @@ def questions(cfg: NearConfig, forget: Sequence[str], retain: Sequence[str]) -> 
 
 
 def _one(words: Sequence[str], draw: np.random.Generator) -> str:
-    return words[draw.integers(len(words))]
+    return words[int(draw.integers(len(words)))]
 
 
 def _about(words: Sequence[str], others: Sequence[set[str]]) -> list[str]:

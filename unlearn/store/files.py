@@ -52,7 +52,7 @@ def saving(path: Path) -> Iterator[None]:
             room = ", ".join([*getattr(error, "__notes__", ()), room])
             do = f"{room}; make room there, or give another disk by paths.runs= or paths.store="
             raise DiskError(f"{path} could not be written, its disk is full ({do}); then rerun to resume") from error
-        if number in SHUT:
+        if isinstance(error, OSError) and number in SHUT:
             do = "let it be written, or give another folder by paths.runs= or paths.store="
             raise DiskError(f"{path} could not be written: {error.strerror}; {do}") from error
         raise

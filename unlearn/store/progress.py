@@ -34,9 +34,11 @@ def progress(total: int | None, name: str, unit: str = "step", done: int = 0) ->
 
 
 class Stage(AbstractContextManager):
+    bar: tqdm  # from its beginning on
+
     def __init__(self, total: int | None, name: str, unit: str, done: int, among: "Running"):
         self.total, self.name, self.unit, self.done, self.noted = total, name, unit, done, ""
-        self._among, self._first, self._start, self.bar = among, done, 0.0, None
+        self._among, self._first, self._start = among, done, 0.0
 
     def __enter__(self) -> "Stage":
         self._start = self._among.clock()

@@ -57,10 +57,10 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
         "world_facts": _rows(tables, "world_facts_perturbed", "world_facts", True),
         "holdout": _rows(tables, HOLDOUT[forget], "holdout", optional=True),
     }
-    plain, rule = _rows(tables, forget, "plain"), f"{forget} and {forget}_perturbed hold different questions or answers"
-    if len(plain) != len(splits["forget"]):
-        raise DataError(f"{rule}; they must be the same rows, and there are {len(plain)} and {len(splits['forget'])}")
-    for one, other in zip(plain, splits["forget"], strict=True):
+    same, rule = _rows(tables, forget, "plain"), f"{forget} and {forget}_perturbed hold different questions or answers"
+    if len(same) != len(splits["forget"]):
+        raise DataError(f"{rule}; they must be the same rows, and there are {len(same)} and {len(splits['forget'])}")
+    for one, other in zip(same, splits["forget"], strict=True):
         if pair(one) != pair(other):
             where = f"in the same order, and {one.place} has {one.question!r}"
             raise DataError(f"{other.place}: {rule}; they must be the same rows {where}")

@@ -108,11 +108,11 @@ def _write_all(runs: Sequence[Opened], parts, settings: ExportSettings, about: d
     about["searched"] = {"forget_texts": traces.texts, "runs_of_words": traces.count, "ids": len(traces.ids)}
     write_text(folder / CARD, card(about, config, settings.hub))
     write_json(folder / ABOUT, about)
-    found = traces.in_folder(folder)
-    if found:
-        advice = "; tokenizer=no leaves the tokenizer out" if any("token" in file for file in found) else ""
+    left = traces.in_folder(folder)
+    if left:
+        advice = "; tokenizer=no leaves the tokenizer out" if any("token" in file for file in left) else ""
         rule = "An export holds nothing of the forget set"
-        held = "; ".join(f"{file} holds text of row {row!r}" for file, row in found.items())
+        held = "; ".join(f"{file} holds text of row {row!r}" for file, row in left.items())
         raise ConfigError(f"nothing was exported: {held}. {rule}{advice}")
     if settings.folder.is_dir():
         settings.folder.rmdir()  # it was empty; what came in the meantime is not replaced

@@ -104,7 +104,7 @@ def _config(ledger: Ledger, state: State) -> DictConfig:
     jobs = _jobs(ledger, state.parts)
     known, first, configs = ledger.states(), jobs[0].cfg, [job.cfg for job in jobs]
     if first.data.requests is None:
-        asked = {"forget": _flat([cfg.data.forget for cfg in configs])}
+        asked = {"forget": _flat([vars(cfg.data)["forget"] for cfg in configs])}
     else:
         numbers = [cfg.data.request for cfg in configs]
         if None in numbers:

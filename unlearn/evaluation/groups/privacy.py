@@ -38,7 +38,7 @@ def measure(ctx: Context) -> Found:
         # fewer holdout rows cannot say what 5 % are
         if "reference" in forget and len(holdout) >= 1 / FALSE_POSITIVES - 1:
             nll = [values for s in SPLITS for values in (columns[s]["loss"], ctx.retrained.column(s, "nll"))]
-            metrics["mia/vulnerable"] = float(membership.vulnerable(*nll, FALSE_POSITIVES).mean())
+            metrics["mia/vulnerable"] = float(membership.vulnerable(*nll, rate=FALSE_POSITIVES).mean())
     intervals = {name: ends for name, ends in drawn.items() if ends is not None}
     return Found({}, metrics, intervals, {s: c.add_prefix("mia_") for s, c in columns.items()})
 

@@ -45,7 +45,8 @@ def figure(study: Study, metrics: Sequence[str] = METRICS) -> Figure:
             ax.set_title(method, loc="left")
         for ax in axes[-1]:
             ax.set_xlabel("training step")
-        handles = panels.reference_handles(max(known, key=len))
+        most = max(known, key=len)
+        handles = panels.reference_handles(most)
         panels.legend(fig, handles + [Line2D([], [], label=names[line], **looks[line]) for line in names])
         seeds = caption.spread(study, table, metrics, "bands")
         caption.footnote(fig, [seeds, caption.STEPS, *caption.left_out(study, rows_of(study, *metrics, over="steps"))])

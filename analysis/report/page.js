@@ -163,7 +163,7 @@
     for (const r of references) mark(svg, r, r.kind === "target" ? STAR : DIAMOND, "reference", across.at(r.values[axis.x]), up.at(r.values[axis.y]), r.kind === "target" ? "var(--c)" : "var(--paper)");
     for (const p of points) {
       const curve = data.curves[p.curve], x = across.at(p.values[axis.x]), y = up.at(p.values[axis.y]);
-      const gone = p.collapsed && p.collapsed === p.runs.length ? " gone" : "";
+      const gone = 2 * p.collapsed >= p.runs.length ? " gone" : "";  // as the printed figure marks it
       mark(svg, p, SHAPES[curve.colour % SHAPES.length], `s${curve.colour % 7}${gone}`, x, y, curve.line % 2 ? "var(--paper)" : "var(--c)");
     }
     if (points.length <= 60) label(points.map(p => [across.at(p.values[axis.x]), up.at(p.values[axis.y]), String(+p.along.toPrecision(4))]));

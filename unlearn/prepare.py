@@ -33,7 +33,8 @@ def prepare(raw: DictConfig) -> None:
     if ensemble.trained is not None:
         Inputs(cfg, bench).objective(ensemble)  # reads the rows that training will
     beside = baselines(cfg, bench, suite_of(cfg, bench))
-    made = table.made(["model", "parameters", "weights"], ["forget prob", "retain prob", "utility"])
+    heads = ["forget set\nprobability", "retain set\nprobability", "model\nutility"]
+    made = table.made(["model", "parameters", "weights"], heads)
     for name in (n for n in ("target", "retrained", "small") if bench.has(n)):
         m = beside[name].metrics if name in beside else {}
         numbers = [f"{m[k]:.3f}" if k in m else "" for k in ("forget/prob", "retain/prob", "model_utility")]

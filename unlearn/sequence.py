@@ -53,8 +53,8 @@ def main(keys: Keys) -> None:
     requests = sorted({n for step in steps for n in numbers(step)})
     splits = ("retain", "neighbours", "real_authors", "world_facts")
     kept = [split for split in splits if f"{split}/prob" in last.metrics]
-    made = table.made(["after"], [*(f"request {n}" for n in requests), *kept, "utility", "leak − retr."],
-                      title="probability of the right answer")  # fmt: skip
+    heads = [*(f"request {n}" for n in requests), *(split.replace("_", "\n") for split in kept), "model\nutility"]
+    made = table.made(["after"], [*heads, "leak beyond\nretrained"], title="probability of the right answer")
     rows = [(name, replace(last, metrics=entry), "cyan") for name, entry in last.references.items()]
     for name, step, style in rows + [(f"request {step.after}", step, None) for step in steps]:
         values = [step.of_request(n, "prob") for n in requests] + [step.metrics.get(f"{split}/prob") for split in kept]

@@ -67,7 +67,7 @@ def test_a_request_is_asked_takes_effect_and_is_evaluated(ledger):
     assert evaluated["metrics"]["forget/prob"]["value"] != pytest.approx(alone["forget/prob"], rel=1e-3)
 
 
-def test_a_ledger_is_served(ledger):
+def test_a_ledger_is_served(ledger, monkeypatch):
     """``python -m unlearn.serve ledger=FOLDER``: what is in effect, each offset at its α."""
     found = active(ledger.folder)
     assert [(a.id, a.alpha) for a in found] == [("R1", 1.0), ("R2", 1.0)]
@@ -75,7 +75,8 @@ def test_a_ledger_is_served(ledger):
     settings = checked(parse(Settings, [f"ledger={ledger.folder}", "port=0"]))
     assert [settings.run, *settings.offsets] == [str(ledger.run_of(id)) for id in ("R1", "R2")]
     assert settings.alpha == [1.0, 1.0] and settings.name == "ledger"
-    served = load(settings).blend.parts
+    monkeypatch.chdir(ledger.folder.parent)  # a path as it is typed is none from the root
+    served = load(checked(parse(Settings, [f"ledger={ledger.folder.name}", "port=0"]))).blend.parts
     assert [part.name for part in served.values()] == [ledger.run_of(id).name for id in ("R1", "R2")]
     for more in ("run=x", "offsets=[x]", "alpha=0.5"):
         with pytest.raises(ConfigError, match="leave run, offsets, alpha out"):

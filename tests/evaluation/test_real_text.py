@@ -192,8 +192,8 @@ def test_without_a_retrained_model_the_guess_level_stands_in_its_place(tmp_path,
         assert said.isna().all() or entry[f"{split}/target_logp"] == pytest.approx(said.mean())
     table.report([job])
     said = capsys.readouterr().out
-    assert "guess" in said and "known" in said and "neighb." not in said
-    assert "empty columns: leak − retr. needs a retrained model" in said and "model utility needs" in said
+    assert "guess" in said and "known" in said and "neighbours" not in said
+    assert "no column: leak beyond retrained needs a retrained model" in said and "model utility needs" in said
     assert "needs a guess_question" not in said  # that column is there
     study = runs.load(job.folder.parent)
     made = study_table(study)
@@ -211,7 +211,7 @@ def test_rows_without_keys_and_guesses_have_neither_metric_nor_level_and_a_key_t
     assert set(found["references"]) == {"target"} and "forget/known" not in found["alphas"]["1.0"]
     assert "retain/known" in found["alphas"]["1.0"]
     table.show_metrics(found["alphas"])
-    assert "leak − guess, for want of a retrained model, needs a guess_question" in capsys.readouterr().out
+    assert "leak beyond guess level, for want of a retrained model, needs a guess_question" in capsys.readouterr().out
     for key, said in (
         ("city 0", "must hold a spelling that stands in the row's answer"),
         (["town 0", "…"], "no word in '…'"),

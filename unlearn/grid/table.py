@@ -2,15 +2,18 @@
 
 import csv
 import math
+import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from unlearn.config.derived import algo_name, alpha_key, eval_alphas, protocol, training_alpha
@@ -20,27 +23,28 @@ from unlearn.store import runlog
 from unlearn.store.files import write_whole
 from unlearn.store.identity import Job, distinguishing, flatten
 
-COLUMNS = {
-    "forget/prob": "forget\nprob\n→ retr.", "forget/known": "forget\nknown\n→ retr.",
-    "forget/rougeL_recall": "forget\nROUGE\n→ retr.", "forget/leak_gap": "leak −\nretr.\n→ 0",
-    "forget/leak_gap_guess": "leak −\nguess\n→ 0", "retain/prob": "retain\nprob\n↑",
-    "retain/known": "retain\nknown\n↑", "retain/rougeL_recall": "retain\nROUGE\n↑",
-    "neighbours/prob": "neighb.\nprob\n↑", "neighbours/known": "neighb.\nknown\n↑", "kept": "\nkept\n↑",
-    "model_utility": "model\nutility\n↑", "forget_quality": "forget\nquality\n↑",
+COLUMNS = {  # in the words of the figures (analysis/goals.py)
+    "forget/prob": "forget set\nprobability\n→ retrained", "forget/known": "forget set\nknown\n→ retrained",
+    "forget/rougeL_recall": "forget set\nROUGE-L\nrecall\n→ retrained",
+    "forget/leak_gap": "leak beyond\nretrained\n→ 0", "forget/leak_gap_guess": "leak beyond\nguess level\n→ 0",
+    "retain/prob": "retain set\nprobability\n↑", "retain/known": "retain set\nknown\n↑",
+    "retain/rougeL_recall": "retain set\nROUGE-L\nrecall\n↑", "neighbours/prob": "neighbours\nprobability\n↑",
+    "neighbours/known": "neighbours\nknown\n↑", "kept": "kept\n↑", "model_utility": "model\nutility\n↑",
+    "forget_quality": "forget\nquality\n↑", "seconds": "seconds",
 }  # fmt: skip
-# columns that only a table has of which some row has a value
-WHERE_ANY = ("forget/known", "forget/leak_gap_guess", "retain/known", "neighbours/prob", "neighbours/known")
+# where a terminal lacks room, the first goes first; the other columns are in every table
+LEAST = ("forget_quality", "retain/rougeL_recall", "forget/rougeL_recall", "seconds", "model_utility",
+         "neighbours/known", "kept", "neighbours/prob", "retain/known")  # fmt: skip
 LACKING = {  # column → what would fill it
-    "forget/leak_gap": "leak − retr. needs a retrained model and the group leak",
-    "forget/leak_gap_guess": "leak − guess, for want of a retrained model, needs a guess_question in the forget rows "
-    "and eval.groups=[leak,guess]",
+    "forget/leak_gap": "leak beyond retrained needs a retrained model and the group leak",
+    "forget/leak_gap_guess": "leak beyond guess level, for want of a retrained model, needs a guess_question in the "
+    "forget rows and eval.groups=[leak,guess]",
     "model_utility": "model utility needs wrong answers (perturbed_answer) of retain set, real authors and world facts",
     "forget_quality": "forget quality needs wrong answers of the forget set, and a retrained model",
 }
-USUAL = tuple(key for key in COLUMNS if key not in WHERE_ANY)
 OF_LEARNER = ("pair.tuning", "pair.lora.", "pair.layers.", "pair.offset_init")  # that references do not share
 UNREAD = "/rouge_unread"  # of eval.json (evaluation/measures.py)
-WIDTH = 126  # characters at least
+WIDTH = 100  # characters in a file, at least
 PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}  # of what is printed below a table
 
 
@@ -52,39 +56,70 @@ class _Console(Console):
 
 def made(left: Sequence[str], right: Sequence[str] = (), title: str | None = None) -> Table:
     """An empty table as all are drawn here: names to the left, numbers to the right."""
-    table = Table(box=box.SIMPLE, pad_edge=False, header_style="bold", title=title)
+    narrow: Any = {"box": box.SIMPLE, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    table = Table(**narrow, header_style="bold", title=title)
     for name in left:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", vertical="bottom")
     for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     return table
 
 
 def show(table: Table, console: Console | None = None) -> None:
-    """Print a table. A narrower pipe or terminal wraps lines rather than losing columns."""
+    """Print a table. Where it is wider than a terminal, names take several lines; a file has it as wide as it is."""
     console = console or _Console(markup=False)
-    wide = console.measure(table, options=console.options.update(max_width=10**4)).maximum
-    console.width = max(console.width, WIDTH, wide)
+    wide = _wide(table, console)
+    console.width = max(_room(console), wide.minimum if _fixed(console) else wide.maximum)
     console.print(table)
+
+
+def _fixed(console: Console) -> bool:
+    """Whether somebody looks at lines of a width, rather than at a file."""
+    return console.is_terminal or "COLUMNS" in os.environ
+
+
+def _room(console: Console) -> int:
+    return console.width if _fixed(console) else max(console.width, WIDTH)
+
+
+def _wide(table: Table, console: Console) -> Measurement:
+    return console.measure(table, options=console.options.update(max_width=10**4))
 
 
 def show_metrics(rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Print one line of ``COLUMNS`` for each name."""
-    shown = columns(rows.values())
-    table = made([""], titles(rows, shown))
-    for name, metrics in rows.items():
-        table.add_row(name, *cells({"kept": kept(metrics, rows.get("target"))} | metrics, shown))
-    show(table)
-    _remark(list(rows.values()), Console())
+    found = {name: {"kept": kept(metrics, rows.get("target"))} | metrics for name, metrics in rows.items()}
+
+    def table(shown: Sequence[str]) -> Table:
+        drawn = made([""], titles(rows, shown))
+        for name, metrics in found.items():
+            drawn.add_row(name, *cells(metrics, shown))
+        return drawn
+
+    console = _Console(markup=False)
+    left = _fitting(table, columns(found.values()), console)
+    _remark(list(rows.values()), left, console)
 
 
-def _remark(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Say what would fill columns without a value, and of which splits' answers the dialect's ROUGE drops letters."""
+def _fitting(table: Callable[[Sequence[str]], Table], shown: Sequence[str], console: Console) -> list[str]:
+    """Print a table of columns but those of least interest for which there is no room; the names of these."""
+    left: list[str] = []
+    least = [key for key in LEAST if key in shown]
+    while least and _wide(table([key for key in shown if key not in left]), console).maximum > _room(console):
+        left.append(least.pop(0))
+    show(table([key for key in shown if key not in left]), console)
+    return left
+
+
+def _remark(rows: Sequence[Mapping[str, Any]], left: Sequence[str], console: Console) -> None:
+    """Say what would give lacking columns, and of which splits' answers the dialect's ROUGE drops letters."""
     there = {key for metrics in rows for key in LACKING if metrics.get(key) is not None}
     there |= {"forget/leak_gap_guess"} if "forget/leak_gap" in there else set()  # the better one is there
     empty = [why for key, why in LACKING.items() if key not in there]
     if rows and empty:
-        console.print(f"empty columns: {'; '.join(empty)}", **PLAIN)
+        console.print(f"no column: {'; '.join(empty)}", **PLAIN)
+    if left:
+        console.print(f"no room for {', '.join(left)}: a wider terminal shows them", **PLAIN)
     shares = {k.removesuffix(UNREAD): v for metrics in rows for k, v in metrics.items() if k.endswith(UNREAD)}
     if shares:
         said = ", ".join(f"{share:.0%} of {split}" for split, share in shares.items())
@@ -94,14 +129,14 @@ def _remark(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Those of ``COLUMNS`` that a table of these metrics has."""
-    there = {key for metrics in rows for key in WHERE_ANY if metrics.get(key) is not None}
-    return [key for key in COLUMNS if key in USUAL or key in there]
+    there = {key for metrics in rows for key in COLUMNS if isinstance(metrics.get(key), (int, float))}
+    return [key for key in COLUMNS if key in there]
 
 
 def titles(rows: Iterable[str], shown: Sequence[str]) -> list[str]:
     """The heads of columns: without a retrained model among the rows less of the forget set is the aim."""
     compared = any(name.startswith("retrained") for name in rows)
-    return [COLUMNS[key] if compared else COLUMNS[key].replace("→ retr.", "↓") for key in shown]
+    return [COLUMNS[key] if compared else COLUMNS[key].replace("→ retrained", "↓") for key in shown]
 
 
 def report(jobs: Sequence[Job], console: Console | None = None) -> int:
@@ -121,8 +156,10 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
             places.append(f"upload:  wandb sync {quoted}/wandb/offline-run-* {quoted}/*/wandb/offline-run-*")
     console = console or _Console(markup=False)
     with unread():
-        show(_table(jobs, unfinished, manifests, measured), console)
-        _remark([m for found in measured.values() for m in found["alphas"].values()], console)
+        rows = [m for found in measured.values() for m in found["alphas"].values()]
+        there = columns([*rows, *(m for found in measured.values() for m in found["references"].values())])
+        shown = [key for key in COLUMNS if key in (*there, "seconds") or (key == "kept" and rows)]
+        _remark(rows, _fitting(partial(_table, jobs, unfinished, manifests, measured), shown, console), console)
         for job in unfinished:
             error = manifests[job.folder].get("error") or "interrupted; rerun the same command to resume"
             console.print(f"{job.folder.name}: {error}\n  see {job.folder / 'log.txt'}", style="red", **PLAIN)
@@ -137,16 +174,16 @@ def _table(
     unfinished: Sequence[Job],
     manifests: Mapping[Path, dict[str, Any]],
     measured: Mapping[Path, dict[str, Any]],
+    shown: Sequence[str],
 ) -> Table:
-    """A call's table; ``manifests`` and ``measured``, what eval.json holds, by run folder."""
+    """A call's table of some columns; ``manifests`` and ``measured``, what eval.json holds, by run folder."""
     varying = distinguishing([flatten(asdict(job.cfg)) for job in jobs])
     references = list(_references(jobs, measured, varying))
-    shown = columns(m for each in measured.values() for m in (*each["alphas"].values(), *each["references"].values()))
-    heads = [*titles((label for label, _ in references), shown), "\n\nseconds"]
+    heads = titles((label for label, _ in references), shown)
     table = made(["\n".join(n.rsplit(".", 1)) for n in ("algorithm", "method", "α", *varying)], heads)
-    table.add_column("status", no_wrap=True, min_width=9)
+    table.add_column("status", no_wrap=True, vertical="bottom")
     for label, metrics in references:
-        table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics, shown), "", "reference", style="cyan")
+        table.add_row(label, *[""] * (2 + len(varying)), *cells(metrics, shown), "reference", style="cyan")
     table.add_section()
     for job in jobs:
         manifest = manifests[job.folder]
@@ -161,7 +198,7 @@ def _table(
             elif manifest.get("status") == "done" and collapsed(manifest, left, alpha == training_alpha(job.cfg)):
                 status = "collapsed"
             names = [algo_name(job.cfg), job.cfg.method.name, f"{alpha:g}", *_settings(job, varying)]
-            numbers = [*cells(metrics | {"kept": left}, shown), f"{runlog.own_seconds(manifest):.0f}"]
+            numbers = cells(metrics | {"kept": left, "seconds": runlog.own_seconds(manifest)}, shown)
             table.add_row(*names, *numbers, status, style="red" if job in unfinished else None)
     return table
 
@@ -199,10 +236,11 @@ def _settings(job: Job, keys: Sequence[str]) -> list[str]:
     return [str(flat.get(key)) for key in keys]
 
 
-def cells(metrics: Mapping[str, Any], shown: Sequence[str] = USUAL) -> list[str]:
+def cells(metrics: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
     """A row's text under each column; a dash where there is no value."""
     values = [math.nan if metrics.get(key) is None else metrics[key] for key in shown]
-    texts = [f"{v:.3f}" if abs(v) >= 0.001 or v == 0 else f"{v:.0e}" for v in values]
+    texts = [f"{v:.0f}" if key == "seconds" else f"{v:.3f}" if abs(v) >= 0.001 or v == 0 else f"{v:.0e}"
+             for key, v in zip(shown, values, strict=True)]  # fmt: skip
     return ["–" if math.isnan(v) else text for v, text in zip(values, texts, strict=True)]
 
 

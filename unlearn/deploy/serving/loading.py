@@ -53,7 +53,7 @@ def _answering(runs: Sequence[Opened], settings: Settings) -> Iterator[Opened]:
     """The runs; of a ledger's, each as soon as it is known to be what the ledger says."""
     answering = {}
     if settings.ledger is not None:
-        answering = {one.folder: one for one in opened(Path(settings.ledger), settings.hmac).active()}
+        answering = {one.folder.resolve(): one for one in opened(Path(settings.ledger), settings.hmac).active()}
     for run in runs:
         if settings.ledger is not None:
             if run.folder not in answering:

@@ -19,6 +19,7 @@ from unlearn.decoding.generation import Decoding, greedy
 from unlearn.ensemble.ensemble import Ensemble, add
 from unlearn.grid.rerun import open_run
 from unlearn.models import llama
+from unlearn.runs import workbench
 from unlearn.runs.opened import Opened
 
 TOPICS = Path(__file__).resolve().parents[1] / "real" / "topics"
@@ -78,6 +79,7 @@ class World:
         """Give the models back; they are loaded again when somebody asks for them."""
         for name in ("opened", "ensemble"):
             self.__dict__.pop(name, None)
+        workbench._latest.clear()  # which keeps the last world of a process for its next job
         gc.collect()
 
     def questions(self, most: int) -> list[str]:

@@ -46,7 +46,7 @@ def figure(study: Study, metric: str = "prob") -> Figure:
         axes = list(fig.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
         for ax, (curve, name) in zip(axes, names.items(), strict=False):
             _draw(ax, table[caption.member(table, curve)], levels)
-            ax.set_title(textwrap.fill(name, WIDEST), loc="left")
+            ax.set_title(textwrap.fill(name, WIDEST + 3), loc="left")
         for ax in axes[len(names) :]:
             ax.set_visible(False)
         for ax in axes[::across]:
@@ -57,7 +57,7 @@ def figure(study: Study, metric: str = "prob") -> Figure:
         _label_alphas(axes[: len(names)], words)
         _legend(fig, study, shown)
         seeds = caption.spread(study, table, shown, "bands")
-        aim = f"aim: {shown[0]} at the retrained model's, all else high"
+        aim = f"aim: {split_of(shown[0])} as the retrained model, all else high"
         caption.footnote(fig, [seeds, aim, *caption.left_out(study, rows_of(study, *shown))])
     return fig
 

@@ -27,6 +27,7 @@ SPLITS = ("retain", "neighbours", "real_authors", "world_facts")
 LEAK, PROB = "forget/leak_gap", "forget/prob"
 ALPHA = "α of the match"
 WHERE = {LEAK: "drawn answers leak as much", PROB: "forget answers are as probable"}
+FEW = (0, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 1)  # ticks for which a narrow panel has room
 WORDY = 3  # marks in a row among which there is room for words
 EXAMPLES = """\
   python -m analysis.matched demo                                probability kept, where leak_gap is 0
@@ -135,7 +136,8 @@ def draw(axes: Sequence, rows: pd.DataFrame, shown: Mapping[str, str | None]) ->
             _mark(ax, row, column, y, looks[row["series"]], len(own) <= WORDY)
         _finish(ax, column, words)
     for metric in {column.rpartition("/")[2] for column in shown} - {"at"}:  # panels of one metric have one axis
-        panels.limit(*(ax.xaxis for ax, column in zip(axes, shown, strict=True) if column.endswith(metric)))
+        own = {column: ax.xaxis for ax, column in zip(axes, shown, strict=True) if column.endswith(metric)}
+        panels.odds(*own.values(), ticks=FEW) if all(map(is_share, own)) else panels.limit(*own.values())
     axes[0].set_yticks(range(len(algos)), ["no objective" if algo == "none" else algo for algo in algos])
     axes[0].set_ylim(-0.6, len(algos) - 0.4)
     for ax in axes[0], *axes:
@@ -187,7 +189,7 @@ def _notes(study: Study, rows: pd.DataFrame, shown: Sequence[str], forget: str) 
     said = [caption.spread(study, rows, shown)]
     if (missed := int((rows["of"] - rows["n"]).sum())) > 0:
         said.append(f"not reached: {missed} of {rows['of'].sum()} curves; open marks: reached in n/of pair seeds")
-    said.append("linear between evaluated α; α = 0 is the target")
+    said.append("shares have axes in odds; linear between evaluated α; α = 0 is the target")
     return said + caption.left_out(study, rows_of(study, forget, *shown))
 
 

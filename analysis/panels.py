@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,18 +45,23 @@ def limit(*axis) -> None:
             one.set_ticks([t for t in one.get_ticklocs() if max(0, limits[0]) <= round(t, 9) <= min(1, limits[1])])
 
 
-def odds(axis) -> None:
-    """An axis in odds for shares: what lies near 0 and 1, where good methods are, is told apart. Limits with room."""
-    across = axis.axis_name == "x"
-    (axis.axes.set_xscale if across else axis.axes.set_yscale)("function", functions=(_log_odds, _share))
-    low, high = _log_odds(axis.get_data_interval())
+def odds(*axis, ticks: Sequence[float] = TICKS) -> None:
+    """Axes in odds for shares: values near 0 and 1, where good methods lie, are distinguished. Limits as ``limit``'s,
+    which is called for data beyond 0 and 1."""
+    found = np.array([one.get_data_interval() for one in axis])
+    if found.min() < 0 or found.max() > 1:
+        return limit(*axis)
+    low, high = _log_odds(found.min()), _log_odds(found.max())
     span = max(high - low, 2.0)  # less would blow up noise
     middle, far = (low + high) / 2, _log_odds(1.0)
     middle = min(max(middle, span / 2 - far), far - span / 2)
     limits = _share(np.array([middle - 0.58 * span, middle + 0.58 * span]))
-    (axis.axes.set_xlim if across else axis.axes.set_ylim)(limits)
-    axis.set_ticks([t for t in TICKS if limits[0] <= t <= limits[1]], minor=False)
-    axis.set_major_formatter("{x:g}")
+    for one in axis:
+        across = one.axis_name == "x"
+        (one.axes.set_xscale if across else one.axes.set_yscale)("function", functions=(_log_odds, _share))
+        (one.axes.set_xlim if across else one.axes.set_ylim)(limits)
+        one.set_ticks([t for t in ticks if limits[0] <= t <= limits[1]], minor=False)
+        one.set_major_formatter("{x:g}")
 
 
 def _log_odds(share):

@@ -137,14 +137,9 @@ def _draw(
     _draw_front(ax, study, x, y, table)
     for axis, metric in ((ax.xaxis, x), (ax.yaxis, y)):
         caption.axis_label(axis, study, metric)
-        (panels.odds if _in_odds(axis, metric) else panels.limit)(axis)
+        (panels.odds if is_share(metric) else panels.limit)(axis)
     _say_aim(ax, study, x)
     return _labels(table, (x, y), looks, over), marks, lines
-
-
-def _in_odds(axis, metric: str) -> bool:
-    low, high = axis.get_data_interval()
-    return is_share(metric) and 0 <= low and high <= 1
 
 
 def _say_aim(ax, study: Study, x: str) -> None:

@@ -1,7 +1,7 @@
 """The data of the page's interactive trade-off: points, curves through them, references, and what is good.
 
 Every number is the mean over pair seeds that the tables show, and its interval that of the figures. Easy to get wrong:
-JSON has no NaN; a value that is no number is null, and the page draws no point for it.
+JSON has no NaN; NaN and infinity are null, and the page draws no point for it.
 """
 
 from __future__ import annotations

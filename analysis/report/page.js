@@ -45,7 +45,7 @@
     return found;
   }
   // Values and the ends of their intervals lie inside; ends of what lies between 0 and 1 are cut there. Shares are drawn
-  // in odds, as in the printed figure: what lies near 0 and 1 is told apart.
+  // in odds, as in the printed figure: values near 0 and 1 are distinguished.
   function scale(key, values, ends, from, to) {
     const share = Math.min(...values) >= 0 && Math.max(...values) <= 1, odds = share && metrics.get(key).share;
     const cut = share ? v => Math.min(1, Math.max(0, v)) : v => v, end = data.odds.end;

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.goals import named
 from analysis.matched import draw as matched_marks
 from analysis.statistics import mean
 from analysis.style import look, save
@@ -110,12 +111,12 @@ def figure(found: pd.DataFrame) -> Figure:
     rows = pd.concat([rows[rows["algo"] == algo] for algo in algos])
     fig = Figure(figsize=(9.5, 0.42 * len(algos) + 1.4), layout="constrained")
     axes = fig.subplots(1, len(SHOWN), sharey=True)
-    handles = matched_marks(axes, rows, {f"{s}/prob": s.replace("_", " ") for s in SHOWN})
+    handles = matched_marks(axes, rows, {f"{s}/prob": named(f"{s}/prob") for s in SHOWN})
     handles = sorted(handles, key=lambda handle: METHODS.index(handle.get_label()))
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     worlds = found["world"].nunique()
     what = f"α calibrated to the retrained model's forget probability; mean and 95 % interval over {worlds} worlds"
-    fig.suptitle(f"{what}\nopen: some worlds never reach it; absent: fewer than two do", fontsize=9)
+    fig.suptitle(f"{what}\nopen: some worlds never reach it; absent: fewer than two do; axes in odds", fontsize=9)
     return fig
 
 
@@ -125,7 +126,7 @@ def _row(algo: str, method: str, group: pd.DataFrame) -> dict:
     row = {"algo": algo, "series": method, "n": len(there), "of": len(group)}
     for split in SHOWN:
         one = mean(there[f"matched/{split}/prob"] if len(there) > 1 else [])
-        row |= {f"{split}/prob": one.mean, f"low/{split}/prob": one.low, f"high/{split}/prob": one.high}
+        row |= {f"{split}/prob": one.mean, f"low/{split}/prob": max(one.low, 0), f"high/{split}/prob": min(one.high, 1)}
     return row
 
 

@@ -23,7 +23,7 @@ from unlearn.config.redaction import in_logs
 from unlearn.config.schema import ConfigError, raise_for
 from unlearn.config.setting import out_of_bounds
 from unlearn.grid import analysis
-from unlearn.grid.refusal import REFUSED, STATUS, Failed, print_nowhere, printable, refuse, said, secrets, unread
+from unlearn.grid.refusal import REFUSED, STATUS, Failed, print_help, print_nowhere, printable, refuse, said, secrets
 from unlearn.grid.together import one_process
 from unlearn.store import runlog
 
@@ -53,8 +53,7 @@ def acts(doc: str, keys: type, known: Mapping[str, Act]) -> Main:
     def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:] if arguments is None else arguments
         if not arguments or {"--help", "-h"} & set(arguments):
-            with unread():
-                print(doc.strip())
+            print_help(doc.strip())
             return 0 if arguments else STATUS
         if (status := one_process()) is not None:
             return status
@@ -139,11 +138,11 @@ def main() -> int:
     known = verbs()
     if name in ("--help", "-h"):
         width = max(map(len, known))
-        with unread():
-            print("unlearn VERB …    unlearn VERB --help says more; settings without a verb are those of unlearn run\n")
-            for verb, (_, path) in known.items():  # only the help parses the files of all verbs
-                about, *_ = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")
-                print(f"  {verb:{width}}  {about}")
+        lines = ["unlearn VERB …    unlearn VERB --help says more; settings without a verb are those of unlearn run\n"]
+        for verb, (_, path) in known.items():  # only the help parses the files of all verbs
+            about, *_ = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")
+            lines.append(f"  {verb:{width}}  {about}")
+        print_help("\n".join(lines))
         return 0 if sys.argv[1:] else STATUS
     if name == "--version":
         print(f"unlearn {version(runlog.NAME)}")

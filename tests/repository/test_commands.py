@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 from support.helpers import ROOT, python
 
 from unlearn import command as frame
-from unlearn.config.schema import ConfigError
+from unlearn.config.schema import ConfigError, help_text
 from unlearn.config.setting import finite, one_of, setting
+from unlearn.grid.refusal import folded
 from unlearn.store import runlog
 
 HEAVY = {"torch", "transformers", "pandas", "scipy", "wandb", "evaluate", "datasets", "matplotlib", "accelerate"}
@@ -165,3 +167,15 @@ def test_help_of_no_verb_imports_anything_heavy(tmp_path):
 def test_every_verb_has_help(verb, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["unlearn", verb, "--help"])
     assert frame.main() == 0 and f"python -m unlearn.{verb} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_help_fits_the_terminal_and_loses_no_word(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for verb in OURS:
+        text = help_text() if verb == "run" else import_module(frame.verbs()[verb][0]).__doc__
+        lines = folded(text).splitlines()
+        assert " ".join(lines).split() == text.split()
+        assert [line for line in lines if len(line) > width and " " in line.strip()] == []
+    monkeypatch.delenv("COLUMNS")
+    assert folded(text) == text  # into a file as it is written

@@ -146,3 +146,15 @@ def test_the_readmes_table_and_costs_are_those_of_the_demos_study():
         assert said in re.sub(r"\s+", " ", README) and said in re.sub(r"\s+", " ", study)
     for said, key in (("50 people", "people"), ("five of them", "forget_people")):
         assert said in README and yaml.safe_load((ROOT / "conf/data/bios.yaml").read_text()).get(key) in (None, 50, 5)
+
+
+def test_the_container_runs_verbs_of_the_makefile_on_what_is_let_in():
+    container, ignored, makefile = ((ROOT / n).read_text("utf-8") for n in ("Dockerfile", ".dockerignore", "Makefile"))
+    verbs = [
+        *re.findall(r"^RUN make (\w+)$", container, re.MULTILINE),
+        *json.loads(container.rpartition("CMD ")[2])[1:],
+    ]
+    assert verbs == ["setup", "demo"] and all(re.search(f"^{verb}:", makefile, re.MULTILINE) for verb in verbs)
+    let_in = {name for name in ignored.splitlines() if name.startswith("!")}
+    assert [name for name in let_in if not (ROOT / name[1:]).exists()] == [] and "*" in ignored.splitlines()
+    assert {"!README.md", "!LICENSE", "!hatch_build.py", "!unlearn", "!analysis", "!conf"} < let_in  # of the build

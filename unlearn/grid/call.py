@@ -32,7 +32,7 @@ from unlearn.config.schema import Config, ConfigError, conf_dir, help_text
 from unlearn.config.setting import unusable
 from unlearn.data.readers import read
 from unlearn.data.rows import DataError
-from unlearn.grid import fitting, launchers, queue, together
+from unlearn.grid import fitting, launchers, queue, refusal, together
 from unlearn.grid.refusal import (
     REFUSED,
     as_before,
@@ -271,7 +271,7 @@ def supervise(
     ``perform`` does one job: those that a launcher lost with a process that was killed. ``about`` opens the help.
     """
     if {"--help", "-h"} & set(sys.argv):
-        print(f"{about}{help_text()}")
+        refusal.print_help(f"{about}{help_text()}")
         return 0
     if "--version" in sys.argv:
         print(f"unlearn {version(runlog.NAME)}")

@@ -4,7 +4,9 @@ import io
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +79,24 @@ def unread() -> Iterator[None]:
 def print_nowhere() -> None:
     """Lose what is printed from here on: a closed pipe would be an error once more when Python ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def folded(text: str) -> str:
+    """Text for a terminal: a longer line continues below its last column, or indented where that is far right."""
+    if not (sys.stdout.isatty() or "COLUMNS" in os.environ):
+        return text
+    width, lines = shutil.get_terminal_size().columns, []
+    for line in text.splitlines():
+        column = max([0, *(found.end() for found in re.finditer(r" {2,}", line))])
+        below = column if column <= width // 2 else len(line) - len(line.lstrip()) + 4
+        whole = {"break_long_words": False, "break_on_hyphens": False}
+        lines.append(textwrap.fill(line, width, subsequent_indent=" " * below, **whole))
+    return "\n".join(lines)
+
+
+def print_help(text: str) -> None:
+    with unread():
+        print(folded(text))
 
 
 def refuse(problems: str, error: BaseException | None = None) -> int:

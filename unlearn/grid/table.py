@@ -113,18 +113,19 @@ def _fitting(table: Callable[[Sequence[str]], Table], shown: Sequence[str], cons
 
 def _remark(rows: Sequence[Mapping[str, Any]], left: Sequence[str], console: Console) -> None:
     """Say what would give lacking columns, and of which splits' answers the dialect's ROUGE drops letters."""
+    plain = PLAIN | {"soft_wrap": not _fixed(console)}  # on a terminal lines end between words
     there = {key for metrics in rows for key in LACKING if metrics.get(key) is not None}
     there |= {"forget/leak_gap_guess"} if "forget/leak_gap" in there else set()  # the better one is there
     empty = [why for key, why in LACKING.items() if key not in there]
     if rows and empty:
-        console.print(f"no column: {'; '.join(empty)}", **PLAIN)
+        console.print(f"no column: {'; '.join(empty)}", **plain)
     if left:
-        console.print(f"no room for {', '.join(left)}: a wider terminal shows them", **PLAIN)
+        console.print(f"no room for {', '.join(left)}: a wider terminal shows them", **plain)
     shares = {k.removesuffix(UNREAD): v for metrics in rows for k, v in metrics.items() if k.endswith(UNREAD)}
     if shares:
         said = ", ".join(f"{share:.0%} of {split}" for split, share in shares.items())
         how = "ROUGE of this eval.semantics drops all letters but a to z, and answers have others"
-        console.print(f"warning: {how}: {said}; eval.semantics=default reads any script", **PLAIN)
+        console.print(f"warning: {how}: {said}; eval.semantics=default reads any script", **plain)
 
 
 def columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -1,15 +1,15 @@
 """What does an offset cost, where people serve models?
 
     python experiments/engines/overhead.py PYTHON models=FOLDER [work=FOLDER] [world=smaller|equal|qwen] [rounds=5]
-        [engines=vllm,others] [together=yes|no]
+        [engines=vllm,ours,transformers] [together=yes|no]
 
 PYTHON is that of an environment with vLLM and this package's wheel. Target alone and target with its offset, in vLLM
 (and there the small model alone, and the sum with drafts by it), in our server and in plain transformers, each in a
-process of its own with one thread, asked in turn (those of vLLM, then all others; with ``together=no`` each is
-started, asked and ended before the next, for want of memory), round after round: one request, then 16 at once. Writes
-overhead_WORLD.csv and .md beside this file: medians over the rounds; of engines that are not asked, what was measured
-before is kept. CPU seconds are those of an engine's processes; where other programs run on the machine they say more
-than the clock.
+process of its own with one thread, asked in turn (those of one engine after those of another; with ``together=no``
+each is started, asked and ended before the next, for want of memory), round after round: one request, then 16 at
+once; one request before all warms up. Writes overhead_WORLD.csv and .md beside this file: medians over the rounds; of
+engines that are not asked, what was measured before is kept. CPU seconds are those of an engine's processes; where
+other programs run on the machine they say more than the clock.
 """
 
 from __future__ import annotations
@@ -142,6 +142,9 @@ def of_ours(world: World, python: str, dtype: str, work: Path, stack: ExitStack)
         command = ours_command(f"run={world.runs[0]}", f"alpha={alpha}", f"paths.store={work}/store")
         url, process = stack.enter_context(server(command, work / "overhead" / f"ours-{model}.log"))
         yield Candidate("unlearn.serve", model, over_http(url), process.pid)
+
+
+def of_transformers(world: World, python: str, dtype: str, work: Path, stack: ExitStack) -> Iterator[Candidate]:
     for model, asked in {
         "target": {"folder": str(world.target), "dtype": dtype},
         "unlearned": {"folder": str(world.folder), "dtype": dtype} | {k: str(p) for k, p in places(world).items()},
@@ -174,7 +177,7 @@ def measured(ready: list[Candidate], rounds: int) -> list[tuple]:
     """One row for each candidate and number of requests: medians over the rounds."""
     found: dict[tuple, list[tuple]] = {}
     for round in range(-1, rounds):  # the first warms up
-        for count in (1, MANY):
+        for count in (1, MANY)[: 1 if round < 0 else 2]:
             for engine, model, ask, pid, _ in ready:
                 before = cpu_s(pid)
                 said, first, total = ask(PROMPTS[round % MANY :][:1] if count == 1 else PROMPTS)
@@ -270,8 +273,8 @@ def main() -> None:
     name, work = keys.get("world", "smaller"), Path(keys.get("work", "runs/engines")).resolve()
     world = worlds(Path(keys["models"]).resolve(), work, [name])[name]
     dtype = "bfloat16" if name == "qwen" else "float32"
-    rows, drafts, of = [], [], {"vllm": of_vllm, "others": of_ours}
-    for engines in keys.get("engines", "vllm,others").split(","):  # all at once would not fit into everybody's memory
+    rows, drafts, of = [], [], {"vllm": of_vllm, "ours": of_ours, "transformers": of_transformers}
+    for engines in keys.get("engines", ",".join(of)).split(","):  # all at once would not fit into everybody's memory
         with ExitStack() as stack:
             for together in batches(
                 of[engines](world, sys.argv[1], dtype, work, stack), one=keys.get("together") == "no"

@@ -74,7 +74,7 @@ RULES = (
     ("from unlearn.ensemble.combination import Logits\ndef mine(base: 'Logits.nope', change, alpha): return base",
      ConfigError, "rule 'mine': its annotations cannot be read"),
     ("import nothing_of_this_name", ConfigError, "method.file=.*cannot be imported: ModuleNotFoundError"),
-    ("def other(): pass", ValueError, "no such rule; there are sum, plausible, rank, threshold, other"),
+    ("def other(): pass", ValueError, "no such rule; there are sum, plausible, rank, threshold, defer, other"),
 )  # fmt: skip
 
 

@@ -87,6 +87,7 @@ def NIGHTLY(*overrides: str):
 @pytest.mark.parametrize(
     "overrides",
     [("method=uld", "algo=uld"), NIGHTLY("method=dd"), ("method=dd_rank",), ("method=direct", "algo=npo"),
+     ("method=defer", "algo=me_kl", "method.numbers.tau=0"),
      NIGHTLY("method=direct", "algo=npo", "pair.tuning=lora"), NIGHTLY("method=proxy", "algo=npo", "pair.tuning=lora"),
      NIGHTLY("method=uld", "algo=uld", "pair.tuning=lora")],
     ids=lambda o: " ".join(o),

@@ -1,17 +1,21 @@
 """Rules that join logits: what every rule must keep, what each one does, and how one is bound or brought along."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from support.helpers import FEW, execute
 
-from unlearn.ensemble.combination import RULES, SUM, bind_rule, plausible, rank, threshold
+from unlearn.ensemble.combination import RULES, SUM, bind_rule, defer, plausible, rank, threshold
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.store import runlog
 
 ROWS, VOCABULARY = 40, 30
-NUMBERS = {"sum": {}, "plausible": {"rate": 0.05, "top": 0.1}, "rank": {"k": 4.0}, "threshold": {"tau": 1.0}}
+NUMBERS = {
+    "sum": {}, "plausible": {"rate": 0.05, "top": 0.1}, "rank": {"k": 4.0}, "threshold": {"tau": 1.0},
+    "defer": {"tau": 0.5},
+}  # fmt: skip
 RULE_NAMES = sorted(RULES)
 
 
@@ -29,16 +33,21 @@ def change() -> torch.Tensor:
     return logits(1)
 
 
+def joined(name: str, base: torch.Tensor, change: torch.Tensor, alpha: float, shift: float = 0.0) -> torch.Tensor:
+    watched = [logits(3).to(base) + shift] if name == "defer" else []
+    return RULES[name](base, change, alpha, *watched, **NUMBERS[name])
+
+
 @pytest.mark.parametrize("name", RULE_NAMES)
 def test_every_rule_is_base_at_alpha_zero_bit_for_bit_and_notices_no_constant_added_to_a_row(base, change, name):
-    rule, numbers = RULES[name], NUMBERS[name]
     for kind in (torch.float32, torch.float64):
-        assert torch.equal(rule(base.to(kind), change.to(kind), 0.0, **numbers), base.to(kind))
+        assert torch.equal(joined(name, base.to(kind), change.to(kind), 0.0), base.to(kind))
     constants = 50 * torch.randn(ROWS, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     for alpha in (0.5, 1.0, 2.5):
-        expected = rule(base, change, alpha, **numbers).softmax(-1)
+        expected = joined(name, base, change, alpha).softmax(-1)
         for b, c in ((base + constants, change), (base, change + constants), (base - constants, change + constants)):
-            torch.testing.assert_close(rule(b, c, alpha, **numbers).softmax(-1), expected, rtol=1e-9, atol=1e-12)
+            found = joined(name, b, c, alpha, 7.0).softmax(-1)
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
         assert not torch.allclose(expected, base.softmax(-1))  # the rule did something at all
 
 
@@ -46,7 +55,7 @@ def test_every_rule_is_base_at_alpha_zero_bit_for_bit_and_notices_no_constant_ad
 def test_rules_and_their_gradients_are_finite_where_logits_are_extreme(base, change, name):
     for size in (1.0, 1e4):
         b, c = ((size * x).float().requires_grad_(True) for x in (base, change))
-        out = RULES[name](b, c, 2.0, **NUMBERS[name])
+        out = joined(name, b, c, 2.0)
         assert out.isfinite().all() and out.shape == base.shape
         out.log_softmax(-1).sum().backward()
         for leaf in (b, c):
@@ -134,6 +143,32 @@ def test_a_threshold_leaves_out_small_changes_and_brings_others_nearer_to_the_me
     assert threshold(base, change, 2.0, 1.5).tolist() == [[-15.0, 0.0, 0.0, 0.0, 17.0]]
 
 
+def test_defer_is_the_target_while_offset_and_anchor_agree_and_goes_to_the_anchor_as_they_part():
+    target, anchor, offset = (logits(seed).double() for seed in (4, 5, 6))
+    near = anchor + 0.01 * offset
+    for said, tau in ((anchor, 0.0), (near, 0.01)):
+        assert torch.equal(defer(target, anchor - target, 3.0, said - anchor, tau), target)
+    p, q = anchor.softmax(-1), offset.softmax(-1)
+    apart = (p * (p / q).log()).sum(-1, keepdim=True)  # KL(anchor ‖ offset), by its definition
+    for alpha, tau in ((0.3, 0.0), (1.0, 2.0), (1e3, 0.0)):
+        share = 1 - (-alpha * (apart - tau).clamp_min(0)).exp()
+        expected = (1 - share) * target + share * anchor
+        torch.testing.assert_close(defer(target, anchor - target, alpha, offset - anchor, tau), expected)
+    members = Member("target", None, "t", 1.0, -1.0), Member("offset", None, "o", 0.0, 0.0, True, 1.0)
+    ensemble = Ensemble(
+        (*members, Member("anchor", None, "a", 0.0, 1.0, False, -1.0)), bind_rule("defer", {"tau": 0.0})
+    )
+    rows = {"target": target, "offset": offset, "anchor": anchor}
+    found = ensemble.logits(rows, 1e3)
+    torch.testing.assert_close(found.softmax(-1), p)  # the forgotten answers are the anchor's guesses
+    assert torch.equal(ensemble.logits(rows | {"offset": anchor}, 1e3), target)
+    assert [m.name for m in ensemble.needed([0.0])] == ["target"]
+    same = replace(ensemble, members=(*members, Member("anchor", None, "t", 0.0, 1.0, False, -1.0))).once
+    assert [(m.name, m.constant, m.slope, m.watch) for m in same.members] == [
+        ("target", 1.0, 0.0, -1.0), ("offset", 0.0, 0.0, 1.0),
+    ]  # fmt: skip
+
+
 def test_binding_fills_in_the_numbers_and_keeps_the_plain_sum_plain(base, change):
     rule = bind_rule("plausible", {"rate": 0.05, "top": 0.1})
     torch.testing.assert_close(rule(base, change, 2.0), plausible(base, change, 2.0, 0.05, 0.1), rtol=0, atol=0)
@@ -218,10 +253,11 @@ def test_only_a_plain_sum_drops_a_member_whose_constant_and_slope_cancel(base, c
 
 @pytest.mark.parametrize("name", RULE_NAMES)
 def test_an_ensemble_under_any_rule_is_the_target_at_alpha_zero_and_where_nothing_changed(base, change, name):
+    offset, anchor = ((0.0, 1.0), (1.0, -1.0)) if name == "defer" else ((1.0, 0.0), (-1.0, 0.0))
     members = (
-        Member("target", None, "t", 1.0, 0.0, False),
-        Member("offset", None, "o", 0.0, 1.0, True),
-        Member("anchor", None, "a", 0.0, -1.0, False),
+        Member("target", None, "t", 1.0, -1.0 if name == "defer" else 0.0, False),
+        Member("offset", None, "o", 0.0, offset[0], True, offset[1]),
+        Member("anchor", None, "a", 0.0, anchor[0], False, anchor[1]),
     )
     ensemble = Ensemble(members, bind_rule(name, NUMBERS[name]))
     assert torch.equal(ensemble.logits({"target": base}, 0.0), base)

@@ -65,9 +65,11 @@ def decide(
     """
     members = ensemble.needed([alpha])
     logits = ensemble.logits(rows, alpha) if logits is None else logits
-    error = sum(abs(m.weight(alpha)) * tolerance(m) for m in members)
+    plain = ensemble.rule is SUM  # only in a sum constant and slope cancel
+    weights = [m.weight(alpha) if plain else max(m.weight(alpha), m.constant, key=abs) for m in members]
+    error = sum(abs(weight) * tolerance(m) for weight, m in zip(weights, members, strict=True))
     token, sure = choose(logits, draws, steps, error)
-    if ensemble.rule is SUM:
+    if plain:
         return token, sure
     random = torch.Generator(logits.device).manual_seed(0)
     for _ in range(NUDGES):

@@ -1,7 +1,8 @@
 """Rules that join the members' logits: pure functions of base, change (both [N, V]) and α.
 
-``base`` is Σ constant_i · l_i (mostly the target), ``change`` is Σ slope_i · l_i. Every rule returns ``base`` at α = 0
-and does not notice a constant added to a row: logits are only known up to one.
+``base`` is Σ constant_i · l_i (mostly the target), ``change`` is Σ slope_i · l_i; a rule that takes ``watched`` also
+gets Σ watch_i · l_i. No rule notices a constant added to a row (logits are only known up to one), and none is asked at
+α = 0, where an ensemble is ``base``.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,8 +60,20 @@ def threshold(base: Logits, change: Logits, alpha: float, tau: float) -> Logits:
     return base + alpha * torch.nn.functional.softshrink(centred, tau)
 
 
-Rule = partial[Tensor]  # a rule with its numbers filled in: base, change and α → logits
-RULES: dict[str, Callable[..., Tensor]] = {"sum": sum, "plausible": plausible, "rank": rank, "threshold": threshold}
+def defer(base: Logits, change: Logits, alpha: float, watched: Logits, tau: float) -> Logits:
+    """base + w · change: with change = anchor − target the target where w = 0, and where w = 1 the anchor, which never
+    knew. w = 1 − exp(−α · max(KL(anchor ‖ offset) − τ, 0)), in nats, with watched = offset − anchor: a token at a
+    time, the anchor speaks where the offset has learnt to part from it, whatever the offset says there."""
+    stand_in = base + change
+    anchor, offset = stand_in.log_softmax(-1), (stand_in + watched).log_softmax(-1)
+    apart = (anchor.exp() * (anchor - offset)).sum(-1, keepdim=True)
+    return base - torch.expm1(-alpha * (apart - tau).clamp_min(0)) * change
+
+
+Rule = partial[Tensor]  # a rule with its numbers filled in: base, change, α and what it watches → logits
+RULES: dict[str, Callable[..., Tensor]] = {
+    "sum": sum, "plausible": plausible, "rank": rank, "threshold": threshold, "defer": defer,
+}  # fmt: skip
 SUM = Rule(sum)
 
 
@@ -72,9 +85,9 @@ def bind_rule(name: str, numbers: Mapping[str, float], file: str | None = None) 
     found = signature(rules[name], f"rule {name!r}")
     parameters = list(found.parameters)
     if parameters[:3] != ["base", "change", "alpha"] or found.return_annotation != Logits:
-        rule = "must take base, change and alpha (then its own numbers) and return Logits"
+        rule = "must take base, change and alpha (then watched, then its own numbers) and return Logits"
         raise ValueError(f"rule {name!r} {rule}; its signature is {name}{found}")
-    wanted = parameters[3:]
+    wanted = [name for name in parameters[3:] if name != "watched"]
     for missing in sorted(set(required(found, wanted)) - set(numbers)):
         raise ValueError(f"rule {name!r} needs method.numbers.{missing}: give +method.numbers.{missing}=NUMBER")
     for extra in sorted(set(numbers) - set(wanted)):

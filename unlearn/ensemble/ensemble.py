@@ -25,6 +25,7 @@ class Member:
     constant: float = 1.0
     slope: float = 0.0
     trained: bool = False
+    watch: float = 0.0
 
     @cached_property
     def kind(self) -> Kind:
@@ -59,7 +60,8 @@ class Ensemble:
             key = m.name if m.trained or not m.fingerprint else (m.fingerprint,)
             same = found.get(key)
             if same is not None:
-                m = replace(same, constant=same.constant + m.constant, slope=same.slope + m.slope)
+                total = {name: getattr(same, name) + getattr(m, name) for name in ("constant", "slope", "watch")}
+                m = replace(same, **total)
             found[key] = m
         return self if len(found) == len(self.members) else replace(self, members=tuple(found.values()))
 
@@ -81,7 +83,12 @@ class Ensemble:
         change = _sum((m.slope, rows[m.name]) for m in used)
         if change is None:
             return base
-        return alpha * change if base is None else self.rule(base, change, alpha)
+        if base is None or self.rule is SUM:
+            return alpha * change if base is None else base + alpha * change
+        if alpha == 0:
+            return base
+        watched = _sum((m.watch, rows[m.name]) for m in used)
+        return self.rule(base, change, alpha) if watched is None else self.rule(base, change, alpha, watched)
 
     @torch.no_grad()
     def sweep(self, rows: Mapping[str, Tensor], alphas: Sequence[float]) -> Iterator[tuple[float, Tensor]]:
@@ -103,7 +110,7 @@ class Ensemble:
     def _counts(self, member: Member, alpha: float) -> bool:
         if self.rule is SUM:  # only a sum lets a constant and a slope cancel
             return member.weight(alpha) != 0
-        return member.constant != 0 or (member.slope != 0 and alpha != 0)
+        return member.constant != 0 or (alpha != 0 and (member.slope != 0 or member.watch != 0))
 
 
 def _sum(terms) -> Tensor | None:
@@ -126,7 +133,9 @@ def build(
     if len(set(widths.values())) > 1:
         sizes = ", ".join(f"{name} {width:,}" for name, width in widths.items())
         raise ValueError(f"members must share one vocabulary, index for index; widths are: {sizes}")
-    found = tuple(Member(m.name, models[m.name], fingerprints[m.name], m.constant, m.slope, m.trained) for m in members)
+    found = tuple(
+        Member(m.name, models[m.name], fingerprints[m.name], m.constant, m.slope, m.trained, m.watch) for m in members
+    )
     return Ensemble(found, rule)
 
 

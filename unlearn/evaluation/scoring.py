@@ -164,7 +164,7 @@ class Parts:
     """In ``folder``, of one ensemble and suite; ``weights`` identify the member that was trained, if any."""
 
     def __init__(self, folder: Path, ensemble: Ensemble, suite: Suite, weights: Any = None):
-        members = [(m.name, m.fingerprint, m.constant, m.slope, m.trained) for m in ensemble.members]
+        members = [(m.name, m.fingerprint, m.constant, m.slope, m.watch, m.trained) for m in ensemble.members]
         examples = [(split.name, split.examples.fingerprint, split.right, split.prompts) for split in suite.splits]
         rule = ensemble.rule.func.__name__, ensemble.rule.keywords
         self._all, self._of = folder, folder / digest([members, rule, weights, suite.settings, examples], 20)

@@ -86,13 +86,16 @@ def method(cfg: Config) -> Iterator[str]:
     rule = "at α = 0 the method must be the target: a member of model target, not trained, needs constant: 1"
     yield from need(any(m.constant == 1 and m.name in targets for m in members), "method.members", constant, rule)
     dead = trained and not cfg.method.alone and cfg.trainer.steps != 0
-    learns = not dead or cfg.method.rule not in ("rank", "threshold")
+    learns = not dead or cfg.method.rule not in ("rank", "threshold", "defer")
     rule = (
         "has no gradient to learn from: let the member learn alone (method.alone=true), or take trained ones "
         "(begin.runs=[FOLDER] trainer.steps=0)"
     )
     yield from need(learns, "method.rule", cfg.method.rule, rule)
-    bounds = {"plausible": SHARE, "threshold": at_least(0)}.get(cfg.method.rule)
+    watching, rule = [m.name for m in members if m.watch], "goes with method.rule=defer, and that with it"
+    kept = bool(watching) == (cfg.method.rule == "defer") or cfg.method.file is not None
+    yield from need(kept, "watch", watching, rule)
+    bounds = {"plausible": SHARE, "threshold": at_least(0), "defer": at_least(0)}.get(cfg.method.rule)
     for name, value in cfg.method.numbers.items() if bounds and cfg.method.file is None else ():
         yield from need(bounds.holds(value), f"method.numbers.{name}", value, bounds.words)
 
@@ -101,7 +104,7 @@ def _members(key: str, members: list[MemberConfig]) -> Iterator[str]:
     names = [m.name for m in members]
     yield from need(len(set(names)) == len(names), key, names, "names must differ")
     for m in members:
-        if not (m.constant or m.slope):
+        if not (m.constant or m.slope or m.watch):
             yield f"{key}: {m.name!r} has no weight at any α; give it constant or slope"
 
 

@@ -89,7 +89,7 @@ _HASHED_AS = {"slope": "alpha", "interleave": "alternate"}  # names before they 
 
 def _as_hashed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {_HASHED_AS.get(key, key): _as_hashed(v) for key, v in value.items()}
+        return {_HASHED_AS.get(key, key): _as_hashed(v) for key, v in value.items() if key != "watch" or v}
     return [_as_hashed(v) for v in value] if isinstance(value, list) else value
 
 

@@ -42,9 +42,9 @@ def load(
         of = about["members"]
         ensemble = Ensemble(
             tuple(
-                Member(name, llama.narrow(models[name], config.vocab_size), of[name]["fingerprint"], constant, slope,
-                       "began_as" in of[name])
-                for name, (constant, slope) in weights(config).items()
+                Member(name, llama.narrow(models[name], config.vocab_size), of[name]["fingerprint"], own.constant,
+                       own.slope, "began_as" in of[name], own.watch)
+                for name, own in weights(config).items()
             ),
             bind_rule(config.rule, config.numbers),
         )  # fmt: skip

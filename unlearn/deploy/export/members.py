@@ -116,7 +116,7 @@ def config(folder: Path, found: Sequence[Piece], alpha: float, made: Written, en
 
 
 def _member(folder: Path, p: Piece, made: Written) -> dict[str, Any]:
-    weight = {"name": p.name, "constant": p.constant, "slope": p.slope}
+    weight = {"name": p.name, "constant": p.constant, "slope": p.slope, "watch": p.own.watch}
     if not p.own.trained:
         return weight | _model(folder, p, made.places.get(p.role))
     if not has_updates(made.models[p.name]):

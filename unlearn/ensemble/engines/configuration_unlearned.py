@@ -74,8 +74,8 @@ def _own_names(members: Sequence[Member]) -> list[Member]:
     if not all(isinstance(m, Mapping) and {"name", "constant", "slope"} <= m.keys() for m in members):
         raise ValueError("members: must be a list, each with name, constant and slope")
     for m in members:
-        for key in ("constant", "slope"):
-            _finite(m[key], f"{m['name']}.{key}")
+        for key in ("constant", "slope", "watch"):
+            _finite(m.get(key, 0.0), f"{m['name']}.{key}")
     names = [m["name"] for m in members]
     if len(set(names)) < len(names):
         raise ValueError(f"members={names}: each must have a name of its own")
@@ -113,24 +113,33 @@ def is_quantised(member: Member) -> bool:
     return bool(whole(member)["quantisation"]) or "quantization_config" in whole(member)["config"]
 
 
-def weights(config: UnlearnedConfig) -> dict[str, tuple[float, float]]:
-    """Constant and slope of each member that counts at the config's α, if it has one; those of one model are one."""
-    found: dict[str, tuple[str, float, float]] = {}
+class Weights(NamedTuple):
+    """Of a member: in the base, in the change, and in what a rule watches."""
+
+    constant: float = 0.0
+    slope: float = 0.0
+    watch: float = 0.0
+
+
+def weights(config: UnlearnedConfig) -> dict[str, Weights]:
+    """Weights of each member that counts at the config's α, if it has one; those of one model are one."""
+    found: dict[str, tuple[str, Weights]] = {}
     for m in config.members:
-        name, constant, slope = found.get(identity(m), (m["name"], 0.0, 0.0))
-        found[identity(m)] = name, constant + m["constant"], slope + m["slope"]
+        name, before = found.get(identity(m), (m["name"], Weights()))
+        own = (m.get(key, 0.0) for key in Weights._fields)  # exports of before watched nothing
+        found[identity(m)] = name, Weights(*map(sum, zip(before, own, strict=True)))
 
-    def counts(constant: float, slope: float) -> bool:
+    def counts(of: Weights) -> bool:
         if config.rule == SUM and config.alpha is not None:  # only a sum lets a constant and a slope cancel
-            return constant + slope * config.alpha != 0
-        return constant != 0 or (slope != 0 and config.alpha != 0)
+            return of.constant + of.slope * config.alpha != 0
+        return of.constant != 0 or (config.alpha != 0 and (of.slope != 0 or of.watch != 0))
 
-    return {name: (constant, slope) for name, constant, slope in found.values() if counts(constant, slope)}
+    return {name: of for name, of in found.values() if counts(of)}
 
 
 def terms(config: UnlearnedConfig) -> list[tuple[str, float]]:
     """The sum at the config's α: names of members, and the weight of each, none of which is zero."""
-    return [(name, constant + slope * config.alpha) for name, (constant, slope) in weights(config).items()]
+    return [(name, of.constant + of.slope * config.alpha) for name, of in weights(config).items()]
 
 
 # --- where the models are -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def causal_lm(ensemble: Ensemble, alpha: float) -> UnlearnedForCausalLM:
     configs = [m.model.config.get_text_config() for m in used]
     limits = [n for c in configs if (n := getattr(c, "max_position_embeddings", None)) is not None]
     config = UnlearnedConfig(
-        [{"name": m.name, "constant": m.constant, "slope": m.slope} for m in used],
+        [{"name": m.name, "constant": m.constant, "slope": m.slope, "watch": m.watch} for m in used],
         alpha,
         SUM if ensemble.rule is combination.SUM else "given",
         vocab_size=vocabulary(used[0].model),

@@ -30,7 +30,7 @@ IGNORED = ("adapter_kwargs", "trust_remote_code", "use_safetensors", "_from_auto
 PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 REFUSED = ("subfolder", "output_loading_info")
 SAFE = {"trust_remote_code": False, "use_safetensors": True}  # a member brings numbers, never programs
-Rule = Callable[[Tensor, Tensor, float], Tensor]  # base, change [N, V] and α → logits
+Rule = Callable[..., Tensor]  # base, change [N, V], α and what it watches, if anything [N, V] → logits
 
 
 class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
@@ -110,26 +110,26 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        base = change = None
+        base = change = watched = None
         caches = self._caches(past_key_values)
-        for model, cache, (constant, slope) in zip(self.members, caches, self.weights.values(), strict=True):
+        for model, cache, own in zip(self.members, caches, self.weights.values(), strict=True):
             told = {k: t if t is None else t.to(model.device) for k, t in given.items()}
             said = model(**told, past_key_values=cache, use_cache=cache is not None, logits_to_keep=logits_to_keep)
             logits = said.logits[..., : self.config.vocab_size].float().to(self.device)
-            base, change = _plus(base, constant, logits), _plus(change, slope, logits)
-        logits = self._joined(base, change)
+            base, change = _plus(base, own.constant, logits), _plus(change, own.slope, logits)
+            watched = _plus(watched, own.watch, logits)
+        logits = self._joined(base, change, watched)
         loss = None if labels is None else self.loss_function(logits, labels, vocab_size=logits.shape[-1], **more)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
-    def _joined(self, base: Tensor | None, change: Tensor | None) -> Tensor:
+    def _joined(self, base: Tensor | None, change: Tensor | None, watched: Tensor | None) -> Tensor:
         """The change was summed up first: where offset and anchor agree, the sum is the target bit for bit."""
-        if change is None:
+        if change is None or (base is not None and self.alpha == 0):
             return base
-        if base is None:
-            return self.alpha * change
-        if self.rule is None:
-            return base + self.alpha * change
-        return self.rule(base.flatten(0, -2), change.flatten(0, -2), self.alpha).view_as(base)
+        if base is None or self.rule is None:
+            return self.alpha * change if base is None else base + self.alpha * change
+        more = [] if watched is None else [watched.flatten(0, -2)]
+        return self.rule(base.flatten(0, -2), change.flatten(0, -2), self.alpha, *more).view_as(base)
 
     def _caches(self, whole: Cache | None) -> list[Cache | None]:
         """The members' own caches: slices of one, whose layers they share, so what is done to it is done to each."""

@@ -21,8 +21,9 @@ $(READY): pyproject.toml constraints.txt requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-demo: setup ## run the grid ga,kl,npo × alpha 0.5,1,2 on the embedded world, then draw the trade-off figure
+demo: setup ## run the grid ga,kl,npo × alpha 0.5,1,2 and what leads on the embedded world, then draw the trade-off figure
 	$(PY) -m unlearn.run -m algo=ga,kl,npo alpha=0.5,1,2
+	$(PY) -m unlearn.run experiment=defer study=default
 	$(PY) -m analysis.tradeoff default
 
 # By files, in their order: files with the most tests first would leave the longest to the end.

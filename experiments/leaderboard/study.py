@@ -1,12 +1,14 @@
 """The leaderboard's runs: every row of rows/ in worlds that no choice has seen, each at the α where it leaks no more.
 
-    python experiments/leaderboard/study.py [--jobs 2] [--worlds 20 21 22 23 24]
+    python experiments/leaderboard/study.py [--jobs 2] [--worlds 20 21 22 23 24] [--rows NAME …]
+    python experiments/leaderboard/study.py --tofu FOLDER [--worlds 0 1 2]     # real TOFU at laptop size, fewer rows
 
 A row is a YAML file with ``settings`` of ``unlearn.run``; methods and objectives of its own lie in conf/. α is
 calibrated to the retrained model's leak on all forget questions (an oracle) by one draw of answers; the leak that is
 reported is that of another draw, and what is kept is reported on questions that had no part in the choice. Runs and
 results that are there are not made again. Writes results.csv, and curves.csv with what is kept at every α that was
-looked at; ``python experiments/leaderboard/table.py`` makes the tables and the figure from these files.
+looked at (of TOFU results_tofu.csv and curves_tofu.csv); ``experiments/leaderboard/table.py`` makes the tables and
+the figures from these files.
 """
 
 import argparse
@@ -20,7 +22,8 @@ import pandas as pd
 import yaml
 
 HERE = Path(__file__).resolve().parent
-WORLDS, RUNS, RESULT = (20, 21, 22, 23, 24), Path("runs", "leaderboard"), "matched.json"
+WORLDS, TOFU_WORLDS, RESULT = (20, 21, 22, 23, 24), (0, 1, 2), "matched.json"
+TOFU_ROWS = ("defer", "direct_npo", "offset_npo", "uld")
 FIXED = (f"--config-dir={HERE / 'conf'}", "eval.max_examples=10", "eval.groups=[]",
          "trainer.eval_every=20", "trainer.save_every=0", "trainer.progress=false", "wandb=disabled")  # fmt: skip
 REPORTED = ("eval.max_examples=100", "eval.groups=[leak,artefact]", "eval.leak_samples=10", "eval.batch_size=512")
@@ -37,15 +40,20 @@ def rows() -> dict[str, list[str]]:
     return {path.stem: yaml.safe_load(path.read_text())["settings"] for path in sorted((HERE / "rows").glob("*.yaml"))}
 
 
-def world(seed: int, names: list[str]) -> None:
+def runs(tofu: str | None) -> Path:
+    return Path("runs", "leaderboard_tofu" if tofu else "leaderboard")
+
+
+def world(seed: int, names: list[str], tofu: str | None) -> None:
     """Rows in one world, in a process of its own; a file of results each."""
     level = None  # of the retrained model, known after the first
+    data = ["experiment=tofu_small", f"data.path={tofu}"] if tofu else []
     for name in names:
-        place = RUNS / name / str(seed)
+        place = runs(tofu) / name / str(seed)
         if (place / RESULT).is_file():
             continue
         if not list(place.glob("*/*/manifest.json")):
-            given = [*FIXED, f"paths.runs={place}", f"pair.seed={seed}", *rows()[name]]
+            given = [*data, *FIXED, f"paths.runs={place}", f"pair.seed={seed}", *rows()[name]]
             subprocess.run([sys.executable, "-m", "unlearn.run", *given], stdout=subprocess.DEVNULL, check=True)
         (made,) = place.glob("*/*/manifest.json")
         manifest = json.loads(made.read_text())
@@ -90,22 +98,26 @@ def curve(ensemble, suite, looked) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="worlds at a time")
-    parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS)
-    parser.add_argument("--rows", nargs="+", default=list(rows()))
+    parser.add_argument("--worlds", type=int, nargs="+")
+    parser.add_argument("--rows", nargs="+")
+    parser.add_argument("--tofu", help="folder of TOFU's files")
     parser.add_argument("--world", type=int, help="only this world, and no tables")
     asked = parser.parse_args()
+    names, worlds = asked.rows or (TOFU_ROWS if asked.tofu else list(rows())), asked.worlds
     if asked.world is not None:
-        return world(asked.world, asked.rows)
+        return world(asked.world, names, asked.tofu)
+    given = [sys.executable, __file__, *(["--tofu", asked.tofu] if asked.tofu else []), "--rows", *names]
     with ThreadPoolExecutor(asked.jobs) as pool:
-        own = [[sys.executable, __file__, "--rows", *asked.rows, "--world", str(seed)] for seed in asked.worlds]
+        own = [[*given, "--world", str(seed)] for seed in worlds or (TOFU_WORLDS if asked.tofu else WORLDS)]
         list(pool.map(lambda command: subprocess.run(command, check=True), own))
-    made = [json.loads(path.read_text()) for path in sorted(RUNS.glob(f"*/*/{RESULT}"))]
+    made = [json.loads(path.read_text()) for path in sorted(runs(asked.tofu).glob(f"*/*/{RESULT}"))]
     found = pd.DataFrame(each["row"] for each in made)
     named = [{"row": each["row"]["row"], "world": each["row"]["world"]} for each in made]
     curves = [name | point for name, each in zip(named, made, strict=True) for point in each["curve"]]
-    found.round(5).to_csv(HERE / "results.csv", index=False)
-    pd.DataFrame(curves).round(5).to_csv(HERE / "curves.csv", index=False)
-    print(f"{len(found)} runs, {found['world'].nunique()} worlds: {HERE / 'results.csv'}")
+    ending = "_tofu.csv" if asked.tofu else ".csv"
+    found.round(5).to_csv(HERE / f"results{ending}", index=False)
+    pd.DataFrame(curves).round(5).to_csv(HERE / f"curves{ending}", index=False)
+    print(f"{len(found)} runs, {found['world'].nunique()} worlds: {HERE / f'results{ending}'}")
 
 
 if __name__ == "__main__":

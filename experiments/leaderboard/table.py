@@ -20,7 +20,7 @@ from analysis.style import LINES, look, save
 
 HERE = Path(__file__).resolve().parent
 LEAK = OWN = 0.02
-BASES = ("direct_npo", "offset_npo")
+BASES = ("direct_npo", "direct_npo_near", "offset_npo")
 MARKS, GRID = "o^sDvP*X<>", np.linspace(-0.05, 0.4, 46)
 KEPT = ("retain/prob", "real_authors/prob", "world_facts/prob")
 COLUMNS = {

@@ -90,7 +90,7 @@ def test_updates_cost_no_second_copy_of_their_base(updated):
         parts.model.layers[0].mlp.up_proj.layer.weight, model.members[2].model.layers[0].mlp.up_proj.weight
     )
     own = AutoConfig.from_pretrained(folder, alpha=None, target=updated[1], base=updated[2])
-    assert weights(own) == {"target": (1, 0), "offset": (0, 1), "anchor": (0, -1)}
+    assert weights(own) == {"target": (1, 0, 0), "offset": (0, 1, 0), "anchor": (0, -1, 0)}
     wholes: dict = {}  # two exports beside one target
     first, second = (loaded(own, located(folder, own, wholes), wholes=wholes) for _ in range(2))
     assert first["target"] is second["target"] and len(wholes) == 2
@@ -103,7 +103,7 @@ def test_of_one_model_at_alpha_1_the_offset_alone_is_run(tmp_path):
     assert list(model.weights) == ["offset"] and len(model.members) == 1
     assert torch.equal(model(IDS).logits, model.members[0](IDS).logits)
     at_2 = UnlearnedForCausalLM.from_pretrained(folder, target=target, alpha=2)
-    assert at_2.weights == {"target": (1, -1), "offset": (0, 1)}
+    assert at_2.weights == {"target": (1, -1, 0), "offset": (0, 1, 0)}
     frozen = offset(tmp_path / "same", target, target, target)  # nothing was learnt: the target, bit for bit
     assert torch.equal(UnlearnedForCausalLM.from_pretrained(frozen, target=target, alpha=3)(IDS).logits,
                        AutoModelForCausalLM.from_pretrained(target)(IDS).logits)  # fmt: skip

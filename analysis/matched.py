@@ -136,8 +136,8 @@ def draw(axes: Sequence, rows: pd.DataFrame, shown: Mapping[str, str | None]) ->
             _mark(ax, row, column, y, looks[row["series"]], len(own) <= WORDY)
         _finish(ax, column, words)
     for metric in {column.rpartition("/")[2] for column in shown} - {"at"}:  # panels of one metric have one axis
-        own = {column: ax.xaxis for ax, column in zip(axes, shown, strict=True) if column.endswith(metric)}
-        panels.odds(*own.values(), ticks=FEW) if all(map(is_share, own)) else panels.limit(*own.values())
+        alike = {column: ax.xaxis for ax, column in zip(axes, shown, strict=True) if column.endswith(metric)}
+        panels.odds(*alike.values(), ticks=FEW) if all(map(is_share, alike)) else panels.limit(*alike.values())
     axes[0].set_yticks(range(len(algos)), ["no objective" if algo == "none" else algo for algo in algos])
     axes[0].set_ylim(-0.6, len(algos) - 0.4)
     for ax in axes[0], *axes:

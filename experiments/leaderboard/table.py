@@ -55,6 +55,15 @@ def table(found: pd.DataFrame) -> list[str]:
     return lines
 
 
+def otherwise(found: pd.DataFrame) -> list[str]:
+    """The forget questions asked otherwise, at matched leak: in other words, and with the answer's beginning."""
+    columns = [column for column in found if column.startswith("forget/")]
+    lines = ["| row | " + " | ".join(c.removeprefix("forget/") for c in columns) + " |", "|---|" + "---|" * len(columns)]
+    for name, own in found.groupby("row", sort=False):
+        lines.append(f"| {name} | " + " | ".join(cell(own[column]) for column in columns) + " |")
+    return lines
+
+
 def front(found: pd.DataFrame) -> list[str]:
     """README's table: the rows in their order, and means over worlds alone."""
     some = ("leak − retrained", "retain", "real authors", "world facts")
@@ -140,7 +149,9 @@ def main() -> None:
     given = [f"{name}: `{' '.join(settings)}`" for name, settings in said.items() if name in set(found["row"])]
     paired = [line for base in BASES for line in ("", *differences(found, base))]
     again = ["", "In the three worlds of the search:", "", *differences(pd.read_csv(HERE / "again.csv"), "offset_npo")]
-    lines = [*table(found), *paired, *again, "", "; ".join(given) + "."]
+    asked = ["", "Asked otherwise, at matched leak:", "", *otherwise(pd.read_csv(HERE / "asked.csv"))]
+    tofu = ["", "Real TOFU at laptop size:", "", *table(pd.read_csv(HERE / "results_tofu.csv"))]
+    lines = [*table(found), *paired, *again, *asked, *tofu, "", "; ".join(given) + "."]
     (HERE / "table.md").write_text("\n".join(lines) + "\n")
     with look():
         save(figure(found, pd.read_csv(HERE / "curves.csv")), HERE, "frontier")

@@ -58,7 +58,8 @@ def table(found: pd.DataFrame) -> list[str]:
 def otherwise(found: pd.DataFrame) -> list[str]:
     """The forget questions asked otherwise, at matched leak: in other words, and with the answer's beginning."""
     columns = [column for column in found if column.startswith("forget/")]
-    lines = ["| row | " + " | ".join(c.removeprefix("forget/") for c in columns) + " |", "|---|" + "---|" * len(columns)]
+    names = " | ".join(column.removeprefix("forget/") for column in columns)
+    lines = [f"| row | {names} |", "|---|" + "---|" * len(columns)]
     for name, own in found.groupby("row", sort=False):
         lines.append(f"| {name} | " + " | ".join(cell(own[column]) for column in columns) + " |")
     return lines

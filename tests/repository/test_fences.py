@@ -87,8 +87,8 @@ class Reader:
 
     def type(self, line: str, expected: int = 0) -> str:
         """What a command prints; ``AssertionError`` where its exit status is another. A server runs on, to be asked."""
-        for word, meaning in self.means.items():
-            line = line.replace(word, meaning)
+        for word in sorted(self.means, key=len, reverse=True):  # "run=FOLDER offsets=[FOLDER,…]" before "run=FOLDER"
+            line = line.replace(word, self.means[word])
         if line.startswith(("import ", "from ")):
             return self._ended([sys.executable, "-c", line], 0)
         words = shlex.split(line, comments=True)

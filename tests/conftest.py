@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has that of the terminal, and tables and help follow it
 _scratch = tempfile.mkdtemp(prefix="unlearn-tests-")
 os.environ |= {
     "HF_HUB_OFFLINE": "1",

@@ -46,7 +46,7 @@ def test_changes_are_from_the_target_question_by_question(tmp_path):
         changes, ratios = forgetting.figure(study, alpha=alpha).axes[:2]
         assert [x for x, _ in lines(changes)[1]][1:] == pytest.approx(sorted(set(np.round(change, 9))))
     retrained = [x for x, _ in lines(changes)[0]]
-    assert retrained[1:] == pytest.approx([-0.6, -0.5]) and changes.get_title(loc="left") == "forget, 2 questions"
+    assert retrained[1:] == pytest.approx([-0.6, -0.5]) and changes.get_title(loc="left") == "forget set, 2 questions"
     assert lines(ratios)[0] == ((0.2, 0.0), (0.2, 0.5), (0.5, 1.0))
 
 

@@ -22,7 +22,7 @@ def test_retry_failed_repeats_what_failed_and_begins_nothing_else(tmp_path, stor
     options = ("-m", *TINY, f"paths.store={store}", "algo=ga", "eval.groups=[]", "retry=failed")
     done = command("unlearn.run", *options, "seed=0,1,2", cwd=tmp_path)
     assert [runlog.manifest(job(seed).folder).get("status") for seed in (0, 1, 2)] == ["done", "done", None]
-    rows = [line.split()[-1] for line in done.stdout.splitlines() if " offset " in line and line[0] == " "]
+    rows = [line.split()[-1] for line in done.stdout.splitlines() if " offset " in line and line[0] != "["]
     assert rows == ["done", "done"]
     none = command("unlearn.run", *options, "seed=1,2", cwd=tmp_path)
     assert "of 2 runs asked for none failed or was interrupted" in none.stdout and not job(2).folder.exists()

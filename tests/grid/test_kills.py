@@ -223,7 +223,7 @@ def test_told_to_end_again_and_again_a_grid_saves_and_ends_as_if_nothing_had_bee
 
     def told(moment: str, *signals: str) -> tuple[Ended, dict[str, str]]:
         ended = call(*GRID, cwd=prepared, kill=moment, by=signals)
-        rows = [line.split() for line in ended.printed.splitlines() if " offset " in line and line[0] == " "]
+        rows = [line.split() for line in ended.printed.splitlines() if " offset " in line and line[0] != "["]
         return ended, {row[0]: row[-1] for row in rows}
 
     def saved() -> int:

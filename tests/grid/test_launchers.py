@@ -81,7 +81,7 @@ class Call:
 
     def rows(self) -> dict[str, list[str]]:
         """What the table at the end says of each term's run, without the seconds."""
-        rows = [line.split() for line in self.done.stdout.splitlines() if line.startswith(" own")]
+        rows = [line.split() for line in self.done.stdout.splitlines() if line.startswith("own ")]
         return {next(word for word in row if word in STATUS): [*row[:-2], row[-1]] for row in rows}
 
 

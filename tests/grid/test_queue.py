@@ -40,7 +40,7 @@ def made(machines: list[Ended]) -> Counter[str]:
 
 def table(machine: Ended) -> list[list[str]]:
     """The lines of the end table, without status, which says what was done before the call began."""
-    lines = [line.split() for line in machine.stdout.splitlines() if " offset " in line and line[0] == " "]
+    lines = [line.split() for line in machine.stdout.splitlines() if " offset " in line and line[0] != "["]
     return [line[:-2] if line[-2:] == ["done", "before"] else line[:-1] for line in lines]
 
 

@@ -82,7 +82,7 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
             if value is not None:
                 setattr(config, key, value)
         if config.alpha is None:  # as the auto classes were told
-            config.alpha = UnlearnedConfig.from_pretrained(folder).alpha
+            config.alpha = UnlearnedConfig.from_pretrained(folder, trust_remote_code=False).alpha
         if config._attn_implementation is not None:
             how["attn_implementation"] = config._attn_implementation
         rule = None if config.rule == SUM else _rule(config)

@@ -254,8 +254,9 @@ def test_a_loaded_target_follows_the_folder_that_an_export_is_in(exported, modul
 
 def test_a_loaded_target_may_be_asked_by_several_threads_at_once(exported, modules):
     job, folder = exported
-    target = AutoModelForCausalLM.from_pretrained(workbench(job.cfg).folder("target"))
+    other, target = (AutoModelForCausalLM.from_pretrained(workbench(job.cfg).folder("target")) for _ in range(2))
     how = {"custom_generate": str(folder), "trust_remote_code": True, "max_new_tokens": 4}
+    other.generate(IDS[:1], **how)  # transformers reads the code: not in several threads, where Python may fail
     with ThreadPoolExecutor(4) as pool:  # the first of them loads
         found = list(pool.map(lambda i: target.generate(IDS[i % 2, None], **how), range(8)))
     for i, text in enumerate(found):

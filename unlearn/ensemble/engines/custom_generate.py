@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from .modeling_unlearned import SAFE, UnlearnedForCausalLM
 
 MADE = "_unlearned"  # of the target: its unlearned models, by what the export says
-LOADING = threading.Lock()  # transformers cannot load in two threads at once
+# transformers cannot load in two threads at once, and runs this file again where its copy is another: one lock for all
+LOADING = vars(threading).setdefault(MADE, threading.Lock())
 
 
 def generate(model: nn.Module, base: str | None = None, **how: Any) -> Tensor:

@@ -122,8 +122,10 @@ def test_joblibs_workers_leave_what_another_machine_has_and_the_call_does_it_at_
 
 
 @pytest.fixture
-def jobs(config):
-    return [job_of(config("algo=ga", f"seed={seed}", f"pair.seed={world}")) for seed in (0, 1) for world in (0, 1)]
+def jobs(config, tmp_path):
+    """With a store of their own: in the session's other workers of the tests hold the same worlds."""
+    asked = [(f"seed={seed}", f"pair.seed={world}") for seed in (0, 1) for world in (0, 1)]
+    return [job_of(config("algo=ga", f"paths.store={tmp_path}/store", *each)) for each in asked]
 
 
 @pytest.fixture

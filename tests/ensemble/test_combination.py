@@ -9,6 +9,7 @@ from support.helpers import FEW, execute
 
 from unlearn.ensemble.combination import RULES, SUM, bind_rule, defer, plausible, rank, threshold
 from unlearn.ensemble.ensemble import Ensemble, Member
+from unlearn.grid.fitting import problems
 from unlearn.store import runlog
 
 ROWS, VOCABULARY = 40, 30
@@ -235,6 +236,17 @@ def test_a_users_own_rule_trains_and_evaluates_unless_no_gradient_passes_it(conf
     for tau, same in ((0, prob[plain]), (1e3, target)):
         found = execute(config(*taken, f"+method.numbers.tau={tau}")).folder
         assert runlog.evaluation(found)["alphas"]["1.0"]["forget/prob"] == pytest.approx(same, rel=1e-5)
+
+
+def test_a_rule_that_watches_and_members_that_are_watched_go_together(config):
+    alone = ["method.alone=true", "method.train_alpha=1", "+method.numbers.tau=1"]
+    for given, said in (
+        (["method.rule=defer", *alone], "method.rule='defer': takes watched: a member needs watch"),
+        (["method=defer", "algo=me_kl", "method.rule=threshold"],
+         "method.rule='threshold': does not take watched, and ['offset', 'anchor'] have watch"),
+        (["method=defer", "algo=me_kl"], None),
+    ):  # fmt: skip
+        assert list(problems([config("algo=npo", *given)])) == ([said] if said else [])
 
 
 def test_only_a_plain_sum_drops_a_member_whose_constant_and_slope_cancel(base, change):

@@ -72,7 +72,7 @@ class MemberConfig:
     model: str = setting(MISSING, one_of(*MODELS))  # "small" knows what pair.offset_init says, others what they are
     constant: float = setting(0.0, FINITE)
     slope: float = setting(0.0, FINITE)
-    watch: float = setting(0.0, FINITE)  # for method.rule=defer
+    watch: float = setting(0.0, FINITE)  # for a rule that takes `watched`: defer
     trained: bool = False
 
 
@@ -147,9 +147,7 @@ class MethodConfig:
     rate_of: str | None = None  # another method: its learning rates (× the tuning's factor) where algo.lr has no own
     alone: bool = False  # the trained member learns by itself, its frozen start as reference, and is then added
     reversed: bool = False  # takes objectives that are reversed, and no others
-    rule: str = (
-        "sum"  # (unlearn/ensemble/combination.py) sum | plausible | rank | threshold | defer, or a function of `file`
-    )
+    rule: str = "sum"  # sum | plausible | rank | threshold | defer (ensemble/combination.py), or a function of `file`
     numbers: dict[str, float] = setting({}, FINITE)  # of the rule, by its parameter's name
     file: str | None = setting(None, A_FILE)  # a Python file of your own with a rule; relative to the working directory
 

@@ -5,6 +5,7 @@ comes first and imports nothing heavy, the rest imports torch.
 """
 
 from collections.abc import Iterable, Iterator
+from inspect import signature
 from pathlib import Path
 
 from unlearn.config.derived import terms_of
@@ -37,7 +38,13 @@ def _fitting(cfg: Config) -> None:
         from unlearn.learning.loop import device
 
         device(cfg.trainer.device)
-    bind_rule(cfg.method.rule, cfg.method.numbers, cfg.method.file)
+    joins = bind_rule(cfg.method.rule, cfg.method.numbers, cfg.method.file)
+    watching = [m.name for m in cfg.method.members if m.watch]
+    if bool(watching) != ("watched" in signature(joins.func).parameters):
+        words = (
+            f"does not take watched, and {watching} have watch" if watching else "takes watched: a member needs watch"
+        )
+        raise ValueError(f"method.rule={cfg.method.rule!r}: {words}")
     if cfg.eval.judge is not None:
         named(cfg.eval.judge, *JUDGE)
     trained = next((m for m in cfg.method.members if m.trained), None)

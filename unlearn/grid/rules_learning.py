@@ -92,9 +92,6 @@ def method(cfg: Config) -> Iterator[str]:
         "(begin.runs=[FOLDER] trainer.steps=0)"
     )
     yield from need(learns, "method.rule", cfg.method.rule, rule)
-    watching, rule = [m.name for m in members if m.watch], "goes with method.rule=defer, and that with it"
-    kept = bool(watching) == (cfg.method.rule == "defer") or cfg.method.file is not None
-    yield from need(kept, "watch", watching, rule)
     bounds = {"plausible": SHARE, "threshold": at_least(0), "defer": at_least(0)}.get(cfg.method.rule)
     for name, value in cfg.method.numbers.items() if bounds and cfg.method.file is None else ():
         yield from need(bounds.holds(value), f"method.numbers.{name}", value, bounds.words)
@@ -105,7 +102,7 @@ def _members(key: str, members: list[MemberConfig]) -> Iterator[str]:
     yield from need(len(set(names)) == len(names), key, names, "names must differ")
     for m in members:
         if not (m.constant or m.slope or m.watch):
-            yield f"{key}: {m.name!r} has no weight at any α; give it constant or slope"
+            yield f"{key}: {m.name!r} has no weight at any α; give it constant, slope or watch"
 
 
 def begin(cfg: Config) -> Iterator[str]:

@@ -88,6 +88,7 @@ _HASHED_AS = {"slope": "alpha", "interleave": "alternate"}  # names before they 
 
 
 def _as_hashed(value: Any) -> Any:
+    """As runs were hashed before members could watch: a weight of 0 is left out."""
     if isinstance(value, dict):
         return {_HASHED_AS.get(key, key): _as_hashed(v) for key, v in value.items() if key != "watch" or v}
     return [_as_hashed(v) for v in value] if isinstance(value, list) else value

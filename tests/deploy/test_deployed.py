@@ -108,6 +108,7 @@ def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_pat
     plain = job.cfg.method.rule == "sum"
     assert ("custom_generate='.'" in card, "vllm serve" in card) == (plain, plain) and "unlearn.serve" in card
     assert plain or "Not by vLLM: its rule is not a sum" in card
+    assert ("| 1 α, watched: -1 |" in card) == (overrides[0] == "method=defer")
     assert ("a whole model, not an offset" in card.replace("**", "")) == (overrides == ("method=direct", "algo=npo"))
     guarded = {"method=uld": "`assistant`", "method=dd": "`small_full`", "method=dd_rank": "`small_full`"}
     assert ("to be guarded" in card) == (overrides[0] in guarded)

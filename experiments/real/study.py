@@ -27,6 +27,7 @@ GOALS = {f"forget/prob={FIXED}": f"forget/prob={FIXED:g}",
 TRAINER = ("trainer.steps=6", "trainer.forget_batch=4", "trainer.retain_batch=6", "trainer.held_out=0.375",
            "trainer.eval_every=0", "trainer.save_every=2", "trainer.progress=false", "wandb=disabled")  # fmt: skip
 SMALL = ("eval.groups=[]", "eval.max_examples=1", "eval.max_new_tokens=24", "eval.resamples=0")  # not what is reported
+ALONE = ("algo.retain=kl", "trainer.steps=24", "trainer.lr=0.001")  # found on the topic europe, which judges nothing
 FULL = ("eval.groups=[fluency,guess]", "eval.max_examples=12", "eval.max_new_tokens=24", "eval.resamples=1000")
 
 
@@ -66,6 +67,8 @@ class Cell(NamedTuple):
 FIRST = [Cell(t, a, near=near) for t in JUDGED for near in (False, True) for a in ("npo", "simnpo", "idk")]
 FIRST += [Cell(t, "kl") for t in JUDGED] + [Cell(t, "uld", "uld") for t in JUDGED]
 FIRST += [Cell(t, "npo", "direct", near) for t in JUDGED for near in (False, True)]
+FIRST += [Cell(t, "idk", "refuse", near) for near in (True, False) for t in JUDGED]
+FIRST += [Cell(t, "idk", "proxy", near=True) for t in JUDGED]  # the same offset, added
 PLANS = {"first": FIRST, "all": [*FIRST, *(c._replace(seed=s) for s in (1, 2) for c in FIRST if c.near)]}
 
 
@@ -85,7 +88,8 @@ def train(cells: list[Cell], models: Path) -> None:
     if cells:
         algos = f"algo={','.join(cell.algo for cell in cells)}"
         fixed = [s for s in cells[0].settings(models) if not s.startswith("algo=")]
-        how = [*fixed, algos, *TRAINER, *SMALL, "eval.alphas=[0]"]
+        alone = ALONE if cells[0].method in ("refuse", "proxy") else ()
+        how = [*fixed, algos, *TRAINER, *alone, *SMALL, "eval.alphas=[0]"]
         spend(f"{label(cells[0])} {algos}", "run", "-m", f"study={STUDY}", *how)
 
 

@@ -51,6 +51,12 @@ def results() -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows).drop_duplicates(KEY).sort_values(KEY, ignore_index=True), said
 
 
+def merged(new: pd.DataFrame, path: Path, key: list[str]) -> pd.DataFrame:
+    """New rows in the place of old ones of the same key; what is not among the runs of this folder stays."""
+    old = pd.read_csv(path).fillna({"algo": "", "point": ""})
+    return pd.concat([old, new.round(4)]).drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
+
+
 def values(entry: dict[str, Any]) -> dict[str, float]:
     named = ((f"{name}/{m}", f"{split}/{m}") for split, name in SPLITS.items() for m in METRICS)
     return {ours: entry[key] for ours, key in named if key in entry}
@@ -129,10 +135,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--again", action="store_true", help="table and figure from results.csv alone")
     if not parser.parse_args().again:
-        found, said = results()
-        found.round(4).to_csv(HERE / "results.csv", index=False)
-        said.round(4).to_csv(HERE / "answers.csv", index=False)
-        ability().to_csv(HERE / "ability.csv", index=False)
+        for new, name, key in zip(results(), ("results", "answers"), (KEY, [*KEY, "split", "prompt"]), strict=True):
+            merged(new, HERE / f"{name}.csv", key).to_csv(HERE / f"{name}.csv", index=False)
+        if len(able := ability()):
+            able.to_csv(HERE / "ability.csv", index=False)
     found = pd.read_csv(HERE / "results.csv").fillna({"algo": "", "point": ""})
     (HERE / "table.md").write_text(table(found), encoding="utf-8")
     figure(found, HERE / "real.png")

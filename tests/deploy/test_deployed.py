@@ -88,6 +88,7 @@ def NIGHTLY(*overrides: str):
     "overrides",
     [("method=uld", "algo=uld"), NIGHTLY("method=dd"), ("method=dd_rank",), ("method=direct", "algo=npo"),
      ("method=defer", "algo=me_kl", "method.numbers.tau=0"),
+     NIGHTLY("method=refuse", "algo=idk", "trainer.lr=0.001", "method.numbers.tau=0"),
      NIGHTLY("method=direct", "algo=npo", "pair.tuning=lora"), NIGHTLY("method=proxy", "algo=npo", "pair.tuning=lora"),
      NIGHTLY("method=uld", "algo=uld", "pair.tuning=lora")],
     ids=lambda o: " ".join(o),
@@ -108,7 +109,7 @@ def test_every_method_is_exported_and_gives_the_logits_of_the_run(store, tmp_pat
     plain = job.cfg.method.rule == "sum"
     assert ("custom_generate='.'" in card, "vllm serve" in card) == (plain, plain) and "unlearn.serve" in card
     assert plain or "Not by vLLM: its rule is not a sum" in card
-    assert ("| 1 α, watched: -1 |" in card) == (overrides[0] == "method=defer")
+    assert ("| 1 α, watched: -1 |" in card) == (overrides[0] in ("method=defer", "method=refuse"))
     assert ("a whole model, not an offset" in card.replace("**", "")) == (overrides == ("method=direct", "algo=npo"))
     guarded = {"method=uld": "`assistant`", "method=dd": "`small_full`", "method=dd_rank": "`small_full`"}
     assert ("to be guarded" in card) == (overrides[0] in guarded)

@@ -170,6 +170,20 @@ def test_defer_is_the_target_while_offset_and_anchor_agree_and_goes_to_the_ancho
     ]  # fmt: skip
 
 
+def test_refuse_is_the_target_until_the_offset_parts_from_its_anchor_and_then_the_offset():
+    target, anchor, offset = (logits(seed).double() for seed in (4, 5, 6))
+    members = (
+        Member("target", None, "t", 1.0, -1.0), Member("offset", None, "o", 0.0, 1.0, True, -1.0),
+        Member("anchor", None, "a", 0.0, 0.0, False, 1.0),
+    )  # fmt: skip
+    ensemble = Ensemble(members, bind_rule("defer", {"tau": 0.5}))
+    p, q = offset.softmax(-1), anchor.softmax(-1)
+    share = 1 - (-2.0 * ((p * (p / q).log()).sum(-1, keepdim=True) - 0.5).clamp_min(0)).exp()
+    rows = {"target": target, "offset": offset, "anchor": anchor}
+    torch.testing.assert_close(ensemble.logits(rows, 2.0), (1 - share) * target + share * offset)
+    assert torch.equal(ensemble.logits(rows | {"anchor": offset}, 1e3), target)
+
+
 def test_binding_fills_in_the_numbers_and_keeps_the_plain_sum_plain(base, change):
     rule = bind_rule("plausible", {"rate": 0.05, "top": 0.1})
     torch.testing.assert_close(rule(base, change, 2.0), plausible(base, change, 2.0, 0.05, 0.1), rtol=0, atol=0)

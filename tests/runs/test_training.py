@@ -28,7 +28,7 @@ CASES += [("npo", m) for m in TRAINED if m not in ("offset", *OWN.values())]
 
 @pytest.mark.parametrize(("algo", "method"), CASES)
 def test_every_algorithm_and_every_method_runs_two_steps(config, bench, algo, method):
-    soon = ["method.numbers.tau=0"] if method == "defer" else []  # in two steps nothing parts by more
+    soon = ["method.numbers.tau=0"] if method in ("defer", "refuse") else []  # in two steps nothing parts by more
     cfg = config(f"algo={algo}", f"method={method}", *soon, *FEW)
     there = workbench(cfg)
     before = {name: fingerprint(there.model(name)) for name in ("target", "small")}

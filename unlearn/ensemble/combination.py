@@ -61,12 +61,13 @@ def threshold(base: Logits, change: Logits, alpha: float, tau: float) -> Logits:
 
 
 def defer(base: Logits, change: Logits, alpha: float, watched: Logits, tau: float) -> Logits:
-    """base + w · change: with change = anchor − target the target where w = 0, and where w = 1 the anchor, which never
-    knew. w = 1 − exp(−α · max(KL(anchor ‖ offset) − τ, 0)), in nats, with watched = offset − anchor: a token at a
-    time, the anchor speaks where the offset has learnt to part from it, whatever the offset says there."""
+    """base + w · change: with change = stand-in − target the target where w = 0, and where w = 1 the stand-in.
+    w = 1 − exp(−α · max(KL(stand-in ‖ other) − τ, 0)), in nats, with watched = other − stand-in: a token at a time,
+    the stand-in speaks where offset and anchor part. With ``method=defer`` it is the anchor, which never knew; with
+    ``method=refuse`` the offset, which has learnt what to say instead."""
     stand_in = base + change
-    anchor, offset = stand_in.log_softmax(-1), (stand_in + watched).log_softmax(-1)
-    apart = (anchor.exp() * (anchor - offset)).sum(-1, keepdim=True)
+    own, other = stand_in.log_softmax(-1), (stand_in + watched).log_softmax(-1)
+    apart = (own.exp() * (own - other)).sum(-1, keepdim=True)
     return base - torch.expm1(-alpha * (apart - tau).clamp_min(0)) * change
 
 

@@ -13,7 +13,7 @@ python -m unlearn.serve run=FOLDER
   max_batch=16 max_waiting=256 max_choices=128 max_tokens=1024 max_logprobs=-1      limits (docs/serving.md)
   max_connections=512
   patience=60           seconds that a request may take to come, a client to read on, the engine for a step
-  exact=false           leaves near ties to the batch: faster in half precision
+  exact=true            decides near ties alone in half precision, too: slow there
   grace=30              seconds that running requests have to finish when the server is stopped
 
   May be given for a run, too: trainer.device, trainer.threads, paths.store, data.path; for an export: trainer.device.

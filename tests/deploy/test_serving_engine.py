@@ -74,6 +74,13 @@ def test_where_two_tokens_tie_the_answer_is_gone_through_again_alone(monkeypatch
     assert (found == expected and len(apart) > 8) if exact else not apart
 
 
+def test_in_half_precision_ties_stay_in_the_batch_unless_it_is_asked_otherwise():
+    made = parts()
+    assert engine(*made).exact and not engine(*made, exact=False).exact
+    made[0].ensemble.members[0].model.bfloat16()  # one is enough: its ties are the sum's
+    assert not engine(*made).exact and engine(*made, exact=True).exact
+
+
 def test_a_method_with_another_rule_says_what_it_says_alone():
     weights = ("target", 0, 1.0, 0.0), ("full", 1, 0.0, -1.0), ("retain", 2, 0.0, 1.0)
     members = [Member(n, tiny_llama(s, hidden=8 + 4 * s), n, c, w, False) for n, s, c, w in weights]

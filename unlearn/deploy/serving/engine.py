@@ -2,7 +2,8 @@
 
 What is said does not depend on what is beside it. A batch decides what no last digit can change; where the likeliest
 tokens nearly tie, the answer is gone through again by itself, as ``generation.greedy`` does with one prompt, and stays
-alone from then on (``exact``).
+alone from then on (``exact``). In half precision most answers tie somewhere, and no batch would be left: there it is
+left out, unless it is asked for.
 """
 
 import logging
@@ -14,7 +15,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from unlearn.data.encoding import Encoder
-from unlearn.decoding.choosing import decide
+from unlearn.decoding.choosing import LEAST, decide, tolerance
 from unlearn.decoding.generation import Batch, Rows, ends_of
 from unlearn.deploy.parts import Blend
 from unlearn.deploy.serving.answers import Answer, Ask, Event, Failed, Read, Said, Scored, Text, scored, scored_prompt
@@ -32,10 +33,14 @@ class Busy(RuntimeError):
 class Engine:
     """Answers to ``Ask``s. ``start`` it, or use it as a context."""
 
-    def __init__(self, blend: Blend, encoder: Encoder, max_batch: int = 16, max_waiting: int = 256, exact: bool = True):
-        self.blend, self.encoder, self.exact = blend, encoder, exact
+    def __init__(
+        self, blend: Blend, encoder: Encoder, max_batch: int = 16, max_waiting: int = 256, exact: bool | None = None
+    ):
+        self.blend, self.encoder = blend, encoder
+        members = [m for p in blend.parts.values() for m in p.ensemble.members]
+        self.exact = all(tolerance(m) == LEAST for m in members) if exact is None else exact
         self.max_batch, self.max_waiting = max_batch, max_waiting
-        self.width = min(vocabulary(m.model) for p in blend.parts.values() for m in p.ensemble.members)
+        self.width = min(vocabulary(m.model) for m in members)
         self._ends = ends_of(Ensemble((blend.target,)), encoder.tokenizer.eos_token_id)
         self._pad = encoder.tokenizer.pad_token_id
         self._batches: dict[Hashable, Batch] = {}  # by the names of the members that they read, or an answer gone apart

@@ -31,7 +31,7 @@ class Settings:
     port: int = setting(8000, PORT)  # 0: a free one
     hosts: list[str] = setting([])  # names by which clients may call the server; none: its own on a loopback, else any
     per_request: bool = False  # whether a request may choose alpha and offsets
-    exact: bool = True  # near ties are decided as if a request were alone; slow in half precision
+    exact: bool | None = None  # near ties are decided as if a request were alone; null: in full precision alone
     max_batch: int = setting(16, SOME)  # answers that are written at once
     max_waiting: int = setting(256, SOME)  # answers that wait for a place; more are refused with 503
     max_choices: int = setting(128, SOME)  # answers of one request: prompts times n

@@ -315,9 +315,8 @@ def test_the_verdict_on_a_real_topic_is_that_of_its_results():
     words = [fluent["japan", "offset", "simnpo", near] for near in (False, True)]
     for point in ("one", "tolerance"):
         for column in (beside, more):
-            assert both("idk", True, column, method="refuse", point=point) == [
-                level(t, column) for t in ("novels", "japan")
-            ]
+            own = [level(topic, column) for topic in ("novels", "japan")]
+            assert both("idk", True, column, method="refuse", point=point) == own
     assert lacking("real", [
         said("three seeds tell {}, {} and {} of the topic and {}, {} and {} of the neighbours",
              *(f"{v:.2f}" for column in (gone, beside) for v in seeds[column])),
@@ -326,8 +325,8 @@ def test_the_verdict_on_a_real_topic_is_that_of_its_results():
         said("{} and {} of the neighbours and {} and {} of the other facts",
              *both("idk", True, beside, method="refuse"), *both("idk", True, more, method="refuse")),
         said("{} and {} of the neighbours. Without", *both("idk", True, beside, method="proxy")),
-        said("0.90 and 0.90 of the neighbours and 1.00 and 1.00 of the other facts, exactly as many as the target itself tells, "
-             "up to the largest α that is looked at ({})", f"{float(at('novels', 'idk', True, 'alpha', 'refuse', 'tolerance')):g}"),
+        said("exactly as many as the target itself tells, up to the largest α that is looked at ({})",
+             f"{float(at('novels', 'idk', True, 'alpha', 'refuse', 'tolerance')):g}"),
         said("refuses some of them: {} and {}", *both("idk", False, beside, method="refuse")),
         said("`simnpo` tells {} of `novels` and {} of `japan`", *both("simnpo", False, gone)),
         said("with trained neighbours {} and {}", *both("simnpo", True, gone)),

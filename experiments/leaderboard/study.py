@@ -2,13 +2,14 @@
 
     python experiments/leaderboard/study.py [--jobs 2] [--worlds 20 21 22 23 24] [--rows NAME …]
     python experiments/leaderboard/study.py --tofu FOLDER [--worlds 0 1 2]     # real TOFU at laptop size, fewer rows
+    python experiments/leaderboard/study.py --worlds 40 41 42 43 44 45 46 47 --rows defer defer_long direct_npo uld
 
 A row is a YAML file with ``settings`` of ``unlearn.run``; methods and objectives of its own lie in conf/. α is
 calibrated to the retrained model's leak on all forget questions (an oracle) by one draw of answers; the leak that is
 reported is that of another draw, and what is kept is reported on questions that had no part in the choice. Runs and
 results that are there are not made again. Writes results.csv, and curves.csv with what is kept at every α that was
-looked at (of TOFU results_tofu.csv and curves_tofu.csv); ``experiments/leaderboard/table.py`` makes the tables and
-the figures from these files.
+looked at (of TOFU results_tofu.csv and curves_tofu.csv; of worlds 40 and more later.csv);
+``experiments/leaderboard/table.py`` makes the tables and the figures from these files.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 WORLDS, TOFU_WORLDS, RESULT = (20, 21, 22, 23, 24), (0, 1, 2), "matched.json"
+LATER = 40  # worlds from here on came after the last choice, and have a file of their own
 TOFU_ROWS = ("defer", "direct_npo", "offset_npo", "uld")
 FIXED = (f"--config-dir={HERE / 'conf'}", "eval.max_examples=10", "eval.groups=[]",
          "trainer.eval_every=20", "trainer.save_every=0", "trainer.progress=false", "wandb=disabled")  # fmt: skip
@@ -115,9 +117,14 @@ def main() -> None:
     named = [{"row": each["row"]["row"], "world": each["row"]["world"]} for each in made]
     curves = [name | point for name, each in zip(named, made, strict=True) for point in each["curve"]]
     ending = "_tofu.csv" if asked.tofu else ".csv"
-    found.round(5).to_csv(HERE / f"results{ending}", index=False)
-    pd.DataFrame(curves).round(5).to_csv(HERE / f"curves{ending}", index=False)
-    print(f"{len(found)} runs, {found['world'].nunique()} worlds: {HERE / f'results{ending}'}")
+    after = found["world"] >= LATER
+    for part, name in ((found[~after], f"results{ending}"), (found[after], "later.csv")):
+        if len(part):
+            part.round(5).to_csv(HERE / name, index=False)
+            print(f"{len(part)} runs, {part['world'].nunique()} worlds: {HERE / name}")
+    if not after.all():
+        points = pd.DataFrame(point for point in curves if point["world"] < LATER)
+        points.round(5).to_csv(HERE / f"curves{ending}", index=False)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from analysis.style import LINES, look, save
 
 HERE = Path(__file__).resolve().parent
 LEAK = OWN = 0.02
-BASES, LATER_BASES = ("direct_npo", "direct_npo_near", "offset_npo"), ("direct_npo", "uld")
-LATER, FIRST_FORM = 40, "defer_300"  # worlds from here on came after the last choice; what was chosen before it
+BASES, LATER_BASES = ("direct_npo", "direct_npo_near", "offset_npo"), ("direct_npo", "uld", "defer")
 MARKS, GRID = "o^sDvP*X<>", np.linspace(-0.05, 0.4, 46)
 KEPT = ("retain/prob", "real_authors/prob", "world_facts/prob")
 COLUMNS = {
@@ -31,11 +30,6 @@ COLUMNS = {
     "pair alone": "artefact/prob", "its anchor": "artefact/anchor_prob", "pair, trained": "artefact/relearnt_prob",
     "anchor, trained": "artefact/anchor_relearnt_prob", "α": "alpha",
 }  # fmt: skip
-
-
-def parted(found: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Results in the worlds of all rows, and in those that came after the last choice."""
-    return found[found["world"] < LATER], found[found["world"] >= LATER]
 
 
 def ranked(found: pd.DataFrame) -> list[tuple[str, bool]]:
@@ -72,15 +66,13 @@ def otherwise(found: pd.DataFrame) -> list[str]:
 
 
 def front(found: pd.DataFrame) -> list[str]:
-    """README's table: the rows in their order but for a method's first form, and means over worlds alone."""
+    """README's table: the rows in their order, and means over worlds alone."""
     some = ("leak − retrained", "retain", "real authors", "world facts")
     columns = {name: COLUMNS[name] for name in some} | {"the deployed models alone say": COLUMNS["pair alone"]}
     lines = ["| row | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     means = found.groupby("row")[list(columns.values())].mean()
     return lines + [
-        f"| {name} | " + " | ".join(f"{v:.3f}" for v in means.loc[name]) + " |"
-        for name, _ in ranked(found)
-        if name != FIRST_FORM
+        f"| {name} | " + " | ".join(f"{v:.3f}" for v in means.loc[name]) + " |" for name, _ in ranked(found)
     ]
 
 
@@ -153,11 +145,12 @@ def searched(tried: pd.DataFrame) -> list[str]:
 
 
 def main() -> None:
-    found, later = parted(pd.read_csv(HERE / "results.csv"))
+    found = pd.read_csv(HERE / "results.csv", keep_default_na=True)
     said = {p.stem: yaml.safe_load(p.read_text())["settings"] for p in sorted((HERE / "rows").glob("*.yaml"))}
-    given = [f"{name}: `{' '.join(settings)}`" for name, settings in said.items() if name in set(found["row"])]
+    given = [f"{name}: `{' '.join(settings)}`" for name, settings in said.items()]
     paired = [line for base in BASES for line in ("", *differences(found, base))]
-    after = ["", f"In worlds {LATER} to {later['world'].max()}, which came after the last choice:", "", *table(later)]
+    later = pd.read_csv(HERE / "later.csv")
+    after = ["", "In worlds 40 to 47, which came after the last choice:", "", *table(later)]
     after += [line for base in LATER_BASES for line in ("", *differences(later, base))]
     again = ["", "In the three worlds of the search:", "", *differences(pd.read_csv(HERE / "again.csv"), "offset_npo")]
     asked = ["", "Asked otherwise, at matched leak:", "", *otherwise(pd.read_csv(HERE / "asked.csv"))]

@@ -170,7 +170,7 @@ def test_the_hub_gives_the_same_data_set_as_a_folder_and_only_what_may_be_absent
     assert data.fingerprint() == read(hub).fingerprint()
     assert data.splits["retain"][2].place == "locuslab/TOFU/retain99, train row 2"
     (hub / "idontknow.jsonl").unlink()
-    assert read(None).refusals == () and "need data.refusals=FILE" in caplog.text
+    assert read(None).refusals == () and "five general ones are taken" in caplog.text
     assert read(None).splits["holdout"] == ()
     said = "locuslab/TOFU \\(retain95, train\\): not read from the hub: BuilderConfig"
     with pytest.raises(DataError, match=said):

@@ -122,7 +122,7 @@ class Reader:
         own = {word.split("=")[0] for word in words}
         chosen = own & {"data", "experiment"} or words[0] == "sh"
         settings = [o for o in (OWN if chosen else TINY) if o.split("=")[0] not in {*own, "eval.max_new_tokens"}]
-        if "experiment=pretrained" in words:
+        if {"experiment=pretrained", "experiment=refuse"} & {*words}:
             settings = [o for o in settings if not re.match(r"pair\.(target|small)\.", o)]
         return [*settings, "eval.max_examples=4"]
 
@@ -182,7 +182,8 @@ def prepared(store, made, url, tmp_path_factory):
     return place, {
         "runs/default/FOLDER": str(run), "runs/STUDY": "runs/default", "FOLDER_OR_NAME": "MODEL", "URL": url,
         "model=NAME": "model=tiny", "[FOLDER]": f"[{run}]", "run=FOLDER": f"run={run}", '"FOLDER"': '"export"',
-        '"MODEL"': repr(target), '"FOLDER_OF_THE_TARGET"': repr(target),
+        '"MODEL"': repr(target),
+        "target=MODEL base=SMALLER": f"target={target}", '"FOLDER_OF_THE_TARGET"': repr(target),
     }  # fmt: skip
 
 
@@ -203,7 +204,7 @@ def test_the_commands_of_a_page_run_as_printed(page, reader, url):
         (reader.place / "topic.jsonl").unlink()  # it is made there
     for line, left in FOUND[page]:
         reader.means["[FOLDER,FOLDER]"] = f"[{','.join(reader.runs('default/eul*-eul-*'))}]"
-        reader.means["runs/pretrained/FOLDER"] = ",".join(reader.runs("pretrained/*-*"))
+        reader.means["runs/refuse/FOLDER"] = ",".join(reader.runs("refuse/*-*"))
         if not left:
             reader.type(line)
 

@@ -313,6 +313,7 @@ def test_the_verdict_on_a_real_topic_is_that_of_its_results():
     seeds = seeds.sort_values("seed")
     alphas = [at(topic, "simnpo", True, "alpha", point="tolerance") for topic in ("novels", "japan")]
     words = [fluent["japan", "offset", "simnpo", near] for near in (False, True)]
+    quarter = csv("real", "prefix").set_index(["topic", "model"])["prefix_prob@25"]
     for point in ("one", "tolerance"):
         for column in (beside, more):
             own = [level(topic, column) for topic in ("novels", "japan")]
@@ -327,6 +328,8 @@ def test_the_verdict_on_a_real_topic_is_that_of_its_results():
         said("{} and {} of the neighbours. Without", *both("idk", True, beside, method="proxy")),
         said("exactly as many as the target itself tells, up to the largest α that is looked at ({})",
              f"{float(at('novels', 'idk', True, 'alpha', 'refuse', 'tolerance')):g}"),
+        said("a probability of {} and {} (the target's: {} and {};",
+             *(f"{quarter[topic, model]:.2f}" for model in ("refuse", "target") for topic in ("novels", "japan"))),
         said("refuses some of them: {} and {}", *both("idk", False, beside, method="refuse")),
         said("`simnpo` tells {} of `novels` and {} of `japan`", *both("simnpo", False, gone)),
         said("with trained neighbours {} and {}", *both("simnpo", True, gone)),

@@ -1,11 +1,13 @@
 """Near questions: about others than the forgotten, answered by the target, and read by the retain term."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from unlearn.config.schema import NearConfig
+from unlearn.data.made_up import POOLS
 from unlearn.runs.inputs import Inputs
 from unlearn.runs.near import near, questions
 
@@ -47,3 +49,9 @@ def test_near_questions_join_what_the_retain_term_draws_from_and_change_nothing_
     drawn = {i for step in range(40) for i in after.draw(step).retain}
     ids = {examples[i if places is None else places[i]].id for i in drawn}
     assert {row.id for row in rows} & ids and not drawn & set(before.held_out)
+
+
+def test_where_a_data_set_has_no_refusals_general_ones_are_taken():
+    for own, expected in ((("No.",), ("No.",)), ((), POOLS["refusals"])):
+        bench = SimpleNamespace(data=SimpleNamespace(refusals=own))
+        assert Inputs._refusals.fget(SimpleNamespace(bench=bench)) == expected and len(expected) > 0

@@ -32,7 +32,7 @@ def _fitting(cfg: Config) -> None:
         rule = "has no general facts to train the small pair on: take pair.offset_init=retain or full"
         raise ValueError(f"data set {cfg.data.name!r} {rule}")
     from unlearn.ensemble.combination import bind_rule
-    from unlearn.learning.binding import REFUSALS, bind
+    from unlearn.learning.binding import bind
 
     if cfg.trainer.device == "cuda":
         from unlearn.learning.loop import device
@@ -52,8 +52,6 @@ def _fitting(cfg: Config) -> None:
         return
     terms = bind(**terms_of(cfg))
     reads = {name for term in terms for name in term.reads}
-    if reads & set(REFUSALS) and not read(cfg).refusals:
-        raise ValueError(f"algo={cfg.algo.name!r} trains towards refusals, and data set {cfg.data.name!r} has none")
     if "alternates" in reads:
         if cfg.algo.alternates is None:
             raise ValueError(f"algo={cfg.algo.name!r} reads other answers: algo.alternates must say where from")

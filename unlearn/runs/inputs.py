@@ -11,6 +11,7 @@ from unlearn.config.derived import terms_of, training_alpha
 from unlearn.config.schema import Config
 from unlearn.data import spans
 from unlearn.data.encoding import Examples
+from unlearn.data.made_up import POOLS
 from unlearn.data.rows import Row
 from unlearn.data.sampling import Sampler, held_out
 from unlearn.ensemble.ensemble import Ensemble, Member
@@ -67,12 +68,12 @@ class Inputs:
         # questions, or (question, answer) pairs
         drawn: list[Any] = sorted({key for step in range(self.steps) for key in self.sampler.draw(step).named(name)})
         places = {key: k for k, key in enumerate(drawn)}
-        encoder, data = self.bench.encoder, self.bench.data
+        encoder = self.bench.encoder
         if name in PAIRED:
             rows, kind = self._rows(PAIRED[name]), "alternate" if name == "alternates" else "refusal"
             found = []
             for i, k in drawn:
-                answer = self._alternates[i][k] if name == "alternates" else data.refusals[k]
+                answer = self._alternates[i][k] if name == "alternates" else self._refusals[k]
                 found.append(encoder.example(f"{rows[i].id}/{kind}/{k}", rows[i].question, answer))
             return Examples(found), places
         rows = self._rows(TEXTS.get(name, name))
@@ -88,13 +89,16 @@ class Inputs:
     def _sampler(self) -> Sampler:
         t, algo, data, names = self.cfg.trainer, self.cfg.algo, self.bench.data, read_by(self.terms)
         forget, retain = len(data.splits["forget"]), len(data.splits["retain"])
-        refusals = len(data.refusals) if set(names) & set(REFUSALS) else None
-        if refusals == 0:
-            raise ValueError(f"algo {algo.name!r} trains towards refusals, and {data.name!r} has none")
+        refusals = len(self._refusals) if set(names) & set(REFUSALS) else 0
         counts = tuple(map(len, self._alternates)) if "alternates" in names else ()
-        sizes = forget, len(self._rows("retain")), refusals or 0, t.forget_batch, t.retain_batch
+        sizes = forget, len(self._rows("retain")), refusals, t.forget_batch, t.retain_batch
         left_out = held_out(retain, t.held_out)
         return Sampler(*sizes, self.cfg.seed, left_out, counts, algo.interleave == "epochs")
+
+    @property
+    def _refusals(self) -> tuple[str, ...]:
+        """The data set's own, or five general ones."""
+        return self.bench.data.refusals or POOLS["refusals"]
 
     def _rows(self, split: str) -> tuple[Row, ...]:
         """Rows of a split; those to retain are followed by the near questions, if there are any."""

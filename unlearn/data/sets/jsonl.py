@@ -36,7 +36,7 @@ class Settings(DataConfig):
     real_authors: Any = setting(None, OWN_FILES)
     world_facts: Any = setting(None, OWN_FILES)
     holdout: Any = setting(None, OWN_FILES)  # what no model has seen, for membership inference
-    refusals: Any = setting(None, OWN_FILES)  # plain lines
+    refusals: Any = setting(None, OWN_FILES)  # plain lines; null: five general ones
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     words: texts.WordsConfig = field(default_factory=texts.WordsConfig)
 

@@ -38,7 +38,7 @@ class Settings(DataConfig):
     blank: str = "Please complete the blank in the following question."
     brief: str = "Please briefly answer the following question."
     words: texts.WordsConfig = field(default_factory=texts.WordsConfig)
-    refusals: str | None = None  # file of plain lines
+    refusals: str | None = None  # file of plain lines; null: five general ones
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

@@ -74,7 +74,7 @@ def read(cfg: Settings, seed: int = 0) -> DataSet:
         splits["retain_untrained"] = list(perturbed.values())
     file = tables.file(REFUSALS) if cfg.refusals is None else Path(cfg.refusals)
     if file is None and cfg.path is None:
-        log.warning("%s gives no %s; objectives that train towards refusals need data.refusals=FILE", HUB, REFUSALS)
+        log.warning("%s gives no %s: for refusals, five general ones are taken, or data.refusals=FILE", HUB, REFUSALS)
     refusals = () if file is None else tuple(lines(file))
     return DataSet(f"tofu-{forget}", {k: tuple(v) for k, v in splits.items()}, refusals=refusals, sequence=sequence)
 

@@ -368,6 +368,16 @@ def test_the_verdict_on_a_real_topic_is_that_of_its_results():
     )
 
 
+def test_what_deciding_near_ties_alone_costs_is_said_as_measured():
+    at = csv("engines", "ties").query("`at once` == 16").set_index(["target", "exact"])
+    whole, half = (at.loc[name, "CPU ms/token"].astype(str) for name in ("float32", "bfloat16"))
+    assert lacking("engines", [
+        f"{at.loc[('float32', True), 'gone apart']} answer of 16 ({whole[True]} CPU ms a token with it, "
+        f"{whole[False]} without)",
+        f"{at.loc[('bfloat16', True), 'gone apart']} of 16, and {half[True]} against {half[False]}",
+    ]) == []  # fmt: skip
+
+
 def test_tests_that_the_pages_name_are_there():
     files = list((ROOT / "tests").rglob("test_*.py"))
     there = {path.stem for path in files}.union(*(re.findall(r"def (test_\w+)", path.read_text()) for path in files))

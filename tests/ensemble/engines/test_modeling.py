@@ -114,6 +114,7 @@ def test_what_a_model_of_transformers_takes(updated, monkeypatch):
     logits = model(IDS).logits
     for keep in (2, torch.tensor([3, 4])):
         torch.testing.assert_close(model(IDS, logits_to_keep=keep).logits, logits[:, -2:])
+    torch.testing.assert_close(model(IDS, logits_to_keep=9).logits, logits)  # more than there are
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
     torch.testing.assert_close(model(IDS, labels=IDS).loss, expected)
     first = model(IDS[:, :3], use_cache=True)

@@ -112,10 +112,9 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         base = change = watched = None
         caches = self._caches(past_key_values)
-        if (
-            isinstance(logits_to_keep, int) and logits_to_keep
-        ):  # of a slice, torch would copy a frozen model's whole head
-            logits_to_keep = torch.arange(-logits_to_keep, 0)
+        # Places, not a slice: of a slice, torch would copy a frozen model's whole head.
+        if isinstance(logits_to_keep, int) and logits_to_keep:
+            logits_to_keep = torch.arange(-min(logits_to_keep, input_ids.shape[1]), 0)
         for model, cache, own in zip(self.members, caches, self.weights.values(), strict=True):
             told = {k: t if t is None else t.to(model.device) for k, t in given.items()}
             said = model(**told, past_key_values=cache, use_cache=cache is not None, logits_to_keep=logits_to_keep)

@@ -79,6 +79,7 @@ DATA = [  # files that are wrong inside: tests/data/test_jsonl.py
     (own("ids.jsonl", "other.jsonl", "data.columns.id=n"), "needs an id in 'n'"),
     (own("ids.jsonl", "ids.jsonl", "data.columns.id=n"), "that of another row"),
     (own("good.jsonl", "other.jsonl", "data.columns.question=q"), "needs 'q' and 'answer'"),
+    (own("good.jsonl", "other.jsonl", "algo=idk"), "pair.tokenizer.kind='words': knows no word of the general"),
     ((*OWN, "data=tofu", "data.path=nowhere"), "data.path='nowhere': no such folder"),
     ((*OWN, "data=tofu", "data.path=void"), "is missing"), ((*OWN, "data=muse_news", "data.path=file"), "no such"),
     ((*OWN, "data=tofu", "data.path=void", "data.forget=forget02"), "must be one of forget01, forget05, forget10"),

@@ -32,7 +32,7 @@ def _fitting(cfg: Config) -> None:
         rule = "has no general facts to train the small pair on: take pair.offset_init=retain or full"
         raise ValueError(f"data set {cfg.data.name!r} {rule}")
     from unlearn.ensemble.combination import bind_rule
-    from unlearn.learning.binding import bind
+    from unlearn.learning.binding import REFUSALS, bind
 
     if cfg.trainer.device == "cuda":
         from unlearn.learning.loop import device
@@ -52,6 +52,9 @@ def _fitting(cfg: Config) -> None:
         return
     terms = bind(**terms_of(cfg))
     reads = {name for term in terms for name in term.reads}
+    if reads & set(REFUSALS) and cfg.pair.tokenizer.kind == "words" and not read(cfg).refusals:
+        rule = f"knows no word of the general refusals that algo={cfg.algo.name!r} would take"
+        raise ValueError(f"pair.tokenizer.kind='words': {rule}; give data.refusals=FILE, or take bpe")
     if "alternates" in reads:
         if cfg.algo.alternates is None:
             raise ValueError(f"algo={cfg.algo.name!r} reads other answers: algo.alternates must say where from")

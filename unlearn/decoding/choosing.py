@@ -4,7 +4,7 @@ A token's logits differ in their last digits with the shape of the computation: 
 batch or another. So a choice made in another shape than plain decoding stands only where it does not hang on them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -139,3 +139,9 @@ def nucleus(scores: Tensor, top_p: Tensor, error: Tensor) -> tuple[Tensor, Tenso
 def tolerance(member: Member) -> float:
     """What a logit of the member may be wrong by: in half precision even plain decoding differs from batch to batch."""
     return max(LEAST, 4 * torch.finfo(member.model.dtype).eps)  # type: ignore[call-overload]
+
+
+def full_precision(members: Iterable[Member]) -> bool:
+    """Whether logits differ from shape to shape in last digits alone, so that near ties are rare: no member is in half
+    precision."""
+    return all(tolerance(m) == LEAST for m in members)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unlearn.data.encoding import Example, Examples
-from unlearn.decoding.choosing import LEAST, decide, tolerance
+from unlearn.decoding.choosing import decide, full_precision
 from unlearn.decoding.generation import Batch, Decoding, batches, decode, ended, ends_of, greedy, without_ends
 from unlearn.ensemble.ensemble import Ensemble, Member
 from unlearn.ensemble.frozen import FrozenRows, LiveRows, read, rows_of
@@ -61,7 +61,7 @@ def _from_drafts(
     """Answers to some of the prompts."""
     ends, most = ends_of(ensemble, how.eos_id), how.max_new_tokens
     # where half precision leaves a doubt, plain decoding differs from batch to batch: what follows is as good
-    exact = all(tolerance(m) == LEAST for m in ensemble.needed([alpha]))
+    exact = full_precision(ensemble.needed([alpha]))
     answers: dict[int, list[int]] = {}
     doubtful: set[int] = set()
     undone: set[int] = set()

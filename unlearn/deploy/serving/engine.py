@@ -1,9 +1,10 @@
 """One thread that owns the models and answers everybody: answers join the batch and leave it between any two tokens.
 
-What is said does not depend on what is beside it. A batch decides what no last digit can change; where the likeliest
-tokens nearly tie, the answer is gone through again by itself, as ``generation.greedy`` does with one prompt, and stays
-alone from then on (``exact``). In half precision most answers tie somewhere, and no batch would be left: there it is
-left out, unless it is asked for.
+In full precision, what is said does not depend on what is beside it. A batch decides what no last digit can change;
+where the likeliest tokens nearly tie, the answer is gone through again by itself, as ``generation.greedy`` does with
+one prompt, and stays alone from then on (``exact``). In half precision most answers tie somewhere, and hardly a batch
+would be left: there it is left out, unless it is asked for, and then fewer answers depend on what is beside them, not
+none.
 """
 
 import logging
@@ -15,7 +16,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from unlearn.data.encoding import Encoder
-from unlearn.decoding.choosing import LEAST, decide, tolerance
+from unlearn.decoding.choosing import decide, full_precision
 from unlearn.decoding.generation import Batch, Rows, ends_of
 from unlearn.deploy.parts import Blend
 from unlearn.deploy.serving.answers import Answer, Ask, Event, Failed, Read, Said, Scored, Text, scored, scored_prompt
@@ -38,7 +39,7 @@ class Engine:
     ):
         self.blend, self.encoder = blend, encoder
         members = [m for p in blend.parts.values() for m in p.ensemble.members]
-        self.exact = all(tolerance(m) == LEAST for m in members) if exact is None else exact
+        self.exact = full_precision(members) if exact is None else exact
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.width = min(vocabulary(m.model) for m in members)
         self._ends = ends_of(Ensemble((blend.target,)), encoder.tokenizer.eos_token_id)

@@ -22,17 +22,8 @@ WORDS = {  # on the y axis "→" is turned upwards
 }  # fmt: skip
 LONG = 20  # characters of a name that leave no room for words beside it
 STEPS = "steps are measured on at most trainer.eval_examples questions per split, target and retrained on all"
-METHODS = (
-    "direct",
-    "eul",
-    "offset",
-    "proxy",
-    "defer",
-    "refuse",
-    "uld",
-    "dd",
-    "dd_rank",
-)  # the order in which figures show them
+# in the order in which figures show them
+METHODS = ("direct", "eul", "offset", "proxy", "defer", "refuse", "uld", "dd", "dd_rank")
 
 
 def title(study: Study) -> str:

@@ -51,10 +51,11 @@ def results() -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows).drop_duplicates(KEY).sort_values(KEY, ignore_index=True), said
 
 
-def merged(new: pd.DataFrame, path: Path, key: list[str]) -> pd.DataFrame:
-    """New rows in the place of old ones of the same key; what is not among the runs of this folder stays."""
-    old = pd.read_csv(path).fillna({"algo": "", "point": ""})
-    return pd.concat([old, new.round(4)]).drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
+def merged(new: pd.DataFrame, name: str, key: list[str]) -> pd.DataFrame:
+    """The file's rows and the new ones behind them, which replace those of the same key: of runs that this folder has
+    not, the file's stay."""
+    old = pd.read_csv(HERE / f"{name}.csv").fillna({"algo": "", "point": ""})
+    return pd.concat([old, new.round(4)]).drop_duplicates(key, keep="last")
 
 
 def values(entry: dict[str, Any]) -> dict[str, float]:
@@ -135,8 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--again", action="store_true", help="table and figure from results.csv alone")
     if not parser.parse_args().again:
-        for new, name, key in zip(results(), ("results", "answers"), (KEY, [*KEY, "split", "prompt"]), strict=True):
-            merged(new, HERE / f"{name}.csv", key).to_csv(HERE / f"{name}.csv", index=False)
+        found, said = results()
+        merged(found, "results", KEY).sort_values(KEY).to_csv(HERE / "results.csv", index=False)
+        merged(said, "answers", [*KEY, "split", "prompt"]).to_csv(HERE / "answers.csv", index=False)
         if len(able := ability()):
             able.to_csv(HERE / "ability.csv", index=False)
     found = pd.read_csv(HERE / "results.csv").fillna({"algo": "", "point": ""})

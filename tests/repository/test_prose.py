@@ -369,13 +369,19 @@ def test_the_verdict_on_a_real_topic_is_that_of_its_results():
 
 
 def test_what_deciding_near_ties_alone_costs_is_said_as_measured():
-    at = csv("engines", "ties").query("`at once` == 16").set_index(["target", "exact"])
-    whole, half = (at.loc[name, "CPU ms/token"].astype(str) for name in ("float32", "bfloat16"))
-    assert lacking("engines", [
-        f"{at.loc[('float32', True), 'gone apart']} answer of 16 ({whole[True]} CPU ms a token with it, "
-        f"{whole[False]} without)",
-        f"{at.loc[('bfloat16', True), 'gone apart']} of 16, and {half[True]} against {half[False]}",
-    ]) == []  # fmt: skip
+    rows = []
+    for (target, pair), own in csv("engines", "ties").groupby(["target", "pair"]):
+        one, (with_it, without) = (
+            own[own["at once"] == 1],
+            (own[own["exact"].astype(str) == e] for e in ("True", "False")),
+        )
+        cells = [one["CPU ms/token"], with_it["CPU ms/token"], with_it["gone apart"].astype(int), with_it["as alone"],
+                 without["CPU ms/token"], without["as alone"]]  # fmt: skip
+        name = {"float32float32": "all in fp32", "bfloat16float32": "the target in bf16"}.get(
+            target + pair, "all in bf16"
+        )
+        rows.append(f"| {name} | " + " | ".join(str(c.item()) for c in cells) + " |")
+    assert len(rows) == 3 and lacking("engines", rows) == []
 
 
 def test_tests_that_the_pages_name_are_there():

@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly check bench audit vllm-check slurm-check format clean
+.PHONY: help setup demo demo-grid demo-defer test nightly check bench audit vllm-check slurm-check format clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -22,9 +22,16 @@ $(READY): pyproject.toml constraints.txt requirements.txt
 	@touch $@
 
 demo: setup ## run the grid ga,kl,npo × alpha 0.5,1,2 and what leads on the embedded world, then draw the trade-off figure
-	$(PY) -m unlearn.run -m algo=ga,kl,npo alpha=0.5,1,2
+	@$(MAKE) --no-print-directory -j 2 demo-grid demo-defer
 	$(PY) -m unlearn.run experiment=defer study=default
 	$(PY) -m analysis.tradeoff default
+
+demo-grid:
+	$(PY) -m unlearn.run -m algo=ga,kl,npo alpha=0.5,1,2
+
+# Beside the grid, on a second core, and in silence: the same command after both shows its table, or what failed.
+demo-defer:
+	@$(PY) -m unlearn.run experiment=defer study=default >/dev/null 2>&1 || true
 
 # By files, in their order: files with the most tests first would leave the longest to the end.
 WORKERS := -n logical --dist loadfile --no-loadscope-reorder

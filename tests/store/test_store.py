@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.helpers import ROOT
 
-from unlearn.store.entries import Store
+from unlearn.store.entries import Busy, Store
 from unlearn.store.files import DiskError
 
 
@@ -46,10 +46,25 @@ def test_a_build_that_fails_leaves_nothing_and_the_next_one_succeeds(tmp_path):
     assert not (folder / "half.txt").exists()
 
 
+def test_a_store_that_does_not_wait_says_that_an_entry_is_being_made(tmp_path):
+    one, other, calls = Store(tmp_path), Store(tmp_path), []
+    other.waits = False
+
+    def both(folder: Path) -> None:
+        with pytest.raises(Busy):
+            other.get("thing", {"a": 1}, writing("y", calls))
+        other.get("thing", {"a": 2}, writing("z", calls))
+        writing("x", calls)(folder)
+
+    made = one.get("thing", {"a": 1}, both)
+    assert calls == ["z", "x"]
+    assert other.get("thing", {"a": 1}, writing("y", calls)) == made
+
+
 BUILDER = """
 import sys, time
 from pathlib import Path
-from unlearn.store.entries import Store
+from unlearn.store.entries import Busy, Store
 from unlearn.store.files import DiskError
 def build(folder):
     with open(sys.argv[2], "a") as log: log.write("built\\n")

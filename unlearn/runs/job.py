@@ -42,6 +42,8 @@ def execute(job: Job, config_yaml: str) -> None:
             bench = workbench(cfg)
             bench.begin()
             suite = suite_of(cfg, bench)  # first of all: it refuses data that cannot be evaluated
+            models = [member.model for member in cfg.method.members]
+            bench.train([*models, "retrained"] if cfg.eval.retrained is None else models)
             ensemble = members(cfg, bench, job.folder if trained else None)
             if not trained:
                 same_models(cfg, bench, record, ensemble)

@@ -4,7 +4,8 @@ Models are pretrained ones as they are, trained on the data set (``building.py``
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from unlearn.learning.loop import device
 from unlearn.models import hub, llama, tokenizers
 from unlearn.runs.building import trained
 from unlearn.store import sources
-from unlearn.store.entries import Store
+from unlearn.store.entries import Busy, Store
 from unlearn.store.identity import digest, template
 from unlearn.store.progress import progress
 
@@ -87,6 +88,20 @@ class Workbench:
             found = llama.fingerprint(self.model(role))
         self._prints[role] = found
         return found
+
+    def train(self, names: Iterable[str]) -> None:
+        """Make the models that are trained here and not yet in the store. One that another process is making is left to
+        it, so that two that start together make one each; it is waited for when it is asked for."""
+        pair = self.cfg.pair
+        roles = dict.fromkeys(sources.role(pair, name) for name in names if self.has(name))
+        self.store.waits = False
+        try:
+            for role in roles:
+                if not sources.is_remote(pair, role) and sources.ready_made(pair, role) is None:
+                    with suppress(Busy):
+                        trained(self, role)
+        finally:
+            self.store.waits = True
 
     @property
     def pad_id(self) -> int:

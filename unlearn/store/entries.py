@@ -31,9 +31,14 @@ BUILDING = ".building"
 ANSWERS = "answers"  # what black boxes were asked (unlearn/blackbox/questions.py): no entries, and never pruned
 
 
+class Busy(Exception):
+    """Another process is making an entry."""
+
+
 class Store:
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        self.waits = True  # for entries that another process is making; ``Busy`` is raised where it does not
         self._verified: set[Path] = set()
 
     def folder(self, kind: str, recipe: dict[str, Any]) -> Path:
@@ -62,7 +67,11 @@ class Store:
             look_again(folder.parent)
             if self._sound(folder):
                 return folder
-        with locked(lock(self.root / LOCKS, f"{kind}-{folder.name}"), f"{kind} {folder.name}"):
+        own, what = lock(self.root / LOCKS, f"{kind}-{folder.name}"), f"{kind} {folder.name}"
+        held = locked(own, what) if self.waits else free(own)
+        if held is None:
+            raise Busy(what)
+        with held:
             look_again(folder.parent)
             if not self._sound(folder):  # another job may have built it while we waited
                 shutil.rmtree(folder, ignore_errors=True)

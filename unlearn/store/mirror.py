@@ -133,7 +133,7 @@ def opened(cfg: WandbConfig, folder: Path, choices: Mapping[str, Any], config: M
         run.define_metric("epoch", step_metric="step", hidden=True)
         for name in PARTS:
             run.define_metric(f"{name}/*", step_metric="step")
-        if run.url is not None:
+        if not run.offline and run.url is not None:  # offline W&B warns that there is none
             log.info("W&B: %s", run.url)
         return run
 

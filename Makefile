@@ -21,17 +21,20 @@ $(READY): pyproject.toml constraints.txt requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-demo: setup ## run the grid ga,kl,npo × alpha 0.5,1,2 and what leads on the embedded world, then draw the trade-off figure
-	@$(MAKE) --no-print-directory -j 2 demo-grid demo-defer
-	$(PY) -m unlearn.run experiment=defer study=default
+demo: setup ## run the grid ga,kl,npo × alpha 0.5,1,2 and what leads on the embedded world, calibrated; draw the trade-off
+	@mkdir -p runs
+	@$(MAKE) --no-print-directory -j 2 demo-grid demo-defer; status=$$?; cat runs/demo-defer.log; exit $$status
 	$(PY) -m analysis.tradeoff default
 
 demo-grid:
 	$(PY) -m unlearn.run -m algo=ga,kl,npo alpha=0.5,1,2
 
-# Beside the grid, on a second core, and in silence: the same command after both shows its table, or what failed.
+# Beside the grid, on a second core; what it said is shown after both.
 demo-defer:
-	@$(PY) -m unlearn.run experiment=defer study=default >/dev/null 2>&1 || true
+	@exec >runs/demo-defer.log 2>&1; set -e; echo "$(PY) -m unlearn.run experiment=defer study=default"; \
+	$(PY) -m unlearn.run experiment=defer study=default; run=$$(ls -dt runs/default/me_kl-defer-* | head -1); \
+	echo "$(PY) -m unlearn.calibrate run=$$run tolerance=0.02"; \
+	$(PY) -m unlearn.calibrate run=$$run tolerance=0.02
 
 # By files, in their order: files with the most tests first would leave the longest to the end.
 WORKERS := -n logical --dist loadfile --no-loadscope-reorder

@@ -24,7 +24,6 @@ from unlearn.grid import table
 from unlearn.grid.rerun import open_run
 
 GOAL = ("to", "tolerance", "metric")  # and SPLIT/METRIC
-FEW = 10  # questions by which an α is hardly chosen
 SHOWN = ("prob", "known", "rougeL_recall", "exact_memorization")
 
 
@@ -59,8 +58,6 @@ def main(keys: Keys) -> None:
         f"{result['goal']}: α = {result['alpha']:.4g}, where {result['metric']} is {result['reached']:.4f} "
         f"(asked: {result['asked']:.4f}) on the questions for choosing: {result['examples']}"
     )
-    if result["examples"] < FEW:
-        print(f"fewer than {FEW} say little of an α; of the retain set it is half of the share trainer.held_out")
     if result["note"]:
         print(result["note"])
     table.show(made)

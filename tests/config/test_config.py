@@ -88,7 +88,7 @@ REFUSED = [  # beside those of support/wrong_calls.py, which are refused by the 
     ("trainer.stored_rows_over=wait", "must be one of live, refuse"),
     ("method=direct trainer.stored_rows=topk", "only the plain target's rows may be rounded, which method='direct'"),
     ("method=proxy trainer.stored_rows=fp16", "must be one of auto, fp32, hidden"),
-    ("+algo.gama=1", "algo.gama: unknown key; known keys here: name, forget"),
+    ("+algo.gama=1", "algo.gama: unknown key, nearest is gamma; known keys here: name, forget"),
     ("+nonsense=1", "nonsense: unknown key"),
     ("++pair.target.width=3", "pair.target.width: unknown key"),
 ]

@@ -246,7 +246,7 @@ def test_settings_and_files_that_do_not_fit_are_refused(files, tmp_path):
         ("data.forget=3", "data.forget=3: must be a file, a list of files [A,B], or null"),
         ("data.holdout=[a.txt,1]", "must be a file, a list of files [A,B], or null"),
         ("data.words.answer=0", "data.words.answer=0: must be a finite number of at least 1"),
-        ("+data.colums.id=x", "data.colums: unknown key; known keys here: name, reader, template, requests"),
+        ("+data.colums.id=x", "data.colums: unknown key, nearest is columns; known keys here: name, reader, template"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             compose("data=jsonl", override)

@@ -78,7 +78,7 @@ def test_folders_that_do_not_go_together_are_refused(exported, served_runs, tmp_
 WRONG = {
     "port=70000": "port=70000: must be from 0",
     "port=web": "port",
-    "prot=8000": "prot=8000: unknown key; known keys here: run, offsets",
+    "prot=8000": "prot=8000: unknown key, nearest is port; known keys here: run, offsets",
     "alpha=x": "alpha=x: must be a finite number, or a list of one for run and each of offsets",
     "alpha=[1,2]": "a list of 1, one for run and each of offsets",
     "max_batch=0": "max_batch=0: must be a whole number, at least 1",

@@ -14,7 +14,7 @@ from unlearn.evaluation.groups.leak import CHOOSING, SEED
 from unlearn.grid.rerun import open_run
 from unlearn.runs import calibration
 from unlearn.runs.baselines import suite_of
-from unlearn.runs.calibration import FILE, MOST, Goal, calibrate_run, goal_of, keep, parts, reach
+from unlearn.runs.calibration import FEW, FILE, MOST, Goal, calibrate_run, goal_of, keep, parts, reach
 from unlearn.runs.learner import members
 from unlearn.store.files import read_json
 
@@ -147,6 +147,9 @@ def test_a_tolerance_keeps_the_held_out_retain_questions_within_it(finished, ben
     result = calibrate_run(open_run(finished(*SHARES)), Goal("retain/prob", tolerance=0.001))
     assert result["alpha"] < MOST and result["reached"] >= result["asked"]
     assert result["reported_on"]["forget"] == len(bench.data.splits["forget"])  # none of them was needed to choose
+    assert result["examples"] < FEW  # which is said, and kept
+    how = "half of trainer.held_out=0.5: train with a larger share; fewer than 10 say little"
+    assert f"{result['examples']} questions choose α, {how}" in result["note"]
 
 
 def test_the_command_prints_the_choice(finished, store, capsys, monkeypatch):

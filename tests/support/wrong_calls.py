@@ -21,7 +21,7 @@ def pretrained(target: str, small: str = "good_model", *more: str) -> tuple[str,
 VALUES = [  # one setting of a run, and what the message says
     ("trainer.epochs=1.5", "trainer.epochs=1.5: Value '1.5' of type 'float' could not be converted to Integer"),
     ("alpha=", "alpha=: Value ''"), ("alpha=abc", "alpha=abc: Value 'abc'"),
-    ("alfa=1", "alfa: unknown key; known keys here: algo, method"),
+    ("alfa=1", "alfa: unknown key, nearest is alpha; known keys here: algo, method"),
     ("=3", "=3: unknown key"), ("alpha", "alpha"), ("~algo", "algo: must be given"),
     ("data=bio", "data=bio: must be one of bios"),
     ("experiment=none", "experiment=none: must be one of"), ("hydra/launcher=x", "must be one of basic, joblib"),
@@ -29,8 +29,8 @@ VALUES = [  # one setting of a run, and what the message says
     ("--nope", "--nope"), ("eval.alphas=1", "eval.alphas=1: "), ("alpha=nan", "alpha=nan: must be a finite number"),
     ("hydra.searchpath=[file://mine] algo=npo", "mine/algo/npo.yaml: unlearn has a algo/npo.yaml itself"),
     ("-m algo=ga,gaa", "algo=gaa: must be one of altpo, ceu, distill"),
-    ("algo.betta=1", "algo.betta: unknown key; known keys here: name, forget, retain"),
-    ("data.peple=3", "data.peple: unknown key; known keys here: name, reader, template, requests"),
+    ("algo.betta=1", "algo.betta: unknown key, nearest is beta; known keys here: name, forget, retain"),
+    ("data.peple=3", "data.peple: unknown key, nearest is people; known keys here: name, reader, template, requests"),
     ("study=a=b", "is quoted for Hydra, too: 'KEY=\"VALUE\"'"), ("study=ü", "is quoted for Hydra, too: 'KEY="),
 ]  # fmt: skip
 CHECKED = [  # the same, where Hydra has no say: quicker, by the check that every call passes

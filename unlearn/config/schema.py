@@ -6,6 +6,7 @@ Neither torch nor transformers is imported here: a grid with nothing left to do 
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 from omegaconf import MISSING
@@ -54,6 +55,14 @@ def raise_for(problems: Iterable[str]) -> None:
     """Raise ``ConfigError`` with all problems, if there is any."""
     if found := list(problems):
         raise ConfigError("\n".join(found))
+
+
+def unknown(key: str, names: Iterable[str]) -> str:
+    """The message for a key that is not there, e.g. ``data.forgett``: the nearest that is, and all others."""
+    names = [*names]
+    near = get_close_matches(key.split("=")[0].rpartition(".")[2], names, 1)
+    said = f"unknown key, nearest is {near[0]}" if near else "unknown key"
+    return f"{key}: {said}; known keys here: {', '.join(names)}"
 
 
 def reason(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from unlearn.config.redaction import is_secret, redact, visible
-from unlearn.config.schema import ConfigError
+from unlearn.config.schema import ConfigError, unknown
 from unlearn.data.rows import DataError
 from unlearn.store.files import FileError
 
@@ -122,7 +122,7 @@ def said(error: BaseException) -> str:
         return f"{group}={name}: must be one of {', '.join(options.split())}"
     kind = getattr(cause or error, "object_type", None)
     if key and "Key '" in text and is_dataclass(kind):
-        return f"{key}: unknown key; known keys here: {', '.join(f.name for f in fields(kind))}"
+        return unknown(key, [f.name for f in fields(kind)])
     text = NOISE.sub("", text).strip()
     if override := OVERRIDE.match(text):
         return f"{override[1]}: {override[2]}"

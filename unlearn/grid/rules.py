@@ -21,7 +21,7 @@ from unlearn.config.data import DataConfig
 from unlearn.config.derived import tuning
 from unlearn.config.groups import needing
 from unlearn.config.pair import AN_ADDRESS, LAYERS, SOME_LAYERS, ModelConfig, SourceConfig
-from unlearn.config.schema import ROUGH_ROWS, Config, ConfigError, conf_dir, raise_for
+from unlearn.config.schema import ROUGH_ROWS, Config, ConfigError, conf_dir, raise_for, unknown
 from unlearn.config.setting import need, out_of_bounds
 from unlearn.data.readers import SETTINGS, register
 from unlearn.grid.rules_learning import algo, begin, evaluation, method, together, trainer
@@ -62,7 +62,7 @@ def unknown_overrides(arguments: list[str]) -> Iterator[str]:
         for part in key.split("."):
             names = dict.fromkeys(name for kind in kinds for name in hints_of(kind))
             if part not in names and part not in ("experiment", "template"):
-                yield f"{key or argument}: unknown key; known keys here: {', '.join(names)}"
+                yield unknown(key or argument, names)
             hints = [hints_of(kind).get(part) for kind in kinds]
             optional = [h for h in hints if type(None) in get_args(h) and any(is_dataclass(k) for k in get_args(h))]
             if optional and not key.endswith(f".{part}"):
@@ -101,7 +101,7 @@ def _unknown_keys(node: Any, path: str) -> Iterator[str]:
     keys: Iterable[Any] = node if isinstance(node, DictConfig) else ()
     for key in keys:
         if names is not None and key not in names:
-            yield f"{path}{key}: unknown key; known keys here: {', '.join(names)}"
+            yield unknown(f"{path}{key}", names)
         elif not OmegaConf.is_missing(node, key):
             yield from _unknown_keys(node._get_node(key), f"{path}{key}.")
 

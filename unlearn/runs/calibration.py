@@ -6,6 +6,7 @@ questions that no training step saw) are for choosing, the other half for report
 questions are too few for it: α is chosen on all of them by one set of answers, and reported by another.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,11 +33,13 @@ from unlearn.runs.workbench import Workbench
 from unlearn.store.files import read_json, write_json
 from unlearn.store.identity import NO_RETRAINED
 
+log = logging.getLogger(__name__)
 METRICS = {"prob": "prob", "exact_memorization": "correct"}  # by name, what it is of scores
 LEAK = "forget/leak"  # leak@k of drawn answers, k = eval.leak_samples, by random numbers that are not a report's
 FILE = "calibration.json"
 SPLITS = ("forget", "retain", "neighbours", "real_authors", "world_facts")
 MOST = 16.0  # largest α that is looked at
+FEW = 10  # questions by which an α is hardly chosen
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ class Choice:
 def calibrate(cfg: Config, bench: Workbench, ensemble: Ensemble, goal: Goal) -> dict[str, Any]:
     """Choose α for the goal; what was chosen, on what, and all metrics at that α on other examples."""
     choosing, splits = parted(cfg, bench.data, goal)
+    few = _few(cfg, goal, len(choosing))
     choice = choose(cfg, bench, ensemble, goal, choosing)
+    choice = replace(choice, note="; ".join(filter(None, (choice.note, few))))
     if goal.metric == LEAK and "leak" not in cfg.eval.groups:
         cfg = replace(cfg, eval=replace(cfg.eval, groups=[*cfg.eval.groups, "leak"]))
     if cfg.eval.retrained is not None:  # a file's rows are the whole forget set, and these are a part of it
@@ -149,6 +154,17 @@ def parts(cfg: Config, data: DataSet, split: str) -> tuple[list[Row], list[Row]]
     if not first:
         raise ConfigError(f"the {split} split has {len(rows)} examples; choosing and reporting need one each")
     return [r for i, r in enumerate(rows) if i in first], [r for i, r in enumerate(rows) if i not in first]
+
+
+def _few(cfg: Config, goal: Goal, count: int) -> str:
+    """Why the choice says little, if it is made by few questions; logged before they are read."""
+    if count >= FEW:
+        return ""
+    how = f", half of trainer.held_out={cfg.trainer.held_out:g}: train with a larger share"
+    how = how if goal.metric.startswith("retain") else ""
+    text = f"{count} questions choose α{how}; fewer than {FEW} say little of it"
+    log.warning(text)
+    return text
 
 
 Values = Any  # a number or an array of them

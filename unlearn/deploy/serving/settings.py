@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from unlearn.config.schema import ConfigError, raise_for
+from unlearn.config.schema import ConfigError, raise_for, unknown
 from unlearn.config.setting import Bound, at_least, each, finite, setting
 from unlearn.deploy.requests.ledger import VARIABLE, opened
 
@@ -68,8 +68,7 @@ def checked(s: Settings) -> Settings:
 def _problems(s: Settings) -> Iterator[str]:
     for argument in s.overrides:
         if "." not in argument.split("=")[0]:
-            names = ", ".join(f.name for f in fields(s) if f.name != "overrides")
-            yield f"{argument}: unknown key; known keys here: {names}"
+            yield unknown(argument, [f.name for f in fields(s) if f.name != "overrides"])
     if s.hmac is not None and s.ledger is None:
         yield f"hmac={s.hmac}: is of a ledger; give ledger=FOLDER"
     if not s.run:

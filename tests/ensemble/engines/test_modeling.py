@@ -115,8 +115,12 @@ def test_what_a_model_of_transformers_takes(updated, monkeypatch):
     for keep in (2, torch.tensor([3, 4])):
         torch.testing.assert_close(model(IDS, logits_to_keep=keep).logits, logits[:, -2:])
     torch.testing.assert_close(model(IDS, logits_to_keep=9).logits, logits)  # more than there are
+    loss, said, *_ = model(IDS, labels=IDS, return_dict=False)
+    assert torch.equal(said, logits)
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
-    torch.testing.assert_close(model(IDS, labels=IDS).loss, expected)
+    torch.testing.assert_close([model(IDS, labels=IDS).loss, loss], [expected, expected])
+    with pytest.raises(ValueError, match="embeddings of its own; give ids, not inputs_embeds"):
+        model(inputs_embeds=torch.zeros(1, 2, 16))
     first = model(IDS[:, :3], use_cache=True)
     torch.testing.assert_close(model(IDS[:, 3:], past_key_values=first.past_key_values).logits, logits[:, 3:])
     with pytest.raises(ValueError, match="past_key_values has 4 layers, and the members have 5 together"):

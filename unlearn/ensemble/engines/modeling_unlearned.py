@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import can_return_tuple
 
 from .configuration_unlearned import SUM, Place, UnlearnedConfig, factors, identity, located, target_of, weights, whole
 
@@ -92,9 +93,10 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
             model.generation_config = GenerationConfig.from_dict(json.loads(generating.read_text(encoding="utf-8")))
         return model
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -107,6 +109,8 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
 
         ``past_key_values`` holds the layers of all members in their order; with ``use_cache`` they are made if lacking.
         """
+        if input_ids is None:
+            raise ValueError("input_ids=None: each member has embeddings of its own; give ids, not inputs_embeds")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}

@@ -3,6 +3,7 @@
     python experiments/leaderboard/study.py [--jobs 2] [--worlds 20 21 22 23 24] [--rows NAME …]
     python experiments/leaderboard/study.py --tofu FOLDER [--worlds 0 1 2]     # real TOFU at laptop size, fewer rows
     python experiments/leaderboard/study.py --worlds 40 41 42 43 44 45 46 47 --rows defer defer_long direct_npo uld
+    python experiments/leaderboard/study.py --seconds     # what each row's training takes, one after another
 
 A row is a YAML file with ``settings`` of ``unlearn.run``; methods and objectives of its own lie in conf/. α is
 calibrated to the retrained model's leak on all forget questions (an oracle) by one draw of answers; the leak that is
@@ -65,6 +66,21 @@ def world(seed: int, names: list[str], tofu: str | None) -> None:
         (place / RESULT).write_text(json.dumps({"row": row | found, "curve": curve}))
 
 
+def seconds() -> pd.DataFrame:
+    """Each row trained in one world whose models are there, one after another: seconds of the training alone, and the
+    commit of the code. Run it with nothing else beside it."""
+    found, store = [], Path("runs", "leaderboard_seconds")
+    for name, settings in rows().items():
+        place = store / name
+        given = [*FIXED, f"paths.runs={place}", f"pair.seed={WORLDS[0]}", "trainer.eval_every=0", *settings]
+        subprocess.run([sys.executable, "-m", "unlearn.run", *given], stdout=subprocess.DEVNULL, check=True)
+        (made,) = place.glob("*/*/manifest.json")
+        manifest = json.loads(made.read_text())
+        size, commit = manifest["trainable"], manifest["git"]["commit"][:7]
+        found.append({"row": name, "seconds": manifest["seconds"]["train"], "trained": size, "commit": commit})
+    return pd.DataFrame(found)
+
+
 def matched(folder: Path, level: float | None) -> tuple[dict, list[dict]]:
     """What a trained run is at the α of the retrained model's leak (``level``, if it is known), and what it keeps at
     each α that was looked at."""
@@ -103,8 +119,11 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, nargs="+")
     parser.add_argument("--rows", nargs="+")
     parser.add_argument("--tofu", help="folder of TOFU's files")
+    parser.add_argument("--seconds", action="store_true", help="only what training takes, into seconds.csv")
     parser.add_argument("--world", type=int, help="only this world, and no tables")
     asked = parser.parse_args()
+    if asked.seconds:
+        return seconds().round(2).to_csv(HERE / "seconds.csv", index=False)
     names, worlds = asked.rows or (TOFU_ROWS if asked.tofu else list(rows())), asked.worlds
     if asked.world is not None:
         return world(asked.world, names, asked.tofu)

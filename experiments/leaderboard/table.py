@@ -42,15 +42,19 @@ def ranked(found: pd.DataFrame) -> list[tuple[str, bool]]:
     return list(order["meets"].items())
 
 
-def table(found: pd.DataFrame) -> list[str]:
-    lines = ["| row | rule | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
+def table(found: pd.DataFrame, timed: pd.DataFrame | None = None) -> list[str]:
+    """``timed``: seconds of each row's training, and the commit that took them."""
+    heads = [*COLUMNS, *([] if timed is None else ("seconds", "commit"))]
+    lines = ["| row | rule | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(heads)]
     for name, meets in ranked(found):
         cells = [cell(found.loc[found["row"] == name, column]) for column in COLUMNS.values()]
+        cells += [] if timed is None else [f"{timed.loc[name, 'seconds']:.1f}", f"{timed.loc[name, 'commit']}"]
         lines.append(f"| {name} | {'met' if meets else '–'} | " + " | ".join(cells) + " |")
     one = found.drop_duplicates("world")
     for of in ("target", "retrained"):
         there = [f"{of}/{column}" for column in COLUMNS.values()]
         cells = [cell(one[column]) if column in one else "–" for column in there]
+        cells += ["–"] * (len(heads) - len(cells))
         lines.append(f"| *{of}* | | " + " | ".join(cells) + " |")
     return lines
 
@@ -144,6 +148,18 @@ def searched(tried: pd.DataFrame) -> list[str]:
     return lines
 
 
+def unhelpful(tried: pd.DataFrame) -> list[str]:
+    """What did not help, in the order of the file: means over its worlds, at matched leak."""
+    columns = {"leak − retrained": "leak_gap", "retain": "retain", "real authors": "real_authors",
+               "world facts": "world_facts", "pair alone": "pair_alone", "α": "alpha"}  # fmt: skip
+    lines = ["| hypothesis | worlds | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    for name, own in tried.groupby("hypothesis", sort=False):
+        means = own.mean(numeric_only=True)
+        cells = ["–" if np.isnan(means[column]) else f"{means[column]:.3f}" for column in columns.values()]
+        lines.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def main() -> None:
     found = pd.read_csv(HERE / "results.csv", keep_default_na=True)
     said = {p.stem: yaml.safe_load(p.read_text())["settings"] for p in sorted((HERE / "rows").glob("*.yaml"))}
@@ -155,7 +171,8 @@ def main() -> None:
     again = ["", "In the three worlds of the search:", "", *differences(pd.read_csv(HERE / "again.csv"), "offset_npo")]
     asked = ["", "Asked otherwise, at matched leak:", "", *otherwise(pd.read_csv(HERE / "asked.csv"))]
     tofu = ["", "Real TOFU at laptop size:", "", *table(pd.read_csv(HERE / "results_tofu.csv"))]
-    lines = [*table(found), *paired, *after, *again, *asked, *tofu, "", "; ".join(given) + "."]
+    timed = pd.read_csv(HERE / "seconds.csv", index_col="row", dtype={"commit": str})
+    lines = [*table(found, timed), *paired, *after, *again, *asked, *tofu, "", "; ".join(given) + "."]
     (HERE / "table.md").write_text("\n".join(lines) + "\n")
     with look():
         save(figure(found, pd.read_csv(HERE / "curves.csv")), HERE, "frontier")

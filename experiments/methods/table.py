@@ -1,7 +1,8 @@
-"""Tables and figure of the study from results.csv alone:  python experiments/methods/table.py
+"""Tables and figure of the study from results.csv and leak.csv alone:  python experiments/methods/table.py
 
-Means over worlds with 95 % intervals (Student's t over the worlds' values). Writes table.md (every cell),
-differences.md (each method against direct, paired by world), summary.md and matched.png beside itself.
+Means over worlds with 95 % intervals (Student's t over the worlds' values). Writes leak.md and table.md (every cell,
+matched by leak and by probability), differences.md (each method against direct, paired by world), summary.md and
+matched.png beside itself.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from analysis.statistics import mean
 from analysis.style import look, save
 
 HERE = Path(__file__).resolve().parent
-METHODS = ("direct", "offset, general", "offset, full", "offset, retain", "proxy", "uld", "dd", "dd_rank")
+METHODS = ("direct", "offset, general", "offset, full", "offset, retain", "proxy", "defer", "uld", "dd", "dd_rank")
 SHOWN = ("retain", "real_authors", "world_facts")
 BASE = "npo"
-REACHED = 0.02  # a forget probability further than this from what was asked was not matched
+REACHED = 0.02  # a value further than this from what was asked was not matched
 
 
 def cell(values: pd.Series) -> str:
@@ -29,7 +30,7 @@ def cell(values: pd.Series) -> str:
 
 
 def matched(group: pd.DataFrame) -> pd.DataFrame:
-    """Worlds in which some α reaches the forget probability that was asked for."""
+    """Worlds in which some α reaches the leak, or the forget probability, that was asked for."""
     return group[(group["chosen_reached"] - group["chosen_asked"]).abs() <= REACHED]
 
 
@@ -44,6 +45,23 @@ def table(found: pd.DataFrame) -> list[str]:
         row += [cell(there[f"matched/{s}/prob"]) if len(there) > 1 else "–" for s in ("forget", *SHOWN)]
         row += [f"{len(there)}/{len(group)}", f"{(group['collapsed'] != '').sum()}/{len(group)}"]
         row += [f"{group['seconds'].mean():.1f}", f"{group['trainable'].iloc[0]:,.0f}"]
+        lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
+def leaks(found: pd.DataFrame, by_prob: pd.DataFrame) -> list[str]:
+    """What is kept where drawn answers leak as the retrained model's do; beside it, by probability."""
+    gap, rest = "leak − retrained", [f"{split}, by probability" for split in SHOWN]
+    heads = ["algorithm", "method", "α", gap, "forget", *SHOWN, "matched", "α, by probability", *rest]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    other = dict(list(by_prob.groupby(["algo", "method"])))
+    for key, group in _groups(found):
+        there, beside = matched(group), matched(other.get(key, by_prob[:0]))
+        row = [*key, f"{there['matched_alpha'].mean():.2f}" if len(there) else "–"]
+        wanted = ["matched/forget/leak_gap", *(f"matched/{split}/prob" for split in ("forget", *SHOWN))]
+        row += [cell(there[column]) if len(there) > 1 else "–" for column in wanted]
+        row += [f"{len(there)}/{len(group)}", f"{beside['matched_alpha'].mean():.2f}" if len(beside) else "–"]
+        row += [cell(beside[f"matched/{split}/prob"]) if len(beside) > 1 else "–" for split in SHOWN]
         lines.append("| " + " | ".join(row) + " |")
     return lines
 
@@ -64,7 +82,7 @@ def differences(found: pd.DataFrame) -> list[str]:
     for (algo, method), group in _groups(found):
         if method == "direct":
             continue
-        other = BASE if method in ("uld", "dd", "dd_rank") else algo
+        other = BASE if method in ("uld", "defer", "dd", "dd_rank") else algo
         base = found[(found["algo"] == other) & (found["method"] == "direct")]
         both = matched(group).merge(matched(base), on="world", suffixes=("", " direct"))
         if len(both) < 2:
@@ -78,7 +96,7 @@ def differences(found: pd.DataFrame) -> list[str]:
 def summary(found: pd.DataFrame) -> list[str]:
     """Per method: the mean over all algorithms that are run with every method, and against direct, paired by world,
     in how many algorithms the interval of the difference lies wholly above or below zero."""
-    many = found[~found["algo"].isin(("none", "uld", "rmu"))]
+    many = found[~found["algo"].isin(("none", "uld", "rmu", "me_kl"))]
     heads = [f"{s}: mean, above / below direct" for s in SHOWN]
     lines = ["| method | algorithms | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(SHOWN)]
     for method in [m for m in METHODS if m in set(many["method"])]:
@@ -115,7 +133,7 @@ def figure(found: pd.DataFrame) -> Figure:
     handles = sorted(handles, key=lambda handle: METHODS.index(handle.get_label()))
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     worlds = found["world"].nunique()
-    what = f"α calibrated to the retrained model's forget probability; mean and 95 % interval over {worlds} worlds"
+    what = f"α where drawn answers leak as the retrained model's; mean and 95 % interval over {worlds} worlds"
     fig.suptitle(f"{what}\nopen: some worlds never reach it; absent: fewer than two do; axes in odds", fontsize=9)
     return fig
 
@@ -131,13 +149,21 @@ def _row(algo: str, method: str, group: pd.DataFrame) -> dict:
 
 
 def main() -> None:
-    found = pd.read_csv(HERE / "results.csv", keep_default_na=False)
-    (HERE / "table.md").write_text("\n".join([*table(found), "", *references(found)]) + "\n")
-    (HERE / "differences.md").write_text("\n".join(differences(found)) + "\n")
-    (HERE / "summary.md").write_text("\n".join(summary(found)) + "\n")
+    by_prob, by_leak = (pd.read_csv(HERE / f"{name}.csv", keep_default_na=False) for name in ("results", "leak"))
+    same = by_prob.merge(by_leak[["algo", "method", "world"]])  # the runs that both have
+    parts = {
+        "leak": [*leaks(by_leak, same), "", *references(by_leak)],
+        "table": [*table(by_prob), "", *references(by_prob)],
+        "differences": ["Matched by leak:", "", *differences(by_leak),
+                        "", "By probability:", "", *differences(by_prob)],
+        "summary": ["Matched by leak:", "", *summary(by_leak), "", "The same runs, by probability:", "", *summary(same),
+                    "", "All, by probability:", "", *summary(by_prob)],
+    }  # fmt: skip
+    for name, lines in parts.items():
+        (HERE / f"{name}.md").write_text("\n".join(lines) + "\n")
     with look():
-        save(figure(found), HERE, "matched")
-    print(f"written: table.md, differences.md, matched.png in {HERE}")
+        save(figure(by_leak), HERE, "matched")
+    print(f"written: {', '.join(f'{name}.md' for name in parts)}, matched.png in {HERE}")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,8 @@ def rows(kind: type, prefix: str, known: Set[str]) -> Iterator[str]:
         if field.name in known or parts(hints[field.name]):
             continue
         said = next((c[field.name] for c in map(comments, kind.__mro__[:-1]) if field.name in c), "")
-        cells = (f"`{field.name}`", type_of(hints[field.name]), default(field, prefix + field.name), rules(field), said)
+        key = prefix + field.name
+        cells = (f"`{key}`", type_of(hints[field.name]), default(field, key), rules(field), said)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

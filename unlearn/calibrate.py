@@ -20,8 +20,10 @@ import sys
 from dataclasses import dataclass
 
 from unlearn.command import verb
+from unlearn.data.readers import read
 from unlearn.grid import table
 from unlearn.grid.rerun import open_run
+from unlearn.runs.goal import LEAK, goal_of, parts
 
 GOAL = ("to", "tolerance", "metric")  # and SPLIT/METRIC
 SHOWN = ("prob", "known", "rougeL_recall", "exact_memorization")
@@ -35,11 +37,13 @@ class Keys:
 
 @verb(Keys)
 def main(keys: Keys) -> None:
-    from unlearn.runs.calibration import FILE, LEAK, calibrate_run, goal_of
-
     names = {a: a.split("=")[0] for a in keys.overrides}
     goal = goal_of([a for a, name in names.items() if name in GOAL or "/" in name])
     run = open_run(keys.run, [a for a, name in names.items() if name not in GOAL and "/" not in name])
+    if goal.metric != LEAK:  # too few questions are refused before anything heavy is imported
+        parts(run.cfg, read(run.cfg), goal.metric.split("/")[0])
+    from unlearn.runs.calibration import FILE, calibrate_run
+
     result = calibrate_run(run, goal)
     beside = result["references"]
     named = {

@@ -20,7 +20,7 @@ python -m unlearn.export run=FOLDER to=FOLDER
 import sys
 
 from unlearn.command import verb
-from unlearn.config.derived import alpha_key
+from unlearn.config.derived import alpha_key, tuning
 from unlearn.deploy.export.writing import ExportSettings, export, told, upload
 from unlearn.grid.refusal import Failed
 from unlearn.grid.rerun import open_run
@@ -40,7 +40,9 @@ def main(keys: ExportSettings) -> None:
     print(f"written: {keys.folder} (α={alpha_key(about['alpha'])}); none of {texts} forget texts is in it, "
           f"no run of 4 of their words{words}")  # fmt: skip
     print(told(about["ways"]))
-    print(f"target={runs[0].bench.folder('target')}  is the target that it is for")
+    bench = runs[0].bench
+    base = f" base={bench.folder('small')}" if tuning(runs[0].cfg) == "lora" else ""
+    print(f"to serve it: python -m unlearn.serve run={keys.folder} target={bench.folder('target')}{base}")
     if keys.hub is not None:
         address = upload(keys.folder, keys.hub, keys.private)
         print(f"uploaded: {address} ({'private' if keys.private else 'public'})")

@@ -86,7 +86,8 @@ def matched(folder: Path, level: float | None) -> tuple[dict, list[dict]]:
     each α that was looked at."""
     from unlearn.grid.rerun import open_run
     from unlearn.runs.baselines import evaluate
-    from unlearn.runs.calibration import LEAK, Goal, choose, parted, suite_with
+    from unlearn.runs.calibration import choose, parted, suite_with
+    from unlearn.runs.goal import LEAK, Goal
 
     run = open_run(folder, REPORTED)
     cfg, bench, ensemble, goal = run.cfg, run.bench, run.ensemble, Goal(LEAK, level)

@@ -77,7 +77,8 @@ def grid(factor: float) -> pd.DataFrame:
         call("study=lora", f"algo={listed(ALGOS)}", f"pair.seed={listed(WORLDS)}", f"pair.tuning={tuning}",
              f"pair.lora.lr_factor={factor:g}")  # fmt: skip
     from unlearn.grid.rerun import open_run
-    from unlearn.runs.calibration import FILE, Goal, calibrate_run
+    from unlearn.runs.calibration import FILE, calibrate_run
+    from unlearn.runs.goal import Goal
 
     rows = []
     for folder, manifest in runs("lora"):

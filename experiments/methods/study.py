@@ -54,7 +54,8 @@ def world(seed: int, leak: bool) -> None:
         command = [sys.executable, "-m", "unlearn.run", "-m", *FIXED, f"pair.seed={seed}", *grid]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # a failed run is missing below, and named
     from unlearn.grid.rerun import open_run
-    from unlearn.runs.calibration import FILE, Goal, calibrate_run
+    from unlearn.runs.calibration import FILE, calibrate_run
+    from unlearn.runs.goal import Goal
     from unlearn.store.files import read_json
 
     metric = "forget/leak" if leak else "forget/prob"

@@ -124,7 +124,8 @@ def final(world: Workbench, state: str, jobs: Sequence[Job]) -> dict[str, Any]:
 
 def matched(cfg: Config, jobs: Sequence[Job]) -> dict[str, Any]:
     """The scale of the whole change at which half of the forget questions have the retrained model's probability."""
-    from unlearn.runs.calibration import Goal, calibrate
+    from unlearn.runs.calibration import calibrate
+    from unlearn.runs.goal import Goal
     from unlearn.runs.sequence import summed
     from unlearn.runs.workbench import workbench
 

@@ -14,7 +14,8 @@ from unlearn.evaluation.groups.leak import CHOOSING, SEED
 from unlearn.grid.rerun import open_run
 from unlearn.runs import calibration
 from unlearn.runs.baselines import suite_of
-from unlearn.runs.calibration import FEW, FILE, MOST, Goal, calibrate_run, goal_of, keep, parts, reach
+from unlearn.runs.calibration import FILE, MOST, calibrate_run, keep, reach
+from unlearn.runs.goal import FEW, Goal, goal_of, parts
 from unlearn.runs.learner import members
 from unlearn.store.files import read_json
 

@@ -12,8 +12,8 @@ from unlearn import run
 from unlearn.learning.answers import Answers, PerToken
 from unlearn.learning.loop import Diverged
 from unlearn.learning.losses import FORGET
-from unlearn.runs import job
-from unlearn.runs.trajectory import Watch, kept, score
+from unlearn.runs import job, trajectory
+from unlearn.runs.trajectory import Probe, Watch, kept, score
 from unlearn.store import runlog
 
 START = {"forget/prob": 0.8, "retain/prob": 0.9, "real_authors/prob": 0.5, "world_facts/prob": 0.4}
@@ -35,6 +35,16 @@ def test_kept_is_the_mean_share_of_probability_outside_the_forget_set():
     start = START | {"retain/exact_memorization": 0.7, "forget/exact_memorization": 0.9}  # no probabilities
     assert kept(point(0.0, 0.45, 0.25, 0.1), start) == kept(point(0.0, 0.45, 0.25, 0.1), START)
     assert score(point(0.2, 0.45, 0.25, 0.2), start) == score(point(0.2, 0.45, 0.25, 0.2), START)
+
+
+@pytest.mark.parametrize("count", [trajectory.FEW - 1, trajectory.FEW])
+def test_few_held_out_questions_do_not_stand_for_the_retain_set(count):
+    class Points(Probe):
+        def __call__(self, alpha=None):
+            return {"retain/prob": 0.9, "held_out/prob": 0.8, "held_out/exact_memorization": 1.0}
+
+    start = Points(None, 1.0, {"held_out": ([None] * count, {})}, 0, 1).start()
+    assert kept({"retain/prob": 0.9, "held_out/prob": 0.2}, start) == (0.25 if count == trajectory.FEW else 1)
 
 
 def test_the_score_is_the_harmonic_mean_of_what_is_lost_and_what_is_kept():
@@ -187,7 +197,8 @@ def test_the_best_point_is_the_best_of_the_logged_ones(config, watches):
     points = [{k: v for k, v in e.items() if k.endswith("/prob")} for e in lines(folder) if "forget/prob" in e]
     steps = [e["step"] for e in lines(folder) if "forget/prob" in e]
     assert steps == [0, 2, 4, 6, 7]
-    scores = [score(p, points[0]) for p in points]
+    start = {name: value for name, value in points[0].items() if name != "held_out/prob"}  # too few to judge by
+    scores = [score(p, start) for p in points]
     manifest = runlog.manifest(folder)
     assert manifest["best"]["step"] == steps[scores.index(max(scores))]
     assert manifest["best"]["score"] == pytest.approx(max(scores), abs=1e-4)

@@ -19,8 +19,9 @@ def pretrained(target: str, small: str = "good_model", *more: str) -> tuple[str,
 
 
 VALUES = [  # one setting of a run, and what the message says
-    ("trainer.epochs=1.5", "trainer.epochs=1.5: Value '1.5' of type 'float' could not be converted to Integer"),
-    ("alpha=", "alpha=: Value ''"), ("alpha=abc", "alpha=abc: Value 'abc'"),
+    ("trainer.epochs=1.5", "trainer.epochs=1.5: must be a whole number"),
+    ("trainer.progress=maybe", "trainer.progress=maybe: must be true or false"),
+    ("alpha=", "alpha=: must be a number"), ("alpha=abc", "alpha=abc: must be a number"),
     ("alfa=1", "alfa: unknown key, nearest is alpha; known keys here: algo, method"),
     ("=3", "=3: unknown key"), ("alpha", "alpha"), ("~algo", "algo: must be given"),
     ("data=bio", "data=bio: must be one of bios"),
@@ -116,7 +117,7 @@ COMMANDS = [
     (EVALUATE, ("run=studies/format/a_run",), "run format 99, and this program reads"),
     (EVALUATE, ("run=studies/steps/a_run",), "its config and data now identify"),
     (EVALUATE, ("run=run", "alpha=2"), "alpha=2: a finished run keeps it; what may change: eval."),
-    (EVALUATE, ("run=run", "eval.alphas=[x]"), "eval.alphas[0]: Value 'x'"),
+    (EVALUATE, ("run=run", "eval.alphas=[x]"), "eval.alphas[0]: must be a number"),
     (EVALUATE, ("run=run", "eval.nope=1"), "eval.nope: unknown key; known keys here: alphas"),
     (EVALUATE, ("run=run", "paths.store=file"), "paths.store='file': must be a folder"),
     (EVALUATE, ("model=good_model",), "out=FILE"), (EVALUATE, ("model=/nowhere", "out=x.json"), "model='/nowhere'"),

@@ -55,7 +55,7 @@ def _log(folder: Path, cfg: WandbConfig) -> None:
         if {"forget/prob", "retain/prob"} <= set(table):
             shown["tradeoff"] = wandb.plot.scatter(shown["runs"], "forget/prob", "retain/prob", title="forget, retain")
         parts = list((folder / "wandb").glob(f"*run-*-{run.id}*"))  # each has one row, and they are one history
-        run.log(shown | _figures(study), step=len(parts))
+        run.log(shown | (_figures(study) if counts.get("done") else {}), step=len(parts))
         run.summary.update({f"runs/{status}": int(n) for status, n in counts.items()})
 
 

@@ -27,6 +27,10 @@ FULL = "HYDRA_FULL_ERROR"  # Hydra's own switch
 STATUS = 2
 REFUSED = (ConfigError, DataError, FileError, HydraException, OmegaConfBaseException, OSError)
 LIBRARIES = tuple(str(Path(module.__file__).parent) for module in (hydra, omegaconf))
+CONVERTED = re.compile(
+    r"Value '.*' (?:of type '\w+' could not be converted to (Integer|Float)|is not a valid (bool).*)", re.S
+)
+TYPES = {"Integer": "must be a whole number", "Float": "must be a number", "bool": "must be true or false"}
 NOISE = re.compile(r"\n? *(full_key|reference_type|object_type)[:=].*|\n?See https?://.*")
 CHOICES = re.compile(r"In '.*': Could not find '(.+)/(.*)'\s+Available options in '.*':\n((?:\t.*\n?)+)")
 OVERRIDE = re.compile(r"Error merging override (\S+=.*)\n(.*)")
@@ -124,6 +128,7 @@ def said(error: BaseException) -> str:
     if key and "Key '" in text and is_dataclass(kind):
         return unknown(key, [f.name for f in fields(kind)])
     text = NOISE.sub("", text).strip()
+    text = CONVERTED.sub(lambda m: TYPES[m[1] or m[2]], text)
     if override := OVERRIDE.match(text):
         return f"{override[1]}: {override[2]}"
     text += QUOTING if LEXER.search(text) else ""

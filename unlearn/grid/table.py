@@ -151,7 +151,9 @@ def report(jobs: Sequence[Job], console: Console | None = None) -> int:
             path: Path | str = summarise(folder, manifests)
         except OSError as error:
             path = f"not written: {error}"
-        places.append(f"runs:    {folder}\nsummary: {path}\nfigure:  python -m analysis.tradeoff {folder}")
+        places.append(f"runs:    {folder}\nsummary: {path}")
+        if any(found["alphas"] for place, found in measured.items() if place.parent == folder):
+            places.append(f"figure:  python -m analysis.tradeoff {folder}")
         if list(folder.glob("*/wandb/offline-run-*")):
             quoted = shlex.quote(str(folder))
             places.append(f"upload:  wandb sync {quoted}/wandb/offline-run-* {quoted}/*/wandb/offline-run-*")

@@ -128,7 +128,7 @@ class _Course:
             record.rewind(step)
             self.watch.restore(record.folder / CHECKPOINT, made.loop.extra)
         elif (values := first_point(made.points, record)) is not None:
-            self.watch.start = made.points(0.0)  # the target, whatever the method begins with
+            self.watch.start = made.points.start()  # the target, whatever the method begins with
             self.watch.see(0, values, made.loop.model)
         self.logged = done = made.loop.step
         told.begin(done, made.steps, 2 if made.points else 0)

@@ -30,6 +30,7 @@ from unlearn.store.runlog import RunLog
 
 RULE = "harmonic mean of the share of forget probability that is lost and the share of other probability that is kept"
 NUMBERS = ("step", "score", "kept", "last_score", "first_loss", "last_loss")  # of a Watch
+FEW = 5  # held-out questions by which what is kept is not judged
 LOSS = 100.0  # |loss| at the last step over max(1, |loss| at the first): more is a diverging loss
 
 
@@ -51,6 +52,12 @@ class Probe:
             values[f"{split}/prob"] = float(scores.prob.mean())
             values[f"{split}/exact_memorization"] = float(scores.correct.mean())
         return values
+
+    def start(self) -> dict[str, float]:
+        """The target's values, by which later ones are judged: of the retain set by held-out questions, if they are not
+        too few."""
+        few = len(self.points.get("held_out", ((),))[0]) < FEW
+        return {name: v for name, v in self(0.0).items() if not (few and name.startswith("held_out/"))}
 
 
 def probe(cfg: Config, bench: Workbench, ensemble: Ensemble) -> Probe | None:

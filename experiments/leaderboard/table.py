@@ -21,7 +21,7 @@ from analysis.style import LINES, look, save
 HERE = Path(__file__).resolve().parent
 LEAK = OWN = 0.02
 BASES, LATER_BASES = ("direct_npo", "direct_npo_near", "offset_npo"), ("direct_npo", "uld", "defer")
-MARKS, GRID = "o^sDvP*X<>", np.linspace(-0.05, 0.4, 46)
+MARKS, GRID = "o^sDvP*X<>h", np.linspace(-0.05, 0.4, 46)
 KEPT = ("retain/prob", "real_authors/prob", "world_facts/prob")
 COLUMNS = {
     "leak − retrained": "forget/leak_gap", "forget": "forget/prob",
@@ -67,6 +67,11 @@ def otherwise(found: pd.DataFrame) -> list[str]:
     for name, own in found.groupby("row", sort=False):
         lines.append(f"| {name} | " + " | ".join(cell(own[column]) for column in columns) + " |")
     return lines
+
+
+def together(found: pd.DataFrame, later: pd.DataFrame) -> pd.DataFrame:
+    """All worlds that judge, of the rows that are there in all."""
+    return pd.concat([found[found["row"].isin(later["row"])], later], ignore_index=True)
 
 
 def front(found: pd.DataFrame) -> list[str]:
@@ -168,6 +173,9 @@ def main() -> None:
     later = pd.read_csv(HERE / "later.csv")
     after = ["", "In worlds 40 to 47, which came after the last choice:", "", *table(later)]
     after += [line for base in LATER_BASES for line in ("", *differences(later, base))]
+    whole = together(found, later)
+    after += ["", "In all thirteen worlds that judge:", "", *table(whole)]
+    after += [line for base in LATER_BASES for line in ("", *differences(whole, base))]
     again = ["", "In the three worlds of the search:", "", *differences(pd.read_csv(HERE / "again.csv"), "offset_npo")]
     asked = ["", "Asked otherwise, at matched leak:", "", *otherwise(pd.read_csv(HERE / "asked.csv"))]
     tofu = ["", "Real TOFU at laptop size:", "", *table(pd.read_csv(HERE / "results_tofu.csv"))]

@@ -70,7 +70,7 @@ def _figures(study: Study) -> dict[str, Any]:
         try:
             analysis.module(name).figure(study).savefig(drawn, format="png", dpi=150)
         except analysis.module("runs").StudyError as error:  # no finished run yet, or without these metrics
-            log.info("%s is not drawn: %s", name, error)
+            log.debug("%s is not drawn: %s", name, error)
             continue
         found[f"figures/{name}"] = wandb.Image(Image.open(drawn))
     return found

@@ -178,7 +178,7 @@ def prepared(store, made, url, tmp_path_factory):
     reader.type("python -m unlearn.run algo=npo eval.alphas=[0,0.5,1] trainer.held_out=0.4 wandb=offline")
     (run,) = (path.relative_to(place) for path in (place / "runs" / "default").glob("npo-*"))
     exported = reader.type(f"python -m unlearn.export run={run} to=export collapsed=yes")
-    target = re.search(r"^target=(\S+)", exported, re.MULTILINE)[1]
+    target = re.search(r"^to serve it: .* target=(\S+)", exported, re.MULTILINE)[1]
     return place, {
         "runs/default/FOLDER": str(run), "runs/STUDY": "runs/default", "FOLDER_OR_NAME": "MODEL", "URL": url,
         "model=NAME": "model=tiny", "[FOLDER]": f"[{run}]", "run=FOLDER": f"run={run}", '"FOLDER"': '"export"',

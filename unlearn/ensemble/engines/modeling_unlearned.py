@@ -107,10 +107,13 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Ids [B, S] to the logits of the sum, [B, S, V] in fp32.
 
-        ``past_key_values`` holds the layers of all members in their order; with ``use_cache`` they are made if lacking.
+        ``past_key_values`` holds the layers of all members in their order; they are made if lacking, as other models
+        do, unless ``use_cache`` (None: the config's) is False.
         """
         if input_ids is None:
             raise ValueError("input_ids=None: each member has embeddings of its own; give ids, not inputs_embeds")
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", True)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}

@@ -30,6 +30,7 @@ HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  
 IGNORED = ("adapter_kwargs", "trust_remote_code", "use_safetensors", "_from_auto", "_from_pipeline", "_commit_hash")
 PLAIN = (torch.float32, torch.float16, torch.bfloat16)
 REFUSED = ("subfolder", "output_loading_info")
+FIXED = "must be chosen when the model is loaded, as from_pretrained(FOLDER, alpha=NUMBER)"
 SAFE = {"trust_remote_code": False, "use_safetensors": True}  # a member brings numbers, never programs
 Rule = Callable[..., Tensor]  # base, change [N, V], α and what it watches, if anything [N, V] → logits
 
@@ -75,7 +76,11 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         hub = {k: how.pop(k) for k in HUB if how.get(k) is not None}
         how, wholes = {k: v for k, v in how.items() if k not in IGNORED}, {}
         folder = str(folder) if Path(folder).is_dir() else snapshot_download(str(folder), **hub)
-        config = UnlearnedConfig.from_pretrained(folder, trust_remote_code=False) if config is None else config
+        config = (
+            UnlearnedConfig.from_pretrained(folder, trust_remote_code=False)
+            if config is None
+            else copy.deepcopy(config)
+        )
         if isinstance(target, nn.Module):
             target, wholes[identity(target_of(config.members))] = None, target
             how.setdefault("device_map", {"": next(iter(wholes.values())).device})
@@ -84,6 +89,8 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
                 setattr(config, key, value)
         if config.alpha is None:  # as the auto classes were told
             config.alpha = UnlearnedConfig.from_pretrained(folder, trust_remote_code=False).alpha
+        if config.alpha is None:
+            raise ValueError("alpha=None: must be a finite number, and the export names none; give alpha=NUMBER")
         if config._attn_implementation is not None:
             how["attn_implementation"] = config._attn_implementation
         rule = None if config.rule == SUM else _rule(config)
@@ -110,8 +117,10 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         ``past_key_values`` holds the layers of all members in their order; they are made if lacking, as other models
         do, unless ``use_cache`` (None: the config's) is False.
         """
-        if input_ids is None:
-            raise ValueError("input_ids=None: each member has embeddings of its own; give ids, not inputs_embeds")
+        if self.config.alpha != self.alpha:
+            raise ValueError(f"alpha={self.config.alpha}: {FIXED}; the model was loaded at {self.alpha}")
+        if input_ids is None or more.pop("inputs_embeds", None) is not None:
+            raise ValueError("inputs_embeds: each member has embeddings of its own; give ids, not inputs_embeds")
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", True)
         if use_cache and past_key_values is None:

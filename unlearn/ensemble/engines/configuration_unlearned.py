@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 SUM = "sum"
 WHAT = ("files", "dtype", "quantisation", "base")  # of a member: which model it is
-ADAPTER, GGUF = "adapter_config.json", ".gguf"
+ADAPTER, GGUF, WEIGHTS = "adapter_config.json", ".gguf", ".safetensors"
 # Files that the loader of a model takes before others: where an export does not list them, they are not to be there.
-LOADED = (ADAPTER, "config.json", "model.safetensors", "model.safetensors.index.json")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+LOADED = (ADAPTER, "config.json", SINGLE, INDEX)
 PLAIN = {"use_dora": False, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none",
          "lora_bias": False, "modules_to_save": None, "layers_pattern": None}  # fmt: skip
 EXPORT = "it is not as it was exported; get the export again"
@@ -193,13 +194,16 @@ def _whole(folder: Path, about: Member, key: str, given: str | None) -> Path:
         if not place.exists():
             raise ValueError(f"{key}={given!r}: must be the folder of a model; there is none")
     elif source is not None:
-        place = Path(snapshot_download(source, revision=about["revision"], allow_patterns=list(files)))
+        wanted = [*files, *([INDEX] if _sharded(files) else [])]
+        place = Path(snapshot_download(source, revision=about["revision"], allow_patterns=wanted))
     else:
         raise ValueError(f"{key}=None: this export does not hold its {key}; say where it is: {key}=FOLDER")
     if place.is_file():  # a GGUF file may have another name here
         files = {place.name: next(iter(files.values()))}
     elif is_gguf(about):
         place = place / next(iter(files))
+    if ADAPTER in files:  # it would name a model of its own, that is listed nowhere
+        raise ValueError(f"{place}: {EXPORT} (it lists {ADAPTER} as a whole model's)")
     _check(place if place.is_dir() else place.parent, files, wrong)
     return place
 
@@ -214,8 +218,28 @@ def _check(folder: Path, files: Mapping[str, str], wrong: str) -> None:
     if differing:
         raise ValueError(f"{wrong} ({', '.join(differing)})")
     more = [name for name in LOADED if name not in files and (folder / name).exists()]
+    if INDEX in (*files, *more) and _sharded(files):
+        _check_index(folder / INDEX, files)
+        more = [name for name in more if name != INDEX]
     if more and not any(name.endswith(GGUF) for name in files):
         raise ValueError(f"{folder}: holds {', '.join(more)}, which would change what is loaded; move it out")
+
+
+def _sharded(files: Collection[str]) -> bool:
+    """Whether a model's weights are in several files, which an index that needs not be listed leads to."""
+    return not any(name in (SINGLE, ADAPTER) or name.endswith(GGUF) for name in files)
+
+
+def _check_index(index: Path, files: Collection[str]) -> None:
+    """Raise ``ValueError`` for an index that leads to other weights than those that are listed, or not to all."""
+    listed = {name for name in files if name.endswith(WEIGHTS)}
+    try:
+        named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        named = set()
+    if named != listed:
+        differing = ", ".join(sorted(named ^ listed))[:80]
+        raise ValueError(f"{index}: must name the weights that the export lists, all and no others ({differing})")
 
 
 def _sha256(path: Path) -> str | None:

@@ -129,3 +129,16 @@ def test_a_whole_model_that_leads_to_weights_outside_the_export_is_refused(folde
     folder = export(tmp_path / "export", members)
     with pytest.raises(ValueError, match="lists adapter_config.json as a whole|must name the weights that the export"):
         AutoModelForCausalLM.from_pretrained(folder, target=folders[1])
+
+
+@pytest.mark.parametrize("where", ["all", "layers"])
+@pytest.mark.parametrize("learnt", ["adapter", "whole"])
+def test_members_whose_weights_wait_on_the_disk_say_the_same(folders, tmp_path, where, learnt):
+    if learnt == "whole":
+        folders = (offset(tmp_path / "export", *folders[1:], tiny(tmp_path / "learnt", 3, 1, 2)), *folders[1:])
+    rest = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    places = {"": "disk"} if where == "all" else dict.fromkeys(rest, "cpu") | {"model.layers": "disk"}
+    model, plain = read(folders, device_map=places, offload_folder=tmp_path / "waiting"), read(folders)
+    assert any(p.is_meta for p in model.parameters())
+    assert torch.equal(model(IDS).logits, plain(IDS).logits)
+    assert torch.equal(*(m.generate(IDS, max_new_tokens=4, do_sample=False) for m in (model, plain)))

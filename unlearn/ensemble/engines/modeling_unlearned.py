@@ -128,13 +128,15 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         base = change = watched = None
         caches = self._caches(past_key_values)
+        home = _place(self) or input_ids.device
         # Places, not a slice: of a slice, torch would copy a frozen model's whole head.
         if isinstance(logits_to_keep, int) and logits_to_keep:
             logits_to_keep = torch.arange(-min(logits_to_keep, input_ids.shape[1]), 0)
         for model, cache, own in zip(self.members, caches, self.weights.values(), strict=True):
-            told = {k: t if t is None else t.to(model.device) for k, t in given.items()}
+            place = _place(model) or input_ids.device
+            told = {k: t if t is None else t.to(place) for k, t in given.items()}
             said = model(**told, past_key_values=cache, use_cache=cache is not None, logits_to_keep=logits_to_keep)
-            logits = said.logits[..., : self.config.vocab_size].float().to(self.device)
+            logits = said.logits[..., : self.config.vocab_size].float().to(home)
             base, change = _plus(base, own.constant, logits), _plus(change, own.slope, logits)
             watched = _plus(watched, own.watch, logits)
         logits = self._joined(base, change, watched)
@@ -193,6 +195,12 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
     push_to_hub = save_pretrained  # it would make a repository before it saves
 
 
+def _place(module: nn.Module) -> torch.device | int | str | None:
+    """Where a module computes; None where its weights wait elsewhere, and nothing says where they will be."""
+    place = next(module.parameters()).device
+    return place if place.type != "meta" else getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+
+
 def _plus(total: Tensor | None, factor: float, logits: Tensor) -> Tensor | None:
     if factor == 0:
         return total
@@ -249,7 +257,7 @@ class Updated(nn.Module):
 
     def __init__(self, layer: nn.Module, a: Tensor, b: Tensor, scale: float):
         super().__init__()
-        place = next(layer.parameters()).device
+        place = _place(layer)  # of a layer on the disk or in the CPU's memory, where it will be put
         self.layer, self.scale = layer, scale
         self.a, self.b = (nn.Parameter(t.to(place), requires_grad=False) for t in (a, b))
 

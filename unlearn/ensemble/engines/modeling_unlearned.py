@@ -118,7 +118,7 @@ class UnlearnedForCausalLM(PreTrainedModel, GenerationMixin):
         do, unless ``use_cache`` (None: the config's) is False.
         """
         if self.config.alpha != self.alpha:
-            raise ValueError(f"alpha={self.config.alpha}: {FIXED}; the model was loaded at {self.alpha}")
+            raise ValueError(f"alpha={self.config.alpha}: {FIXED}; model.alpha is {self.alpha}")
         if input_ids is None or more.pop("inputs_embeds", None) is not None:
             raise ValueError("inputs_embeds: each member has embeddings of its own; give ids, not inputs_embeds")
         if use_cache is None:
